@@ -1,0 +1,1 @@
+"""Federated early-exit methods as Flower strategies."""
