@@ -1,0 +1,149 @@
+"""Early-exit networks: one contract (`base`), a file per backbone, and the registry that builds them."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from common.errors import UserError
+from common.networks.base import (
+    EarlyExitNetwork,
+    ExitOutputs,
+    Inference,
+    Layout,
+    Trunk,
+    rescale_gradient,
+)
+from common.networks.resnet import resnet18, resnet_slim
+from common.seeding import derive_seed
+
+__all__ = [
+    "EarlyExitNetwork",
+    "ExitOutputs",
+    "Inference",
+    "NetworkSpec",
+    "backbones",
+    "build",
+    "rescale_gradient",
+]
+
+_BACKBONES: dict[str, Callable[[tuple[int, int, int], int], Trunk]] = {
+    "resnet18": resnet18,
+    "resnet_slim": resnet_slim,
+}
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """Everything that decides a network's shape. Travels as JSON."""
+
+    name: str
+    """One of `backbones()`."""
+    num_classes: int
+    input_shape: tuple[int, int, int]
+    """(C, H, W)."""
+    exits: tuple[int, ...] = ()
+    """Units before each exit; () = the backbone's own choice."""
+    tiers: tuple[int, ...] = ()
+    """Exits of each depth tier, such as (1, 2, 3, 4); () = every exit ends a tier."""
+    width: int = 0
+    """First stage's channels, embedding length, or a Wide ResNet's factor; 0 = the backbone's own choice."""
+    ensemble: float = 0.0
+    """Weight of the previous exit's logits (BoostNet: 0.2); 0 = exits stand alone."""
+    lora_rank: int = 0
+    """Rank of the adapters; 0 = train every parameter."""
+    pretrained: str = ""
+    """A .safetensors file or a Hugging Face hub id; "" = random weights."""
+
+    def to_json(self) -> str:
+        """Return the spec as one line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "NetworkSpec":
+        """Return the spec that `to_json` wrote.
+
+        Raises:
+            UserError: a field is unknown or missing.
+        """
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(text).items()
+        }
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown:
+            raise UserError(f"unknown network field {', '.join(sorted(unknown))}: update this installation")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise UserError(f"incomplete network description: {error}") from error
+
+
+def backbones() -> tuple[str, ...]:
+    """Return the names that `NetworkSpec.name` may have."""
+    return tuple(sorted(_BACKBONES))
+
+
+def build(spec: NetworkSpec, seed: int) -> EarlyExitNetwork:
+    """Return the network: the same seed gives the same bits, and the global random state stays as it was.
+
+    The trunk's weights do not depend on the exits, nor one head's on the others.
+
+    Raises:
+        UserError: the name is unknown, or exits, tiers, width, input shape or class count can't be.
+    """
+    if spec.name not in _BACKBONES:
+        raise UserError(f"unknown network {spec.name!r}: choose one of {', '.join(backbones())}")
+    _check_numbers(spec)
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: that would also reseed the accelerators.
+        torch.default_generator.manual_seed(derive_seed("trunk", seed))
+        trunk = _BACKBONES[spec.name](spec.input_shape, spec.width)
+    exits = _exit_positions(spec, trunk)
+    layout = Layout(
+        num_classes=spec.num_classes,
+        input_shape=spec.input_shape,
+        tier_positions=_tier_positions(spec, exits),
+        widths=trunk.widths,
+        head=trunk.head,
+        latent_shape=trunk.latent_shape,
+        latent_unit=trunk.latent_unit,
+        ensemble=spec.ensemble,
+        seed=seed,
+    )
+    heads = {position: layout.new_head(position) for position in exits}
+    return EarlyExitNetwork(dict(enumerate(trunk.units)), heads, layout)
+
+
+def _check_numbers(spec: NetworkSpec) -> None:
+    if spec.num_classes < 2:
+        raise UserError(f"num_classes = {spec.num_classes}: a classifier needs 2 or more")
+    if len(spec.input_shape) != 3 or min(spec.input_shape) < 1:
+        raise UserError(f"input_shape = {spec.input_shape}: give (channels, height, width)")
+    if spec.width < 0 or spec.lora_rank < 0 or spec.ensemble < 0:
+        raise UserError("width, lora_rank and ensemble can't be negative")
+
+
+def _exit_positions(spec: NetworkSpec, trunk: Trunk) -> tuple[int, ...]:
+    exits = spec.exits or trunk.default_exits
+    last = len(trunk.units)
+    if exits[0] < 1 or exits[-1] != last or not _increases(exits):
+        raise UserError(
+            f"exits = {exits}: give rising unit counts from 1 that end with {last} for {spec.name}"
+        )
+    return exits
+
+
+def _tier_positions(spec: NetworkSpec, exits: tuple[int, ...]) -> tuple[int, ...]:
+    tiers = spec.tiers or tuple(range(1, len(exits) + 1))
+    if tiers[0] < 1 or tiers[-1] != len(exits) or not _increases(tiers):
+        raise UserError(
+            f"tiers = {tiers}: give rising exit counts from 1 that end with {len(exits)}, all exits"
+        )
+    return tuple(exits[count - 1] for count in tiers)
+
+
+def _increases(numbers: tuple[int, ...]) -> bool:
+    return all(a < b for a, b in pairwise(numbers))

@@ -1,0 +1,317 @@
+"""The contract of every network here: ordered units, exits after some of them, parts that share their names."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+from common.networks.heads import ExitHead
+from common.seeding import derive_seed
+
+Rescale = Literal["none", "boost", "legacy"]
+Leaves = Callable[[int, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """What a backbone's file supplies: its units in order and what the rest must know about them."""
+
+    units: list[nn.Module]
+    widths: tuple[int, ...]
+    """Length of the pooled feature after each unit."""
+    head: Callable[[int, int], ExitHead]
+    """(width, classes) -> a new exit head."""
+    default_exits: tuple[int, ...]
+    latent_shape: tuple[int, ...]
+    """Shape of the tensor that enters unit `latent_unit`, without the batch."""
+    latent_unit: int = 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a network and all parts of it know about the whole."""
+
+    num_classes: int
+    input_shape: tuple[int, int, int]
+    tier_positions: tuple[int, ...]
+    widths: tuple[int, ...]
+    head: Callable[[int, int], ExitHead]
+    latent_shape: tuple[int, ...]
+    latent_unit: int = 1
+    ensemble: float = 0.0
+    seed: int = 0
+
+    def new_head(self, position: int) -> ExitHead:
+        """Return a fresh head for the exit after `position` units.
+
+        Its weights depend on the seed and the position alone: a head made on demand at a cut equals the one
+        that the whole network would have had there. The global random state stays as it was.
+        """
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed: that would also reseed the accelerators.
+            torch.default_generator.manual_seed(derive_seed("exit head", self.seed, position))
+            return self.head(self.widths[position - 1], self.num_classes)
+
+
+@dataclass(frozen=True)
+class ExitOutputs:
+    """What one pass gives, exits from shallow to deep."""
+
+    logits: list[Tensor]
+    """(B, classes) per exit; ensembled ones F_e if the network is an ensemble, else z_e."""
+    features: list[Tensor]
+    """(B, width) per exit: the pooled feature before the head."""
+    trunk: Tensor
+    """The tensor after the last unit of this part: the smashed data at a cut."""
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What early-exit inference gives."""
+
+    logits: Tensor
+    """(B, classes), each sample's at the exit where it left."""
+    exits: Tensor
+    """(B,) int64, that exit's index from 0 within this part."""
+
+
+class _RescaleGradient(torch.autograd.Function):
+    """Identity forwards; multiplies the gradient backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        return grads[0] * ctx.factor, None
+
+
+def rescale_gradient(x: Tensor, factor: float) -> Tensor:
+    """Return x unchanged, of any shape; its gradient will be multiplied by `factor`."""
+    return cast(Tensor, _RescaleGradient.apply(x, factor))
+
+
+class EarlyExitNetwork(nn.Module):
+    """Ordered units and an exit head after some of them.
+
+    A part of a network (`prefix`, `prefix_units`, `suffix`) is a network of the same class. Units and exits
+    keep the whole network's numbers in every part, so a part's state dict is a subset of the whole's by key.
+
+    An exit's position is the number of units before it, counted in the whole network.
+    """
+
+    def __init__(self, units: Mapping[int, nn.Module], exits: Mapping[int, ExitHead], layout: Layout) -> None:
+        super().__init__()
+        self.units = nn.ModuleDict({str(index): units[index] for index in sorted(units)})
+        self.exits = nn.ModuleDict({str(position): exits[position] for position in sorted(exits)})
+        self.layout = layout
+        self.start = min(units)
+        """Position where x enters this part: 0 in a prefix, the cut in a suffix."""
+        self.end = max(units) + 1
+        """Position after this part's last unit."""
+        self.exit_positions: tuple[int, ...] = tuple(sorted(exits))
+
+    @property
+    def tier_positions(self) -> tuple[int, ...]:
+        """Units of each depth tier of the whole: tier k, from 1, holds the first tier_positions[k - 1]."""
+        return self.layout.tier_positions
+
+    @property
+    def num_classes(self) -> int:
+        """Length of a logit vector."""
+        return self.layout.num_classes
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the whole network's input."""
+        return self.layout.input_shape
+
+    @property
+    def latent_unit(self) -> int:
+        """A latent enters before this unit."""
+        return self.layout.latent_unit
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one latent, without the batch."""
+        return self.layout.latent_shape
+
+    @property
+    def ensemble(self) -> float:
+        """0: logits are each exit's own z_e. Above: F_1 = z_1, F_e = z_e + ensemble * stopgrad(F_{e-1})."""
+        return self.layout.ensemble
+
+    @property
+    def num_units(self) -> int:
+        """Number of units of this part."""
+        return len(self.units)
+
+    def forward(self, x: Tensor, carried: Tensor | None = None) -> list[Tensor]:
+        """Return the logits (B, classes) of all exits of this part, shallow to deep (see forward_exits)."""
+        return self.forward_exits(x, carried=carried).logits
+
+    def forward_exits(
+        self,
+        x: Tensor,
+        *,
+        latent: bool = False,
+        rescale: Rescale = "none",
+        carried: Tensor | None = None,
+    ) -> ExitOutputs:
+        """Run this part once and return what all its exits see.
+
+        Args:
+            x: (B, C, H, W), in a suffix the features at its cut; with `latent` a batch of latents.
+            latent: x enters before unit `latent_unit`; exits on positions from there on answer.
+            rescale: how gradients are weighed where exit e (from 0) of E branches off. "boost": 1/(E-e) on the
+                way back into the shared trunk and E-e-1 on the trunk's branch, so that every exit reaches the
+                first block group with 1/E (BoostNet, Yu et al., AAAI 2023). "legacy": without the second
+                factor, as DarkDistill's released ViT does (1/4, 1/12, 1/24, 1/24 with 4 exits).
+            carried: (B, classes), in a suffix of an ensemble: the logits of the last exit before it.
+
+        Raises:
+            ValueError: a latent can't enter this part.
+        """
+        start = self.latent_unit if latent else self.start
+        if not self.start <= start < self.end:
+            raise ValueError(f"a latent enters before unit {start}, which is not in this part")
+        exits = [position for position in self.exit_positions if position >= start]
+        logits: list[Tensor] = []
+        features: list[Tensor] = []
+        ensembled = carried
+        trunk = x
+        for position, unit in self._walk(start):
+            trunk = x = x if unit is None else unit(x)
+            if position not in exits:
+                continue
+            later = len(exits) - len(logits) - 1
+            if rescale != "none":
+                x = rescale_gradient(x, 1 / (later + 1))
+            head = self._head(position)
+            feature = head.pooled(x)
+            ensembled = self._ensembled(head(feature), ensembled)
+            features.append(feature)
+            logits.append(ensembled)
+            if rescale == "boost":
+                x = rescale_gradient(x, later)
+        return ExitOutputs(logits, features, trunk)
+
+    def features_at(self, x: Tensor, cut: int) -> Tensor:
+        """Return the tensor after `cut` units of the whole network.
+
+        Raises:
+            UserError: the cut is not in this part.
+        """
+        self._check_cut(cut, self.start + 1, self.end)
+        for position, unit in self._walk(self.start):
+            x = x if unit is None else unit(x)
+            if position == cut:
+                break
+        return x
+
+    @torch.no_grad()
+    def infer(self, x: Tensor, leaves: Leaves, *, carried: Tensor | None = None) -> Inference:
+        """Run early-exit inference that stops computing for samples that have left. Call it in eval mode.
+
+        Args:
+            x: (B, C, H, W), in a suffix the features at its cut.
+            leaves: (exit index from 0, logits (b, classes) of those still here) -> bool (b,), who leaves.
+                It is not asked at the last exit of this part, which takes everybody who is left.
+            carried: (B, classes), in a suffix of an ensemble: the logits of the last exit before it.
+        """
+        rows = torch.arange(len(x), device=x.device)
+        exits = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        logits: Tensor | None = None
+        for position, unit in self._walk(self.start):
+            x = x if unit is None else unit(x)
+            if position not in self.exit_positions:
+                continue
+            index = self.exit_positions.index(position)
+            head = self._head(position)
+            carried = self._ensembled(head(head.pooled(x)), carried)
+            logits = carried.new_zeros(len(exits), self.num_classes) if logits is None else logits
+            last = index == len(self.exit_positions) - 1
+            gone = torch.ones_like(rows, dtype=torch.bool) if last else leaves(index, carried)
+            logits[rows[gone]] = carried[gone]
+            exits[rows[gone]] = index
+            stay = ~gone
+            rows, x, carried = rows[stay], x[stay], carried[stay]
+            if len(rows) == 0:
+                break
+        if logits is None:
+            raise ValueError("this part has no exit")
+        return Inference(logits, exits)
+
+    def prefix(self, depth: int) -> "EarlyExitNetwork":
+        """Return a copy of what a device of tier `depth` (from 1) trains: the tier's units and exits.
+
+        Raises:
+            UserError: the network has no such tier.
+        """
+        if not 1 <= depth <= len(self.tier_positions):
+            raise UserError(f"depth {depth}: this network has the tiers 1..{len(self.tier_positions)}")
+        return self.prefix_units(self.tier_positions[depth - 1], exit_head=False)
+
+    def prefix_units(self, cut: int, *, exit_head: bool = True) -> "EarlyExitNetwork":
+        """Return a copy of the units before `cut` and the exits on them.
+
+        With `exit_head` it also gets an exit at the cut itself, a fresh one if the network has none there.
+
+        Raises:
+            UserError: the cut is not in this part.
+        """
+        self._check_cut(cut, self.start + 1, self.end)
+        part = self._part(self.start, cut, [position for position in self.exit_positions if position <= cut])
+        if not exit_head or cut in part.exit_positions:
+            return part
+        like = next(part.parameters(), None)
+        head = self.layout.new_head(cut).to(like)
+        exits = {position: part._head(position) for position in part.exit_positions}
+        return EarlyExitNetwork(
+            {int(index): unit for index, unit in part.units.items()}, {**exits, cut: head}, self.layout
+        ).train(self.training)
+
+    def suffix(self, cut: int) -> "EarlyExitNetwork":
+        """Return a copy of the units from `cut` on and the exits after them: what a server holds.
+
+        Fed with `features_at(x, cut)` it gives the whole network's logits bit for bit (in an ensemble: with
+        `carried`, the logits of the last exit before the cut).
+
+        Raises:
+            UserError: nothing would be left on one of the two sides.
+        """
+        self._check_cut(cut, self.start + 1, self.end - 1)
+        return self._part(cut, self.end, [position for position in self.exit_positions if position > cut])
+
+    def _part(self, start: int, end: int, exits: list[int]) -> "EarlyExitNetwork":
+        part = EarlyExitNetwork(
+            {index: copy.deepcopy(self.units[str(index)]) for index in range(start, end)},
+            {position: copy.deepcopy(self._head(position)) for position in exits},
+            self.layout,
+        )
+        return part.train(self.training)
+
+    def _walk(self, start: int) -> Iterator[tuple[int, nn.Module | None]]:
+        """Yield each position from `start` on with the unit that leads there; none leads to the entry."""
+        yield start, None
+        for index in range(start, self.end):
+            yield index + 1, self.units[str(index)]
+
+    def _head(self, position: int) -> ExitHead:
+        return cast(ExitHead, self.exits[str(position)])
+
+    def _ensembled(self, logits: Tensor, previous: Tensor | None) -> Tensor:
+        """Return F_e of z_e and F_{e-1} (BoostNet, Yu et al., AAAI 2023), both (B, classes)."""
+        if previous is None or self.ensemble == 0.0:
+            return logits
+        return logits + self.ensemble * previous.detach()
+
+    def _check_cut(self, cut: int, lowest: int, highest: int) -> None:
+        if not lowest <= cut <= highest:
+            raise UserError(f"cut {cut}: choose one of {lowest}..{highest}")
