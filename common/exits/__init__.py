@@ -1,0 +1,31 @@
+"""Exits: who leaves where in training (assignment) and at inference (policy), calibration, evaluation."""
+
+from common.exits.assignment import assign_exits, exit_counts, exit_fractions
+from common.exits.calibration import BUDGET_SWEEP, budget_fractions, calibrate, fit_thresholds
+from common.exits.evaluation import (
+    BudgetPoint,
+    anytime_accuracy,
+    budgeted_curve,
+    collect_logits,
+    correct_counts,
+)
+from common.exits.policy import MEASURES, ThresholdPolicy, confidence, exit_predictions
+
+__all__ = [
+    "BUDGET_SWEEP",
+    "MEASURES",
+    "BudgetPoint",
+    "ThresholdPolicy",
+    "anytime_accuracy",
+    "assign_exits",
+    "budget_fractions",
+    "budgeted_curve",
+    "calibrate",
+    "collect_logits",
+    "confidence",
+    "correct_counts",
+    "exit_counts",
+    "exit_fractions",
+    "exit_predictions",
+    "fit_thresholds",
+]

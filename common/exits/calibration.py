@@ -1,0 +1,82 @@
+"""Fit exit thresholds on validation logits, never on test data."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from common.exits.assignment import exit_counts
+from common.exits.policy import ThresholdPolicy, confidence, exit_predictions
+
+# p = 0.05..1.95 step 0.05 (MSDNet, Huang et al., ICLR 2018; DarkDistill, Qu et al., KDD 2025).
+BUDGET_SWEEP = tuple(step / 20 for step in range(1, 40))
+
+
+def budget_fractions(num_exits: int, p: float) -> Tensor:
+    """Return the fraction of samples to leave at each exit, `(E,)` float64, sum 1.
+
+    Exit e = 1..E gets a share proportional to `p ** (4 e)`: p < 1 favours shallow exits, p = 1 is uniform,
+    p > 1 favours deep ones.
+    """
+    weights = p ** (4.0 * torch.arange(1, num_exits + 1, dtype=torch.float64))
+    return weights / weights.sum()
+
+
+def fit_thresholds(validation_logits: Tensor, fractions: Tensor, measure: str = "softmax") -> ThresholdPolicy:
+    """Return the thresholds that let the given fractions of the validation samples leave at each exit.
+
+    Exit by exit, the threshold is the confidence of the `floor(N * q_e)`-th most confident sample among those
+    that have not left (MSDNet's budgeted batch classification). Samples with exactly that confidence leave
+    together, so ties let more leave than asked, and deeper exits get what remains.
+
+    Args:
+        validation_logits: `(E, N, C)`.
+        fractions: `(E,)`, sum 1.
+        measure: see `confidence`.
+    """
+    scores = confidence(validation_logits, measure)
+    staying = torch.ones(scores.shape[1], dtype=torch.bool, device=scores.device)
+    thresholds: list[float] = []
+    for exit_scores, count in zip(scores[:-1], exit_counts(scores.shape[1], fractions)[:-1], strict=True):
+        candidates = exit_scores[staying].sort(descending=True).values
+        leaving = min(count, len(candidates))
+        threshold = candidates[leaving - 1].item() if leaving else math.inf
+        thresholds.append(threshold)
+        staying &= exit_scores < threshold
+    return ThresholdPolicy(tuple(thresholds), measure)
+
+
+def calibrate(
+    validation_logits: Tensor,
+    labels: Tensor,
+    costs: Sequence[float],
+    max_accuracy_loss: float,
+    measure: str = "softmax",
+) -> ThresholdPolicy:
+    """Return the cheapest policy of the sweep whose validation accuracy is close enough to the last exit's.
+
+    Args:
+        validation_logits: `(E, N, C)`.
+        labels: `(N,)`.
+        costs: cost of a sample that leaves at each exit, `E` numbers (MACs, or any other unit).
+        max_accuracy_loss: allowed loss against the last exit's validation accuracy (0.01 = one point).
+        measure: see `confidence`.
+
+    Returns:
+        Of equally cheap policies the most accurate one; if none is accurate enough, the one where everybody
+        goes to the last exit.
+    """
+    num_exits, num_samples, _ = validation_logits.shape
+    cost = torch.tensor(costs, dtype=torch.float64)
+    needed = (validation_logits[-1].argmax(-1) == labels).sum().item() - max_accuracy_loss * num_samples - 1e-9
+    best = ThresholdPolicy((math.inf,) * (num_exits - 1), measure)
+    best_key = (math.inf, 0)
+    for p in BUDGET_SWEEP:
+        policy = fit_thresholds(validation_logits, budget_fractions(num_exits, p), measure)
+        exits = policy.exits(validation_logits)
+        correct = int((exit_predictions(validation_logits, exits) == labels).sum())
+        key = (cost[exits.cpu()].mean().item(), -correct)
+        if correct >= needed and key < best_key:
+            best, best_key = policy, key
+    return best

@@ -1,0 +1,103 @@
+"""When a sample leaves: confidence measures and the threshold policy of inference."""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.errors import UserError
+
+MEASURES = ("softmax", "raw", "entropy")
+
+
+def confidence(logits: Tensor, measure: str = "softmax") -> Tensor:
+    """Return how sure the logits `(..., C)` are, `(...)`, larger = more confident.
+
+    Args:
+        logits: class scores.
+        measure: "softmax" is the largest probability (BranchyNet, MSDNet); "raw" the largest logit, which the
+            published DarkDistill figures use; "entropy" is `1 - H(softmax) / log C`, in [0, 1].
+
+    Raises:
+        UserError: unknown measure.
+    """
+    if measure == "softmax":
+        return logits.softmax(-1).amax(-1)
+    if measure == "raw":
+        return logits.amax(-1)
+    if measure == "entropy":
+        entropy = torch.special.entr(F.softmax(logits, -1)).sum(-1)
+        return 1.0 - entropy / math.log(logits.shape[-1])
+    raise UserError(f"unknown confidence measure {measure!r}; choose one of {', '.join(MEASURES)}")
+
+
+@dataclass(frozen=True)
+class ThresholdPolicy:
+    """A sample leaves at the first exit whose threshold its confidence reaches; the last exit takes all.
+
+    Attributes:
+        thresholds: one per exit but the last, shallow to deep; `inf` = nobody leaves here.
+        measure: see `confidence`.
+    """
+
+    thresholds: tuple[float, ...]
+    measure: str = "softmax"
+
+    def __post_init__(self) -> None:
+        if self.measure not in MEASURES:
+            raise UserError(f"unknown confidence measure {self.measure!r}; choose one of {', '.join(MEASURES)}")
+        if not all(threshold > -math.inf for threshold in self.thresholds):
+            raise UserError("an exit threshold is not a number; check that the network's outputs are finite")
+
+    @property
+    def num_exits(self) -> int:
+        """Exits of the network that the policy is for."""
+        return len(self.thresholds) + 1
+
+    def __call__(self, exit_index: int, logits: Tensor) -> Tensor:
+        """Return who leaves at exit `exit_index` (from 0), bool `(b,)`, given that exit's logits `(b, C)`."""
+        if exit_index >= len(self.thresholds):
+            return torch.ones(logits.shape[0], dtype=torch.bool, device=logits.device)
+        return confidence(logits, self.measure) >= self.thresholds[exit_index]
+
+    def exits(self, logits: Tensor) -> Tensor:
+        """Return the exit (from 0) every sample leaves at, int64 `(N,)`, from all exits' logits `(E, N, C)`.
+
+        Raises:
+            UserError: the logits have another number of exits than the policy.
+        """
+        if logits.shape[0] != self.num_exits:
+            raise UserError(
+                f"the exit policy is for {self.num_exits} exits, the network has {logits.shape[0]}; calibrate it again"
+            )
+        leaves = torch.stack([self(index, exit_logits) for index, exit_logits in enumerate(logits)])
+        # argmax of 0/1 returns the first 1: the shallowest exit whose threshold is reached.
+        return leaves.to(torch.uint8).argmax(0)
+
+    def to_json(self) -> str:
+        """Return the policy as strict JSON (an infinite threshold becomes null)."""
+        thresholds = [None if math.isinf(threshold) else threshold for threshold in self.thresholds]
+        return json.dumps({"measure": self.measure, "thresholds": thresholds}, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Rebuild a policy from `to_json`.
+
+        Raises:
+            UserError: the text is not a stored policy.
+        """
+        try:
+            state = json.loads(text)
+            thresholds = tuple(math.inf if value is None else float(value) for value in state["thresholds"])
+            return cls(thresholds, str(state["measure"]))
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise UserError("the stored exit policy is damaged; calibrate the network again") from error
+
+
+def exit_predictions(logits: Tensor, exits: Tensor) -> Tensor:
+    """Return every sample's class `(N,)` at its exit `(N,)`, from all exits' logits `(E, N, C)`."""
+    return logits[exits, torch.arange(logits.shape[1], device=logits.device)].argmax(-1)

@@ -1,0 +1,26 @@
+"""Joint training: the sum of all exits' cross-entropies (BranchyNet, Teerapittayanon et al., ICPR 2016)."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from common.networks.base import EarlyExitNetwork
+from common.objectives.base import Loss, StatelessObjective, exit_losses
+
+
+@dataclass(frozen=True)
+class Joint(StatelessObjective):
+    """`sum_e weight_e * mean_b CE(z_e(x_b), y_b)`.
+
+    Attributes:
+        exit_weights: one per exit, shallow to deep; a shallower network uses the first ones. () = 1 each.
+    """
+
+    exit_weights: tuple[float, ...] = ()
+
+    def loss(self, network: EarlyExitNetwork, x: Tensor, y: Tensor) -> Loss:
+        """Return the loss of images `(B, C, H, W)` with labels `(B,)`."""
+        losses = exit_losses(network(x), y)
+        means = losses.mean(1)
+        weights = means.new_tensor(self.exit_weights[: len(means)]) if self.exit_weights else 1.0
+        return Loss((weights * means).sum(), losses.detach())
