@@ -94,7 +94,7 @@ class ThresholdPolicy:
             state = json.loads(text)
             thresholds = tuple(math.inf if value is None else float(value) for value in state["thresholds"])
             return cls(thresholds, str(state["measure"]))
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError("the stored exit policy is damaged; calibrate the network again") from error
 
 
