@@ -17,22 +17,37 @@ from common.networks.base import (
     Trunk,
     rescale_gradient,
 )
+from common.networks.convnet import convnet
+from common.networks.cost import CostTable, UnitCost, cost_table
+from common.networks.lenet import lenet
+from common.networks.lora import add_adapters
+from common.networks.pretrained import load_pretrained
 from common.networks.resnet import resnet18, resnet_slim
+from common.networks.vit import deit_tiny, vit_small32
+from common.networks.wide_resnet import wrn16
 from common.seeding import derive_seed
 
 __all__ = [
+    "CostTable",
     "EarlyExitNetwork",
     "ExitOutputs",
     "Inference",
     "NetworkSpec",
+    "UnitCost",
     "backbones",
     "build",
+    "cost_table",
     "rescale_gradient",
 ]
 
 _BACKBONES: dict[str, Callable[[tuple[int, int, int], int], Trunk]] = {
+    "convnet": convnet,
+    "deit_tiny": deit_tiny,
+    "lenet": lenet,
     "resnet18": resnet18,
     "resnet_slim": resnet_slim,
+    "vit_small32": vit_small32,
+    "wrn16": wrn16,
 }
 
 
@@ -92,7 +107,8 @@ def build(spec: NetworkSpec, seed: int) -> EarlyExitNetwork:
     The trunk's weights do not depend on the exits, nor one head's on the others.
 
     Raises:
-        UserError: the name is unknown, or exits, tiers, width, input shape or class count can't be.
+        UserError: the name is unknown; exits, tiers, width, input shape or class count can't be; there is no
+            attention to adapt or no such pretrained file, or it does not fit.
     """
     if spec.name not in _BACKBONES:
         raise UserError(f"unknown network {spec.name!r}: choose one of {', '.join(backbones())}")
@@ -114,7 +130,12 @@ def build(spec: NetworkSpec, seed: int) -> EarlyExitNetwork:
         seed=seed,
     )
     heads = {position: layout.new_head(position) for position in exits}
-    return EarlyExitNetwork(dict(enumerate(trunk.units)), heads, layout)
+    network = EarlyExitNetwork(dict(enumerate(trunk.units)), heads, layout)
+    if spec.pretrained:
+        load_pretrained(network, spec.pretrained)
+    if spec.lora_rank:
+        add_adapters(network, spec.lora_rank, seed)
+    return network
 
 
 def _check_numbers(spec: NetworkSpec) -> None:
@@ -130,18 +151,14 @@ def _exit_positions(spec: NetworkSpec, trunk: Trunk) -> tuple[int, ...]:
     exits = spec.exits or trunk.default_exits
     last = len(trunk.units)
     if exits[0] < 1 or exits[-1] != last or not _increases(exits):
-        raise UserError(
-            f"exits = {exits}: give rising unit counts from 1 that end with {last} for {spec.name}"
-        )
+        raise UserError(f"exits = {exits}: give rising unit counts from 1 that end with {last} for {spec.name}")
     return exits
 
 
 def _tier_positions(spec: NetworkSpec, exits: tuple[int, ...]) -> tuple[int, ...]:
     tiers = spec.tiers or tuple(range(1, len(exits) + 1))
     if tiers[0] < 1 or tiers[-1] != len(exits) or not _increases(tiers):
-        raise UserError(
-            f"tiers = {tiers}: give rising exit counts from 1 that end with {len(exits)}, all exits"
-        )
+        raise UserError(f"tiers = {tiers}: give rising exit counts from 1 that end with {len(exits)}, all exits")
     return tuple(exits[count - 1] for count in tiers)
 
 

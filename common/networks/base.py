@@ -1,4 +1,4 @@
-"""The contract of every network here: ordered units, exits after some of them, parts that share their names."""
+"""The contract of every network here: ordered units, exits after some, parts that share names."""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
@@ -170,8 +170,8 @@ class EarlyExitNetwork(nn.Module):
             x: (B, C, H, W), in a suffix the features at its cut; with `latent` a batch of latents.
             latent: x enters before unit `latent_unit`; exits on positions from there on answer.
             rescale: how gradients are weighed where exit e (from 0) of E branches off. "boost": 1/(E-e) on the
-                way back into the shared trunk and E-e-1 on the trunk's branch, so that every exit reaches the
-                first block group with 1/E (BoostNet, Yu et al., AAAI 2023). "legacy": without the second
+                way back into the shared trunk and E-e-1 on the trunk's branch, so that every exit reaches
+                the first block group with 1/E (BoostNet, Yu et al., AAAI 2023). "legacy": without the second
                 factor, as DarkDistill's released ViT does (1/4, 1/12, 1/24, 1/24 with 4 exits).
             carried: (B, classes), in a suffix of an ensemble: the logits of the last exit before it.
 

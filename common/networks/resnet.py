@@ -30,9 +30,7 @@ def resnet_slim(input_shape: tuple[int, int, int], width: int) -> Trunk:
     return _trunk(input_shape, width, [width, 2 * width, 4 * width, 8 * width], default_exits=(2, 3, 4, 5))
 
 
-def _trunk(
-    input_shape: tuple[int, int, int], width: int, blocks: list[int], default_exits: tuple[int, ...]
-) -> Trunk:
+def _trunk(input_shape: tuple[int, int, int], width: int, blocks: list[int], default_exits: tuple[int, ...]) -> Trunk:
     channels, height, breadth = input_shape
     units: list[nn.Module] = [
         nn.Sequential(

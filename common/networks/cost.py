@@ -1,0 +1,156 @@
+"""What each unit and exit costs, counted by running them: torch counts the FLOPs and hands over what backward keeps."""
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from common.networks.base import EarlyExitNetwork
+from common.networks.heads import ExitHead
+
+BYTES = 4  # of a float32
+COUNTED_BATCH = 2  # BatchNorm can't train on a single sample
+
+
+@dataclass(frozen=True)
+class UnitCost:
+    """Costs of one unit or exit head; all but the parameters are per sample."""
+
+    parameters: int
+    macs: int
+    """Multiply-accumulates of one forward pass."""
+    activation_bytes: int
+    """Size of what it hands on."""
+    training_bytes: int
+    """What it keeps for the backward pass, and the gradient of what it hands on."""
+    frozen_parameters: int = 0
+    """Those of `parameters` that are not trained (LoRA)."""
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """Costs of a whole network, and of the parts of it that a device may hold."""
+
+    units: tuple[UnitCost, ...]
+    exits: dict[int, UnitCost]
+    """By position: the number of units before the exit."""
+    tiers: tuple[int, ...]
+    """Units of each depth tier."""
+
+    def macs(self, exit_index: int) -> int:
+        """Return MACs of one sample that leaves at this exit, counted from 0, earlier heads included."""
+        return self.cut_macs(sorted(self.exits)[exit_index])
+
+    def tier_macs(self, depth: int) -> int:
+        """Return MACs of one sample's forward pass through tier `depth`, counted from 1."""
+        return self.cut_macs(self.tiers[depth - 1])
+
+    def tier_parameters(self, depth: int) -> int:
+        """Return the number of parameters of tier `depth`, counted from 1."""
+        return self.cut_parameters(self.tiers[depth - 1])
+
+    def tier_training_memory(self, depth: int, batch_size: int) -> int:
+        """Return bytes that training tier `depth`, counted from 1, takes (see cut_training_memory)."""
+        return self.cut_training_memory(self.tiers[depth - 1], batch_size)
+
+    def cut_macs(self, cut: int) -> int:
+        """Return MACs of one sample's forward pass through the units before `cut` and the exits on them."""
+        return sum(part.macs for part in self._prefix(cut))
+
+    def cut_parameters(self, cut: int) -> int:
+        """Return the number of parameters of the units before `cut` and the exits on them."""
+        return sum(part.parameters for part in self._prefix(cut))
+
+    def cut_training_memory(self, cut: int, batch_size: int) -> int:
+        """Return bytes that training the units before `cut` and the exits on them takes.
+
+        Weights, gradients and momentum in float32, and per sample what the backward pass needs. A head made on
+        demand at the cut, the batch itself and torch's own footprint are not counted.
+        """
+        parts = self._prefix(cut)
+        weights = sum(3 * part.parameters - 2 * part.frozen_parameters for part in parts)
+        return BYTES * weights + batch_size * sum(part.training_bytes for part in parts)
+
+    def to_json(self) -> str:
+        """Return the table as one line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "CostTable":
+        """Return the table that `to_json` wrote."""
+        values = json.loads(text)
+        return cls(
+            units=tuple(UnitCost(**unit) for unit in values["units"]),
+            exits={int(position): UnitCost(**head) for position, head in values["exits"].items()},
+            tiers=tuple(values["tiers"]),
+        )
+
+    def _prefix(self, cut: int) -> list[UnitCost]:
+        return [*self.units[:cut], *(head for position, head in self.exits.items() if position <= cut)]
+
+
+def cost_table(network: EarlyExitNetwork) -> CostTable:
+    """Return the costs of a whole network or a prefix, counted in one training pass of a copy on the CPU.
+
+    Raises:
+        ValueError: a suffix, which takes features, has no table of its own.
+    """
+    if network.start != 0:
+        raise ValueError("count the whole network: a suffix's units are in its table")
+    network = copy.deepcopy(network).cpu().train()
+    parameters = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    meter = _Meter(parameters)
+    units: list[UnitCost] = []
+    exits: dict[int, UnitCost] = {}
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        x = torch.zeros(COUNTED_BATCH, *network.input_shape)
+        for index, unit in enumerate(network.units.values()):
+            x, cost = meter.measure(unit, unit, x)
+            units.append(cost)
+            position = index + 1
+            if position in network.exit_positions:
+                head = cast(ExitHead, network.exits[str(position)])
+                _, exits[position] = meter.measure(head, _classifier(head), x)
+    tiers = tuple(position for position in network.tier_positions if position <= len(units))
+    return CostTable(tuple(units), exits, tiers)
+
+
+def _classifier(head: ExitHead) -> Callable[[Tensor], Tensor]:
+    return lambda x: cast(Tensor, head(head.pooled(x)))
+
+
+class _Meter:
+    """Measures modules one after another; a tensor that two of them keep for backward counts for the first."""
+
+    def __init__(self, parameters: set[int]) -> None:
+        self._counted = parameters
+        self._kept: list[torch.UntypedStorage] = []
+
+    def measure(self, module: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, UnitCost]:
+        """Return call(x) and what it cost."""
+        first = len(self._kept)
+        with saved_tensors_hooks(self._keep, lambda tensor: tensor), FlopCounterMode(display=False) as counter:
+            output = call(x)
+        kept = sum(storage.nbytes() for storage in self._kept[first:])
+        output_bytes = output.nbytes // COUNTED_BATCH
+        return output, UnitCost(
+            parameters=sum(p.numel() for p in module.parameters()),
+            macs=counter.get_total_flops() // 2 // COUNTED_BATCH,
+            activation_bytes=output_bytes,
+            training_bytes=kept // COUNTED_BATCH + output_bytes,
+            frozen_parameters=sum(p.numel() for p in module.parameters() if not p.requires_grad),
+        )
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._counted:
+            self._counted.add(storage._cdata)
+            # Held on to, so that no later storage gets the same address.
+            self._kept.append(storage)
+        return tensor
