@@ -1,0 +1,66 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from common.errors import UserError
+from common.networks import NetworkSpec, backbones, build
+
+SLIM = NetworkSpec("resnet_slim", 10, (1, 8, 8))
+
+
+def test_a_spec_travels_as_json() -> None:
+    spec = replace(SLIM, exits=(1, 5), tiers=(1, 2), ensemble=0.2, width=8)
+    assert NetworkSpec.from_json(spec.to_json()) == spec
+    with pytest.raises(UserError, match="unknown network field colour"):
+        NetworkSpec.from_json('{"name": "lenet", "colour": 1}')
+    with pytest.raises(UserError, match="num_classes"):
+        NetworkSpec.from_json('{"name": "lenet"}')
+
+
+def test_one_seed_gives_the_same_bits_and_leaves_the_global_state(tiny: NetworkSpec) -> None:
+    before = torch.random.get_rng_state()
+    first, second, other = build(tiny, 3), build(tiny, 3), build(tiny, 4)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name])
+    assert any(not torch.equal(t, other.state_dict()[n]) for n, t in first.state_dict().items())
+
+
+def test_weights_do_not_depend_on_which_exits_there_are() -> None:
+    all_exits, one_exit = build(SLIM, 3).state_dict(), build(replace(SLIM, exits=(5,)), 3).state_dict()
+    assert len(one_exit) < len(all_exits)
+    for name, tensor in one_exit.items():
+        assert torch.equal(tensor, all_exits[name])
+
+
+def test_every_backbone_is_listed() -> None:
+    assert backbones() == (
+        "convnet",
+        "deit_tiny",
+        "lenet",
+        "resnet18",
+        "resnet_slim",
+        "vit_small32",
+        "wrn16",
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "resnet"}, "unknown network 'resnet': choose one of convnet, deit_tiny"),
+        ({"num_classes": 1}, "num_classes = 1"),
+        ({"input_shape": (8, 8)}, "input_shape"),
+        ({"width": -1}, "negative"),
+        ({"exits": (2, 4)}, "end with 5"),
+        ({"exits": (0, 5)}, "from 1"),
+        ({"exits": (3, 2, 5)}, "rising"),
+        ({"tiers": (1, 3)}, "end with 4"),
+        ({"tiers": (2, 2, 4)}, "rising"),
+        ({"tiers": (0, 4)}, "from 1"),
+    ],
+)
+def test_what_can_not_be_built_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build(replace(SLIM, **changes), 0)
