@@ -1,0 +1,62 @@
+"""A finished model in one file, all that offline inference needs: weights, network, classes, constants, thresholds."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.data.images import Normalizer
+from common.errors import UserError
+from common.exits import ThresholdPolicy
+from common.flat import StateDict
+from common.networks import EarlyExitNetwork, NetworkSpec, build
+from common.storage import read_tensors, write_tensors
+
+FILE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A network (a tier's prefix or the whole) and how to use it."""
+
+    network: EarlyExitNetwork
+    classes: tuple[str, ...]
+    normalizer: Normalizer
+    policy: ThresholdPolicy
+
+
+@dataclass(frozen=True)
+class BundleInfo:
+    """The plain part of a bundle, as stored in the file's header."""
+
+    spec: str  # JSON
+    depth: int
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    policy: str  # JSON; empty: nobody leaves before the last exit
+
+
+def save_bundle(path: Path, state: StateDict, info: BundleInfo) -> None:
+    """Write a bundle; `state` may hold more than the tier needs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_tensors(path, state, vars(info))
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Read a bundle from its file, or from a run's or client's folder that has one.
+
+    Raises `UserError` when there is none or it is damaged.
+    """
+    candidates = [path, path / FILE, path / "final" / FILE]
+    found = next((p for p in candidates if p.is_file()), None)
+    if found is None:
+        raise UserError(f"no model in {path}: give a finished run's folder, or a file {FILE}")
+    tensors, values = read_tensors(found)
+    try:
+        info = BundleInfo(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        network = build(NetworkSpec.from_json(info.spec), seed=0).prefix(info.depth)
+        network.load_state_dict({key: tensors[key] for key in network.state_dict()})
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{found} does not hold a whole model: {error}") from error
+    last = (float("inf"),) * (len(network.exit_positions) - 1)
+    policy = ThresholdPolicy.from_json(info.policy) if info.policy else ThresholdPolicy(last)
+    return Bundle(network.eval(), info.classes, Normalizer(info.mean, info.std), policy)

@@ -1,0 +1,149 @@
+"""A device's declared or probed capacity -> the exit depth it can train, over the network's cost table.
+
+The client chooses; the server only learns the choice and its reason. Declarations (Flower node configuration or a virtual
+client's share of the mix):
+
+    depth=2                                   the tier itself
+    memory="512MB" compute="2GFLOPS"          what there is; either may be left out
+    capacity="auto"                           probe this machine
+"""
+
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from common.errors import UserError
+from common.networks.cost import CostTable
+from common.seeding import generator
+
+MIXES = {"small": (0.4, 0.3, 0.2, 0.1), "large": (0.1, 0.2, 0.3, 0.4)}  # DarkDistill's robustness mixes
+TRAINING_MACS = 3  # a step costs about three forward passes: forward, gradient of inputs, gradient of weights
+ROUND_SECONDS = 60.0  # a device should train one local epoch within this
+UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a device offers to training; None means that this does not bind."""
+
+    memory: float | None = None  # bytes
+    compute: float | None = None  # floating-point operations per second, two per MAC
+    depth: int | None = None  # overrides both
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The depth a client trains (0: none fits) and why."""
+
+    depth: int
+    reason: str
+
+
+def parse_capacity(node: Mapping[str, object]) -> Capacity:
+    """Read a node configuration; raises `UserError` on a value that cannot be read."""
+    if "depth" in node:
+        return Capacity(depth=_whole(node["depth"], "depth"))
+    if str(node.get("capacity", "")) == "auto":
+        return probe()
+    memory = _quantity(node["memory"], "memory", "B") if "memory" in node else None
+    compute = _quantity(node["compute"], "compute", "FLOPS") if "compute" in node else None
+    return Capacity(memory, compute)
+
+
+def choose_depth(capacity: Capacity, costs: CostTable, batch_size: int, samples: int) -> Choice:
+    """Return the deepest tier that the capacity carries for a local epoch of `samples` samples."""
+    tiers = len(costs.tiers)
+    if capacity.depth is not None:
+        if not 1 <= capacity.depth <= tiers:
+            return Choice(0, f"declared depth {capacity.depth}, but the network has tiers 1..{tiers}")
+        return Choice(capacity.depth, f"declared depth {capacity.depth}")
+    reason = "no limit declared"
+    for depth in range(tiers, 0, -1):
+        needs = costs.tier_training_memory(depth, batch_size)
+        seconds = _epoch_seconds(capacity, costs, depth, samples)
+        if capacity.memory is not None and needs > capacity.memory:
+            reason = f"tier {depth} needs {needs / 1e6:.1f} MB of {capacity.memory / 1e6:.1f} MB"
+        elif seconds > ROUND_SECONDS:
+            reason = f"tier {depth} would take {seconds:.0f} s an epoch, more than {ROUND_SECONDS:.0f} s"
+        else:
+            return Choice(depth, reason if depth < tiers else "the whole network fits")
+    return Choice(0, f"nothing fits: {reason}")
+
+
+def mix_depth(mix: str, client: int, count: int, tiers: int) -> int:
+    """Return the declared depth of a virtual client: consecutive ids share a tier (DarkDistill, experiments).
+
+    Raises `UserError` when the mix does not name one share per tier.
+    """
+    shares = parse_mix(mix, tiers)
+    bound = 0.0
+    for depth, share in enumerate(shares, start=1):
+        bound += share * count
+        if client < round(bound):
+            return depth
+    return max(depth for depth, share in enumerate(shares, start=1) if share > 0)
+
+
+def parse_mix(mix: str, tiers: int) -> Sequence[float]:
+    """Return the shares of a mix, summing to 1; raises `UserError`."""
+    try:
+        shares = MIXES.get(mix) or tuple(float(part) for part in mix.replace("/", ",").split(","))
+    except ValueError as error:
+        raise UserError(f"clients.mix {mix!r} is not a list of numbers, nor one of {', '.join(MIXES)}") from error
+    if len(shares) != tiers or min(shares) < 0 or sum(shares) <= 0:
+        raise UserError(f"clients.mix {mix!r} must give one share, 0 or more, for each of the {tiers} tiers")
+    return [share / sum(shares) for share in shares]
+
+
+def probe() -> Capacity:
+    """Measure this machine: half of the memory that is free, and a matrix product's speed on one thread."""
+    size, operand = 512, torch.rand(512, 512, generator=generator("probe"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        operand @ operand
+        start = time.perf_counter()
+        repeats = 8
+        for _ in range(repeats):
+            operand @ operand
+        seconds = time.perf_counter() - start
+    finally:
+        torch.set_num_threads(threads)
+    return Capacity(memory=_free_memory() / 2, compute=repeats * 2 * size**3 / seconds)
+
+
+def _epoch_seconds(capacity: Capacity, costs: CostTable, depth: int, samples: int) -> float:
+    if capacity.compute is None:
+        return 0.0
+    return 2 * TRAINING_MACS * costs.tier_macs(depth) * samples / capacity.compute
+
+
+def _free_memory() -> float:
+    limit = Path("/sys/fs/cgroup/memory.max")  # a container's limit binds before the machine's
+    free = float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    if limit.exists() and (text := limit.read_text().strip()).isdigit():
+        free = min(free, float(text))
+    return free
+
+
+def _quantity(value: object, name: str, unit: str) -> float:
+    match = re.fullmatch(rf"([0-9.]+)\s*([kmgt]?)i?({unit})?", str(value).strip(), re.IGNORECASE)
+    try:
+        amount = float(match[1]) * UNITS[match[2].lower()] if match else 0.0
+    except ValueError:
+        amount = 0.0
+    if amount <= 0:
+        raise UserError(f'{name}={value!r} cannot be read: write a number with a unit, such as {name}="512M{unit}"')
+    return amount
+
+
+def _whole(value: object, name: str) -> int:
+    try:
+        return int(str(value))
+    except ValueError as error:
+        raise UserError(f"{name}={value!r} is not a whole number") from error

@@ -1,0 +1,81 @@
+"""One client's view of the data: its own folder on a device, else its partition of a shared set."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common import paths
+from common.data import client_split, device_data, load, normalizer, partition, with_samples
+from common.data.config import DataConfig
+from common.data.images import ImageSet, Normalizer
+
+KEPT_CLIENTS = 512  # a worker keeps this many clients' tensors; a cohort is usually far smaller
+
+
+@dataclass(frozen=True)
+class ClientImages:
+    """A client's training and validation images, ready for the network."""
+
+    x: Tensor  # (N, C, H, W) float32, normalised, on the device
+    y: Tensor  # (N,) int64
+    validation_x: Tensor
+    validation_y: Tensor
+
+
+@dataclass(frozen=True)
+class Population:
+    """The shared set and how it is dealt: what decides a virtual client's images."""
+
+    data: DataConfig
+    clients: int
+    seed: int
+
+    def split(self, client: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return a client's training and validation indices into the shared training set."""
+        return client_split(_partitions(self)[client], self.data.validation, self.seed, client)
+
+    def validation(self) -> NDArray[np.int64]:
+        """Return the union of all clients' validation indices, sorted: the server's validation set."""
+        return np.sort(np.concatenate([self.split(client)[1] for client in with_samples(_partitions(self))]))
+
+
+@lru_cache(maxsize=KEPT_CLIENTS)
+def shared_images(population: Population, client: int, device: torch.device) -> ClientImages:
+    """Return a virtual client's images."""
+    source = load(population.data, paths.cache_root()).train
+    train, validation = population.split(client)
+    normalize = normalizer(population.data, source.shape[0])
+    return _ready(source.subset(train), source.subset(validation), normalize, device)
+
+
+@lru_cache(maxsize=1)
+def own_images(
+    folder: str,
+    data: DataConfig,
+    classes: tuple[str, ...],
+    shape: tuple[int, int, int],
+    seed: int,
+    device: torch.device,
+) -> ClientImages:
+    """Return a device's own images, resized to `shape` (C, H, W); raises `UserError` for classes unknown to the server."""
+    train, validation = device_data(Path(folder), classes, shape, data.validation, seed)
+    return _ready(train, validation, normalizer(data, shape[0]), device)
+
+
+def _ready(train: ImageSet, validation: ImageSet, normalize: Normalizer, device: torch.device) -> ClientImages:
+    return ClientImages(
+        normalize(train.images).to(device), train.labels.to(device),
+        normalize(validation.images).to(device), validation.labels.to(device),
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=4)
+def _partitions(population: Population) -> list[NDArray[np.int64]]:
+    source, cache = load(population.data, paths.cache_root()), paths.cache_root()
+    labels = source.train.labels
+    return partition(population.data, labels, population.clients, population.seed, cache, natural=source.natural)

@@ -1,0 +1,39 @@
+"""Where the work runs: device, number of threads, autocast."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+
+from common.errors import UserError
+
+
+def pick_device(wanted: str) -> torch.device:
+    """Return the device for "auto", "cpu" or "cuda"; raises `UserError` when CUDA is asked for and absent."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("device 'cuda' was asked for but torch sees no GPU; use 'auto' or 'cpu'")
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Use this many torch threads inside: sums may differ in their last bits with another number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[None]:
+    """Return a bf16 autocast context for this device."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def deterministic() -> None:
+    """Ask for kernels whose result does not depend on the run; where CUDA has none, torch warns."""
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)

@@ -1,0 +1,142 @@
+"""A model's state as one flat vector: what is averaged, packed for the wire and stepped by the optimiser.
+
+Flower's deployment pays per array and an optimiser per tensor, so a model is held as one float vector (parameters, then
+floating-point buffers) and one integer vector (counters such as BatchNorm's `num_batches_tracked`). `Layout` says which
+slice is which key.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+StateDict = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Keys and shapes of the float vector and of the counter vector, in order."""
+
+    floats: tuple[tuple[str, tuple[int, ...]], ...]
+    counters: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    @cached_property
+    def sizes(self) -> tuple[int, int]:
+        """Lengths of the two vectors."""
+        return _length(self.floats), _length(self.counters)
+
+    def to_json(self) -> str:
+        """Return a compact JSON form."""
+        return json.dumps([self.floats, self.counters], separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str) -> "Layout":
+        """Inverse of `to_json`; raises `ValueError` on anything else."""
+        try:
+            groups = [tuple((str(k), tuple(int(n) for n in shape)) for k, shape in group) for group in json.loads(text)]
+            return Layout(*groups)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"not a layout: {error}") from error
+
+
+@dataclass
+class FlatState:
+    """A state dict as vectors: `floats` (P,) float32, `counters` (Q,) int64."""
+
+    layout: Layout
+    floats: Tensor
+    counters: Tensor
+
+    def state_dict(self) -> StateDict:
+        """Return the tensors by key, as views."""
+        return _views(self.layout.floats, self.floats) | _views(self.layout.counters, self.counters)
+
+    @staticmethod
+    def of(state: Mapping[str, Tensor]) -> "FlatState":
+        """Flatten a state dict, in its own order, on the CPU."""
+        floats = {k: v for k, v in state.items() if v.is_floating_point()}
+        counters = {k: v for k, v in state.items() if not v.is_floating_point()}
+        layout = Layout(_index(floats), _index(counters))
+        return FlatState(layout, _concatenate(floats, torch.float32), _concatenate(counters, torch.int64))
+
+
+class FlatModel:
+    """A module whose float parameters, buffers and gradients are views of flat vectors.
+
+    Loading, reading, zeroing and stepping are then one operation each, whatever the number of layers. Frozen parameters
+    come after the trained ones, so `trained` is one contiguous leaf for the optimiser.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        parameters = dict(module.named_parameters())
+        trained = {k: p for k, p in parameters.items() if p.requires_grad}
+        frozen = {k: p for k, p in parameters.items() if not p.requires_grad}
+        kept = set(module.state_dict())
+        buffers = {k: b for k, b in module.named_buffers() if k in kept}
+        floats: dict[str, Tensor] = {
+            **trained, **frozen, **{k: b for k, b in buffers.items() if b.is_floating_point()}
+        }  # fmt: skip
+        counters = {k: b for k, b in buffers.items() if not b.is_floating_point()}
+        device = next(iter(floats.values())).device
+        self.layout = Layout(_index(floats), _index(counters))
+        self.floats = _concatenate(floats, torch.float32).to(device)
+        self.counters = _concatenate(counters, torch.int64).to(device)
+        for key, view in _views(self.layout.floats, self.floats).items():
+            floats[key].data = view
+        for key, view in _views(self.layout.counters, self.counters).items():
+            counters[key].data = view
+        size = sum(p.numel() for p in trained.values())
+        self.trained = nn.Parameter(self.floats[:size])
+        self.trained.grad = torch.zeros_like(self.trained)
+        for key, view in _views(_index(trained), self.trained.grad).items():
+            trained[key].grad = view
+
+    def load(self, state: FlatState) -> None:
+        """Copy a state in; raises `ValueError` unless keys and shapes are exactly the module's."""
+        if state.layout == self.layout:
+            self.floats.copy_(state.floats)
+            self.counters.copy_(state.counters)
+            return
+        given = state.state_dict()
+        for index, vector in ((self.layout.floats, self.floats), (self.layout.counters, self.counters)):
+            for key, view in _views(index, vector).items():
+                if key not in given or given[key].shape != view.shape:
+                    raise ValueError(f"{key}: expected shape {tuple(view.shape)}, got {_shape(given.get(key))}")
+                view.copy_(given[key])
+
+    def state(self) -> FlatState:
+        """Return a copy of the state, on the CPU."""
+        return FlatState(self.layout, self.floats.detach().cpu().clone(), self.counters.cpu().clone())
+
+    def zero_grad(self) -> None:
+        """Clear all gradients in place; `Module.zero_grad` would drop the views."""
+        assert self.trained.grad is not None
+        self.trained.grad.zero_()
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "nothing" if tensor is None else str(tuple(tensor.shape))
+
+
+def _length(index: tuple[tuple[str, tuple[int, ...]], ...]) -> int:
+    return sum(math.prod(shape) for _, shape in index)
+
+
+def _index(tensors: Mapping[str, Tensor]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((key, tuple(value.shape)) for key, value in tensors.items())
+
+
+def _concatenate(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+    if not tensors:
+        return torch.zeros(0, dtype=dtype)
+    return torch.cat([value.detach().cpu().to(dtype).reshape(-1) for value in tensors.values()])
+
+
+def _views(index: tuple[tuple[str, tuple[int, ...]], ...], vector: Tensor) -> StateDict:
+    sizes = [math.prod(shape) for _, shape in index]
+    return {key: part.view(shape) for (key, shape), part in zip(index, vector.split(sizes), strict=True)}

@@ -1,0 +1,86 @@
+"""A reproducible weighted sum: the same bits however clients are grouped and in whatever order they arrive.
+
+Floating-point addition is not associative, so clients' models are summed as 64-bit integers in fixed point. The number of
+fraction bits follows from the total weight of the clients that were asked, so no sum can overflow. A client that is alone
+on its node sends its model as fp32 and the server quantises it with the same function.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from common.flat import FlatState, Layout
+
+MAGNITUDE_BITS = 12
+MAGNITUDE = float(2**MAGNITUDE_BITS)  # a weight or BatchNorm statistic beyond this is taken for divergence
+MAX_FRACTION_BITS = 40
+
+
+def fraction_bits(total_weight: int) -> int:
+    """Return the fraction bits for which a sum of |w| < 4096 with this total weight stays below 2**62."""
+    return min(MAX_FRACTION_BITS, 62 - MAGNITUDE_BITS - max(1, total_weight).bit_length())
+
+
+def quantise(values: Tensor, weight: int, bits: int) -> Tensor:
+    """Return round(values * weight * 2**bits) as int64; exact up to the rounding, which is to even.
+
+    The product of a float32 (24 bits) with a weight below 2**29 is exact in float64, the scale is a power of two.
+    """
+    return values.double().mul_(float(weight) * 2.0**bits).round_().to(torch.int64)
+
+
+def check(state: FlatState, layout: Layout) -> None:
+    """Raise `ValueError` unless a client's state has the right keys and shapes and is finite and in range."""
+    if state.layout != layout:
+        expected, given = (
+            dict(layout.floats + layout.counters),
+            dict(state.layout.floats + state.layout.counters),
+        )
+        wrong = sorted(k for k in expected.keys() | given.keys() if expected.get(k) != given.get(k))
+        raise ValueError(f"keys or shapes differ from the tier's, first: {', '.join(wrong[:3]) or 'order'}")
+    if (len(state.floats), len(state.counters)) != layout.sizes:
+        raise ValueError(f"sizes {len(state.floats)}, {len(state.counters)} differ from the tier's {layout.sizes}")
+    low, high = torch.aminmax(state.floats) if len(state.floats) else (torch.zeros(()), torch.zeros(()))
+    # written so that NaN, which compares false, fails as well
+    if not (low > -MAGNITUDE and high < MAGNITUDE):
+        raise ValueError("weights are not finite" if not low.isfinite() & high.isfinite() else "weights out of range")
+
+
+@dataclass
+class Fold:
+    """Running weighted sum of one tier's clients."""
+
+    layout: Layout
+    bits: int
+    sums: Tensor | None = None  # (P,) int64
+    counters: Tensor | None = None  # (Q,) int64
+    weight: int = 0
+    clients: list[int] = field(default_factory=list)
+
+    def add_state(self, state: FlatState, weight: int, client: int) -> None:
+        """Fold one client's checked model in."""
+        self._add(quantise(state.floats, weight, self.bits), state.counters, weight, [client])
+
+    def add(self, other: "Fold") -> None:
+        """Fold another partial sum of the same tier and round in."""
+        if other.bits != self.bits or other.layout != self.layout:
+            raise ValueError("partial sums of different rounds or tiers cannot be added")
+        if other.sums is not None and other.counters is not None:
+            self._add(other.sums, other.counters, other.weight, other.clients)
+
+    def mean(self) -> FlatState:
+        """Return the weighted mean; counters are the maximum, since a count of batches has no mean."""
+        if self.sums is None or self.counters is None:
+            raise ValueError("nothing was folded")
+        mean = self.sums.double().div_(float(self.weight) * 2.0**self.bits).float()
+        return FlatState(self.layout, mean, self.counters)
+
+    def _add(self, sums: Tensor, counters: Tensor, weight: int, clients: list[int]) -> None:
+        if self.sums is None or self.counters is None:
+            self.sums, self.counters = sums, counters.clone()
+        else:
+            self.sums += sums
+            torch.maximum(self.counters, counters, out=self.counters)
+        self.weight += weight
+        self.clients += clients

@@ -1,0 +1,85 @@
+"""An in-process Flower grid: runs a ServerApp or a strategy against a ClientApp without Ray or a SuperLink.
+
+Messages are serialised and rebuilt as in deployment. Give it node configurations as a simulation or SuperNodes would have
+them. For tests, notebooks and benchmarks; one message at a time, in one process.
+"""
+
+import random
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.task_identity import TaskIdentity
+
+
+class LocalGrid(Grid):
+    """Nodes that live in this process."""
+
+    def __init__(
+        self, app: ClientApp, node_configs: Sequence[Mapping[str, Any]], run_config: Mapping[str, Any] | None = None
+    ) -> None:
+        # a Message can only be made inside a Flower task; this is one
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+        source = random.Random(0)
+        self.app = app
+        self.contexts: dict[int, Context] = {}
+        for config in node_configs:
+            node = source.getrandbits(63)
+            self.contexts[node] = Context(
+                run_id=1, node_id=node, node_config=dict(config), state=RecordDict(), run_config=dict(run_config or {})
+            )
+        self.replies: dict[str, Message] = {}
+
+    def set_run(self, run: Any) -> None:
+        """Nothing to set."""
+
+    @property
+    def run(self) -> Any:
+        """There is no Flower run behind this grid."""
+        raise NotImplementedError
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """Deprecated in Flower; build a `Message`."""
+        raise NotImplementedError
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return all nodes."""
+        return list(self.contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Run each message's ClientApp at once; an exception becomes an error reply, as in Flower."""
+        ids = []
+        for message in messages:
+            instruction = _over_the_wire(message)
+            context = self.contexts[message.metadata.dst_node_id]
+            try:
+                reply = _over_the_wire(self.app(instruction, context))
+            except Exception as error:
+                reason = f"{type(error)}:<{error}>\n{traceback.format_exc()}"
+                reply = Message(Error(code=2, reason=reason), reply_to=instruction)
+            self.replies[instruction.metadata.message_id] = reply
+            ids.append(instruction.metadata.message_id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return each reply once."""
+        return [self.replies.pop(m) for m in list(message_ids) if m in self.replies]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Push, then pull all."""
+        return self.pull_messages(self.push_messages(messages))
+
+
+def _over_the_wire(message: Message) -> Message:
+    """Serialise and rebuild, as the deployment runtime does."""
+    object_id = message.object_id
+    message.metadata.__dict__["_message_id"] = object_id
+    contents = {key: value.deflate() for key, value in get_all_nested_objects(message).items()}
+    rebuilt = inflate_object_from_contents(object_id, contents)
+    rebuilt.metadata.__dict__["_message_id"] = object_id
+    return rebuilt  # type: ignore[return-value]

@@ -1,0 +1,24 @@
+"""Where runs, caches and client states lie: beside Flower's home, so that nothing leaves the project's folder."""
+
+import os
+from pathlib import Path
+
+
+def home() -> Path:
+    """Return the folder that holds Flower's home (`FLWR_HOME`, default `~/.flwr`)."""
+    return Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr").absolute().parent
+
+
+def runs_root(configured: str) -> Path:
+    """Return the folder of all runs."""
+    return Path(configured) if configured else home() / "runs"
+
+
+def cache_root() -> Path:
+    """Return the folder of decoded data sets."""
+    return home() / ".cache" / "earlybloom"
+
+
+def store_root(configured: str, declared: object = None) -> Path:
+    """Return the folder of what clients keep; a node's own declaration (`state`) comes first."""
+    return Path(str(declared or configured)) if declared or configured else home() / ".cache" / "clients"

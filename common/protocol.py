@@ -1,0 +1,271 @@
+"""What travels between server and nodes: typed records <-> Flower's RecordDict, the only place that knows key strings.
+
+Arrays travel as one flat array per dtype with a JSON index, because Flower's deployment pays per array, not per byte. JSON
+and raw arrays only: nothing that arrives is ever unpickled.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+
+from common.flat import FlatState, Layout
+from common.folding import Fold
+
+ORDER, INDEX, STATE, FOLD, LONE, ENTRIES = "order", "index", "state", "fold", "lone", "entries"
+MODEL = "model"  # the usual name of the one state that all clients of a message start from
+QUERY, TRAIN, EVALUATE, DELIVER = "query", "train", "evaluate", "train.deliver"
+NUMPY = {torch.float32: np.float32, torch.int64: np.int64}
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a node is asked to do, for each of `tasks`; the configuration is the server's, resolved."""
+
+    run: str
+    config: str  # JSON of the flat configuration
+    round: int = 0
+    bits: int = 0  # fraction bits of this round's sums
+    fold: bool = True
+    deadline: float = 0.0
+    network: str = ""  # JSON of the NetworkSpec
+    classes: tuple[str, ...] = ()
+    costs: str = ""  # JSON of the CostTable, in a query
+    describe: tuple[int, ...] = ()  # virtual clients that a roaming node is asked to speak for, in a query
+    tasks: tuple["Task", ...] = ()
+    method: Mapping[str, Any] = field(default_factory=dict)  # what the strategy's client half needs this round
+
+
+@dataclass(frozen=True)
+class Task:
+    """One client's part of an order."""
+
+    client: int
+    depth: int
+    version: int = 0  # round of the client's last committed state in its store; 0: none
+    arrays: str = MODEL  # which of the order's states this client starts from; it may be larger than its tier
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ClientReport:
+    """What a client declares: its choice of depth, why, and how many samples it trains on."""
+
+    client: int
+    depth: int
+    reason: str
+    num_examples: int
+    refused: str = ""  # why this client cannot take part, if it cannot
+
+
+@dataclass(frozen=True)
+class NodeReport:
+    """A node's answer to a query: its own clients, or `roaming` if it may host any virtual client."""
+
+    partition: int
+    roaming: bool
+    clients: tuple[ClientReport, ...] = ()
+
+
+@dataclass(frozen=True)
+class ClientResult:
+    """One client's outcome; `error` is empty when all went well."""
+
+    client: int
+    depth: int
+    num_examples: int = 0
+    seconds: float = 0.0
+    error: str = ""
+    kept: bool = False  # whether the client wrote a state of this round to its store
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Reply:
+    """A node's answer: a result per client, folded sums per depth or lone states, and arrays per client."""
+
+    results: list[ClientResult]
+    reports: list[ClientReport] = field(default_factory=list)  # choices that changed since the last report
+    folds: dict[int, Fold] = field(default_factory=dict)
+    lone: dict[int, FlatState] = field(default_factory=dict)  # by client
+    entries: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)  # by client, then name
+
+
+@dataclass
+class Payload:
+    """Arrays of an order: states by name, each carried once however many clients start from it, and arrays per client."""
+
+    states: Mapping[str, FlatState] = field(default_factory=dict)
+    entries: Mapping[int, Mapping[str, np.ndarray]] = field(default_factory=dict)
+
+
+def pack_order(order: Order, payload: Payload | None = None) -> RecordDict:
+    """Return the content of a message to a node."""
+    content = RecordDict({ORDER: _record(order)})
+    payload = payload or Payload()
+    for name, state in payload.states.items():
+        content[f"{STATE}.{name}"], content[f"{STATE}.{name}.{INDEX}"] = pack_state(state)
+    if payload.entries:
+        content[ENTRIES], content[f"{ENTRIES}.{INDEX}"] = _pack_entries(payload.entries)
+    return content
+
+
+def unpack_order(content: RecordDict) -> tuple[Order, Payload]:
+    """Inverse of `pack_order`; raises `ValueError` on anything malformed."""
+    raw = _dict(content, ORDER)
+    raw["tasks"] = tuple(Task(**t) for t in raw["tasks"])
+    raw["classes"], raw["describe"] = tuple(raw["classes"]), tuple(raw["describe"])
+    names = [n.removeprefix(f"{STATE}.") for n in content if n.startswith(f"{STATE}.") and not n.endswith(f".{INDEX}")]
+    return Order(**raw), Payload({n: unpack_state(content, f"{STATE}.{n}") for n in names}, _entries(content))
+
+
+def pack_report(report: NodeReport) -> RecordDict:
+    """Return the content of a node's answer to a query."""
+    return RecordDict({ORDER: _record(report)})
+
+
+def unpack_report(content: RecordDict) -> NodeReport:
+    """Inverse of `pack_report`."""
+    raw = _dict(content, ORDER)
+    raw["clients"] = tuple(ClientReport(**c) for c in raw["clients"])
+    return NodeReport(**raw)
+
+
+def pack_reply(reply: Reply) -> RecordDict:
+    """Return the content of a node's answer to a train or evaluate order."""
+    head = {name: [dataclasses.asdict(r) for r in getattr(reply, name)] for name in ("results", "reports")}
+    content = RecordDict({ORDER: ConfigRecord({"json": json.dumps(head)})})
+    for depth, fold in reply.folds.items():
+        if fold.sums is None or fold.counters is None:
+            continue
+        content[f"{FOLD}.{depth}"] = ArrayRecord(
+            {"sums": Array(fold.sums.numpy()), "counters": Array(fold.counters.numpy())}
+        )
+        index = {
+            "layout": fold.layout.to_json(),
+            "bits": fold.bits,
+            "weight": fold.weight,
+            "clients": fold.clients,
+        }
+        content[f"{FOLD}.{depth}.{INDEX}"] = ConfigRecord({"json": json.dumps(index)})
+    for client, state in reply.lone.items():
+        content[f"{LONE}.{client}"], content[f"{LONE}.{client}.{INDEX}"] = pack_state(state)
+    if reply.entries:
+        content[ENTRIES], content[f"{ENTRIES}.{INDEX}"] = _pack_entries(reply.entries)
+    return content
+
+
+def unpack_reply(content: RecordDict) -> Reply:
+    """Inverse of `pack_reply`; raises `ValueError` on anything malformed."""
+    head = _dict(content, ORDER)
+    reply = Reply([ClientResult(**r) for r in head["results"]], [ClientReport(**r) for r in head["reports"]])
+    for name in content:
+        kind, _, number = name.partition(".")
+        if name.endswith(f".{INDEX}") or kind not in (FOLD, LONE):
+            continue
+        if kind == LONE:
+            reply.lone[int(number)] = unpack_state(content, name)
+            continue
+        index = _dict(content, f"{name}.{INDEX}")
+        layout, arrays = Layout.from_json(index["layout"]), _arrays(content, name)
+        sums, counters = _tensor(arrays, "sums", torch.int64), _tensor(arrays, "counters", torch.int64)
+        if (len(sums), len(counters)) != layout.sizes:
+            raise ValueError(f"{name}: {len(sums)} sums do not fit the index")
+        reply.folds[int(number)] = Fold(layout, index["bits"], sums, counters, index["weight"], list(index["clients"]))
+    reply.entries = _entries(content)
+    return reply
+
+
+def pack_state(state: FlatState) -> tuple[ArrayRecord, ConfigRecord]:
+    """Return a state as two arrays and its index."""
+    arrays = {"floats": Array(state.floats.numpy()), "counters": Array(state.counters.numpy())}
+    return ArrayRecord(arrays), ConfigRecord({"json": state.layout.to_json()})
+
+
+def unpack_state(content: RecordDict, name: str) -> FlatState:
+    """Inverse of `pack_state`; raises `ValueError` when the arrays do not fit the index."""
+    arrays = _arrays(content, name)
+    layout = Layout.from_json(_text(content, f"{name}.{INDEX}"))
+    state = FlatState(layout, _tensor(arrays, "floats", torch.float32), _tensor(arrays, "counters", torch.int64))
+    if (len(state.floats), len(state.counters)) != layout.sizes:
+        raise ValueError(f"{name}: {len(state.floats)} values do not fit the index of {layout.sizes[0]}")
+    return state
+
+
+def message_bytes(message: Message) -> int:
+    """Return the bytes of all arrays and records of a message's content."""
+    if message.has_error():
+        return 0
+    return sum(
+        sum(len(a.data) for a in record.values())
+        if isinstance(record, ArrayRecord)
+        else len(str(record.get("json", "")))
+        for record in message.content.values()
+    )
+
+
+def _pack_entries(entries: Mapping[int, Mapping[str, np.ndarray]]) -> tuple[ArrayRecord, ConfigRecord]:
+    parts: dict[str, list[np.ndarray]] = {}
+    index: list[tuple[int, str, str, Sequence[int]]] = []
+    for client, arrays in entries.items():
+        for name, array in arrays.items():
+            parts.setdefault(str(array.dtype), []).append(array.reshape(-1))
+            index.append((client, name, str(array.dtype), array.shape))
+    record = ArrayRecord({dtype: Array(np.concatenate(values)) for dtype, values in parts.items()})
+    return record, ConfigRecord({"json": json.dumps(index)})
+
+
+def _entries(content: RecordDict) -> dict[int, dict[str, np.ndarray]]:
+    if ENTRIES not in content:
+        return {}
+    arrays, index = _arrays(content, ENTRIES), _json(content, f"{ENTRIES}.{INDEX}")
+    position = dict.fromkeys(arrays, 0)
+    entries: dict[int, dict[str, np.ndarray]] = {}
+    for client, name, dtype, shape in index:
+        if dtype not in arrays:
+            raise ValueError(f"entry {name}: no array of {dtype}")
+        start = position[dtype]
+        position[dtype] = start + int(np.prod(shape, dtype=np.int64))
+        entries.setdefault(int(client), {})[name] = arrays[dtype][start : position[dtype]].reshape(shape)
+    return entries
+
+
+def _record(value: Any) -> ConfigRecord:
+    return ConfigRecord({"json": json.dumps(dataclasses.asdict(value))})
+
+
+def _text(content: RecordDict, name: str) -> str:
+    record = content.get(name)
+    if not isinstance(record, ConfigRecord) or not isinstance(record.get("json"), str):
+        raise ValueError(f"the message has no record {name!r}")
+    return str(record["json"])
+
+
+def _json(content: RecordDict, name: str) -> Any:
+    return json.loads(_text(content, name))
+
+
+def _dict(content: RecordDict, name: str) -> dict[str, Any]:
+    value = _json(content, name)
+    if not isinstance(value, dict):
+        raise ValueError(f"{name!r} is not an object")
+    return value
+
+
+def _arrays(content: RecordDict, name: str) -> dict[str, np.ndarray]:
+    record = content.get(name)
+    if not isinstance(record, ArrayRecord):
+        raise ValueError(f"the message has no arrays {name!r}")
+    return {key: array.numpy() for key, array in record.items()}
+
+
+def _tensor(arrays: Mapping[str, np.ndarray], name: str, dtype: torch.dtype) -> torch.Tensor:
+    array = arrays.get(name)
+    if array is None or array.ndim != 1 or array.dtype != NUMPY[dtype]:
+        raise ValueError(f"array {name!r} is missing or not a vector of {dtype}")
+    return torch.from_numpy(np.require(array, requirements="W"))

@@ -1,0 +1,127 @@
+"""Averaging inside a depth tier and layer by layer across tiers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.flat import FlatState, Layout, StateDict
+from common.folding import Fold, check
+from common.protocol import ClientResult, Reply
+
+
+@dataclass(frozen=True)
+class TierUpdate:
+    """One tier's clients of a round, averaged: W_k, n_k and who they are."""
+
+    state: StateDict
+    weight: int  # training samples
+    clients: tuple[int, ...]
+
+
+@dataclass
+class RoundUpdate:
+    """What a round brought: a tier update per depth that had replies, and every client's outcome."""
+
+    tiers: dict[int, TierUpdate] = field(default_factory=dict)
+    results: dict[int, ClientResult] = field(default_factory=dict)  # of clients that succeeded, in client order
+    failures: dict[int, str] = field(default_factory=dict)  # client -> reason
+    entries: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)  # by client, in client order
+    states: dict[int, FlatState] = field(default_factory=dict)  # by client, where a method wants them apart
+
+
+class RoundCollector:
+    """Takes replies in any order and holds one accumulator per tier, never one model per client (unless `apart`)."""
+
+    def __init__(
+        self, layouts: Mapping[int, Layout], bits: int, asked: Mapping[int, int], *, apart: bool = False
+    ) -> None:
+        """`asked` maps the clients of this round to their depths."""
+        self.layouts, self.bits, self.asked, self.apart = layouts, bits, asked, apart
+        self.folds: dict[int, Fold] = {}
+        self.update = RoundUpdate()
+
+    def add(self, reply: Reply) -> None:
+        """Take a node's reply in; what is wrong is recorded as its clients' failure."""
+        results = {r.client: r for r in reply.results if r.client in self.asked}
+        for client, result in results.items():
+            if result.error:
+                self.fail(client, result.error)
+        good = {c: r for c, r in results.items() if not r.error}
+        for depth, fold in reply.folds.items():
+            try:
+                self._add_fold(depth, fold, good)
+            except ValueError as error:
+                for client in fold.clients:
+                    self.fail(client, str(error))
+        for client, state in reply.lone.items():
+            try:
+                self._add_lone(client, state, good)
+            except ValueError as error:
+                self.fail(client, str(error))
+        for client, result in good.items():
+            if client not in self.update.failures:
+                self.update.results[client] = result
+                self.update.entries[client] = reply.entries.get(client, {})
+
+    def fail(self, client: int, reason: str) -> None:
+        """Leave a client out of this round."""
+        self.update.failures[client] = reason
+
+    def finish(self) -> RoundUpdate:
+        """Return the round's update, everything in client order."""
+        for client in self.asked:
+            if client not in self.update.results and client not in self.update.failures:
+                self.fail(client, "did not answer in time")
+        for depth in sorted(self.folds):
+            fold = self.folds[depth]
+            self.update.tiers[depth] = TierUpdate(fold.mean().state_dict(), fold.weight, tuple(sorted(fold.clients)))
+        for name in ("results", "failures", "entries", "states"):
+            setattr(self.update, name, dict(sorted(getattr(self.update, name).items())))
+        return self.update
+
+    def _add_fold(self, depth: int, fold: Fold, good: Mapping[int, ClientResult]) -> None:
+        if fold.layout != self.layouts.get(depth) or fold.bits != self.bits:
+            raise ValueError("the folded sum does not fit this round's tier")
+        expected = sum(good[c].num_examples for c in fold.clients if c in good and self.asked[c] == depth)
+        if expected != fold.weight:
+            raise ValueError("the folded sum's weight is not its clients' number of samples")
+        self._fold(depth).add(fold)
+
+    def _add_lone(self, client: int, state: FlatState, good: Mapping[int, ClientResult]) -> None:
+        if client not in good:
+            return
+        depth = self.asked[client]
+        check(state, self.layouts[depth])
+        if self.apart:
+            self.update.states[client] = state
+        self._fold(depth).add_state(state, good[client].num_examples, client)
+
+    def _fold(self, depth: int) -> Fold:
+        return self.folds.setdefault(depth, Fold(self.layouts[depth], self.bits))
+
+
+def average_layers(models: Mapping[int, StateDict], weights: Mapping[int, float]) -> StateDict:
+    """Average every key over the tiers that hold it, weighted by n_k (DarkDistill step 8, EEFL).
+
+    Returns the keys of all models that have weight; a layer that only weightless tiers hold is left out.
+    """
+    total: dict[str, float] = {}
+    sums: StateDict = {}
+    for depth in sorted(models):
+        if not weights.get(depth):
+            continue
+        for key, value in models[depth].items():
+            if not value.is_floating_point():
+                sums[key] = torch.maximum(sums[key], value) if key in sums else value.clone()
+                continue
+            term = value.double() * weights[depth]
+            sums[key] = sums[key] + term if key in sums else term
+            total[key] = total.get(key, 0.0) + weights[depth]
+    return {key: _mean(value, total.get(key)) for key, value in sums.items()}
+
+
+def _mean(value: Tensor, total: float | None) -> Tensor:
+    return value if total is None else (value / total).float()

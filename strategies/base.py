@@ -1,0 +1,335 @@
+"""The round loop that every method shares, as a Flower `Strategy`.
+
+What Flower's own loop lacks and this one has: it starts at round k (resume), folds replies as they arrive, so that the
+server holds one model per depth tier and never one per client, polls promptly, tolerates failures down to a quorum, and
+calls callbacks. A method overrides the hooks below `merge` and keeps its state in `state_dict` / `load_state_dict`.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from logging import INFO, WARNING
+from typing import Any, ClassVar
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+from flwr.supercore import log
+
+from common import protocol
+from common.config import RunConfig
+from common.data.images import Normalizer
+from common.devices import pick_device, threads
+from common.flat import FlatModel, FlatState, Layout, StateDict
+from common.folding import fraction_bits
+from common.networks import EarlyExitNetwork, NetworkSpec, build
+from common.networks.cost import cost_table
+from common.protocol import ClientReport, Order, Payload, Task
+from strategies.aggregation import RoundCollector, RoundUpdate, average_layers
+from strategies.callbacks.base import Callback, Record
+from strategies.evaluation import ServerEvaluator
+from strategies.exchange import exchange
+from strategies.roster import Roster, sample
+
+
+class QuorumError(RuntimeError):
+    """Too few clients answered; the run ends as failed, with its checkpoint."""
+
+
+class EarlyExitStrategy(Strategy):
+    """One global early-exit network, trained by clients of unequal depth."""
+
+    name: ClassVar[str]
+    apart: ClassVar[bool] = False  # True: the method needs every client's model, not the folded sum
+
+    def __init__(
+        self,
+        config: RunConfig,
+        spec: NetworkSpec,
+        classes: Sequence[str],
+        normalizer: Normalizer,
+        evaluator: ServerEvaluator | None = None,
+        callbacks: Iterable[Callback] = (),
+    ) -> None:
+        """`classes` are sent to devices that bring their own folders; without an `evaluator` only clients evaluate."""
+        self.config, self.spec, self.evaluator = config, spec, evaluator
+        self.classes, self.normalizer = tuple(classes), normalizer
+        self.callbacks = list(callbacks)
+        self.device = pick_device(config.server.device)
+        self.network: EarlyExitNetwork = build(spec, config.run.seed)
+        self.costs = cost_table(self.network)
+        self.tiers = tuple(range(1, len(self.network.tier_positions) + 1))
+        self.layouts: dict[int, Layout] = {d: FlatModel(self.network.prefix(d)).layout for d in self.tiers}
+        self.model: StateDict = {k: v.clone() for k, v in self.network.state_dict().items()}
+        self.roster = Roster(config.clients.count)
+        self.committed: dict[int, int] = {}  # client -> round of its last committed state
+        self.round = 0  # last complete round
+        self.seconds: dict[str, float] = {}  # of the current round, by phase
+        self.traffic: dict[str, int] = {}
+        self._asked: dict[int, ClientReport] = {}
+
+    # Hooks of a method
+
+    def eligible(self, client: ClientReport) -> bool:
+        """Return whether the method trains this client at all."""
+        return True
+
+    def depth(self, client: ClientReport) -> int:
+        """Return the tier to train, never deeper than declared."""
+        return client.depth
+
+    def method_order(self, round_: int) -> Mapping[str, Any]:
+        """Return plain values that the method's client half needs this round."""
+        return {}
+
+    def merge(self, round_: int, update: RoundUpdate) -> Mapping[str, Any]:
+        """Turn the round's tier averages into the next global model; return what is to be logged.
+
+        The default is plain federated averaging, layer by layer over the tiers that hold a layer.
+        """
+        weights = {depth: float(tier.weight) for depth, tier in update.tiers.items()}
+        self.model |= average_layers({d: t.state for d, t in update.tiers.items()}, weights)
+        return {}
+
+    def state_dict(self) -> tuple[StateDict, dict[str, Any]]:
+        """Return tensors and plain values that a resumed run needs beyond the global model."""
+        return {}, {}
+
+    def load_state_dict(self, tensors: StateDict, values: Mapping[str, Any]) -> None:
+        """Take `state_dict`'s result back."""
+
+    # The loop
+
+    def start(  # type: ignore[override]
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord | None = None,
+        num_rounds: int | None = None,
+        timeout: float | None = None,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Any = None,
+    ) -> Result:
+        """Run the rounds after `self.round` up to `num_rounds` (default: `run.rounds`).
+
+        Raises `QuorumError` when too few clients answered; Flower then ends the run as failed.
+        """
+        if initial_arrays is not None and len(initial_arrays):
+            self.model |= initial_arrays.to_torch_state_dict()
+        rounds, failure, result = num_rounds or self.config.run.rounds, "", Result()
+        self.summary()
+        try:
+            for callback in self.callbacks:
+                callback.on_start(self)
+            for round_ in range(self.round + 1, rounds + 1):
+                record = self._run_round(grid, round_, rounds, timeout)
+                result.train_metrics_clientapp[round_] = MetricRecord(record.client_metrics)
+                if evaluate_fn is not None and (metrics := evaluate_fn(round_, self.arrays())) is not None:
+                    result.evaluate_metrics_serverapp[round_] = metrics
+                for callback in self.callbacks:
+                    callback.on_round(self, record)
+            self._deliver(grid)
+        except BaseException as error:
+            failure = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            for callback in self.callbacks:
+                callback.on_end(self, failure)
+        result.arrays = self.arrays()
+        return result
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord | None, config: ConfigRecord | None, grid: Grid
+    ) -> list[Message]:
+        """Sample clients, deal them to nodes and pack one message per node."""
+        section = self.config.round
+        with self._phase("discover"):
+            self.roster.discover(grid, self._order(0), section.min_nodes, section.wait, section.deadline)
+        with self._phase("pack"):
+            able = [c for c in self.roster.available() if self.eligible(c)]
+            if not able:
+                raise QuorumError(f"round {server_round}: no client can take part; see the reasons above")
+            sampled = sample(able, self.config.clients.per_round, self.config.run.seed, server_round)
+            self._asked = {c.client: c for c in sampled}
+            return self._messages(self._order(server_round), sampled, protocol.TRAIN)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Fold the replies, check the quorum and let the method merge them."""
+        update = self._collect(server_round, replies)
+        with self._phase("server"), threads(self.config.server.threads):
+            self.merge(server_round, update)
+        return self.arrays(), MetricRecord(_mean_metrics(update))
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord | None, config: ConfigRecord | None, grid: Grid
+    ) -> list[Message]:
+        """Ask every available client to evaluate the global network on its own validation data."""
+        every = self.config.server.clients_evaluate_every
+        if not every or server_round % every:
+            return []
+        return self._messages(self._order(server_round), self.roster.available(), protocol.EVALUATE)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Add up correct counts per exit; exact, so order and grouping cannot matter."""
+        correct: dict[str, float] = {}
+        for reply in replies:
+            if reply.has_error():
+                log(WARNING, "node %d could not evaluate: %s", reply.metadata.src_node_id, reply.error.reason)
+                continue
+            for result in protocol.unpack_reply(reply.content).results:
+                for key, value in result.metrics.items():
+                    correct[key] = correct.get(key, 0.0) + value
+        examples = correct.pop("examples", 0.0)
+        return MetricRecord({key: value / examples for key, value in sorted(correct.items())}) if examples else None
+
+    def summary(self) -> None:
+        """Log what is about to run."""
+        section, costs = self.config.run, self.costs
+        log(INFO, "%s, run %r: rounds %d to %d", self.name, section.name, self.round + 1, section.rounds)
+        for depth in self.tiers:
+            log(INFO, "  tier %d: %.3f M parameters, %.2f MMAC", depth,
+                costs.tier_parameters(depth) / 1e6, costs.tier_macs(depth) / 1e6)  # fmt: skip
+
+    def arrays(self) -> ArrayRecord:
+        """Return the global model as Flower's record."""
+        return ArrayRecord(self.model)
+
+    def global_network(self) -> EarlyExitNetwork:
+        """Return the global network with its current weights."""
+        self.network.load_state_dict(self.model)
+        return self.network
+
+    def lr(self, round_: int) -> float:
+        """Return the clients' learning rate, lr * decay^(round - 1)."""
+        return self.config.train.lr * self.config.train.lr_decay ** (round_ - 1)
+
+    # Parts of a round
+
+    def _run_round(self, grid: Grid, round_: int, rounds: int, timeout: float | None) -> Record:
+        self.seconds, self.traffic, started = {}, {"down": 0, "up": 0}, time.perf_counter()
+        deadline = timeout or self.config.round.deadline
+        messages = self.configure_train(round_, None, None, grid)
+        with self._phase("clients"):
+            update = self._collect(round_, exchange(grid, messages, deadline))
+        with self._phase("server"), threads(self.config.server.threads):
+            terms = dict(self.merge(round_, update))
+        self.committed |= {client: round_ for client, result in update.results.items() if result.kept}
+        accuracy: Mapping[str, Any] = {}
+        every = self.config.server.evaluate_every
+        if self.evaluator and every and (round_ % every == 0 or round_ == rounds):
+            with self._phase("evaluate"), threads(self.config.server.threads):
+                accuracy = self.evaluator.evaluate(self.global_network(), final=round_ == rounds)
+        on_clients = None
+        if questions := self.configure_evaluate(round_, None, None, grid):
+            with self._phase("client evaluation"):
+                on_clients = self.aggregate_evaluate(round_, exchange(grid, questions, deadline))
+        self.round = round_
+        return Record(
+            round=round_, rounds=rounds, accuracy=accuracy, terms=terms, client_metrics=_mean_metrics(update),
+            client_accuracy=dict(on_clients or {}), failures=update.failures,
+            clients={d: len(t.clients) for d, t in update.tiers.items()},
+            seconds=self.seconds | {"round": time.perf_counter() - started}, traffic=self.traffic,
+        )  # fmt: skip
+
+    def _collect(self, round_: int, replies: Iterable[Message]) -> RoundUpdate:
+        asked = {c: self.depth(report) for c, report in self._asked.items()}
+        collector = RoundCollector(self.layouts, self._bits(), asked, apart=self.apart)
+        node_of = self._node_of
+        for message in replies:
+            self.traffic["up"] = self.traffic.get("up", 0) + protocol.message_bytes(message)
+            clients = node_of.get(message.metadata.src_node_id, ())
+            try:
+                if message.has_error():
+                    raise ValueError(f"node failed: {(message.error.reason or '').strip().splitlines()[-1:]}")
+                reply = protocol.unpack_reply(message.content)
+                self.roster.update(reply.reports)
+                collector.add(reply)
+            except (ValueError, TypeError, KeyError) as error:
+                for client in clients:
+                    collector.fail(client, str(error))
+        update = collector.finish()
+        for client, reason in update.failures.items():
+            log(WARNING, "round %d: client %d is left out: %s", round_, client, reason)
+        needed = max(1, round(self.config.round.quorum * len(asked)))
+        if len(update.results) < needed:
+            raise QuorumError(
+                f"round {round_}: {len(update.results)} of {len(asked)} clients answered, round.quorum asks for {needed}; "
+                f"continue later with run.resume; first reason: {next(iter(update.failures.values()), 'none')}"
+            )
+        return update
+
+    def _messages(self, order: Order, clients: Sequence[ClientReport], kind: str) -> list[Message]:
+        cost = {c.client: float(self.costs.tier_macs(self.depth(c)) * c.num_examples) for c in clients}
+        dealt = self.roster.deal(clients, cost)
+        self._node_of = {node: tuple(c.client for c in members) for node, members in dealt.items()}
+        packed: dict[int, FlatState] = {}
+        messages = []
+        for node, members in dealt.items():
+            depth = max(self.depth(c) for c in members)
+            # every tier is a prefix of the global network, so the deepest one that a node needs holds the others
+            state = packed.setdefault(depth, self._prefix_state(depth))
+            tasks = tuple(Task(c.client, self.depth(c), self.committed.get(c.client, 0)) for c in members)
+            content = protocol.pack_order(replace(order, tasks=tasks), self.payload(state, members))
+            message = Message(
+                content=content, dst_node_id=node, message_type=kind,
+                ttl=self.config.round.deadline, group_id=str(order.round),
+            )  # fmt: skip
+            self.traffic["down"] = self.traffic.get("down", 0) + protocol.message_bytes(message)
+            messages.append(message)
+        return messages
+
+    def payload(self, state: FlatState, clients: Sequence[ClientReport]) -> Payload:
+        """Return what a node's clients start from; `state` is the deepest prefix that they need."""
+        return Payload({protocol.MODEL: state})
+
+    def _prefix_state(self, depth: int) -> FlatState:
+        layout = self.layouts[depth]
+        keys = [key for key, _ in layout.floats + layout.counters]
+        return FlatState.of({key: self.model[key] for key in keys})
+
+    def _deliver(self, grid: Grid) -> None:
+        """Give every reachable client its final model, for inference without a server."""
+        with self._phase("deliver"):
+            order = self._order(self.round)
+            policy = self.evaluator.policy if self.evaluator else None
+            facts = {
+                "mean": self.normalizer.mean,
+                "std": self.normalizer.std,
+                "policy": policy.to_json() if policy else "",
+            }
+            messages = self._messages(replace(order, method=facts), self.roster.available(), protocol.DELIVER)
+            for reply in exchange(grid, messages, self.config.round.deadline):
+                if reply.has_error():
+                    log(WARNING, "node %d did not store its model: %s", reply.metadata.src_node_id, reply.error.reason)
+
+    def _order(self, round_: int) -> Order:
+        return Order(
+            run=self.config.run.name, config=self.config.to_json(), round=round_, bits=self._bits(),
+            fold=not self.apart, network=self.spec.to_json(), classes=self.classes, costs=self.costs.to_json(),
+            method={"lr": self.lr(round_), **self.method_order(round_)},
+        )  # fmt: skip
+
+    def _bits(self) -> int:
+        return fraction_bits(sum(c.num_examples for c in self._asked.values()))
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+def _mean_metrics(update: RoundUpdate) -> dict[str, float]:
+    """Average the clients' metrics, weighted by samples, in client order."""
+    sums: dict[str, float] = {}
+    weights: dict[str, int] = {}
+    for result in update.results.values():
+        for key, value in result.metrics.items():
+            sums[key] = sums.get(key, 0.0) + value * result.num_examples
+            weights[key] = weights.get(key, 0) + result.num_examples
+    return {key: sums[key] / weights[key] for key in sorted(sums)}

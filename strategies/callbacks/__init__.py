@@ -1,0 +1,1 @@
+"""What happens around the rounds: the run folder, progress, TensorBoard, the report."""

@@ -1,0 +1,27 @@
+"""Send messages and hand the replies over as they arrive.
+
+Flower's own `send_and_receive` polls every 3 s in deployment and keeps all replies in memory; this one polls promptly and
+yields, so that a strategy can fold a reply and let it go.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+FIRST_POLL, LAST_POLL = 0.01, 0.25  # seconds; grows by half from one to the other while nothing arrives
+
+
+def exchange(grid: Grid, messages: Sequence[Message], deadline: float) -> Iterator[Message]:
+    """Push the messages and yield each reply once, until all came or `deadline` seconds have passed."""
+    pending = {message_id for message_id in grid.push_messages(messages) if message_id}
+    end = time.monotonic() + deadline
+    pause = FIRST_POLL
+    while pending and time.monotonic() < end:
+        replies = list(grid.pull_messages(pending))
+        pending -= {reply.metadata.reply_to_message_id for reply in replies}
+        yield from replies
+        pause = FIRST_POLL if replies else min(pause * 1.5, LAST_POLL)
+        if pending:
+            time.sleep(pause)

@@ -1,0 +1,45 @@
+"""Methods by name. A method is a server half (a strategy), a client half and a section of hyper-parameters."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+
+from common.config import RunConfig
+from common.errors import UserError
+from strategies.local import LocalMethod
+
+MODULES = {
+    "darkdistill": "strategies.darkdistill",
+    "depthfl": "strategies.depthfl",
+    "eefl": "strategies.eefl",
+    "exclusivefl": "strategies.exclusivefl",
+    "fedavg": "strategies.fedavg",
+}
+SECTIONS = {
+    "darkdistill": "strategies.darkdistill.config:DarkDistillConfig",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a method's module exports as `METHOD`."""
+
+    strategy: type
+    local: Callable[[], LocalMethod]
+    ensemble: Callable[[RunConfig], float] = lambda config: config.objective.ensemble  # the network's, see NetworkSpec
+
+
+@cache
+def method(name: str) -> Method:
+    """Return a method; only its own module is imported. Raises `UserError` for an unknown name."""
+    if name not in MODULES:
+        raise UserError(f"run.strategy {name!r} is unknown: choose one of {', '.join(sorted(MODULES))}")
+    found: Method = import_module(MODULES[name]).METHOD
+    return found
+
+
+@cache
+def sections() -> dict[str, type]:
+    """Return every method's section of hyper-parameters; these modules hold dataclasses only."""
+    return {name: getattr(import_module(path.split(":")[0]), path.split(":")[1]) for name, path in SECTIONS.items()}
