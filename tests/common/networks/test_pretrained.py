@@ -1,7 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -165,6 +164,7 @@ def test_other_networks_take_no_weights() -> None:
 
 
 def test_a_hub_id_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    huggingface_hub = pytest.importorskip("huggingface_hub")
     weights = timm_weights()
     path = stored(tmp_path, weights)
 
