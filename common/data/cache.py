@@ -1,0 +1,80 @@
+"""A folder per piece of work, written once by whoever comes first and read by everybody."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.data.support import one_line
+from common.errors import UserError
+
+T = TypeVar("T")
+Json = str | int | float | list["Json"] | tuple["Json", ...] | None
+
+
+def content_key(kind: str, *parts: Json) -> str:
+    """Return a folder name that changes with every part."""
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return f"{kind}-{digest[:32]}"
+
+
+def fingerprint(root: Path, files: Iterable[Path]) -> list[Json]:
+    """Return what tells that files below `root` changed: names, sizes and times of change."""
+    facts: list[Json] = [str(root)]
+    for file in sorted(files):
+        status = file.stat()
+        facts.append((file.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns))
+    return facts
+
+
+def cached(cache: Path, key: str, fill: Callable[[Path], None], read: Callable[[Path], T]) -> T:
+    """Return read(cache / key), which fill(folder) writes first if nobody has yet.
+
+    The folder is filled under another name and renamed when complete, so that a reader never sees half of it; of two
+    processes that fill it at once the later one uses the earlier one's. A damaged folder is written anew.
+    Raises UserError if the cache cannot be written.
+    """
+    folder = cache / key
+    if folder.is_dir():
+        try:
+            return read(folder)
+        except (OSError, ValueError, KeyError):
+            shutil.rmtree(folder, ignore_errors=True)
+    draft = cache / f".{key}-{uuid4().hex}"
+    try:
+        draft.mkdir(parents=True)
+        fill(draft)
+        _publish(draft, folder)
+    except OSError as error:
+        raise UserError(
+            f"cannot keep prepared data in {cache} ({one_line(error)}): free some space or use another folder"
+        ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return read(folder)
+
+
+def _publish(draft: Path, folder: Path) -> None:
+    try:
+        draft.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # somebody else was quicker: theirs holds the same
+            raise
+
+
+def write_rows(path: Path, shape: tuple[int, ...], rows: Iterable[NDArray[np.uint8]]) -> None:
+    """Write uint8 `rows` one after another as a .npy of `shape`, without holding them all in memory.
+
+    Plain writes instead of a memory map, because a full disk is an OSError for the first and a crash for the second.
+    """
+    with path.open("wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for row in rows:
+            file.write(row.tobytes())

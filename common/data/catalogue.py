@@ -1,0 +1,33 @@
+"""The data sets known by name: where their copy on the Hugging Face hub lies and what normalises them."""
+
+from dataclasses import dataclass
+
+EMBEDDED = "digits"
+FOLDER = "folder"
+
+
+@dataclass(frozen=True)
+class HubSet:
+    """One set on the Hugging Face hub.
+
+    `mean` and `std` are per-channel statistics of the training images scaled to [0, 1]; empty means 0.5 and 0.5.
+    """
+
+    repository: str
+    subset: str | None = None
+    test_split: str = "test"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+HUB_SETS: dict[str, HubSet] = {
+    "cifar10": HubSet("uoft-cs/cifar10", mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)),
+    "cifar100": HubSet("uoft-cs/cifar100", mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762)),
+    "fashion_mnist": HubSet("zalando-datasets/fashion_mnist"),
+    # The labels of Tiny ImageNet's own test images were never published: its validation images serve as the test set.
+    "tiny_imagenet": HubSet("zh-plus/tiny-imagenet", test_split="valid"),
+    "svhn": HubSet("ufldl-stanford/svhn", subset="cropped_digits"),
+    "stl10": HubSet("tanganke/stl10"),
+}
+
+NAMES: tuple[str, ...] = (EMBEDDED, *HUB_SETS, FOLDER)

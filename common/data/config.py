@@ -1,0 +1,102 @@
+"""What the user can say about data."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.data.catalogue import EMBEDDED, FOLDER, NAMES
+
+PARTITIONERS: tuple[str, ...] = ("iid", "dirichlet", "shards", "natural")
+# Outside this range numpy's Dirichlet sampler underflows or overflows; 0.001 is one client per class, 1e6 is IID.
+ALPHA_RANGE = (1e-3, 1e6)
+LARGEST_IMAGE = 4096
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and how they are dealt to clients.
+
+    name               a set known by name, or `folder` for your own images in `root`
+    root               absolute folder with train-*.parquet and test-*.parquet, or train/<class>/ and test/<class>/
+                       images, or <class>/ images (a fifth of each class then becomes the test set); "" = the hub
+    partitioner        iid, dirichlet (label skew), shards (few classes per client), natural (by a column)
+    alpha              concentration of the Dirichlet distribution; smaller = more skewed
+    shards_per_client  label-sorted shards that each client gets (McMahan et al., AISTATS 2017)
+    column             the column that names each sample's client (natural)
+    label              the label column; "" = the first of label, fine_label, labels
+    image_size         side in pixels that images are resized to; 0 = the set's own size
+    validation         share of a client's own training data kept for validation, in [0, 1)
+    limit              use only so many training samples, the first ones; 0 = all
+    mean, std          comma-separated constants per channel, of images in [0, 1]; "" = the set's own, or 0.5
+    """
+
+    name: str = EMBEDDED
+    root: str = ""
+    partitioner: str = "iid"
+    alpha: float = 0.5
+    shards_per_client: int = 2
+    column: str = ""
+    label: str = ""
+    image_size: int = 0
+    validation: float = 0.2
+    limit: int = 0
+    mean: str = ""
+    std: str = ""
+
+    def problems(self) -> list[str]:
+        """Return one message for everything that is wrong; an empty list if nothing is."""
+        low, high = ALPHA_RANGE
+        checks = (
+            (self.name in NAMES, f"data.name: no set is called {self.name!r}; choose from {', '.join(NAMES)}"),
+            (
+                self.name != FOLDER or self.root != "",
+                f"data.root: name the absolute folder of your images when data.name is {FOLDER!r}",
+            ),
+            (
+                self.name != EMBEDDED or self.root == "",
+                f"data.root: the set {EMBEDDED!r} is embedded; set data.name to {FOLDER!r} to use your own images",
+            ),
+            (
+                self.root == "" or Path(self.root).is_absolute(),
+                f"data.root: must be an absolute path, got {self.root!r}",
+            ),
+            (
+                self.partitioner in PARTITIONERS,
+                f"data.partitioner: must be one of {', '.join(PARTITIONERS)}, got {self.partitioner!r}",
+            ),
+            (low <= self.alpha <= high, f"data.alpha: must be from {low} to {high:.0f}, got {self.alpha}"),
+            (
+                self.shards_per_client >= 1,
+                f"data.shards-per-client: must be at least 1, got {self.shards_per_client}",
+            ),
+            (
+                self.partitioner != "natural" or self.column != "",
+                "data.column: name the column that tells whose sample it is when data.partitioner is 'natural'",
+            ),
+            (
+                0 <= self.image_size <= LARGEST_IMAGE,
+                f"data.image-size: must be from 0 (the set's own) to {LARGEST_IMAGE}, got {self.image_size}",
+            ),
+            (0 <= self.validation < 1, f"data.validation: must be in [0, 1), got {self.validation}"),
+            (self.limit >= 0, f"data.limit: must be 0 (all) or more, got {self.limit}"),
+        )
+        return [message for holds, message in checks if not holds] + self._constant_problems()
+
+    def _constant_problems(self) -> list[str]:
+        problems = []
+        for key, text in (("mean", self.mean), ("std", self.std)):
+            try:
+                values = constants(text)
+            except ValueError:
+                problems.append(f"data.{key}: must be comma-separated numbers such as '0.5,0.5,0.5', got {text!r}")
+                continue
+            if not all(math.isfinite(value) for value in values):
+                problems.append(f"data.{key}: must be finite numbers, got {text!r}")
+            elif key == "std" and not all(value > 0 for value in values):
+                problems.append(f"data.std: must be above 0, got {text!r}")
+        return problems
+
+
+def constants(text: str) -> tuple[float, ...]:
+    """Return the numbers of a comma-separated text; () for an empty one. Raises ValueError if it is not numbers."""
+    return tuple(float(part) for part in text.split(",")) if text.strip() else ()

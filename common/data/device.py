@@ -1,0 +1,50 @@
+"""A real device's own images: <folder>/<class>/*, with class names that the server knows."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common.data.decode import decode
+from common.data.image_folder import SUFFIXES, image_files
+from common.data.images import ImageSet
+from common.data.split import client_split
+from common.errors import UserError
+
+_SHOWN = 20
+
+
+def device_data(
+    folder: Path, classes: tuple[str, ...], image_shape: tuple[int, int, int], validation: float, seed: int
+) -> tuple[ImageSet, ImageSet]:
+    """Return a device's own (training, validation) images.
+
+    folder       one folder per class, named as the server names the class ("/" written as "-"); not every class
+                 needs one
+    classes      the server's class names, index = label
+    image_shape  (C, H, W) that the network takes: images are made grey or RGB and resized to it
+    validation   share kept for validation, in [0, 1)
+    Raises UserError for a missing or empty folder, unknown class names and images that cannot be read.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: create it with one folder of images per class")
+    labels = {name.replace("/", "-"): label for label, name in enumerate(classes)}
+    files = image_files(folder)
+    if unknown := [name for name in files if name not in labels]:
+        raise UserError(
+            f"{folder} has folders that are no classes of this run ({_names(unknown)}): "
+            f"rename them to one of {_names(list(labels))}"
+        )
+    if not files:
+        raise UserError(f"{folder} holds no images: put {', '.join(SUFFIXES)} files into {folder}/<class>/")
+    paths = [path for name in files for path in files[name]]
+    pixels = np.stack(list(decode(paths, image_shape, resize=True, where="image")))
+    targets = [labels[name] for name in files for _ in files[name]]
+    images = ImageSet(torch.from_numpy(pixels), torch.tensor(targets, dtype=torch.int64), classes)
+    train, held_out = client_split(np.arange(len(paths)), validation, seed, client_id=0)
+    return images.subset(train), images.subset(held_out)
+
+
+def _names(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,91 @@
+"""Images as tensors: a labelled set, and what turns it into a network's input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.data.catalogue import HUB_SETS
+from common.data.config import DataConfig, constants
+from common.errors import UserError
+
+Indices = Tensor | NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Labelled images.
+
+    images   uint8 (N, C, H, W); may lie in a file mapped into memory, so take what you need with `subset`
+    labels   int64 (N,)
+    classes  names, index = label
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return int(self.labels.shape[0])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def subset(self, indices: Indices) -> ImageSet:
+        """Return a copy that holds only the samples at `indices` (n,), in that order."""
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        return replace(self, images=self.images[chosen], labels=self.labels[chosen])
+
+    def to(self, device: torch.device | str) -> ImageSet:
+        """Return the set on another device."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+
+class Normalizer:
+    """(pixel / 255 - mean) / std, folded into one multiplication and one addition.
+
+    mean, std: one number for all channels, or one per channel, of images in [0, 1].
+    """
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device | str = "cpu") -> None:
+        self.mean = mean
+        self.std = std
+        deviation = torch.tensor(std, dtype=torch.float64)
+        self._scale = _per_channel(1 / (255 * deviation), device)
+        self._shift = _per_channel(-torch.tensor(mean, dtype=torch.float64) / deviation, device)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return float32 (B, C, H, W) for uint8 (B, C, H, W) on the same device."""
+        return images.to(torch.float32).mul_(self._scale).add_(self._shift)
+
+    def to(self, device: torch.device | str) -> Normalizer:
+        """Return the normaliser for batches on another device."""
+        return Normalizer(self.mean, self.std, device)
+
+
+def _per_channel(values: Tensor, device: torch.device | str) -> Tensor:
+    return values.to(device=device, dtype=torch.float32).view(1, -1, 1, 1)
+
+
+def normalizer(config: DataConfig, channels: int) -> Normalizer:
+    """Return the normaliser for a configuration: its own constants, else the set's known ones, else 0.5 and 0.5.
+
+    Raises UserError if the number of constants is neither 1 nor `channels`.
+    """
+    known = HUB_SETS.get(config.name)
+    mean = constants(config.mean) or (known.mean if known else ()) or (0.5,)
+    std = constants(config.std) or (known.std if known else ()) or (0.5,)
+    for key, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, channels):
+            raise UserError(
+                f"data.{key}: the images have {channels} channel(s) but {len(values)} constants are in use; "
+                f"give one for all or one per channel"
+            )
+    return Normalizer(mean, std)

@@ -1,0 +1,172 @@
+"""Deal the training samples to clients with the partitioners of flwr-datasets."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.data.cache import Json, cached, content_key
+from common.data.config import DataConfig
+from common.data.support import require
+from common.errors import UserError
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
+
+_FORMAT = 1
+# Sampled anew, as flwr-datasets does, until every client can train (BatchNorm needs two samples).
+_WANTED_SAMPLES = 2
+
+Parts = list[NDArray[np.int64]]
+
+
+def partition(  # noqa: PLR0917
+    config: DataConfig,
+    labels: Tensor | NDArray[np.int64],
+    num_clients: int,
+    seed: int,
+    cache: Path | None,
+    natural: NDArray[np.generic] | None = None,
+) -> Parts:
+    """Return one sorted index array per client, disjoint, the same for the same arguments.
+
+    A client may get no sample at all where a skewed Dirichlet distribution gives it none (`with_samples` names the
+    others); `shards` leaves out fewer samples than there are shards; `natural` deals to the first `num_clients` values
+    of the column in sorted order.
+
+    labels   (N,) of the training set
+    cache    folder that keeps the result, so that later processes need not import flwr-datasets (a second or two)
+    natural  the column's value per sample (N,), for data.partitioner = natural
+    Raises UserError if so many clients are impossible.
+    """
+    targets = np.asarray(labels, dtype=np.int64)
+    owners = natural if config.partitioner == "natural" else None
+    _check(config, targets, num_clients, owners)
+    if cache is None:
+        return _deal(config, targets, num_clients, seed, owners)
+    setting: dict[str, Json] = {"dirichlet": config.alpha, "shards": config.shards_per_client}
+    key = content_key(
+        "partition",
+        _FORMAT,
+        config.partitioner,
+        setting.get(config.partitioner),
+        num_clients,
+        seed,
+        _digest(targets),
+        None if owners is None else _digest(owners),
+    )
+    return cached(cache, key, lambda folder: _write(_deal(config, targets, num_clients, seed, owners), folder), _read)
+
+
+def with_samples(parts: Sequence[NDArray[np.int64]]) -> list[int]:
+    """Return the clients that have at least one sample; the others cannot take part."""
+    return [client for client, indices in enumerate(parts) if len(indices)]
+
+
+def _check(
+    config: DataConfig, targets: NDArray[np.int64], num_clients: int, owners: NDArray[np.generic] | None
+) -> None:
+    if num_clients < 1:
+        raise UserError(f"there must be at least one client, got {num_clients}")
+    if config.partitioner == "natural":
+        if owners is None or len(owners) != len(targets):
+            raise UserError(f"the set {config.name!r} has no natural clients: choose another data.partitioner")
+        available, unit = len(np.unique(owners)), f"values in the column {config.column!r}"
+        needed, remedy = num_clients, "use fewer clients"
+    elif config.partitioner == "shards":
+        available, unit = len(targets), "training samples"
+        needed, remedy = num_clients * config.shards_per_client, "use fewer clients or lower data.shards-per-client"
+    else:
+        available, unit = len(targets), "training samples"
+        needed, remedy = num_clients, "use fewer clients or more data (data.limit)"
+    if needed > available:
+        raise UserError(
+            f"{num_clients} clients with data.partitioner {config.partitioner!r} need {needed} but there are only "
+            f"{available} {unit}: {remedy}"
+        )
+
+
+def _deal(
+    config: DataConfig,
+    targets: NDArray[np.int64],
+    num_clients: int,
+    seed: int,
+    owners: NDArray[np.generic] | None,
+) -> Parts:
+    def draw(smallest: int) -> Parts:
+        return _indices(_partitioner(config, num_clients, seed, smallest), targets, owners, num_clients, seed)
+
+    try:
+        return draw(_WANTED_SAMPLES)
+    except ValueError:
+        # Eleven draws left some client with too few: then the first draw stands, poor clients included.
+        return draw(0)
+
+
+def _partitioner(config: DataConfig, num_clients: int, seed: int, smallest: int) -> Partitioner:
+    package = require("flwr_datasets.partitioner", "dealing data to virtual clients")
+    if config.partitioner == "dirichlet":
+        return package.DirichletPartitioner(
+            num_partitions=num_clients,
+            partition_by="label",
+            alpha=float(config.alpha),
+            min_partition_size=smallest,
+            self_balancing=False,
+            seed=seed,
+        )
+    if config.partitioner == "shards":
+        return package.ShardPartitioner(
+            num_partitions=num_clients,
+            partition_by="label",
+            num_shards_per_partition=config.shards_per_client,
+            seed=seed,
+        )
+    if config.partitioner == "natural":
+        return package.NaturalIdPartitioner(partition_by="natural")
+    return package.IidPartitioner(num_partitions=num_clients)
+
+
+def _indices(
+    partitioner: Partitioner,
+    targets: NDArray[np.int64],
+    owners: NDArray[np.generic] | None,
+    num_clients: int,
+    seed: int,
+) -> Parts:
+    """Run a partitioner over a table of labels without images.
+
+    The table is shuffled first, as FederatedDataset does: some partitioners cut it in the order they find it.
+    """
+    order = np.random.default_rng(seed).permutation(len(targets))
+    columns: dict[str, NDArray[np.generic]] = {"index": order, "label": targets[order]}
+    if owners is not None:
+        columns["natural"] = owners[order]
+    # flwr-datasets warns at every repeated draw and shows a progress bar of its own.
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        partitioner.dataset = require("datasets", "dealing data to virtual clients").Dataset.from_dict(columns)
+        parts = [partitioner.load_partition(client)["index"][:] for client in range(num_clients)]
+    return [np.sort(np.asarray(part, dtype=np.int64)) for part in parts]
+
+
+def _digest(values: NDArray[np.generic]) -> str:
+    return hashlib.sha256(f"{values.dtype.str}{values.shape}".encode() + values.tobytes()).hexdigest()
+
+
+def _write(parts: Parts, folder: Path) -> None:
+    np.save(folder / "indices.npy", np.concatenate(parts), allow_pickle=False)
+    np.save(folder / "ends.npy", np.cumsum([len(part) for part in parts]), allow_pickle=False)
+
+
+def _read(folder: Path) -> Parts:
+    indices = np.load(folder / "indices.npy", allow_pickle=False)
+    return np.split(indices, np.load(folder / "ends.npy", allow_pickle=False)[:-1])
