@@ -1,0 +1,29 @@
+import torch
+
+from common.data import batches
+from common.seeding import generator
+
+
+def _sizes(num_samples: int, batch_size: int) -> list[int]:
+    return [len(batch) for batch in batches(num_samples, batch_size, generator(0))]
+
+
+def test_a_remainder_of_one_joins_the_batch_before() -> None:
+    assert _sizes(10, 4) == [4, 4, 2]
+    assert _sizes(9, 4) == [4, 5]
+    assert _sizes(8, 4) == [4, 4]
+    assert _sizes(5, 4) == [5]
+
+
+def test_edges() -> None:
+    assert _sizes(0, 4) == []
+    assert _sizes(1, 4) == [1]
+    assert _sizes(3, 1) == [1, 1, 1]
+
+
+def test_every_sample_comes_once_in_an_order_of_the_seed() -> None:
+    once, again, other = (torch.cat(batches(50, 8, generator(seed))) for seed in (1, 1, 2))
+    assert sorted(once.tolist()) == list(range(50))
+    assert torch.equal(once, again)
+    assert not torch.equal(once, other)
+    assert once.dtype == torch.int64

@@ -1,0 +1,82 @@
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.data.cache import cached, content_key, fingerprint, write_rows
+from common.errors import UserError
+
+
+def _read(folder: Path) -> str:
+    return (folder / "text").read_text()
+
+
+def test_filled_once(tmp_path: Path) -> None:
+    calls = []
+
+    def fill(folder: Path) -> None:
+        calls.append(folder)
+        (folder / "text").write_text("hello")
+
+    assert [cached(tmp_path / "new", "k", fill, _read) for _ in range(2)] == ["hello", "hello"]
+    assert len(calls) == 1
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["k"]
+
+
+def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
+    def fill(folder: Path) -> None:
+        (folder / "text").write_text("half")
+        raise UserError("no")
+
+    with pytest.raises(UserError, match="no"):
+        cached(tmp_path, "k", fill, _read)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_folder_is_written_anew(tmp_path: Path) -> None:
+    (tmp_path / "k").mkdir()
+    assert cached(tmp_path, "k", lambda f: (f / "text").write_text("good") and None, _read) == "good"
+
+
+def test_the_slower_of_two_takes_what_the_quicker_wrote(tmp_path: Path) -> None:
+    both_started = threading.Barrier(2)
+    results = []
+
+    def work(name: str) -> None:
+        def fill(folder: Path) -> None:
+            (folder / "text").write_text(name)
+            both_started.wait(10)
+
+        results.append(cached(tmp_path, "k", fill, _read))
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in ("a", "b")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 2
+    assert results[0] == results[1] == _read(tmp_path / "k")
+    assert [p.name for p in tmp_path.iterdir()] == ["k"]
+
+
+def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot keep prepared data in"):
+        cached(tmp_path / "file", "k", lambda f: None, _read)
+
+
+def test_keys_and_fingerprints_see_changes(tmp_path: Path) -> None:
+    assert content_key("a", 1) == content_key("a", 1) != content_key("a", 2)
+    file = tmp_path / "x"
+    file.write_text("1")
+    before = fingerprint(tmp_path, [file])
+    file.write_text("22")
+    assert fingerprint(tmp_path, [file]) != before
+
+
+def test_rows_make_an_array_file(tmp_path: Path) -> None:
+    rows = np.arange(24, dtype=np.uint8).reshape(4, 2, 3)
+    # Not contiguous, as decoded images are not.
+    write_rows(tmp_path / "a.npy", (4, 3, 2), (row.T for row in rows))
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy", mmap_mode="r"), rows.transpose(0, 2, 1))

@@ -1,0 +1,99 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.data import DataConfig, load, partition
+from common.data.dataset import _load
+from common.errors import UserError
+
+PROJECT = Path(__file__).resolve().parents[3]
+
+
+def test_digits_are_split_once_and_for_all(tmp_path: Path) -> None:
+    data = load(DataConfig(), tmp_path)
+    assert (len(data.train), len(data.test)) == (1438, 359)
+    assert data.image_shape == (1, 8, 8)
+    assert data.classes == tuple("0123456789")
+    assert data.train.images.dtype == torch.uint8
+    assert data.train.images.max() == 255
+    assert torch.bincount(data.test.labels).tolist() == [36, 36, 35, 37, 36, 36, 36, 36, 35, 36]
+    assert data.natural is None
+
+
+def test_the_cache_gives_what_decoding_gives(tmp_path: Path) -> None:
+    config = DataConfig(image_size=12, limit=100)
+    in_memory = load(config, None)
+    for _ in ("written", "read"):
+        _load.cache_clear()
+        cached = load(config, tmp_path)
+        for one, other in ((in_memory.train, cached.train), (in_memory.test, cached.test)):
+            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.labels, other.labels)
+            assert one.classes == other.classes
+    assert len(cached.train) == 100
+    assert cached.image_shape == (1, 12, 12)
+
+
+def test_a_process_decodes_once_whatever_the_partition(tmp_path: Path) -> None:
+    assert load(DataConfig(), tmp_path) is load(DataConfig(partitioner="dirichlet", alpha=0.1, mean="0.1"), tmp_path)
+    assert load(DataConfig(), tmp_path) is not load(DataConfig(limit=10), tmp_path)
+
+
+def test_writing_to_images_never_reaches_the_cache(tmp_path: Path) -> None:
+    load(DataConfig(), tmp_path).train.images.zero_()
+    _load.cache_clear()
+    assert load(DataConfig(), tmp_path).train.images.max() == 255
+
+
+def test_a_damaged_cache_is_written_anew(tmp_path: Path) -> None:
+    expected = load(DataConfig(), tmp_path).train.images.clone()
+    (file,) = tmp_path.glob("*/train_images.npy")
+    file.write_bytes(file.read_bytes()[:1000])
+    _load.cache_clear()
+    assert torch.equal(load(DataConfig(), tmp_path).train.images, expected)
+
+
+def test_changed_files_are_decoded_again(tmp_path: Path, data_root: Path) -> None:
+    root = tmp_path / "set"
+    shutil.copytree(data_root / "cifar10_tiny", root)
+    config = DataConfig(name="cifar10", root=str(root))
+    before = load(config, tmp_path / "cache").train.images.clone()
+    shutil.copyfile(data_root / "cifar100_tiny" / "train-00000-of-00001.parquet", root / "train-00000-of-00001.parquet")
+    shutil.copyfile(data_root / "cifar100_tiny" / "test-00000-of-00001.parquet", root / "test-00000-of-00001.parquet")
+    _load.cache_clear()
+    after = load(config, tmp_path / "cache")
+    assert len(after.classes) == 100
+    assert not torch.equal(after.train.images, before)
+
+
+def test_a_missing_folder_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.root: there is no folder .*nowhere"):
+        load(DataConfig(name="cifar10", root=str(tmp_path / "nowhere")), None)
+
+
+def test_digits_have_no_natural_clients() -> None:
+    with pytest.raises(UserError, match="'digits' has no column 'writer'"):
+        load(DataConfig(partitioner="natural", column="writer"), None)
+
+
+def test_cached_data_and_partitions_need_none_of_the_slow_packages(tmp_path: Path) -> None:
+    config = DataConfig(partitioner="dirichlet", alpha=0.3)
+    parts = partition(config, load(config, tmp_path).train.labels, 5, 1, tmp_path)
+    program = f"""
+import sys
+from pathlib import Path
+from common.data import DataConfig, load, partition
+cache, config = Path({str(tmp_path)!r}), DataConfig(partitioner="dirichlet", alpha=0.3)
+parts = partition(config, load(config, cache).train.labels, 5, 1, cache)
+slow = {{"datasets", "flwr_datasets", "pyarrow", "sklearn", "pandas"}} & set(sys.modules)
+assert not slow, slow
+print(*(sum(part.tolist()) for part in parts))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(int(np.sum(part))) for part in parts]

@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+import torch
+
+from common.data import DataConfig, ImageSet, Normalizer, normalizer
+from common.errors import UserError
+
+
+def test_normalizer_matches_the_formula() -> None:
+    images = torch.arange(24, dtype=torch.uint8).view(2, 3, 2, 2) * 10
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 0.125)
+    result = Normalizer(mean, std)(images)
+    expected = (images / 255 - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result, expected)
+
+
+def test_normalizer_leaves_the_images_alone() -> None:
+    images = torch.full((1, 1, 2, 2), 255, dtype=torch.uint8)
+    assert Normalizer((0.5,), (0.5,))(images).unique().tolist() == [1.0]
+    assert images.unique().tolist() == [255]
+
+
+def test_normalizer_constants_come_from_config_then_set_then_half() -> None:
+    assert normalizer(DataConfig(), channels=1).mean == (0.5,)
+    assert normalizer(DataConfig(name="cifar100"), channels=3).mean == (0.5071, 0.4865, 0.4409)
+    own = normalizer(DataConfig(name="cifar100", mean="0.4", std="1,2,3"), channels=3)
+    assert (own.mean, own.std) == ((0.4,), (1.0, 2.0, 3.0))
+
+
+def test_normalizer_refuses_constants_for_other_channels() -> None:
+    with pytest.raises(UserError, match=r"data\.std: the images have 1 channel"):
+        normalizer(DataConfig(std="1,1,1"), channels=1)
+
+
+def test_subset_copies_in_the_order_asked() -> None:
+    images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).clone()
+    whole = ImageSet(images, torch.arange(5), ("a", "b", "c", "d", "e"))
+    part = whole.subset(np.array([3, 1]))
+    assert part.labels.tolist() == [3, 1]
+    assert part.images.flatten().tolist() == [3, 1]
+    assert part.classes == whole.classes
+    assert (len(part), part.shape) == (2, (1, 1, 1))
+    part.images.zero_()
+    assert images.flatten().tolist() == [0, 1, 2, 3, 4]

@@ -1,0 +1,160 @@
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.data import DataConfig, load
+from common.data.dataset import TrainTest
+from common.errors import UserError
+
+pa = pytest.importorskip("pyarrow", reason="Parquet files need the simulation extra")
+pq = pytest.importorskip("pyarrow.parquet")
+
+SIDE = 4
+
+
+def _png(value: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((SIDE, SIDE), value, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _write(path: Path, labels: list, image: str = "image", label: str = "label", **columns: list) -> None:
+    images = [{"bytes": _png(i), "path": None} for i in range(len(labels))]
+    pq.write_table(pa.table({image: images, label: labels, **columns}), path)
+
+
+def _load_from(root: Path, **options: str | int) -> TrainTest:
+    return load(DataConfig(name="folder", root=str(root), **options), None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "classes", "third"),
+    [
+        ("cifar10", (3, 32, 32), 10, "bird"),
+        ("cifar100", (3, 32, 32), 100, "baby"),
+        ("fashion_mnist", (1, 28, 28), 10, "Pullover"),
+    ],
+)
+def test_real_sets(data_root: Path, name: str, shape: tuple[int, ...], classes: int, third: str) -> None:
+    data = load(DataConfig(name=name, root=str(data_root / f"{name}_tiny")), None)
+    assert (len(data.train), len(data.test), data.image_shape) == (500, 100, shape)
+    assert (len(data.classes), data.classes[2]) == (classes, third)
+    assert data.train.labels.bincount().tolist() == [500 // classes] * classes
+
+
+def test_real_pixels_are_right(data_root: Path) -> None:
+    """The first CIFAR-10 training image is the frog whose first pixel is (59, 62, 63)."""
+    data = load(DataConfig(name="cifar10", root=str(data_root / "cifar10_tiny")), None)
+    assert data.classes[data.train.labels[0]] == "frog"
+    assert data.train.images[0, :, 0, 0].tolist() == [59, 62, 63]
+
+
+def test_another_label_column(data_root: Path) -> None:
+    config = DataConfig(name="cifar100", root=str(data_root / "cifar100_tiny"), label="coarse_label")
+    data = load(config, None)
+    assert data.train.labels.max() == 19
+    assert len(data.classes) == 20
+
+
+def test_shards_are_read_in_order_and_without_test_files_a_fifth_is_set_aside(tmp_path: Path) -> None:
+    _write(tmp_path / "train-00001-of-00002.parquet", [1] * 5)
+    _write(tmp_path / "train-00000-of-00002.parquet", [0] * 5)
+    data = _load_from(tmp_path)
+    assert data.train.labels.tolist() == [0] * 4 + [1] * 4
+    assert data.test.labels.tolist() == [0, 1]
+    assert data.classes == ("0", "1")
+
+
+def test_text_labels_are_numbered_by_name(tmp_path: Path) -> None:
+    _write(tmp_path / "train.parquet", ["dog", "cat", "dog"])
+    _write(tmp_path / "val.parquet", ["eel"])
+    data = _load_from(tmp_path)
+    assert data.classes == ("cat", "dog", "eel")
+    assert data.train.labels.tolist() == [1, 0, 1]
+    assert data.test.labels.tolist() == [2]
+
+
+def test_natural_column_follows_limit(tmp_path: Path) -> None:
+    _write(tmp_path / "train.parquet", [1, 0, 1], writer=["ann", "bob", "ann"])
+    _write(tmp_path / "test.parquet", [1], writer=["zoe"])
+    data = _load_from(tmp_path, partitioner="natural", column="writer", limit=2)
+    assert data.natural.tolist() == ["ann", "bob"]
+    with pytest.raises(UserError, match="no column 'user': choose from image, label, writer"):
+        _load_from(tmp_path, partitioner="natural", column="user")
+
+
+def test_natural_values_survive_the_cache(tmp_path: Path) -> None:
+    _write(tmp_path / "train.parquet", [1, 0], writer=["ann", "bob"])
+    _write(tmp_path / "test.parquet", [1], writer=["zoe"])
+    config = DataConfig(name="folder", root=str(tmp_path), partitioner="natural", column="writer")
+    data = load(config, tmp_path / "cache")
+    assert data.natural is not None
+    assert data.natural.tolist() == ["ann", "bob"]
+
+
+def test_truncated_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "train.parquet"
+    _write(file, [0, 1])
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"train\.parquet cannot be read as Parquet .*again") as caught:
+        _load_from(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_truncated_image_is_named(tmp_path: Path) -> None:
+    images = [{"bytes": _png(0), "path": None}, {"bytes": _png(1)[:40], "path": None}]
+    pq.write_table(pa.table({"img": images, "label": [0, 0]}), tmp_path / "train.parquet")
+    _write(tmp_path / "test.parquet", [0])
+    with pytest.raises(UserError, match="train image 1 cannot be read as an image"):
+        _load_from(tmp_path)
+
+
+def test_splits_may_name_the_image_column_differently(tmp_path: Path) -> None:
+    _write(tmp_path / "train.parquet", [0, 1], image="img")
+    _write(tmp_path / "test.parquet", [1], image="image")
+    assert _load_from(tmp_path).test.images.shape == (1, 1, SIDE, SIDE)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"label": "target"}, r"no label column label, fine_label, labels: set data\.label to one of image, target"),
+        ({"image": "picture"}, "no image column.*picture"),
+    ],
+)
+def test_wrong_columns_are_told(tmp_path: Path, columns: dict[str, str], message: str) -> None:
+    _write(tmp_path / "train.parquet", [0, 1], **columns)
+    with pytest.raises(UserError, match=message):
+        _load_from(tmp_path)
+
+
+def test_labels_beyond_the_class_names_are_told(tmp_path: Path) -> None:
+    table = pa.table({"img": [{"bytes": _png(0), "path": None}], "label": [7]})
+    features = {"info": {"features": {"label": {"names": ["a", "b"], "_type": "ClassLabel"}}}}
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), tmp_path / "train.parquet")
+    with pytest.raises(UserError, match="labels from 7 to 7 but there are 2 classes"):
+        _load_from(tmp_path)
+
+
+def test_missing_values_are_told(tmp_path: Path) -> None:
+    _write(tmp_path / "train.parquet", [0, None])
+    with pytest.raises(UserError, match="1 values of column 'label' are missing"):
+        _load_from(tmp_path)
+
+
+def test_shards_of_different_sets_are_told(tmp_path: Path) -> None:
+    _write(tmp_path / "train-0.parquet", [0])
+    _write(tmp_path / "train-1.parquet", [0], label="labels")
+    with pytest.raises(UserError, match="differ in their columns") as caught:
+        _load_from(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_must_be_named_by_split(tmp_path: Path) -> None:
+    _write(tmp_path / "data.parquet", [0])
+    with pytest.raises(UserError, match=r"none is named train\*\.parquet"):
+        _load_from(tmp_path)

@@ -1,0 +1,113 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.data import DataConfig, partition, with_samples
+from common.errors import UserError
+
+pytest.importorskip("flwr_datasets", reason="partitions need the simulation extra")
+
+LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 50))
+
+
+def _sizes(parts: list[np.ndarray]) -> list[int]:
+    return [len(part) for part in parts]
+
+
+@pytest.mark.parametrize("name", ["iid", "dirichlet", "shards"])
+def test_parts_are_sorted_disjoint_and_the_same_for_a_seed(name: str) -> None:
+    config = DataConfig(partitioner=name)
+    once, again, other = (partition(config, LABELS, 10, seed, None) for seed in (1, 1, 2))
+    joined = np.concatenate(once)
+    assert len(once) == 10
+    assert all(np.all(part[1:] > part[:-1]) for part in once)
+    assert sorted(joined.tolist()) == list(range(500))
+    assert all(np.array_equal(a, b) for a, b in zip(once, again, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(once, other, strict=True))
+
+
+def test_iid_is_even_and_not_in_the_order_of_the_set() -> None:
+    parts = partition(DataConfig(), np.sort(LABELS), 7, 1, None)
+    assert max(_sizes(parts)) - min(_sizes(parts)) <= 1
+    assert min(len(np.unique(np.sort(LABELS)[part])) for part in parts) >= 9
+
+
+def test_shards_give_few_classes() -> None:
+    parts = partition(DataConfig(partitioner="shards", shards_per_client=2), LABELS, 5, 1, None)
+    assert _sizes(parts) == [100] * 5
+    assert all(len(np.unique(LABELS[part])) == 2 for part in parts)
+
+
+def test_a_smaller_alpha_is_more_skewed() -> None:
+    def largest_share(alpha: float) -> float:
+        parts = partition(DataConfig(partitioner="dirichlet", alpha=alpha), LABELS, 5, 1, None)
+        return float(np.mean([np.bincount(LABELS[part]).max() / len(part) for part in parts if len(part)]))
+
+    assert largest_share(1000.0) < 0.15
+    assert largest_share(0.1) > 0.3
+
+
+def test_dirichlet_gives_every_client_two_samples_where_a_draw_can() -> None:
+    parts = partition(DataConfig(partitioner="dirichlet", alpha=0.3), LABELS, 20, 3, None)
+    assert min(_sizes(parts)) >= 2
+
+
+@pytest.mark.parametrize("alpha", [0.001, 0.05])
+def test_dirichlet_with_more_clients_than_it_can_serve_leaves_some_empty(alpha: float) -> None:
+    parts = partition(DataConfig(partitioner="dirichlet", alpha=alpha), LABELS, 100, 1, None)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(500))
+    assert 0 < len(with_samples(parts)) < 100
+    assert all(len(parts[client]) for client in with_samples(parts))
+
+
+def test_natural_clients_own_their_values() -> None:
+    owners = np.array(["bob", "ann", "zoe", "ann", "bob"])
+    config = DataConfig(partitioner="natural", column="writer")
+    parts = partition(config, np.zeros(5, dtype=np.int64), 2, 1, None, owners)
+    assert [part.tolist() for part in parts] == [[1, 3], [0, 4]]
+
+
+@pytest.mark.parametrize(
+    ("config", "clients", "natural", "message"),
+    [
+        (DataConfig(), 501, None, "501 clients .*'iid' need 501 but there are only 500 training samples"),
+        (DataConfig(), 0, None, "at least one client"),
+        (DataConfig(partitioner="dirichlet"), 501, None, "use fewer clients"),
+        (DataConfig(partitioner="shards", shards_per_client=6), 100, None, r"need 600 .*data\.shards-per-client"),
+        (DataConfig(partitioner="natural", column="w"), 2, None, "has no natural clients"),
+        (DataConfig(partitioner="natural", column="w"), 3, np.arange(500) % 2, "only 2 values in the column 'w'"),
+    ],
+)
+def test_the_impossible_is_told(config: DataConfig, clients: int, natural: np.ndarray | None, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        partition(config, LABELS, clients, 1, None, natural)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_cache_gives_the_same_empty_parts_included(tmp_path: Path) -> None:
+    config = DataConfig(partitioner="dirichlet", alpha=0.05)
+    fresh = partition(config, LABELS, 100, 1, None)
+    for _ in ("written", "read"):
+        kept = partition(config, LABELS, 100, 1, tmp_path)
+        assert [part.tolist() for part in kept] == [part.tolist() for part in fresh]
+        assert all(part.dtype == np.int64 for part in kept)
+
+
+def test_what_matters_makes_another_cache_entry(tmp_path: Path) -> None:
+    partition(DataConfig(), LABELS, 5, 1, tmp_path)
+    partition(DataConfig(alpha=9.0, mean="0.1"), LABELS, 5, 1, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    partition(DataConfig(), LABELS, 5, 2, tmp_path)
+    partition(DataConfig(), LABELS, 6, 1, tmp_path)
+    partition(DataConfig(), LABELS[::-1], 5, 1, tmp_path)
+    partition(DataConfig(partitioner="shards"), LABELS, 5, 1, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+@pytest.mark.parametrize("package", ["flwr_datasets.partitioner", "datasets"])
+def test_a_device_without_the_extra_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=r"pip install earlybloom\[simulation\]"):
+        partition(DataConfig(), LABELS, 2, 1, None)
