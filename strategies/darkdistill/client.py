@@ -1,0 +1,45 @@
+"""DarkDistill's client half: local training that also tells how difficult each sample is (KDD 2025, local update)."""
+
+import secrets
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.objectives import Loss
+from strategies.darkdistill.config import DifficultyConfig
+from strategies.darkdistill.difficulty import DifficultyPairs, DifficultySketch
+from strategies.local import Job, LocalTraining, Outcome
+
+DIFFICULTY, LABELS, SKETCH = "difficulty", "labels", "sketch"  # names of the uploaded arrays
+
+
+class DarkDistillTraining(LocalTraining):
+    """Records (difficulty, label) of every sample during the last local epoch, just before each step."""
+
+    def __init__(self) -> None:
+        self.pairs: list[tuple[Tensor, Tensor]] = []
+
+    def observe(self, job: Job, batch: Tensor, loss: Loss, last_epoch: bool) -> None:
+        """Keep delta = CE(F_1(x), y) of the current batch, in train mode."""
+        if last_epoch:
+            self.pairs.append((loss.per_exit[0].float().cpu(), job.y[batch].cpu()))
+
+    def finish(self, job: Job, outcome: Outcome) -> Outcome:
+        """Upload the pairs, or a histogram of them per label."""
+        config: DifficultyConfig = job.config.methods["difficulty"]
+        pairs = DifficultyPairs.pool([DifficultyPairs(*pair) for pair in self.pairs]) if self.pairs else None
+        self.pairs = []
+        if pairs is None:
+            return outcome
+        outcome.metrics["difficulty"] = float(pairs.difficulty.mean())
+        if config.upload == "pairs":
+            outcome.entries |= {DIFFICULTY: pairs.difficulty.numpy(), LABELS: pairs.labels.numpy()}
+            return outcome
+        # noise that protects must not follow from the run's seed, which the server knows
+        noise = torch.Generator().manual_seed(secrets.randbits(63))
+        sketch = DifficultySketch.build(
+            pairs, job.model.module.num_classes, bins=config.bins, clip=config.clip, epsilon=config.epsilon, rng=noise
+        )  # type: ignore[arg-type]
+        outcome.entries[SKETCH] = np.asarray(sketch.to_array())
+        return outcome

@@ -1,0 +1,195 @@
+"""Difficulty-conditional data generators and their losses (DarkDistill, KDD 2025; built on FedGen, ICML 2021).
+
+A generator makes what enters a network after its stem or patch embedding (a latent), or normalised images, from
+noise, a label and the difficulty asked for. Noise is uniform in [0, 1)^q.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.networks.base import EarlyExitNetwork
+from strategies.darkdistill.config import DarkDistillConfig
+
+
+class Conditions(nn.Module):
+    """Joins noise (B, q), an embedding of the label and, if conditional, of the difficulty: (B, 3q), else (B, 2q)."""
+
+    def __init__(self, num_classes: int, noise_dim: int, conditional: bool) -> None:
+        super().__init__()
+        self.label = nn.Embedding(num_classes, noise_dim)
+        self.difficulty = nn.Linear(1, noise_dim) if conditional else None
+        self.width = (3 if conditional else 2) * noise_dim
+
+    def forward(self, noise: Tensor, labels: Tensor, difficulty: Tensor | None) -> Tensor:
+        """Return (B, width); raises ValueError when a difficulty is missing or not wanted."""
+        if (difficulty is None) != (self.difficulty is None):
+            raise ValueError("give a difficulty to a conditional generator, and only to that")
+        parts = [noise, self.label(labels)]
+        if self.difficulty is not None and difficulty is not None:
+            parts.append(self.difficulty(difficulty.unsqueeze(1)))
+        return torch.cat(parts, dim=1)
+
+
+class Generator(nn.Module):
+    """What both generators share: `forward(noise (B, q), labels (B,), difficulty (B,) or None) -> (B, *shape)`."""
+
+    def __init__(self, num_classes: int, noise_dim: int, conditional: bool) -> None:
+        super().__init__()
+        self.conditions = Conditions(num_classes, noise_dim, conditional)
+        self.noise_dim = noise_dim
+        self.conditional = conditional
+
+    @property
+    def parameter_count(self) -> int:
+        """Return the number of trainable values; they never leave the server."""
+        return sum(p.numel() for p in self.parameters())
+
+
+class TokenGenerator(Generator):
+    """Token matrices (tokens, width) for transformers, through one hidden layer."""
+
+    def __init__(
+        self, shape: tuple[int, ...], num_classes: int, noise_dim: int, hidden: int, *, conditional: bool = True
+    ) -> None:
+        super().__init__(num_classes, noise_dim, conditional)
+        self.layers = nn.Sequential(
+            nn.Linear(self.conditions.width, hidden),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, torch.Size(shape).numel()),
+            nn.Unflatten(1, shape),
+        )
+
+    def forward(self, noise: Tensor, labels: Tensor, difficulty: Tensor | None = None) -> Tensor:
+        """Return tokens (B, tokens, width)."""
+        return self.layers(self.conditions(noise, labels, difficulty))
+
+
+class ConvGenerator(Generator):
+    """Feature maps or images (C, H, W): a projection to a quarter of the resolution, then two upsampling blocks.
+
+    `head` fits the last layer to the values it has to imitate: "non-negative" (batch norm + ReLU, as in a stem that
+    ends so), "signed" (batch norm alone) or "pixels" (tanh times `pixel_range`).
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        num_classes: int,
+        noise_dim: int,
+        channels: int,
+        *,
+        head: str,
+        pixel_range: float = 2.5,
+        conditional: bool = True,
+    ) -> None:
+        super().__init__(num_classes, noise_dim, conditional)
+        out_channels, height, width = shape
+        quarter = (2 * channels, max(1, height // 4), max(1, width // 4))
+        half = (max(1, height // 2), max(1, width // 2))
+        self.layers = nn.Sequential(
+            nn.Linear(self.conditions.width, torch.Size(quarter).numel()),
+            nn.Unflatten(1, quarter),
+            nn.BatchNorm2d(2 * channels),
+            *_upsample(2 * channels, 2 * channels, half),
+            *_upsample(2 * channels, channels, (height, width)),
+            nn.Conv2d(channels, out_channels, 3, padding=1),
+        )
+        self.head = {
+            "non-negative": nn.Sequential(nn.BatchNorm2d(out_channels), nn.ReLU()),
+            "signed": nn.BatchNorm2d(out_channels),
+            "pixels": nn.Tanh(),
+        }[head]
+        self.scale = pixel_range if head == "pixels" else 1.0
+
+    def forward(self, noise: Tensor, labels: Tensor, difficulty: Tensor | None = None) -> Tensor:
+        """Return maps (B, C, H, W)."""
+        return self.scale * self.head(self.layers(self.conditions(noise, labels, difficulty)))
+
+
+def _upsample(in_channels: int, out_channels: int, size: tuple[int, int]) -> list[nn.Module]:
+    return [
+        nn.Upsample(size=size, mode="nearest"),
+        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.LeakyReLU(0.2),
+    ]
+
+
+def makes_pixels(network: EarlyExitNetwork, config: DarkDistillConfig) -> bool:
+    """Tell whether generated samples enter as images rather than after the stem."""
+    return config.generator_output == "pixels" or network.latent_unit == 0
+
+
+def make_generator(network: EarlyExitNetwork, config: DarkDistillConfig, seed: int) -> Generator:
+    """Build the generator that fits a network's latent; the same seed gives the same weights.
+
+    Feature maps get a ConvGenerator, token matrices a TokenGenerator. The parallel variant's generators take no
+    difficulty.
+    """
+    classes, noise_dim = network.num_classes, config.noise_width(network.num_classes)
+    conditional = config.difficulty_condition and config.variant == "progressive"
+    pixels = makes_pixels(network, config)
+    shape = tuple(network.input_shape if pixels else network.latent_shape)
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: that would also reseed the accelerators.
+        torch.default_generator.manual_seed(seed)
+        if len(shape) == 2:
+            return TokenGenerator(shape, classes, noise_dim, config.generator_hidden, conditional=conditional)
+        head = "pixels" if pixels else "non-negative" if _stem_is_non_negative(network) else "signed"
+        return ConvGenerator(
+            (shape[0], shape[1], shape[2]),
+            classes,
+            noise_dim,
+            config.generator_channels,
+            head=head,
+            pixel_range=config.pixel_range,
+            conditional=conditional,
+        )
+
+
+@torch.no_grad()
+def _stem_is_non_negative(network: EarlyExitNetwork) -> bool:
+    """Feed noise through a copy of the stem: one that ends in ReLU gives no negative value, another many."""
+    stem = network.prefix_units(network.latent_unit, exit_head=False).eval()
+    device = next(stem.parameters()).device
+    probe = torch.randn((2, *network.input_shape), generator=torch.Generator().manual_seed(0)).to(device)
+    return bool(stem.features_at(probe, network.latent_unit).min() >= 0)
+
+
+def label_loss(logits: Sequence[Tensor], labels: Tensor, exit_sets: Sequence[Tensor]) -> Tensor:
+    """L_y: ask each generated sample to be classifiable at the exit that it would leave from.
+
+    Args:
+        logits: one (B, classes) per exit.
+        labels: (B,).
+        exit_sets: the batch's indices per exit, possibly empty.
+
+    Returns:
+        (1/B) * sum over exits e of |S_e| * mean cross-entropy of exit e over S_e.
+    """
+    sums = [
+        F.cross_entropy(z[indices].float(), labels[indices], reduction="sum")
+        for z, indices in zip(logits, exit_sets, strict=True)
+    ]
+    return torch.stack(sums).sum() / len(labels)
+
+
+def difficulty_loss(measured: Tensor, asked: Tensor) -> Tensor:
+    """L_diff: the mean squared error between the difficulties (B,), in nats, measured by the meter and asked for."""
+    return F.mse_loss(measured, asked)
+
+
+def diversity_loss(generated: Tensor, noise: Tensor) -> Tensor:
+    """L_div: samples (B, ...) of unlike noise (B, q) shall differ (FedGen's diversity loss).
+
+    Returns:
+        exp(- mean over all B x B pairs of [mean |G_a - G_b| * mean (noise_a - noise_b)^2]), in (0, 1].
+    """
+    flat = generated.flatten(1).float()
+    apart = torch.cdist(flat, flat, p=1) / flat.shape[1]
+    noise_apart = (noise.unsqueeze(0) - noise.unsqueeze(1)).square().mean(dim=2)
+    return torch.exp(-(apart * noise_apart).mean())

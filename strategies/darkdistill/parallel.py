@@ -1,0 +1,247 @@
+"""The parallel variant, DarkDistill-PL (DarkDistill, KDD 2025): one generator per exit, one global student.
+
+    repeat S times:
+        draw labels for every exit's generator
+        train all generators jointly one step                   (train_generators)
+        repeat R times: distil the tiers into the global model  (distill_step)
+
+Generators take no difficulty. Instead each exit's samples shall be harder than the previous exit's (difficulty
+increase). The published code compares a teacher exit with the student's deepest exit; here each student exit is
+compared by its own feature. How the terms of several teachers are joined is not published: here student exits
+weigh the same, and so do the teachers of one student exit.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import Optimizer
+
+from common.networks.base import EarlyExitNetwork, ExitOutputs
+from strategies.darkdistill.config import DarkDistillConfig
+from strategies.darkdistill.difficulty import DifficultyPairs
+from strategies.darkdistill.generator import Generator, diversity_loss, makes_pixels
+from strategies.darkdistill.relational import rkd_angle, rkd_distance
+from strategies.darkdistill.runtime import Optimizers, Runtime, Tier, evaluating, training_without_statistics
+
+
+@dataclass(frozen=True)
+class GeneratorsReport:
+    """One joint step: `total`, and the label loss, diversity loss and mean difficulty (nats) per exit."""
+
+    total: float
+    label: tuple[float, ...]
+    diversity: tuple[float, ...]
+    difficulty: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ParallelDistillReport:
+    """One iteration: `total`, its relational part per (teacher exit, student exit), and the difficulty gaps."""
+
+    total: float
+    pairs: dict[tuple[int, int], float]
+    gap: float
+
+
+@dataclass(frozen=True)
+class ParallelReport:
+    """All generator steps and all distillation iterations of a round, in order."""
+
+    generators: list[GeneratorsReport]
+    distillation: list[ParallelDistillReport]
+
+
+def transfer_parallel(
+    tiers: Mapping[int, Tier],
+    student: EarlyExitNetwork,
+    generators: Mapping[int, Generator],
+    optimizers: Optimizers,
+    *,
+    config: DarkDistillConfig,
+    runtime: Runtime,
+) -> ParallelReport:
+    """Run a round's whole loop. The student and the generators change in place; the tiers only teach.
+
+    Args:
+        tiers: by depth, only those with clients this round; all modules are on the runtime's device.
+        student: the global model W, averaged layer by layer over the tiers.
+        generators: by exit index from 0. Exits that no present tier has sit out.
+        optimizers: over the student and these generators.
+        config: hyper-parameters.
+        runtime: device, precision and random numbers.
+    """
+    report = ParallelReport([], [])
+    for _ in range(config.server_epochs):
+        conditions = draw_conditions(tiers, config.batch, runtime)
+        for _ in range(config.generator_steps):
+            report.generators.append(
+                train_generators(
+                    tiers,
+                    student,
+                    generators,
+                    optimizers.generators,
+                    conditions=conditions,
+                    config=config,
+                    runtime=runtime,
+                )
+            )
+        for _ in range(config.distill_steps):
+            report.distillation.append(
+                distill_step(
+                    tiers,
+                    student,
+                    generators,
+                    optimizers.distillation,
+                    conditions=conditions,
+                    config=config,
+                    runtime=runtime,
+                )
+            )
+    return report
+
+
+def draw_conditions(tiers: Mapping[int, Tier], count: int, runtime: Runtime) -> list[DifficultyPairs]:
+    """Draw `count` samples per exit: a tier that has the exit, with weight n_k, then one of its pairs."""
+    conditions = []
+    for exit_index in range(_exits_present(tiers)):
+        owners = _owners(tiers, exit_index)
+        draws = [tier.pool.sample(count, runtime.rng) for tier in owners]
+        weights = torch.tensor([float(tier.samples) for tier in owners], device=runtime.rng.device)
+        owner = torch.multinomial(weights, count, replacement=True, generator=runtime.rng).cpu()
+        column = torch.arange(count)
+        difficulty = torch.stack([draw.difficulty.cpu() for draw in draws])[owner, column]
+        labels = torch.stack([draw.labels.cpu() for draw in draws])[owner, column]
+        conditions.append(DifficultyPairs(difficulty, labels).to(runtime.device))
+    return conditions
+
+
+def train_generators(
+    tiers: Mapping[int, Tier],
+    student: EarlyExitNetwork,
+    generators: Mapping[int, Generator],
+    optimizers: Mapping[int, Optimizer],
+    *,
+    conditions: list[DifficultyPairs],
+    config: DarkDistillConfig,
+    runtime: Runtime,
+) -> GeneratorsReport:
+    """Take one joint step of all generators: labels of each exit's ensemble + diversity - difficulty increase.
+
+    A sample's difficulty is its cross-entropy averaged over the student's exits; the previous exit's is constant.
+    Networks stay as they are.
+    """
+    latent = not makes_pixels(student, config)
+    labels, diversities, difficulties = [], [], []
+    with evaluating([student, *(tier.model for tier in tiers.values())]):
+        for index, condition in enumerate(conditions):
+            noise, generated = runtime.generate(generators[index].train(), condition)
+            ensemble = _ensemble(tiers, index, generated, runtime, latent=latent)
+            outputs = runtime.forward(student, generated, latent=latent)
+            labels.append(F.cross_entropy(ensemble.logits[-1], condition.labels))
+            diversities.append(diversity_loss(generated, noise))
+            difficulties.append(_difficulty(outputs.logits, condition.labels))
+    label, diversity, difficulty = (torch.stack(terms) for terms in (labels, diversities, difficulties))
+    increase = difficulty[1:] - difficulty[:-1].detach()
+    total = (
+        config.label_weight * label.sum()
+        + config.diversity_weight * diversity.sum()
+        - config.gap_weight * increase.sum()
+    )
+
+    taking_part = range(len(conditions))
+    for index in taking_part:
+        optimizers[index].zero_grad()
+    total.backward(inputs=[p for index in taking_part for p in generators[index].parameters()])
+    for index in taking_part:
+        optimizers[index].step()
+    return GeneratorsReport(total.item(), tuple(label.tolist()), tuple(diversity.tolist()), tuple(difficulty.tolist()))
+
+
+def distill_step(
+    tiers: Mapping[int, Tier],
+    student: EarlyExitNetwork,
+    generators: Mapping[int, Generator],
+    optimizers: list[Optimizer],
+    *,
+    conditions: list[DifficultyPairs],
+    config: DarkDistillConfig,
+    runtime: Runtime,
+) -> ParallelDistillReport:
+    """Take one step of the student: exit s learns from the tiers' ensembles at the exits s - 1, s and s + 1.
+
+    Each teacher exit is compared on the samples of its own generator. To the relational losses the student adds the
+    absolute gaps between the mean difficulties of adjacent exits' samples. Batch norm statistics stay as they are.
+    """
+    latent = not makes_pixels(student, config)
+    exits = len(student.exit_positions)
+    relational: dict[tuple[int, int], Tensor] = {}
+    difficulties = []
+    models = [student, *(tier.model for tier in tiers.values())]
+    with training_without_statistics(models), runtime.seeded_dropout():
+        for teacher_exit, condition in enumerate(conditions):
+            with torch.no_grad():
+                _, generated = runtime.generate(generators[teacher_exit].eval(), condition)
+                target = _ensemble(tiers, teacher_exit, generated, runtime, latent=latent).features[-1]
+            # The difficulty gap asks every exit of the student, the relational losses only the neighbours.
+            reach = exits if config.gap_weight > 0 else min(teacher_exit + 2, exits)
+            outputs = runtime.forward(_first_exits(student, reach), generated, latent=latent)
+            difficulties.append(_difficulty(outputs.logits, condition.labels))
+            for student_exit in range(max(0, teacher_exit - 1), min(teacher_exit + 2, exits)):
+                phi = outputs.features[student_exit]
+                relational[teacher_exit, student_exit] = config.rkd_distance * rkd_distance(
+                    phi, target
+                ) + config.rkd_angle * rkd_angle(phi, target)
+    gap = torch.stack(difficulties).diff().abs().sum()
+    total = _mean_over_teachers(relational).mean() + config.gap_weight * gap
+
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    total.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    return ParallelDistillReport(total.item(), {pair: loss.item() for pair, loss in relational.items()}, gap.item())
+
+
+def _mean_over_teachers(relational: Mapping[tuple[int, int], Tensor]) -> Tensor:
+    """Return the mean over its teachers of every student exit that has one."""
+    by_student: dict[int, list[Tensor]] = {}
+    for (_, student_exit), loss in relational.items():
+        by_student.setdefault(student_exit, []).append(loss)
+    return torch.stack([torch.stack(losses).mean() for losses in by_student.values()])
+
+
+def _difficulty(logits: list[Tensor], labels: Tensor) -> Tensor:
+    """Return the scalar mean over exits and samples of the cross-entropy, in nats."""
+    return torch.stack([F.cross_entropy(z, labels) for z in logits]).mean()
+
+
+def _ensemble(tiers: Mapping[int, Tier], exit_index: int, x: Tensor, runtime: Runtime, *, latent: bool) -> ExitOutputs:
+    """Average the logits and features of one exit over the tiers that have it, weights n_k; one entry each."""
+    owners = _owners(tiers, exit_index)
+    weights = torch.tensor([float(tier.samples) for tier in owners], device=x.device)
+    weights = weights / weights.sum()
+    outputs = [runtime.forward(_first_exits(t.model, exit_index + 1), x, latent=latent) for t in owners]
+    logits = torch.einsum("t,tbc->bc", weights, torch.stack([o.logits[-1] for o in outputs]))
+    features = torch.einsum("t,tbd->bd", weights, torch.stack([o.features[-1] for o in outputs]))
+    return ExitOutputs([logits], [features], outputs[-1].trunk)
+
+
+def _owners(tiers: Mapping[int, Tier], exit_index: int) -> list[Tier]:
+    return [tiers[k] for k in sorted(tiers) if len(tiers[k].model.exit_positions) > exit_index]
+
+
+def _exits_present(tiers: Mapping[int, Tier]) -> int:
+    return max(len(tier.model.exit_positions) for tier in tiers.values())
+
+
+def _first_exits(network: EarlyExitNetwork, count: int) -> EarlyExitNetwork:
+    """Return the network up to its `count`-th exit, sharing (not copying) units, heads and their modes."""
+    positions = network.exit_positions[:count]
+    return EarlyExitNetwork(
+        {index: network.units[str(index)] for index in range(positions[-1])},
+        {position: network._head(position) for position in positions},
+        network.layout,
+    )

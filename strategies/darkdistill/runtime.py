@@ -1,0 +1,132 @@
+"""How the server's maths runs: device, precision, random numbers, modes; and what it holds of each tier."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import SGD, Adam, Optimizer
+
+from common.networks.base import EarlyExitNetwork, ExitOutputs
+from strategies.darkdistill.config import DarkDistillConfig
+from strategies.darkdistill.difficulty import DifficultyPairs, DifficultyPool
+from strategies.darkdistill.generator import Generator
+from strategies.darkdistill.matching import LearnedDistance
+
+
+@dataclass(frozen=True)
+class Tier:
+    """What the server holds of one depth that has clients this round."""
+
+    model: EarlyExitNetwork
+    """W_k, the average of the clients of this depth; distillation changes it in place."""
+    samples: int
+    """n_k: training samples of this round's clients of this depth."""
+    pool: DifficultyPool
+    """P_k: their difficulties and labels."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Device, precision and random numbers. Everything random derives from `rng`, whatever the device."""
+
+    device: torch.device
+    rng: torch.Generator
+    autocast: bool = False
+    """Networks run in bfloat16; losses stay in float32."""
+
+    def forward(self, network: EarlyExitNetwork, x: Tensor, *, latent: bool) -> ExitOutputs:
+        """Run a network in the configured precision; logits and features come back as float32."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            outputs = network.forward_exits(x, latent=latent)
+        logits, features = ([t.float() for t in tensors] for tensors in (outputs.logits, outputs.features))
+        return ExitOutputs(logits, features, outputs.trunk)
+
+    def generate(self, generator: Generator, conditions: DifficultyPairs) -> tuple[Tensor, Tensor]:
+        """Draw fresh noise (B, q) and generate samples (B, ...) for the conditions; returns both."""
+        shape = (len(conditions), generator.noise_dim)
+        noise = torch.rand(shape, generator=self.rng, device=self.rng.device).to(self.device)
+        difficulty = conditions.difficulty if generator.conditional else None
+        return noise, generator(noise, conditions.labels, difficulty)
+
+    @contextmanager
+    def seeded_dropout(self) -> Iterator[None]:
+        """Let dropout, which only knows the global random state, follow `rng`; the state is put back after."""
+        seed = int(torch.randint(2**62, (), generator=self.rng, device=self.rng.device))
+        if self.device.type == "cpu":
+            with torch.random.fork_rng(devices=[]):
+                # Not torch.manual_seed: that would also reseed the accelerators.
+                torch.default_generator.manual_seed(seed)
+                yield
+            return
+        count = torch.get_device_module(self.device).device_count()
+        with torch.random.fork_rng(devices=list(range(count)), device_type=self.device.type):
+            torch.manual_seed(seed)
+            yield
+
+
+@dataclass(frozen=True)
+class Optimizers:
+    """The server's optimisers: one per generator, by its key, and those of reverse KD."""
+
+    generators: dict[int, Optimizer]
+    distillation: list[Optimizer]
+
+    @classmethod
+    def create(
+        cls,
+        models: Iterable[EarlyExitNetwork],
+        generators: Mapping[int, Generator],
+        config: DarkDistillConfig,
+        matcher: LearnedDistance | None = None,
+    ) -> "Optimizers":
+        """Return Adam per generator, plain SGD over all `models` and, with a learned matcher, its Adam.
+
+        SGD skips parameters without gradients: a tier that sits out, or is only ever a teacher, does not even
+        decay.
+        """
+        trainable = [p for model in models for p in model.parameters() if p.requires_grad]
+        distillation: list[Optimizer] = [SGD(trainable, config.distill_lr, weight_decay=config.distill_weight_decay)]
+        if matcher is not None:
+            distillation.append(Adam(matcher.parameters(), config.matcher_lr))
+        adams: dict[int, Optimizer] = {
+            key: Adam(generator.parameters(), config.generator_lr) for key, generator in generators.items()
+        }
+        return cls(adams, distillation)
+
+    def decay(self, server_round: int, factor: float) -> None:
+        """Set every learning rate to its first value times factor^server_round (rounds count from 0)."""
+        for optimizer in (*self.generators.values(), *self.distillation):
+            for group in optimizer.param_groups:
+                group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor**server_round
+
+
+@contextmanager
+def training_without_statistics(models: Iterable[EarlyExitNetwork]) -> Iterator[None]:
+    """Train, but leave batch norm in eval mode: generated samples never touch running statistics."""
+    with _modes_restored(models) as modules:
+        for module in modules:
+            module.training = not isinstance(module, _BatchNorm)
+        yield
+
+
+@contextmanager
+def evaluating(models: Iterable[EarlyExitNetwork]) -> Iterator[None]:
+    """Put models in eval mode."""
+    with _modes_restored(models) as modules:
+        for module in modules:
+            module.training = False
+        yield
+
+
+@contextmanager
+def _modes_restored(models: Iterable[EarlyExitNetwork]) -> Iterator[list[nn.Module]]:
+    modules = [module for model in models for module in model.modules()]
+    before = [module.training for module in modules]
+    try:
+        yield modules
+    finally:
+        for module, training in zip(modules, before, strict=True):
+            module.training = training

@@ -1,0 +1,283 @@
+"""The server's data-free transfer of one round (DarkDistill, KDD 2025): train generators, distil shallow to deep.
+
+    repeat S times:
+        draw conditions (difficulty, label) for every tier
+        train each tier's generator one step                    (train_generator)
+        repeat R times: distil tier k into tier k + 1, all k    (distill_step)
+
+Tiers without clients this round are left out: the chain pairs adjacent tiers among those present.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import Optimizer
+
+from common.exits.assignment import assign_exits
+from common.networks.base import EarlyExitNetwork
+from strategies.darkdistill.config import DarkDistillConfig
+from strategies.darkdistill.difficulty import DifficultyPairs, rank_correlation
+from strategies.darkdistill.generator import (
+    Generator,
+    difficulty_loss,
+    diversity_loss,
+    label_loss,
+    makes_pixels,
+)
+from strategies.darkdistill.matching import LearnedDistance, match
+from strategies.darkdistill.relational import rkd_angle, rkd_distance
+from strategies.darkdistill.runtime import Optimizers, Runtime, Tier, evaluating, training_without_statistics
+
+
+@dataclass(frozen=True)
+class GeneratorReport:
+    """Loss terms of one generator step; `spearman` of the difficulties asked for and those measured."""
+
+    total: float
+    label: float
+    difficulty: float
+    diversity: float
+    spearman: float
+
+
+@dataclass(frozen=True)
+class PairReport:
+    """One teacher and its student in one iteration."""
+
+    loss: float
+    distance: tuple[float, ...]
+    """Relational distance loss per student exit, before matching and weighting."""
+    angle: tuple[float, ...]
+    """Relational angle loss per student exit, likewise."""
+    weights: tuple[float, ...]
+    """Matching weight per student exit, sum 1. All equal means that nothing is selected."""
+    kept: int
+    """Samples of the batch that the teacher's last exit keeps."""
+    spearman: float
+    """Rank correlation of the difficulties asked for and those measured."""
+
+
+@dataclass(frozen=True)
+class DistillReport:
+    """One reverse-KD iteration: L_KD and its parts per (teacher depth, student depth)."""
+
+    loss: float
+    pairs: dict[tuple[int, int], PairReport]
+
+
+@dataclass(frozen=True)
+class TransferReport:
+    """All generator steps (by depth) and all reverse-KD iterations of a round, in order."""
+
+    generators: list[dict[int, GeneratorReport]]
+    distillation: list[DistillReport]
+
+
+def make_meter(network: EarlyExitNetwork) -> EarlyExitNetwork:
+    """Return the difficulty meter M: a frozen copy of the global model up to its first exit."""
+    return network.prefix_units(network.exit_positions[0], exit_head=False).eval().requires_grad_(False)
+
+
+def transfer(
+    tiers: Mapping[int, Tier],
+    generators: Mapping[int, Generator],
+    meter: EarlyExitNetwork,
+    optimizers: Optimizers,
+    *,
+    config: DarkDistillConfig,
+    runtime: Runtime,
+    matcher: LearnedDistance | None = None,
+) -> TransferReport:
+    """Run a round's whole loop. The tiers' models, the generators and the matcher change in place.
+
+    Args:
+        tiers: by depth, only those with clients this round; all modules are on the runtime's device.
+        generators: by depth, at least those of `tiers`.
+        meter: last round's global model up to its first exit (see make_meter).
+        optimizers: over these very models, generators and matcher.
+        config: hyper-parameters.
+        runtime: device, precision and random numbers.
+        matcher: the learned distance, with `matcher = "learned"`.
+    """
+    report = TransferReport([], [])
+    depths = sorted(tiers)
+    for _ in range(config.server_epochs):
+        conditions = {k: tiers[k].pool.sample(config.batch, runtime.rng).to(runtime.device) for k in depths}
+        for _ in range(config.generator_steps):
+            steps = {
+                k: train_generator(
+                    generators[k],
+                    optimizers.generators[k],
+                    tiers[k].model,
+                    meter,
+                    conditions=conditions[k],
+                    config=config,
+                    runtime=runtime,
+                )
+                for k in depths
+            }
+            report.generators.append(steps)
+        for _ in range(config.distill_steps):
+            step = distill_step(
+                tiers,
+                generators,
+                meter,
+                optimizers.distillation,
+                conditions=conditions,
+                config=config,
+                runtime=runtime,
+                matcher=matcher,
+            )
+            report.distillation.append(step)
+    return report
+
+
+def train_generator(
+    generator: Generator,
+    optimizer: Optimizer,
+    model: EarlyExitNetwork,
+    meter: EarlyExitNetwork,
+    *,
+    conditions: DifficultyPairs,
+    config: DarkDistillConfig,
+    runtime: Runtime,
+) -> GeneratorReport:
+    """Take one step on L_G = L_y + L_diff + L_div, each weighted; an unconditional generator has no L_diff.
+
+    Args:
+        generator: is trained in place.
+        optimizer: the generator's.
+        model: W_k, which has to recognise the labels; left as it is.
+        meter: M, which measures the difficulty of what was generated; left as it is.
+        conditions: difficulties and labels (B,) to generate for.
+        config: hyper-parameters.
+        runtime: device, precision and random numbers.
+    """
+    latent = not makes_pixels(model, config)
+    noise, generated = runtime.generate(generator.train(), conditions)
+    with evaluating([model, meter]):
+        logits = runtime.forward(model, generated, latent=latent).logits
+        measured = measure(meter, generated, conditions.labels, runtime, latent=latent)
+
+    label = label_loss(logits, conditions.labels, assign_exits(logits, config.exit_spread))
+    difficulty = difficulty_loss(measured, conditions.difficulty)
+    diversity = diversity_loss(generated, noise)
+    total = config.label_weight * label + config.diversity_weight * diversity
+    if generator.conditional:
+        total = total + config.difficulty_weight * difficulty
+
+    optimizer.zero_grad()
+    total.backward(inputs=list(generator.parameters()))
+    optimizer.step()
+    return GeneratorReport(
+        total.item(),
+        label.item(),
+        difficulty.item(),
+        diversity.item(),
+        rank_correlation(conditions.difficulty, measured),
+    )
+
+
+def distill_step(
+    tiers: Mapping[int, Tier],
+    generators: Mapping[int, Generator],
+    meter: EarlyExitNetwork,
+    optimizers: list[Optimizer],
+    *,
+    conditions: Mapping[int, DifficultyPairs],
+    config: DarkDistillConfig,
+    runtime: Runtime,
+    matcher: LearnedDistance | None = None,
+) -> DistillReport:
+    """Distil every tier into the next deeper one present, all at once: one step on L_KD.
+
+    A tier between two others is student of the shallower and teacher of the deeper one in the same step. Models
+    train with dropout, but their batch norm statistics stay as they are.
+
+    Args:
+        tiers: by depth; with fewer than two there is nothing to distil.
+        generators: by depth, at least those of the teachers.
+        meter: M, measures what was generated.
+        optimizers: of the models and, if learned, the matcher.
+        conditions: by depth, difficulties and labels (B,) to generate for.
+        config: hyper-parameters.
+        runtime: device, precision and random numbers.
+        matcher: the learned distance, with `matcher = "learned"`.
+    """
+    chain = list(pairwise(sorted(tiers)))
+    if not chain:
+        return DistillReport(0.0, {})
+    taught_samples = sum(tiers[teacher].samples for teacher, _ in chain)
+    losses: list[Tensor] = []
+    reports: dict[tuple[int, int], PairReport] = {}
+    with training_without_statistics(tier.model for tier in tiers.values()), runtime.seeded_dropout():
+        for teacher, student in chain:
+            loss, reports[teacher, student] = _pair_loss(
+                tiers[teacher].model,
+                tiers[student].model,
+                generators[teacher],
+                meter,
+                conditions=conditions[teacher],
+                config=config,
+                runtime=runtime,
+                matcher=matcher,
+            )
+            losses.append(loss * (tiers[teacher].samples / taught_samples))
+    total = torch.stack(losses).sum()
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    total.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    return DistillReport(total.item(), reports)
+
+
+def measure(meter: EarlyExitNetwork, generated: Tensor, labels: Tensor, runtime: Runtime, *, latent: bool) -> Tensor:
+    """Return the difficulty (B,) of generated samples: the meter's first exit's cross-entropy, in nats."""
+    first = runtime.forward(meter, generated, latent=latent).logits[0]
+    return F.cross_entropy(first, labels, reduction="none")
+
+
+def _pair_loss(
+    teacher: EarlyExitNetwork,
+    student: EarlyExitNetwork,
+    generator: Generator,
+    meter: EarlyExitNetwork,
+    *,
+    conditions: DifficultyPairs,
+    config: DarkDistillConfig,
+    runtime: Runtime,
+    matcher: LearnedDistance | None,
+) -> tuple[Tensor, PairReport]:
+    """Return L_pair = (1/E) * sum over the student's exits j of w_j * RKD(exit j, the teacher's last exit).
+
+    Only samples that the teacher's last exit keeps take part.
+    """
+    latent = not makes_pixels(teacher, config)
+    with torch.no_grad():
+        _, generated = runtime.generate(generator.eval(), conditions)
+        measured = measure(meter, generated, conditions.labels, runtime, latent=latent)
+        taught = runtime.forward(teacher, generated, latent=latent)
+    learned = runtime.forward(student, generated, latent=latent)
+
+    kept = assign_exits(taught.logits, config.exit_spread)[-1]
+    student_sets = assign_exits(learned.logits, config.exit_spread)
+    difficulty = conditions.difficulty if generator.conditional else measured
+    weights = match(difficulty, kept, student_sets, config, matcher)
+
+    target = taught.features[-1][kept]
+    distance = torch.stack([rkd_distance(phi[kept], target) for phi in learned.features])
+    angle = torch.stack([rkd_angle(phi[kept], target) for phi in learned.features])
+    loss = (weights * (config.rkd_distance * distance + config.rkd_angle * angle)).mean()
+    return loss, PairReport(
+        loss.item(),
+        tuple(distance.tolist()),
+        tuple(angle.tolist()),
+        tuple(weights.tolist()),
+        len(kept),
+        rank_correlation(conditions.difficulty, measured),
+    )

@@ -1,0 +1,139 @@
+"""DarkDistill's server half: tier averages -> generators and reverse KD -> layer-wise average (KDD 2025).
+
+    W_k := average of the clients of depth d_k                    homogeneous aggregation
+    P_k := their difficulties and labels
+    progressive: train G_k on W_k, distil W_1 -> W_2 -> ... -> W_K
+    M := W_K                                                      difficulty meter of the next round
+    W := average of every layer over the tiers that hold it       heterogeneous aggregation
+    parallel: average first, then distil the tiers into W
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.flat import StateDict
+from common.networks import EarlyExitNetwork
+from common.seeding import derive_seed, generator
+from strategies.aggregation import RoundUpdate, TierUpdate, average_layers
+from strategies.base import EarlyExitStrategy
+from strategies.darkdistill.client import DIFFICULTY, LABELS, SKETCH
+from strategies.darkdistill.config import DarkDistillConfig, DifficultyConfig
+from strategies.darkdistill.difficulty import DifficultyPairs, DifficultyPool, DifficultySketch
+from strategies.darkdistill.generator import make_generator
+from strategies.darkdistill.matching import make_matcher
+from strategies.darkdistill.parallel import transfer_parallel
+from strategies.darkdistill.runtime import Optimizers, Runtime, Tier
+from strategies.darkdistill.server_step import make_meter, transfer
+from strategies.darkdistill.summary import summarise, summarise_parallel
+
+
+class DarkDistill(EarlyExitStrategy):
+    """Shallow tiers teach deeper ones on generated samples of matched difficulty."""
+
+    name = "darkdistill"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.method: DarkDistillConfig = self.config.methods["darkdistill"]
+        self.difficulty: DifficultyConfig = self.config.methods["difficulty"]
+        seed = self.config.run.seed
+        self.models = {depth: self.network.prefix(depth).to(self.device) for depth in self.tiers}
+        # progressive: a generator per tier; parallel: one per exit
+        number = len(self.tiers) if self.method.variant == "progressive" else len(self.network.exit_positions)
+        first = 1 if self.method.variant == "progressive" else 0
+        self.generators = {
+            k: make_generator(self.network, self.method, derive_seed(seed, "generator", k)).to(self.device)
+            for k in range(first, first + number)
+        }
+        self.matcher = make_matcher(self.method, derive_seed(seed, "matcher"))
+        if self.matcher is not None:
+            self.matcher.to(self.device)
+        self.meter = make_meter(self.network).to(self.device)
+        self.optimizers = self._new_optimizers()
+
+    def merge(self, round_: int, update: RoundUpdate) -> Mapping[str, Any]:
+        """Transfer across tiers, then average layer by layer."""
+        averages = {depth: tier.state for depth, tier in update.tiers.items()}
+        weights = {depth: float(tier.weight) for depth, tier in update.tiers.items()}
+        parallel = self.method.variant == "parallel"
+        terms: Mapping[str, Any] = {}
+        if parallel:
+            self.model |= average_layers(averages, weights)
+        if self.method.distillation:
+            tiers = {depth: self._tier(depth, tier, update) for depth, tier in update.tiers.items()}
+            if not self.method.keep_optimizers:
+                self.optimizers = self._new_optimizers()
+            self.optimizers.decay(round_ - 1, self.method.server_lr_decay)
+            rng = generator(self.config.run.seed, "server", round_)
+            runtime = Runtime(self.device, rng, self.config.server.autocast)
+            if parallel:
+                student = self._student()
+                report = transfer_parallel(
+                    tiers, student, self.generators, self.optimizers, config=self.method, runtime=runtime
+                )
+                self.model |= _on_cpu(student)
+                return summarise_parallel(report)
+            transferred = transfer(
+                tiers, self.generators, self.meter, self.optimizers,
+                config=self.method, runtime=runtime, matcher=self.matcher,
+            )  # fmt: skip
+            averages = {depth: _on_cpu(tier.model) for depth, tier in tiers.items()}
+            terms = summarise(transferred)
+            if (deepest := max(self.tiers)) in tiers:
+                self.meter = make_meter(tiers[deepest].model)
+        self.model |= average_layers(averages, weights)
+        return terms
+
+    def state_dict(self) -> tuple[StateDict, dict[str, Any]]:
+        """Return generators, matcher, meter and, if they are kept, the optimisers."""
+        tensors = {f"{name}.{key}": value for name, module in self._modules() for key, value in module.state_dict().items()}
+        if self.method.keep_optimizers:
+            tensors |= self.optimizers.state_dict()
+        return tensors, {}
+
+    def load_state_dict(self, tensors: StateDict, values: Mapping[str, Any]) -> None:
+        """Take `state_dict`'s result back."""
+        for name, module in self._modules():
+            prefix = f"{name}."
+            module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        if self.method.keep_optimizers:
+            self.optimizers.load_state_dict(tensors)
+
+    def _tier(self, depth: int, tier: TierUpdate, update: RoundUpdate) -> Tier:
+        model = self.models[depth]
+        model.load_state_dict(tier.state)
+        return Tier(model, tier.weight, self._pool([update.entries[client] for client in tier.clients]))
+
+    def _pool(self, entries: Iterable[Mapping[str, np.ndarray]]) -> DifficultyPool:
+        """Pool what a tier's clients told of their difficulties, in client order."""
+        classes, section = self.spec.num_classes, self.difficulty
+        if section.upload == "pairs":
+            return DifficultyPairs.pool([
+                DifficultyPairs.checked(torch.from_numpy(e[DIFFICULTY]), torch.from_numpy(e[LABELS]), classes)
+                for e in entries
+            ])  # fmt: skip
+        return DifficultySketch.pool([
+            DifficultySketch.from_array(torch.from_numpy(e[SKETCH]), classes, bins=section.bins, clip=section.clip)
+            for e in entries
+        ])  # fmt: skip
+
+    def _student(self) -> EarlyExitNetwork:
+        student = self.models[max(self.tiers)] if False else self.global_network().to(self.device)
+        return student
+
+    def _new_optimizers(self) -> Optimizers:
+        models = self.models.values() if self.method.variant == "progressive" else [self.network]
+        return Optimizers.create(models, self.generators, self.method, self.matcher)
+
+    def _modules(self) -> Iterable[tuple[str, torch.nn.Module]]:
+        yield from ((f"generator-{k}", module) for k, module in self.generators.items())
+        yield "meter", self.meter
+        if self.matcher is not None:
+            yield "matcher", self.matcher
+
+
+def _on_cpu(network: EarlyExitNetwork) -> StateDict:
+    return {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
