@@ -18,6 +18,7 @@ MODULES = {
 }
 SECTIONS = {
     "darkdistill": "strategies.darkdistill.config:DarkDistillConfig",
+    "difficulty": "strategies.darkdistill.config:DifficultyConfig",
 }
 
 

@@ -112,3 +112,26 @@ class DarkDistillConfig:
         if self.epsilon > 0 and self.upload != "sketch":
             found.append('epsilon needs upload = "sketch": pairs are sent without noise')
         return found
+
+
+@dataclass(frozen=True)
+class DifficultyConfig:
+    """What clients tell of their difficulties. Pairs show a client's labels; a noisy sketch bounds what they show."""
+
+    upload: str = "pairs"  # (difficulty, label) per sample, as published; "sketch": a histogram per label
+    bins: int = 16  # loss bins per label
+    clip: float = 10.0  # nats; greater losses count in the last bin
+    epsilon: float = 0.0  # privacy loss of one sketch; 0: no noise
+
+    def problems(self) -> list[str]:
+        """Return a line for every mistake, none for a sound configuration."""
+        found = []
+        if self.upload not in CHOICES["upload"]:
+            found.append(f"difficulty.upload is {self.upload!r}, must be one of {', '.join(CHOICES['upload'])}")
+        if self.bins < 1 or not self.clip > 0:
+            found.append("difficulty.bins and difficulty.clip must be above 0")
+        if not self.epsilon >= 0:
+            found.append(f"difficulty.epsilon is {self.epsilon}, must not be negative")
+        if self.epsilon > 0 and self.upload != "sketch":
+            found.append('difficulty.epsilon needs difficulty.upload = "sketch": pairs are sent without noise')
+        return found

@@ -9,15 +9,16 @@
 """
 
 from collections.abc import Iterable, Mapping
+from logging import WARNING
 from typing import Any
 
-import numpy as np
 import torch
+from flwr.supercore import log
 
 from common.flat import StateDict
 from common.networks import EarlyExitNetwork
 from common.seeding import derive_seed, generator
-from strategies.aggregation import RoundUpdate, TierUpdate, average_layers
+from strategies.aggregation import RoundUpdate, average_layers
 from strategies.base import EarlyExitStrategy
 from strategies.darkdistill.client import DIFFICULTY, LABELS, SKETCH
 from strategies.darkdistill.config import DarkDistillConfig, DifficultyConfig
@@ -40,6 +41,7 @@ class DarkDistill(EarlyExitStrategy):
         self.method: DarkDistillConfig = self.config.methods["darkdistill"]
         self.difficulty: DifficultyConfig = self.config.methods["difficulty"]
         seed = self.config.run.seed
+        self.network.to(self.device)
         self.models = {depth: self.network.prefix(depth).to(self.device) for depth in self.tiers}
         # progressive: a generator per tier; parallel: one per exit
         number = len(self.tiers) if self.method.variant == "progressive" else len(self.network.exit_positions)
@@ -63,14 +65,14 @@ class DarkDistill(EarlyExitStrategy):
         if parallel:
             self.model |= average_layers(averages, weights)
         if self.method.distillation:
-            tiers = {depth: self._tier(depth, tier, update) for depth, tier in update.tiers.items()}
+            tiers = self._present(update)
             if not self.method.keep_optimizers:
                 self.optimizers = self._new_optimizers()
             self.optimizers.decay(round_ - 1, self.method.server_lr_decay)
             rng = generator(self.config.run.seed, "server", round_)
             runtime = Runtime(self.device, rng, self.config.server.autocast)
             if parallel:
-                student = self._student()
+                student = self.global_network()
                 report = transfer_parallel(
                     tiers, student, self.generators, self.optimizers, config=self.method, runtime=runtime
                 )
@@ -80,7 +82,7 @@ class DarkDistill(EarlyExitStrategy):
                 tiers, self.generators, self.meter, self.optimizers,
                 config=self.method, runtime=runtime, matcher=self.matcher,
             )  # fmt: skip
-            averages = {depth: _on_cpu(tier.model) for depth, tier in tiers.items()}
+            averages |= {depth: _on_cpu(tier.model) for depth, tier in tiers.items()}
             terms = summarise(transferred)
             if (deepest := max(self.tiers)) in tiers:
                 self.meter = make_meter(tiers[deepest].model)
@@ -102,27 +104,27 @@ class DarkDistill(EarlyExitStrategy):
         if self.method.keep_optimizers:
             self.optimizers.load_state_dict(tensors)
 
-    def _tier(self, depth: int, tier: TierUpdate, update: RoundUpdate) -> Tier:
-        model = self.models[depth]
-        model.load_state_dict(tier.state)
-        return Tier(model, tier.weight, self._pool([update.entries[client] for client in tier.clients]))
+    def _present(self, update: RoundUpdate) -> dict[int, Tier]:
+        """Return the tiers that can take part: those with clients whose difficulties can be read."""
+        tiers = {}
+        for depth, tier in update.tiers.items():
+            parts = [part for client in tier.clients if (part := self._told(client, update)) is not None]
+            if parts:
+                self.models[depth].load_state_dict(tier.state)
+                tiers[depth] = Tier(self.models[depth], tier.weight, type(parts[0]).pool(parts))
+        return tiers
 
-    def _pool(self, entries: Iterable[Mapping[str, np.ndarray]]) -> DifficultyPool:
-        """Pool what a tier's clients told of their difficulties, in client order."""
+    def _told(self, client: int, update: RoundUpdate) -> DifficultyPool | None:
+        """Return what a client told of its difficulties; its model counts even if that cannot be read."""
+        entries = {name: torch.from_numpy(array) for name, array in update.entries.get(client, {}).items()}
         classes, section = self.spec.num_classes, self.difficulty
-        if section.upload == "pairs":
-            return DifficultyPairs.pool([
-                DifficultyPairs.checked(torch.from_numpy(e[DIFFICULTY]), torch.from_numpy(e[LABELS]), classes)
-                for e in entries
-            ])  # fmt: skip
-        return DifficultySketch.pool([
-            DifficultySketch.from_array(torch.from_numpy(e[SKETCH]), classes, bins=section.bins, clip=section.clip)
-            for e in entries
-        ])  # fmt: skip
-
-    def _student(self) -> EarlyExitNetwork:
-        student = self.models[max(self.tiers)] if False else self.global_network().to(self.device)
-        return student
+        try:
+            if section.upload == "pairs":
+                return DifficultyPairs.checked(entries[DIFFICULTY], entries[LABELS], classes)
+            return DifficultySketch.from_array(entries[SKETCH], classes, bins=section.bins, clip=section.clip)
+        except (KeyError, ValueError) as error:
+            log(WARNING, "client %d: its difficulties are left out: %s", client, error)
+            return None
 
     def _new_optimizers(self) -> Optimizers:
         models = self.models.values() if self.method.variant == "progressive" else [self.network]

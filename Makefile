@@ -1,0 +1,31 @@
+# Everything happens inside this folder: the virtual environment, Flower's home, runs and caches.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export FLWR_HOME := $(CURDIR)/.flwr
+
+.PHONY: setup demo test lint test-slow clean
+
+setup: $(VENV)/.complete
+
+$(VENV)/.complete: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[simulation,report,dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/python -m server compare --preset demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) .flwr .cache .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,104 @@
+"""`python -m server`: run a simulation, or compare methods on the same seed and budget."""
+
+import argparse
+import os
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from server.launch import PROJECT, Outcome, local_superlink, simulate
+from strategies.callbacks.report import compare_runs, write_comparison
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Return the exit code: 0 only if every run completed."""
+    parser = argparse.ArgumentParser(prog="python -m server", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    run = verbs.add_parser("run", help="run one simulation to its end")
+    run.add_argument("--resume", metavar="FOLDER", help="continue this run from its last complete round")
+    compare = verbs.add_parser("compare", help="run several methods one after another and show them side by side")
+    compare.add_argument("--methods", default="eefl,darkdistill", help="comma-separated (default: %(default)s)")
+    for verb in (run, compare):
+        verb.add_argument("-c", dest="config", action="append", default=[], metavar="KEY=VALUE", help="configuration")
+        verb.add_argument("--preset", help="a name in server/presets, or a TOML file")
+        verb.add_argument("--workers", type=int, default=0, help="worker processes (default: one per core)")
+        verb.add_argument("--gpus", type=float, default=0.0, help="GPU share of a worker")
+    options = parser.parse_args(arguments)
+    try:
+        return _run(options) if options.verb == "run" else _compare(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(options: argparse.Namespace) -> int:
+    overrides = _overrides(options.config)
+    if options.resume:
+        overrides["run.resume"] = str(Path(options.resume).absolute())
+    else:
+        overrides.setdefault("run.name", f"{overrides.get('run.strategy', 'run')}-{time.strftime('%Y%m%d-%H%M%S')}")
+    return _all([overrides], options)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    common = _overrides(options.config)
+    runs = [common | {"run.strategy": m, "run.name": f"{m}-{stamp}"} for m in options.methods.split(",")]
+    return _all(runs, options)
+
+
+def _all(runs: list[dict[str, Any]], options: argparse.Namespace) -> int:
+    home = Path(os.environ.get("FLWR_HOME") or PROJECT / ".flwr").absolute()
+    os.environ["FLWR_HOME"] = str(home)  # the runs' folder is found beside it
+    root, outcomes = home.parent / "runs", list[Outcome]()
+    with local_superlink(home) as env:
+        for overrides in runs:
+            outcome = simulate(
+                overrides, root, env, preset=_preset(options.preset), workers=options.workers, gpus=options.gpus
+            )
+            outcomes.append(outcome)
+            if not outcome.completed:
+                print(f"error: {outcome.folder.name} ended as {outcome.status}: {outcome.details}", file=sys.stderr)
+    folders = [outcome.folder for outcome in outcomes if outcome.completed]
+    if folders:
+        print(compare_runs(folders))
+        for folder in folders:
+            print(f"report: {folder / 'report.html'}")
+    if len(folders) > 1:
+        path = root / f"comparison-{time.strftime('%Y%m%d-%H%M%S')}.html"
+        write_comparison(folders, path)
+        print(f"comparison: {path}")
+    return 0 if len(folders) == len(runs) else 1
+
+
+def _preset(name: str | None) -> Path | None:
+    if name is None:
+        return None
+    for path in (PRESETS / f"{name}.toml", Path(name)):
+        if path.is_file():
+            return path.absolute()
+    raise UserError(f"there is no preset {name!r}: choose one of {', '.join(sorted(p.stem for p in PRESETS.glob('*.toml')))}")
+
+
+def _overrides(pairs: list[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, found, text = pair.partition("=")
+        if not found:
+            raise UserError(f"-c {pair}: write KEY=VALUE, such as -c train.lr=0.1")
+        try:
+            values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            values[key.strip()] = text  # a bare word is a string
+    if values.get("data.root"):
+        values["data.root"] = str(Path(values["data.root"]).absolute())
+    return values
+
+
+if __name__ == "__main__":
+    sys.exit(main())

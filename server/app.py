@@ -1,0 +1,64 @@
+"""The ServerApp: reads the configuration, makes the strategy and runs its rounds."""
+
+import time
+from collections.abc import Mapping
+from logging import ERROR
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore import log
+
+from common import paths
+from common.config import RunConfig, Value, replace
+from common.devices import deterministic
+from common.errors import UserError
+from strategies.base import EarlyExitStrategy
+from strategies.callbacks.base import Callback
+from strategies.callbacks.progress import Progress
+from strategies.callbacks.report import Report
+from strategies.callbacks.run_folder import RunFolder
+from strategies.callbacks.tensorboard import TensorBoard
+from strategies.setup import make_strategy, read_config
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run to the last round; what a user can mend ends the run as failed, with one clear message."""
+    try:
+        strategy = prepare(context.run_config)
+    except UserError as error:
+        log(ERROR, "%s", error)
+        raise
+    strategy.start(grid=grid)
+
+
+def prepare(run_config: Mapping[str, Value]) -> EarlyExitStrategy:
+    """Return the strategy of a new run, or of one that is resumed, with its run folder.
+
+    Raises `UserError` before anything starts when the configuration, data or run folder is unfit.
+    """
+    config = read_config(run_config)
+    deterministic()
+    if config.run.resume:
+        folder, stored = RunFolder.reopen(Path(config.run.resume))
+        strategy = make_strategy(read_config(stored))
+        folder.restore(strategy)
+    else:
+        config = _named(config)
+        strategy = make_strategy(config)
+        folder = RunFolder.create(paths.runs_root(config.run.root), config)
+    strategy.callbacks = _callbacks(strategy.config, folder)
+    return strategy
+
+
+def _named(config: RunConfig) -> RunConfig:
+    name = config.run.name or f"{config.run.strategy}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return replace(config, run={"name": name})
+
+
+def _callbacks(config: RunConfig, folder: RunFolder) -> list[Callback]:
+    callbacks: list[Callback] = [Progress(), folder, Report(folder.folder)]
+    return [*callbacks, TensorBoard(folder.folder)] if config.run.tensorboard else callbacks

@@ -1,0 +1,175 @@
+"""Run the app in a local simulation and tell the truth about how it ended.
+
+`flwr run --stream` exits 0 even when a run failed, and a local SuperLink started from a project's folder would hand its
+clients that folder's live files; so this launcher starts one of its own from a neutral folder, submits the run, follows its
+metrics and asks Flower for the run's real status.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from common.errors import UserError
+from strategies.callbacks.run_folder import read_events
+
+PROJECT = Path(__file__).resolve().parent.parent
+ASK_EVERY = 5.0  # seconds between questions to Flower: each one is a process of a second
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    folder: Path
+    status: str  # Flower's, such as "finished:completed"
+    details: str
+
+    @property
+    def completed(self) -> bool:
+        """Whether the run reached its last round."""
+        return self.status == "finished:completed"
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Return the environment that every Flower process needs; `home` is Flower's home folder."""
+    binaries = str(Path(sys.executable).parent)
+    return os.environ | {
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # else every run installs its dependencies anew
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else workers without a GPU share see none of the server's
+        "RAY_DEDUP_LOGS": "0",
+        "PATH": binaries + os.pathsep + os.environ.get("PATH", ""),
+    }
+
+
+@contextmanager
+def local_superlink(home: Path) -> Iterator[dict[str, str]]:
+    """Start a SuperLink for simulations on a free port; yields the environment that finds it."""
+    home.mkdir(parents=True, exist_ok=True)
+    port, control = _free_port(), _free_port()
+    env = environment(home) | {
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
+        "FLWR_LOCAL_CONTROL_API_PORT": str(control),
+    }
+    command = [
+        "flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess",
+        "--host", "127.0.0.1", "--port", str(port), "--database", str(home / "launcher.db"),
+    ]  # fmt: skip
+    with (home / "superlink.log").open("ab") as log:
+        process = subprocess.Popen(command, cwd=home, env=env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        _wait_for(port, process, home / "superlink.log")
+        yield env
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def simulate(
+    overrides: Mapping[str, Any],
+    root: Path,
+    env: Mapping[str, str],
+    *,
+    preset: Path | None = None,
+    workers: int = 0,
+    gpus: float = 0.0,
+    show: bool = True,
+) -> Outcome:
+    """Run the project in a simulation with `workers` worker processes (0: one per core) and wait for its end.
+
+    `overrides` are configuration keys; `run.name` must be among them unless a run is resumed.
+    """
+    workers = workers or os.cpu_count() or 1
+    folder = Path(str(overrides["run.resume"])) if overrides.get("run.resume") else root / str(overrides["run.name"])
+    settings = {"run.root": str(root), "run.commit": _commit(), **overrides}
+    federation = (
+        f"num-supernodes={workers} client-resources-num-cpus=1 client-resources-num-gpus={gpus} "
+        f"init-args-num-cpus={workers} init-args-log-to-driver=false"
+    )
+    command = ["flwr", "run", str(PROJECT), "local", "--format", "json", "--federation-config", federation]
+    command += ["-c", str(preset)] if preset else []
+    command += ["-c", " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())]
+    answer = _flwr(command, env)
+    if not answer.get("success"):
+        raise UserError(f"Flower did not accept the run: {answer.get('error-message', answer)}")
+    run_id = str(answer["run-id"])
+    try:
+        return _follow(run_id, folder, env, show)
+    except KeyboardInterrupt:
+        _flwr(["flwr", "stop", run_id, "local", "--format", "json"], env)
+        raise
+
+
+def _follow(run_id: str, folder: Path, env: Mapping[str, str], show: bool) -> Outcome:
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("ETA"),
+               TimeRemainingColumn())  # fmt: skip
+    asked = time.monotonic()
+    with Progress(*columns, disable=not show) as progress:
+        bar = progress.add_task(f"{folder.name}: starting", total=None)
+        while True:
+            time.sleep(0.5)
+            rounds = [event for event in read_events(folder / "metrics.jsonl") if event["event"] == "round"]
+            if rounds:
+                last = rounds[-1]
+                text = f"{folder.name}: round {last['round']}/{last['rounds']}"
+                if last["accuracy"]:
+                    text += f", mean exit accuracy {100 * last['accuracy']['mean']:.1f} %"
+                progress.update(bar, description=text, completed=last["round"], total=last["rounds"])
+            if time.monotonic() - asked < ASK_EVERY:
+                continue
+            asked = time.monotonic()
+            run = _flwr(["flwr", "list", "local", "--run-id", run_id, "--format", "json"], env)["runs"][0]
+            if str(run["status"]).startswith("finished"):
+                return Outcome(folder, str(run["status"]), str(run.get("status-details") or ""))
+
+
+def _flwr(command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
+    done = subprocess.run(command, cwd=env["FLWR_HOME"], env=dict(env), capture_output=True, text=True, check=False)
+    start = done.stdout.find("{")
+    try:
+        found: dict[str, Any] = json.loads(done.stdout[start:]) if start >= 0 else {}
+    except json.JSONDecodeError:
+        found = {}
+    if not found:
+        raise UserError(f"{' '.join(command[:2])} failed: {(done.stderr or done.stdout).strip()[-800:]}")
+    return found
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + 30
+    while time.monotonic() < end and process.poll() is None:
+        with socket.socket() as probe:
+            probe.settimeout(0.5)
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise UserError(f"the local SuperLink did not start, see {log}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _commit() -> str:
+    done = subprocess.run(
+        ["git", "-C", str(PROJECT), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip()

@@ -1,0 +1,152 @@
+"""What a run leaves behind, and how it is continued after a kill at any moment.
+
+    runs/<name>/config.toml            all resolved values, versions, commit, device
+                metrics.jsonl          a line per event
+                checkpoints/           the last complete rounds, safetensors with JSON in the header
+                final/model.safetensors  the finished model, see `common.bundle`
+
+A round's metrics line is written before its checkpoint: a line beyond the checkpoint belongs to a round that will be run
+again and is cut off on resume, so no round is counted twice.
+"""
+
+import json
+import platform
+import tomllib
+from dataclasses import asdict
+from importlib.metadata import version
+from logging import INFO
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.supercore import log
+
+from common.bundle import FILE, BundleInfo, save_bundle
+from common.client_store import NAME
+from common.config import RunConfig
+from common.errors import UserError
+from common.protocol import ClientReport
+from common.storage import read_tensors, write_tensors, write_text
+from strategies.base import EarlyExitStrategy
+from strategies.callbacks.base import Callback, Record
+
+KEPT = 2  # checkpoints
+METHOD = "method."  # prefix of the method's own tensors, beside the model's
+
+
+class RunFolder(Callback):
+    """Writes the run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.metrics = folder / "metrics.jsonl"
+
+    @staticmethod
+    def create(root: Path, config: RunConfig) -> "RunFolder":
+        """Return a new run's folder; raises `UserError` when the name is taken or unfit."""
+        if not NAME.fullmatch(config.run.name):
+            raise UserError(f"run.name {config.run.name!r}: use letters, digits, '.', '_' and '-' only")
+        folder = root / config.run.name
+        if folder.exists():
+            raise UserError(f"there is a run in {folder} already: choose another run.name, or continue it with run.resume")
+        (folder / "checkpoints").mkdir(parents=True)
+        return RunFolder(folder)
+
+    @staticmethod
+    def reopen(folder: Path) -> tuple["RunFolder", dict[str, Any]]:
+        """Return a stored run's folder and its flat configuration; raises `UserError` when there is none."""
+        try:
+            stored = tomllib.loads((folder / "config.toml").read_text())
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise UserError(f"run.resume: {folder} is no run folder ({error})") from error
+        stored.pop("about", None)
+        return RunFolder(folder), {f"{s}.{k}": v for s, values in stored.items() for k, v in values.items()}
+
+    def restore(self, strategy: EarlyExitStrategy) -> None:
+        """Put a strategy back to the last complete round; without any it starts at the first."""
+        found = self._checkpoints()
+        if found:
+            tensors, values = read_tensors(found[-1])
+            strategy.model = {k: v for k, v in tensors.items() if not k.startswith(METHOD)}
+            strategy.round = values["round"]
+            strategy.committed = {int(client): round_ for client, round_ in values["committed"].items()}
+            strategy.roster.reports = {r["client"]: ClientReport(**r) for r in values["reports"]}
+            method = {k.removeprefix(METHOD): v for k, v in tensors.items() if k.startswith(METHOD)}
+            strategy.load_state_dict(method, values["method"])
+        events = [event for event in read_events(self.metrics) if event.get("round", 0) <= strategy.round]
+        write_text(self.metrics, "".join(json.dumps(event) + "\n" for event in events))
+        log(INFO, "run %r continues after round %d", strategy.config.run.name, strategy.round)
+
+    def on_start(self, strategy: EarlyExitStrategy) -> None:
+        """Write the configuration and the start event."""
+        about = {
+            "versions": {name: version(name) for name in ("flwr", "numpy", "torch", "torchvision")},
+            "python": platform.python_version(),
+            "device": _device_name(strategy.device),
+            "commit": strategy.config.run.commit,
+        }
+        if strategy.round == 0:
+            write_text(self.folder / "config.toml", _toml(strategy.config, about))
+        self._append({"event": "start", "after": strategy.round, **about})
+
+    def on_round(self, strategy: EarlyExitStrategy, record: Record) -> None:
+        """Append the metrics line, then write the checkpoint that makes the round count."""
+        self._append(record.to_event())
+        tensors, values = strategy.state_dict()
+        stored = {
+            "round": strategy.round,
+            "committed": strategy.committed,
+            "reports": [asdict(report) for report in strategy.roster.reports.values()],
+            "method": values,
+        }
+        path = self.folder / "checkpoints" / f"round-{strategy.round:06d}.safetensors"
+        write_tensors(path, strategy.model | {METHOD + key: value for key, value in tensors.items()}, stored)
+        for old in self._checkpoints()[:-KEPT]:
+            old.unlink()
+
+    def on_end(self, strategy: EarlyExitStrategy, failure: str) -> None:
+        """Write the end event and, if all went well, the finished model."""
+        if not failure:
+            policy = strategy.evaluator.policy if strategy.evaluator else None
+            normalizer, depth = strategy.normalizer, max(strategy.tiers)
+            info = BundleInfo(
+                strategy.spec.to_json(), depth, strategy.classes, normalizer.mean, normalizer.std,
+                policy.to_json() if policy else "",
+            )  # fmt: skip
+            save_bundle(self.folder / "final" / FILE, strategy.model, info)
+        self._append({"event": "end", "rounds": strategy.round, "failure": failure})
+
+    def _append(self, event: dict[str, Any]) -> None:
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(event) + "\n")
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted((self.folder / "checkpoints").glob("round-*.safetensors"))
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """Return the events of a metrics file; a last line that a kill cut short is left out."""
+    events: list[dict[str, Any]] = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return events
+
+
+def _toml(config: RunConfig, about: dict[str, Any]) -> str:
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in config.flat().items():
+        section, _, name = key.partition(".")
+        sections.setdefault(section, {})[name] = value
+    tables = sections | {"about": {k: v for k, v in about.items() if k != "versions"} | about["versions"]}
+    # JSON's strings, numbers and booleans are TOML's
+    return "\n".join(
+        "\n".join([f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items()), ""])
+        for name, table in tables.items()
+    )
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
