@@ -1,0 +1,28 @@
+"""`python -m client VERB`: what a device does without a server."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from client import infer
+from common.errors import UserError
+
+VERBS = (infer,)  # each with add_parser(verbs), which sets `run`
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Return the exit code: 2 with one line on stderr when the user can mend what is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m client", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb in VERBS:
+        verb.add_parser(verbs)
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
