@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    overrides = _overrides(options.config)
+    overrides = _overrides(options)
     if options.resume:
         overrides["run.resume"] = str(Path(options.resume).absolute())
     else:
@@ -47,7 +47,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    common = _overrides(options.config)
+    common = _overrides(options)
     runs = [common | {"run.strategy": m, "run.name": f"{m}-{stamp}"} for m in options.methods.split(",")]
     return _all(runs, options)
 
@@ -58,9 +58,7 @@ def _all(runs: list[dict[str, Any]], options: argparse.Namespace) -> int:
     root, outcomes = home.parent / "runs", list[Outcome]()
     with local_superlink(home) as env:
         for overrides in runs:
-            outcome = simulate(
-                overrides, root, env, preset=_preset(options.preset), workers=options.workers, gpus=options.gpus
-            )
+            outcome = simulate(overrides, root, env, workers=options.workers, gpus=options.gpus)
             outcomes.append(outcome)
             if not outcome.completed:
                 print(f"error: {outcome.folder.name} ended as {outcome.status}: {outcome.details}", file=sys.stderr)
@@ -76,18 +74,10 @@ def _all(runs: list[dict[str, Any]], options: argparse.Namespace) -> int:
     return 0 if len(folders) == len(runs) else 1
 
 
-def _preset(name: str | None) -> Path | None:
-    if name is None:
-        return None
-    for path in (PRESETS / f"{name}.toml", Path(name)):
-        if path.is_file():
-            return path.absolute()
-    raise UserError(f"there is no preset {name!r}: choose one of {', '.join(sorted(p.stem for p in PRESETS.glob('*.toml')))}")
-
-
-def _overrides(pairs: list[str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for pair in pairs:
+def _overrides(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the preset's values with the command line's on top."""
+    values = _preset(options.preset) if options.preset else {}
+    for pair in options.config:
         key, found, text = pair.partition("=")
         if not found:
             raise UserError(f"-c {pair}: write KEY=VALUE, such as -c train.lr=0.1")
@@ -98,6 +88,15 @@ def _overrides(pairs: list[str]) -> dict[str, Any]:
     if values.get("data.root"):
         values["data.root"] = str(Path(values["data.root"]).absolute())
     return values
+
+
+def _preset(name: str) -> dict[str, Any]:
+    path = next((p for p in (PRESETS / f"{name}.toml", Path(name)) if p.is_file()), None)
+    if path is None:
+        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.toml")))
+        raise UserError(f"there is no preset {name!r}: choose one of {known}, or name a TOML file")
+    tables = tomllib.loads(path.read_text())
+    return {f"{section}.{key}": value for section, table in tables.items() for key, value in table.items()}
 
 
 if __name__ == "__main__":

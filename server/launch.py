@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -86,7 +87,6 @@ def simulate(
     root: Path,
     env: Mapping[str, str],
     *,
-    preset: Path | None = None,
     workers: int = 0,
     gpus: float = 0.0,
     show: bool = True,
@@ -103,9 +103,11 @@ def simulate(
         f"init-args-num-cpus={workers} init-args-log-to-driver=false"
     )
     command = ["flwr", "run", str(PROJECT), "local", "--format", "json", "--federation-config", federation]
-    command += ["-c", str(preset)] if preset else []
-    command += ["-c", " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())]
-    answer = _flwr(command, env)
+    # One file: of several -c, Flower 1.41 keeps only the last one's keys of a section.
+    with tempfile.NamedTemporaryFile("w", suffix=".toml", dir=env["FLWR_HOME"]) as file:
+        file.write("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+        file.flush()
+        answer = _flwr([*command, "-c", file.name], env)
     if not answer.get("success"):
         raise UserError(f"Flower did not accept the run: {answer.get('error-message', answer)}")
     run_id = str(answer["run-id"])

@@ -48,7 +48,9 @@ class RunFolder(Callback):
             raise UserError(f"run.name {config.run.name!r}: use letters, digits, '.', '_' and '-' only")
         folder = root / config.run.name
         if folder.exists():
-            raise UserError(f"there is a run in {folder} already: choose another run.name, or continue it with run.resume")
+            raise UserError(
+                f"there is a run in {folder} already: choose another run.name, or continue it with run.resume"
+            )
         (folder / "checkpoints").mkdir(parents=True)
         return RunFolder(folder)
 
