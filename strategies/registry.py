@@ -18,6 +18,7 @@ MODULES = {
 }
 SECTIONS = {
     "darkdistill": "strategies.darkdistill.config:DarkDistillConfig",
+    "depthfl": "strategies.depthfl:DepthFLConfig",
     "difficulty": "strategies.darkdistill.config:DifficultyConfig",
 }
 
@@ -42,5 +43,5 @@ def method(name: str) -> Method:
 
 @cache
 def sections() -> dict[str, type]:
-    """Return every method's section of hyper-parameters; these modules hold dataclasses only."""
+    """Return every method's section of hyper-parameters, whatever method runs: a mistake in any of them is told."""
     return {name: getattr(import_module(path.split(":")[0]), path.split(":")[1]) for name, path in SECTIONS.items()}
