@@ -1,0 +1,98 @@
+"""A real SuperLink and real SuperNodes as processes on loopback, for tests."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from server.launch import PROJECT, environment
+
+
+class Deployment:
+    """One SuperLink and its SuperNodes; every process it started is ended by `close`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.home = folder, folder / ".flwr"
+        self.home.mkdir(parents=True)
+        self.env = environment(self.home)
+        self.port = free_port()
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        (self.home / "config.toml").write_text(
+            f'[superlink]\ndefault = "dep"\n[superlink.dep]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n'
+        )
+        self.start("superlink", "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(self.port),
+                   "--database", str(folder / "state.db"))  # fmt: skip
+        wait_until(lambda: _listens(self.port), 30, "the SuperLink does not listen")
+
+    def node(self, name: str, node_config: str) -> None:
+        """Start a SuperNode with this node configuration."""
+        self.start(name, "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{self.port}",
+                   "--port", str(free_port()), "--node-config", node_config)  # fmt: skip
+
+    def start(self, name: str, *command: str) -> None:
+        """Start a process in a session of its own, so that its children can be ended with it."""
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                command, cwd=self.home, env=self.env, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """End a process and its children."""
+        process = self.processes.pop(name)
+        os.killpg(process.pid, number)
+        process.wait(timeout=30)
+
+    def run(self, settings: Mapping[str, Any]) -> str:
+        """Submit a run; returns Flower's run id."""
+        file = self.folder / "settings.toml"
+        file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+        answer = self._flwr("run", str(PROJECT), "dep", "-c", str(file))
+        assert answer["success"], answer
+        return str(answer["run-id"])
+
+    def wait(self, run_id: str, seconds: float) -> tuple[str, str]:
+        """Wait for a run's end; returns Flower's status and its details."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            run = self._flwr("list", "dep", "--run-id", run_id)["runs"][0]
+            if str(run["status"]).startswith("finished"):
+                return str(run["status"]), str(run.get("status-details"))
+            time.sleep(2)
+        raise AssertionError(f"the run did not end within {seconds} s; see {self.folder}/*.log")
+
+    def close(self) -> None:
+        """End all processes."""
+        for name in list(self.processes):
+            self.kill(name)
+
+    def _flwr(self, *arguments: str) -> dict[str, Any]:
+        done = subprocess.run(
+            ["flwr", *arguments, "--format", "json"], env=self.env, cwd=self.home, capture_output=True, text=True, check=False
+        )
+        found: dict[str, Any] = json.loads(done.stdout[done.stdout.find("{") :])
+        return found
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Any, seconds: float, message: str) -> None:
+    """Wait until `condition()` holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, message
+        time.sleep(0.2)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

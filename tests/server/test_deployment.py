@@ -1,0 +1,61 @@
+"""The same app against a real SuperLink with real SuperNodes of different capacity, on loopback."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from client.app import app
+from common.local_grid import LocalGrid
+from strategies.callbacks.run_folder import read_events
+from strategies.setup import make_strategy, read_config
+from tests.deployment import Deployment, wait_until
+
+SETTINGS = {
+    "run.strategy": "darkdistill", "run.rounds": 2, "clients.count": 4, "clients.per-round": 4, "data.limit": 400,
+    "round.min-nodes": 4, "darkdistill.server-epochs": 1, "darkdistill.distill-steps": 1,
+}  # fmt: skip
+pytestmark = [pytest.mark.deployment, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    deployment = Deployment(tmp_path_factory.mktemp("deployment"))
+    try:
+        for client in range(4):
+            deployment.node(f"node-{client}", f"client-id={client} depth={client + 1}")
+        yield deployment
+    finally:
+        deployment.close()
+
+
+def test_deployment_gives_the_same_weights_as_one_process(deployment: Deployment) -> None:
+    run_id = deployment.run({**SETTINGS, "run.name": "whole"})
+    status, details = deployment.wait(run_id, 300)
+    assert status == "finished:completed", details
+    deployed = load_file(deployment.folder / "runs" / "whole" / "final" / "model.safetensors")
+
+    strategy = make_strategy(read_config({**SETTINGS, "run.name": "local", "round.min-nodes": 1}))
+    strategy.start(LocalGrid(app, [{"client-id": client, "depth": client + 1} for client in range(4)]))
+    assert deployed.keys() == strategy.model.keys()
+    assert all(torch.equal(deployed[key], strategy.model[key]) for key in deployed)
+
+
+def test_every_device_keeps_its_final_model(deployment: Deployment) -> None:
+    stored = deployment.folder / ".cache" / "clients" / "whole"
+    assert sorted(p.parent.name for p in stored.glob("depth-*/model.safetensors")) == [f"depth-{d}" for d in range(1, 5)]
+
+
+def test_a_killed_node_is_left_out_and_the_run_ends(deployment: Deployment) -> None:
+    run_id = deployment.run({**SETTINGS, "run.name": "killed", "run.rounds": 3, "round.deadline": 25.0, "round.quorum": 0.5})
+    metrics = deployment.folder / "runs" / "killed" / "metrics.jsonl"
+    wait_until(lambda: any(e["event"] == "round" for e in read_events(metrics)), 200, "no round ended")
+    deployment.kill("node-0")
+    status, details = deployment.wait(run_id, 400)
+    assert status == "finished:completed", details
+    rounds = [event for event in read_events(metrics) if event["event"] == "round"]
+    assert [event["round"] for event in rounds] == [1, 2, 3]
+    assert Path(metrics).read_text().count('"event": "end"') == 1
+    assert any("0" in event["failures"] or event["clients"].get("1", 0) == 0 for event in rounds[1:])
