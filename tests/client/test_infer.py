@@ -47,7 +47,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, digits: tuple[torch.Ten
         torch.stack([F.cross_entropy(logits, y[rows]) for logits in network(x[rows])]).sum().backward()
         optimizer.step()
     folder = tmp_path_factory.mktemp("run")
-    policy = ThresholdPolicy((0.5, 0.7, 0.7))
+    policy = ThresholdPolicy((0.14, 0.3, 0.7))
     info = BundleInfo(SPEC.to_json(), 4, tuple("0123456789"), MEAN, STD, policy.to_json())
     save_bundle(folder / "final" / FILE, network.state_dict(), info)
     return folder
@@ -110,7 +110,7 @@ def test_exit_macs_are_those_of_the_cost_table(run_folder: Path) -> None:
 
 def test_choose_policy(run_folder: Path) -> None:
     bundle = load_bundle(run_folder)
-    assert choose_policy(bundle).thresholds == (0.5, 0.7, 0.7)
+    assert choose_policy(bundle).thresholds == (0.14, 0.3, 0.7)
     assert choose_policy(bundle, accuracy_first=True).thresholds == (math.inf,) * 3
     assert choose_policy(bundle, threshold=0.25).thresholds == (0.25,) * 3
     with pytest.raises(UserError, match="not a number"):
@@ -124,7 +124,7 @@ def test_json_holds_what_the_table_says(
     assert main(["infer", "--model", str(run_folder), "--images", str(images), "--json", str(file)]) == 0
     content = json.loads(file.read_text())
     rows, summary = content["images"], content["summary"]
-    assert content["policy"] == {"measure": "softmax", "thresholds": [0.5, 0.7, 0.7]}
+    assert content["policy"] == {"measure": "softmax", "thresholds": [0.14, 0.3, 0.7]}
     assert len(rows) == summary["images"] == summary["labelled"] == 40
     assert set(rows[0]) == {"file", "label", "truth", "exit", "confidence", "ms", "macs"}
     assert all(row["ms"] > 0 for row in rows)
