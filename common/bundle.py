@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.data.images import Normalizer
 from common.errors import UserError
@@ -52,7 +53,8 @@ def load_bundle(path: Path) -> Bundle:
         raise UserError(f"no model in {path}: give a finished run's folder, or a file {FILE}")
     tensors, values = read_tensors(found)
     try:
-        info = BundleInfo(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        info = BundleInfo(**plain)
         network = build(NetworkSpec.from_json(info.spec), seed=0).prefix(info.depth)
         network.load_state_dict({key: tensors[key] for key in network.state_dict()})
     except (KeyError, TypeError, RuntimeError) as error:

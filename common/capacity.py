@@ -1,7 +1,7 @@
 """A device's declared or probed capacity -> the exit depth it can train, over the network's cost table.
 
-The client chooses; the server only learns the choice and its reason. Declarations (Flower node configuration or a virtual
-client's share of the mix):
+The client chooses; the server only learns the choice and its reason. Declarations (Flower node configuration or a
+virtual client's share of the mix):
 
     depth=2                                   the tier itself
     memory="512MB" compute="2GFLOPS"          what there is; either may be left out

@@ -1,8 +1,8 @@
 """What a client keeps between rounds, on its node's disk.
 
 Keyed by our own run name, a stable client id and the round, because Flower's run and node ids change on a resume or a
-restart. A task names the client's last committed version: later ones come from a round that was killed or whose reply was
-lost and are discarded, older ones are pruned.
+restart. A task names the client's last committed version: later ones come from a round that was killed or whose reply
+was lost and are discarded, older ones are pruned.
 """
 
 import re

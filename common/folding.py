@@ -1,8 +1,8 @@
 """A reproducible weighted sum: the same bits however clients are grouped and in whatever order they arrive.
 
-Floating-point addition is not associative, so clients' models are summed as 64-bit integers in fixed point. The number of
-fraction bits follows from the total weight of the clients that were asked, so no sum can overflow. A client that is alone
-on its node sends its model as fp32 and the server quantises it with the same function.
+Floating-point addition is not associative, so clients' models are summed as 64-bit integers in fixed point. The number
+of fraction bits follows from the total weight of the clients that were asked, so no sum can overflow. A client that is
+alone on its node sends its model as fp32 and the server quantises it with the same function.
 """
 
 from dataclasses import dataclass, field
@@ -15,11 +15,12 @@ from common.flat import FlatState, Layout
 MAGNITUDE_BITS = 12
 MAGNITUDE = float(2**MAGNITUDE_BITS)  # a weight or BatchNorm statistic beyond this is taken for divergence
 MAX_FRACTION_BITS = 40
+SUM_BITS = 62  # of an int64's 63, so that rounding cannot overflow either
 
 
 def fraction_bits(total_weight: int) -> int:
     """Return the fraction bits for which a sum of |w| < 4096 with this total weight stays below 2**62."""
-    return min(MAX_FRACTION_BITS, 62 - MAGNITUDE_BITS - max(1, total_weight).bit_length())
+    return min(MAX_FRACTION_BITS, SUM_BITS - MAGNITUDE_BITS - max(1, total_weight).bit_length())
 
 
 def quantise(values: Tensor, weight: int, bits: int) -> Tensor:
@@ -59,14 +60,17 @@ class Fold:
     clients: list[int] = field(default_factory=list)
 
     def add_state(self, state: FlatState, weight: int, client: int) -> None:
-        """Fold one client's checked model in."""
+        """Fold one client's checked model in; raises `ValueError` for a weight beyond what the bits allow for."""
         self._add(quantise(state.floats, weight, self.bits), state.counters, weight, [client])
 
     def add(self, other: "Fold") -> None:
-        """Fold another partial sum of the same tier and round in."""
+        """Fold another partial sum of the same tier and round in; raises `ValueError` unless it can be one."""
         if other.bits != self.bits or other.layout != self.layout:
             raise ValueError("partial sums of different rounds or tiers cannot be added")
         if other.sums is not None and other.counters is not None:
+            low, high = torch.aminmax(other.sums) if len(other.sums) else (torch.zeros(()), torch.zeros(()))
+            if max(-int(low), int(high)) > MAGNITUDE * other.weight * 2.0**self.bits:
+                raise ValueError("the folded sum is out of range")
             self._add(other.sums, other.counters, other.weight, other.clients)
 
     def mean(self) -> FlatState:
@@ -77,6 +81,8 @@ class Fold:
         return FlatState(self.layout, mean, self.counters)
 
     def _add(self, sums: Tensor, counters: Tensor, weight: int, clients: list[int]) -> None:
+        if weight < 1 or (self.weight + weight).bit_length() > SUM_BITS - MAGNITUDE_BITS - self.bits:
+            raise ValueError(f"weight {weight} is impossible: the clients of this round announced fewer samples")
         if self.sums is None or self.counters is None:
             self.sums, self.counters = sums, counters.clone()
         else:

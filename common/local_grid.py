@@ -1,13 +1,13 @@
 """An in-process Flower grid: runs a ServerApp or a strategy against a ClientApp without Ray or a SuperLink.
 
-Messages are serialised and rebuilt as in deployment. Give it node configurations as a simulation or SuperNodes would have
-them. For tests, notebooks and benchmarks; one message at a time, in one process.
+Messages are serialised and rebuilt as in deployment. Give it node configurations as a simulation or SuperNodes would
+have them. For tests, notebooks and benchmarks; one message at a time, in one process.
 """
 
 import random
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -80,6 +80,6 @@ def _over_the_wire(message: Message) -> Message:
     object_id = message.object_id
     message.metadata.__dict__["_message_id"] = object_id
     contents = {key: value.deflate() for key, value in get_all_nested_objects(message).items()}
-    rebuilt = inflate_object_from_contents(object_id, contents)
+    rebuilt = cast(Message, inflate_object_from_contents(object_id, contents))
     rebuilt.metadata.__dict__["_message_id"] = object_id
-    return rebuilt  # type: ignore[return-value]
+    return rebuilt

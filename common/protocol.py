@@ -1,14 +1,15 @@
 """What travels between server and nodes: typed records <-> Flower's RecordDict, the only place that knows key strings.
 
-Arrays travel as one flat array per dtype with a JSON index, because Flower's deployment pays per array, not per byte. JSON
-and raw arrays only: nothing that arrives is ever unpickled.
+Arrays travel as one flat array per dtype with a JSON index, because Flower's deployment pays per array, not per byte.
+JSON and raw arrays only: nothing that arrives is ever unpickled.
 """
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from common.folding import Fold
 ORDER, INDEX, STATE, FOLD, LONE, ENTRIES = "order", "index", "state", "fold", "lone", "entries"
 MODEL = "model"  # the usual name of the one state that all clients of a message start from
 QUERY, TRAIN, EVALUATE, DELIVER = "query", "train", "evaluate", "train.deliver"
+R = TypeVar("R")
 NUMPY = {torch.float32: np.float32, torch.int64: np.int64}
 
 
@@ -98,7 +100,7 @@ class Reply:
 
 @dataclass
 class Payload:
-    """Arrays of an order: states by name, each carried once however many clients start from it, and arrays per client."""
+    """Arrays of an order: states by name, each once however many clients start from it, and arrays per client."""
 
     states: Mapping[str, FlatState] = field(default_factory=dict)
     entries: Mapping[int, Mapping[str, np.ndarray]] = field(default_factory=dict)
@@ -117,11 +119,13 @@ def pack_order(order: Order, payload: Payload | None = None) -> RecordDict:
 
 def unpack_order(content: RecordDict) -> tuple[Order, Payload]:
     """Inverse of `pack_order`; raises `ValueError` on anything malformed."""
-    raw = _dict(content, ORDER)
-    raw["tasks"] = tuple(Task(**t) for t in raw["tasks"])
-    raw["classes"], raw["describe"] = tuple(raw["classes"]), tuple(raw["describe"])
+    with _reading():
+        raw = _dict(content, ORDER)
+        raw["tasks"] = tuple(_make(Task, t) for t in raw["tasks"])
+        raw["classes"], raw["describe"] = tuple(raw["classes"]), tuple(raw["describe"])
+        order = _make(Order, raw)
     names = [n.removeprefix(f"{STATE}.") for n in content if n.startswith(f"{STATE}.") and not n.endswith(f".{INDEX}")]
-    return Order(**raw), Payload({n: unpack_state(content, f"{STATE}.{n}") for n in names}, _entries(content))
+    return order, Payload({n: unpack_state(content, f"{STATE}.{n}") for n in names}, _entries(content))
 
 
 def pack_report(report: NodeReport) -> RecordDict:
@@ -130,10 +134,11 @@ def pack_report(report: NodeReport) -> RecordDict:
 
 
 def unpack_report(content: RecordDict) -> NodeReport:
-    """Inverse of `pack_report`."""
-    raw = _dict(content, ORDER)
-    raw["clients"] = tuple(ClientReport(**c) for c in raw["clients"])
-    return NodeReport(**raw)
+    """Inverse of `pack_report`; raises `ValueError` on anything malformed."""
+    with _reading():
+        raw = _dict(content, ORDER)
+        raw["clients"] = tuple(_make(ClientReport, c) for c in raw["clients"])
+        return _make(NodeReport, raw)
 
 
 def pack_reply(reply: Reply) -> RecordDict:
@@ -162,8 +167,11 @@ def pack_reply(reply: Reply) -> RecordDict:
 
 def unpack_reply(content: RecordDict) -> Reply:
     """Inverse of `pack_reply`; raises `ValueError` on anything malformed."""
-    head = _dict(content, ORDER)
-    reply = Reply([ClientResult(**r) for r in head["results"]], [ClientReport(**r) for r in head["reports"]])
+    with _reading():
+        head = _dict(content, ORDER)
+        reply = Reply(
+            [_make(ClientResult, r) for r in head["results"]], [_make(ClientReport, r) for r in head["reports"]]
+        )
     for name in content:
         kind, _, number = name.partition(".")
         if name.endswith(f".{INDEX}") or kind not in (FOLD, LONE):
@@ -171,12 +179,7 @@ def unpack_reply(content: RecordDict) -> Reply:
         if kind == LONE:
             reply.lone[int(number)] = unpack_state(content, name)
             continue
-        index = _dict(content, f"{name}.{INDEX}")
-        layout, arrays = Layout.from_json(index["layout"]), _arrays(content, name)
-        sums, counters = _tensor(arrays, "sums", torch.int64), _tensor(arrays, "counters", torch.int64)
-        if (len(sums), len(counters)) != layout.sizes:
-            raise ValueError(f"{name}: {len(sums)} sums do not fit the index")
-        reply.folds[int(number)] = Fold(layout, index["bits"], sums, counters, index["weight"], list(index["clients"]))
+        reply.folds[int(number)] = _fold(content, name)
     reply.entries = _entries(content)
     return reply
 
@@ -195,6 +198,18 @@ def unpack_state(content: RecordDict, name: str) -> FlatState:
     if (len(state.floats), len(state.counters)) != layout.sizes:
         raise ValueError(f"{name}: {len(state.floats)} values do not fit the index of {layout.sizes[0]}")
     return state
+
+
+def _fold(content: RecordDict, name: str) -> Fold:
+    arrays = _arrays(content, name)
+    sums, counters = _tensor(arrays, "sums", torch.int64), _tensor(arrays, "counters", torch.int64)
+    with _reading():
+        index = _dict(content, f"{name}.{INDEX}")
+        layout, clients = Layout.from_json(index["layout"]), [int(client) for client in index["clients"]]
+        fold = Fold(layout, int(index["bits"]), sums, counters, int(index["weight"]), clients)
+    if (len(sums), len(counters)) != layout.sizes:
+        raise ValueError(f"{name}: {len(sums)} sums do not fit the index")
+    return fold
 
 
 def message_bytes(message: Message) -> int:
@@ -226,13 +241,32 @@ def _entries(content: RecordDict) -> dict[int, dict[str, np.ndarray]]:
     arrays, index = _arrays(content, ENTRIES), _json(content, f"{ENTRIES}.{INDEX}")
     position = dict.fromkeys(arrays, 0)
     entries: dict[int, dict[str, np.ndarray]] = {}
-    for client, name, dtype, shape in index:
-        if dtype not in arrays:
-            raise ValueError(f"entry {name}: no array of {dtype}")
-        start = position[dtype]
-        position[dtype] = start + int(np.prod(shape, dtype=np.int64))
-        entries.setdefault(int(client), {})[name] = arrays[dtype][start : position[dtype]].reshape(shape)
+    with _reading():
+        for client, name, dtype, shape in index:
+            start = position[dtype]
+            position[dtype] = start + int(np.prod(shape, dtype=np.int64))
+            entries.setdefault(int(client), {})[str(name)] = arrays[dtype][start : position[dtype]].reshape(shape)
     return entries
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Turn what wrong JSON makes Python raise into a `ValueError`."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"malformed message: {type(error).__name__}: {error}") from error
+
+
+def _make(cls: type[R], values: Mapping[str, Any]) -> R:
+    """Return a record of plain values; raises `TypeError` when one is missing, unknown or of another type."""
+    made = cls(**values)
+    for name, hint in get_type_hints(cls).items():
+        value, plain = getattr(made, name), get_origin(hint) or hint
+        allowed = (int, float) if plain is float else dict if plain is Mapping else plain
+        if not isinstance(value, allowed) or (isinstance(value, bool) and plain is not bool):
+            raise TypeError(f"{cls.__name__}.{name} is {value!r}, not {hint}")
+    return made
 
 
 def _record(value: Any) -> ConfigRecord:

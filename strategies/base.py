@@ -5,12 +5,13 @@ server holds one model per depth tier and never one per client, polls promptly, 
 calls callbacks. A method overrides the hooks below `merge` and keeps its state in `state_dict` / `load_state_dict`.
 """
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from logging import INFO, WARNING
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -43,7 +44,7 @@ class EarlyExitStrategy(Strategy):
     name: ClassVar[str]
     apart: ClassVar[bool] = False  # True: the method needs every client's model, not the folded sum
 
-    def __init__(
+    def __init__(  # noqa: PLR0917
         self,
         config: RunConfig,
         spec: NetworkSpec,
@@ -101,7 +102,7 @@ class EarlyExitStrategy(Strategy):
 
     # The loop
 
-    def start(  # type: ignore[override]
+    def start(  # noqa: PLR0917
         self,
         grid: Grid,
         initial_arrays: ArrayRecord | None = None,
@@ -124,7 +125,7 @@ class EarlyExitStrategy(Strategy):
                 callback.on_start(self)
             for round_ in range(self.round + 1, rounds + 1):
                 record = self._run_round(grid, round_, rounds, timeout)
-                result.train_metrics_clientapp[round_] = MetricRecord(record.client_metrics)
+                result.train_metrics_clientapp[round_] = MetricRecord({**record.client_metrics})
                 if evaluate_fn is not None and (metrics := evaluate_fn(round_, self.arrays())) is not None:
                     result.evaluate_metrics_serverapp[round_] = metrics
                 for callback in self.callbacks:
@@ -161,7 +162,7 @@ class EarlyExitStrategy(Strategy):
         update = self._collect(server_round, replies)
         with self._phase("server"), threads(self.config.server.threads):
             self.merge(server_round, update)
-        return self.arrays(), MetricRecord(_mean_metrics(update))
+        return self.arrays(), MetricRecord({**_mean_metrics(update)})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord | None, config: ConfigRecord | None, grid: Grid
@@ -173,17 +174,27 @@ class EarlyExitStrategy(Strategy):
         return self._messages(self._order(server_round), self.roster.available(), protocol.EVALUATE)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Add up correct counts per exit; exact, so order and grouping cannot matter."""
+        """Return each exit's accuracy on the images of the clients whose tier has that exit.
+
+        Whole numbers are added up, so order and grouping cannot matter.
+        """
         correct: dict[str, float] = {}
+        examples: dict[str, float] = {}
         for reply in replies:
-            if reply.has_error():
-                log(WARNING, "node %d could not evaluate: %s", reply.metadata.src_node_id, reply.error.reason)
+            try:
+                if reply.has_error():
+                    raise ValueError(_last_line(reply.error.reason))
+                results = protocol.unpack_reply(reply.content).results
+            except ValueError as error:
+                log(WARNING, "node %d could not evaluate: %s", reply.metadata.src_node_id, error)
                 continue
-            for result in protocol.unpack_reply(reply.content).results:
-                for key, value in result.metrics.items():
+            for result in results:
+                counts = dict(result.metrics)
+                images = counts.pop("examples", 0.0)
+                for key, value in counts.items():
                     correct[key] = correct.get(key, 0.0) + value
-        examples = correct.pop("examples", 0.0)
-        return MetricRecord({key: value / examples for key, value in sorted(correct.items())}) if examples else None
+                    examples[key] = examples.get(key, 0.0) + images
+        return MetricRecord({key: correct[key] / examples[key] for key in sorted(correct)}) if correct else None
 
     def summary(self) -> None:
         """Log what is about to run."""
@@ -229,8 +240,8 @@ class EarlyExitStrategy(Strategy):
         self.round = round_
         return Record(
             round=round_, rounds=rounds, accuracy=accuracy, terms=terms, client_metrics=_mean_metrics(update),
-            client_accuracy=dict(on_clients or {}), failures=update.failures,
-            clients={d: len(t.clients) for d, t in update.tiers.items()},
+            client_accuracy={key: cast(float, value) for key, value in (on_clients or {}).items()},
+            failures=update.failures, clients={d: len(t.clients) for d, t in update.tiers.items()},
             seconds=self.seconds | {"round": time.perf_counter() - started}, traffic=self.traffic,
         )  # fmt: skip
 
@@ -243,7 +254,7 @@ class EarlyExitStrategy(Strategy):
             clients = node_of.get(message.metadata.src_node_id, ())
             try:
                 if message.has_error():
-                    raise ValueError(f"node failed: {(message.error.reason or '').strip().splitlines()[-1:]}")
+                    raise ValueError(f"its node failed: {_last_line(message.error.reason)}")
                 reply = protocol.unpack_reply(message.content)
                 self.roster.update(reply.reports)
                 collector.add(reply)
@@ -253,11 +264,13 @@ class EarlyExitStrategy(Strategy):
         update = collector.finish()
         for client, reason in update.failures.items():
             log(WARNING, "round %d: client %d is left out: %s", round_, client, reason)
-        needed = max(1, round(self.config.round.quorum * len(asked)))
+        # rounded up, but not for what floating point adds to a whole number
+        needed = max(1, math.ceil(self.config.round.quorum * len(asked) - 1e-9))
         if len(update.results) < needed:
             raise QuorumError(
-                f"round {round_}: {len(update.results)} of {len(asked)} clients answered, round.quorum asks for {needed}; "
-                f"continue later with run.resume; first reason: {next(iter(update.failures.values()), 'none')}"
+                f"round {round_}: {len(update.results)} of {len(asked)} clients answered, "
+                f"round.quorum asks for {needed}; continue later with run.resume; "
+                f"first reason: {next(iter(update.failures.values()), 'none')}"
             )
         return update
 
@@ -322,6 +335,11 @@ class EarlyExitStrategy(Strategy):
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+def _last_line(reason: str | None) -> str:
+    """Return what an exception said, without the stack above it."""
+    return ((reason or "").strip().splitlines() or ["no reason given"])[-1]
 
 
 def _mean_metrics(update: RoundUpdate) -> dict[str, float]:

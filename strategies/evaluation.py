@@ -1,7 +1,7 @@
 """The server's evaluation: any-time accuracy of every exit, and, at the end, the budgeted curve.
 
-Thresholds are fitted on validation data (the union of the clients' validation parts) and applied to the test set; nothing
-is ever chosen on test data.
+Thresholds are fitted on validation data (the union of the clients' validation parts) and applied to the test set;
+nothing is ever chosen on test data.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ from common.networks.cost import cost_table
 class ServerEvaluator:
     """Holds the server's validation and test images."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917
         self,
         validation: ImageSet,
         test: ImageSet,

@@ -1,7 +1,7 @@
 """Send messages and hand the replies over as they arrive.
 
-Flower's own `send_and_receive` polls every 3 s in deployment and keeps all replies in memory; this one polls promptly and
-yields, so that a strategy can fold a reply and let it go.
+Flower's own `send_and_receive` polls every 3 s in deployment and keeps all replies in memory; this one polls promptly
+and yields, so that a strategy can fold a reply and let it go.
 """
 
 import time

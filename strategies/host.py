@@ -15,7 +15,7 @@ from flwr.supercore import log
 from common import paths
 from common.bundle import FILE, BundleInfo, save_bundle
 from common.capacity import Choice, choose_depth, mix_depth, parse_capacity
-from common.client_store import ClientState, ClientStore
+from common.client_store import ClientStore
 from common.config import RunConfig, load_config
 from common.data.clients import ClientImages, Population, own_images, shared_images
 from common.devices import deterministic, pick_device, threads
@@ -120,15 +120,16 @@ def own_clients(node: NodeConfig, config: RunConfig) -> tuple[int, ...] | None:
     return None
 
 
-def _train_client(
+def _train_client(  # noqa: PLR0917
     order: Order, payload: Payload, node: NodeConfig, config: RunConfig, local: LocalMethod, task: Task, reply: Reply
 ) -> tuple[Outcome, int]:
     device = pick_device(config.clients.device)
     images = _images(order, config, node, task.client, device)
     if _declares(node):
         report = _report(order, config, node, task.client)
-        if report.depth < task.depth:
+        if report.depth != task.depth:
             reply.reports.append(report)
+        if report.depth < task.depth:
             raise UserError(f"asked for depth {task.depth}, but {report.reason}")
     model = _model(order, config, task.depth, device)
     model.load(payload.states[task.arrays])
@@ -140,6 +141,10 @@ def _train_client(
     outcome = local.train(job)
     if outcome.state is not None:
         check(outcome.state, local.layout(model))
+    if outcome.kept is not None:
+        # before the fold: a client whose disk is full must not fail once its model is part of a sum that others share
+        store.save(task.client, order.round, outcome.kept)
+    if outcome.state is not None:
         # A client that is alone in its tier here sends fp32: the 64-bit sum of one would double its uplink.
         alone = sum(t.depth == task.depth for t in order.tasks) == 1
         if alone or not order.fold:
@@ -147,8 +152,6 @@ def _train_client(
         else:
             fold = reply.folds.setdefault(task.depth, Fold(outcome.state.layout, order.bits))
             fold.add_state(outcome.state, len(images.y), task.client)
-    if outcome.kept is not None:
-        store.save(task.client, order.round, outcome.kept)
     return outcome, len(images.y)
 
 

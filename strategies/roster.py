@@ -53,7 +53,7 @@ class Roster:
         self._accept(reports, changed=True)
 
     def deal(self, sampled: Sequence[ClientReport], cost: Mapping[int, float]) -> dict[int, list[ClientReport]]:
-        """Return node -> clients: at home where they have one, else to the node with the least work, dear ones first."""
+        """Return node -> clients: at home where they have one, else on the node with least work, dear ones first."""
         roaming = sorted((n for n, r in self.nodes.items() if r.roaming), key=lambda n: (self.nodes[n].partition, n))
         dealt: dict[int, list[ClientReport]] = {node: [] for node in self.nodes}
         load = dict.fromkeys(roaming, 0.0)
@@ -109,7 +109,10 @@ class Roster:
             if reply.has_error():
                 log(WARNING, "node %d did not answer the query: %s", reply.metadata.src_node_id, reply.error.reason)
                 continue
-            answers.append((reply.metadata.src_node_id, protocol.unpack_report(reply.content)))
+            try:
+                answers.append((reply.metadata.src_node_id, protocol.unpack_report(reply.content)))
+            except ValueError as error:
+                log(WARNING, "node %d: its answer to the query cannot be read: %s", reply.metadata.src_node_id, error)
         return answers
 
 

@@ -13,6 +13,7 @@ from common import paths
 from common.data import client_split, device_data, load, normalizer, partition, with_samples
 from common.data.config import DataConfig
 from common.data.images import ImageSet, Normalizer
+from common.errors import UserError
 
 KEPT_CLIENTS = 512  # a worker keeps this many clients' tensors; a cohort is usually far smaller
 
@@ -36,7 +37,12 @@ class Population:
     seed: int
 
     def split(self, client: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return a client's training and validation indices into the shared training set."""
+        """Return a client's training and validation indices into the shared training set.
+
+        Raises `UserError` when there is no such client.
+        """
+        if not 0 <= client < self.clients:
+            raise UserError(f"there is no client {client}: clients.count is {self.clients}, ids start at 0")
         return client_split(_partitions(self)[client], self.data.validation, self.seed, client)
 
     def validation(self) -> NDArray[np.int64]:
@@ -54,7 +60,7 @@ def shared_images(population: Population, client: int, device: torch.device) -> 
 
 
 @lru_cache(maxsize=1)
-def own_images(
+def own_images(  # noqa: PLR0917
     folder: str,
     data: DataConfig,
     classes: tuple[str, ...],
@@ -62,7 +68,10 @@ def own_images(
     seed: int,
     device: torch.device,
 ) -> ClientImages:
-    """Return a device's own images, resized to `shape` (C, H, W); raises `UserError` for classes unknown to the server."""
+    """Return a device's own images, resized to `shape` (C, H, W).
+
+    Raises `UserError` for classes that the server does not know.
+    """
     train, validation = device_data(Path(folder), classes, shape, data.validation, seed)
     return _ready(train, validation, normalizer(data, shape[0]), device)
 
