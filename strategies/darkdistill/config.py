@@ -7,8 +7,8 @@ CHOICES = {
     "variant": ("progressive", "parallel"),
     "matcher": ("distance", "learned", "hard"),
     "generator_output": ("latent", "pixels"),
-    "upload": ("pairs", "sketch"),
 }
+UPLOADS = ("pairs", "sketch")
 POSITIVE = (
     "batch",
     "distill_steps",
@@ -23,15 +23,12 @@ POSITIVE = (
     "pixel_range",
     "server_epochs",
     "server_lr_decay",
-    "sketch_bins",
-    "sketch_clip",
     "temperature",
 )
 NOT_NEGATIVE = (
     "difficulty_weight",
     "distill_weight_decay",
     "diversity_weight",
-    "epsilon",
     "gap_weight",
     "label_weight",
     "noise_dim",
@@ -79,12 +76,6 @@ class DarkDistillConfig:
     matcher_lr: float = 1e-3  # Adam
     temperature: float = 0.1  # of the softmax over exits, in units of the normalised mean distance (ours)
 
-    # What clients tell of their difficulties
-    upload: str = "pairs"  # (difficulty, label) per sample; "sketch": a histogram per label
-    sketch_bins: int = 16  # loss bins per label
-    sketch_clip: float = 10.0  # nats; greater losses count in the last bin
-    epsilon: float = 0.0  # privacy loss of one sketch; 0: no noise
-
     @classmethod
     def for_variant(cls, variant: str, **overrides: Any) -> Self:
         """Return the published values of a variant, with `overrides` on top."""
@@ -109,8 +100,6 @@ class DarkDistillConfig:
             found.append("batch is 1, must be at least 2: generators normalise over the batch")
         if self.server_lr_decay > 1:
             found.append(f"server_lr_decay is {self.server_lr_decay}, must not exceed 1")
-        if self.epsilon > 0 and self.upload != "sketch":
-            found.append('epsilon needs upload = "sketch": pairs are sent without noise')
         return found
 
 
@@ -126,8 +115,8 @@ class DifficultyConfig:
     def problems(self) -> list[str]:
         """Return a line for every mistake, none for a sound configuration."""
         found = []
-        if self.upload not in CHOICES["upload"]:
-            found.append(f"difficulty.upload is {self.upload!r}, must be one of {', '.join(CHOICES['upload'])}")
+        if self.upload not in UPLOADS:
+            found.append(f"difficulty.upload is {self.upload!r}, must be one of {', '.join(UPLOADS)}")
         if self.bins < 1 or not self.clip > 0:
             found.append("difficulty.bins and difficulty.clip must be above 0")
         if not self.epsilon >= 0:

@@ -131,6 +131,15 @@ class DifficultySketch:
 DifficultyPool = DifficultyPairs | DifficultySketch
 
 
+def pool(parts: Sequence[DifficultyPool]) -> DifficultyPool:
+    """Pool what a tier's clients told, in client order; raises ValueError if pairs and sketches are mixed."""
+    pairs = [part for part in parts if isinstance(part, DifficultyPairs)]
+    sketches = [part for part in parts if isinstance(part, DifficultySketch)]
+    if pairs and sketches:
+        raise ValueError("some clients told pairs and others sketches")
+    return DifficultyPairs.pool(pairs) if pairs else DifficultySketch.pool(sketches)
+
+
 def bin_edges(bins: int, clip: float) -> Tensor:
     """Return `bins` + 1 edges (float64) from 0 to `clip` nats: even near 0, then with a constant ratio.
 

@@ -66,7 +66,8 @@ def transfer_parallel(
     """Run a round's whole loop. The student and the generators change in place; the tiers only teach.
 
     Args:
-        tiers: by depth, only those with clients this round; all modules are on the runtime's device.
+        tiers: by depth, only those with clients this round; all modules are on the runtime's device. None: nothing
+            happens.
         student: the global model W, averaged layer by layer over the tiers.
         generators: by exit index from 0. Exits that no present tier has sit out.
         optimizers: over the student and these generators.
@@ -74,6 +75,8 @@ def transfer_parallel(
         runtime: device, precision and random numbers.
     """
     report = ParallelReport([], [])
+    if not tiers:
+        return report
     for _ in range(config.server_epochs):
         conditions = draw_conditions(tiers, config.batch, runtime)
         for _ in range(config.generator_steps):

@@ -96,9 +96,33 @@ class Optimizers:
         }
         return cls(adams, distillation)
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the moments of all optimisers as flat tensors, `optimizer.<which>.<parameter>.<name>`."""
+        return {
+            f"optimizer.{which}.{index}.{name}": torch.as_tensor(value).clone()
+            for which, optimizer in self._named()
+            for index, moments in optimizer.state_dict()["state"].items()
+            for name, value in moments.items()
+            if value is not None
+        }
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take `state_dict`'s result back, among other tensors or alone."""
+        for which, optimizer in self._named():
+            prefix = f"optimizer.{which}."
+            state: dict[int, dict[str, Tensor]] = {}
+            for key in (k for k in tensors if k.startswith(prefix)):
+                index, name = key.removeprefix(prefix).split(".")
+                state.setdefault(int(index), {})[name] = tensors[key].clone()
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+    def _named(self) -> Iterator[tuple[str, Optimizer]]:
+        yield from ((f"generator-{key}", optimizer) for key, optimizer in sorted(self.generators.items()))
+        yield from ((f"distillation-{index}", optimizer) for index, optimizer in enumerate(self.distillation))
+
     def decay(self, server_round: int, factor: float) -> None:
         """Set every learning rate to its first value times factor^server_round (rounds count from 0)."""
-        for optimizer in (*self.generators.values(), *self.distillation):
+        for _, optimizer in self._named():
             for group in optimizer.param_groups:
                 group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor**server_round
 

@@ -35,7 +35,10 @@ from strategies.darkdistill.runtime import Optimizers, Runtime, Tier, evaluating
 
 @dataclass(frozen=True)
 class GeneratorReport:
-    """Loss terms of one generator step; `spearman` of the difficulties asked for and those measured."""
+    """Loss terms of one generator step; `spearman` of the difficulties asked for and those measured.
+
+    Where some labels are harder than others, a part of that correlation comes through the label alone.
+    """
 
     total: float
     label: float

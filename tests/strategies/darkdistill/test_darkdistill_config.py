@@ -1,0 +1,40 @@
+import pytest
+
+from strategies.darkdistill.config import DarkDistillConfig, DifficultyConfig
+
+
+def test_published_values_are_sound() -> None:
+    assert DarkDistillConfig().problems() == []
+    parallel = DarkDistillConfig.for_variant("parallel", generator_hidden=64)
+    assert parallel.problems() == []
+    assert (parallel.batch, parallel.server_lr_decay, parallel.generator_hidden) == (16, 0.99, 64)
+    assert DarkDistillConfig.for_variant("progressive") == DarkDistillConfig()
+
+
+def test_every_mistake_is_told_at_once() -> None:
+    config = DarkDistillConfig(variant="sideways", batch=1, temperature=0.0, rkd_angle=-1.0, server_lr_decay=1.5)
+    told = config.problems()
+    assert [line.split()[0] for line in told] == [
+        "variant",
+        "temperature",
+        "rkd_angle",
+        "batch",
+        "server_lr_decay",
+    ]
+
+
+@pytest.mark.parametrize("value", [float("nan"), -0.5])
+def test_nan_is_a_mistake_too(value: float) -> None:
+    assert len(DarkDistillConfig(distill_lr=value).problems()) == 1
+
+
+def test_noise_is_as_wide_as_the_number_of_classes_unless_told() -> None:
+    assert DarkDistillConfig().noise_width(100) == 100
+    assert DarkDistillConfig(noise_dim=7).noise_width(100) == 7
+
+
+def test_noise_needs_a_sketch_to_be_added_to() -> None:
+    assert DifficultyConfig().problems() == []
+    assert DifficultyConfig(upload="sketch", epsilon=1.0).problems() == []
+    assert len(DifficultyConfig(epsilon=1.0).problems()) == 1
+    assert len(DifficultyConfig(upload="guess", bins=0, epsilon=-1.0).problems()) == 3

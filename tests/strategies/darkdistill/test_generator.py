@@ -1,0 +1,103 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from common.networks import NetworkSpec, build
+from strategies.darkdistill.config import DarkDistillConfig
+from strategies.darkdistill.generator import (
+    ConvGenerator,
+    TokenGenerator,
+    diversity_loss,
+    label_loss,
+    make_generator,
+)
+
+LABELS = torch.tensor([0, 1, 2])
+DIFFICULTY = torch.tensor([0.1, 1.0, 4.0])
+NOISE = torch.rand(3, 5, generator=torch.Generator().manual_seed(0))
+
+
+def test_token_generator_has_the_published_size() -> None:
+    # CIFAR-100 on DeiT-tiny: about 38.2 million parameters.
+    generator = TokenGenerator((197, 192), num_classes=100, noise_dim=100, hidden=1000)
+    layers = (100 * 100) + (100 + 100) + (300 * 1000 + 1000) + 2 * 1000 + (1000 + 1) * 197 * 192
+    assert generator.parameter_count == layers == 38_175_024
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "kind"),
+    [
+        ("vit_small32", (3, 32, 32), TokenGenerator),
+        ("resnet_slim", (3, 17, 9), ConvGenerator),
+        ("wrn16", (3, 16, 16), ConvGenerator),
+        ("lenet", (1, 6, 6), ConvGenerator),
+        ("convnet", (3, 22, 22), ConvGenerator),
+    ],
+)
+@pytest.mark.parametrize("output", ["latent", "pixels"])
+def test_every_network_accepts_its_generators_samples(
+    name: str, shape: tuple[int, int, int], kind: type, output: str
+) -> None:
+    network = build(NetworkSpec(name, num_classes=5, input_shape=shape), seed=0).eval()
+    config = DarkDistillConfig(generator_output=output, generator_hidden=16, generator_channels=4)
+    state = torch.get_rng_state()
+    generator, again = make_generator(network, config, seed=1), make_generator(network, config, seed=1)
+    assert torch.equal(state, torch.get_rng_state())
+    assert isinstance(generator, kind if output == "latent" else ConvGenerator)
+    samples = generator(NOISE, LABELS, DIFFICULTY)
+    assert torch.equal(samples, again(NOISE, LABELS, DIFFICULTY))
+    outputs = network.forward_exits(samples, latent=output == "latent")
+    assert [z.shape for z in outputs.logits] == [(3, 5)] * len(network.exit_positions)
+
+
+def test_samples_imitate_the_range_of_what_they_replace() -> None:
+    config = DarkDistillConfig(generator_channels=4)
+    lowest = {}
+    for name in ("resnet_slim", "wrn16"):
+        network = build(NetworkSpec(name, num_classes=5, input_shape=(3, 8, 8)), seed=0)
+        lowest[name] = make_generator(network, config, seed=0)(NOISE, LABELS, DIFFICULTY).min().item()
+    assert lowest["resnet_slim"] == 0  # its stem ends in ReLU
+    assert lowest["wrn16"] < 0  # its stem is a bare convolution
+    pixels = ConvGenerator((3, 8, 8), 5, 5, 4, head="pixels", pixel_range=2.0)
+    with torch.no_grad():
+        pixels.layers[-1].weight.mul_(1000)
+    assert pixels(NOISE, LABELS, DIFFICULTY).abs().max().item() == pytest.approx(2.0)
+
+
+def test_the_difficulty_is_an_input_only_where_wanted() -> None:
+    asked = TokenGenerator((4, 6), 5, 5, 16).eval()
+    assert not torch.equal(asked(NOISE, LABELS, DIFFICULTY), asked(NOISE, LABELS, DIFFICULTY + 1))
+    unasked = TokenGenerator((4, 6), 5, 5, 16, conditional=False).eval()
+    assert unasked(NOISE, LABELS).shape == (3, 4, 6)
+    for generator, difficulty in ((asked, None), (unasked, DIFFICULTY)):
+        with pytest.raises(ValueError, match="difficulty"):
+            generator(NOISE, LABELS, difficulty)
+    network = build(NetworkSpec("lenet", num_classes=5, input_shape=(1, 6, 6)), seed=0)
+    assert make_generator(network, DarkDistillConfig(), 0).conditional
+    assert not make_generator(network, DarkDistillConfig(difficulty_condition=False), 0).conditional
+    assert not make_generator(network, DarkDistillConfig(variant="parallel"), 0).conditional
+
+
+def test_label_loss_asks_each_sample_at_its_own_exit() -> None:
+    rng = torch.Generator().manual_seed(0)
+    logits = [torch.randn(4, 3, generator=rng) for _ in range(3)]
+    labels = torch.tensor([0, 1, 2, 0])
+    sets = [torch.tensor([2]), torch.tensor([], dtype=torch.int64), torch.tensor([0, 1, 3])]
+    first, last = (F.cross_entropy(logits[e][sets[e]], labels[sets[e]]) for e in (0, 2))
+    expected = (1 * first + 3 * last) / 4
+    torch.testing.assert_close(label_loss(logits, labels, sets), expected)
+
+
+def test_diversity_loss_by_hand() -> None:
+    # Mean |difference| 3 times mean squared noise difference 0.5, for two of four pairs.
+    generated = torch.tensor([[[0.0, 0.0]], [[2.0, 4.0]]], requires_grad=True)
+    noise = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+    loss = diversity_loss(generated, noise)
+    assert loss.item() == pytest.approx(math.exp(-0.75))
+    loss.backward()
+    assert generated.grad is not None
+    assert (generated.grad[0] > 0).all()  # apart from the other sample lowers the loss
+    assert (generated.grad[1] < 0).all()
+    assert diversity_loss(torch.ones(2, 3), noise).item() == 1
