@@ -1,9 +1,22 @@
 """Fixtures for every test."""
 
+import logging
 import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result
+
+from client.app import app
+from common.config import Value
+from common.local_grid import LocalGrid
+from strategies.base import EarlyExitStrategy
+from strategies.callbacks.base import Callback, Record
+from strategies.setup import make_strategy, read_config
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -15,3 +28,82 @@ def data_root() -> Path:
     if not (folder / "cifar10_tiny").is_dir():
         pytest.skip(f"no image sets in {folder}: set EARLYBLOOM_DATA to the folder that holds cifar10_tiny")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def flower_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Flower's home in a folder of the session: runs, client states and decoded images land beside it."""
+    home = tmp_path_factory.mktemp("home") / ".flwr"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLWR_HOME", str(home))
+        yield home
+
+
+@pytest.fixture
+def flower_log() -> Iterator[list[str]]:
+    """What Flower's logger was told, one string per message."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("flwr")
+    logger.addHandler(handler)
+    yield lines
+    logger.removeHandler(handler)
+
+
+@dataclass
+class Run(Callback):
+    """A run on the in-process grid and what it recorded."""
+
+    strategy: EarlyExitStrategy
+    grid: Grid
+    records: list[Record] = field(default_factory=list)
+    failure: str | None = None
+    result: Result = field(default_factory=Result)
+
+    def on_round(self, strategy: EarlyExitStrategy, record: Record) -> None:
+        self.records.append(record)
+
+    def on_end(self, strategy: EarlyExitStrategy, failure: str) -> None:
+        self.failure = failure
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> dict[str, Value]:
+    """A configuration that trains in milliseconds: LeNet with three tiers on a few embedded digits."""
+    return {
+        "run.name": "test", "run.strategy": "eefl", "run.rounds": 2,
+        "clients.count": 6, "clients.per-round": 6, "clients.mix": "0.34,0.33,0.33", "clients.device": "cpu",
+        "clients.store": str(tmp_path / "clients"),
+        "train.batch-size": 16, "network.name": "lenet", "network.width": 3, "data.limit": 240,
+        "server.device": "cpu", "server.evaluate-every": 0, "round.deadline": 60.0,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def prepare_run(flat: dict[str, Value]) -> Callable[..., Run]:
+    """Make a strategy and a grid; `changes` are keys of the configuration, `nodes` one node configuration each."""
+
+    def prepare(
+        changes: Mapping[str, Value] | None = None,
+        nodes: Sequence[Mapping[str, Any]] = ({"partition-id": 0},),
+        app: Any = app,
+        grid: type[LocalGrid] = LocalGrid,
+    ) -> Run:
+        run = Run(make_strategy(read_config({**flat, **(changes or {})})), grid(app, nodes))
+        run.strategy.callbacks = [run]
+        return run
+
+    return prepare
+
+
+@pytest.fixture
+def run_strategy(prepare_run: Callable[..., Run]) -> Callable[..., Run]:
+    """Make a run as `prepare_run` does and run it to its end."""
+
+    def start(*args: Any, timeout: float | None = None, **kwargs: Any) -> Run:
+        run = prepare_run(*args, **kwargs)
+        run.result = run.strategy.start(run.grid, timeout=timeout)
+        return run
+
+    return start
