@@ -179,7 +179,7 @@ class EarlyExitNetwork(nn.Module):
             ValueError: a latent can't enter this part.
         """
         start = self.latent_unit if latent else self.start
-        if not self.start <= start < self.end:
+        if not self.start <= start <= self.end:
             raise ValueError(f"a latent enters before unit {start}, which is not in this part")
         exits = [position for position in self.exit_positions if position >= start]
         logits: list[Tensor] = []
