@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+import torch
+
+from common.data import DataConfig, load, normalizer
+from common.data.clients import Population, own_images, shared_images
+from common.errors import UserError
+from common.paths import cache_root
+
+CPU = torch.device("cpu")
+DATA = DataConfig(limit=200, validation=0.25)
+
+
+def population(**changes) -> Population:
+    return Population(DataConfig(**{"limit": 200, "validation": 0.25} | changes), 7, 3)
+
+
+def test_every_sample_belongs_to_exactly_one_part_of_one_client():
+    people = population()
+    parts = [part for client in range(7) for part in people.split(client)]
+    assert sorted(np.concatenate(parts).tolist()) == list(range(200))
+
+
+def test_the_servers_validation_set_is_the_clients_union():
+    people = population()
+    held_out = people.validation()
+    assert held_out.tolist() == sorted(np.concatenate([people.split(c)[1] for c in range(7)]).tolist())
+    assert not set(held_out.tolist()) & set(np.concatenate([people.split(c)[0] for c in range(7)]).tolist())
+
+
+def test_a_clients_images_are_its_own_normalised():
+    people = population()
+    images = shared_images(people, 4, CPU)
+    train, validation = people.split(4)
+    source = load(people.data, cache_root()).train
+    normalize = normalizer(people.data, 1)
+    assert torch.equal(images.x, normalize(source.images[torch.from_numpy(train)]))
+    assert torch.equal(images.y, source.labels[torch.from_numpy(train)])
+    assert torch.equal(images.validation_x, normalize(source.images[torch.from_numpy(validation)]))
+    assert torch.equal(images.validation_y, source.labels[torch.from_numpy(validation)])
+    assert images.x.shape[1:] == (1, 8, 8)
+    assert (images.x.dtype, images.y.dtype) == (torch.float32, torch.int64)
+    assert len(images.validation_y) == round(0.25 * (len(train) + len(validation)))
+
+
+def test_images_are_made_once():
+    assert shared_images(population(), 1, CPU) is shared_images(population(), 1, CPU)
+
+
+def test_the_seed_and_the_number_of_clients_deal_anew():
+    base = population().split(0)[0].tolist()
+    assert Population(DATA, 7, 4).split(0)[0].tolist() != base
+    assert Population(DATA, 8, 3).split(0)[0].tolist() != base
+    assert population().split(0)[0].tolist() == base
+
+
+@pytest.mark.parametrize("client", [-1, 7, 100])
+def test_an_unknown_client_is_told(client):
+    with pytest.raises(UserError, match=rf"there is no client {client}: clients\.count is 7"):
+        population().split(client)
+
+
+def test_clients_without_samples_are_left_out_of_the_validation_set():
+    people = Population(DataConfig(limit=60, partitioner="dirichlet", alpha=0.001), 30, 1)
+    sizes = [len(people.split(c)[0]) for c in range(30)]
+    assert 0 in sizes
+    assert len(people.validation()) == 60 - sum(sizes)
+
+
+def test_a_devices_own_folder(tmp_path):
+    from PIL import Image
+
+    for name, shade in (("cat", 10), ("dog", 200)):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            Image.new("L", (9, 9), shade).save(tmp_path / name / f"{number}.png")
+    data = DataConfig(validation=0.25)
+    images = own_images(str(tmp_path), data, ("bird", "cat", "dog"), (3, 8, 8), 1, CPU)
+    assert images.x.shape == (6, 3, 8, 8)
+    assert images.validation_x.shape == (2, 3, 8, 8)
+    assert sorted([*images.y.tolist(), *images.validation_y.tolist()]) == [1] * 4 + [2] * 4
+    dark = (images.y == 1).nonzero()[0, 0]
+    assert images.x[dark].unique().tolist() == pytest.approx([(10 / 255 - 0.5) / 0.5], abs=1e-6)
+    with pytest.raises(UserError, match="no classes of this run"):
+        own_images(str(tmp_path), data, ("bird", "cat"), (3, 8, 8), 1, CPU)
