@@ -119,11 +119,13 @@ class Roster:
 def sample(clients: Sequence[ClientReport], number: int, seed: int, round_: int) -> list[ClientReport]:
     """Return `number` clients, stratified over the tiers that have clients: every tier in proportion, at least one.
 
+    With fewer places than tiers, all clients have the same chance: fixed shares would leave some tiers out forever.
     The same seed and round give the same clients, whatever happened before.
     """
     tiers: dict[int, list[ClientReport]] = {}
+    stratified = number >= len({client.depth for client in clients})
     for client in clients:
-        tiers.setdefault(client.depth, []).append(client)
+        tiers.setdefault(client.depth if stratified else 0, []).append(client)
     quotas = stratify({depth: len(members) for depth, members in tiers.items()}, number)
     chosen: list[ClientReport] = []
     for depth, quota in quotas.items():
@@ -134,17 +136,15 @@ def sample(clients: Sequence[ClientReport], number: int, seed: int, round_: int)
 
 
 def stratify(sizes: Mapping[int, int], number: int) -> dict[int, int]:
-    """Split `number` places over strata by largest remainder, at least one each while places last."""
+    """Split `number` places, no fewer than strata, by largest remainder and at least one each."""
     total = sum(sizes.values())
     number = min(number, total)
     exact = {depth: number * size / total for depth, size in sorted(sizes.items())}
     quotas = {depth: min(max(1, int(share)), sizes[depth]) for depth, share in exact.items()}
     while sum(quotas.values()) != number:
         surplus = sum(quotas.values()) > number
-        open_ = [
-            d for d in quotas if (quotas[d] > (1 if number >= len(quotas) else 0) if surplus else quotas[d] < sizes[d])
-        ]
+        open_ = [d for d in quotas if (quotas[d] > 1 if surplus else quotas[d] < sizes[d])]
         off = {d: quotas[d] - exact[d] for d in open_}
         depth = max(off, key=lambda d: (off[d], -d)) if surplus else min(off, key=lambda d: (off[d], d))
         quotas[depth] += -1 if surplus else 1
-    return {depth: quota for depth, quota in quotas.items() if quota}
+    return quotas
