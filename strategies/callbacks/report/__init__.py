@@ -1,0 +1,47 @@
+"""The report of a run and the comparison of runs: one self-contained HTML file each, made from run folders alone."""
+
+from logging import WARNING
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flwr.supercore import log
+
+from common.errors import UserError
+from common.storage import write_text
+from strategies.callbacks.base import Callback
+from strategies.callbacks.report.comparison import compare_runs, write_comparison
+from strategies.callbacks.report.page import run_page
+from strategies.callbacks.report.records import load_run
+from strategies.callbacks.report.svg import require_matplotlib
+
+if TYPE_CHECKING:
+    from strategies.base import EarlyExitStrategy
+
+__all__ = ["Report", "compare_runs", "write_comparison", "write_report"]
+
+FILE = "report.html"
+
+
+class Report(Callback):
+    """Writes `report.html` into the run folder at the end, also when the run failed. Comes after `RunFolder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_end(self, strategy: "EarlyExitStrategy", failure: str) -> None:
+        """Write the report; a run does not fail for want of one."""
+        try:
+            write_report(self.folder)
+        except (UserError, OSError) as error:
+            log(WARNING, "no report: %s", error)
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write the report of a run folder into it and return its path.
+
+    Raises `UserError` when it is no run folder and when matplotlib is missing.
+    """
+    require_matplotlib()
+    path = run_folder / FILE
+    write_text(path, run_page(load_run(run_folder)))
+    return path

@@ -1,0 +1,152 @@
+"""Several runs side by side: a text table for the terminal and a page of common plots."""
+
+from collections.abc import Sequence
+from html import escape
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.storage import write_text
+from strategies.callbacks.report.page import document, figures, heading, table
+from strategies.callbacks.report.plots import cost_axes, draw_budget
+from strategies.callbacks.report.records import RunData, load_run
+from strategies.callbacks.report.svg import COLOURS, Plot, marker, per_cent, plot, require_matplotlib, whole_numbers
+from strategies.callbacks.units import bytes_text, percent_text, seconds_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+NONE = "-"  # where a run has no such number
+
+
+def compare_runs(run_folders: Sequence[Path]) -> str:
+    """Return a plain text table, a column per run: final accuracies, time and bytes.
+
+    Raises `UserError` for a folder that holds no run.
+    """
+    rows = comparison_rows([load_run(folder) for folder in run_folders])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def write_comparison(run_folders: Sequence[Path], path: Path) -> Path:
+    """Write a self-contained page with the curves of all runs in common plots; return its path.
+
+    Raises `UserError` for a folder that holds no run, and when matplotlib is missing.
+    """
+    require_matplotlib()
+    runs = [load_run(folder) for folder in run_folders]
+    head, *rows = comparison_rows(runs)
+    names = escape(", ".join(run.name for run in runs))
+    body = (
+        f'<h1>Comparison</h1>\n<p class="soft">{names}</p>\n{figures(comparison_plots(runs))}'
+        f"{heading('Numbers')}{table(head, rows, numbers=range(1, len(head)))}"
+    )
+    write_text(path, document("Comparison", body))
+    return path
+
+
+def labels(runs: Sequence[RunData]) -> list[str]:
+    """Return a name per run: its method's, or its own where a method occurs twice."""
+    methods = [run.strategy for run in runs]
+    return [run.strategy if methods.count(run.strategy) == 1 else run.name for run in runs]
+
+
+def comparison_rows(runs: Sequence[RunData]) -> list[list[str]]:
+    """Return rows of texts, the first with the runs' labels, each starting with what it is about."""
+    exits = [run.evaluated[-1][1] if run.evaluated else [] for run in runs]
+    by_exit = zip_longest(*exits)  # networks may have different numbers of exits
+    rows = [
+        ["", *labels(runs)],
+        ["mean of exits", *(percent_text(sum(e) / len(e)) if e else NONE for e in exits)],
+        *([f"exit {n}", *map(_share, accuracies)] for n, accuracies in enumerate(by_exit, start=1)),
+    ]
+    if any(run.final for run in runs):
+        chosen = [run.final.get("calibrated") for run in runs]
+        rows += [
+            ["calibrated", *(_share(c and c["accuracy"]) for c in chosen)],
+            ["  million MACs", *(f"{c['mean_macs'] / 1e6:.3f}" if c else NONE for c in chosen)],
+        ]
+    return [
+        *rows,
+        ["rounds", *(str(len(run.rounds)) for run in runs)],
+        ["time", *(seconds_text(run.seconds) for run in runs)],
+        ["bytes down", *(bytes_text(sum(run.traffic("down"))) for run in runs)],
+        ["bytes up", *(bytes_text(sum(run.traffic("up"))) for run in runs)],
+    ]
+
+
+def comparison_plots(runs: Sequence[RunData]) -> list[Plot]:
+    """Return the common plots of the runs that were evaluated."""
+    named = [(label, run) for label, run in zip(labels(runs), runs, strict=True) if run.evaluated]
+    if not named:
+        return []
+    plots = [_over_rounds(named), _by_exit(named), _over_time(named)]
+    return [*plots, _cost(named)] if any(run.final for _, run in named) else plots
+
+
+Named = Sequence[tuple[str, RunData]]
+
+
+def _over_rounds(runs: Named) -> Plot:
+    def paint(axes: "Axes") -> None:
+        for label, run in runs:
+            numbers, means = _means(run)
+            axes.plot(numbers, means, marker=marker(len(numbers)), label=label)
+        whole_numbers(axes)
+        per_cent(axes)
+
+    return plot("Mean exit accuracy over rounds", paint)
+
+
+def _over_time(runs: Named) -> Plot:
+    def paint(axes: "Axes") -> None:
+        for label, run in runs:
+            numbers, means = _means(run)
+            axes.plot([run.elapsed[number] for number in numbers], means, marker=marker(len(numbers)), label=label)
+        axes.set_xlabel("seconds")
+        per_cent(axes)
+
+    return plot("Mean exit accuracy over time", paint)
+
+
+def _by_exit(runs: Named) -> Plot:
+    width = 0.8 / len(runs)
+
+    def paint(axes: "Axes") -> None:
+        for place, (label, run) in enumerate(runs):
+            exits = run.evaluated[-1][1]
+            left = [e - 0.4 + width * (place + 0.5) for e in range(1, len(exits) + 1)]
+            axes.bar(left, exits, width=width * 0.94, label=label)
+        whole_numbers(axes)
+        axes.set_xlabel("exit")
+        per_cent(axes)
+
+    return plot("Final accuracy per exit", paint)
+
+
+def _cost(runs: Named) -> Plot:
+    def paint(axes: "Axes") -> None:
+        for place, (label, run) in enumerate(runs):
+            if run.final:
+                colour, chosen = COLOURS[place % len(COLOURS)], run.final["calibrated"]
+                draw_budget(axes, run.final, colour, label)
+                axes.plot(chosen["mean_macs"] / 1e6, chosen["accuracy"], "*", color=colour, markersize=13)
+        cost_axes(axes)
+
+    return plot("Accuracy against cost", paint, "lines: budgeted; stars: calibrated")
+
+
+def _means(run: RunData) -> tuple[list[int], list[float]]:
+    numbers, exits = zip(*run.evaluated, strict=True)
+    return list(numbers), [sum(accuracies) / len(accuracies) for accuracies in exits]
+
+
+def _share(value: float | None) -> str:
+    return NONE if value is None else percent_text(value)

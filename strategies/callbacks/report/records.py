@@ -1,0 +1,126 @@
+"""A run's folder read back: what the report and the comparison are made from, and nothing else."""
+
+import tomllib
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from common.config import RunConfig, Value, load_config
+from common.errors import UserError
+from common.storage import read_tensors
+from strategies.callbacks.accuracy import exit_accuracies
+from strategies.callbacks.run_folder import read_events
+from strategies.registry import sections
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run as its folder tells it."""
+
+    name: str
+    config: dict[str, Value]
+    """Flat, as it was resolved when the run began."""
+    about: dict[str, Value]
+    """Versions, device, commit."""
+    rounds: list[Event]
+    """The complete rounds in order, each once: `Record.to_event()`."""
+    status: str
+    """In words: completed, failed and why, or not ended."""
+    declared: dict[int, int] = field(default_factory=dict)
+    """Depth -> clients that chose it, of the last checkpoint."""
+    refused: dict[int, str] = field(default_factory=dict)
+    """Client -> why it cannot take part."""
+
+    @property
+    def strategy(self) -> str:
+        """Name of the method."""
+        return str(self.config.get("run.strategy", ""))
+
+    @property
+    def on_server(self) -> bool:
+        """Whether the server evaluated; otherwise only the clients did, if anybody."""
+        return any(event["accuracy"] for event in self.rounds)
+
+    @property
+    def evaluated(self) -> list[tuple[int, list[float]]]:
+        """(round, accuracy of each exit in [0, 1]) of the rounds that were evaluated, see `on_server`."""
+        clients_count = not self.on_server
+        measured = [
+            (e["round"], exit_accuracies(e["accuracy"], e["client_accuracy"] if clients_count else {}))
+            for e in self.rounds
+        ]
+        return [(number, exits) for number, exits in measured if exits]
+
+    @property
+    def final(self) -> dict[str, Any]:
+        """The server's evaluation with the cost curve; empty if the run has not got there."""
+        return next((e["accuracy"] for e in reversed(self.rounds) if "budgeted" in e["accuracy"]), {})
+
+    @property
+    def numbers(self) -> list[int]:
+        """The rounds' numbers."""
+        return [e["round"] for e in self.rounds]
+
+    @property
+    def elapsed(self) -> dict[int, float]:
+        """Round -> seconds of all rounds up to its end; pauses before a resume are no rounds."""
+        return dict(zip(self.numbers, accumulate(e["seconds"]["round"] for e in self.rounds), strict=True))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all rounds together."""
+        return float(sum(e["seconds"]["round"] for e in self.rounds))
+
+    def traffic(self, way: str) -> list[int]:
+        """Return bytes per round, `way` = "down" (to clients) or "up"."""
+        return [e["traffic"].get(way, 0) for e in self.rounds]
+
+
+def load_run(folder: Path) -> RunData:
+    """Read a run's folder; raises `UserError` when it is none."""
+    try:
+        stored = tomllib.loads((folder / "config.toml").read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{folder} is no run's folder ({error}): give one that holds config.toml") from error
+    about = stored.pop("about", {})
+    events = read_events(folder / "metrics.jsonl")
+    rounds = {event["round"]: event for event in events if event["event"] == "round"}
+    reports = _reports(folder)
+    able = [report["depth"] for report in reports if not report["refused"]]
+    return RunData(
+        name=str(stored.get("run", {}).get("name") or folder.name),
+        config={f"{section}.{key}": value for section, values in stored.items() for key, value in values.items()},
+        about=about,
+        rounds=[rounds[number] for number in sorted(rounds)],
+        status=_status(events),
+        declared={depth: able.count(depth) for depth in sorted(set(able))},
+        refused={report["client"]: report["refused"] for report in reports if report["refused"]},
+    )
+
+
+def split_config(run: RunData) -> tuple[dict[str, Value], dict[str, Value]]:
+    """Return the configuration in two parts: what differs from the defaults, and the rest.
+
+    Defaults of methods other than the run's are left out.
+    """
+    methods = sections()
+    defaults = load_config({}, methods).flat()
+    changed = {key: value for key, value in run.config.items() if value != defaults.get(key)}
+    shown = {*RunConfig.SECTIONS, run.strategy} | {key.partition(".")[0] for key in changed}
+    rest = {k: v for k, v in run.config.items() if k not in changed and k.partition(".")[0] in shown}
+    return changed, rest
+
+
+def _reports(folder: Path) -> list[Event]:
+    checkpoints = sorted((folder / "checkpoints").glob("round-*.safetensors"))
+    return list(read_tensors(checkpoints[-1])[1]["reports"]) if checkpoints else []
+
+
+def _status(events: list[Event]) -> str:
+    last = next((e for e in reversed(events) if e["event"] in ("start", "end")), None)
+    if last is None or last["event"] == "start":
+        return "not ended"
+    return f"failed: {last['failure']}" if last["failure"] else "completed"

@@ -1,0 +1,76 @@
+"""TensorBoard events, on request."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.errors import UserError
+from strategies.callbacks.accuracy import exit_accuracies
+from strategies.callbacks.base import Callback, Record
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+    from strategies.base import EarlyExitStrategy
+
+FOLDER = "tensorboard"
+
+
+class TensorBoard(Callback):
+    """Writes every number of a round below `tensorboard/` in the run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raise `UserError` when TensorBoard is missing, so that a run fails before it starts and not after round 1."""
+        try:
+            import torch.utils.tensorboard  # noqa: F401
+        except ImportError as error:
+            raise UserError(
+                "run.tensorboard needs TensorBoard: pip install earlybloom[report], or set run.tensorboard to false"
+            ) from error
+        self.folder = folder / FOLDER
+        self._writer: SummaryWriter | None = None
+
+    def on_start(self, strategy: "EarlyExitStrategy") -> None:
+        """Open a new events file; rounds that will be run again after a resume are struck from the older ones."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(self.folder), purge_step=strategy.round + 1 if strategy.round else None)
+
+    def on_round(self, strategy: "EarlyExitStrategy", record: Record) -> None:
+        """Write the round's numbers and flush, so that they can be watched."""
+        assert self._writer is not None, "on_start comes first"
+        for name, value in scalars(record).items():
+            self._writer.add_scalar(name, value, record.round)
+        self._writer.flush()
+
+    def on_end(self, strategy: "EarlyExitStrategy", failure: str) -> None:
+        """Close the events file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def scalars(record: Record) -> dict[str, float]:
+    """Return a record's numbers by TensorBoard tag, `group/name`."""
+    exits = exit_accuracies(record.accuracy, {})
+    accuracy: dict[str, Any] = {f"exit-{number}": value for number, value in enumerate(exits, start=1)}
+    if exits:
+        accuracy["mean"] = sum(exits) / len(exits)
+    if chosen := record.accuracy.get("calibrated"):
+        accuracy |= {"calibrated": chosen["accuracy"], "calibrated-macs": chosen["mean_macs"]}
+    groups: dict[str, Mapping[Any, Any]] = {
+        "accuracy": accuracy,
+        "client-accuracy": record.client_accuracy,
+        "clients": record.client_metrics,
+        "method": record.terms,
+        "seconds": record.seconds,
+        "bytes": record.traffic,
+        "folded": {f"depth-{depth}": number for depth, number in record.clients.items()},
+        "failures": {"clients": len(record.failures)},
+    }
+    return {
+        f"{group}/{name}": float(value)
+        for group, values in groups.items()
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }

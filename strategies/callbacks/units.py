@@ -1,0 +1,30 @@
+"""Numbers as people read them."""
+
+
+def byte_unit(largest: float) -> tuple[float, str]:
+    """Return (bytes, name) of the unit in which `largest` bytes is a handy number."""
+    for size, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if largest >= size:
+            return size, name
+    return 1.0, "B"
+
+
+def bytes_text(number: float) -> str:
+    """Return bytes as text, such as 12.3 MB."""
+    size, name = byte_unit(number)
+    return f"{number / size:.1f} {name}" if size > 1 else f"{number:.0f} B"
+
+
+def seconds_text(seconds: float) -> str:
+    """Return a duration as text: 4.2 s, 3 min 05 s or 2 h 07 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def percent_text(share: float) -> str:
+    """Return a share in [0, 1] as text, such as 87.5 %."""
+    return f"{100 * share:.1f} %"
