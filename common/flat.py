@@ -10,11 +10,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 StateDict = dict[str, Tensor]
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,14 @@ class FlatState:
         return FlatState(layout, _concatenate(floats, torch.float32), _concatenate(counters, torch.int64))
 
 
-class FlatModel:
+class FlatModel(Generic[M]):
     """A module whose float parameters, buffers and gradients are views of flat vectors.
 
     Loading, reading, zeroing and stepping are then one operation each, whatever the number of layers. Frozen parameters
     come after the trained ones, so `trained` is one contiguous leaf for the optimiser.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: M) -> None:
         self.module = module
         parameters = dict(module.named_parameters())
         trained = {k: p for k, p in parameters.items() if p.requires_grad}

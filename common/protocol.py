@@ -4,11 +4,11 @@ Arrays travel as one flat array per dtype with a JSON index, because Flower's de
 JSON and raw arrays only: nothing that arrives is ever unpickled.
 """
 
-import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypeVar, get_origin, get_type_hints
 
 import numpy as np
@@ -143,8 +143,8 @@ def unpack_report(content: RecordDict) -> NodeReport:
 
 def pack_reply(reply: Reply) -> RecordDict:
     """Return the content of a node's answer to a train or evaluate order."""
-    head = {name: [dataclasses.asdict(r) for r in getattr(reply, name)] for name in ("results", "reports")}
-    content = RecordDict({ORDER: ConfigRecord({"json": json.dumps(head)})})
+    head = {"results": reply.results, "reports": reply.reports}
+    content = RecordDict({ORDER: _record(head)})
     for depth, fold in reply.folds.items():
         if fold.sums is None or fold.counters is None:
             continue
@@ -261,7 +261,7 @@ def _reading() -> Iterator[None]:
 def _make(cls: type[R], values: Mapping[str, Any]) -> R:
     """Return a record of plain values; raises `TypeError` when one is missing, unknown or of another type."""
     made = cls(**values)
-    for name, hint in get_type_hints(cls).items():
+    for name, hint in _hints(cls).items():  # type: ignore[arg-type]
         value, plain = getattr(made, name), get_origin(hint) or hint
         allowed = (int, float) if plain is float else dict if plain is Mapping else plain
         if not isinstance(value, allowed) or (isinstance(value, bool) and plain is not bool):
@@ -269,8 +269,14 @@ def _make(cls: type[R], values: Mapping[str, Any]) -> R:
     return made
 
 
+@cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
 def _record(value: Any) -> ConfigRecord:
-    return ConfigRecord({"json": json.dumps(dataclasses.asdict(value))})
+    # `vars` turns nested records into objects; `dataclasses.asdict` would copy every value of a thousand clients
+    return ConfigRecord({"json": json.dumps(value, default=vars)})
 
 
 def _text(content: RecordDict, name: str) -> str:

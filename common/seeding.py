@@ -14,3 +14,13 @@ def derive_seed(*parts: int | str) -> int:
 def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a fresh generator seeded by `derive_seed(*parts)`."""
     return torch.Generator(device=device).manual_seed(derive_seed(*parts))
+
+
+def seed_global(device: torch.device, seed: int) -> None:
+    """Seed the global state that dropout on `device` draws from.
+
+    Not `torch.manual_seed`: without a GPU in use it stores a stack trace for a later one, a millisecond each time.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)

@@ -4,8 +4,9 @@ A method's client half is a `LocalMethod`; the node's host calls `train` for eac
 the method. State comes in with the job and goes out with the outcome.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,11 +16,13 @@ from torch import Tensor
 from common.client_store import ClientState
 from common.config import RunConfig
 from common.data.batches import batches
+from common.data.clients import ClientImages
 from common.devices import autocast
 from common.flat import FlatModel, FlatState, Layout
+from common.networks import EarlyExitNetwork
 from common.objectives import Loss, make_objective
 from common.objectives.base import Objective
-from common.seeding import derive_seed, generator
+from common.seeding import derive_seed, generator, seed_global
 
 
 @dataclass
@@ -30,14 +33,23 @@ class Job:
     depth: int
     round: int
     config: RunConfig
-    model: FlatModel
-    x: Tensor  # (N, C, H, W) normalised training images, on the device
-    y: Tensor  # (N,) int64
+    model: FlatModel[EarlyExitNetwork]
     device: torch.device
+    images: Callable[[], ClientImages]  # called only by who needs them
     method: Mapping[str, Any] = field(default_factory=dict)  # the order's plain values
     extra: Mapping[str, Any] = field(default_factory=dict)  # the task's plain values
     entries: Mapping[str, np.ndarray] = field(default_factory=dict)  # the task's arrays
     kept: ClientState = field(default_factory=ClientState)  # what this client kept from its last committed round
+
+    @cached_property
+    def x(self) -> Tensor:
+        """Normalised training images (N, C, H, W), on the device."""
+        return self.images().x
+
+    @cached_property
+    def y(self) -> Tensor:
+        """Their labels (N,), int64."""
+        return self.images().y
 
 
 @dataclass
@@ -57,7 +69,7 @@ class LocalMethod(Protocol):
         """Train one client for one round."""
         ...
 
-    def layout(self, model: FlatModel) -> Layout:
+    def layout(self, model: FlatModel[EarlyExitNetwork]) -> Layout:
         """Return the keys and shapes of the state that a client uploads."""
         ...
 
@@ -76,14 +88,14 @@ class LocalTraining:
         """Add to the outcome what the method uploads."""
         return outcome
 
-    def layout(self, model: FlatModel) -> Layout:
+    def layout(self, model: FlatModel[EarlyExitNetwork]) -> Layout:
         """All of the tier's prefix is uploaded."""
         return model.layout
 
     def train(self, job: Job) -> Outcome:
         """Train one client for one round."""
         section, network = job.config.train, job.model.module
-        objective = self.objective(job, len(network.exit_positions))  # type: ignore[arg-type]
+        objective = self.objective(job, len(network.exit_positions))
         if job.kept.tensors:
             objective.load_state_dict(job.kept.tensors)
         lr = float(job.method["lr"])
@@ -91,17 +103,18 @@ class LocalTraining:
             [job.model.trained], lr=lr, momentum=section.momentum, weight_decay=section.weight_decay
         )
         source = generator(job.config.run.seed, "batches", job.round, job.client)
-        # dropout and LoRA's dropout draw from torch's global state, which a worker's clients share
-        torch.manual_seed(derive_seed(job.config.run.seed, "dropout", job.round, job.client))
-        network.train()
+        # dropout draws from the global state, which a worker's clients share
+        seed_global(job.device, derive_seed(job.config.run.seed, "dropout", job.round, job.client))
+        if not network.training:
+            network.train()
         total, seen = torch.zeros((), device=job.device), 0
         for epoch in range(section.epochs):
             for batch in batches(len(job.y), section.batch_size, source):
                 x, y = job.x[batch], job.y[batch]
-                objective.before_step(network, x, y, lr)  # type: ignore[arg-type]
+                objective.before_step(network, x, y, lr)
                 job.model.zero_grad()
                 with autocast(job.device, job.config.clients.autocast):
-                    loss = objective.loss(network, x, y)  # type: ignore[arg-type]
+                    loss = objective.loss(network, x, y)
                 self.observe(job, batch, loss, epoch == section.epochs - 1)
                 loss.total.backward()
                 optimizer.step()

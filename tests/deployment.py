@@ -72,7 +72,12 @@ class Deployment:
 
     def _flwr(self, *arguments: str) -> dict[str, Any]:
         done = subprocess.run(
-            ["flwr", *arguments, "--format", "json"], env=self.env, cwd=self.home, capture_output=True, text=True, check=False
+            ["flwr", *arguments, "--format", "json"],
+            env=self.env,
+            cwd=self.home,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         found: dict[str, Any] = json.loads(done.stdout[done.stdout.find("{") :])
         return found

@@ -15,7 +15,7 @@ from common.data.config import DataConfig
 from common.data.images import ImageSet, Normalizer
 from common.errors import UserError
 
-KEPT_CLIENTS = 512  # a worker keeps this many clients' tensors; a cohort is usually far smaller
+KEPT_CLIENTS = 64  # a worker keeps this many clients' tensors; making them anew costs a fraction of training on them
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,6 @@ class DarkDistillTraining(LocalTraining):
         noise = torch.Generator().manual_seed(secrets.randbits(63))
         sketch = DifficultySketch.build(
             pairs, job.model.module.num_classes, bins=config.bins, clip=config.clip, epsilon=config.epsilon, rng=noise
-        )  # type: ignore[arg-type]
+        )
         outcome.entries[SKETCH] = np.asarray(sketch.to_array())
         return outcome

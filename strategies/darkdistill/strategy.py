@@ -1,11 +1,11 @@
 """DarkDistill's server half: tier averages -> generators and reverse KD -> layer-wise average (KDD 2025).
 
-    W_k := average of the clients of depth d_k                    homogeneous aggregation
-    P_k := their difficulties and labels
-    progressive: train G_k on W_k, distil W_1 -> W_2 -> ... -> W_K
-    M := W_K                                                      difficulty meter of the next round
-    W := average of every layer over the tiers that hold it       heterogeneous aggregation
-    parallel: average first, then distil the tiers into W
+W_k := average of the clients of depth d_k                    homogeneous aggregation
+P_k := their difficulties and labels
+progressive: train G_k on W_k, distil W_1 -> W_2 -> ... -> W_K
+M := W_K                                                      difficulty meter of the next round
+W := average of every layer over the tiers that hold it       heterogeneous aggregation
+parallel: average first, then distil the tiers into W
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,7 +22,7 @@ from strategies.aggregation import RoundUpdate, average_layers
 from strategies.base import EarlyExitStrategy
 from strategies.darkdistill.client import DIFFICULTY, LABELS, SKETCH
 from strategies.darkdistill.config import DarkDistillConfig, DifficultyConfig
-from strategies.darkdistill.difficulty import DifficultyPairs, DifficultyPool, DifficultySketch
+from strategies.darkdistill.difficulty import DifficultyPairs, DifficultyPool, DifficultySketch, pool
 from strategies.darkdistill.generator import make_generator
 from strategies.darkdistill.matching import make_matcher
 from strategies.darkdistill.parallel import transfer_parallel
@@ -91,7 +91,9 @@ class DarkDistill(EarlyExitStrategy):
 
     def state_dict(self) -> tuple[StateDict, dict[str, Any]]:
         """Return generators, matcher, meter and, if they are kept, the optimisers."""
-        tensors = {f"{name}.{key}": value for name, module in self._modules() for key, value in module.state_dict().items()}
+        tensors = {
+            f"{name}.{key}": value for name, module in self._modules() for key, value in module.state_dict().items()
+        }
         if self.method.keep_optimizers:
             tensors |= self.optimizers.state_dict()
         return tensors, {}
@@ -109,9 +111,9 @@ class DarkDistill(EarlyExitStrategy):
         tiers = {}
         for depth, tier in update.tiers.items():
             parts = [part for client in tier.clients if (part := self._told(client, update)) is not None]
-            if parts:
+            if parts and len(told := pool(parts)):
                 self.models[depth].load_state_dict(tier.state)
-                tiers[depth] = Tier(self.models[depth], tier.weight, type(parts[0]).pool(parts))
+                tiers[depth] = Tier(self.models[depth], tier.weight, told)
         return tiers
 
     def _told(self, client: int, update: RoundUpdate) -> DifficultyPool | None:

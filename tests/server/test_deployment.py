@@ -45,11 +45,15 @@ def test_deployment_gives_the_same_weights_as_one_process(deployment: Deployment
 
 def test_every_device_keeps_its_final_model(deployment: Deployment) -> None:
     stored = deployment.folder / ".cache" / "clients" / "whole"
-    assert sorted(p.parent.name for p in stored.glob("depth-*/model.safetensors")) == [f"depth-{d}" for d in range(1, 5)]
+    assert sorted(p.parent.name for p in stored.glob("depth-*/model.safetensors")) == [
+        f"depth-{d}" for d in range(1, 5)
+    ]
 
 
 def test_a_killed_node_is_left_out_and_the_run_ends(deployment: Deployment) -> None:
-    run_id = deployment.run({**SETTINGS, "run.name": "killed", "run.rounds": 3, "round.deadline": 25.0, "round.quorum": 0.5})
+    run_id = deployment.run(
+        {**SETTINGS, "run.name": "killed", "run.rounds": 3, "round.deadline": 25.0, "round.quorum": 0.5}
+    )
     metrics = deployment.folder / "runs" / "killed" / "metrics.jsonl"
     wait_until(lambda: any(e["event"] == "round" for e in read_events(metrics)), 200, "no round ended")
     deployment.kill("node-0")

@@ -1,0 +1,1 @@
+"""Side-by-side measurements; their results lie in `results/`."""

@@ -1,0 +1,115 @@
+"""A node as an order sees it: its clients, their images, their choice of depth, and the models that it has built.
+
+What is expensive (networks, decoded data) is cached per process: simulation workers and warm device processes serve many
+messages.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+
+from common import paths
+from common.capacity import Choice, choose_depth, mix_depth, parse_capacity
+from common.client_store import ClientStore
+from common.config import RunConfig, load_config
+from common.data.clients import ClientImages, Population, own_images, shared_images
+from common.devices import pick_device
+from common.errors import UserError
+from common.flat import FlatModel
+from common.networks import EarlyExitNetwork, NetworkSpec, build
+from common.networks.cost import CostTable
+from common.protocol import ClientReport, Order
+from strategies.registry import sections
+
+
+@dataclass(frozen=True)
+class Site:
+    """One order on one node."""
+
+    order: Order
+    node: Mapping[str, object]  # Flower's node configuration
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The server's configuration."""
+        return _read_config(self.order.config)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where this node's clients train."""
+        return pick_device(self.config.clients.device)
+
+    @cached_property
+    def store(self) -> ClientStore:
+        """What this node's clients keep between rounds."""
+        return ClientStore(paths.store_root(self.config.clients.store, self.node.get("state")), self.order.run)
+
+    @cached_property
+    def own_clients(self) -> tuple[int, ...] | None:
+        """The ids of the clients at home on this node, or None if it may host any virtual client."""
+        if "client-ids" in self.node:
+            return tuple(int(part) for part in str(self.node["client-ids"]).split(","))
+        if "client-id" in self.node:
+            return (int(str(self.node["client-id"])),)
+        if per_node := self.config.clients.per_node:
+            first = int(str(self.node.get("partition-id", 0))) * per_node
+            return tuple(range(first, min(first + per_node, self.config.clients.count)))
+        return None
+
+    @cached_property
+    def declares(self) -> bool:
+        """Whether this node states its capacity; a probed one would change with every measurement."""
+        return any(key in self.node for key in ("depth", "memory", "compute"))
+
+    def report(self, client: int) -> ClientReport:
+        """Return what a client declares: the depth it chooses and why, or why it cannot take part."""
+        try:
+            samples = self.samples(client)
+            choice = self._choose(client, samples)
+        except UserError as error:
+            return ClientReport(client, 0, str(error), 0, refused=str(error))
+        refused = choice.reason if choice.depth == 0 else "" if samples else "it has no training images"
+        return ClientReport(client, choice.depth, choice.reason, samples, refused)
+
+    def samples(self, client: int) -> int:
+        """Return how many images a client trains on; a virtual client's images are not touched for that."""
+        return len(self.images(client).y) if "data" in self.node else len(self._population.split(client)[0])
+
+    def images(self, client: int) -> ClientImages:
+        """Return a client's images on the device."""
+        if "data" in self.node:
+            shape, folder = NetworkSpec.from_json(self.order.network).input_shape, str(self.node["data"])
+            return own_images(folder, self.config.data, self.order.classes, shape, self.config.run.seed, self.device)
+        return shared_images(self._population, client, self.device)
+
+    def model(self, depth: int) -> FlatModel[EarlyExitNetwork]:
+        """Return the tier's prefix; its weights are those of whoever used it last."""
+        return _model(self.order.network, self.config.run.seed, depth, self.device)
+
+    def _choose(self, client: int, samples: int) -> Choice:
+        costs, section = CostTable.from_json(self.order.costs), self.config.clients
+        if self.declares or self.node.get("capacity") == "auto":
+            return choose_depth(parse_capacity(self.node), costs, self.config.train.batch_size, samples)
+        return Choice(mix_depth(section.mix, client, section.count, len(costs.tiers)), f"mix {section.mix}")
+
+    @cached_property
+    def _population(self) -> Population:
+        return Population(self.config.data, self.config.clients.count, self.config.run.seed)
+
+
+@lru_cache(maxsize=8)
+def _read_config(text: str) -> RunConfig:
+    return load_config(json.loads(text), sections())
+
+
+@lru_cache(maxsize=2)
+def _network(spec: str, seed: int) -> EarlyExitNetwork:
+    return build(NetworkSpec.from_json(spec), seed)
+
+
+@lru_cache(maxsize=16)
+def _model(spec: str, seed: int, depth: int, device: torch.device) -> FlatModel[EarlyExitNetwork]:
+    return FlatModel(_network(spec, seed).prefix(depth).to(device))
