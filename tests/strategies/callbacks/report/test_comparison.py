@@ -1,0 +1,66 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from common.errors import UserError
+from strategies.callbacks.report import compare_runs, write_comparison
+from strategies.callbacks.report.comparison import comparison_plots, labels
+from strategies.callbacks.report.records import load_run
+from tests.strategies.callbacks.samples import final_record, record
+
+MakeRun = Callable[..., Path]
+
+
+def test_table_has_a_column_per_run(make_run: MakeRun) -> None:
+    three = {"exits": [0.2, 0.4, 0.9], "mean": 0.5}
+    folders = [make_run("a"), make_run("b", strategy="fedavg", records=[record(1, accuracy=three)])]
+    assert compare_runs(folders) == "\n".join(
+        [
+            "                  eefl  fedavg",
+            "------------------------------",
+            "mean of exits   45.0 %  50.0 %",
+            "exit 1          30.0 %  20.0 %",
+            "exit 2          60.0 %  40.0 %",
+            "exit 3               -  90.0 %",
+            "calibrated      58.0 %       -",
+            "  million MACs   3.000       -",
+            "rounds               3       1",
+            "time             6.0 s   2.0 s",
+            "bytes down      9.0 MB  3.0 MB",
+            "bytes up        3.0 MB  1.0 MB",
+        ]
+    )
+
+
+def test_runs_of_one_method_go_by_their_names(make_run: MakeRun) -> None:
+    runs = [load_run(make_run("a")), load_run(make_run("b")), load_run(make_run("c", strategy="fedavg"))]
+    assert labels(runs) == ["a", "b", "fedavg"]
+
+
+def test_page_draws_all_runs_in_common_plots(make_run: MakeRun, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    folders = [make_run("a"), make_run("b", strategy="fedavg"), make_run("c", strategy="none", records=[])]
+    path = write_comparison(folders, tmp_path / "comparison.html")
+    page = path.read_text()
+    assert page.count("<svg") == 4
+    assert all(page.count(f">{name}</text>") == 4 for name in ("eefl", "fedavg"))
+    assert "<th>mean of exits</th>" in page
+
+
+def test_runs_without_the_cost_curve_and_without_any_evaluation(make_run: MakeRun) -> None:
+    pytest.importorskip("matplotlib")
+    unfinished = load_run(make_run("a", records=[record(1)]))
+    assert [plot.title for plot in comparison_plots([unfinished])] == [
+        "Mean exit accuracy over rounds",
+        "Final accuracy per exit",
+        "Mean exit accuracy over time",
+    ]
+    assert comparison_plots([load_run(make_run("b", records=[record(1, accuracy={})]))]) == []
+    every_other = load_run(make_run("c", records=[record(1, accuracy={}), final_record(2)]))
+    assert len(comparison_plots([every_other])) == 4
+
+
+def test_a_folder_without_a_run_is_a_user_error(make_run: MakeRun, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run's folder"):
+        compare_runs([make_run(), tmp_path / "absent"])

@@ -1,0 +1,91 @@
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from strategies.callbacks.report.page import run_page, table, threshold_text
+from strategies.callbacks.report.records import load_run
+from tests.strategies.callbacks.samples import final_record, record
+
+pytest.importorskip("matplotlib")
+MakeRun = Callable[..., Path]
+
+
+class Reader(HTMLParser):
+    """Collects tags, what they refer to, and the rows of tables."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.references: list[str] = []
+        self.rows: list[list[str]] = []
+        self._cell = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.references += [value or "" for key, value in attrs if key in ("src", "href", "xlink:href")]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+            self._cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self._cell = self._cell and tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if self._cell:
+            self.rows[-1][-1] += data
+
+
+def read(page: str) -> Reader:
+    reader = Reader()
+    reader.feed(page)
+    return reader
+
+
+def test_page_needs_nothing_from_outside(make_run: MakeRun) -> None:
+    page = read(run_page(load_run(make_run())))
+    assert all(reference.startswith("#") for reference in page.references)
+    assert not {"script", "link", "img", "iframe"} & set(page.tags)
+    assert page.tags.count("svg") == 5 + 2  # the run's own plots, the clients' and the method's terms
+
+
+def test_final_accuracies(make_run: MakeRun) -> None:
+    rows = read(run_page(load_run(make_run()))).rows
+    assert ["exit 1", "30.0 %", "10.0 %", "1.000", "0.750", "25.0 %"] in rows
+    assert ["exit 2", "60.0 %", "20.0 %", "4.000", "any", "75.0 %"] in rows
+    assert ["mean of exits", "45.0 %", "", "", "", ""] in rows
+    assert ["calibrated", "58.0 %", "", "3.000", "", "100.0 %"] in rows
+
+
+def test_failures_are_listed_and_harmless(make_run: MakeRun) -> None:
+    reason = "<script>alert('no')</script> & more"
+    reports = [{"client": 9, "depth": 0, "refused": "too small"}]
+    page = read(
+        run_page(load_run(make_run(records=[record(1, failures={4: reason}), final_record(2)], reports=reports)))
+    )
+    assert ["1", "4", reason] in page.rows
+    assert ["", "9", "too small"] in page.rows
+    assert "script" not in page.tags
+
+
+def test_a_run_that_failed_before_its_first_round_has_a_page(make_run: MakeRun) -> None:
+    page = run_page(load_run(make_run(records=[], failure="TimeoutError: 0 nodes after 120 s")))
+    assert "failed: TimeoutError: 0 nodes after 120 s" in page
+    assert ["train.epochs", "7"] in read(page).rows
+
+
+def test_configuration_shows_changed_values_before_defaults(make_run: MakeRun) -> None:
+    page = run_page(load_run(make_run()))
+    assert page.index("train.epochs") < page.index("defaults (1)") < page.index("train.lr")
+
+
+def test_table_puts_numbers_right_and_escapes() -> None:
+    text = table(("a", "b"), [("x<y", "1")], numbers=(1,))
+    assert '<tr><th>x&lt;y</th><td class="number">1</td></tr>' in text
+
+
+def test_threshold_text() -> None:
+    assert [threshold_text(t) for t in (0.5, float("inf"), None)] == ["0.500", "never", "any"]

@@ -1,0 +1,63 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from common.errors import UserError
+from strategies.callbacks.report.records import load_run, split_config
+from tests.strategies.callbacks.samples import final_record, record
+
+MakeRun = Callable[..., Path]
+
+
+def client(number: int, depth: int, refused: str = "") -> dict[str, object]:
+    return {"client": number, "depth": depth, "reason": "", "num_examples": 1, "refused": refused}
+
+
+def test_a_run_is_read_from_its_folder_alone(make_run: MakeRun) -> None:
+    run = load_run(make_run(reports=[client(0, 2), client(1, 1), client(2, 2), client(3, 0, "too small")]))
+    assert (run.name, run.strategy, run.status) == ("some-run", "eefl", "completed")
+    assert run.config["train.epochs"] == 7
+    assert run.about == {"device": "some cpu", "commit": ""}
+    assert run.numbers == [1, 2, 3]
+    assert run.evaluated == [(1, [0.1, 0.2]), (2, [0.2, 0.4]), (3, [pytest.approx(0.3), pytest.approx(0.6)])]
+    assert run.final["calibrated"]["accuracy"] == 0.58
+    assert run.elapsed == {1: 2.0, 2: 4.0, 3: 6.0}
+    assert run.seconds == 6.0
+    assert (run.traffic("down"), run.traffic("up")) == ([3_000_000] * 3, [1_000_000] * 3)
+    assert run.declared == {1: 1, 2: 2}
+    assert run.refused == {3: "too small"}
+
+
+def test_status_tells_how_it_ended(make_run: MakeRun) -> None:
+    assert load_run(make_run("a", failure="QuorumError: 1 of 6")).status == "failed: QuorumError: 1 of 6"
+    assert load_run(make_run("b", failure=None)).status == "not ended"
+
+
+def test_a_round_that_was_run_again_counts_once_and_the_later_one_holds(make_run: MakeRun) -> None:
+    run = load_run(make_run(records=[record(1), record(2), record(2, traffic={"down": 5, "up": 1})]))
+    assert run.traffic("down") == [3_000_000, 5]
+
+
+def test_clients_accuracy_stands_in_only_where_the_server_never_evaluates(make_run: MakeRun) -> None:
+    clients = {"exit-1": 0.5, "exit-2": 0.75}
+    alone = load_run(make_run("alone", records=[record(1, accuracy={}, client_accuracy=clients)]))
+    assert (alone.on_server, alone.evaluated) == (False, [(1, [0.5, 0.75])])
+    both = load_run(make_run("both", records=[record(1, accuracy={}, client_accuracy=clients), final_record(2)]))
+    assert (both.on_server, both.evaluated) == (True, [(2, [0.2, 0.4])])
+
+
+def test_changed_values_are_told_from_defaults(make_run: MakeRun) -> None:
+    changed, rest = split_config(load_run(make_run()))
+    assert changed == {"run.name": "some-run", "run.strategy": "eefl", "run.rounds": 3, "train.epochs": 7}
+    assert rest == {"train.lr": 0.05}
+
+
+def test_only_the_runs_own_method_shows_its_defaults(make_run: MakeRun) -> None:
+    _, rest = split_config(load_run(make_run(strategy="darkdistill")))
+    assert rest == {"run.strategy": "darkdistill", "train.lr": 0.05, "darkdistill.label-weight": 1.0}
+
+
+def test_what_is_no_run_folder_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds config\.toml"):
+        load_run(tmp_path)

@@ -1,0 +1,26 @@
+import pytest
+
+from strategies.callbacks.units import byte_unit, bytes_text, percent_text, seconds_text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2.5e6, "2.5 MB"), (31e9, "31.0 GB")]
+)
+def test_bytes(number: float, text: str) -> None:
+    assert bytes_text(number) == text
+
+
+def test_byte_unit_is_that_of_the_largest() -> None:
+    assert byte_unit(2_000_000) == (1e6, "MB")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (4.2, "4.2 s"), (60, "1 min 00 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")],
+)
+def test_seconds(seconds: float, text: str) -> None:
+    assert seconds_text(seconds) == text
+
+
+def test_percent() -> None:
+    assert percent_text(0.8749) == "87.5 %"
