@@ -54,11 +54,12 @@ class EarlyExitStrategy(Strategy):
         callbacks: Iterable[Callback] = (),
     ) -> None:
         """`classes` are sent to devices that bring their own folders; without an `evaluator` only clients evaluate."""
-        self.config, self.spec, self.evaluator = config, spec, evaluator
+        self.config, self.evaluator = config, evaluator
         self.classes, self.normalizer = tuple(classes), normalizer
         self.callbacks = list(callbacks)
         self.device = pick_device(config.server.device)
         self.network: EarlyExitNetwork = build(spec, config.run.seed)
+        self.spec = replace(spec, pretrained="")  # devices get weights, they need not have the file
         self.costs = cost_table(self.network)
         self.tiers = tuple(range(1, len(self.network.tier_positions) + 1))
         self.layouts: dict[int, Layout] = {d: FlatModel(self.network.prefix(d)).layout for d in self.tiers}
@@ -242,7 +243,7 @@ class EarlyExitStrategy(Strategy):
             round=round_, rounds=rounds, accuracy=accuracy, terms=terms, client_metrics=_mean_metrics(update),
             client_accuracy={key: cast(float, value) for key, value in (on_clients or {}).items()},
             failures=update.failures, clients={d: len(t.clients) for d, t in update.tiers.items()},
-            seconds=self.seconds | {"round": time.perf_counter() - started}, traffic=self.traffic,
+            seconds=self.seconds | {"round": time.perf_counter() - started}, traffic=dict(self.traffic),
         )  # fmt: skip
 
     def _collect(self, round_: int, replies: Iterable[Message]) -> RoundUpdate:
