@@ -213,7 +213,8 @@ def _read(cls: type[S], name: str, flat: Mapping[str, Value], problems: list[str
         except (TypeError, ValueError) as error:
             problems.append(f"{k} = {flat[k]!r}: {error}")
     section = cls(**values)
-    problems += section.problems()  # type: ignore[attr-defined]
+    found: list[str] = section.problems()  # type: ignore[attr-defined]
+    problems += [problem if problem.startswith(name) else f"{name}: {problem}" for problem in found]
     return section
 
 

@@ -1,0 +1,36 @@
+import pytest
+
+from common.config import RunConfig, load_config
+from common.errors import UserError
+from common.objectives import ObjectiveConfig
+from strategies.base import EarlyExitStrategy
+from strategies.registry import MODULES, SECTIONS, method, sections
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_method_has_its_halves_under_its_name(name):
+    found = method(name)
+    assert issubclass(found.strategy, EarlyExitStrategy)
+    assert found.strategy.name == name
+    local = found.local()
+    assert callable(local.train)
+    assert callable(local.layout)
+    assert found.ensemble(RunConfig()) == 0.0
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_ensemble_follows_the_objective_where_it_applies(name):
+    config = RunConfig(objective=ObjectiveConfig(name="boosted"))
+    assert method(name).ensemble(config) == (0.0 if name in ("fedavg", "depthfl") else 0.2)
+
+
+def test_an_unknown_method_is_told_with_the_known_ones():
+    with pytest.raises(UserError, match=r"run\.strategy 'fedsgd' is unknown: choose one of darkdistill, depthfl, eefl"):
+        method("fedsgd")
+
+
+def test_every_section_has_defaults_without_problems_and_travels():
+    assert set(sections()) == set(SECTIONS)
+    config = load_config({}, sections())
+    assert load_config(config.flat(), sections()) == config
+    assert all(cls().problems() == [] for cls in sections().values())
