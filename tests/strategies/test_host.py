@@ -14,7 +14,6 @@ from strategies import host
 from strategies.local import LocalTraining
 from strategies.setup import make_strategy, read_config
 
-
 EVERYBODY = tuple(Task(client, 1 + client // 2) for client in range(6))
 
 
