@@ -1,9 +1,9 @@
 """What a method gains: the same seeds, budget and local objective, side by side; mean and spread over seeds.
 
-CIFAR-10, 50 clients of four depths in equal parts, 10 a round, the slim ResNet, the boosted objective; the last round's
-model on the official test set. Nothing is chosen on test data: hyper-parameters are the defaults, DarkDistill's published
-values, and the number of rounds is fixed beforehand. Run `python -m benchmarks.accuracy`; runs that are in the result file
-already are not run again.
+CIFAR-10, 50 clients of four depths in equal parts, 10 a round, the slim ResNet, the boosted objective; the last
+round's model on the official test set. Nothing is chosen on test data: hyper-parameters are the defaults, DarkDistill's
+published values, and the number of rounds is fixed beforehand. Run `python -m benchmarks.accuracy`; runs that are in
+the result file already are not run again.
 """
 
 import argparse

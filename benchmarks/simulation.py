@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +26,6 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
-from torch import nn
 
 from benchmarks.common import Meter, save
 from client.app import app as our_client
@@ -50,8 +50,8 @@ SETTINGS = {
 
 def settings(workload: str, **changes: Any) -> RunConfig:
     """Return the run's configuration; the images lie in the folder EARLYBLOOM_DATA."""
-    root = os.path.join(os.path.abspath(os.environ.get("EARLYBLOOM_DATA", "../shared/data")), "cifar10")
-    return read_config({**SETTINGS, "data.root": root, "network.width": WIDTHS[workload], **changes})
+    root = Path(os.environ.get("EARLYBLOOM_DATA", "../shared/data")).resolve() / "cifar10"
+    return read_config({**SETTINGS, "data.root": str(root), "network.width": WIDTHS[workload], **changes})
 
 
 class Local:
