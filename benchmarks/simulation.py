@@ -159,7 +159,7 @@ class Laps(Callback):
 def _ours(config: RunConfig, run: Any) -> list[tuple[float, float]]:
     laps = Laps()
     strategy = make_strategy(config, [laps])
-    run(lambda grid: strategy.start(grid))
+    run(strategy.start)
     return laps.laps[1:]
 
 

@@ -1,8 +1,8 @@
 """Run the app in a local simulation and tell the truth about how it ended.
 
 `flwr run --stream` exits 0 even when a run failed, and a local SuperLink started from a project's folder would hand its
-clients that folder's live files; so this launcher starts one of its own from a neutral folder, submits the run, follows its
-metrics and asks Flower for the run's real status.
+clients that folder's live files; so this launcher starts one of its own from a neutral folder, submits the run, follows
+its metrics and asks Flower for the run's real status.
 """
 
 import json
@@ -119,8 +119,10 @@ def simulate(
 
 
 def _follow(run_id: str, folder: Path, env: Mapping[str, str], show: bool) -> Outcome:
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("ETA"),
-               TimeRemainingColumn())  # fmt: skip
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
+        TextColumn("ETA"), TimeRemainingColumn(),
+    )  # fmt: skip
     asked = time.monotonic()
     with Progress(*columns, disable=not show) as progress:
         bar = progress.add_task(f"{folder.name}: starting", total=None)

@@ -145,9 +145,7 @@ class EarlyExitStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord | None, config: ConfigRecord | None, grid: Grid
     ) -> list[Message]:
         """Sample clients, deal them to nodes and pack one message per node."""
-        section = self.config.round
-        with self._phase("discover"):
-            self.roster.discover(grid, self._order(0), section.min_nodes, section.wait, section.deadline)
+        self._discover(grid)
         with self._phase("pack"):
             able = [c for c in self.roster.available() if self.eligible(c)]
             if not able:
@@ -246,6 +244,11 @@ class EarlyExitStrategy(Strategy):
             seconds=self.seconds | {"round": time.perf_counter() - started}, traffic=dict(self.traffic),
         )  # fmt: skip
 
+    def _discover(self, grid: Grid) -> None:
+        section = self.config.round
+        with self._phase("discover"):
+            self.roster.discover(grid, self._order(0), section.min_nodes, section.wait, section.deadline)
+
     def _collect(self, round_: int, replies: Iterable[Message]) -> RoundUpdate:
         asked = {c: self.depth(report) for c, report in self._asked.items()}
         collector = RoundCollector(self.layouts, self._bits(), asked, apart=self.apart)
@@ -306,6 +309,12 @@ class EarlyExitStrategy(Strategy):
 
     def _deliver(self, grid: Grid) -> None:
         """Give every reachable client its final model, for inference without a server."""
+        # a run that was killed after its last round has, when continued, asked no node and fitted no thresholds yet
+        if not self.roster.nodes:
+            self._discover(grid)
+        if self.evaluator and self.evaluator.policy is None:
+            with self._phase("evaluate"), threads(self.config.server.threads):
+                self.evaluator.evaluate(self.global_network(), final=True)
         with self._phase("deliver"):
             order = self._order(self.round)
             policy = self.evaluator.policy if self.evaluator else None

@@ -1,7 +1,7 @@
 """A node as an order sees it: its clients, their images, their choice of depth, and the models that it has built.
 
-What is expensive (networks, decoded data) is cached per process: simulation workers and warm device processes serve many
-messages.
+What is expensive (networks, decoded data) is cached per process: simulation workers and warm device processes serve
+many messages.
 """
 
 import json

@@ -5,8 +5,8 @@
                 checkpoints/           the last complete rounds, safetensors with JSON in the header
                 final/model.safetensors  the finished model, see `common.bundle`
 
-A round's metrics line is written before its checkpoint: a line beyond the checkpoint belongs to a round that will be run
-again and is cut off on resume, so no round is counted twice.
+A round's metrics line is written before its checkpoint: a line beyond the checkpoint belongs to a round that will be
+run again and is cut off on resume, so no round is counted twice.
 """
 
 import json
@@ -66,6 +66,8 @@ class RunFolder(Callback):
 
     def restore(self, strategy: EarlyExitStrategy) -> None:
         """Put a strategy back to the last complete round; without any it starts at the first."""
+        for unfinished in (self.folder / "checkpoints").glob(".round-*"):
+            unfinished.unlink()  # a kill came while it was written
         found = self._checkpoints()
         if found:
             tensors, values = read_tensors(found[-1])
