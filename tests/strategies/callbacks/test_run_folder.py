@@ -1,0 +1,228 @@
+"""What a run leaves behind, and that a run which was killed (SIGKILL) and continued is the same run, bit for bit."""
+
+import json
+import resource
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from client.app import app
+from common.bundle import load_bundle
+from common.client_store import ClientStore
+from common.config import Value, replace
+from common.errors import UserError
+from common.local_grid import LocalGrid
+from common.storage import read_tensors
+from server.app import prepare
+from strategies.base import EarlyExitStrategy
+from strategies.callbacks.run_folder import RunFolder, read_events
+from strategies.setup import read_config
+from tests.killing import NODES, rounds, run_and_kill
+
+DARKDISTILL = {
+    "run.strategy": "darkdistill", "run.rounds": 4, "clients.per-round": 4, "server.evaluate-every": 2,
+    "darkdistill.batch": 8, "darkdistill.generator-channels": 4, "darkdistill.distill-steps": 2,
+}  # fmt: skip
+LEARNED_WEIGHTS = {"objective.name": "l2w", "objective.l2w-hidden": 4, "objective.l2w-interval": 1}
+KEPT_OPTIMIZERS = {"darkdistill.keep-optimizers": True, "darkdistill.matcher": "learned"}
+PARALLEL = {"darkdistill.variant": "parallel", "darkdistill.server-lr-decay": 0.9}
+
+
+@pytest.fixture
+def settings(flat: dict[str, Value], tmp_path: Path) -> dict[str, Value]:
+    return {**flat, "run.root": str(tmp_path / "runs")}
+
+
+def run(settings: Mapping[str, Value]) -> EarlyExitStrategy:
+    strategy = prepare(settings)
+    strategy.start(LocalGrid(app, NODES))
+    return strategy
+
+
+def same(one: Mapping[str, torch.Tensor], two: Mapping[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """Every line as JSON; raises on one that is not."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def told(folder: Path) -> list[dict[str, Any]]:
+    """What the rounds brought, without what depends on the clock: seconds, and the bytes of messages that tell them."""
+    events = [line for line in lines(folder) if line["event"] == "round"]
+    return [{k: v for k, v in event.items() if k not in ("seconds", "traffic")} for event in events]
+
+
+@pytest.mark.parametrize(
+    ("changes", "kills"),
+    [
+        ({}, [("running", 1), ("checkpoint", 2), ("deliver", 4)]),
+        (LEARNED_WEIGHTS, [("store", 3)]),
+        (KEPT_OPTIMIZERS, [("line", 2)]),
+        (PARALLEL, [("half-line", 3)]),
+    ],
+    ids=["progressive", "l2w", "kept-optimizers-learned-matcher", "parallel"],
+)
+def test_a_killed_and_continued_run_is_the_same_run_bit_for_bit(settings, changes, kills):
+    settings |= {**DARKDISTILL, **changes}
+    root = Path(settings["run.root"])
+    whole = run({**settings, "run.name": "whole"})
+    reached = {**settings, "run.name": "killed"}
+    for moment, round_ in kills:
+        run_and_kill(reached, moment, round_)
+        reached = {"run.resume": str(root / "killed")}
+    resumed = run(reached)
+    assert same(resumed.model, whole.model)
+    one, two = whole.state_dict(), resumed.state_dict()
+    assert any(key.startswith("generator-") for key in one[0])
+    assert same(one[0], two[0])
+    assert one[1] == two[1]
+    assert resumed.committed == whole.committed
+    checkpoints = {p.name for p in (root / "killed" / "checkpoints").iterdir()}
+    assert checkpoints == {f"round-{r:06d}.safetensors" for r in (3, 4)}
+    assert [event["round"] for event in told(root / "killed")] == [1, 2, 3, 4]
+    assert told(root / "killed") == told(root / "whole")
+    assert [line["event"] for line in lines(root / "killed")].count("start") <= 1 + len(kills)
+    finals = [read_tensors(root / name / "final" / "model.safetensors") for name in ("whole", "killed")]
+    assert same(finals[0][0], finals[1][0])
+    assert finals[0][1] == finals[1][1]  # calibrated thresholds among them
+    stores = [ClientStore(Path(settings["clients.store"]), name) for name in ("whole", "killed")]
+    for client, round_ in whole.committed.items():
+        kept = [store.load(client, round_).tensors for store in stores]
+        assert kept[0]
+        assert same(*kept)
+    assert bool(whole.committed) == (changes is LEARNED_WEIGHTS)
+
+
+def test_a_run_continued_after_its_last_round_still_delivers(settings, flower_home):
+    settings |= {"server.evaluate-every": 1}
+    first = run(settings)
+    folder, delivered = Path(settings["run.root"]) / "test", Path(settings["clients.store"]) / "test"
+    files = [folder / "final" / "model.safetensors", *sorted(delivered.glob("depth-*/model.safetensors"))]
+    assert len(files) == 4
+    before = [read_tensors(file) for file in files]
+    assert before[0][1]["policy"]
+    for file in files:
+        file.unlink()
+    again = run({"run.resume": str(folder)})
+    assert again.round == 2
+    assert same(again.model, first.model)
+    for file, (tensors, values) in zip(files, before, strict=True):
+        found = read_tensors(file)
+        assert same(found[0], tensors)
+        assert found[1] == values
+
+
+def test_the_configuration_is_stored_and_read_back(settings):
+    settings |= {
+        "run.commit": 'v1 "quoted"',
+        "clients.mix": "0.5,0.25,0.25",
+        "data.alpha": 0.3,
+        "network.exits": "1,2,3",
+    }
+    config = read_config(settings)
+    strategy = prepare(settings)
+    strategy.callbacks[1].on_start(strategy)
+    folder = Path(settings["run.root"]) / "test"
+    _, flat = RunFolder.reopen(folder)
+    assert flat == config.flat()
+    assert read_config(flat) == config
+    about = tomllib.loads((folder / "config.toml").read_text())["about"]
+    assert about["torch"] == version("torch")
+    assert about["commit"] == 'v1 "quoted"'
+    assert about["device"]
+
+
+def test_a_name_that_is_taken_is_refused(settings):
+    config = read_config(settings)
+    RunFolder.create(Path(settings["run.root"]), config)
+    with pytest.raises(UserError, match=r"choose another run\.name, or continue it with run\.resume"):
+        RunFolder.create(Path(settings["run.root"]), config)
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", ".hidden", "a b", "a" * 101])
+def test_an_unfit_name_is_refused(settings, name):
+    root = Path(settings["run.root"])
+    with pytest.raises(UserError, match="use letters, digits"):
+        RunFolder.create(root, replace(read_config(settings), run={"name": name}))
+    assert not root.exists()
+
+
+def test_only_run_folders_can_be_continued(tmp_path):
+    with pytest.raises(UserError, match="is no run folder"):
+        RunFolder.reopen(tmp_path)
+    (tmp_path / "config.toml").write_text("[run\n")
+    with pytest.raises(UserError, match="is no run folder"):
+        RunFolder.reopen(tmp_path)
+
+
+def test_two_checkpoints_are_kept(settings):
+    strategy = run({**settings, "run.rounds": 4})
+    checkpoints = Path(settings["run.root"]) / "test" / "checkpoints"
+    assert sorted(p.name for p in checkpoints.iterdir()) == [f"round-{r:06d}.safetensors" for r in (3, 4)]
+    tensors, values = read_tensors(checkpoints / "round-000004.safetensors")
+    assert same(tensors, strategy.model)
+    assert values["round"] == 4
+    assert sorted(report["client"] for report in values["reports"]) == list(range(6))
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """Let no file grow beyond `size` bytes: the kernel then fails a write half-way, as it does on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_can_be_continued(settings):
+    whole = run({**settings, "run.rounds": 3, "run.name": "whole"})
+    strategy = prepare({**settings, "run.rounds": 3})
+    folder = Path(settings["run.root"]) / "test"
+    checkpoints = folder / "checkpoints"
+    write = strategy.callbacks[1].on_round
+
+    def fill_up(strategy: EarlyExitStrategy, record: Any) -> None:
+        size = (checkpoints / "round-000001.safetensors").stat().st_size if record.round == 2 else 2**40
+        with full_disk(size - 100):
+            write(strategy, record)
+
+    strategy.callbacks[1].on_round = fill_up  # type: ignore[method-assign]
+    with pytest.raises(Exception, match=r"(?i)file too large|27"):
+        strategy.start(LocalGrid(app, NODES))
+    assert [p.name for p in checkpoints.iterdir()] == ["round-000001.safetensors"]  # and nothing half-written
+    assert read_tensors(checkpoints / "round-000001.safetensors")[1]["round"] == 1
+    assert "failure" in lines(folder)[-1]
+    assert lines(folder)[-1]["failure"]
+    resumed = run({"run.resume": str(folder)})
+    assert same(resumed.model, whole.model)
+    assert rounds(folder / "metrics.jsonl") == [1, 2, 3]
+
+
+def test_the_finished_model_can_be_loaded_alone(settings):
+    strategy = run({**settings, "server.evaluate-every": 2})
+    bundle = load_bundle(Path(settings["run.root"]) / "test")
+    assert same(bundle.network.state_dict(), strategy.model)
+    assert bundle.classes == strategy.classes == tuple("0123456789")
+    assert bundle.normalizer.mean == strategy.normalizer.mean
+    assert bundle.policy == strategy.evaluator.policy
+    x = torch.rand((5, *strategy.spec.input_shape), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        ours = strategy.global_network().eval()(x)
+        assert all(torch.equal(a, b) for a, b in zip(bundle.network(x), ours, strict=True))
+
+
+def test_a_line_cut_short_and_what_follows_it_are_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert read_events(path) == []
+    path.write_text('{"event": "start"}\n{"event": "round", "ro')
+    assert read_events(path) == [{"event": "start"}]
