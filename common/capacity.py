@@ -4,7 +4,7 @@ The client chooses; the server only learns the choice and its reason. Declaratio
 virtual client's share of the mix):
 
     depth=2                                   the tier itself
-    memory="512MB" compute="2GFLOPS"          what there is; either may be left out
+    memory="512MB" compute="2GFLOPS" bandwidth="10Mbps"    what there is; each may be left out
     capacity="auto"                           probe this machine
 """
 
@@ -23,8 +23,9 @@ from common.seeding import generator
 
 MIXES = {"small": (0.4, 0.3, 0.2, 0.1), "large": (0.1, 0.2, 0.3, 0.4)}  # DarkDistill's robustness mixes
 TRAINING_MACS = 3  # a step costs about three forward passes: forward, gradient of inputs, gradient of weights
-ROUND_SECONDS = 60.0  # a device should train one local epoch within this
-UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+ROUND_SECONDS = 60.0  # a device should train one local epoch within this, and move its model there and back
+POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+DECLARED = {"memory": "B", "compute": "FLOPS", "bandwidth": "bps"}  # what a device may declare, and its unit
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Capacity:
 
     memory: float | None = None  # bytes
     compute: float | None = None  # floating-point operations per second, two per MAC
-    depth: int | None = None  # overrides both
+    bandwidth: float | None = None  # bits per second, each way
+    depth: int | None = None  # overrides the others
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,12 @@ def parse_capacity(node: Mapping[str, object]) -> Capacity:
     """Read a node configuration; raises `UserError` on a value that cannot be read."""
     if "depth" in node:
         return Capacity(depth=_whole(node["depth"], "depth"))
-    if str(node.get("capacity", "")) == "auto":
+    if "capacity" in node:
+        if node["capacity"] != "auto":
+            raise UserError(f'capacity={node["capacity"]!r}: write capacity="auto", or declare {", ".join(DECLARED)}')
         return probe()
-    memory = _quantity(node["memory"], "memory", "B") if "memory" in node else None
-    compute = _quantity(node["compute"], "compute", "FLOPS") if "compute" in node else None
-    return Capacity(memory, compute)
+    given = {name: _quantity(node[name], name, unit) for name, unit in DECLARED.items() if name in node}
+    return Capacity(given.get("memory"), given.get("compute"), given.get("bandwidth"))
 
 
 def choose_depth(capacity: Capacity, costs: CostTable, batch_size: int, samples: int) -> Choice:
@@ -65,11 +68,13 @@ def choose_depth(capacity: Capacity, costs: CostTable, batch_size: int, samples:
     reason = "no limit declared"
     for depth in range(tiers, 0, -1):
         needs = costs.tier_training_memory(depth, batch_size)
-        seconds = _epoch_seconds(capacity, costs, depth, samples)
+        seconds, transfer = _epoch_seconds(capacity, costs, depth, samples), _transfer_seconds(capacity, costs, depth)
         if capacity.memory is not None and needs > capacity.memory:
             reason = f"tier {depth} needs {needs / 1e6:.1f} MB of {capacity.memory / 1e6:.1f} MB"
         elif seconds > ROUND_SECONDS:
             reason = f"tier {depth} would take {seconds:.0f} s an epoch, more than {ROUND_SECONDS:.0f} s"
+        elif transfer > ROUND_SECONDS:
+            reason = f"tier {depth} would take {transfer:.0f} s on the link, more than {ROUND_SECONDS:.0f} s"
         else:
             return Choice(depth, reason if depth < tiers else "the whole network fits")
     return Choice(0, f"nothing fits: {reason}")
@@ -123,6 +128,12 @@ def _epoch_seconds(capacity: Capacity, costs: CostTable, depth: int, samples: in
     return 2 * TRAINING_MACS * costs.tier_macs(depth) * samples / capacity.compute
 
 
+def _transfer_seconds(capacity: Capacity, costs: CostTable, depth: int) -> float:
+    if capacity.bandwidth is None:
+        return 0.0
+    return 2 * 32 * costs.tier_parameters(depth) / capacity.bandwidth  # fp32, down and up
+
+
 def _free_memory() -> float:
     limit = Path("/sys/fs/cgroup/memory.max")  # a container's limit binds before the machine's
     free = float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -132,9 +143,9 @@ def _free_memory() -> float:
 
 
 def _quantity(value: object, name: str, unit: str) -> float:
-    match = re.fullmatch(rf"([0-9.]+)\s*([kmgt]?)i?({unit})?", str(value).strip(), re.IGNORECASE)
+    match = re.fullmatch(rf"([0-9.]+)\s*([kmgt]?)(i?)({unit})?", str(value).strip(), re.IGNORECASE)
     try:
-        amount = float(match[1]) * UNITS[match[2].lower()] if match else 0.0
+        amount = float(match[1]) * (1024 if match[3] else 1000) ** POWERS[match[2].lower()] if match else 0.0
     except ValueError:
         amount = 0.0
     if amount <= 0:

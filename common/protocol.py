@@ -98,22 +98,27 @@ class Reply:
     entries: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)  # by client, then name
 
 
+Entries = Mapping[int, Mapping[str, np.ndarray]]  # client -> name -> array
+PackedState = tuple[ArrayRecord, ConfigRecord]  # made once by `pack_state`, however many messages carry it
+
+
 @dataclass
 class Payload:
-    """Arrays of an order: states by name, each once however many clients start from it, and arrays per client."""
+    """Arrays of an order as a node reads them: states by name, and arrays per client."""
 
     states: Mapping[str, FlatState] = field(default_factory=dict)
-    entries: Mapping[int, Mapping[str, np.ndarray]] = field(default_factory=dict)
+    entries: Entries = field(default_factory=dict)
 
 
-def pack_order(order: Order, payload: Payload | None = None) -> RecordDict:
-    """Return the content of a message to a node."""
+def pack_order(
+    order: Order, states: Mapping[str, PackedState] | None = None, entries: Entries | None = None
+) -> RecordDict:
+    """Return the content of a message to a node: each state once, however many of its clients start from it."""
     content = RecordDict({ORDER: _record(order)})
-    payload = payload or Payload()
-    for name, state in payload.states.items():
-        content[f"{STATE}.{name}"], content[f"{STATE}.{name}.{INDEX}"] = pack_state(state)
-    if payload.entries:
-        content[ENTRIES], content[f"{ENTRIES}.{INDEX}"] = _pack_entries(payload.entries)
+    for name, packed in (states or {}).items():
+        content[f"{STATE}.{name}"], content[f"{STATE}.{name}.{INDEX}"] = packed
+    if entries:
+        content[ENTRIES], content[f"{ENTRIES}.{INDEX}"] = _pack_entries(entries)
     return content
 
 
@@ -184,7 +189,7 @@ def unpack_reply(content: RecordDict) -> Reply:
     return reply
 
 
-def pack_state(state: FlatState) -> tuple[ArrayRecord, ConfigRecord]:
+def pack_state(state: FlatState) -> PackedState:
     """Return a state as two arrays and its index."""
     arrays = {"floats": Array(state.floats.numpy()), "counters": Array(state.counters.numpy())}
     return ArrayRecord(arrays), ConfigRecord({"json": state.layout.to_json()})
@@ -224,7 +229,7 @@ def message_bytes(message: Message) -> int:
     )
 
 
-def _pack_entries(entries: Mapping[int, Mapping[str, np.ndarray]]) -> tuple[ArrayRecord, ConfigRecord]:
+def _pack_entries(entries: Entries) -> PackedState:
     parts: dict[str, list[np.ndarray]] = {}
     index: list[tuple[int, str, str, Sequence[int]]] = []
     for client, arrays in entries.items():

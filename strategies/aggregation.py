@@ -1,6 +1,6 @@
 """Averaging inside a depth tier and layer by layer across tiers."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -43,9 +43,12 @@ class RoundCollector:
         self.folds: dict[int, Fold] = {}
         self.update = RoundUpdate()
 
-    def add(self, reply: Reply) -> None:
-        """Take a node's reply in; what is wrong is recorded as its clients' failure."""
-        results = {r.client: r for r in reply.results if r.client in self.asked}
+    def add(self, reply: Reply, hosted: Collection[int]) -> None:
+        """Take a node's reply in; what is wrong is recorded as its clients' failure.
+
+        `hosted` are the clients that this node was asked for; it cannot speak for others.
+        """
+        results = {r.client: r for r in reply.results if r.client in hosted}
         for client, result in results.items():
             if result.error:
                 self.fail(client, result.error)
@@ -54,11 +57,13 @@ class RoundCollector:
             try:
                 self._add_fold(depth, fold, good)
             except ValueError as error:
-                for client in fold.clients:
+                for client in set(fold.clients) & set(hosted):
                     self.fail(client, str(error))
         for client, state in reply.lone.items():
+            if client not in good:
+                continue
             try:
-                self._add_lone(client, state, good)
+                self._add_lone(client, state, good[client])
             except ValueError as error:
                 self.fail(client, str(error))
         for client, result in good.items():
@@ -85,19 +90,20 @@ class RoundCollector:
     def _add_fold(self, depth: int, fold: Fold, good: Mapping[int, ClientResult]) -> None:
         if fold.layout != self.layouts.get(depth) or fold.bits != self.bits:
             raise ValueError("the folded sum does not fit this round's tier")
-        expected = sum(good[c].num_examples for c in fold.clients if c in good and self.asked[c] == depth)
+        members = set(fold.clients)
+        if len(members) != len(fold.clients) or any(c not in good or self.asked[c] != depth for c in members):
+            raise ValueError("the folded sum holds clients that failed, or that its node was not asked for")
+        expected = sum(good[c].num_examples for c in members)
         if expected != fold.weight:
             raise ValueError("the folded sum's weight is not its clients' number of samples")
         self._fold(depth).add(fold)
 
-    def _add_lone(self, client: int, state: FlatState, good: Mapping[int, ClientResult]) -> None:
-        if client not in good:
-            return
+    def _add_lone(self, client: int, state: FlatState, result: ClientResult) -> None:
         depth = self.asked[client]
         check(state, self.layouts[depth])
         if self.apart:
             self.update.states[client] = state
-        self._fold(depth).add_state(state, good[client].num_examples, client)
+        self._fold(depth).add_state(state, result.num_examples, client)
 
     def _fold(self, depth: int) -> Fold:
         return self.folds.setdefault(depth, Fold(self.layouts[depth], self.bits))

@@ -26,7 +26,7 @@ from common.flat import FlatModel, FlatState, Layout, StateDict
 from common.folding import fraction_bits
 from common.networks import EarlyExitNetwork, NetworkSpec, build
 from common.networks.cost import cost_table
-from common.protocol import ClientReport, Order, Payload, Task
+from common.protocol import ClientReport, Entries, Order, Task
 from strategies.aggregation import RoundCollector, RoundUpdate, average_layers
 from strategies.callbacks.base import Callback, Record
 from strategies.evaluation import ServerEvaluator
@@ -44,7 +44,7 @@ class EarlyExitStrategy(Strategy):
     name: ClassVar[str]
     apart: ClassVar[bool] = False  # True: the method needs every client's model, not the folded sum
 
-    def __init__(  # noqa: PLR0917
+    def __init__(
         self,
         config: RunConfig,
         spec: NetworkSpec,
@@ -103,7 +103,7 @@ class EarlyExitStrategy(Strategy):
 
     # The loop
 
-    def start(  # noqa: PLR0917
+    def start(
         self,
         grid: Grid,
         initial_arrays: ArrayRecord | None = None,
@@ -260,8 +260,8 @@ class EarlyExitStrategy(Strategy):
                 if message.has_error():
                     raise ValueError(f"its node failed: {_last_line(message.error.reason)}")
                 reply = protocol.unpack_reply(message.content)
-                self.roster.update(reply.reports)
-                collector.add(reply)
+                self.roster.update(report for report in reply.reports if report.client in clients)
+                collector.add(reply, clients)
             except (ValueError, TypeError, KeyError) as error:
                 for client in clients:
                     collector.fail(client, str(error))
@@ -282,14 +282,15 @@ class EarlyExitStrategy(Strategy):
         cost = {c.client: float(self.costs.tier_macs(self.depth(c)) * c.num_examples) for c in clients}
         dealt = self.roster.deal(clients, cost)
         self._node_of = {node: tuple(c.client for c in members) for node, members in dealt.items()}
-        packed: dict[int, FlatState] = {}
+        # every tier is a prefix of the global network, so the deepest one that a node needs holds the others
+        deepest = {node: max(self.depth(c) for c in members) for node, members in dealt.items()}
+        packed = {depth: protocol.pack_state(self._prefix_state(depth)) for depth in set(deepest.values())}
         messages = []
         for node, members in dealt.items():
-            depth = max(self.depth(c) for c in members)
-            # every tier is a prefix of the global network, so the deepest one that a node needs holds the others
-            state = packed.setdefault(depth, self._prefix_state(depth))
             tasks = tuple(Task(c.client, self.depth(c), self.committed.get(c.client, 0)) for c in members)
-            content = protocol.pack_order(replace(order, tasks=tasks), self.payload(state, members))
+            content = protocol.pack_order(
+                replace(order, tasks=tasks), {protocol.MODEL: packed[deepest[node]]}, self.entries(members)
+            )
             message = Message(
                 content=content, dst_node_id=node, message_type=kind,
                 ttl=self.config.round.deadline, group_id=str(order.round),
@@ -298,9 +299,9 @@ class EarlyExitStrategy(Strategy):
             messages.append(message)
         return messages
 
-    def payload(self, state: FlatState, clients: Sequence[ClientReport]) -> Payload:
-        """Return what a node's clients start from; `state` is the deepest prefix that they need."""
-        return Payload({protocol.MODEL: state})
+    def entries(self, clients: Sequence[ClientReport]) -> Entries:
+        """Return arrays that each of these clients gets for itself, beside the global model."""
+        return {}
 
     def _prefix_state(self, depth: int) -> FlatState:
         layout = self.layouts[depth]

@@ -27,7 +27,7 @@ from common.networks.cost import cost_table
 class ServerEvaluator:
     """Holds the server's validation and test images."""
 
-    def __init__(  # noqa: PLR0917
+    def __init__(
         self,
         validation: ImageSet,
         test: ImageSet,

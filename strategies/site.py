@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache
 import torch
 
 from common import paths
-from common.capacity import Choice, choose_depth, mix_depth, parse_capacity
+from common.capacity import DECLARED, Choice, choose_depth, mix_depth, parse_capacity
 from common.client_store import ClientStore
 from common.config import RunConfig, load_config
 from common.data.clients import ClientImages, Population, own_images, shared_images
@@ -62,7 +62,7 @@ class Site:
     @cached_property
     def declares(self) -> bool:
         """Whether this node states its capacity; a probed one would change with every measurement."""
-        return any(key in self.node for key in ("depth", "memory", "compute"))
+        return any(key in self.node for key in ("depth", *DECLARED))
 
     def report(self, client: int) -> ClientReport:
         """Return what a client declares: the depth it chooses and why, or why it cannot take part."""
@@ -91,7 +91,7 @@ class Site:
 
     def _choose(self, client: int, samples: int) -> Choice:
         costs, section = CostTable.from_json(self.order.costs), self.config.clients
-        if self.declares or self.node.get("capacity") == "auto":
+        if self.declares or "capacity" in self.node:
             return choose_depth(parse_capacity(self.node), costs, self.config.train.batch_size, samples)
         return Choice(mix_depth(section.mix, client, section.count, len(costs.tiers)), f"mix {section.mix}")
 

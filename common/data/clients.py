@@ -60,7 +60,7 @@ def shared_images(population: Population, client: int, device: torch.device) -> 
 
 
 @lru_cache(maxsize=1)
-def own_images(  # noqa: PLR0917
+def own_images(
     folder: str,
     data: DataConfig,
     classes: tuple[str, ...],

@@ -29,7 +29,7 @@ _WANTED_SAMPLES = 2
 Parts = list[NDArray[np.int64]]
 
 
-def partition(  # noqa: PLR0917
+def partition(
     config: DataConfig,
     labels: Tensor | NDArray[np.int64],
     num_clients: int,

@@ -10,8 +10,10 @@ run again and is cut off on resume, so no round is counted twice.
 """
 
 import json
+import math
 import platform
 import tomllib
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from logging import INFO
@@ -122,10 +124,19 @@ class RunFolder(Callback):
 
     def _append(self, event: dict[str, Any]) -> None:
         with self.metrics.open("a") as file:
-            file.write(json.dumps(event) + "\n")
+            file.write(json.dumps(_finite(event), allow_nan=False) + "\n")
 
     def _checkpoints(self) -> list[Path]:
         return sorted((self.folder / "checkpoints").glob("round-*.safetensors"))
+
+
+def _finite(value: Any) -> Any:
+    """Replace infinities and NaN, which JSON has not, by null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:

@@ -20,6 +20,11 @@ class DarkDistillTraining(LocalTraining):
     def __init__(self) -> None:
         self.pairs: list[tuple[Tensor, Tensor]] = []
 
+    def train(self, job: Job) -> Outcome:
+        """Train one client for one round."""
+        self.pairs = []  # also after a client that failed in the middle
+        return super().train(job)
+
     def observe(self, job: Job, batch: Tensor, loss: Loss, last_epoch: bool) -> None:
         """Keep delta = CE(F_1(x), y) of the current batch, in train mode."""
         if last_epoch:
@@ -29,7 +34,6 @@ class DarkDistillTraining(LocalTraining):
         """Upload the pairs, or a histogram of them per label."""
         config: DifficultyConfig = job.config.methods["difficulty"]
         pairs = DifficultyPairs.pool([DifficultyPairs(*pair) for pair in self.pairs]) if self.pairs else None
-        self.pairs = []
         if pairs is None:
             return outcome
         outcome.metrics["difficulty"] = float(pairs.difficulty.mean())

@@ -28,9 +28,10 @@ def memory(depth: int) -> float:
     [
         ({}, Capacity()),
         ({"memory": "512MB"}, Capacity(memory=512e6)),
-        ({"memory": "1.5GiB", "compute": "2 GFLOPS"}, Capacity(memory=1.5e9, compute=2e9)),
+        ({"memory": "1.5GiB", "compute": "2 GFLOPS"}, Capacity(memory=1.5 * 1024**3, compute=2e9)),
         ({"memory": 4096}, Capacity(memory=4096)),
         ({"compute": "300kflops"}, Capacity(compute=300e3)),
+        ({"bandwidth": "10Mbps"}, Capacity(bandwidth=10e6)),
         ({"memory": "2t"}, Capacity(memory=2e12)),
         ({"depth": 2, "memory": "broken"}, Capacity(depth=2)),
         ({"depth": "3"}, Capacity(depth=3)),
@@ -131,3 +132,14 @@ def test_shares_are_scaled_to_one():
 def test_an_impossible_mix_is_told(mix):
     with pytest.raises(UserError, match=r"clients\.mix"):
         parse_mix(mix, 2)
+
+
+def test_a_slow_link_keeps_a_client_shallow():
+    link = 64 * COSTS.tier_parameters(2) / 60  # tier 2 there and back, fp32, in just a minute
+    assert choose_depth(Capacity(bandwidth=link), COSTS, BATCH, 100).depth == 2
+    assert choose_depth(Capacity(bandwidth=link * 0.99), COSTS, BATCH, 100).depth == 1
+
+
+def test_a_capacity_that_is_not_auto_is_refused():
+    with pytest.raises(UserError, match="write capacity"):
+        parse_capacity({"capacity": "Auto"})

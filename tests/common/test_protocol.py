@@ -74,7 +74,11 @@ def check_reply(got: Reply) -> None:
 
 
 def test_an_order_comes_back():
-    check_order(*protocol.unpack_order(protocol.pack_order(ORDER, PAYLOAD)))
+    check_order(
+        *protocol.unpack_order(
+            protocol.pack_order(ORDER, {k: protocol.pack_state(v) for k, v in PAYLOAD.states.items()}, PAYLOAD.entries)
+        )
+    )
 
 
 def test_an_order_without_arrays():
@@ -106,14 +110,18 @@ def test_everything_survives_the_wire():
 
     grid = LocalGrid(app, [{}])
     node = next(iter(grid.get_node_ids()))
-    content = protocol.pack_order(ORDER, PAYLOAD)
+    content = protocol.pack_order(
+        ORDER, {k: protocol.pack_state(v) for k, v in PAYLOAD.states.items()}, PAYLOAD.entries
+    )
     (answer,) = grid.send_and_receive([Message(content, dst_node_id=node, message_type=protocol.TRAIN)])
     assert not answer.has_error(), answer.error
     check_reply(protocol.unpack_reply(answer.content))
 
 
 def test_a_received_state_may_be_changed_in_place():
-    _, payload = protocol.unpack_order(protocol.pack_order(ORDER, PAYLOAD))
+    _, payload = protocol.unpack_order(
+        protocol.pack_order(ORDER, {k: protocol.pack_state(v) for k, v in PAYLOAD.states.items()}, PAYLOAD.entries)
+    )
     payload.states["model"].floats.add_(1)
     got = protocol.unpack_reply(protocol.pack_reply(reply()))
     got.folds[2].sums.add_(1)
@@ -121,7 +129,7 @@ def test_a_received_state_may_be_changed_in_place():
 
 def test_a_model_travels_as_two_arrays_however_many_layers_it_has():
     state = FlatState.of({f"layer{i}": torch.ones(3) for i in range(100)})
-    content = protocol.pack_order(ORDER, Payload({"model": state}))
+    content = protocol.pack_order(ORDER, {"model": protocol.pack_state(state)})
     assert sum(len(record) for record in content.array_records.values()) == 2
 
 
@@ -129,7 +137,9 @@ def test_message_bytes_count_the_arrays():
     LocalGrid(None, [])
     small = Message(protocol.pack_order(ORDER), dst_node_id=1, message_type=protocol.TRAIN)
     state = FlatState(Layout((("a", (1000,)),)), torch.zeros(1000), torch.zeros(0, dtype=torch.int64))
-    large = Message(protocol.pack_order(ORDER, Payload({"model": state})), dst_node_id=1, message_type=protocol.TRAIN)
+    large = Message(
+        protocol.pack_order(ORDER, {"model": protocol.pack_state(state)}), dst_node_id=1, message_type=protocol.TRAIN
+    )
     difference = protocol.message_bytes(large) - protocol.message_bytes(small)
     assert 4000 < difference < 4400
 
