@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 import time
 import tomllib
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from server.launch import PROJECT, Outcome, local_superlink, simulate
+from server.launch import PROJECT, Outcome, environment, local_superlink, simulate
 from strategies.callbacks.report import compare_runs, write_comparison
 
 PRESETS = Path(__file__).parent / "presets"
@@ -21,6 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     run = verbs.add_parser("run", help="run one simulation to its end")
     run.add_argument("--resume", metavar="FOLDER", help="continue this run from its last complete round")
+    verbs.add_parser("env", help='print the environment for typing flwr commands: eval "$(python -m server env)"')
     compare = verbs.add_parser("compare", help="run several methods one after another and show them side by side")
     compare.add_argument("--methods", default="eefl,darkdistill", help="comma-separated (default: %(default)s)")
     for verb in (run, compare):
@@ -29,11 +31,21 @@ def main(arguments: list[str] | None = None) -> int:
         verb.add_argument("--workers", type=int, default=0, help="worker processes (default: one per core)")
         verb.add_argument("--gpus", type=float, default=0.0, help="GPU share of a worker")
     options = parser.parse_args(arguments)
+    if options.verb == "env":
+        return _environment()
     try:
         return _run(options) if options.verb == "run" else _compare(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _environment() -> int:
+    home = Path(os.environ.get("FLWR_HOME") or PROJECT / ".flwr").absolute()
+    home.mkdir(exist_ok=True)
+    changed = {name: value for name, value in environment(home).items() if os.environ.get(name) != value}
+    print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in changed.items()))
+    return 0
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 EMBEDDED = "digits"
 FOLDER = "folder"
+DEVICES = "devices"  # every device brings its own images, the server has none
 
 
 @dataclass(frozen=True)
@@ -30,4 +31,4 @@ HUB_SETS: dict[str, HubSet] = {
     "stl10": HubSet("tanganke/stl10"),
 }
 
-NAMES: tuple[str, ...] = (EMBEDDED, *HUB_SETS, FOLDER)
+NAMES: tuple[str, ...] = (EMBEDDED, *HUB_SETS, FOLDER, DEVICES)

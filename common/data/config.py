@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.data.catalogue import EMBEDDED, FOLDER, NAMES
+from common.data.catalogue import DEVICES, EMBEDDED, FOLDER, NAMES
 
 PARTITIONERS: tuple[str, ...] = ("iid", "dirichlet", "shards", "natural")
 # Outside this range numpy's Dirichlet sampler underflows or overflows; 0.001 is one client per class, 1e6 is IID.
@@ -16,7 +16,8 @@ LARGEST_IMAGE = 4096
 class DataConfig:
     """Which images, and how they are dealt to clients.
 
-    name               a set known by name, or `folder` for your own images in `root`
+    name               a set known by name, `folder` for your own images in `root`, or `devices`: every device brings
+                       its own (node configuration data="/folder") and the server has none
     root               absolute folder with train-*.parquet and test-*.parquet, or train/<class>/ and test/<class>/
                        images, or <class>/ images (a fifth of each class then becomes the test set); "" = the hub
     partitioner        iid, dirichlet (label skew), shards (few classes per client), natural (by a column)
@@ -27,6 +28,7 @@ class DataConfig:
     image_size         side in pixels that images are resized to; 0 = the set's own size
     validation         share of a client's own training data kept for validation, in [0, 1)
     limit              use only so many training samples, the first ones; 0 = all
+    classes, channels  with `devices`: the class names, comma-separated, and 1 (grey) or 3 (RGB)
     mean, std          comma-separated constants per channel, of images in [0, 1]; "" = the set's own, or 0.5
     """
 
@@ -40,6 +42,8 @@ class DataConfig:
     image_size: int = 0
     validation: float = 0.2
     limit: int = 0
+    classes: tuple[str, ...] = ()
+    channels: int = 3
     mean: str = ""
     std: str = ""
 
@@ -52,6 +56,11 @@ class DataConfig:
                 self.name != FOLDER or self.root != "",
                 f"data.root: name the absolute folder of your images when data.name is {FOLDER!r}",
             ),
+            (
+                self.name != DEVICES or (len(set(self.classes)) > 1 and self.image_size > 0),
+                f"data.classes, data.image-size: with data.name {DEVICES!r} name at least two classes and a size",
+            ),
+            (self.channels in (1, 3), f"data.channels: must be 1 or 3, got {self.channels}"),
             (
                 self.name != EMBEDDED or self.root == "",
                 f"data.root: the set {EMBEDDED!r} is embedded; set data.name to {FOLDER!r} to use your own images",

@@ -1,0 +1,56 @@
+"""Devices that bring their own folders of images, with a server that has none."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from client.app import app
+from common.bundle import load_bundle
+from common.local_grid import LocalGrid
+from strategies.base import QuorumError
+from strategies.setup import make_strategy, read_config
+
+SETTINGS = {
+    "run.strategy": "darkdistill", "run.rounds": 2, "clients.count": 4, "clients.per-round": 4, "data.name": "devices",
+    "data.classes": "zero,one,two", "data.channels": 1, "data.image-size": 8, "server.clients-evaluate-every": 1,
+}  # fmt: skip
+
+
+def write_images(folder: Path, names: list[str], start: int) -> Path:
+    """Write a few real digits below one folder per class."""
+    digits = load_digits()
+    for label, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        for number, image in enumerate(digits.images[digits.target == label][start : start + 10]):
+            Image.fromarray((image * 15).astype("uint8")).save(folder / name / f"{number}.png")
+    return folder
+
+
+def test_devices_train_on_their_own_folders_and_keep_their_models(tmp_path):
+    nodes = [
+        {
+            "client-id": client, "depth": client + 1, "state": str(tmp_path / f"state-{client}"),
+            "data": str(write_images(tmp_path / f"images-{client}", ["zero", "one", "two"], 10 * client)),
+        }
+        for client in range(4)
+    ]  # fmt: skip
+    strategy = make_strategy(read_config({**SETTINGS, "run.name": "own"}))
+    result = strategy.start(LocalGrid(app, nodes))
+    assert strategy.evaluator is None
+    assert {r.num_examples for r in strategy.roster.reports.values()} == {24}
+    assert len(result.train_metrics_clientapp) == 2
+    for client in range(4):
+        bundle = load_bundle(tmp_path / f"state-{client}" / "own" / f"depth-{client + 1}")
+        assert bundle.classes == ("zero", "one", "two")
+        assert len(bundle.network.exit_positions) == client + 1
+
+
+def test_a_device_with_unknown_classes_is_refused_with_a_line(tmp_path, flower_log):
+    folder = write_images(tmp_path / "images", ["zero", "cat", "two"], 0)
+    strategy = make_strategy(read_config({**SETTINGS, "run.name": "unknown"}))
+    with pytest.raises(QuorumError, match="no client can take part"):
+        strategy.start(LocalGrid(app, [{"client-id": 0, "depth": 1, "data": str(folder)}]))
+    assert "cat" in strategy.roster.reports[0].refused
+    assert "zero" in strategy.roster.reports[0].refused
