@@ -94,9 +94,11 @@ def _overrides(options: argparse.Namespace) -> dict[str, Any]:
         if not found:
             raise UserError(f"-c {pair}: write KEY=VALUE, such as -c train.lr=0.1")
         try:
-            values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+            value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
-            values[key.strip()] = text  # a bare word is a string
+            value = None
+        # a bare word is a string, and so is a name that looks like a date
+        values[key.strip()] = value if isinstance(value, str | int | float) else text.strip()
     if values.get("data.root"):
         values["data.root"] = str(Path(values["data.root"]).absolute())
     return values

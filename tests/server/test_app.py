@@ -1,0 +1,104 @@
+"""The ServerApp refuses what cannot work before anything starts, and a run that failed raises."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Context, RecordDict
+
+from client.app import app as client_app
+from common.config import Value
+from common.errors import UserError
+from common.local_grid import LocalGrid
+from server.app import app, prepare
+from strategies.base import QuorumError
+from strategies.callbacks.run_folder import read_events
+from strategies.callbacks.tensorboard import TensorBoard
+
+
+@pytest.fixture
+def settings(flat: dict[str, Value], tmp_path: Path) -> dict[str, Value]:
+    return {**flat, "run.root": str(tmp_path / "runs")}
+
+
+def start(settings: dict[str, Value], client: Any = client_app) -> None:
+    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=dict(settings))
+    app(LocalGrid(client, [{"partition-id": 0}]), context)
+
+
+def never(message: Any, context: Any) -> Any:
+    raise AssertionError("a client was asked")
+
+
+def test_all_mistakes_are_told_at_once_before_anything_starts(settings, flower_log):
+    wrong = {
+        "run.rounds": 0, "train.lr": "fast", "clients.per-round": 7, "round.quorum": 1.5, "darkdistill.matcher": "best",
+        "clients.devise": "cpu", "server.device": "tpu",
+    }  # fmt: skip
+    with pytest.raises(UserError) as caught:
+        start({**settings, **wrong}, never)
+    text = str(caught.value)
+    assert text.splitlines()[0] == "the configuration has mistakes:"
+    assert len(text.splitlines()) == 1 + len(wrong)
+    for part in ("run.rounds is 0", "train.lr = 'fast'", "clients.per-round is 7", "round.quorum", "matcher is 'best'",
+                 "unknown key 'clients.devise'", "server.device is 'tpu'"):  # fmt: skip
+        assert part in text
+    assert text in flower_log
+    assert not Path(settings["run.root"]).exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"data.name": "cifar10", "data.root": "/nowhere/cifar10"}, "/nowhere/cifar10"),
+        ({"run.strategy": "magic"}, "run.strategy 'magic' is unknown"),
+        ({"network.name": "alexnet"}, "alexnet"),
+        ({"clients.mix": "0.5,0.5"}, "clients.mix"),
+        ({"run.name": "a/b"}, "run.name 'a/b'"),
+        ({"run.resume": "/nowhere"}, "run.resume: /nowhere is no run folder"),
+    ],
+)
+def test_what_is_missing_is_told_in_one_line_before_anything_starts(settings, flower_log, changes, told):
+    with pytest.raises(UserError) as caught:
+        start({**settings, **changes}, never)
+    assert told in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert str(caught.value) in flower_log
+    assert not Path(settings["run.root"]).exists()
+
+
+def test_a_run_with_too_few_answers_raises_and_its_folder_says_so(settings):
+    failing = {0, 1, 2, 3}
+
+    def client(message: Any, context: Any) -> Any:
+        if message.metadata.message_type == "train" and context.node_config["partition-id"] in failing:
+            raise RuntimeError("no power")
+        return client_app(message, context)
+
+    grid = LocalGrid(client, [{"partition-id": p} for p in range(6)])
+    with pytest.raises(QuorumError, match=r"round 1: 2 of 6 clients answered.*run\.resume.*no power"):
+        prepare({**settings, "clients.per-node": 1}).start(grid)
+    folder = Path(settings["run.root"]) / "test"
+    events = read_events(folder / "metrics.jsonl")
+    assert [event["event"] for event in events] == ["start", "end"]
+    assert "2 of 6 clients answered" in events[-1]["failure"]
+    assert not (folder / "final").exists()
+    # and it can be continued when they are back
+    failing.clear()
+    resumed = prepare({"run.resume": str(folder)})
+    resumed.start(grid)
+    assert resumed.round == 2
+    assert read_events(folder / "metrics.jsonl")[-1]["failure"] == ""
+
+
+def test_a_run_without_a_name_gets_one_of_its_method_and_time(settings):
+    strategy = prepare({**settings, "run.name": ""})
+    assert strategy.config.run.name.startswith("eefl-2")
+    assert [path.name for path in Path(settings["run.root"]).iterdir()] == [strategy.config.run.name]
+
+
+def test_tensorboard_only_on_request(settings):
+    pytest.importorskip("tensorboard")
+    kinds = [type(c) for c in prepare({**settings, "run.tensorboard": True}).callbacks]
+    assert kinds[-1] is TensorBoard
+    assert kinds[:-1] == [type(c) for c in prepare({**settings, "run.name": "without"}).callbacks]
