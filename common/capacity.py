@@ -97,9 +97,15 @@ def mix_depth(mix: str, client: int, count: int, tiers: int) -> int:
 def parse_mix(mix: str, tiers: int) -> Sequence[float]:
     """Return the shares of a mix, summing to 1; raises `UserError`."""
     try:
-        shares = MIXES.get(mix) or tuple(float(part) for part in mix.replace("/", ",").split(","))
+        shares = (
+            (1.0,) * tiers
+            if mix == "equal"
+            else MIXES.get(mix) or tuple(float(part) for part in mix.replace("/", ",").split(","))
+        )
     except ValueError as error:
-        raise UserError(f"clients.mix {mix!r} is not a list of numbers, nor one of {', '.join(MIXES)}") from error
+        raise UserError(
+            f"clients.mix {mix!r} is not a list of numbers, nor one of equal, {', '.join(MIXES)}"
+        ) from error
     if len(shares) != tiers or min(shares) < 0 or sum(shares) <= 0:
         raise UserError(f"clients.mix {mix!r} must give one share, 0 or more, for each of the {tiers} tiers")
     return [share / sum(shares) for share in shares]

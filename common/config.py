@@ -45,7 +45,7 @@ class ClientsSection:
     count: int = 20  # virtual clients of a simulation; real devices count themselves
     per_round: int = 8
     per_node: int = 0  # 0: any node may host any virtual client (simulation)
-    mix: str = "0.25,0.25,0.25,0.25"  # share of clients per depth tier, or "small" / "large"
+    mix: str = "equal"  # share of clients per depth tier such as "0.5,0.3,0.2", or "equal", "small", "large"
     device: str = "auto"
     threads: int = 1
     autocast: bool = False  # bf16

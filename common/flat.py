@@ -31,6 +31,11 @@ class Layout:
         """Lengths of the two vectors."""
         return _length(self.floats), _length(self.counters)
 
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """All keys, in order."""
+        return tuple(key for key, _ in self.floats + self.counters)
+
     def to_json(self) -> str:
         """Return a compact JSON form."""
         return json.dumps([self.floats, self.counters], separators=(",", ":"))
@@ -93,6 +98,8 @@ class FlatModel(Generic[M]):
         for key, view in _views(self.layout.counters, self.counters).items():
             counters[key].data = view
         size = sum(p.numel() for p in trained.values())
+        self._learned = [self.floats[:size], self.floats[size + sum(p.numel() for p in frozen.values()) :]]
+        self.upload_layout = Layout(tuple(e for e in self.layout.floats if e[0] not in frozen), self.layout.counters)
         self.trained = nn.Parameter(self.floats[:size])
         self.trained.grad = torch.zeros_like(self.trained)
         for key, view in _views(_index(trained), self.trained.grad).items():
@@ -114,6 +121,10 @@ class FlatModel(Generic[M]):
     def state(self) -> FlatState:
         """Return a copy of the state, on the CPU."""
         return FlatState(self.layout, self.floats.detach().cpu().clone(), self.counters.cpu().clone())
+
+    def upload(self) -> FlatState:
+        """Return a copy of what training changes, on the CPU: with adapters, a fraction of the state."""
+        return FlatState(self.upload_layout, torch.cat(self._learned).cpu(), self.counters.cpu().clone())
 
     def zero_grad(self) -> None:
         """Clear all gradients in place; `Module.zero_grad` would drop the views."""

@@ -62,7 +62,9 @@ class EarlyExitStrategy(Strategy):
         self.spec = replace(spec, pretrained="")  # devices get weights, they need not have the file
         self.costs = cost_table(self.network)
         self.tiers = tuple(range(1, len(self.network.tier_positions) + 1))
-        self.layouts: dict[int, Layout] = {d: FlatModel(self.network.prefix(d)).layout for d in self.tiers}
+        prefixes = {d: FlatModel(self.network.prefix(d)) for d in self.tiers}
+        self.layouts: dict[int, Layout] = {d: prefix.layout for d, prefix in prefixes.items()}
+        self.uploads: dict[int, Layout] = {d: prefix.upload_layout for d, prefix in prefixes.items()}
         self.model: StateDict = {k: v.clone() for k, v in self.network.state_dict().items()}
         self.roster = Roster(config.clients.count)
         self.committed: dict[int, int] = {}  # client -> round of its last committed state
@@ -251,7 +253,7 @@ class EarlyExitStrategy(Strategy):
 
     def _collect(self, round_: int, replies: Iterable[Message]) -> RoundUpdate:
         asked = {c: self.depth(report) for c, report in self._asked.items()}
-        collector = RoundCollector(self.layouts, self._bits(), asked, apart=self.apart)
+        collector = RoundCollector(self.uploads, self._bits(), asked, apart=self.apart)
         node_of = self._node_of
         for message in replies:
             self.traffic["up"] = self.traffic.get("up", 0) + protocol.message_bytes(message)
@@ -266,6 +268,8 @@ class EarlyExitStrategy(Strategy):
                 for client in clients:
                     collector.fail(client, str(error))
         update = collector.finish()
+        for depth, tier in update.tiers.items():  # frozen weights do not travel up
+            tier.state.update({k: self.model[k] for k in self.layouts[depth].keys if k not in tier.state})
         for client, reason in update.failures.items():
             log(WARNING, "round %d: client %d is left out: %s", round_, client, reason)
         # rounded up, but not for what floating point adds to a whole number
@@ -304,9 +308,7 @@ class EarlyExitStrategy(Strategy):
         return {}
 
     def _prefix_state(self, depth: int) -> FlatState:
-        layout = self.layouts[depth]
-        keys = [key for key, _ in layout.floats + layout.counters]
-        return FlatState.of({key: self.model[key] for key in keys})
+        return FlatState.of({key: self.model[key] for key in self.layouts[depth].keys})
 
     def _deliver(self, grid: Grid) -> None:
         """Give every reachable client its final model, for inference without a server."""

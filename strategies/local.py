@@ -89,8 +89,8 @@ class LocalTraining:
         return outcome
 
     def layout(self, model: FlatModel[EarlyExitNetwork]) -> Layout:
-        """All of the tier's prefix is uploaded."""
-        return model.layout
+        """All of the tier's prefix is uploaded but what is frozen."""
+        return model.upload_layout
 
     def train(self, job: Job) -> Outcome:
         """Train one client for one round."""
@@ -122,6 +122,6 @@ class LocalTraining:
                 seen += loss.per_exit.numel()
         kept = objective.state_dict()
         outcome = Outcome(
-            job.model.state(), {"loss": float(total) / seen} if seen else {}, {}, ClientState(kept) if kept else None
+            job.model.upload(), {"loss": float(total) / seen} if seen else {}, {}, ClientState(kept) if kept else None
         )
         return self.finish(job, outcome)
