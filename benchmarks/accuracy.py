@@ -28,13 +28,19 @@ SETTINGS = {
 VARIANTS: dict[str, dict[str, Any]] = {
     "eefl": {"run.strategy": "eefl"},
     "darkdistill": {"run.strategy": "darkdistill"},
-    "parallel": {"run.strategy": "darkdistill", "darkdistill.variant": "parallel", "darkdistill.batch": 16},
+    "parallel": {
+        "run.strategy": "darkdistill", "darkdistill.variant": "parallel", "darkdistill.batch": 16,
+        "darkdistill.server-lr-decay": 0.99,
+    },
+    "learned": {"run.strategy": "darkdistill", "darkdistill.matcher": "learned"},
+    "hard": {"run.strategy": "darkdistill", "darkdistill.matcher": "hard"},
+    "tenfold": {"run.strategy": "darkdistill", "darkdistill.rkd-distance": 50.0, "darkdistill.rkd-angle": 100.0},
     "unconditional": {"run.strategy": "darkdistill", "darkdistill.difficulty-condition": False},
     "sketch": {"run.strategy": "darkdistill", "difficulty.upload": "sketch"},
     "sketch-epsilon-1": {"run.strategy": "darkdistill", "difficulty.upload": "sketch", "difficulty.epsilon": 1.0},
     "exclusivefl": {"run.strategy": "exclusivefl"},
     "depthfl": {"run.strategy": "depthfl"},
-}
+}  # fmt: skip
 
 
 class Records(Callback):
@@ -50,8 +56,15 @@ class Records(Callback):
 
 def run(variant: str, alpha: float, seed: int, overrides: dict[str, Any]) -> dict[str, Any]:
     """Run one variant in this process; returns its accuracies and what it cost."""
-    root = Path(os.environ.get("EARLYBLOOM_DATA", "../shared/data")).absolute() / "cifar10"
-    flat = {**SETTINGS, "data.root": str(root), "data.alpha": alpha, "run.seed": seed, **VARIANTS[variant], **overrides}
+    root = Path(os.environ.get("EARLYBLOOM_DATA", "../shared/data")).resolve() / "cifar10"
+    flat: dict[str, Any] = {
+        **SETTINGS,
+        "data.root": str(root),
+        "data.alpha": alpha,
+        "run.seed": seed,
+        **VARIANTS[variant],
+        **overrides,
+    }
     kept, started = Records(), time.process_time()
     with tempfile.TemporaryDirectory() as store:
         flat |= {"run.name": "accuracy", "clients.store": store}

@@ -6,7 +6,6 @@ was lost and are discarded, older ones are pruned.
 """
 
 import re
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,10 +57,6 @@ class ClientStore:
         path = self._path(client, round_)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, state.tensors, state.values)
-
-    def forget(self) -> None:
-        """Delete everything this run's clients kept here."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, client: int, round_: int) -> Path:
         return self.folder / f"client-{client:06d}" / f"round-{round_:06d}.safetensors"

@@ -1,7 +1,6 @@
 """Hyper-parameters of DarkDistill's server half (Qu et al., KDD 2025; values of the authors' published code)."""
 
 from dataclasses import dataclass, fields
-from typing import Any, Self
 
 CHOICES = {
     "variant": ("progressive", "parallel"),
@@ -75,12 +74,6 @@ class DarkDistillConfig:
     matcher_hidden: int = 100
     matcher_lr: float = 1e-3  # Adam
     temperature: float = 0.1  # of the softmax over exits, in units of the normalised mean distance (ours)
-
-    @classmethod
-    def for_variant(cls, variant: str, **overrides: Any) -> Self:
-        """Return the published values of a variant, with `overrides` on top."""
-        published = {"batch": 16, "server_lr_decay": 0.99} if variant == "parallel" else {}
-        return cls(**{"variant": variant, **published, **overrides})
 
     def noise_width(self, num_classes: int) -> int:
         """Return q, the width of the noise and of each condition's embedding."""

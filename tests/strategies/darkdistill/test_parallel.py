@@ -19,7 +19,7 @@ from strategies.darkdistill.runtime import Optimizers, Runtime, Tier
 
 CLASSES = 4
 CPU = torch.device("cpu")
-CONFIG = DarkDistillConfig.for_variant("parallel", generator_channels=4, batch=12, distill_lr=0.02)
+CONFIG = DarkDistillConfig(variant="parallel", generator_channels=4, batch=12, distill_lr=0.02)
 
 
 def network(seed: int) -> EarlyExitNetwork:
