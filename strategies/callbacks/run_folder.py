@@ -68,7 +68,7 @@ class RunFolder(Callback):
 
     def restore(self, strategy: EarlyExitStrategy) -> None:
         """Put a strategy back to the last complete round; without any it starts at the first."""
-        for unfinished in (self.folder / "checkpoints").glob(".round-*"):
+        for unfinished in (self.folder / "checkpoints").glob(".*"):
             unfinished.unlink()  # a kill came while it was written
         found = self._checkpoints()
         if found:
