@@ -12,16 +12,14 @@ from torch import Tensor
 
 from common.flat import FlatState, Layout
 
-# Beyond 2**20 a value is taken for divergence. Weights stay far below, but running variances of thousands are healthy:
-# BatchNorm takes the scale out again. With a mean of n samples the resolution is still 2**-41.
-MAGNITUDE_BITS = 20
-MAGNITUDE = float(2**MAGNITUDE_BITS)
+MAGNITUDE_BITS = 12
+MAGNITUDE = float(2**MAGNITUDE_BITS)  # a weight or BatchNorm statistic beyond this is taken for divergence
 MAX_FRACTION_BITS = 40
 SUM_BITS = 62  # of an int64's 63, so that rounding cannot overflow either
 
 
 def fraction_bits(total_weight: int) -> int:
-    """Return the fraction bits for which a sum of |w| < 2**20 with this total weight stays below 2**62."""
+    """Return the fraction bits for which a sum of |w| < 4096 with this total weight stays below 2**62."""
     return min(MAX_FRACTION_BITS, SUM_BITS - MAGNITUDE_BITS - max(1, total_weight).bit_length())
 
 
