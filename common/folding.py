@@ -13,7 +13,7 @@ from torch import Tensor
 from common.flat import FlatState, Layout
 
 MAGNITUDE_BITS = 12
-MAGNITUDE = float(2**MAGNITUDE_BITS)  # a weight or BatchNorm statistic beyond this is taken for divergence
+MAGNITUDE = float(2**MAGNITUDE_BITS)  # a weight or running variance beyond this comes from a client that diverged
 MAX_FRACTION_BITS = 40
 SUM_BITS = 62  # of an int64's 63, so that rounding cannot overflow either
 
