@@ -8,11 +8,12 @@ def _sizes(num_samples: int, batch_size: int) -> list[int]:
     return [len(batch) for batch in batches(num_samples, batch_size, generator(0))]
 
 
-def test_a_remainder_of_one_joins_the_batch_before() -> None:
-    assert _sizes(10, 4) == [4, 4, 2]
-    assert _sizes(9, 4) == [4, 5]
+def test_batches_are_as_equal_as_can_be_and_never_a_single_sample() -> None:
+    assert _sizes(50, 16) == [13, 13, 12, 12]
+    assert _sizes(10, 4) == [4, 3, 3]
     assert _sizes(8, 4) == [4, 4]
-    assert _sizes(5, 4) == [5]
+    assert _sizes(5, 4) == [3, 2]
+    assert _sizes(5, 2) == [3, 2]
 
 
 def test_edges() -> None:
