@@ -70,5 +70,5 @@ def test_a_method_sees_every_sample_once_an_epoch_before_the_step():
     assert [last for last, _, _ in seen] == [False] * 3 + [True] * 3  # 6, 6 and 5
     for epoch in (seen[:3], seen[3:]):
         assert sorted(sample for _, batch, _ in epoch for sample in batch) == list(range(17))
-    assert [shape for _, _, shape in seen[:2]] == [(3, 8), (3, 9)]
-    assert seen[0][1] != seen[2][1]
+    assert [shape for _, _, shape in seen[:3]] == [(3, 6), (3, 6), (3, 5)]
+    assert seen[0][1] != seen[3][1]
