@@ -16,6 +16,7 @@ import torch
 from flwr.supercore import log
 
 from common.flat import StateDict
+from common.folding import MAGNITUDE
 from common.networks import EarlyExitNetwork
 from common.seeding import derive_seed, generator
 from strategies.aggregation import RoundUpdate, average_layers
@@ -40,54 +41,65 @@ class DarkDistill(EarlyExitStrategy):
         super().__init__(*args, **kwargs)
         self.method: DarkDistillConfig = self.config.methods["darkdistill"]
         self.difficulty: DifficultyConfig = self.config.methods["difficulty"]
-        seed = self.config.run.seed
         self.network.to(self.device)
         self.models = {depth: self.network.prefix(depth).to(self.device) for depth in self.tiers}
-        # progressive: a generator per tier; parallel: one per exit
-        number = len(self.tiers) if self.method.variant == "progressive" else len(self.network.exit_positions)
-        first = 1 if self.method.variant == "progressive" else 0
-        self.generators = {
-            k: make_generator(self.network, self.method, derive_seed(seed, "generator", k)).to(self.device)
-            for k in range(first, first + number)
-        }
-        self.matcher = make_matcher(self.method, derive_seed(seed, "matcher"))
-        if self.matcher is not None:
-            self.matcher.to(self.device)
         self.meter = make_meter(self.network).to(self.device)
-        self.optimizers = self._new_optimizers()
+        self._make_generators(0)
 
     def merge(self, round_: int, update: RoundUpdate) -> Mapping[str, Any]:
-        """Transfer across tiers, then average layer by layer."""
+        """Transfer across tiers, then average layer by layer; the parallel variant averages first."""
         averages = {depth: tier.state for depth, tier in update.tiers.items()}
         weights = {depth: float(tier.weight) for depth, tier in update.tiers.items()}
-        parallel = self.method.variant == "parallel"
         terms: Mapping[str, Any] = {}
-        if parallel:
-            self.model |= average_layers(averages, weights)
-        if self.method.distillation:
-            tiers = self._present(update)
-            if not self.method.keep_optimizers:
-                self.optimizers = self._new_optimizers()
-            self.optimizers.decay(round_ - 1, self.method.server_lr_decay)
-            rng = generator(self.config.run.seed, "server", round_)
-            runtime = Runtime(self.device, rng, self.config.server.autocast)
-            if parallel:
-                student = self.global_network()
-                report = transfer_parallel(
-                    tiers, student, self.generators, self.optimizers, config=self.method, runtime=runtime
-                )
-                self.model |= _on_cpu(student)
-                return summarise_parallel(report)
-            transferred = transfer(
-                tiers, self.generators, self.meter, self.optimizers,
-                config=self.method, runtime=runtime, matcher=self.matcher,
-            )  # fmt: skip
-            averages |= {depth: _on_cpu(tier.model) for depth, tier in tiers.items()}
-            terms = summarise(transferred)
-            if (deepest := max(self.tiers)) in tiers:
-                self.meter = make_meter(tiers[deepest].model)
+        if self.method.variant == "progressive" and self.method.distillation:
+            averages, terms = self._transfer(round_, update, averages)
         self.model |= average_layers(averages, weights)
+        if self.method.variant == "parallel" and self.method.distillation:
+            terms = self._transfer_parallel(round_, update)
         return terms
+
+    def _transfer(
+        self, round_: int, update: RoundUpdate, averages: dict[int, StateDict]
+    ) -> tuple[dict[int, StateDict], Mapping[str, Any]]:
+        """Return the tiers' models after reverse KD, and what is logged."""
+        tiers, runtime = self._present(update), self._runtime(round_)
+        report = transfer(
+            tiers, self.generators, self.meter, self.optimizers,
+            config=self.method, runtime=runtime, matcher=self.matcher,
+        )  # fmt: skip
+        taught = {depth: _on_cpu(tier.model) for depth, tier in tiers.items()}
+        if not self._sound(round_, taught.values()):
+            return averages, summarise(report)
+        if (deepest := max(self.tiers)) in tiers:
+            self.meter = make_meter(tiers[deepest].model)
+        return averages | taught, summarise(report)
+
+    def _transfer_parallel(self, round_: int, update: RoundUpdate) -> Mapping[str, Any]:
+        """Distil the tiers into the averaged model; returns what is logged."""
+        tiers, runtime, student = self._present(update), self._runtime(round_), self.global_network()
+        report = transfer_parallel(
+            tiers, student, self.generators, self.optimizers, config=self.method, runtime=runtime
+        )
+        if self._sound(round_, [taught := _on_cpu(student)]):
+            self.model |= taught
+        return summarise_parallel(report)
+
+    def _runtime(self, round_: int) -> Runtime:
+        """Prepare the optimisers for a round; returns how its maths runs."""
+        if not self.method.keep_optimizers:
+            self.optimizers = self._new_optimizers()
+        self.optimizers.decay(round_ - 1, self.method.server_lr_decay)
+        rng = generator(self.config.run.seed, "server", round_)
+        return Runtime(self.device, rng, self.config.server.autocast)
+
+    def _sound(self, round_: int, taught: Iterable[StateDict]) -> bool:
+        """Return whether a transfer diverged nowhere; if it did, the averages stand and generators start anew."""
+        models = all(bool(value.abs().max() < MAGNITUDE) for state in taught for value in state.values())
+        if models and all(bool(p.isfinite().all()) for _, module in self._modules() for p in module.parameters()):
+            return True
+        log(WARNING, "round %d: the distillation diverged and is left out; its generators start anew", round_)
+        self._make_generators(round_)
+        return False
 
     def state_dict(self) -> tuple[StateDict, dict[str, Any]]:
         """Return generators, matcher, meter and, if they are kept, the optimisers."""
@@ -127,6 +139,18 @@ class DarkDistill(EarlyExitStrategy):
         except (KeyError, ValueError) as error:
             log(WARNING, "client %d: its difficulties are left out: %s", client, error)
             return None
+
+    def _make_generators(self, round_: int) -> None:
+        """Make generators (progressive: one per tier; parallel: one per exit), matcher and optimisers."""
+        seed, exits = self.config.run.seed, range(len(self.network.exit_positions))
+        self.generators = {
+            k: make_generator(self.network, self.method, derive_seed(seed, "generator", k, round_)).to(self.device)
+            for k in (self.tiers if self.method.variant == "progressive" else exits)
+        }
+        self.matcher = make_matcher(self.method, derive_seed(seed, "matcher", round_))
+        if self.matcher is not None:
+            self.matcher.to(self.device)
+        self.optimizers = self._new_optimizers()
 
     def _new_optimizers(self) -> Optimizers:
         models = self.models.values() if self.method.variant == "progressive" else [self.network]

@@ -1,0 +1,28 @@
+"""DarkDistill's server half around its maths: what happens when a transfer fails."""
+
+import torch
+
+from strategies.darkdistill import strategy as module
+
+SETTINGS = {"run.strategy": "darkdistill", "run.rounds": 2, "darkdistill.distill-steps": 1}
+
+
+def test_a_transfer_that_diverges_is_left_out_and_its_generators_start_anew(run_strategy, monkeypatch, flower_log):
+    whole = run_strategy({**SETTINGS, "darkdistill.distillation": False}).strategy
+    original = module.transfer
+
+    def diverging(tiers, *args, **kwargs):
+        report = original(tiers, *args, **kwargs)
+        next(iter(next(iter(tiers.values())).model.parameters())).data.fill_(torch.nan)
+        return report
+
+    monkeypatch.setattr(module, "transfer", diverging)
+    broken = run_strategy(SETTINGS).strategy
+    assert all(torch.equal(whole.model[key], broken.model[key]) for key in whole.model)
+    assert "the distillation diverged" in str(flower_log)
+
+
+def test_a_transfer_changes_what_averaging_alone_gives(run_strategy):
+    plain = run_strategy({**SETTINGS, "darkdistill.distillation": False}).strategy
+    taught = run_strategy(SETTINGS).strategy
+    assert any(not torch.equal(plain.model[key], taught.model[key]) for key in plain.model)
