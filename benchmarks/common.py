@@ -51,5 +51,5 @@ def save(name: str, result: dict[str, Any]) -> Path:
     """Write a result with the machine's description to `benchmarks/results/<name>.json`."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"about": about(), **result}, indent=1) + "\n")
+    path.write_text(json.dumps({**result, "about": about()}, indent=1) + "\n")
     return path

@@ -27,7 +27,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
-from benchmarks.common import Meter, save
+from benchmarks.common import RESULTS, Meter, save
 from client.app import app as our_client
 from common.config import RunConfig
 from common.data.batches import batches
@@ -214,6 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", choices=CASES)
     parser.add_argument("--workload", choices=WIDTHS, default="lenet")
+    parser.add_argument("--workloads", default=",".join(WIDTHS))
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
@@ -221,8 +222,10 @@ def main() -> None:
         torch.set_num_threads(1)
         print(json.dumps(CASES[options.case](options.workload, options.rounds)))
         return
-    result: dict[str, Any] = {"clients": CLIENTS, "cohort": COHORT, "workers": _workers()}
-    for workload in WIDTHS:
+    path = RESULTS / "simulation.json"
+    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    result |= {"clients": CLIENTS, "cohort": COHORT, "workers": _workers()}
+    for workload in options.workloads.split(","):
         runs = [{c: measure(c, workload, options.rounds) for c in CASES} for _ in range(options.repeats)]
         median = {c: {k: statistics.median(r[c][k] for r in runs) for k in runs[0][c]} for c in CASES}
         result[workload] = median | {
@@ -234,8 +237,9 @@ def main() -> None:
                 r["ray"]["clients_per_second"] / r["bare"]["clients_per_second"] for r in runs
             ),
         }
+        result[workload]["repeats"] = options.repeats
         print(workload, json.dumps(result[workload], indent=1))
-    print(save("simulation", result))
+        save("simulation", result)
 
 
 if __name__ == "__main__":
