@@ -51,6 +51,8 @@ def _environment() -> int:
 def _run(options: argparse.Namespace) -> int:
     overrides = _overrides(options)
     if options.resume:
+        if overrides:
+            raise UserError("a resumed run keeps the configuration of its folder: leave out -c and --preset")
         overrides["run.resume"] = str(Path(options.resume).absolute())
     else:
         overrides.setdefault("run.name", f"{overrides.get('run.strategy', 'run')}-{time.strftime('%Y%m%d-%H%M%S')}")

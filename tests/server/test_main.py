@@ -155,3 +155,8 @@ def test_a_failed_run_exits_non_zero_with_flowers_reason(tmp_path):
     assert "error: failed ended as finished:failed: " in done.stderr
     assert "nowhere" in done.stderr
     assert not (tmp_path / "runs" / "failed").exists()
+
+
+def test_a_resumed_run_takes_no_new_configuration(tmp_path, capsys):
+    assert command.main(["run", "--resume", str(tmp_path), "-c", "run.rounds=9"]) == 2
+    assert "keeps the configuration" in capsys.readouterr().err
