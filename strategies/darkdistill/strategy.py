@@ -9,7 +9,7 @@ parallel: average first, then distil the tiers into W
 """
 
 from collections.abc import Iterable, Mapping
-from logging import WARNING
+from logging import INFO, WARNING
 from typing import Any
 
 import torch
@@ -45,6 +45,12 @@ class DarkDistill(EarlyExitStrategy):
         self.models = {depth: self.network.prefix(depth).to(self.device) for depth in self.tiers}
         self.meter = make_meter(self.network).to(self.device)
         self._make_generators(0)
+
+    def summary(self) -> None:
+        """Log what is about to run, and how large the generators are."""
+        super().summary()
+        sizes = ", ".join(f"{g.parameter_count / 1e6:.2f} M" for g in self.generators.values())
+        log(INFO, "  generators: %s parameters, on the server only", sizes)
 
     def merge(self, round_: int, update: RoundUpdate) -> Mapping[str, Any]:
         """Transfer across tiers, then average layer by layer; the parallel variant averages first."""

@@ -26,3 +26,8 @@ def test_a_transfer_changes_what_averaging_alone_gives(run_strategy):
     plain = run_strategy({**SETTINGS, "darkdistill.distillation": False}).strategy
     taught = run_strategy(SETTINGS).strategy
     assert any(not torch.equal(plain.model[key], taught.model[key]) for key in plain.model)
+
+
+def test_the_size_of_the_generators_is_told(run_strategy, flower_log):
+    generators = run_strategy({**SETTINGS, "run.rounds": 1}).strategy.generators
+    assert f"{generators[1].parameter_count / 1e6:.2f} M" in next(line for line in flower_log if "generators" in line)
