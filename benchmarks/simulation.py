@@ -31,7 +31,7 @@ from benchmarks.common import RESULTS, Meter, save
 from client.app import app as our_client
 from common.config import RunConfig
 from common.data.batches import batches
-from common.data.clients import Population, shared_images
+from common.data.clients import Population, shared_data
 from common.local_grid import LocalGrid
 from common.networks import NetworkSpec, build
 from common.objectives import make_objective
@@ -66,7 +66,7 @@ class Local:
     def train(self, client: int, round_: int, start: dict[str, torch.Tensor]) -> int:
         """Train one client from `start`; returns its number of samples."""
         self.model.load_state_dict(start)
-        images, section = shared_images(self.population, client, torch.device("cpu")), self.config.train
+        images, section = shared_data(self.population, client, torch.device("cpu")), self.config.train
         optimizer = torch.optim.SGD(
             self.model.parameters(), lr=section.lr, momentum=section.momentum, weight_decay=section.weight_decay
         )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.data.images import ImageSet, Normalizer
+from common.data.images import Normalizer, SampleSet
 from common.exits import (
     ThresholdPolicy,
     anytime_accuracy,
@@ -29,8 +29,8 @@ class ServerEvaluator:
 
     def __init__(
         self,
-        validation: ImageSet,
-        test: ImageSet,
+        validation: SampleSet,
+        test: SampleSet,
         normalize: Normalizer,
         device: torch.device,
         batch_size: int,
@@ -79,7 +79,7 @@ class ServerEvaluator:
             },
         }
 
-    def _batches(self, images: ImageSet) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, images: SampleSet) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(images), self.batch_size):
             rows = slice(start, start + self.batch_size)
-            yield self.normalize(images.images[rows].to(self.device)), images.labels[rows]
+            yield self.normalize(images.inputs[rows].to(self.device)), images.labels[rows]

@@ -65,7 +65,7 @@ def evaluate(order: Order, payload: Payload, node: Mapping[str, object]) -> Repl
     site, reply = Site(order, node), Reply([])
     with threads(site.config.clients.threads), torch.inference_mode():
         for task in order.tasks:
-            model, images, metrics = site.model(task.depth), site.images(task.client), {}
+            model, images, metrics = site.model(task.depth), site.data(task.client), {}
             model.load(payload.states[task.arrays])
             if len(images.validation_y):
                 logits = torch.stack(model.module.eval()(images.validation_x))
@@ -100,7 +100,7 @@ def _train_client(site: Site, payload: Payload, local: LocalMethod, task: Task, 
     model = site.model(task.depth)
     model.load(payload.states[task.arrays])
     job = Job(
-        task.client, task.depth, order.round, site.config, model, site.device, partial(site.images, task.client),
+        task.client, task.depth, order.round, site.config, model, site.device, partial(site.data, task.client),
         order.method, task.extra, payload.entries.get(task.client, {}), site.store.load(task.client, task.version),
     )  # fmt: skip
     outcome = local.train(job)

@@ -16,7 +16,7 @@ from torch import Tensor
 from common.client_store import ClientState
 from common.config import RunConfig
 from common.data.batches import batches
-from common.data.clients import ClientImages
+from common.data.clients import ClientData
 from common.devices import autocast
 from common.flat import FlatModel, FlatState, Layout
 from common.networks import EarlyExitNetwork
@@ -35,7 +35,7 @@ class Job:
     config: RunConfig
     model: FlatModel[EarlyExitNetwork]
     device: torch.device
-    images: Callable[[], ClientImages]  # called only by who needs them
+    data: Callable[[], ClientData]  # called only by who needs them
     method: Mapping[str, Any] = field(default_factory=dict)  # the order's plain values
     extra: Mapping[str, Any] = field(default_factory=dict)  # the task's plain values
     entries: Mapping[str, np.ndarray] = field(default_factory=dict)  # the task's arrays
@@ -44,12 +44,12 @@ class Job:
     @cached_property
     def x(self) -> Tensor:
         """Normalised training images (N, C, H, W), on the device."""
-        return self.images().x
+        return self.data().x
 
     @cached_property
     def y(self) -> Tensor:
         """Their labels (N,), int64."""
-        return self.images().y
+        return self.data().y
 
 
 @dataclass

@@ -29,10 +29,10 @@ def make_strategy(config: RunConfig, callbacks: Iterable[Callback] = ()) -> Earl
     source = load(config.data, paths.cache_root())
     section = config.network
     spec = NetworkSpec(
-        section.name, len(source.classes), source.image_shape, section.exits, section.tiers, section.width,
+        section.name, len(source.classes), source.input_shape, section.exits, section.tiers, section.width,
         found.ensemble(config), section.lora_rank, section.pretrained,
     )  # fmt: skip
-    normalize = normalizer(config.data, source.image_shape[0])
+    normalize = normalizer(config.data, source.input_shape[0])
     population = Population(config.data, config.clients.count, config.run.seed)
     evaluator = None
     if config.server.evaluate_every and len(source.test):

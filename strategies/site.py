@@ -15,7 +15,7 @@ from common import paths
 from common.capacity import DECLARED, Choice, choose_depth, mix_depth, parse_capacity
 from common.client_store import ClientStore
 from common.config import RunConfig, load_config
-from common.data.clients import ClientImages, Population, own_images, shared_images
+from common.data.clients import ClientData, Population, own_data, shared_data
 from common.devices import pick_device
 from common.errors import UserError
 from common.flat import FlatModel
@@ -76,14 +76,14 @@ class Site:
 
     def samples(self, client: int) -> int:
         """Return how many images a client trains on; a virtual client's images are not touched for that."""
-        return len(self.images(client).y) if "data" in self.node else len(self._population.split(client)[0])
+        return len(self.data(client).y) if "data" in self.node else len(self._population.split(client)[0])
 
-    def images(self, client: int) -> ClientImages:
+    def data(self, client: int) -> ClientData:
         """Return a client's images on the device."""
         if "data" in self.node:
             shape, folder = NetworkSpec.from_json(self.order.network).input_shape, str(self.node["data"])
-            return own_images(folder, self.config.data, self.order.classes, shape, self.config.run.seed, self.device)
-        return shared_images(self._population, client, self.device)
+            return own_data(folder, self.config.data, self.order.classes, shape, self.config.run.seed, self.device)
+        return shared_data(self._population, client, self.device)
 
     def model(self, depth: int) -> FlatModel[EarlyExitNetwork]:
         """Return the tier's prefix; its weights are those of whoever used it last."""

@@ -4,14 +4,14 @@ from common.data.batches import batches
 from common.data.config import DataConfig
 from common.data.dataset import TrainTest, load
 from common.data.device import device_data
-from common.data.images import ImageSet, Normalizer, normalizer
+from common.data.images import Normalizer, SampleSet, normalizer
 from common.data.partition import partition, with_samples
 from common.data.split import client_split
 
 __all__ = [
     "DataConfig",
-    "ImageSet",
     "Normalizer",
+    "SampleSet",
     "TrainTest",
     "batches",
     "client_split",

@@ -12,14 +12,14 @@ from torch import Tensor
 from common import paths
 from common.data import client_split, device_data, load, normalizer, partition, with_samples
 from common.data.config import DataConfig
-from common.data.images import ImageSet, Normalizer
+from common.data.images import Normalizer, SampleSet
 from common.errors import UserError
 
 KEPT_CLIENTS = 64  # a worker keeps this many clients' tensors; making them anew costs a fraction of training on them
 
 
 @dataclass(frozen=True)
-class ClientImages:
+class ClientData:
     """A client's training and validation images, ready for the network."""
 
     x: Tensor  # (N, C, H, W) float32, normalised, on the device
@@ -51,7 +51,7 @@ class Population:
 
 
 @lru_cache(maxsize=KEPT_CLIENTS)
-def shared_images(population: Population, client: int, device: torch.device) -> ClientImages:
+def shared_data(population: Population, client: int, device: torch.device) -> ClientData:
     """Return a virtual client's images."""
     source = load(population.data, paths.cache_root()).train
     train, validation = population.split(client)
@@ -60,14 +60,14 @@ def shared_images(population: Population, client: int, device: torch.device) -> 
 
 
 @lru_cache(maxsize=1)
-def own_images(
+def own_data(
     folder: str,
     data: DataConfig,
     classes: tuple[str, ...],
     shape: tuple[int, int, int],
     seed: int,
     device: torch.device,
-) -> ClientImages:
+) -> ClientData:
     """Return a device's own images, resized to `shape` (C, H, W).
 
     Raises `UserError` for classes that the server does not know.
@@ -76,10 +76,10 @@ def own_images(
     return _ready(train, validation, normalizer(data, shape[0]), device)
 
 
-def _ready(train: ImageSet, validation: ImageSet, normalize: Normalizer, device: torch.device) -> ClientImages:
-    return ClientImages(
-        normalize(train.images).to(device), train.labels.to(device),
-        normalize(validation.images).to(device), validation.labels.to(device),
+def _ready(train: SampleSet, validation: SampleSet, normalize: Normalizer, device: torch.device) -> ClientData:
+    return ClientData(
+        normalize(train.inputs).to(device), train.labels.to(device),
+        normalize(validation.inputs).to(device), validation.labels.to(device),
     )  # fmt: skip
 
 

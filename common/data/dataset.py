@@ -19,7 +19,7 @@ from common.data.decode import decode, image_shape
 from common.data.digits import read_digits
 from common.data.hub import read_hub
 from common.data.image_folder import images_below, read_image_folder
-from common.data.images import ImageSet
+from common.data.images import SampleSet
 from common.data.parquet import parquet_files, read_parquet
 from common.data.raw import RawSet, RawSplit, first, split_off_test
 from common.errors import UserError
@@ -37,8 +37,8 @@ class TrainTest:
                  data.partitioner is natural
     """
 
-    train: ImageSet
-    test: ImageSet
+    train: SampleSet
+    test: SampleSet
     natural: NDArray[np.generic] | None = None
 
     @property
@@ -47,7 +47,7 @@ class TrainTest:
         return self.train.classes
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         return self.train.shape
 
@@ -60,7 +60,7 @@ def load(config: DataConfig, cache: Path | None) -> TrainTest:
     """
     if config.name == DEVICES:
         nothing = torch.empty((0, config.channels, config.image_size, config.image_size), dtype=torch.uint8)
-        empty = ImageSet(nothing, torch.empty(0, dtype=torch.int64), config.classes)
+        empty = SampleSet(nothing, torch.empty(0, dtype=torch.int64), config.classes)
         return TrainTest(empty, empty)
     # Only what changes the pixels counts, so that two partitions of one set share it.
     by_column = config.partitioner == "natural"
@@ -138,7 +138,7 @@ def _in_memory(config: DataConfig) -> TrainTest:
         pixels = np.empty(shape, dtype=np.uint8)
         for position, image in enumerate(images):
             pixels[position] = image
-        sets[name] = ImageSet(torch.from_numpy(pixels), torch.from_numpy(split.labels), classes)
+        sets[name] = SampleSet(torch.from_numpy(pixels), torch.from_numpy(split.labels), classes)
     return TrainTest(sets["train"], sets["test"], train.natural)
 
 
@@ -155,7 +155,7 @@ def _write(config: DataConfig, folder: Path) -> None:
 def _read(folder: Path) -> TrainTest:
     classes = tuple(json.loads((folder / "classes.json").read_text()))
     sets = [
-        ImageSet(
+        SampleSet(
             # Copy on write: pages come from the file as they are needed, and a stray write never reaches it.
             torch.from_numpy(np.load(folder / f"{name}_images.npy", mmap_mode="c", allow_pickle=False)),
             torch.from_numpy(np.load(folder / f"{name}_labels.npy", allow_pickle=False)),

@@ -7,7 +7,7 @@ import torch
 
 from common.data.decode import decode
 from common.data.image_folder import SUFFIXES, image_files
-from common.data.images import ImageSet
+from common.data.images import SampleSet
 from common.data.split import client_split
 from common.errors import UserError
 
@@ -16,7 +16,7 @@ _SHOWN = 20
 
 def device_data(
     folder: Path, classes: tuple[str, ...], image_shape: tuple[int, int, int], validation: float, seed: int
-) -> tuple[ImageSet, ImageSet]:
+) -> tuple[SampleSet, SampleSet]:
     """Return a device's own (training, validation) images.
 
     folder       one folder per class, named as the server names the class ("/" written as "-"); not every class
@@ -40,7 +40,7 @@ def device_data(
     paths = [path for name in files for path in files[name]]
     pixels = np.stack(list(decode(paths, image_shape, resize=True, where="image")))
     targets = [labels[name] for name in files for _ in files[name]]
-    images = ImageSet(torch.from_numpy(pixels), torch.tensor(targets, dtype=torch.int64), classes)
+    images = SampleSet(torch.from_numpy(pixels), torch.tensor(targets, dtype=torch.int64), classes)
     train, held_out = client_split(np.arange(len(paths)), validation, seed, client_id=0)
     return images.subset(train), images.subset(held_out)
 

@@ -17,7 +17,7 @@ Indices = Tensor | NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class ImageSet:
+class SampleSet:
     """Labelled images.
 
     images   uint8 (N, C, H, W); may lie in a file mapped into memory, so take what you need with `subset`
@@ -25,7 +25,7 @@ class ImageSet:
     classes  names, index = label
     """
 
-    images: Tensor
+    inputs: Tensor
     labels: Tensor
     classes: tuple[str, ...]
 
@@ -35,17 +35,17 @@ class ImageSet:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
-        channels, height, width = self.images.shape[1:]
+        channels, height, width = self.inputs.shape[1:]
         return channels, height, width
 
-    def subset(self, indices: Indices) -> ImageSet:
+    def subset(self, indices: Indices) -> SampleSet:
         """Return a copy that holds only the samples at `indices` (n,), in that order."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
-        return replace(self, images=self.images[chosen], labels=self.labels[chosen])
+        return replace(self, inputs=self.inputs[chosen], labels=self.labels[chosen])
 
-    def to(self, device: torch.device | str) -> ImageSet:
+    def to(self, device: torch.device | str) -> SampleSet:
         """Return the set on another device."""
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        return replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))
 
 
 class Normalizer:

@@ -11,7 +11,7 @@ from common import protocol
 from common.bundle import load_bundle
 from common.client_store import ClientStore
 from common.data import load
-from common.data.clients import Population, shared_images
+from common.data.clients import Population, shared_data
 from common.flat import FlatState
 from common.local_grid import LocalGrid
 from common.paths import cache_root
@@ -372,7 +372,7 @@ def test_clients_evaluate_and_the_counts_add_up_exactly(run_strategy):
     people = Population(strategy.config.data, 6, strategy.config.run.seed)
     hits, images = {1: 0, 2: 0, 3: 0}, {1: 0, 2: 0, 3: 0}
     for client in range(6):
-        own = shared_images(people, client, torch.device("cpu"))
+        own = shared_data(people, client, torch.device("cpu"))
         with torch.inference_mode():
             outputs = strategy.global_network().eval()(own.validation_x)
         for e in range(1, strategy.roster.reports[client].depth + 1):
@@ -406,8 +406,8 @@ def test_after_the_last_round_every_client_has_a_model_that_loads(run_strategy, 
         assert same(bundle.network.state_dict(), {k: run.strategy.model[k] for k in bundle.network.state_dict()})
         assert len(bundle.network.exit_positions) == depth
         assert bundle.classes == source.classes
-        x = bundle.normalizer(source.test.images[:8])
-        assert torch.equal(x, run.strategy.normalizer(source.test.images[:8]))
+        x = bundle.normalizer(source.test.inputs[:8])
+        assert torch.equal(x, run.strategy.normalizer(source.test.inputs[:8]))
         with torch.inference_mode():
             expected = run.strategy.global_network().eval()(x)
             assert all(torch.equal(a, b) for a, b in zip(bundle.network(x), expected, strict=False))

@@ -25,7 +25,7 @@ def network():
     """LeNet after a few steps, so that its exits differ."""
     network = build(NetworkSpec("lenet", 10, (1, 8, 8)), seed=1)
     train = load(DATA, cache_root()).train
-    x, y = normalizer(DATA, 1)(train.images[:300]), train.labels[:300]
+    x, y = normalizer(DATA, 1)(train.inputs[:300]), train.labels[:300]
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
     for _ in range(25):
         optimizer.zero_grad()
@@ -44,7 +44,7 @@ def evaluator(source, **changes) -> ServerEvaluator:
 
 def accuracies(network, images) -> list[float]:
     with torch.inference_mode():
-        outputs = network.eval()(normalizer(DATA, 1)(images.images))
+        outputs = network.eval()(normalizer(DATA, 1)(images.inputs))
     return [int((z.argmax(1) == images.labels).sum()) / len(images) for z in outputs]
 
 
@@ -81,7 +81,7 @@ def test_the_last_evaluation_calibrates_and_draws_the_curve(source, network):
     test = source.test.subset(range(150))
     with torch.inference_mode():
         network.eval()
-        left = network.infer(normalizer(DATA, 1)(test.images), policy)
+        left = network.infer(normalizer(DATA, 1)(test.inputs), policy)
     assert found["accuracy"] == pytest.approx((left.logits.argmax(1) == test.labels).double().mean().item())
     assert found["exit_histogram"] == torch.bincount(left.exits, minlength=3).tolist()
     assert found["mean_macs"] == pytest.approx(

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from common.config import load_config
-from common.data.clients import ClientImages
+from common.data.clients import ClientData
 from common.flat import FlatModel
 from common.networks import NetworkSpec, build
 from strategies.local import Job, LocalTraining
@@ -12,10 +12,10 @@ CPU = torch.device("cpu")
 SPEC = NetworkSpec("lenet", 10, (1, 8, 8), width=3)
 
 
-def images(number: int = 20) -> ClientImages:
+def images(number: int = 20) -> ClientData:
     source = torch.Generator().manual_seed(1)
     x = torch.randn(number, 1, 8, 8, generator=source)
-    return ClientImages(x, torch.arange(number) % 10, x[:0], torch.zeros(0, dtype=torch.int64))
+    return ClientData(x, torch.arange(number) % 10, x[:0], torch.zeros(0, dtype=torch.int64))
 
 
 def job(client: int = 0, round_: int = 1, number: int = 20, lr: float = 0.1, **train) -> Job:

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from common.data import DataConfig, load, normalizer
-from common.data.clients import Population, own_images, shared_images
+from common.data.clients import Population, own_data, shared_data
 from common.errors import UserError
 from common.paths import cache_root
 
@@ -30,13 +30,13 @@ def test_the_servers_validation_set_is_the_clients_union():
 
 def test_a_clients_images_are_its_own_normalised():
     people = population()
-    images = shared_images(people, 4, CPU)
+    images = shared_data(people, 4, CPU)
     train, validation = people.split(4)
     source = load(people.data, cache_root()).train
     normalize = normalizer(people.data, 1)
-    assert torch.equal(images.x, normalize(source.images[torch.from_numpy(train)]))
+    assert torch.equal(images.x, normalize(source.inputs[torch.from_numpy(train)]))
     assert torch.equal(images.y, source.labels[torch.from_numpy(train)])
-    assert torch.equal(images.validation_x, normalize(source.images[torch.from_numpy(validation)]))
+    assert torch.equal(images.validation_x, normalize(source.inputs[torch.from_numpy(validation)]))
     assert torch.equal(images.validation_y, source.labels[torch.from_numpy(validation)])
     assert images.x.shape[1:] == (1, 8, 8)
     assert (images.x.dtype, images.y.dtype) == (torch.float32, torch.int64)
@@ -44,7 +44,7 @@ def test_a_clients_images_are_its_own_normalised():
 
 
 def test_images_are_made_once():
-    assert shared_images(population(), 1, CPU) is shared_images(population(), 1, CPU)
+    assert shared_data(population(), 1, CPU) is shared_data(population(), 1, CPU)
 
 
 def test_the_seed_and_the_number_of_clients_deal_anew():
@@ -75,11 +75,11 @@ def test_a_devices_own_folder(tmp_path):
         for number in range(4):
             Image.new("L", (9, 9), shade).save(tmp_path / name / f"{number}.png")
     data = DataConfig(validation=0.25)
-    images = own_images(str(tmp_path), data, ("bird", "cat", "dog"), (3, 8, 8), 1, CPU)
+    images = own_data(str(tmp_path), data, ("bird", "cat", "dog"), (3, 8, 8), 1, CPU)
     assert images.x.shape == (6, 3, 8, 8)
     assert images.validation_x.shape == (2, 3, 8, 8)
     assert sorted([*images.y.tolist(), *images.validation_y.tolist()]) == [1] * 4 + [2] * 4
     dark = (images.y == 1).nonzero()[0, 0]
     assert images.x[dark].unique().tolist() == pytest.approx([(10 / 255 - 0.5) / 0.5], abs=1e-6)
     with pytest.raises(UserError, match="no classes of this run"):
-        own_images(str(tmp_path), data, ("bird", "cat"), (3, 8, 8), 1, CPU)
+        own_data(str(tmp_path), data, ("bird", "cat"), (3, 8, 8), 1, CPU)

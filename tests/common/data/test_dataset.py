@@ -17,10 +17,10 @@ PROJECT = Path(__file__).resolve().parents[3]
 def test_digits_are_split_once_and_for_all(tmp_path: Path) -> None:
     data = load(DataConfig(), tmp_path)
     assert (len(data.train), len(data.test)) == (1438, 359)
-    assert data.image_shape == (1, 8, 8)
+    assert data.input_shape == (1, 8, 8)
     assert data.classes == tuple("0123456789")
-    assert data.train.images.dtype == torch.uint8
-    assert data.train.images.max() == 255
+    assert data.train.inputs.dtype == torch.uint8
+    assert data.train.inputs.max() == 255
     assert torch.bincount(data.test.labels).tolist() == [36, 36, 35, 37, 36, 36, 36, 36, 35, 36]
     assert data.natural is None
 
@@ -32,11 +32,11 @@ def test_the_cache_gives_what_decoding_gives(tmp_path: Path) -> None:
         _load.cache_clear()
         cached = load(config, tmp_path)
         for one, other in ((in_memory.train, cached.train), (in_memory.test, cached.test)):
-            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.inputs, other.inputs)
             assert torch.equal(one.labels, other.labels)
             assert one.classes == other.classes
     assert len(cached.train) == 100
-    assert cached.image_shape == (1, 12, 12)
+    assert cached.input_shape == (1, 12, 12)
 
 
 def test_a_process_decodes_once_whatever_the_partition(tmp_path: Path) -> None:
@@ -45,30 +45,30 @@ def test_a_process_decodes_once_whatever_the_partition(tmp_path: Path) -> None:
 
 
 def test_writing_to_images_never_reaches_the_cache(tmp_path: Path) -> None:
-    load(DataConfig(), tmp_path).train.images.zero_()
+    load(DataConfig(), tmp_path).train.inputs.zero_()
     _load.cache_clear()
-    assert load(DataConfig(), tmp_path).train.images.max() == 255
+    assert load(DataConfig(), tmp_path).train.inputs.max() == 255
 
 
 def test_a_damaged_cache_is_written_anew(tmp_path: Path) -> None:
-    expected = load(DataConfig(), tmp_path).train.images.clone()
+    expected = load(DataConfig(), tmp_path).train.inputs.clone()
     (file,) = tmp_path.glob("*/train_images.npy")
     file.write_bytes(file.read_bytes()[:1000])
     _load.cache_clear()
-    assert torch.equal(load(DataConfig(), tmp_path).train.images, expected)
+    assert torch.equal(load(DataConfig(), tmp_path).train.inputs, expected)
 
 
 def test_changed_files_are_decoded_again(tmp_path: Path, data_root: Path) -> None:
     root = tmp_path / "set"
     shutil.copytree(data_root / "cifar10_tiny", root)
     config = DataConfig(name="cifar10", root=str(root))
-    before = load(config, tmp_path / "cache").train.images.clone()
+    before = load(config, tmp_path / "cache").train.inputs.clone()
     shutil.copyfile(data_root / "cifar100_tiny" / "train-00000-of-00001.parquet", root / "train-00000-of-00001.parquet")
     shutil.copyfile(data_root / "cifar100_tiny" / "test-00000-of-00001.parquet", root / "test-00000-of-00001.parquet")
     _load.cache_clear()
     after = load(config, tmp_path / "cache")
     assert len(after.classes) == 100
-    assert not torch.equal(after.train.images, before)
+    assert not torch.equal(after.train.inputs, before)
 
 
 def test_a_missing_folder_is_told(tmp_path: Path) -> None:

@@ -26,13 +26,13 @@ def test_labels_are_the_servers_and_images_fit_the_network(tmp_path: Path) -> No
     assert sorted(torch.cat([train.labels, validation.labels]).tolist()) == [0, 2, 2, 2, 2]
     assert train.classes == CLASSES
     again = device_data(tmp_path, CLASSES, (3, 8, 8), 0.2, seed=1)
-    assert torch.equal(again[0].images, train.images)
+    assert torch.equal(again[0].inputs, train.inputs)
 
 
 def test_colour_becomes_grey_for_a_grey_network(tmp_path: Path) -> None:
     _save(tmp_path / "bag", "a.jpg", np.full((8, 8, 3), 90, np.uint8))
     train, validation = device_data(tmp_path, CLASSES, (1, 8, 8), 0.5, seed=1)
-    assert train.images.unique().tolist() == [90]
+    assert train.inputs.unique().tolist() == [90]
     assert len(validation) == 0
 
 

@@ -28,7 +28,7 @@ def test_a_downloaded_set_reads_like_its_files(monkeypatch: pytest.MonkeyPatch, 
     assert asked == [("uoft-cs/cifar100", None, "train"), ("uoft-cs/cifar100", None, "test")]
     assert from_hub.classes == from_files.classes
     for one, other in ((from_hub.train, from_files.train), (from_hub.test, from_files.test)):
-        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.inputs, other.inputs)
         assert torch.equal(one.labels, other.labels)
 
 

@@ -26,9 +26,9 @@ def test_train_and_test_folders(tmp_path: Path) -> None:
     data = _load_from(tmp_path)
     assert data.classes == ("cat", "dog")
     assert data.train.labels.tolist() == [0, 0, 0, 1, 1]
-    assert data.train.images[:, 0, 0, 0].tolist() == [0, 1, 2, 100, 101]
+    assert data.train.inputs[:, 0, 0, 0].tolist() == [0, 1, 2, 100, 101]
     assert data.test.labels.tolist() == [1]
-    assert data.test.images.unique().tolist() == [50]
+    assert data.test.inputs.unique().tolist() == [50]
 
 
 def test_without_a_split_a_fifth_of_each_class_is_set_aside(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_sizes_must_agree_or_be_set(tmp_path: Path) -> None:
     _paint(tmp_path / "test" / "cat", 1)
     with pytest.raises(UserError, match=r"tall\.png has 3x9 pixels.*data\.image-size"):
         _load_from(tmp_path)
-    assert _load_from(tmp_path, image_size=5).train.images.shape == (2, 3, 5, 5)
+    assert _load_from(tmp_path, image_size=5).train.inputs.shape == (2, 3, 5, 5)
 
 
 def test_unknown_class_in_test_is_told(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.data import DataConfig, ImageSet, Normalizer, normalizer
+from common.data import DataConfig, Normalizer, SampleSet, normalizer
 from common.errors import UserError
 
 
@@ -35,11 +35,11 @@ def test_normalizer_refuses_constants_for_other_channels() -> None:
 
 def test_subset_copies_in_the_order_asked() -> None:
     images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).clone()
-    whole = ImageSet(images, torch.arange(5), ("a", "b", "c", "d", "e"))
+    whole = SampleSet(images, torch.arange(5), ("a", "b", "c", "d", "e"))
     part = whole.subset(np.array([3, 1]))
     assert part.labels.tolist() == [3, 1]
-    assert part.images.flatten().tolist() == [3, 1]
+    assert part.inputs.flatten().tolist() == [3, 1]
     assert part.classes == whole.classes
     assert (len(part), part.shape) == (2, (1, 1, 1))
-    part.images.zero_()
+    part.inputs.zero_()
     assert images.flatten().tolist() == [0, 1, 2, 3, 4]

@@ -41,7 +41,7 @@ def _load_from(root: Path, **options: str | int) -> TrainTest:
 )
 def test_real_sets(data_root: Path, name: str, shape: tuple[int, ...], classes: int, third: str) -> None:
     data = load(DataConfig(name=name, root=str(data_root / f"{name}_tiny")), None)
-    assert (len(data.train), len(data.test), data.image_shape) == (500, 100, shape)
+    assert (len(data.train), len(data.test), data.input_shape) == (500, 100, shape)
     assert (len(data.classes), data.classes[2]) == (classes, third)
     assert data.train.labels.bincount().tolist() == [500 // classes] * classes
 
@@ -50,7 +50,7 @@ def test_real_pixels_are_right(data_root: Path) -> None:
     """The first CIFAR-10 training image is the frog whose first pixel is (59, 62, 63)."""
     data = load(DataConfig(name="cifar10", root=str(data_root / "cifar10_tiny")), None)
     assert data.classes[data.train.labels[0]] == "frog"
-    assert data.train.images[0, :, 0, 0].tolist() == [59, 62, 63]
+    assert data.train.inputs[0, :, 0, 0].tolist() == [59, 62, 63]
 
 
 def test_another_label_column(data_root: Path) -> None:
@@ -116,7 +116,7 @@ def test_truncated_image_is_named(tmp_path: Path) -> None:
 def test_splits_may_name_the_image_column_differently(tmp_path: Path) -> None:
     _write(tmp_path / "train.parquet", [0, 1], image="img")
     _write(tmp_path / "test.parquet", [1], image="image")
-    assert _load_from(tmp_path).test.images.shape == (1, 1, SIDE, SIDE)
+    assert _load_from(tmp_path).test.inputs.shape == (1, 1, SIDE, SIDE)
 
 
 @pytest.mark.parametrize(
