@@ -6,9 +6,10 @@ from common.data.dataset import TrainTest, load
 from common.data.device import device_data
 from common.data.images import Normalizer, SampleSet, normalizer
 from common.data.partition import partition, with_samples
-from common.data.split import client_split
+from common.data.split import ClientSplit, client_split
 
 __all__ = [
+    "ClientSplit",
     "DataConfig",
     "Normalizer",
     "SampleSet",

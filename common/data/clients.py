@@ -1,7 +1,9 @@
 """One client's view of the data: its own folder on a device, else its partition of a shared set."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common import paths
-from common.data import client_split, device_data, load, normalizer, partition, with_samples
+from common.data import ClientSplit, client_split, device_data, load, normalizer, partition, with_samples
 from common.data.config import DataConfig
 from common.data.images import Normalizer, SampleSet
 from common.errors import UserError
@@ -20,12 +22,14 @@ KEPT_CLIENTS = 64  # a worker keeps this many clients' tensors; making them anew
 
 @dataclass(frozen=True)
 class ClientData:
-    """A client's training and validation images, ready for the network."""
+    """A client's own samples, ready for the network. Without `data.client-test` the test part is empty."""
 
     x: Tensor  # (N, C, H, W) float32, normalised, on the device
     y: Tensor  # (N,) int64
     validation_x: Tensor
     validation_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
 
 
 @dataclass(frozen=True)
@@ -36,27 +40,27 @@ class Population:
     clients: int
     seed: int
 
-    def split(self, client: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return a client's training and validation indices into the shared training set.
+    def split(self, client: int) -> ClientSplit:
+        """Return a client's training, validation and test indices into the shared training set.
 
         Raises `UserError` when there is no such client.
         """
         if not 0 <= client < self.clients:
             raise UserError(f"there is no client {client}: clients.count is {self.clients}, ids start at 0")
-        return client_split(_partitions(self)[client], self.data.validation, self.seed, client)
+        indices = _partitions(self)[client]
+        return client_split(indices, self.data.validation, self.seed, client, test=self.data.client_test)
 
     def validation(self) -> NDArray[np.int64]:
         """Return the union of all clients' validation indices, sorted: the server's validation set."""
-        return np.sort(np.concatenate([self.split(client)[1] for client in with_samples(_partitions(self))]))
+        return np.sort(np.concatenate([self.split(client).validation for client in with_samples(_partitions(self))]))
 
 
 @lru_cache(maxsize=KEPT_CLIENTS)
 def shared_data(population: Population, client: int, device: torch.device) -> ClientData:
     """Return a virtual client's images."""
     source = load(population.data, paths.cache_root()).train
-    train, validation = population.split(client)
-    normalize = normalizer(population.data, source.shape[0])
-    return _ready(source.subset(train), source.subset(validation), normalize, device)
+    parts = tuple(source.subset(part) for part in population.split(client))
+    return _ready(parts, normalizer(population.data, source.shape[0]), device)
 
 
 @lru_cache(maxsize=1)
@@ -72,15 +76,14 @@ def own_data(
 
     Raises `UserError` for classes that the server does not know.
     """
-    train, validation = device_data(Path(folder), classes, shape, data.validation, seed)
-    return _ready(train, validation, normalizer(data, shape[0]), device)
+    parts = device_data(Path(folder), classes, shape, data.validation, seed, test=data.client_test)
+    return _ready(parts, normalizer(data, shape[0]), device)
 
 
-def _ready(train: SampleSet, validation: SampleSet, normalize: Normalizer, device: torch.device) -> ClientData:
-    return ClientData(
-        normalize(train.inputs).to(device), train.labels.to(device),
-        normalize(validation.inputs).to(device), validation.labels.to(device),
-    )  # fmt: skip
+def _ready(parts: Iterable[SampleSet], normalize: Normalizer, device: torch.device) -> ClientData:
+    """Return what training, validation and test samples, in this order, are to a network."""
+    pairs = ((normalize(part.inputs).to(device), part.labels.to(device)) for part in parts)
+    return ClientData(*chain.from_iterable(pairs))
 
 
 @lru_cache(maxsize=4)

@@ -27,7 +27,10 @@ class DataConfig:
     label              the label column; "" = the first of label, fine_label, labels
     image_size         side in pixels that images are resized to; 0 = the set's own size
     validation         share of a client's own training data kept for validation, in [0, 1)
-    limit              use only so many training samples, the first ones; 0 = all
+    client_test        share of a client's own samples kept as its own test split, in [0, 1), before `validation` takes
+                       its share of the rest. Above 0 the set's train and test samples are merged and dealt together
+                       and the server has no test set, as in personalised federated learning (75:25 is usual)
+    limit              use only so many training samples, the first ones, before any merging; 0 = all
     classes, channels  with `devices`: the class names, comma-separated, and 1 (grey) or 3 (RGB)
     mean, std          comma-separated constants per channel, of images in [0, 1]; "" = the set's own, or 0.5
     """
@@ -41,6 +44,7 @@ class DataConfig:
     label: str = ""
     image_size: int = 0
     validation: float = 0.2
+    client_test: float = 0.0
     limit: int = 0
     classes: tuple[str, ...] = ()
     channels: int = 3
@@ -87,6 +91,7 @@ class DataConfig:
                 f"data.image-size: must be from 0 (the set's own) to {LARGEST_IMAGE}, got {self.image_size}",
             ),
             (0 <= self.validation < 1, f"data.validation: must be in [0, 1), got {self.validation}"),
+            (0 <= self.client_test < 1, f"data.client-test: must be in [0, 1), got {self.client_test}"),
             (self.limit >= 0, f"data.limit: must be 0 (all) or more, got {self.limit}"),
         )
         return [message for holds, message in checks if not holds] + self._constant_problems()

@@ -21,18 +21,19 @@ from common.data.hub import read_hub
 from common.data.image_folder import images_below, read_image_folder
 from common.data.images import SampleSet
 from common.data.parquet import parquet_files, read_parquet
-from common.data.raw import RawSet, RawSplit, first, split_off_test
+from common.data.raw import RawSet, RawSplit, first, merged, split_off_test
 from common.errors import UserError
 
 # Raise it whenever the same files would decode to something else, so that older caches are not taken.
 _FORMAT = 1
+_MERGED = 0.5  # any share stands for all, because none of them changes the pixels
 
 
 @dataclass(frozen=True, eq=False)
 class TrainTest:
     """A whole set.
 
-    train, test  what is dealt to clients, and what the server tests on
+    train, test  what is dealt to clients, and what the server tests on: nothing with data.client-test
     natural      the client that each training sample belongs to (N,), integers or text; None unless
                  data.partitioner is natural
     """
@@ -73,6 +74,7 @@ def load(config: DataConfig, cache: Path | None) -> TrainTest:
             label=config.label,
             image_size=config.image_size,
             limit=config.limit,
+            client_test=_MERGED if config.client_test else 0.0,
         ),
         cache,
     )
@@ -89,7 +91,8 @@ def _load(config: DataConfig, cache: Path | None) -> TrainTest:
 
 
 def _identity(config: DataConfig) -> list[Json]:
-    return [config.name, config.column, config.label, config.image_size, config.limit]
+    identity: list[Json] = [config.name, config.column, config.label, config.image_size, config.limit]
+    return [*identity, "merged"] if config.client_test else identity
 
 
 def _source_files(config: DataConfig) -> list[Path]:
@@ -109,7 +112,10 @@ def _read_source(config: DataConfig) -> tuple[RawSplit, RawSplit, tuple[str, ...
     train, test = (raw.train, raw.test) if raw.test is not None else split_off_test(raw.train)
     if not len(train.labels) or not len(test.labels):
         raise UserError(f"the set {config.root or config.name} has no training or no test images: add some")
-    return first(train, config.limit), test, raw.classes
+    train = first(train, config.limit)
+    if config.client_test:
+        train, test = merged(train, test), test.take(np.arange(0))
+    return train, test, raw.classes
 
 
 def _open_source(config: DataConfig) -> RawSet:

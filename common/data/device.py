@@ -15,15 +15,22 @@ _SHOWN = 20
 
 
 def device_data(
-    folder: Path, classes: tuple[str, ...], image_shape: tuple[int, int, int], validation: float, seed: int
-) -> tuple[SampleSet, SampleSet]:
-    """Return a device's own (training, validation) images.
+    folder: Path,
+    classes: tuple[str, ...],
+    image_shape: tuple[int, int, int],
+    validation: float,
+    seed: int,
+    *,
+    test: float = 0.0,
+) -> tuple[SampleSet, SampleSet, SampleSet]:
+    """Return a device's own (training, validation, test) images.
 
     folder       one folder per class, named as the server names the class ("/" written as "-"); not every class
                  needs one
     classes      the server's class names, index = label
     image_shape  (C, H, W) that the network takes: images are made grey or RGB and resized to it
-    validation   share kept for validation, in [0, 1)
+    validation   share kept for validation, in [0, 1), of what `test` leaves
+    test         share kept for testing, in [0, 1)
     Raises UserError for a missing or empty folder, unknown class names and images that cannot be read.
     """
     if not folder.is_dir():
@@ -41,8 +48,8 @@ def device_data(
     pixels = np.stack(list(decode(paths, image_shape, resize=True, where="image")))
     targets = [labels[name] for name in files for _ in files[name]]
     images = SampleSet(torch.from_numpy(pixels), torch.tensor(targets, dtype=torch.int64), classes)
-    train, held_out = client_split(np.arange(len(paths)), validation, seed, client_id=0)
-    return images.subset(train), images.subset(held_out)
+    parts = client_split(np.arange(len(paths)), validation, seed, client_id=0, test=test)
+    return images.subset(parts.train), images.subset(parts.validation), images.subset(parts.test)
 
 
 def _names(names: list[str]) -> str:

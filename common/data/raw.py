@@ -40,6 +40,14 @@ class RawSet:
     classes: tuple[str, ...]
 
 
+def merged(train: RawSplit, test: RawSplit) -> RawSplit:
+    """Return one split with the training samples first."""
+    natural = None
+    if train.natural is not None and test.natural is not None:
+        natural = np.concatenate([train.natural, test.natural])
+    return RawSplit([*train.images, *test.images], np.concatenate([train.labels, test.labels]), natural)
+
+
 def split_off_test(split: RawSplit) -> tuple[RawSplit, RawSplit]:
     """Set a fifth of each class aside as the test set; the same fifth in every run, on every machine."""
     test = []

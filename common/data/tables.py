@@ -41,11 +41,12 @@ def tables_to_raw(
                 f"{where}: column {label!r} holds labels from {column.min()} to {column.max()} but there are "
                 f"{len(names)} classes: name another column in data.label"
             )
-    natural = _values(train, config.column, where) if config.partitioner == "natural" else None
-    splits = [
-        RawSplit(_bytes(table, where), column.astype(np.int64)) for table, column in zip(tables, columns, strict=True)
-    ]
-    splits[0] = RawSplit(splits[0].images, splits[0].labels, natural)
+    splits = []
+    for table, column in zip(tables, columns, strict=True):
+        # A test table whose samples are not dealt to clients need not say whose they are.
+        dealt = table is train or config.client_test > 0
+        natural = _values(table, config.column, where) if dealt and config.partitioner == "natural" else None
+        splits.append(RawSplit(_bytes(table, where), column.astype(np.int64), natural))
     return RawSet(splits[0], splits[1] if test is not None else None, names)
 
 

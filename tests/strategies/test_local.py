@@ -15,7 +15,8 @@ SPEC = NetworkSpec("lenet", 10, (1, 8, 8), width=3)
 def images(number: int = 20) -> ClientData:
     source = torch.Generator().manual_seed(1)
     x = torch.randn(number, 1, 8, 8, generator=source)
-    return ClientData(x, torch.arange(number) % 10, x[:0], torch.zeros(0, dtype=torch.int64))
+    none = torch.zeros(0, dtype=torch.int64)
+    return ClientData(x, torch.arange(number) % 10, x[:0], none, x[:0], none)
 
 
 def job(client: int = 0, round_: int = 1, number: int = 20, lr: float = 0.1, **train) -> Job:

@@ -37,6 +37,11 @@ def test_without_evaluation_no_images_are_held(flat):
     assert make_strategy(read_config({**flat, "server.evaluate-every": 0})).evaluator is None
 
 
+def test_a_server_whose_clients_keep_all_test_samples_evaluates_nothing(flat):
+    strategy = make_strategy(read_config({**flat, "server.evaluate-every": 1, "data.client-test": 0.25}))
+    assert strategy.evaluator is None
+
+
 def test_the_boosted_objective_needs_an_ensemble(flat):
     assert make_strategy(read_config({**flat, "objective.name": "boosted"})).spec.ensemble == 0.2
     assert make_strategy(read_config(flat)).spec.ensemble == 0.0

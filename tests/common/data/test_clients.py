@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -31,7 +33,7 @@ def test_the_servers_validation_set_is_the_clients_union():
 def test_a_clients_images_are_its_own_normalised():
     people = population()
     images = shared_data(people, 4, CPU)
-    train, validation = people.split(4)
+    train, validation, test = people.split(4)
     source = load(people.data, cache_root()).train
     normalize = normalizer(people.data, 1)
     assert torch.equal(images.x, normalize(source.inputs[torch.from_numpy(train)]))
@@ -41,6 +43,7 @@ def test_a_clients_images_are_its_own_normalised():
     assert images.x.shape[1:] == (1, 8, 8)
     assert (images.x.dtype, images.y.dtype) == (torch.float32, torch.int64)
     assert len(images.validation_y) == round(0.25 * (len(train) + len(validation)))
+    assert len(test) == len(images.test_y) == len(images.test_x) == 0
 
 
 def test_images_are_made_once():
@@ -58,6 +61,37 @@ def test_the_seed_and_the_number_of_clients_deal_anew():
 def test_an_unknown_client_is_told(client):
     with pytest.raises(UserError, match=rf"there is no client {client}: clients\.count is 7"):
         population().split(client)
+
+
+def test_every_client_keeps_a_test_split_of_the_merged_set():
+    people = population(client_test=0.25)
+    source = load(people.data, cache_root())
+    assert (len(source.train), len(source.test), people.data.limit) == (559, 0, 200)
+    parts = [people.split(client) for client in range(7)]
+    assert sorted(np.concatenate([part for parts_ in parts for part in parts_]).tolist()) == list(range(559))
+    for own in parts:
+        number = sum(map(len, own))
+        assert len(own.test) == round(0.25 * number)
+        assert len(own.validation) == round(0.25 * (number - len(own.test)))
+    images = shared_data(people, 4, CPU)
+    normalize = normalizer(people.data, 1)
+    assert torch.equal(images.test_x, normalize(source.train.inputs[torch.from_numpy(parts[4].test)]))
+    assert torch.equal(images.test_y, source.train.labels[torch.from_numpy(parts[4].test)])
+    assert np.array_equal(people.validation(), np.sort(np.concatenate([own.validation for own in parts])))
+
+
+@pytest.mark.parametrize(
+    ("changes", "digest"),
+    [
+        ({"limit": 200, "validation": 0.25}, "76fe575b14358fe1"),
+        ({"partitioner": "dirichlet", "alpha": 0.3}, "1842e4d1bd0dfbda"),
+        ({}, "24ae64938ef779ff"),
+    ],
+)
+def test_without_test_splits_everybody_has_what_earlier_versions_gave(changes, digest):
+    people = Population(DataConfig(**changes), 7, 3)
+    parts = [part for client in range(7) for part in people.split(client)[:2]]
+    assert hashlib.sha256(b"".join(part.tobytes() + b"|" for part in parts)).hexdigest()[:16] == digest
 
 
 def test_clients_without_samples_are_left_out_of_the_validation_set():
@@ -81,5 +115,8 @@ def test_a_devices_own_folder(tmp_path):
     assert sorted([*images.y.tolist(), *images.validation_y.tolist()]) == [1] * 4 + [2] * 4
     dark = (images.y == 1).nonzero()[0, 0]
     assert images.x[dark].unique().tolist() == pytest.approx([(10 / 255 - 0.5) / 0.5], abs=1e-6)
+    halves = own_data(str(tmp_path), DataConfig(validation=0.25, client_test=0.5), ("cat", "dog"), (1, 8, 8), 1, CPU)
+    assert [len(y) for y in (halves.y, halves.validation_y, halves.test_y)] == [3, 1, 4]
+    assert halves.test_x.shape == (4, 1, 8, 8)
     with pytest.raises(UserError, match="no classes of this run"):
         own_data(str(tmp_path), data, ("bird", "cat"), (3, 8, 8), 1, CPU)

@@ -22,6 +22,7 @@ def test_defaults_have_no_problems() -> None:
         (DataConfig(shards_per_client=0), "data.shards-per-client"),
         (DataConfig(image_size=-1), "data.image-size"),
         (DataConfig(validation=1.0), "data.validation"),
+        (DataConfig(client_test=1.0), "data.client-test"),
         (DataConfig(limit=-1), "data.limit"),
         (DataConfig(mean="0.5;0.5"), "data.mean"),
         (DataConfig(mean="inf"), "data.mean"),

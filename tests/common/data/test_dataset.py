@@ -44,6 +44,20 @@ def test_a_process_decodes_once_whatever_the_partition(tmp_path: Path) -> None:
     assert load(DataConfig(), tmp_path) is not load(DataConfig(limit=10), tmp_path)
 
 
+def test_the_merged_set_has_both_parts_and_no_test_set(tmp_path: Path) -> None:
+    apart = load(DataConfig(limit=100), tmp_path)
+    config = DataConfig(limit=100, client_test=0.25)
+    for cache in (None, tmp_path):
+        merged = load(config, cache)
+        assert torch.equal(merged.train.inputs, torch.cat([apart.train.inputs, apart.test.inputs]))
+        assert torch.equal(merged.train.labels, torch.cat([apart.train.labels, apart.test.labels]))
+        assert (len(merged.test), merged.test.shape, merged.classes) == (0, (1, 8, 8), apart.classes)
+    assert load(DataConfig(limit=100, client_test=0.5), tmp_path) is merged
+    _load.cache_clear()
+    assert torch.equal(load(config, tmp_path).train.inputs, merged.train.inputs)
+    assert len(load(DataConfig(limit=100), tmp_path).test) == 359
+
+
 def test_writing_to_images_never_reaches_the_cache(tmp_path: Path) -> None:
     load(DataConfig(), tmp_path).train.inputs.zero_()
     _load.cache_clear()

@@ -96,6 +96,17 @@ def test_natural_values_survive_the_cache(tmp_path: Path) -> None:
     assert data.natural.tolist() == ["ann", "bob"]
 
 
+def test_merged_samples_keep_their_natural_clients(tmp_path: Path) -> None:
+    _write(tmp_path / "train.parquet", [1, 0, 1], writer=["ann", "bob", "ann"])
+    _write(tmp_path / "test.parquet", [1], writer=["zoe"])
+    data = _load_from(tmp_path, partitioner="natural", column="writer", limit=2, client_test=0.25)
+    assert data.natural.tolist() == ["ann", "bob", "zoe"]
+    assert data.train.labels.tolist() == [1, 0, 1]
+    _write(tmp_path / "test.parquet", [1])
+    with pytest.raises(UserError, match="no column 'writer'"):
+        _load_from(tmp_path, partitioner="natural", column="writer", limit=3, client_test=0.25)
+
+
 def test_truncated_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "train.parquet"
     _write(file, [0, 1])
