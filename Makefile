@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export FLWR_HOME := $(CURDIR)/.flwr
 
-.PHONY: setup demo test lint test-slow clean
+.PHONY: setup demo test lint test-slow proto clean
 
 setup: $(VENV)/.complete
 
@@ -26,6 +26,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# common/rpc/*_pb2* are checked in, so that a device needs no compiler
+proto: setup
+	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. --grpc_python_out=. common/rpc/split.proto
 
 clean:
 	rm -rf $(VENV) .flwr .cache .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Hetero-SplitEE: split training of early-exit networks that are cut at a depth of each device's own."""
