@@ -7,9 +7,10 @@ slice is which key.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Generic, TypeVar
 
 import torch
@@ -35,6 +36,10 @@ class Layout:
     def keys(self) -> tuple[str, ...]:
         """All keys, in order."""
         return tuple(key for key, _ in self.floats + self.counters)
+
+    def only(self, chosen: Callable[[str], bool]) -> "Layout":
+        """Return the part whose keys are chosen, in the same order."""
+        return Layout(*(tuple(entry for entry in group if chosen(entry[0])) for group in (self.floats, self.counters)))
 
     def to_json(self) -> str:
         """Return a compact JSON form."""
@@ -102,7 +107,8 @@ class FlatModel(Generic[M]):
         self.upload_layout = Layout(tuple(e for e in self.layout.floats if e[0] not in frozen), self.layout.counters)
         self.trained = nn.Parameter(self.floats[:size])
         self.trained.grad = torch.zeros_like(self.trained)
-        for key, view in _views(_index(trained), self.trained.grad).items():
+        self._trained = _index(trained)
+        for key, view in _views(self._trained, self.trained.grad).items():
             trained[key].grad = view
 
     def load(self, state: FlatState) -> None:
@@ -111,20 +117,43 @@ class FlatModel(Generic[M]):
             self.floats.copy_(state.floats)
             self.counters.copy_(state.counters)
             return
-        given = state.state_dict()
-        for index, vector in ((self.layout.floats, self.floats), (self.layout.counters, self.counters)):
-            for key, view in _views(index, vector).items():
-                if key not in given or given[key].shape != view.shape:
-                    raise ValueError(f"{key}: expected shape {tuple(view.shape)}, got {_shape(given.get(key))}")
-                view.copy_(given[key])
+        self.load_dict(state.state_dict())
 
-    def state(self) -> FlatState:
-        """Return a copy of the state, on the CPU."""
-        return FlatState(self.layout, self.floats.detach().cpu().clone(), self.counters.cpu().clone())
+    def load_dict(self, given: Mapping[str, Tensor]) -> None:
+        """Copy a state dict in, which may hold more; raises `ValueError` when a key is missing or misshapen."""
+        for key, view in self._all_views().items():
+            if key not in given or given[key].shape != view.shape:
+                raise ValueError(f"{key}: expected shape {tuple(view.shape)}, got {_shape(given.get(key))}")
+            view.copy_(given[key])
 
-    def upload(self) -> FlatState:
-        """Return a copy of what training changes, on the CPU: with adapters, a fraction of the state."""
-        return FlatState(self.upload_layout, torch.cat(self._learned).cpu(), self.counters.cpu().clone())
+    def read(self, layout: Layout) -> FlatState:
+        """Return a copy of these keys on the CPU; `upload_layout` names all that training changes."""
+        if layout == self.upload_layout:
+            return FlatState(layout, torch.cat(self._learned).cpu(), self.counters.cpu().clone())
+        views = self._all_views()
+        return FlatState.of({key: views[key] for key in layout.keys})
+
+    def leaf(self, chosen: Callable[[str], bool]) -> nn.Parameter:
+        """Return the trained parameters whose keys are chosen as one vector for an optimiser, sharing memory.
+
+        Raises `ValueError` unless they lie side by side, as a network's units do, and its exits.
+        """
+        position, spans = 0, []
+        for key, shape in self._trained:
+            size = math.prod(shape)
+            if chosen(key):
+                spans.append((position, position + size))
+            position += size
+        if not spans or any(a[1] != b[0] for a, b in pairwise(spans)):
+            raise ValueError("the chosen parameters are none, or do not lie side by side")
+        part = slice(spans[0][0], spans[-1][1])
+        assert self.trained.grad is not None
+        leaf = nn.Parameter(self.trained.data[part])
+        leaf.grad = self.trained.grad[part]
+        return leaf
+
+    def _all_views(self) -> StateDict:
+        return _views(self.layout.floats, self.floats) | _views(self.layout.counters, self.counters)
 
     def zero_grad(self) -> None:
         """Clear all gradients in place; `Module.zero_grad` would drop the views."""

@@ -10,9 +10,11 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from logging import INFO, WARNING
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
@@ -29,8 +31,10 @@ from common.networks.cost import cost_table
 from common.protocol import ClientReport, Entries, Order, Task
 from strategies.aggregation import RoundCollector, RoundUpdate, average_layers
 from strategies.callbacks.base import Callback, Record
+from strategies.client_evaluation import check, summarise
 from strategies.evaluation import ServerEvaluator
 from strategies.exchange import exchange
+from strategies.registry import method
 from strategies.roster import Roster, sample
 
 
@@ -43,6 +47,9 @@ class EarlyExitStrategy(Strategy):
 
     name: ClassVar[str]
     apart: ClassVar[bool] = False  # True: the method needs every client's model, not the folded sum
+    personal: ClassVar[bool] = (
+        False  # True: clients end with networks of their own and evaluate them
+    )
 
     def __init__(
         self,
@@ -61,13 +68,15 @@ class EarlyExitStrategy(Strategy):
         self.network: EarlyExitNetwork = build(spec, config.run.seed)
         self.spec = replace(spec, pretrained="")  # devices get weights, they need not have the file
         self.costs = cost_table(self.network)
-        self.tiers = tuple(range(1, len(self.network.tier_positions) + 1))
-        prefixes = {d: FlatModel(self.network.prefix(d)) for d in self.tiers}
-        self.layouts: dict[int, Layout] = {d: prefix.layout for d, prefix in prefixes.items()}
-        self.uploads: dict[int, Layout] = {d: prefix.upload_layout for d, prefix in prefixes.items()}
+        self.parts, travels = method(self.name).parts, partial(method(self.name).travels, config)
+        self.tiers = tuple(self.parts.numbers(self.costs, config))
+        prefixes = {d: FlatModel(self.parts.take(self.network, d)) for d in self.tiers}
+        self.layouts: dict[int, Layout] = {d: prefix.layout.only(travels) for d, prefix in prefixes.items()}
+        self.uploads: dict[int, Layout] = {d: prefix.upload_layout.only(travels) for d, prefix in prefixes.items()}
         self.model: StateDict = {k: v.clone() for k, v in self.network.state_dict().items()}
         self.roster = Roster(config.clients.count)
         self.committed: dict[int, int] = {}  # client -> round of its last committed state
+        self.trained: set[int] = set()  # clients that took part in a round at least once
         self.round = 0  # last complete round
         self.seconds: dict[str, float] = {}  # of the current round, by phase
         self.traffic: dict[str, int] = {}
@@ -83,8 +92,19 @@ class EarlyExitStrategy(Strategy):
         """Return the tier to train, never deeper than declared."""
         return client.depth
 
+    def prepare(self, round_: int, clients: Sequence[ClientReport]) -> None:
+        """Get ready for a round with these clients, before anything is packed."""
+
     def method_order(self, round_: int) -> Mapping[str, Any]:
         """Return plain values that the method's client half needs this round."""
+        return {}
+
+    def entries(self, clients: Sequence[ClientReport]) -> Entries:
+        """Return arrays that each of these clients gets for itself, beside the global model."""
+        return {}
+
+    def extra(self, client: ClientReport) -> Mapping[str, Any]:
+        """Return plain values that this client gets for itself."""
         return {}
 
     def merge(self, round_: int, update: RoundUpdate) -> Mapping[str, Any]:
@@ -154,6 +174,7 @@ class EarlyExitStrategy(Strategy):
                 raise QuorumError(f"round {server_round}: no client can take part; see the reasons above")
             sampled = sample(able, self.config.clients.per_round, self.config.run.seed, server_round)
             self._asked = {c.client: c for c in sampled}
+            self.prepare(server_round, sampled)
             return self._messages(self._order(server_round), sampled, protocol.TRAIN)
 
     def aggregate_train(
@@ -168,34 +189,17 @@ class EarlyExitStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord | None, config: ConfigRecord | None, grid: Grid
     ) -> list[Message]:
-        """Ask every available client to evaluate the global network on its own validation data."""
+        """Ask every available client to evaluate, on its own data, the network that it would use."""
         every = self.config.server.clients_evaluate_every
-        if not every or server_round % every:
+        last = self.personal and server_round == self.config.run.rounds
+        if not last and (not every or server_round % every):
             return []
         return self._messages(self._order(server_round), self.roster.available(), protocol.EVALUATE)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Return each exit's accuracy on the images of the clients whose tier has that exit.
-
-        Whole numbers are added up, so order and grouping cannot matter.
-        """
-        correct: dict[str, float] = {}
-        examples: dict[str, float] = {}
-        for reply in replies:
-            try:
-                if reply.has_error():
-                    raise ValueError(_last_line(reply.error.reason))
-                results = protocol.unpack_reply(reply.content).results
-            except ValueError as error:
-                log(WARNING, "node %d could not evaluate: %s", reply.metadata.src_node_id, error)
-                continue
-            for result in results:
-                counts = dict(result.metrics)
-                images = counts.pop("examples", 0.0)
-                for key, value in counts.items():
-                    correct[key] = correct.get(key, 0.0) + value
-                    examples[key] = examples.get(key, 0.0) + images
-        return MetricRecord({key: correct[key] / examples[key] for key in sorted(correct)}) if correct else None
+        """Return the mean over clients of each exit's accuracy."""
+        scores = self._client_scores(replies)
+        return MetricRecord({f"exit-{e}": a for e, a in enumerate(scores["exits"], start=1)}) if scores else None
 
     def summary(self) -> None:
         """Log what is about to run."""
@@ -229,19 +233,20 @@ class EarlyExitStrategy(Strategy):
         with self._phase("server"), threads(self.config.server.threads):
             terms = dict(self.merge(round_, update))
         self.committed |= {client: round_ for client, result in update.results.items() if result.kept}
+        self.trained |= set(update.results)
         accuracy: Mapping[str, Any] = {}
         every = self.config.server.evaluate_every
         if self.evaluator and every and (round_ % every == 0 or round_ == rounds):
             with self._phase("evaluate"), threads(self.config.server.threads):
                 accuracy = self.evaluator.evaluate(self.global_network(), final=round_ == rounds)
-        on_clients = None
+        client_accuracy: Mapping[str, Any] = {}
         if questions := self.configure_evaluate(round_, None, None, grid):
             with self._phase("client evaluation"):
-                on_clients = self.aggregate_evaluate(round_, exchange(grid, questions, deadline))
+                client_accuracy = self._client_scores(exchange(grid, questions, deadline))
         self.round = round_
         return Record(
             round=round_, rounds=rounds, accuracy=accuracy, terms=terms, client_metrics=_mean_metrics(update),
-            client_accuracy={key: cast(float, value) for key, value in (on_clients or {}).items()},
+            client_accuracy=client_accuracy,
             failures=update.failures, clients={d: len(t.clients) for d, t in update.tiers.items()},
             seconds=self.seconds | {"round": time.perf_counter() - started}, traffic=dict(self.traffic),
         )  # fmt: skip
@@ -282,8 +287,31 @@ class EarlyExitStrategy(Strategy):
             )
         return update
 
+    def _client_scores(self, replies: Iterable[Message]) -> dict[str, Any]:
+        scores: dict[int, Mapping[str, np.ndarray]] = {}
+        macs = [float(self.costs.macs(index)) for index in range(len(self.network.exit_positions))]
+        for message in replies:
+            hosted = self._node_of.get(message.metadata.src_node_id, ())
+            try:
+                if message.has_error():
+                    raise ValueError(_last_line(message.error.reason))
+                reply = protocol.unpack_reply(message.content)
+            except ValueError as error:
+                log(WARNING, "node %d could not evaluate: %s", message.metadata.src_node_id, error)
+                continue
+            problems = {result.client: result.error for result in reply.results if result.error}
+            for client in set(reply.entries) & set(hosted):
+                try:
+                    check(reply.entries[client], len(macs))
+                    scores[client] = reply.entries[client]
+                except ValueError as error:
+                    problems[client] = str(error)
+            for client, problem in sorted(problems.items()):
+                log(WARNING, "client %d could not evaluate: %s", client, problem)
+        return summarise(scores, self.trained, macs, self.config.server.accuracy_loss) if scores else {}
+
     def _messages(self, order: Order, clients: Sequence[ClientReport], kind: str) -> list[Message]:
-        cost = {c.client: float(self.costs.tier_macs(self.depth(c)) * c.num_examples) for c in clients}
+        cost = {c.client: float(self.parts.macs(self.costs, self.depth(c)) * c.num_examples) for c in clients}
         dealt = self.roster.deal(clients, cost)
         self._node_of = {node: tuple(c.client for c in members) for node, members in dealt.items()}
         # every tier is a prefix of the global network, so the deepest one that a node needs holds the others
@@ -291,7 +319,9 @@ class EarlyExitStrategy(Strategy):
         packed = {depth: protocol.pack_state(self._prefix_state(depth)) for depth in set(deepest.values())}
         messages = []
         for node, members in dealt.items():
-            tasks = tuple(Task(c.client, self.depth(c), self.committed.get(c.client, 0)) for c in members)
+            tasks = tuple(
+                Task(c.client, self.depth(c), self.committed.get(c.client, 0), extra=self.extra(c)) for c in members
+            )
             content = protocol.pack_order(
                 replace(order, tasks=tasks), {protocol.MODEL: packed[deepest[node]]}, self.entries(members)
             )
@@ -302,10 +332,6 @@ class EarlyExitStrategy(Strategy):
             self.traffic["down"] = self.traffic.get("down", 0) + protocol.message_bytes(message)
             messages.append(message)
         return messages
-
-    def entries(self, clients: Sequence[ClientReport]) -> Entries:
-        """Return arrays that each of these clients gets for itself, beside the global model."""
-        return {}
 
     def _prefix_state(self, depth: int) -> FlatState:
         return FlatState.of({key: self.model[key] for key in self.layouts[depth].keys})
@@ -325,8 +351,11 @@ class EarlyExitStrategy(Strategy):
                 "mean": self.normalizer.mean,
                 "std": self.normalizer.std,
                 "policy": policy.to_json() if policy else "",
+                "personal": self.personal,
             }
-            messages = self._messages(replace(order, method=facts), self.roster.available(), protocol.DELIVER)
+            messages = self._messages(
+                replace(order, method={**order.method, **facts}), self.roster.available(), protocol.DELIVER
+            )
             for reply in exchange(grid, messages, self.config.round.deadline):
                 if reply.has_error():
                     log(WARNING, "node %d did not store its model: %s", reply.metadata.src_node_id, reply.error.reason)

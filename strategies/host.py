@@ -4,23 +4,24 @@ The client half of a method knows neither the node nor how many clients share it
 """
 
 import time
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, deque
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from logging import WARNING
 
-import torch
 from flwr.supercore import log
 
 from common import paths
 from common.bundle import FILE, BundleInfo, save_bundle
 from common.devices import deterministic, threads
 from common.errors import UserError
-from common.exits import correct_counts
+from common.exits import ThresholdPolicy
 from common.folding import Fold, check
+from common.networks.cost import CostTable
 from common.protocol import ClientResult, NodeReport, Order, Payload, Reply, Task
+from strategies.client_evaluation import score
 from strategies.local import Job, LocalMethod, Outcome
-from strategies.registry import method
 from strategies.site import Site
 
 
@@ -35,78 +36,148 @@ def describe(order: Order, node: Mapping[str, object]) -> NodeReport:
 def train(order: Order, payload: Payload, node: Mapping[str, object]) -> Reply:
     """Train the order's clients; one that fails is reported with its reason and the others go on."""
     site, reply = Site(order, node), Reply([])
-    local = method(site.config.run.strategy).local()
+    local = site.method.local()
     # A client that is alone in its tier here sends fp32: the 64-bit sum of one would double its uplink.
     sharing = Counter(task.depth for task in order.tasks)
     deterministic()
     with threads(site.config.clients.threads):
-        for task in order.tasks:
-            started, outcome, samples, error = time.perf_counter(), Outcome(None), 0, ""
-            try:
-                samples = site.samples(task.client)
-                outcome = _train_client(site, payload, local, task, reply)
-                if outcome.state is not None and order.fold and sharing[task.depth] > 1:
-                    fold = reply.folds.setdefault(task.depth, Fold(outcome.state.layout, order.bits))
-                    fold.add_state(outcome.state, samples, task.client)
-                elif outcome.state is not None:
-                    reply.lone[task.client] = outcome.state
-            except Exception as problem:  # whatever a client's data or method raises must not take the others along
-                log(WARNING, "client %d failed", task.client, exc_info=problem)
-                outcome, samples, error = Outcome(None), 0, f"{type(problem).__name__}: {problem}"
-            seconds, kept = time.perf_counter() - started, outcome.kept is not None
-            reply.results.append(ClientResult(task.client, task.depth, samples, seconds, error, kept, outcome.metrics))
+        turns = (Turn(t, _train_client(site, payload, local, t, reply, sharing[t.depth] > 1)) for t in order.tasks)
+        for turn in _in_turn(turns, together=bool(order.method.get("interleave"))):
+            task, outcome = turn.task, turn.outcome
+            samples = 0 if turn.error else site.samples(task.client)
+            kept, metrics = outcome.kept is not None, outcome.metrics
+            reply.results.append(
+                ClientResult(task.client, task.depth, samples, turn.seconds, turn.error, kept, metrics)
+            )
             if outcome.entries:
                 reply.entries[task.client] = outcome.entries
     return reply
 
 
 def evaluate(order: Order, payload: Payload, node: Mapping[str, object]) -> Reply:
-    """Count the samples that each exit gets right, on every client's own validation images."""
+    """Let every client measure the model that it would use, on its own images; see `client_evaluation`."""
     site, reply = Site(order, node), Reply([])
-    with threads(site.config.clients.threads), torch.inference_mode():
+    local, costs = site.method.local(), CostTable.from_json(order.costs)
+    deterministic()
+    with threads(site.config.clients.threads):
         for task in order.tasks:
-            model, images, metrics = site.model(task.depth), site.data(task.client), {}
-            model.load(payload.states[task.arrays])
-            if len(images.validation_y):
-                logits = torch.stack(model.module.eval()(images.validation_x))
-                correct = correct_counts(logits, images.validation_y).tolist()
-                metrics = {f"exit-{e}": float(n) for e, n in enumerate(correct, start=1)}
-                metrics["examples"] = float(len(images.validation_y))
-            reply.results.append(ClientResult(task.client, task.depth, metrics=metrics))
+            error = ""
+            try:
+                job = _personal_job(site, payload, local, task)
+                exits = len(job.model.module.exit_positions)
+                macs = [float(costs.macs(index)) for index in range(exits)]
+                reply.entries[task.client] = score(job.model.module, job.data(), macs, site.config.server.accuracy_loss)
+            except Exception as problem:  # one client's data must not take the others along
+                log(WARNING, "client %d could not evaluate", task.client, exc_info=problem)
+                error = f"{type(problem).__name__}: {problem}"
+            reply.results.append(ClientResult(task.client, task.depth, error=error))
     return reply
 
 
 def deliver(order: Order, payload: Payload, node: Mapping[str, object]) -> Reply:
-    """Store the clients' final models: one file per depth, whatever the number of clients that share it."""
+    """Store the clients' final models: one per client if they are personal, else one per depth, whoever shares it."""
     site, facts = Site(order, node), order.method
+    local, costs = site.method.local(), CostTable.from_json(order.costs)
     folder = paths.store_root(site.config.clients.store, node.get("state")) / order.run
-    for depth, arrays in sorted({(task.depth, task.arrays) for task in order.tasks}):
-        model = site.model(depth)
-        model.load(payload.states[arrays])
-        constants = tuple(facts["mean"]), tuple(facts["std"])
-        info = BundleInfo(order.network, depth, order.classes, *constants, str(facts["policy"]))
-        save_bundle(folder / f"depth-{depth}" / FILE, model.module.state_dict(), info)
+    tasks = order.tasks if facts["personal"] else tuple({t.depth: t for t in order.tasks}.values())
+    deterministic()
+    with threads(site.config.clients.threads):
+        for task in tasks:
+            job, policy, name = _personal_job(site, payload, local, task), str(facts["policy"]), f"depth-{task.depth}"
+            if facts["personal"]:
+                policy, name = _own_policy(job, costs), f"client-{task.client:06d}"
+            constants = tuple(facts["mean"]), tuple(facts["std"])
+            info = BundleInfo(order.network, task.depth, order.classes, *constants, policy)
+            save_bundle(folder / name / FILE, job.model.module.state_dict(), info)
     return Reply([ClientResult(task.client, task.depth) for task in order.tasks])
 
 
-def _train_client(site: Site, payload: Payload, local: LocalMethod, task: Task, reply: Reply) -> Outcome:
-    order = site.order
+@dataclass
+class Turn:
+    """A client's training, advanced step by step so that a node can serve several clients that stream."""
+
+    task: Task
+    steps: Generator[None, None, Outcome]
+    outcome: Outcome = field(default_factory=lambda: Outcome(None))
+    seconds: float = 0.0
+    error: str = ""
+
+    def advance(self) -> bool:
+        """Take one step; return whether it was the last. What a client's data or method raises stays with it."""
+        started = time.perf_counter()
+        try:
+            next(self.steps)
+        except StopIteration as end:
+            self.outcome = end.value
+        except Exception as problem:
+            log(WARNING, "client %d failed", self.task.client, exc_info=problem)
+            self.error = f"{type(problem).__name__}: {problem}"
+        else:
+            return False
+        finally:
+            self.seconds += time.perf_counter() - started
+        return True
+
+
+def _in_turn(turns: Iterable[Turn], *, together: bool) -> Iterator[Turn]:
+    """Yield each turn when it is done: one after another, or all of them step by step."""
+    waiting = deque(turns)
+    while waiting:
+        turn = waiting.popleft()
+        if turn.advance():
+            yield turn
+        elif together:
+            waiting.append(turn)
+        else:
+            waiting.appendleft(turn)
+
+
+def _train_client(
+    site: Site, payload: Payload, local: LocalMethod, task: Task, reply: Reply, shares_tier: bool
+) -> Generator[None, None, Outcome]:
     if site.declares:
         report = site.report(task.client)
         if report.depth != task.depth:
             reply.reports.append(report)
         if report.depth < task.depth:
             raise UserError(f"asked for depth {task.depth}, but {report.reason}")
-    model = site.model(task.depth)
-    model.load(payload.states[task.arrays])
-    job = Job(
-        task.client, task.depth, order.round, site.config, model, site.device, partial(site.data, task.client),
-        order.method, task.extra, payload.entries.get(task.client, {}), site.store.load(task.client, task.version),
-    )  # fmt: skip
-    outcome = local.train(job)
+    job = _job(site, payload, task)
+    local.load(job, payload.states[task.arrays])
+    outcome = yield from local.steps(job)
     if outcome.state is not None:
-        check(outcome.state, local.layout(model))
+        check(outcome.state, job.upload_layout)
     if outcome.kept is not None:
         # before the fold: a client whose disk is full must not fail once its model is part of a sum that others share
-        site.store.save(task.client, order.round, outcome.kept)
-    return outcome
+        site.store.save(task.client, site.order.round, outcome.kept)
+    if outcome.state is not None and site.order.fold and shares_tier:
+        fold = reply.folds.setdefault(task.depth, Fold(outcome.state.layout, site.order.bits))
+        fold.add_state(outcome.state, site.samples(task.client), task.client)
+    elif outcome.state is not None:
+        reply.lone[task.client] = outcome.state
+    return replace(outcome, state=None)  # let go of the model: a node may host many clients
+
+
+def _job(site: Site, payload: Payload, task: Task) -> Job:
+    order = site.order
+    model = site.model(task.depth, shared=not order.method.get("interleave"))
+    return Job(
+        task.client, task.depth, order.round, site.config, model, site.device, partial(site.data, task.client),
+        order.method, task.extra, payload.entries.get(task.client, {}), site.store.load(task.client, task.version),
+        partial(site.method.travels, site.config), site.initial,
+    )  # fmt: skip
+
+
+def _personal_job(site: Site, payload: Payload, local: LocalMethod, task: Task) -> Job:
+    job = _job(site, payload, task)
+    local.load(job, payload.states[task.arrays])
+    local.personalise(job)
+    return job
+
+
+def _own_policy(job: Job, costs: CostTable) -> str:
+    """Return the exit policy that a client tunes on its own validation data, as JSON."""
+    network = job.model.module
+    early = len(network.exit_positions) - 1
+    macs = [float(costs.macs(index)) for index in range(early + 1)]
+    scores = score(network, job.data(), macs, job.config.server.accuracy_loss)
+    return ThresholdPolicy((float(scores["threshold"][0]),) * early).to_json() if scores else ""

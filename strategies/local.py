@@ -4,25 +4,30 @@ A method's client half is a `LocalMethod`; the node's host calls `train` for eac
 the method. State comes in with the job and goes out with the outcome.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.client_store import ClientState
 from common.config import RunConfig
 from common.data.batches import batches
 from common.data.clients import ClientData
 from common.devices import autocast
-from common.flat import FlatModel, FlatState, Layout
+from common.flat import FlatModel, FlatState, Layout, StateDict
 from common.networks import EarlyExitNetwork
 from common.objectives import Loss, make_objective
 from common.objectives.base import Objective
 from common.seeding import derive_seed, generator, seed_global
+
+
+def everything(key: str) -> bool:
+    """Every key travels."""
+    return True
 
 
 @dataclass
@@ -40,6 +45,13 @@ class Job:
     extra: Mapping[str, Any] = field(default_factory=dict)  # the task's plain values
     entries: Mapping[str, np.ndarray] = field(default_factory=dict)  # the task's arrays
     kept: ClientState = field(default_factory=ClientState)  # what this client kept from its last committed round
+    travels: Callable[[str], bool] = everything  # which keys of the model the server averages
+    initial: Callable[[], StateDict] = dict  # the whole network as the run's seed makes it
+
+    @property
+    def upload_layout(self) -> Layout:
+        """Keys and shapes of what this client uploads."""
+        return self.model.upload_layout.only(self.travels)
 
     @cached_property
     def x(self) -> Tensor:
@@ -65,12 +77,16 @@ class Outcome:
 class LocalMethod(Protocol):
     """A method's client half."""
 
-    def train(self, job: Job) -> Outcome:
-        """Train one client for one round."""
+    def load(self, job: Job, state: FlatState) -> None:
+        """Put the weights to start from into the job's model; `state` is what the server sent."""
         ...
 
-    def layout(self, model: FlatModel[EarlyExitNetwork]) -> Layout:
-        """Return the keys and shapes of the state that a client uploads."""
+    def steps(self, job: Job) -> Generator[None, None, Outcome]:
+        """Train one client for one round; at every `yield` the node may go on with another client."""
+        ...
+
+    def personalise(self, job: Job) -> None:
+        """Turn the loaded model into the one that this client would use, before it is evaluated or delivered."""
         ...
 
 
@@ -84,44 +100,62 @@ class LocalTraining:
     def observe(self, job: Job, batch: Tensor, loss: Loss, last_epoch: bool) -> None:
         """See each batch's loss just before its step; `batch` indexes the client's samples."""
 
+    def regularise(self, job: Job) -> None:
+        """Add to the gradients what the method adds to the loss, just before each step."""
+
     def finish(self, job: Job, outcome: Outcome) -> Outcome:
-        """Add to the outcome what the method uploads."""
+        """Add to the outcome what the method uploads and keeps."""
         return outcome
 
-    def layout(self, model: FlatModel[EarlyExitNetwork]) -> Layout:
-        """All of the tier's prefix is uploaded but what is frozen."""
-        return model.upload_layout
+    def load(self, job: Job, state: FlatState) -> None:
+        """Start from the server's weights."""
+        job.model.load(state)
+
+    def personalise(self, job: Job) -> None:
+        """The global model is the client's."""
+
+    def steps(self, job: Job) -> Generator[None, None, Outcome]:
+        """Train one client for one round, in one go."""
+        yield from ()
+        return self.train(job)
 
     def train(self, job: Job) -> Outcome:
         """Train one client for one round."""
-        section, network = job.config.train, job.model.module
-        objective = self.objective(job, len(network.exit_positions))
+        objective = self.objective(job, len(job.model.module.exit_positions))
         if job.kept.tensors:
             objective.load_state_dict(job.kept.tensors)
-        lr = float(job.method["lr"])
-        optimizer = torch.optim.SGD(
-            [job.model.trained], lr=lr, momentum=section.momentum, weight_decay=section.weight_decay
-        )
-        source = generator(job.config.run.seed, "batches", job.round, job.client)
+        loss = self.fit(job, objective, job.model.trained, job.config.train.epochs)
+        kept = objective.state_dict()
+        metrics = {} if loss is None else {"loss": loss}
+        outcome = Outcome(job.model.read(job.upload_layout), metrics, {}, ClientState(kept) if kept else None)
+        return self.finish(job, outcome)
+
+    def fit(
+        self, job: Job, objective: Objective, leaf: nn.Parameter, epochs: int, purpose: str = "batches"
+    ) -> float | None:
+        """Train the model's part `leaf` by SGD; return the mean loss over samples and exits.
+
+        `purpose` seeds the order of the batches, so that two phases of a round see different ones.
+        """
+        section, network, lr = job.config.train, job.model.module, float(job.method["lr"])
+        optimizer = torch.optim.SGD([leaf], lr=lr, momentum=section.momentum, weight_decay=section.weight_decay)
+        source = generator(job.config.run.seed, purpose, job.round, job.client)
         # dropout draws from the global state, which a worker's clients share
         seed_global(job.device, derive_seed(job.config.run.seed, "dropout", job.round, job.client))
         if not network.training:
             network.train()
         total, seen = torch.zeros((), device=job.device), 0
-        for epoch in range(section.epochs):
+        for epoch in range(epochs):
             for batch in batches(len(job.y), section.batch_size, source):
                 x, y = job.x[batch], job.y[batch]
                 objective.before_step(network, x, y, lr)
                 job.model.zero_grad()
                 with autocast(job.device, job.config.clients.autocast):
                     loss = objective.loss(network, x, y)
-                self.observe(job, batch, loss, epoch == section.epochs - 1)
+                self.observe(job, batch, loss, epoch == epochs - 1)
                 loss.total.backward()
+                self.regularise(job)
                 optimizer.step()
                 total += loss.per_exit.sum()
                 seen += loss.per_exit.numel()
-        kept = objective.state_dict()
-        outcome = Outcome(
-            job.model.upload(), {"loss": float(total) / seen} if seen else {}, {}, ClientState(kept) if kept else None
-        )
-        return self.finish(job, outcome)
+        return float(total) / seen if seen else None

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from typing import Any
 
 from common.config import RunConfig
 from common.errors import UserError
 from strategies.local import LocalMethod
+from strategies.parts import TIERS, Parts
 
 MODULES = {
     "darkdistill": "strategies.darkdistill",
@@ -27,9 +29,11 @@ SECTIONS = {
 class Method:
     """What a method's module exports as `METHOD`."""
 
-    strategy: type
+    strategy: Any  # a subclass of EarlyExitStrategy, whose module imports this one
     local: Callable[[], LocalMethod]
     ensemble: Callable[[RunConfig], float] = lambda config: config.objective.ensemble  # the network's, see NetworkSpec
+    travels: Callable[[RunConfig, str], bool] = lambda config, key: True  # which keys of the model are averaged
+    parts: Parts = TIERS  # what of the network a device trains
 
 
 @cache

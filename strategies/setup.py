@@ -35,7 +35,7 @@ def make_strategy(config: RunConfig, callbacks: Iterable[Callback] = ()) -> Earl
     normalize = normalizer(config.data, source.input_shape[0])
     population = Population(config.data, config.clients.count, config.run.seed)
     evaluator = None
-    if config.server.evaluate_every and len(source.test):
+    if config.server.evaluate_every and len(source.test) and not found.strategy.personal:
         evaluator = ServerEvaluator(
             source.train.subset(population.validation()), source.test, normalize,
             pick_device(config.server.device), config.server.batch_size, config.server.accuracy_loss,

@@ -12,17 +12,17 @@ from functools import cached_property, lru_cache
 import torch
 
 from common import paths
-from common.capacity import DECLARED, Choice, choose_depth, mix_depth, parse_capacity
+from common.capacity import DECLARED, Choice, mix_depth, parse_capacity
 from common.client_store import ClientStore
 from common.config import RunConfig, load_config
 from common.data.clients import ClientData, Population, own_data, shared_data
 from common.devices import pick_device
 from common.errors import UserError
-from common.flat import FlatModel
+from common.flat import FlatModel, StateDict
 from common.networks import EarlyExitNetwork, NetworkSpec, build
 from common.networks.cost import CostTable
 from common.protocol import ClientReport, Order
-from strategies.registry import sections
+from strategies.registry import Method, method, sections
 
 
 @dataclass(frozen=True)
@@ -85,15 +85,27 @@ class Site:
             return own_data(folder, self.config.data, self.order.classes, shape, self.config.run.seed, self.device)
         return shared_data(self._population, client, self.device)
 
-    def model(self, depth: int) -> FlatModel[EarlyExitNetwork]:
-        """Return the tier's prefix; its weights are those of whoever used it last."""
-        return _model(self.order.network, self.config.run.seed, depth, self.device)
+    def model(self, depth: int, *, shared: bool = True) -> FlatModel[EarlyExitNetwork]:
+        """Return the tier's prefix; if shared, its weights are those of whoever used it last."""
+        make = _model if shared else _model.__wrapped__
+        return make(self.order.network, self.config.run.seed, self.config.run.strategy, depth, self.device)
+
+    def initial(self) -> StateDict:
+        """Return the whole network as the run's seed makes it, on the CPU."""
+        return _network(self.order.network, self.config.run.seed).state_dict()
+
+    @cached_property
+    def method(self) -> Method:
+        """The run's method."""
+        return method(self.config.run.strategy)
 
     def _choose(self, client: int, samples: int) -> Choice:
         costs, section = CostTable.from_json(self.order.costs), self.config.clients
         if self.declares or "capacity" in self.node:
-            return choose_depth(parse_capacity(self.node), costs, self.config.train.batch_size, samples)
-        return Choice(mix_depth(section.mix, client, section.count, len(costs.tiers)), f"mix {section.mix}")
+            return self.method.parts.choose(parse_capacity(self.node), costs, self.config, samples)
+        numbers = self.method.parts.numbers(costs, self.config)
+        place = mix_depth(section.mix, client, section.count, len(numbers))
+        return Choice(numbers[place - 1], f"mix {section.mix}")
 
     @cached_property
     def _population(self) -> Population:
@@ -111,5 +123,5 @@ def _network(spec: str, seed: int) -> EarlyExitNetwork:
 
 
 @lru_cache(maxsize=16)
-def _model(spec: str, seed: int, depth: int, device: torch.device) -> FlatModel[EarlyExitNetwork]:
-    return FlatModel(_network(spec, seed).prefix(depth).to(device))
+def _model(spec: str, seed: int, strategy: str, depth: int, device: torch.device) -> FlatModel[EarlyExitNetwork]:
+    return FlatModel(method(strategy).parts.take(_network(spec, seed), depth).to(device))

@@ -76,6 +76,7 @@ class RunFolder(Callback):
             strategy.model = {k: v for k, v in tensors.items() if not k.startswith(METHOD)}
             strategy.round = values["round"]
             strategy.committed = {int(client): round_ for client, round_ in values["committed"].items()}
+            strategy.trained = set(values["trained"])
             strategy.roster.reports = {r["client"]: ClientReport(**r) for r in values["reports"]}
             method = {k.removeprefix(METHOD): v for k, v in tensors.items() if k.startswith(METHOD)}
             strategy.load_state_dict(method, values["method"])
@@ -102,6 +103,7 @@ class RunFolder(Callback):
         stored = {
             "round": strategy.round,
             "committed": strategy.committed,
+            "trained": sorted(strategy.trained),
             "reports": [asdict(report) for report in strategy.roster.reports.values()],
             "method": values,
         }
@@ -112,7 +114,7 @@ class RunFolder(Callback):
 
     def on_end(self, strategy: EarlyExitStrategy, failure: str) -> None:
         """Write the end event and, if all went well, the finished model."""
-        if not failure:
+        if not failure and not strategy.personal:  # personal networks are with their clients
             policy = strategy.evaluator.policy if strategy.evaluator else None
             normalizer, depth = strategy.normalizer, max(strategy.tiers)
             info = BundleInfo(

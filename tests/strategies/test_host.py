@@ -171,22 +171,30 @@ def test_what_a_client_keeps_needs_its_committed_version(ordered):
     assert "its state of round 2 is not in" in host.train(gone, payload, {}).results[0].error
 
 
-def test_evaluation_counts_whole_samples(ordered):
+def test_every_client_counts_whole_samples(ordered):
     reply = host.evaluate(*ordered(), {})
     for result in reply.results:
-        assert set(result.metrics) == {"examples", *(f"exit-{e}" for e in range(1, result.depth + 1))}
-        assert result.metrics["examples"] == 8
-        assert all(v == int(v) and 0 <= v <= 8 for v in result.metrics.values())
+        scores = reply.entries[result.client]
+        assert (result.error, scores["exits"].shape) == ("", (result.depth,))
+        assert scores["examples"].tolist() == [8, 8]
 
 
 def test_without_validation_images_there_is_nothing_to_count(ordered):
     reply = host.evaluate(*ordered({"data.validation": 0.0}), {})
-    assert all(result.metrics == {} for result in reply.results)
+    assert [result.error for result in reply.results] == [""] * 6
+    assert not any(reply.entries.values())
+
+
+def test_a_client_that_cannot_evaluate_does_not_take_the_others_along(ordered):
+    order, payload = ordered(tasks=(Task(0, 1), Task(99, 1), Task(1, 1)))
+    reply = host.evaluate(order, payload, {})
+    assert [bool(result.error) for result in reply.results] == [False, True, False]
+    assert sorted(reply.entries) == [0, 1]
 
 
 def test_delivery_writes_one_file_per_depth(ordered, tmp_path):
     order, payload = ordered()
-    facts = {"mean": [0.5], "std": [0.25], "policy": ""}
+    facts = {"mean": [0.5], "std": [0.25], "policy": "", "personal": False}
     host.deliver(replace(order, method=facts), payload, {"state": str(tmp_path / "node")})
     folder = tmp_path / "node" / "test"
     assert sorted(path.name for path in folder.iterdir()) == ["depth-1", "depth-2", "depth-3"]

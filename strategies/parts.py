@@ -1,0 +1,52 @@
+"""What of the network a device holds, by number: depth tiers, or the cuts of split training."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from common.capacity import Capacity, Choice, choose_depth
+from common.config import RunConfig
+from common.networks import EarlyExitNetwork
+from common.networks.cost import CostTable
+
+
+class Parts(Protocol):
+    """A way of dividing the network. Everything that is called `depth` elsewhere is one of `numbers`."""
+
+    def numbers(self, costs: CostTable, config: RunConfig) -> Sequence[int]:
+        """Return the parts that a device may hold, from the smallest to the largest."""
+        ...
+
+    def take(self, network: EarlyExitNetwork, number: int) -> EarlyExitNetwork:
+        """Return a copy of a part."""
+        ...
+
+    def macs(self, costs: CostTable, number: int) -> int:
+        """Return the MACs of one sample's forward pass through a part."""
+        ...
+
+    def choose(self, capacity: Capacity, costs: CostTable, config: RunConfig, samples: int) -> Choice:
+        """Return the part that a device chooses; 0 if none fits."""
+        ...
+
+
+class Tiers:
+    """Prefixes that end with a tier's deepest exit."""
+
+    def numbers(self, costs: CostTable, config: RunConfig) -> Sequence[int]:
+        """Return the tiers, from 1."""
+        return range(1, len(costs.tiers) + 1)
+
+    def take(self, network: EarlyExitNetwork, number: int) -> EarlyExitNetwork:
+        """Return a copy of a tier's prefix."""
+        return network.prefix(number)
+
+    def macs(self, costs: CostTable, number: int) -> int:
+        """Return the MACs of a sample that leaves at the tier's deepest exit."""
+        return costs.tier_macs(number)
+
+    def choose(self, capacity: Capacity, costs: CostTable, config: RunConfig, samples: int) -> Choice:
+        """Return the deepest tier that the capacity carries."""
+        return choose_depth(capacity, costs, config.train.batch_size, samples)
+
+
+TIERS = Tiers()
