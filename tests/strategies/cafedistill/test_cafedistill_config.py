@@ -1,0 +1,34 @@
+import pytest
+
+from common.config import load_config
+from common.errors import UserError
+from strategies.cafedistill.config import CAFEDistillConfig
+
+SECTIONS = {"cafedistill": CAFEDistillConfig}
+
+
+def test_the_defaults_are_the_published_values():
+    config = load_config({}, SECTIONS).methods["cafedistill"]
+    assert (config.alpha, config.kd_weight, config.ce_weight, config.temperature) == (0.6, 1.0, 1.0, 2.0)
+    assert config.problems() == []
+
+
+def test_every_mistake_is_told_by_its_key():
+    wrong = {
+        "cafedistill.alpha": 0.0,
+        "cafedistill.kd-weight": -1.0,
+        "cafedistill.ce-weight": float("nan"),
+        "cafedistill.temperature": 0.0,
+        "cafedistill.similarity": "gradients",
+    }
+    with pytest.raises(UserError) as caught:
+        load_config(wrong, SECTIONS)
+    assert [line.split()[1] for line in str(caught.value).splitlines()[1:]] == [
+        "cafedistill.kd-weight", "cafedistill.ce-weight", "cafedistill.alpha", "cafedistill.temperature",
+        "cafedistill.similarity",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("alpha", [-0.1, float("inf")])
+def test_alpha_is_positive_and_finite(alpha):
+    assert CAFEDistillConfig(alpha=alpha).problems() == [f"cafedistill.alpha is {alpha}, must be at least 0.0"]

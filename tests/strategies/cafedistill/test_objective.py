@@ -1,0 +1,130 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from common.networks import EarlyExitNetwork, NetworkSpec, build
+from common.objectives import Objective
+from strategies.cafedistill.config import CAFEDistillConfig
+from strategies.cafedistill.objective import Distillation, distillation
+
+Y = torch.tensor([0, 1, 2, 3, 4])
+
+
+def kl(teacher, student) -> float:
+    return sum(t * math.log(t / s) for t, s in zip(teacher, student, strict=True))
+
+
+def logits(*probabilities) -> torch.Tensor:
+    return torch.tensor(probabilities).log()
+
+
+@pytest.fixture
+def network() -> EarlyExitNetwork:
+    return build(NetworkSpec("lenet", 10, (1, 8, 8), width=3), seed=1)
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+
+
+def grads(network: EarlyExitNetwork, objective: Objective, x: torch.Tensor) -> dict[str, torch.Tensor | None]:
+    network.zero_grad()
+    objective.loss(network, x, Y).total.backward()
+    return {name: p.grad for name, p in network.named_parameters()}
+
+
+def test_the_divergence_by_hand():
+    teacher, near, far = (0.9, 0.1), (0.8, 0.2), (0.1, 0.9)
+    result = distillation([logits(near), logits(far)], logits(teacher), 1.0)
+    assert result.item() == pytest.approx(kl(teacher, near) + kl(teacher, far), rel=1e-5)
+    # 0.9 : 0.1 softens to 3 : 1 at T = 2, and 1 : 1 stays
+    halves = distillation([logits((0.5, 0.5))], logits(teacher), 2.0)
+    assert halves.item() == pytest.approx(4 * kl((0.75, 0.25), (0.5, 0.5)), rel=1e-5)
+
+
+def test_the_divergence_is_a_batch_mean():
+    teacher, near, far = (0.9, 0.1), (0.8, 0.2), (0.1, 0.9)
+    both = distillation([logits(near, far)], logits(teacher, teacher), 1.0)
+    assert both.item() == pytest.approx((kl(teacher, near) + kl(teacher, far)) / 2, rel=1e-5)
+
+
+def test_no_students_give_zero():
+    assert distillation([], logits((0.9, 0.1)), 2.0).item() == 0
+
+
+def test_only_the_student_gets_a_gradient():
+    teacher = torch.randn(4, 3, requires_grad=True)
+    student = torch.randn(4, 3, requires_grad=True)
+    distillation([student], teacher, 2.0).backward()
+    assert teacher.grad is None
+    # d T^2 KL / d z = T (p_student - p_teacher)
+    expected = 2 * (F.softmax(student.detach() / 2, 1) - F.softmax(teacher.detach() / 2, 1)) / 4
+    assert torch.allclose(student.grad, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("legacy", "students", "labelled", "distilled"),
+    [(False, 0, 0, 0), (False, 1, 1, 1), (False, 2, 2, 2), (True, 0, 0, 1), (True, 1, 0, 1), (True, 2, 1, 2)],
+)
+def test_the_loss_of_three_exits(network, x, legacy, students, labelled, distilled):
+    config = CAFEDistillConfig(ce_weight=0.7, kd_weight=0.3, temperature=2.0, legacy_offset=legacy)
+    loss = Distillation(config, students).loss(network, x, Y)
+    z = network(x)
+    ce = sum(F.cross_entropy(z[e], Y) for e in [*range(labelled), 2]) / 3
+    target = F.softmax(z[2] / 2, 1)
+    kd = sum(4 * (target * (target.log() - F.log_softmax(z[e] / 2, 1))).sum(1).mean() for e in range(distilled))
+    assert loss.total.item() == pytest.approx((0.7 * ce + 0.3 * kd).item(), rel=1e-5)
+    assert loss.per_exit.shape == (3, 5)
+    assert loss.per_exit[1].tolist() == F.cross_entropy(z[1], Y, reduction="none").tolist()
+    assert not loss.per_exit.requires_grad
+
+
+def test_without_students_it_is_the_last_exits_share(network, x):
+    loss = Distillation(CAFEDistillConfig(), 0).loss(network, x, Y)
+    assert loss.total.item() == pytest.approx(F.cross_entropy(network(x)[-1], Y).item() / 3, rel=1e-6)
+
+
+def test_a_locked_head_stays_and_the_distillation_does_not_move_the_last_one(network, x):
+    plain = grads(network, Distillation(CAFEDistillConfig(kd_weight=0.0), 1), x)
+    distilled = grads(network, Distillation(CAFEDistillConfig(kd_weight=5.0), 1), x)
+    first, second, last = (f"exits.{position}.linear.weight" for position in network.exit_positions)
+    assert not torch.equal(distilled[first], plain[first])
+    assert distilled[second] is None or distilled[second].count_nonzero() == 0
+    assert distilled[last].count_nonzero() > 0
+    assert torch.equal(distilled[last], plain[last])
+
+
+def test_without_labels_and_students_there_is_nothing_to_learn(network, x):
+    only_teacher = grads(network, Distillation(CAFEDistillConfig(ce_weight=0.0), 2), x)
+    assert not only_teacher[f"exits.{network.exit_positions[-1]}.linear.weight"].any()
+    assert only_teacher[f"exits.{network.exit_positions[0]}.linear.weight"].any()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_network_with_one_exit_learns_from_labels_alone(network, x, legacy):
+    shallow = network.prefix(1)
+    assert len(shallow.exit_positions) == 1
+    loss = Distillation(CAFEDistillConfig(legacy_offset=legacy), 2).loss(shallow, x, Y)
+    assert loss.total.item() == pytest.approx(F.cross_entropy(shallow(x)[0], Y).item(), rel=1e-6)
+
+
+def test_a_teacher_may_mix_in_other_heads(network, x):
+    other = torch.nn.Linear(network.layout.widths[network.exit_positions[0] - 1], 10)
+
+    def mixed(outputs):
+        return 0.75 * outputs.logits[-1] + 0.25 * other(outputs.features[0])
+
+    config = CAFEDistillConfig(ce_weight=0.0)
+    loss = Distillation(config, 1, mixed).loss(network, x, Y)
+    outputs = network.forward_exits(x)
+    assert loss.total.item() == pytest.approx(distillation(outputs.logits[:1], mixed(outputs), 2.0).item(), rel=1e-6)
+    assert loss.total.item() != pytest.approx(Distillation(config, 1).loss(network, x, Y).total.item(), rel=1e-3)
+    loss.total.backward()
+    assert other.weight.grad is None
+
+
+def test_it_remembers_nothing(network):
+    assert Distillation(CAFEDistillConfig(), 1).state_dict() == {}
