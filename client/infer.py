@@ -91,6 +91,8 @@ def run(options: argparse.Namespace) -> int:
     if options.batch < 1:
         raise UserError(f"--batch {options.batch}: give 1 or more")
     bundle = load_bundle(options.model)
+    if bundle.network.vocabulary:
+        raise UserError(f"{options.model} is a model of texts: this command classifies images only")
     policy = choose_policy(bundle, accuracy_first=options.accuracy_first, threshold=options.threshold)
     bundle, macs = replace(bundle, policy=policy), exit_macs(bundle)
     files = find_images(options.images)
@@ -149,7 +151,7 @@ def exit_macs(bundle: Bundle) -> tuple[int, ...]:
 def warm_up(bundle: Bundle, device: torch.device) -> None:
     """Run one blank image through all units: the first pass of a process also pays for its set-up."""
     network = bundle.network.to(device)
-    network.infer(torch.zeros(1, *network.input_shape, device=device), choose_policy(bundle, accuracy_first=True))
+    network.infer(network.example(1).to(device), choose_policy(bundle, accuracy_first=True))
 
 
 def classify(
@@ -177,7 +179,8 @@ def classify(
     """
     network, normalise, policy = bundle.network.to(device), bundle.normalizer.to(device), bundle.policy
     truths = {name.replace("/", "-"): name for name in bundle.classes}
-    for paths, pixels in _batches(files, network.input_shape, batch, skip):
+    channels, height, width = network.input_shape
+    for paths, pixels in _batches(files, (channels, height, width), batch, skip):
         started = _now(device)
         inference = network.infer(normalise(pixels.to(device)), policy)
         ms = (_now(device) - started) * 1000 / len(paths)

@@ -23,6 +23,7 @@ from common.networks.lenet import lenet
 from common.networks.lora import add_adapters
 from common.networks.pretrained import load_pretrained
 from common.networks.resnet import resnet18, resnet_slim
+from common.networks.transformer import transformer4
 from common.networks.vit import deit_tiny, vit_small32
 from common.networks.wide_resnet import wrn16
 from common.seeding import derive_seed
@@ -49,6 +50,8 @@ _BACKBONES: dict[str, Callable[[tuple[int, int, int], int], Trunk]] = {
     "vit_small32": vit_small32,
     "wrn16": wrn16,
 }
+# (length of a text, number of token ids, width) -> Trunk
+_TEXT_BACKBONES: dict[str, Callable[[int, int, int], Trunk]] = {"transformer4": transformer4}
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,8 @@ class NetworkSpec:
     name: str
     """One of `backbones()`."""
     num_classes: int
-    input_shape: tuple[int, int, int]
-    """(C, H, W)."""
+    input_shape: tuple[int, ...]
+    """(C, H, W), or (L,) of a text's token ids."""
     exits: tuple[int, ...] = ()
     """Units before each exit; () = the backbone's own choice."""
     tiers: tuple[int, ...] = ()
@@ -72,6 +75,8 @@ class NetworkSpec:
     """Rank of the adapters; 0 = train every parameter."""
     pretrained: str = ""
     """A .safetensors file or a Hugging Face hub id; "" = random weights."""
+    vocabulary: int = 0
+    """Number of token ids; 0 = images."""
 
     def to_json(self) -> str:
         """Return the spec as one line of JSON."""
@@ -98,7 +103,7 @@ class NetworkSpec:
 
 def backbones() -> tuple[str, ...]:
     """Return the names that `NetworkSpec.name` may have."""
-    return tuple(sorted(_BACKBONES))
+    return tuple(sorted([*_BACKBONES, *_TEXT_BACKBONES]))
 
 
 def build(spec: NetworkSpec, seed: int) -> EarlyExitNetwork:
@@ -110,13 +115,13 @@ def build(spec: NetworkSpec, seed: int) -> EarlyExitNetwork:
         UserError: the name is unknown; exits, tiers, width, input shape or class count can't be; there is no
             attention to adapt or no such pretrained file, or it does not fit.
     """
-    if spec.name not in _BACKBONES:
+    if spec.name not in backbones():
         raise UserError(f"unknown network {spec.name!r}: choose one of {', '.join(backbones())}")
     _check_numbers(spec)
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would also reseed the accelerators.
         torch.default_generator.manual_seed(derive_seed("trunk", seed))
-        trunk = _BACKBONES[spec.name](spec.input_shape, spec.width)
+        trunk = _trunk(spec)
     exits = _exit_positions(spec, trunk)
     layout = Layout(
         num_classes=spec.num_classes,
@@ -128,6 +133,7 @@ def build(spec: NetworkSpec, seed: int) -> EarlyExitNetwork:
         latent_unit=trunk.latent_unit,
         ensemble=spec.ensemble,
         seed=seed,
+        vocabulary=spec.vocabulary,
     )
     heads = {position: layout.new_head(position) for position in exits}
     network = EarlyExitNetwork(dict(enumerate(trunk.units)), heads, layout)
@@ -141,10 +147,21 @@ def build(spec: NetworkSpec, seed: int) -> EarlyExitNetwork:
 def _check_numbers(spec: NetworkSpec) -> None:
     if spec.num_classes < 2:
         raise UserError(f"num_classes = {spec.num_classes}: a classifier needs 2 or more")
-    if len(spec.input_shape) != 3 or min(spec.input_shape) < 1:
-        raise UserError(f"input_shape = {spec.input_shape}: give (channels, height, width)")
-    if spec.width < 0 or spec.lora_rank < 0 or spec.ensemble < 0:
-        raise UserError("width, lora_rank and ensemble can't be negative")
+    if spec.width < 0 or spec.lora_rank < 0 or spec.ensemble < 0 or spec.vocabulary < 0:
+        raise UserError("width, lora_rank, ensemble and vocabulary can't be negative")
+    kind, fitting = ("texts", set(_TEXT_BACKBONES)) if spec.vocabulary else ("images", set(_BACKBONES))
+    if spec.name not in fitting:
+        raise UserError(f"network {spec.name!r} does not take {kind}: choose one of {', '.join(sorted(fitting))}")
+    axes = ("length",) if spec.vocabulary else ("channels", "height", "width")
+    if len(spec.input_shape) != len(axes) or min(spec.input_shape) < 1:
+        raise UserError(f"input_shape = {spec.input_shape}: give ({', '.join(axes)})")
+
+
+def _trunk(spec: NetworkSpec) -> Trunk:
+    if spec.vocabulary:
+        return _TEXT_BACKBONES[spec.name](spec.input_shape[0], spec.vocabulary, spec.width)
+    channels, height, breadth = spec.input_shape
+    return _BACKBONES[spec.name]((channels, height, breadth), spec.width)
 
 
 def _exit_positions(spec: NetworkSpec, trunk: Trunk) -> tuple[int, ...]:

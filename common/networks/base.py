@@ -36,7 +36,7 @@ class Layout:
     """What a network and all parts of it know about the whole."""
 
     num_classes: int
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     tier_positions: tuple[int, ...]
     widths: tuple[int, ...]
     head: Callable[[int, int], ExitHead]
@@ -44,6 +44,7 @@ class Layout:
     latent_unit: int = 1
     ensemble: float = 0.0
     seed: int = 0
+    vocabulary: int = 0
 
     def new_head(self, position: int) -> ExitHead:
         """Return a fresh head for the exit after `position` units.
@@ -128,9 +129,14 @@ class EarlyExitNetwork(nn.Module):
         return self.layout.num_classes
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the whole network's input."""
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of the whole network's input without the batch: (C, H, W), or (L,) of a text's token ids."""
         return self.layout.input_shape
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids if the network takes texts, else 0."""
+        return self.layout.vocabulary
 
     @property
     def latent_unit(self) -> int:
@@ -152,6 +158,11 @@ class EarlyExitNetwork(nn.Module):
         """Number of units of this part."""
         return len(self.units)
 
+    def example(self, batch: int) -> Tensor:
+        """Return blank inputs on the CPU: zeros (B, C, H, W), or texts (B, L) of one repeated token."""
+        shape = (batch, *self.input_shape)
+        return torch.ones(shape, dtype=torch.int64) if self.vocabulary else torch.zeros(shape)
+
     def forward(self, x: Tensor, carried: Tensor | None = None) -> list[Tensor]:
         """Return the logits (B, classes) of all exits of this part, shallow to deep (see forward_exits)."""
         return self.forward_exits(x, carried=carried).logits
@@ -167,7 +178,7 @@ class EarlyExitNetwork(nn.Module):
         """Run this part once and return what all its exits see.
 
         Args:
-            x: (B, C, H, W), in a suffix the features at its cut; with `latent` a batch of latents.
+            x: (B, C, H, W) or token ids (B, L), in a suffix the features at its cut; with `latent` a batch of latents.
             latent: x enters before unit `latent_unit`; exits on positions from there on answer.
             rescale: how gradients are weighed where exit e (from 0) of E branches off. "boost": 1/(E-e) on the
                 way back into the shared trunk and E-e-1 on the trunk's branch, so that every exit reaches
@@ -220,7 +231,7 @@ class EarlyExitNetwork(nn.Module):
         """Run early-exit inference that stops computing for samples that have left. Call it in eval mode.
 
         Args:
-            x: (B, C, H, W), in a suffix the features at its cut.
+            x: (B, C, H, W) or token ids (B, L), in a suffix the features at its cut.
             leaves: (exit index from 0, logits (b, classes) of those still here) -> bool (b,), who leaves.
                 It is not asked at the last exit of this part, which takes everybody who is left.
             carried: (B, classes), in a suffix of an ensemble: the logits of the last exit before it.

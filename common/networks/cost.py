@@ -109,7 +109,7 @@ def cost_table(network: EarlyExitNetwork) -> CostTable:
     units: list[UnitCost] = []
     exits: dict[int, UnitCost] = {}
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        x = torch.zeros(COUNTED_BATCH, *network.input_shape)
+        x = network.example(COUNTED_BATCH)
         for index, unit in enumerate(network.units.values()):
             x, cost = meter.measure(unit, unit, x)
             units.append(cost)

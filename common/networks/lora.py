@@ -42,13 +42,19 @@ class AdaptedAttention(nn.Module):
         self.query_adapter = Adapter(attention.embed_dim, rank)
         self.value_adapter = Adapter(attention.embed_dim, rank)
 
-    def forward(self, x: Tensor, key: Tensor, value: Tensor, need_weights: bool) -> tuple[Tensor, None]:
-        """Return (B, T, D) for x (B, T, D); the other arguments are what an EncoderBlock passes, x again."""
+    def forward(
+        self, x: Tensor, key: Tensor, value: Tensor, need_weights: bool, key_padding_mask: Tensor | None = None
+    ) -> tuple[Tensor, None]:
+        """Return (B, T, D) for x (B, T, D); key, value and need_weights are what an EncoderBlock passes, x again.
+
+        `key_padding_mask`: bool (B, T), positions that nobody attends to.
+        """
         queries, keys, values = functional.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
         queries = queries + self.query_adapter(x)
         values = values + self.value_adapter(x)
         heads = [tensor.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for tensor in (queries, keys, values)]
-        attended = functional.scaled_dot_product_attention(*heads)
+        mask = None if key_padding_mask is None else ~key_padding_mask[:, None, None]
+        attended = functional.scaled_dot_product_attention(heads[0], heads[1], heads[2], attn_mask=mask)
         return self.out_proj(attended.transpose(1, 2).flatten(2)), None
 
 

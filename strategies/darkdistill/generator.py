@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.errors import UserError
 from common.networks.base import EarlyExitNetwork
 from strategies.darkdistill.config import DarkDistillConfig
 
@@ -128,11 +129,13 @@ def make_generator(network: EarlyExitNetwork, config: DarkDistillConfig, seed: i
     """Build the generator that fits a network's latent; the same seed gives the same weights.
 
     Feature maps get a ConvGenerator, token matrices a TokenGenerator. The parallel variant's generators take no
-    difficulty.
+    difficulty. Raises `UserError` for pixels of a network that takes texts.
     """
     classes, noise_dim = network.num_classes, config.noise_width(network.num_classes)
     conditional = config.difficulty_condition and config.variant == "progressive"
     pixels = makes_pixels(network, config)
+    if pixels and network.vocabulary:
+        raise UserError("darkdistill.generator-output: texts have no pixels, choose 'latent'")
     shape = tuple(network.input_shape if pixels else network.latent_shape)
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would also reseed the accelerators.

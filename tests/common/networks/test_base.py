@@ -14,7 +14,12 @@ SLIM = NetworkSpec("resnet_slim", 3, (1, 8, 8), ensemble=0.2)
 
 
 def images(spec: NetworkSpec, count: int = 3, seed: int = 0) -> Tensor:
-    return torch.randn(count, *spec.input_shape, generator=torch.Generator().manual_seed(seed))
+    source = torch.Generator().manual_seed(seed)
+    if not spec.vocabulary:
+        return torch.randn(count, *spec.input_shape, generator=source)
+    texts = torch.randint(1, spec.vocabulary, (count, *spec.input_shape), generator=source)
+    texts[0, 2:] = 0  # a short one
+    return texts
 
 
 def warmed(spec: NetworkSpec) -> EarlyExitNetwork:

@@ -41,6 +41,7 @@ def test_every_backbone_is_listed() -> None:
         "lenet",
         "resnet18",
         "resnet_slim",
+        "transformer4",
         "vit_small32",
         "wrn16",
     )
@@ -52,6 +53,9 @@ def test_every_backbone_is_listed() -> None:
         ({"name": "resnet"}, "unknown network 'resnet': choose one of convnet, deit_tiny"),
         ({"num_classes": 1}, "num_classes = 1"),
         ({"input_shape": (8, 8)}, "input_shape"),
+        ({"vocabulary": 50}, "'resnet_slim' does not take texts: choose one of transformer4"),
+        ({"name": "transformer4"}, "'transformer4' does not take images: choose one of convnet"),
+        ({"name": "transformer4", "vocabulary": 50}, r"input_shape = .*: give \(length\)"),
         ({"width": -1}, "negative"),
         ({"exits": (2, 4)}, "end with 5"),
         ({"exits": (0, 5)}, "from 1"),
