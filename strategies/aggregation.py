@@ -109,25 +109,39 @@ class RoundCollector:
         return self.folds.setdefault(depth, Fold(self.layouts[depth], self.bits))
 
 
+class LayerMean:
+    """The weighted mean of every key over the models that hold it, a model at a time."""
+
+    def __init__(self) -> None:
+        self.sums: StateDict = {}
+        self.weights: dict[str, float] = {}
+
+    def add(self, model: Mapping[str, Tensor], weight: float) -> None:
+        """Take a model in; one without weight counts for nothing, not even for its keys."""
+        if not weight:
+            return
+        for key, value in model.items():
+            if not value.is_floating_point():
+                self.sums[key] = torch.maximum(self.sums[key], value) if key in self.sums else value.clone()
+                continue
+            term = value.double() * weight
+            self.sums[key] = self.sums[key] + term if key in self.sums else term
+            self.weights[key] = self.weights.get(key, 0.0) + weight
+
+    def result(self) -> StateDict:
+        """Return the means, of counters the maxima."""
+        return {
+            key: (value / self.weights[key]).float() if key in self.weights else value
+            for key, value in self.sums.items()
+        }
+
+
 def average_layers(models: Mapping[int, StateDict], weights: Mapping[int, float]) -> StateDict:
     """Average every key over the tiers that hold it, weighted by n_k (DarkDistill step 8, EEFL).
 
     Returns the keys of all models that have weight; a layer that only weightless tiers hold is left out.
     """
-    total: dict[str, float] = {}
-    sums: StateDict = {}
+    mean = LayerMean()
     for depth in sorted(models):
-        if not weights.get(depth):
-            continue
-        for key, value in models[depth].items():
-            if not value.is_floating_point():
-                sums[key] = torch.maximum(sums[key], value) if key in sums else value.clone()
-                continue
-            term = value.double() * weights[depth]
-            sums[key] = sums[key] + term if key in sums else term
-            total[key] = total.get(key, 0.0) + weights[depth]
-    return {key: _mean(value, total.get(key)) for key, value in sums.items()}
-
-
-def _mean(value: Tensor, total: float | None) -> Tensor:
-    return value if total is None else (value / total).float()
+        mean.add(models[depth], weights.get(depth, 0.0))
+    return mean.result()

@@ -47,9 +47,7 @@ class EarlyExitStrategy(Strategy):
 
     name: ClassVar[str]
     apart: ClassVar[bool] = False  # True: the method needs every client's model, not the folded sum
-    personal: ClassVar[bool] = (
-        False  # True: clients end with networks of their own and evaluate them
-    )
+    personal: ClassVar[bool] = False  # True: clients end with networks of their own and evaluate them
 
     def __init__(
         self,

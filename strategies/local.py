@@ -25,6 +25,9 @@ from common.objectives.base import Objective
 from common.seeding import derive_seed, generator, seed_global
 
 
+OBJECTIVE = "objective."  # prefix of the local objective's state in the client's store
+
+
 def everything(key: str) -> bool:
     """Every key travels."""
     return True
@@ -52,6 +55,11 @@ class Job:
     def upload_layout(self) -> Layout:
         """Keys and shapes of what this client uploads."""
         return self.model.upload_layout.only(self.travels)
+
+    def stored(self, prefix: str) -> StateDict:
+        """Return the kept tensors below a prefix, without it."""
+        tensors = self.kept.tensors.items()
+        return {key.removeprefix(prefix): value for key, value in tensors if key.startswith(prefix)}
 
     @cached_property
     def x(self) -> Tensor:
@@ -119,13 +127,17 @@ class LocalTraining:
         yield from ()
         return self.train(job)
 
+    def local_epochs(self, job: Job, objective: Objective) -> float | None:
+        """Train the loaded model; return the mean loss over samples and exits."""
+        return self.fit(job, objective, job.model.trained, job.config.train.epochs)
+
     def train(self, job: Job) -> Outcome:
         """Train one client for one round."""
         objective = self.objective(job, len(job.model.module.exit_positions))
-        if job.kept.tensors:
-            objective.load_state_dict(job.kept.tensors)
-        loss = self.fit(job, objective, job.model.trained, job.config.train.epochs)
-        kept = objective.state_dict()
+        if kept := job.stored(OBJECTIVE):
+            objective.load_state_dict(kept)
+        loss = self.local_epochs(job, objective)
+        kept = {OBJECTIVE + key: value for key, value in objective.state_dict().items()}
         metrics = {} if loss is None else {"loss": loss}
         outcome = Outcome(job.model.read(job.upload_layout), metrics, {}, ClientState(kept) if kept else None)
         return self.finish(job, outcome)

@@ -12,16 +12,29 @@ from strategies.local import LocalMethod
 from strategies.parts import TIERS, Parts
 
 MODULES = {
+    "cafedistill": "strategies.cafedistill",
     "darkdistill": "strategies.darkdistill",
     "depthfl": "strategies.depthfl",
+    "ditto": "strategies.ditto",
     "eefl": "strategies.eefl",
     "exclusivefl": "strategies.exclusivefl",
     "fedavg": "strategies.fedavg",
+    "fedavg_ft": "strategies.fedavg_ft",
+    "fedbabu": "strategies.fedbabu",
+    "fedper": "strategies.fedper",
+    "fedprox": "strategies.fedprox",
+    "fedrep": "strategies.fedrep",
+    "local": "strategies.standalone",
 }
 SECTIONS = {
+    "cafedistill": "strategies.cafedistill.config:CAFEDistillConfig",
     "darkdistill": "strategies.darkdistill.config:DarkDistillConfig",
     "depthfl": "strategies.depthfl:DepthFLConfig",
     "difficulty": "strategies.darkdistill.config:DifficultyConfig",
+    "ditto": "strategies.ditto:DittoConfig",
+    "fedprox": "strategies.fedprox:FedProxConfig",
+    "fedrep": "strategies.fedrep:FedRepConfig",
+    "personal": "strategies.personal:PersonalConfig",
 }
 
 
