@@ -37,30 +37,30 @@ class Header(_message.Message):
     def __init__(self, run: _Optional[str] = ..., client: _Optional[int] = ..., cut: _Optional[int] = ..., round: _Optional[int] = ..., version: _Optional[int] = ..., index: _Optional[int] = ...) -> None: ...
 
 class Features(_message.Message):
-    __slots__ = ("coding", "shape", "data", "scale", "offset")
+    __slots__ = ("coding", "shape", "scale", "offset")
     CODING_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
-    DATA_FIELD_NUMBER: _ClassVar[int]
     SCALE_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     coding: Coding
     shape: _containers.RepeatedScalarFieldContainer[int]
-    data: bytes
     scale: _containers.RepeatedScalarFieldContainer[float]
     offset: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, coding: _Optional[_Union[Coding, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ..., scale: _Optional[_Iterable[float]] = ..., offset: _Optional[_Iterable[float]] = ...) -> None: ...
+    def __init__(self, coding: _Optional[_Union[Coding, str]] = ..., shape: _Optional[_Iterable[int]] = ..., scale: _Optional[_Iterable[float]] = ..., offset: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class TrainMessage(_message.Message):
-    __slots__ = ("header", "hello", "batch", "end")
+    __slots__ = ("header", "hello", "batch", "end", "data")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
     header: Header
     hello: Hello
     batch: Batch
     end: End
-    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ...) -> None: ...
+    data: bytes
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("batches",)
@@ -81,14 +81,16 @@ class End(_message.Message):
     def __init__(self) -> None: ...
 
 class TrainReply(_message.Message):
-    __slots__ = ("header", "welcome", "ack")
+    __slots__ = ("header", "welcome", "ack", "data")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
     header: Header
     welcome: Welcome
     ack: Ack
-    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ...) -> None: ...
+    data: bytes
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("credit",)
@@ -105,17 +107,21 @@ class Ack(_message.Message):
     def __init__(self, credit: _Optional[int] = ..., gradient: _Optional[_Union[Features, _Mapping]] = ...) -> None: ...
 
 class OffloadRequest(_message.Message):
-    __slots__ = ("header", "features")
+    __slots__ = ("header", "features", "data")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
     header: Header
     features: Features
-    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., features: _Optional[_Union[Features, _Mapping]] = ...) -> None: ...
+    data: bytes
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., features: _Optional[_Union[Features, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class OffloadReply(_message.Message):
-    __slots__ = ("header", "logits")
+    __slots__ = ("header", "logits", "data")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     LOGITS_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
     header: Header
     logits: Features
-    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., logits: _Optional[_Union[Features, _Mapping]] = ...) -> None: ...
+    data: bytes
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., logits: _Optional[_Union[Features, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
