@@ -17,7 +17,7 @@ class Record:
     clients: Mapping[int, int] = field(default_factory=dict)  # depth -> clients folded
     failures: Mapping[int, str] = field(default_factory=dict)  # client -> reason
     client_metrics: Mapping[str, float] = field(default_factory=dict)  # means weighted by samples
-    client_accuracy: Mapping[str, float] = field(default_factory=dict)
+    client_accuracy: Mapping[str, Any] = field(default_factory=dict)  # see `strategies.client_evaluation.summarise`
     accuracy: Mapping[str, Any] = field(default_factory=dict)  # the server's evaluation
     terms: Mapping[str, Any] = field(default_factory=dict)  # what the method logs
     seconds: Mapping[str, float] = field(default_factory=dict)  # by phase

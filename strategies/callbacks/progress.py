@@ -1,14 +1,14 @@
 """One line per round, and a closing table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from logging import ERROR, INFO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flwr.supercore import log
 
-from strategies.callbacks.accuracy import exit_accuracies
+from strategies.callbacks.accuracy import mean_text, samples_text, tuned_text
 from strategies.callbacks.base import Callback, Record
-from strategies.callbacks.units import bytes_text, percent_text, seconds_text
+from strategies.callbacks.units import bytes_text, percent_text, seconds_text, spread_text
 
 if TYPE_CHECKING:
     from strategies.base import EarlyExitStrategy
@@ -40,10 +40,10 @@ class Progress(Callback):
 def round_line(record: Record, remaining: float) -> str:
     """Return the line of a round; `remaining` seconds are expected to the end."""
     parts = [f"round {record.round}/{record.rounds}"]
-    if exits := exit_accuracies(record.accuracy, record.client_accuracy):
-        each = " ".join(f"{100 * accuracy:.1f}" for accuracy in exits)
-        kind = "accuracy" if record.accuracy else "validation accuracy"
-        parts.append(f"{kind} {percent_text(sum(exits) / len(exits))} (exits {each})")
+    if record.accuracy:
+        parts.append(f"accuracy {percent_text(record.accuracy['mean'])} ({_each(record.accuracy)})")
+    if record.client_accuracy:
+        parts.append(f"on clients {mean_text(record.client_accuracy)} ({_each(record.client_accuracy)})")
     parts.append(seconds_text(record.seconds["round"]))
     if record.round < record.rounds:
         parts.append(f"ETA {seconds_text(remaining)}")
@@ -57,15 +57,10 @@ def closing_table(records: Sequence[Record]) -> list[str]:
     if not records:
         return []
     rows: list[tuple[str, str]] = []
-    measured = [r for r in records if r.accuracy] or [r for r in records if r.client_accuracy]
-    if measured:
-        last = measured[-1]
-        exits = exit_accuracies(last.accuracy, last.client_accuracy)
-        rows += [(f"exit {number}", percent_text(accuracy)) for number, accuracy in enumerate(exits, start=1)]
-        rows.append(("mean of exits", percent_text(sum(exits) / len(exits))))
-        if chosen := last.accuracy.get("calibrated"):
-            share = percent_text(chosen["mean_macs"] / last.accuracy["exit_macs"][-1])
-            rows.append(("calibrated", f"{percent_text(chosen['accuracy'])} at {share} of full MACs"))
+    if measured := [r.accuracy for r in records if r.accuracy]:
+        rows += _server_rows(measured[-1])
+    if measured := [r.client_accuracy for r in records if r.client_accuracy]:
+        rows += _client_rows(measured[-1])
     down, up = (bytes_text(sum(r.traffic.get(way, 0) for r in records)) for way in ("down", "up"))
     rows += [
         ("rounds", str(len(records))),
@@ -75,6 +70,31 @@ def closing_table(records: Sequence[Record]) -> list[str]:
     ]
     width = max(len(name) for name, _ in rows)
     return [f"  {name.ljust(width)}  {value}" for name, value in rows]
+
+
+def _server_rows(accuracy: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = [(f"exit {number}", percent_text(value)) for number, value in enumerate(accuracy["exits"], start=1)]
+    rows.append(("mean of exits", percent_text(accuracy["mean"])))
+    if chosen := accuracy.get("calibrated"):
+        share = percent_text(chosen["mean_macs"] / accuracy["exit_macs"][-1])
+        rows.append(("calibrated", f"{percent_text(chosen['accuracy'])} at {share} of full MACs"))
+    return rows
+
+
+def _client_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    pairs = zip(summary["exits"], summary["spread"], strict=True)
+    sampled = summary["sampled"]
+    return [
+        ("on clients", f"{summary['clients']}, mean ± spread over them, {samples_text(summary)}"),
+        *((f"  exit {number}", spread_text(*pair)) for number, pair in enumerate(pairs, start=1)),
+        ("  mean of exits", mean_text(summary)),
+        ("  sampled at least once", f"{mean_text(sampled)} ({sampled.get('clients', 0)} of {summary['clients']})"),
+        ("  tuned", tuned_text(summary)),
+    ]
+
+
+def _each(measured: Mapping[str, Any]) -> str:
+    return "exits " + " ".join(f"{100 * accuracy:.1f}" for accuracy in measured["exits"])
 
 
 def _remaining(records: Sequence[Record]) -> float:

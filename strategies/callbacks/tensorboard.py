@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import UserError
-from strategies.callbacks.accuracy import exit_accuracies
 from strategies.callbacks.base import Callback, Record
 
 if TYPE_CHECKING:
@@ -52,15 +51,18 @@ class TensorBoard(Callback):
 
 def scalars(record: Record) -> dict[str, float]:
     """Return a record's numbers by TensorBoard tag, `group/name`."""
-    exits = exit_accuracies(record.accuracy, {})
-    accuracy: dict[str, Any] = {f"exit-{number}": value for number, value in enumerate(exits, start=1)}
-    if exits:
-        accuracy["mean"] = sum(exits) / len(exits)
+    accuracy = _by_exit(record.accuracy)
     if chosen := record.accuracy.get("calibrated"):
         accuracy |= {"calibrated": chosen["accuracy"], "calibrated-macs": chosen["mean_macs"]}
+    on_clients = _by_exit(record.client_accuracy)
+    if summary := record.client_accuracy:
+        tuned = summary["tuned"]
+        on_clients |= {"spread": summary["mean_spread"], "tuned": tuned["accuracy"], "tuned-saved": tuned["saved"]}
+        if sampled := summary["sampled"]:
+            on_clients |= {"sampled-mean": sampled["mean"], "sampled-spread": sampled["mean_spread"]}
     groups: dict[str, Mapping[Any, Any]] = {
         "accuracy": accuracy,
-        "client-accuracy": record.client_accuracy,
+        "client-accuracy": on_clients,
         "clients": record.client_metrics,
         "method": record.terms,
         "seconds": record.seconds,
@@ -74,3 +76,10 @@ def scalars(record: Record) -> dict[str, float]:
         for name, value in values.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
+
+
+def _by_exit(measured: Mapping[str, Any]) -> dict[str, float]:
+    """Return the accuracy of each exit and their mean; empty when nothing was measured."""
+    if not measured:
+        return {}
+    return {f"exit-{e}": value for e, value in enumerate(measured["exits"], start=1)} | {"mean": measured["mean"]}

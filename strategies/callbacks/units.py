@@ -25,6 +25,17 @@ def seconds_text(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def spread_text(mean: float, spread: float) -> str:
+    """Return a mean and its spread, shares in [0, 1], as text: 87.5 ± 2.1 %."""
+    return f"{100 * mean:.1f} ± {percent_text(spread)}"
+
+
+def points_text(share: float) -> str:
+    """Return a difference of shares in [0, 1] as text: 1 point, 2.5 points."""
+    points = f"{100 * share:.3g}"
+    return f"{points} point{'' if points == '1' else 's'}"
+
+
 def percent_text(share: float) -> str:
     """Return a share in [0, 1] as text, such as 87.5 %."""
     return f"{100 * share:.1f} %"

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.storage import write_text
+from strategies.callbacks.accuracy import mean_text
+from strategies.callbacks.report.clients import draw_sweep
 from strategies.callbacks.report.page import document, figures, heading, table
 from strategies.callbacks.report.plots import cost_axes, draw_budget
 from strategies.callbacks.report.records import RunData, load_run
 from strategies.callbacks.report.svg import COLOURS, Plot, marker, per_cent, plot, require_matplotlib, whole_numbers
-from strategies.callbacks.units import bytes_text, percent_text, seconds_text
+from strategies.callbacks.units import bytes_text, percent_text, points_text, seconds_text, spread_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,12 +62,11 @@ def labels(runs: Sequence[RunData]) -> list[str]:
 
 def comparison_rows(runs: Sequence[RunData]) -> list[list[str]]:
     """Return rows of texts, the first with the runs' labels, each starting with what it is about."""
-    exits = [run.evaluated[-1][1] if run.evaluated else [] for run in runs]
-    by_exit = zip_longest(*exits)  # networks may have different numbers of exits
+    by_exit = zip_longest(*(_exit_texts(run) for run in runs), fillvalue=NONE)  # networks may have different exits
     rows = [
         ["", *labels(runs)],
-        ["mean of exits", *(percent_text(sum(e) / len(e)) if e else NONE for e in exits)],
-        *([f"exit {n}", *map(_share, accuracies)] for n, accuracies in enumerate(by_exit, start=1)),
+        ["mean of exits", *(percent_text(r.means[-1][1]) if r.on_server else mean_text(r.clients) for r in runs)],
+        *([f"exit {n}", *accuracies] for n, accuracies in enumerate(by_exit, start=1)),
     ]
     if any(run.final for run in runs):
         chosen = [run.final.get("calibrated") for run in runs]
@@ -73,6 +74,8 @@ def comparison_rows(runs: Sequence[RunData]) -> list[list[str]]:
             ["calibrated", *(_share(c and c["accuracy"]) for c in chosen)],
             ["  million MACs", *(f"{c['mean_macs'] / 1e6:.3f}" if c else NONE for c in chosen)],
         ]
+    if any(run.clients for run in runs):
+        rows += _client_rows(runs)
     return [
         *rows,
         ["rounds", *(str(len(run.rounds)) for run in runs)],
@@ -88,7 +91,8 @@ def comparison_plots(runs: Sequence[RunData]) -> list[Plot]:
     if not named:
         return []
     plots = [_over_rounds(named), _by_exit(named), _over_time(named)]
-    return [*plots, _cost(named)] if any(run.final for _, run in named) else plots
+    plots += [_cost(named)] if any(run.final for _, run in named) else []
+    return [*plots, _client_cost(named)] if any(run.clients for _, run in named) else plots
 
 
 Named = Sequence[tuple[str, RunData]]
@@ -143,9 +147,42 @@ def _cost(runs: Named) -> Plot:
     return plot("Accuracy against cost", paint, "lines: budgeted; stars: calibrated")
 
 
+def _client_cost(runs: Named) -> Plot:
+    def paint(axes: "Axes") -> None:
+        for place, (label, run) in enumerate(runs):
+            if run.clients:
+                colour, tuned = COLOURS[place % len(COLOURS)], run.clients["tuned"]
+                draw_sweep(axes, run.clients, colour, label)
+                axes.plot(tuned["mean_macs"] / 1e6, tuned["accuracy"], "*", color=colour, markersize=13)
+        axes.set_xlabel("million MACs per sample, mean over clients")
+        per_cent(axes)
+
+    return plot("Inference cost against accuracy on the clients", paint, "lines: one threshold for all; stars: tuned")
+
+
+def _client_rows(runs: Sequence[RunData]) -> list[list[str]]:
+    found = [run.clients for run in runs]
+    return [
+        ["on clients", *(mean_text(c) for c in found)],
+        ["  sampled at least once", *(mean_text(c.get("sampled", {})) for c in found)],
+        ["  tuned", *(spread_text(c["tuned"]["accuracy"], c["tuned"]["spread"]) if c else NONE for c in found)],
+        ["  MACs saved", *(percent_text(c["tuned"]["saved"]) if c else NONE for c in found)],
+        ["  loss allowed", *(points_text(c["accuracy_loss"]) if c else NONE for c in found)],
+    ]
+
+
+def _exit_texts(run: RunData) -> list[str]:
+    """Return each exit's last accuracy, with its spread where only the clients measured it."""
+    if run.on_server:
+        return [percent_text(accuracy) for accuracy in run.evaluated[-1][1]]
+    return [
+        spread_text(*pair) for pair in zip(run.clients.get("exits", []), run.clients.get("spread", []), strict=True)
+    ]
+
+
 def _means(run: RunData) -> tuple[list[int], list[float]]:
-    numbers, exits = zip(*run.evaluated, strict=True)
-    return list(numbers), [sum(accuracies) / len(accuracies) for accuracies in exits]
+    numbers, means = zip(*run.means, strict=True)
+    return list(numbers), list(means)
 
 
 def _share(value: float | None) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from common.config import Value
+from strategies.callbacks.accuracy import mean_text
+from strategies.callbacks.report.clients import HEAD, client_plots, client_rows, saving_sentence
 from strategies.callbacks.report.plots import run_plots, term_plots
 from strategies.callbacks.report.records import RunData, split_config
 from strategies.callbacks.report.svg import Plot
@@ -47,8 +49,11 @@ summary { cursor: pointer; color: var(--soft); margin: .2rem 0 .7rem; }
 
 def run_page(run: RunData) -> str:
     """Return the report of a run."""
-    sections = [_facts(run), figures(run_plots(run))]
-    if run.evaluated:
+    sections = [_facts(run)]
+    if run.clients:
+        sections.append(heading("On the clients") + _clients(run) + heading("The run"))
+    sections.append(figures(run_plots(run)))
+    if run.on_server:
         sections.append(heading("Final accuracy") + _accuracies(run))
     if any(event["failures"] for event in run.rounds) or run.refused:
         sections.append(heading("Failures") + _failures(run))
@@ -108,16 +113,26 @@ def _facts(run: RunData) -> str:
     done = run.numbers[-1] if run.numbers else 0
     facts = {"rounds": f"{done} of {run.config.get('run.rounds', '?')}", "time": seconds_text(run.seconds)}
     facts["traffic"] = bytes_text(sum(run.traffic("down")) + sum(run.traffic("up")))
-    if run.evaluated:
-        exits = run.evaluated[-1][1]
-        facts["mean exit accuracy"] = percent_text(sum(exits) / len(exits))
+    if run.on_server:
+        facts["mean exit accuracy"] = percent_text(run.means[-1][1])
     if run.final:
         chosen, full = run.final["calibrated"], run.final["exit_macs"][-1]
         facts["calibrated accuracy"] = percent_text(chosen["accuracy"])
         facts["at a cost of"] = f"{percent_text(chosen['mean_macs'] / full)} of full MACs"
+    if run.clients:
+        facts["on clients"] = mean_text(run.clients)
+        facts["dynamic inference saves"] = f"{percent_text(run.clients['tuned']['saved'])} of MACs"
     facts["clients left out"] = str(sum(len(event["failures"]) for event in run.rounds))
     items = (f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
     return f'<dl class="facts">{"".join(items)}</dl>\n'
+
+
+def _clients(run: RunData) -> str:
+    rows = client_rows(run.clients)
+    return (
+        f"<p>{escape(saving_sentence(run.clients))}</p>\n{figures(client_plots(run))}"
+        f'<div style="margin-top:.9rem">{table(HEAD, rows, numbers=range(1, len(HEAD)))}</div>'
+    )
 
 
 def _accuracies(run: RunData) -> str:

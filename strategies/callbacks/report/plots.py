@@ -17,7 +17,7 @@ Line = tuple[list[int], list[float]]  # rounds and values
 
 def run_plots(run: RunData) -> list[Plot]:
     """Return every plot that the run has data for."""
-    plots = [accuracy_plot(run)] if run.evaluated else []
+    plots = [accuracy_plot(run)] if run.on_server else []
     plots += [cost_plot(run)] if run.final else []
     plots += [tier_plot(run), traffic_plot(run), seconds_plot(run)] if run.rounds else []
     return plots
@@ -31,7 +31,7 @@ def term_plots(run: RunData) -> list[Plot]:
 
 
 def accuracy_plot(run: RunData) -> Plot:
-    """Return accuracy per exit over rounds."""
+    """Return the accuracy per exit that the server measured over rounds."""
     numbers = [number for number, _ in run.evaluated]
     by_exit = list(zip(*(exits for _, exits in run.evaluated), strict=True))
 
@@ -44,8 +44,7 @@ def accuracy_plot(run: RunData) -> Plot:
         whole_numbers(axes)
         per_cent(axes)
 
-    note = "of the test images" if run.on_server else "of the clients' validation images"
-    return plot("Accuracy per exit", paint, note)
+    return plot("Accuracy per exit", paint, "of the test samples")
 
 
 def cost_plot(run: RunData) -> Plot:

@@ -47,12 +47,22 @@ class RunData:
     @property
     def evaluated(self) -> list[tuple[int, list[float]]]:
         """(round, accuracy of each exit in [0, 1]) of the rounds that were evaluated, see `on_server`."""
-        clients_count = not self.on_server
-        measured = [
-            (e["round"], exit_accuracies(e["accuracy"], e["client_accuracy"] if clients_count else {}))
-            for e in self.rounds
-        ]
-        return [(number, exits) for number, exits in measured if exits]
+        return [(number, exit_accuracies(measured, {})) for number, measured in self._measured]
+
+    @property
+    def means(self) -> list[tuple[int, float]]:
+        """(round, mean over exits in [0, 1]) of the same rounds; on the clients the mean over clients of theirs."""
+        return [(number, measured["mean"]) for number, measured in self._measured]
+
+    @property
+    def on_clients(self) -> list[tuple[int, dict[str, Any]]]:
+        """(round, `strategies.client_evaluation.summarise`) of the rounds in which clients evaluated."""
+        return [(e["round"], e["client_accuracy"]) for e in self.rounds if "mean" in e["client_accuracy"]]
+
+    @property
+    def clients(self) -> dict[str, Any]:
+        """The clients' last evaluation; empty if they did not evaluate."""
+        return self.on_clients[-1][1] if self.on_clients else {}
 
     @property
     def final(self) -> dict[str, Any]:
@@ -73,6 +83,12 @@ class RunData:
     def seconds(self) -> float:
         """Seconds of all rounds together."""
         return float(sum(e["seconds"]["round"] for e in self.rounds))
+
+    @property
+    def _measured(self) -> list[tuple[int, dict[str, Any]]]:
+        if self.on_server:
+            return [(e["round"], e["accuracy"]) for e in self.rounds if e["accuracy"]]
+        return self.on_clients
 
     def traffic(self, way: str) -> list[int]:
         """Return bytes per round, `way` = "down" (to clients) or "up"."""

@@ -1,8 +1,23 @@
-from strategies.callbacks.accuracy import exit_accuracies
+from strategies.callbacks.accuracy import exit_accuracies, mean_text, samples_text, tuned_text
+from tests.strategies.callbacks.samples import client_summary
 
 
 def test_the_servers_measure_comes_first() -> None:
-    clients = {"exit-10": 0.9, "exit-2": 0.2, "exit-1": 0.1, "other": 7.0}
-    assert exit_accuracies({"exits": [0.5, 0.6]}, clients) == [0.5, 0.6]
-    assert exit_accuracies({}, clients) == [0.1, 0.2, 0.9]
+    assert exit_accuracies({"exits": [0.5, 0.6]}, client_summary()) == [0.5, 0.6]
+    assert exit_accuracies({}, client_summary()) == [0.5, 0.7]
     assert exit_accuracies({}, {}) == []
+
+
+def test_texts() -> None:
+    summary = client_summary()
+    assert mean_text(summary) == "60.0 ± 10.0 %"
+    assert mean_text(summary["sampled"]) == "70.0 ± 0.0 %"
+    assert mean_text({}) == "-"
+    assert tuned_text(summary) == "60.0 ± 0.0 % at 62.5 % of full MACs"
+
+
+def test_whose_samples_are_told() -> None:
+    assert samples_text(client_summary()) == "the clients' own test samples"
+    assert samples_text(client_summary(own_test=0)) == "the clients' own validation samples"
+    mixed = client_summary() | {"without_test": 1}
+    assert samples_text(mixed) == ("the clients' own test samples (1 of 2 clients have none: their validation samples)")

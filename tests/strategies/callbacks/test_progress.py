@@ -1,7 +1,9 @@
 from typing import Any
 
 from strategies.callbacks.progress import Progress, closing_table, round_line
-from tests.strategies.callbacks.samples import final_record, record
+from tests.strategies.callbacks.samples import client_record, client_summary, final_record, record
+
+CLOSING = ["rounds", "time", "traffic", "left"]
 
 
 def test_round_line() -> None:
@@ -10,8 +12,13 @@ def test_round_line() -> None:
 
 
 def test_round_line_of_the_last_round_without_a_server_evaluation() -> None:
-    line = round_line(record(3, accuracy={}, client_accuracy={"exit-1": 0.5, "exit-2": 0.7}), remaining=0.0)
-    assert line == "round 3/3, validation accuracy 60.0 % (exits 50.0 70.0), 2.0 s"
+    line = round_line(client_record(3), remaining=0.0)
+    assert line == "round 3/3, on clients 70.0 ± 20.0 % (exits 60.0 80.0), 2.0 s"
+
+
+def test_round_line_of_a_round_that_both_evaluated() -> None:
+    line = round_line(record(3, client_accuracy=client_summary()), remaining=0.0)
+    assert line == "round 3/3, accuracy 45.0 % (exits 30.0 60.0), on clients 60.0 ± 10.0 % (exits 50.0 70.0), 2.0 s"
 
 
 def test_round_line_without_any_evaluation() -> None:
@@ -31,6 +38,20 @@ def test_closing_table_takes_the_last_evaluation_and_adds_up_the_rounds() -> Non
         ["left", "out", "1"],
     ]
     assert closing_table([]) == []
+
+
+def test_closing_table_tells_what_the_clients_measured_last() -> None:
+    lines = closing_table([client_record(1), client_record(2), record(3, accuracy={})])
+    assert lines[:6] == [
+        "  on clients               2, mean ± spread over them, the clients' own test samples",
+        "    exit 1                 55.0 ± 15.0 %",
+        "    exit 2                 75.0 ± 15.0 %",
+        "    mean of exits          65.0 ± 15.0 %",
+        "    sampled at least once  80.0 ± 0.0 % (1 of 2)",
+        "    tuned                  65.0 ± 5.0 % at 62.5 % of full MACs",
+    ]
+    both = [line.split()[0] for line in closing_table([record(1), client_record(2)])]
+    assert both == ["exit", "exit", "mean", "on", "exit", "exit", "mean", "sampled", "tuned", *CLOSING]
 
 
 def test_eta_is_the_mean_of_this_starts_rounds(strategy: Any, flower_log: list[str]) -> None:

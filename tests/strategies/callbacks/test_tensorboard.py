@@ -6,7 +6,7 @@ import pytest
 
 from common.errors import UserError
 from strategies.callbacks.tensorboard import TensorBoard, scalars
-from tests.strategies.callbacks.samples import final_record, record
+from tests.strategies.callbacks.samples import client_record, final_record, record
 
 
 def read(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -37,8 +37,17 @@ def test_scalars_hold_every_number_of_a_round() -> None:
         "folded/depth-2": 1.0,
         "failures/clients": 0.0,
     }
-    on_clients = scalars(record(1, accuracy={}, client_accuracy={"exit-1": 0.5}))
-    assert on_clients["client-accuracy/exit-1"] == 0.5
+    on_clients = scalars(client_record(1))
+    assert {tag: value for tag, value in on_clients.items() if tag.startswith("client-accuracy/")} == {
+        "client-accuracy/exit-1": 0.5,
+        "client-accuracy/exit-2": 0.7,
+        "client-accuracy/mean": pytest.approx(0.6),
+        "client-accuracy/spread": pytest.approx(0.1),
+        "client-accuracy/sampled-mean": 0.7,
+        "client-accuracy/sampled-spread": 0.0,
+        "client-accuracy/tuned": 0.6,
+        "client-accuracy/tuned-saved": 0.375,
+    }
     assert not any(tag.startswith("accuracy/") for tag in on_clients)
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from strategies.callbacks.units import byte_unit, bytes_text, percent_text, seconds_text
+from strategies.callbacks.units import byte_unit, bytes_text, percent_text, points_text, seconds_text, spread_text
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,8 @@ def test_seconds(seconds: float, text: str) -> None:
 
 def test_percent() -> None:
     assert percent_text(0.8749) == "87.5 %"
+
+
+def test_spread_and_points() -> None:
+    assert spread_text(0.8749, 0.021) == "87.5 ± 2.1 %"
+    assert [points_text(share) for share in (0.01, 0.025, 0.0)] == ["1 point", "2.5 points", "0 points"]

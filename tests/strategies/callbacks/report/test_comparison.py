@@ -7,7 +7,7 @@ from common.errors import UserError
 from strategies.callbacks.report import compare_runs, write_comparison
 from strategies.callbacks.report.comparison import comparison_plots, labels
 from strategies.callbacks.report.records import load_run
-from tests.strategies.callbacks.samples import final_record, record
+from tests.strategies.callbacks.samples import client_record, client_summary, final_record, record
 
 MakeRun = Callable[..., Path]
 
@@ -31,6 +31,24 @@ def test_table_has_a_column_per_run(make_run: MakeRun) -> None:
             "bytes up        3.0 MB  1.0 MB",
         ]
     )
+
+
+def test_what_clients_measured_has_its_own_rows(make_run: MakeRun) -> None:
+    both = [final_record(1), record(2, client_accuracy=client_summary())]
+    folders = [make_run("a", records=[client_record(1)]), make_run("b", strategy="fedavg", records=both),
+               make_run("c", strategy="local", records=[record(1)])]  # fmt: skip
+    assert compare_runs(folders).splitlines()[2:-4] == [
+        "mean of exits            60.0 ± 10.0 %         30.0 %  15.0 %",
+        "exit 1                   50.0 ± 10.0 %         20.0 %  10.0 %",
+        "exit 2                   70.0 ± 10.0 %         40.0 %  20.0 %",
+        "calibrated                           -         58.0 %       -",
+        "  million MACs                       -          3.000       -",
+        "on clients               60.0 ± 10.0 %  60.0 ± 10.0 %       -",
+        "  sampled at least once   70.0 ± 0.0 %   70.0 ± 0.0 %       -",
+        "  tuned                   60.0 ± 0.0 %   60.0 ± 0.0 %       -",
+        "  MACs saved                    37.5 %         37.5 %       -",
+        "  loss allowed                 1 point        1 point       -",
+    ]
 
 
 def test_runs_of_one_method_go_by_their_names(make_run: MakeRun) -> None:
@@ -59,6 +77,9 @@ def test_runs_without_the_cost_curve_and_without_any_evaluation(make_run: MakeRu
     assert comparison_plots([load_run(make_run("b", records=[record(1, accuracy={})]))]) == []
     every_other = load_run(make_run("c", records=[record(1, accuracy={}), final_record(2)]))
     assert len(comparison_plots([every_other])) == 4
+    on_clients = load_run(make_run("d", records=[client_record(1), client_record(2)]))
+    plots = comparison_plots([on_clients, unfinished])
+    assert [plot.title for plot in plots][3:] == ["Inference cost against accuracy on the clients"]
 
 
 def test_a_folder_without_a_run_is_a_user_error(make_run: MakeRun, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from strategies.callbacks.report.page import run_page, table, threshold_text
 from strategies.callbacks.report.records import load_run
-from tests.strategies.callbacks.samples import final_record, record
+from tests.strategies.callbacks.samples import client_record, final_record, record
 
 pytest.importorskip("matplotlib")
 MakeRun = Callable[..., Path]
@@ -58,6 +58,23 @@ def test_final_accuracies(make_run: MakeRun) -> None:
     assert ["exit 2", "60.0 %", "20.0 %", "4.000", "any", "75.0 %"] in rows
     assert ["mean of exits", "45.0 %", "", "", "", ""] in rows
     assert ["calibrated", "58.0 %", "", "3.000", "", "100.0 %"] in rows
+
+
+def test_what_the_clients_measured(make_run: MakeRun) -> None:
+    page = run_page(load_run(make_run(records=[client_record(1), client_record(2)])))
+    rows = read(page).rows
+    assert ["exit 1", "55.0 ± 15.0 %", "70.0 ± 0.0 %", "1.000", "50.0 %", "0.0 %"] in rows
+    assert ["exit 2", "75.0 ± 15.0 %", "90.0 ± 0.0 %", "4.000", "50.0 %", "100.0 %"] in rows
+    assert ["mean of exits", "65.0 ± 15.0 %", "80.0 ± 0.0 %", "", "", ""] in rows
+    assert ["tuned thresholds", "65.0 ± 5.0 %", "", "2.500", "", ""] in rows
+    assert "<dt>on clients</dt><dd>65.0 ± 15.0 %</dd>" in page
+    assert "Dynamic inference saves 37.5 % of the full network&#x27;s MACs" in page
+    assert "<h2>Final accuracy</h2>" not in page
+    assert page.index("<h2>On the clients</h2>") < page.index("<h2>The run</h2>")
+    read_page = read(page)
+    assert read_page.tags.count("svg") == 4 + 3 + 2
+    assert all(reference.startswith("#") for reference in read_page.references)
+    assert "On the clients" not in run_page(load_run(make_run("server")))
 
 
 def test_failures_are_listed_and_harmless(make_run: MakeRun) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from common.errors import UserError
 from strategies.callbacks.report.records import load_run, split_config
-from tests.strategies.callbacks.samples import final_record, record
+from tests.strategies.callbacks.samples import client_record, client_summary, final_record, record
 
 MakeRun = Callable[..., Path]
 
@@ -40,11 +40,19 @@ def test_a_round_that_was_run_again_counts_once_and_the_later_one_holds(make_run
 
 
 def test_clients_accuracy_stands_in_only_where_the_server_never_evaluates(make_run: MakeRun) -> None:
-    clients = {"exit-1": 0.5, "exit-2": 0.75}
-    alone = load_run(make_run("alone", records=[record(1, accuracy={}, client_accuracy=clients)]))
-    assert (alone.on_server, alone.evaluated) == (False, [(1, [0.5, 0.75])])
-    both = load_run(make_run("both", records=[record(1, accuracy={}, client_accuracy=clients), final_record(2)]))
-    assert (both.on_server, both.evaluated) == (True, [(2, [0.2, 0.4])])
+    alone = load_run(make_run("alone", records=[record(1, accuracy={}), client_record(2), client_record(3)]))
+    assert (alone.on_server, alone.evaluated) == (False, [(2, [0.55, 0.75]), (3, pytest.approx([0.6, 0.8]))])
+    assert alone.means == [(2, pytest.approx(0.65)), (3, pytest.approx(0.7))]
+    assert alone.clients == client_summary(2)
+    both = load_run(make_run("both", records=[client_record(1), final_record(2)]))
+    assert (both.on_server, both.evaluated, both.means) == (True, [(2, [0.2, 0.4])], [(2, 0.3)])
+    assert both.on_clients == [(1, client_summary())]
+    neither = load_run(make_run("neither", records=[record(1, accuracy={})]))
+    assert (neither.evaluated, neither.means, neither.clients) == ([], [], {})
+
+
+def test_a_clients_evaluation_of_another_form_is_none(make_run: MakeRun) -> None:
+    assert load_run(make_run(records=[client_record(1, client_accuracy={"exit-1": 0.5})])).clients == {}
 
 
 def test_changed_values_are_told_from_defaults(make_run: MakeRun) -> None:
