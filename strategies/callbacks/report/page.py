@@ -121,7 +121,7 @@ def _facts(run: RunData) -> str:
         facts["at a cost of"] = f"{percent_text(chosen['mean_macs'] / full)} of full MACs"
     if run.clients:
         facts["on clients"] = mean_text(run.clients)
-        facts["dynamic inference saves"] = f"{percent_text(run.clients['tuned']['saved'])} of MACs"
+        facts["MACs saved by early exits"] = percent_text(run.clients["tuned"]["saved"])
     facts["clients left out"] = str(sum(len(event["failures"]) for event in run.rounds))
     items = (f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
     return f'<dl class="facts">{"".join(items)}</dl>\n'

@@ -63,8 +63,8 @@ def test_the_saving_in_words() -> None:
     assert saving_sentence(client_summary()) == (
         "Dynamic inference saves 37.5 % of the full network's MACs when every client leaves at the confidence that it "
         "chose on its validation samples, allowing 1 point to be lost there; accuracy goes from 70.0 % to 60.0 % "
-        "(-10.0 points). With one confidence for all, at which nobody leaves early, it saves 0.0 %; accuracy goes from 70.0 % to "
-        "70.0 % (+0.0 points)."
+        "(-10.0 points). With one confidence for all, at which nobody leaves early, it saves 0.0 %; accuracy goes from "
+        "70.0 % to 70.0 % (+0.0 points)."
     )
     one = client_summary()
     one["common"] = one["curve"][2] | {"full_accuracy": 0.7}
