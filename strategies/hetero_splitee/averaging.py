@@ -1,0 +1,169 @@
+"""The averaging strategy: a server model per client, averaged layer by layer (Hetero-SplitEE, Oda et al.)."""
+
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.client_store import ClientState, ClientStore
+from common.flat import StateDict
+from common.networks import EarlyExitNetwork
+from strategies.aggregation import LayerMean
+from strategies.hetero_splitee.config import SplitEEConfig
+from strategies.hetero_splitee.learner import MOMENTUM, Learner, Sgd, StepResult, final_logits, server_part, train_step
+from strategies.hetero_splitee.vectorised import train_together
+
+DEVICE = "device."
+"""Before the key of a device's layer in what the store keeps of a client."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the store holds of a client."""
+
+    round: int  # the last round that it took part in
+    cut: int
+    samples: int  # n_i
+
+
+class Averaging:
+    """A copy of the layers after its cut for every client, each with its own momentum.
+
+    1. The copies of a round's clients are read, trained on their own client's batches alone, and written back: only
+       they are in memory.
+    2. Every `period` rounds, every layer is averaged over all copies that hold it and were trained since the last
+       time, weighted by their clients' samples. The average is every client's then, momenta stay each client's own.
+       With scope "global" each layer is averaged over all clients, whichever side holds it (DTFL).
+
+    A client that is new starts from the last average, at first the seed's weights. One whose cut has changed keeps the
+    layers that it had; what it lacks comes from the last average.
+    """
+
+    def __init__(
+        self, network: EarlyExitNetwork, config: SplitEEConfig, device: torch.device, store: ClientStore
+    ) -> None:
+        """Start from the whole network's weights; the store is the server's own."""
+        self.network, self.config, self.device, self.store = network, config, device, store
+        last = f"exits.{network.end}."
+        self.average: StateDict = {
+            key: value.cpu().clone() for key, value in network.state_dict().items() if key.startswith(("units.", last))
+        }
+        self.averaged = 0  # round
+        self.kept: dict[int, Kept] = {}
+        self.copies: dict[int, Learner] = {}  # of this round's clients
+        self._guest: tuple[tuple[int, int], Learner] | None = None  # evaluated last, outside its rounds
+        self._vectorises = config.vectorise == "always" or (config.vectorise == "auto" and device.type == "cuda")
+
+    def open_round(self, round_: int, cuts: Mapping[int, int], sgd: Sgd) -> None:
+        """Begin a round: read the copies of these clients, given with their cuts."""
+        self.round, self.sgd, self._guest = round_, sgd, None
+        self.copies = {client: self._read(client, cuts[client]) for client in sorted(cuts)}
+
+    def step(self, client: int, features: Tensor, labels: Tensor) -> StepResult:
+        """Train a client's copy on one batch: features (B, ...) at its cut, labels (B,)."""
+        copy, wanted = self.copies[client], self.config.gradient == "return"
+        return train_step(
+            copy, copy.network, 0, self.sgd, features.to(self.device), labels.to(self.device), wanted=wanted
+        )
+
+    def step_many(self, batches: Mapping[int, tuple[Tensor, Tensor]]) -> dict[int, StepResult]:
+        """Train on one batch (features, labels) per client; copies of one cut together where that is faster."""
+        if not self._vectorises:
+            return {client: self.step(client, *batches[client]) for client in sorted(batches)}
+        groups: dict[tuple[int, torch.Size], list[int]] = {}
+        for client in sorted(batches):
+            groups.setdefault((self.copies[client].network.start, batches[client][0].shape), []).append(client)
+        results: dict[int, StepResult] = {}
+        for clients in groups.values():
+            if len(clients) == 1:
+                results[clients[0]] = self.step(clients[0], *batches[clients[0]])
+                continue
+            features, labels = (torch.stack(column) for column in zip(*(batches[c] for c in clients), strict=True))
+            together = train_together(
+                [self.copies[client] for client in clients], self.sgd,
+                features.to(self.device), labels.to(self.device), wanted=self.config.gradient == "return",
+            )  # fmt: skip
+            results |= dict(zip(clients, together, strict=True))
+        return dict(sorted(results.items()))
+
+    def close_round(self, samples: Mapping[int, int], devices: Mapping[int, StateDict]) -> tuple[int, ...]:
+        """End the round: average if it is time, write the copies, and return the clients whose copies were written.
+
+        Args:
+            samples: n_i of the clients that finished; what the others began is dropped.
+            devices: with scope "global" those clients' device parts by key, else nothing.
+        """
+        for client in sorted(samples):
+            self.kept[client] = Kept(self.round, self.copies[client].network.start, samples[client])
+        if self.config.aggregates(self.round):
+            self._aggregate(devices)
+        for client in sorted(samples):
+            # right after averaging, the weights are the average's
+            own = self._own(client, devices) if self.round > self.averaged else {}
+            momenta = {MOMENTUM + key: value for key, value in self.copies[client].momenta().items()}
+            self.store.save(client, self.round, ClientState({**own, **momenta}))
+        self.copies, self._guest = {}, None
+        return tuple(sorted(samples))
+
+    def logits(self, client: int, cut: int, features: Tensor) -> Tensor:
+        """Return the final logits (B, classes) of features (B, ...) by a client's copy for this cut, in eval mode."""
+        copy = self.copies.get(client)
+        if copy is None or copy.network.start != cut:
+            if self._guest is None or self._guest[0] != (client, cut):
+                self._guest = (client, cut), self._read(client, cut)
+            copy = self._guest[1]
+        return final_logits(copy.network, features.to(self.device))
+
+    def model(self) -> StateDict:
+        """Return a copy of the last average by key: all units and the last exit."""
+        return {key: value.clone() for key, value in self.average.items()}
+
+    def state_dict(self) -> tuple[StateDict, dict[str, Any]]:
+        """Return tensors and plain values for a checkpoint; the copies are in the store."""
+        return self.model(), {
+            "averaged": self.averaged,
+            "kept": [[client, *astuple(kept)] for client, kept in sorted(self.kept.items())],
+        }
+
+    def load_state_dict(self, tensors: StateDict, values: Mapping[str, Any]) -> None:
+        """Take `state_dict`'s result back."""
+        self.average, self.averaged = dict(tensors), int(values["averaged"])
+        self.kept = {client: Kept(*rest) for client, *rest in values["kept"]}
+        self.copies, self._guest = {}, None
+
+    def _aggregate(self, devices: Mapping[int, StateDict]) -> None:
+        mean = LayerMean()
+        for client, kept in sorted(self.kept.items()):
+            if kept.round > self.averaged:
+                model = self._own(client, devices) if kept.round == self.round else self._stored(client)
+                # no device's exit counts: no other client's model holds the like
+                mean.add({key.removeprefix(DEVICE): value for key, value in model.items()}, kept.samples)
+        self.average |= mean.result()
+        self.averaged = self.round
+
+    def _own(self, client: int, devices: Mapping[int, StateDict]) -> StateDict:
+        """Return what is averaged of a client of this round: its copy and, with scope "global", its device's units."""
+        copy = self.copies[client].network
+        own = {key: value.detach().cpu() for key, value in copy.state_dict().items()}
+        if self.config.aggregate_scope == "global":
+            units = {key: value for key, value in devices[client].items() if key.startswith("units.")}
+            if {int(key.split(".")[1]) for key in units} != set(range(copy.start)):
+                raise ValueError(f"client {client}: its device's layers are not those before its cut {copy.start}")
+            own |= {DEVICE + key: value.cpu() for key, value in units.items()}
+        return own
+
+    def _stored(self, client: int) -> StateDict:
+        state = self.store.load(client, self.kept[client].round)
+        return {key: value for key, value in state.tensors.items() if not key.startswith(MOMENTUM)}
+
+    def _read(self, client: int, cut: int) -> Learner:
+        """Return a client's copy for this cut: its own layers, and the last average's for the rest."""
+        kept = self.kept.get(client)
+        state = self.store.load(client, kept.round if kept else 0).tensors
+        if kept and kept.round <= self.averaged:  # there was an average since
+            state = {key: value for key, value in state.items() if key.startswith(MOMENTUM)}
+        copy = Learner.copy_of(server_part(self.network, cut), self.device)
+        copy.load_state_dict({**self.average, **state})
+        return copy

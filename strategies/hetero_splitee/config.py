@@ -1,0 +1,86 @@
+"""Hyper-parameters of Hetero-SplitEE (Oda et al., arXiv 2512.09313).
+
+Its summary fixes the shape: devices train on their own exit alone, no gradient comes back, the server keeps one model
+("sequential") or one per client ("averaging"). What could not be read of it is marked "reconstructed" below, with the
+relative whose published code or paper the choice follows: DTFL, SplitFed (SFLV1, SFLV2) or alternate mini-batch
+training (Gawali et al., arXiv 2012.12591). None of its numbers is known.
+"""
+
+from dataclasses import dataclass
+
+from common.config import TrainSection, at_least, one_of
+from strategies.hetero_splitee.learner import Sgd
+
+
+@dataclass(frozen=True)
+class SplitEEConfig:
+    """All choices of split training; momentum and weight decay are the `train` section's on both sides."""
+
+    # The paper has both and prefers neither; one model costs least memory
+    mode: str = "sequential"  # "averaging": one server copy per client
+    # Reconstructed: alternate mini-batches beat alternate clients in split learning (Gawali et al.)
+    granularity: str = "batch"  # sequential: clients take turns by mini-batch; "epoch": by full local epoch
+    # Reconstructed: the paper ties aggregation to the server models; "global" is what DTFL does
+    aggregate_scope: str = "server"  # averaging: "global" averages devices' layers along with the server's copies
+    # Reconstructed ("periodic" in the paper): SFLV1 and DTFL aggregate after every local epoch
+    period: int = 1  # rounds between aggregations, of server copies and of devices alike
+    # Reconstructed: no upload of device weights is mentioned
+    client_sync: str = "none"  # "same_cut": average devices with equal cuts; "prefix": each unit over all its holders
+    gradient: str = "stop"  # the paper's; "return": split learning: SFLV1 with averaging, SFLV2 with sequential
+    exit_weight: float = 0.0  # gradient "return" only: of the device's exit loss; split learning has no exit loss
+    coding: str = "fp32"  # of what is sent; "uint8" quarters the traffic
+    server_lr: float = 0.0  # 0: train.lr; decays with train.lr-decay (reconstructed: no value is known)
+    vectorise: str = "auto"  # averaging: train copies of one cut together; "auto": on a GPU
+
+    def problems(self) -> list[str]:
+        """Return every mistake as a sentence."""
+        found = at_least(self, period=1, exit_weight=0.0, server_lr=0.0) + one_of(
+            self,
+            mode=("sequential", "averaging"),
+            granularity=("batch", "epoch"),
+            aggregate_scope=("server", "global"),
+            client_sync=("none", "same_cut", "prefix"),
+            gradient=("stop", "return"),
+            coding=("fp32", "bf16", "fp16", "uint8"),
+            vectorise=("auto", "always", "never"),
+        )
+        return found + [sentence for impossible, sentence in self._combinations() if impossible]
+
+    def optimiser(self, train: TrainSection, round_: int) -> Sgd:
+        """Return the server's optimiser in a round, counted from 1."""
+        lr = (self.server_lr or train.lr) * train.lr_decay ** (round_ - 1)
+        return Sgd(lr, train.momentum, train.weight_decay)
+
+    def aggregates(self, round_: int) -> bool:
+        """Return whether models are averaged at the end of this round, counted from 1."""
+        return round_ % self.period == 0
+
+    def _combinations(self) -> list[tuple[bool, str]]:
+        sequential = self.mode == "sequential"
+        return [
+            # one model that every client moves outweighs devices' layers in an average with them
+            (
+                sequential and self.aggregate_scope == "global",
+                'splitee.aggregate-scope "global" needs splitee.mode "averaging": one shared model has no copies',
+            ),
+            (
+                sequential and self.vectorise == "always",
+                'splitee.vectorise "always" needs splitee.mode "averaging": one shared model trains client by client',
+            ),
+            (
+                not sequential and self.granularity == "epoch",
+                'splitee.granularity "epoch" needs splitee.mode "sequential": copies do not take turns',
+            ),
+            (
+                self.aggregate_scope == "global" and self.client_sync != "none",
+                'splitee.aggregate-scope "global" needs splitee.client-sync "none": it averages devices itself',
+            ),
+            (
+                self.gradient == "return" and self.coding == "uint8",
+                'splitee.gradient "return" needs splitee.coding "fp32", "bf16" or "fp16": 256 levels hold no gradient',
+            ),
+            (
+                self.gradient == "stop" and self.exit_weight > 0,
+                "splitee.exit-weight needs splitee.gradient \"return\": otherwise the exit's is the device's only loss",
+            ),
+        ]

@@ -1,0 +1,155 @@
+"""A part of the network with what training it needs, the same on a device and on the server."""
+
+import copy
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.errors import UserError
+from common.flat import FlatModel, StateDict
+from common.networks import EarlyExitNetwork
+from common.networks.heads import ExitHead
+
+MOMENTUM = "momentum."
+"""Before the parameter's key: its momentum in what `Learner.state_dict` returns."""
+
+
+@dataclass(frozen=True)
+class Sgd:
+    """Stochastic gradient descent as torch's `SGD`, without a state of its own."""
+
+    lr: float
+    momentum: float
+    weight_decay: float
+
+    def step_(self, weights: Tensor, gradient: Tensor, momentum: Tensor) -> None:
+        """Step vectors (P,) in place: `m = mu m + g + wd w`, `w = w - lr m`."""
+        momentum.mul_(self.momentum).add_(gradient.add(weights, alpha=self.weight_decay))
+        weights.sub_(momentum, alpha=self.lr)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a server step tells."""
+
+    loss: Tensor
+    """Scalar: the batch's mean cross-entropy before the step."""
+    gradient: Tensor | None = None
+    """(B, ...) of the loss with respect to the features, where it is returned to the device."""
+
+
+def device_part(network: EarlyExitNetwork, cut: int) -> EarlyExitNetwork:
+    """Return a copy of the units before the cut with one exit, at the cut.
+
+    Raises:
+        UserError: nothing would be left on one of the two sides.
+    """
+    _check(network, cut)
+    part = network.prefix_units(cut)
+    units = {index: part.units[str(index)] for index in range(cut)}
+    return EarlyExitNetwork(units, {cut: _exit(part, cut)}, part.layout).train(network.training)
+
+
+def server_part(network: EarlyExitNetwork, cut: int) -> EarlyExitNetwork:
+    """Return the units from the cut on with the last exit; it SHARES the given network's parameters.
+
+    Raises:
+        UserError: nothing would be left on one of the two sides.
+    """
+    _check(network, cut)
+    units = {index: network.units[str(index)] for index in range(cut, network.end)}
+    return EarlyExitNetwork(units, {network.end: _exit(network, network.end)}, network.layout).train(network.training)
+
+
+class Learner:
+    """A network with its momentum, as flat vectors over its trained parameters, units in order and then exits."""
+
+    def __init__(self, model: FlatModel[EarlyExitNetwork], momentum: Tensor | None = None) -> None:
+        """`momentum` is (P,), on the model's device; None: zero."""
+        self.model, self.network = model, model.module
+        self.momentum = torch.zeros_like(model.trained.data) if momentum is None else momentum
+
+    @staticmethod
+    def copy_of(network: EarlyExitNetwork, device: torch.device) -> "Learner":
+        """Return a learner with a copy of these weights."""
+        return Learner(FlatModel(copy.deepcopy(network).to(device).train()))
+
+    def offset(self, cut: int) -> int:
+        """Return the number of trained weights in units before the cut: where the later ones begin in the vectors."""
+        return sum(
+            weight.numel()
+            for index, unit in self.network.units.items()
+            for weight in unit.parameters()
+            if int(index) < cut and weight.requires_grad
+        )
+
+    def step(self, sgd: Sgd, start: int = 0, end: int | None = None) -> None:
+        """Step the trained weights `start` to `end` with the gradients that were collected.
+
+        What lies outside is left alone altogether: its momentum does not decay and neither do its weights.
+        """
+        part, gradient = slice(start, end), self.model.trained.grad
+        assert gradient is not None
+        sgd.step_(self.model.trained.data[part], gradient[part], self.momentum[part])
+
+    def momenta(self) -> StateDict:
+        """Return the momentum by parameter, as views."""
+        trained = {key: weight for key, weight in self.network.named_parameters() if weight.requires_grad}
+        parts = self.momentum.split([weight.numel() for weight in trained.values()])
+        return {key: part.view_as(weight) for (key, weight), part in zip(trained.items(), parts, strict=True)}
+
+    def state_dict(self) -> StateDict:
+        """Return weights, buffers and momenta by key, as views."""
+        return {
+            **{key: value.detach() for key, value in self.network.state_dict().items()},
+            **{MOMENTUM + key: value for key, value in self.momenta().items()},
+        }
+
+    def load_state_dict(self, state: StateDict) -> None:
+        """Copy in what there is of this part; what is absent stays as it is."""
+        for key, value in self.state_dict().items():
+            if key in state:
+                value.copy_(state[key])
+
+
+def train_step(
+    learner: Learner, part: EarlyExitNetwork, start: int, sgd: Sgd, features: Tensor, labels: Tensor, *, wanted: bool
+) -> StepResult:
+    """Train the server's layers on one batch (Hetero-SplitEE): a gradient flows into this part and no further.
+
+    Args:
+        learner: holds the parameters of the part, and perhaps of layers before it.
+        part: the layers to train, sharing the learner's parameters.
+        start: where they begin in the learner's vectors.
+        sgd: the optimiser.
+        features: (B, ...) smashed data, detached.
+        labels: (B,) int64.
+        wanted: return the gradient of the features, too.
+    """
+    features = features.detach().requires_grad_(wanted)
+    learner.model.zero_grad()
+    loss = F.cross_entropy(part(features)[-1], labels)
+    loss.backward()
+    learner.step(sgd, start)
+    return StepResult(loss.detach(), features.grad)
+
+
+@torch.no_grad()
+def final_logits(part: EarlyExitNetwork, features: Tensor) -> Tensor:
+    """Return the last exit's logits (B, classes) in eval mode; the part is in training mode afterwards."""
+    part.eval()
+    logits = part(features)[-1]
+    part.train()
+    return logits
+
+
+def _exit(network: EarlyExitNetwork, position: int) -> ExitHead:
+    return cast(ExitHead, network.exits[str(position)])
+
+
+def _check(network: EarlyExitNetwork, cut: int) -> None:
+    if not 1 <= cut < network.end:
+        raise UserError(f"cut {cut}: choose one of 1..{network.end - 1}, so that both sides have layers")

@@ -1,0 +1,63 @@
+"""What the server's two strategies have in common."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from common.client_store import ClientStore
+from common.flat import StateDict
+from common.networks import EarlyExitNetwork
+from strategies.hetero_splitee.averaging import Averaging
+from strategies.hetero_splitee.config import SplitEEConfig
+from strategies.hetero_splitee.learner import Sgd, StepResult
+from strategies.hetero_splitee.sequential import Sequential
+
+
+class ServerModel(Protocol):
+    """The layers after the clients' cuts; one thread trains them, a batch at a time."""
+
+    def open_round(self, round_: int, cuts: Mapping[int, int], sgd: Sgd) -> None:
+        """Begin a round, counted from 1, with these clients' cuts."""
+        ...
+
+    def step(self, client: int, features: Tensor, labels: Tensor) -> StepResult:
+        """Train on one client's batch: features (B, ...) at its cut, labels (B,) int64."""
+        ...
+
+    def step_many(self, batches: Mapping[int, tuple[Tensor, Tensor]]) -> dict[int, StepResult]:
+        """Train on one batch (features, labels) per client; the results are in client order."""
+        ...
+
+    def close_round(self, samples: Mapping[int, int], devices: Mapping[int, StateDict]) -> tuple[int, ...]:
+        """End the round for the clients that finished, given with their n_i; return those of whom a copy was stored.
+
+        `devices` are these clients' device parts by key where the scope is "global", else nothing.
+        """
+        ...
+
+    def logits(self, client: int, cut: int, features: Tensor) -> Tensor:
+        """Return the final logits (B, classes) of features (B, ...) in eval mode, during a round or after it."""
+        ...
+
+    def model(self) -> StateDict:
+        """Return a copy of the server's view of the network by key, all layers from the second unit on at least."""
+        ...
+
+    def state_dict(self) -> tuple[StateDict, dict[str, Any]]:
+        """Return tensors and plain values for a checkpoint."""
+        ...
+
+    def load_state_dict(self, tensors: StateDict, values: Mapping[str, Any]) -> None:
+        """Take `state_dict`'s result back."""
+        ...
+
+
+def make_server_model(
+    network: EarlyExitNetwork, config: SplitEEConfig, device: torch.device, store: ClientStore
+) -> ServerModel:
+    """Return the configured strategy's model, which starts from the network's weights; only "averaging" stores."""
+    if config.mode == "sequential":
+        return Sequential(network, config, device)
+    return Averaging(network, config, device, store)
