@@ -28,7 +28,7 @@ def self_signed(hosts: Sequence[str], days: int = 30) -> Certificate:
         raise ValueError("a certificate needs at least one host name or address")
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "earlybloom")])
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.UTC)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)

@@ -1,4 +1,4 @@
-"""Servers and channels of our own gRPC services: who may speak, how much at a time, and whether anybody else can listen.
+"""Servers and channels of our own gRPC services: who may speak, how much at a time, and who else can listen.
 
 Every call carries the run's token. Off loopback TLS is mandatory, and a missing certificate or token is an error before
 anything starts. Compression is off: features hardly shrink, and a small message could unpack into a huge one.
@@ -26,7 +26,9 @@ class Limits:
     """What a server or a channel puts up with."""
 
     message_bytes: int = 64 << 20  # larger messages are refused by their announced length, before they are read
-    calls: int = 64  # at a time, each on a thread; further ones are refused
+    calls: int = (
+        64  # at a time, each on a thread; further ones are refused. Two per streaming client: one may be broken
+    )
     keepalive: float = 20.0  # seconds between pings; a peer that stays silent for half of that is gone
 
 

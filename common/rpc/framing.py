@@ -21,21 +21,26 @@ def join(head: Message, data: Data = b"") -> bytes:
 
 def split(raw: bytes) -> tuple[bytes, memoryview]:
     """Return the wire form of all fields but `data`, and `data` as a view; raises `ValueError` unless well-formed."""
-    view, head, data = memoryview(raw), [], memoryview(b"")
-    start = 0
+    view = memoryview(raw)
+    head: list[memoryview] = []
+    data: memoryview | None = None
+    start = size = 0
     while start < len(raw):
         tag, position = _read_varint(raw, start)
         begin, end = _value(raw, position, tag & 7)
         if end > len(raw):
             raise ValueError("malformed message: a field is longer than the message")
+        if tag == TAG and data is not None:
+            raise ValueError("malformed message: data comes twice")
         if tag == TAG:
             data = view[begin:end]
         else:
             head.append(view[start:end])
+            size += end - start
+        if size > HEAD_BYTES:
+            raise ValueError(f"malformed message: more than {HEAD_BYTES} bytes beside the data")
         start = end
-    if sum(map(len, head)) > HEAD_BYTES:
-        raise ValueError(f"malformed message: more than {HEAD_BYTES} bytes beside the data")
-    return b"".join(head), data
+    return b"".join(head), memoryview(b"") if data is None else data
 
 
 def _value(raw: bytes, position: int, wire_type: int) -> tuple[int, int]:

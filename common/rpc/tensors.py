@@ -28,7 +28,7 @@ def encode(tensor: Tensor, coding: str) -> tuple[Features, Data]:
     tensor = tensor.detach().to("cpu", torch.float32)
     features = Features(coding=CODINGS[coding], shape=tensor.shape)
     if coding == "uint8":
-        channel, others = _channels(tensor.dim())
+        _, others = _channels(tensor.dim())
         low, high = tensor.amin(others, keepdim=True), tensor.amax(others, keepdim=True)
         step = high.sub(low).div_(LEVELS)
         _finite(torch.stack((low, step)), coding)
@@ -39,7 +39,7 @@ def encode(tensor: Tensor, coding: str) -> tuple[Features, Data]:
     else:
         values = tensor.to(DTYPES[CODINGS[coding]]).contiguous()
         _finite(values, coding)
-    return features, memoryview(values.contiguous().view(torch.uint8).flatten().numpy())
+    return features, values.contiguous().view(torch.uint8).flatten().numpy().data
 
 
 def decode(features: Features, data: Data, sample_shape: tuple[int, ...], max_samples: int) -> Tensor:

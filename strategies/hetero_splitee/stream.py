@@ -1,0 +1,239 @@
+"""The client's end of the streams: one client's batches of one round go up, each exactly once.
+
+A batch is kept until the server has acknowledged it. When the connection breaks, the next one begins with the first
+batch that the server does not have. Nothing runs in the background: a broken stream is noticed, and mended, by the next
+call that has to wait for the server.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import TypeVar
+
+import grpc
+from torch import Tensor
+
+from common.rpc import framing
+from common.rpc.methods import OFFLOAD, TRAIN
+from common.rpc.split_pb2 import Batch, End, Header, Hello, OffloadReply, OffloadRequest, TrainMessage, TrainReply
+from common.rpc.tensors import decode, encode
+
+R = TypeVar("R")
+# What a broken connection looks like, depending on where it broke. Everything else is the server's last word.
+BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED)
+ATTEMPTS = 10  # to reach the server before it is given up
+PAUSE = 0.1, 3.0  # seconds before the second attempt, doubled for each further one up to the latter
+
+
+class StreamError(RuntimeError):
+    """The server refused, could not be reached, or did not answer before the deadline."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Who sends, and where in training."""
+
+    run: str
+    client: int
+    cut: int
+    round: int
+    version: int = 0
+
+    def header(self, index: int) -> Header:
+        """Return the header of a message about batch `index`."""
+        return Header(**vars(self), index=index)
+
+    def __str__(self) -> str:
+        return f"client {self.client} in round {self.round}"
+
+
+class FeatureStream:
+    """One client's stream of one round; a context manager that hangs up at its end, with or without `finish`.
+
+    Several streams may share a channel. All methods are for one thread; one thread may advance many streams in turn.
+
+    Args:
+        channel: from `common.rpc.channels.connect`.
+        origin: who sends; part of every message.
+        coding: of the features: "fp32", "fp16", "bf16" or "uint8".
+        window: batches that may be unacknowledged, and are kept for resending; the server may allow fewer.
+        deadline: seconds from now within which all must be done.
+        batches: how many will be sent, so that the server can tell what is missing; 0: unknown.
+    """
+
+    def __init__(
+        self,
+        channel: grpc.Channel,
+        origin: Origin,
+        *,
+        coding: str = "fp32",
+        window: int = 2,
+        deadline: float = 600.0,
+        batches: int = 0,
+    ) -> None:
+        self._method = channel.stream_stream(TRAIN)
+        self._origin, self._coding, self._window, self._batches = origin, coding, window, batches
+        self._clock = _Clock(str(origin), deadline)
+        self._call: Iterator[bytes] | None = None
+        self._outgoing: SimpleQueue[bytes | None] = SimpleQueue()
+        self._kept: dict[int, bytes] = {}  # sent and not acknowledged, by index
+        self._sent = 0
+        self._ended = False
+
+    def __enter__(self) -> "FeatureStream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def send(self, features: Tensor, labels: Tensor) -> int:
+        """Send features (B, ...) with labels (B,); returns the batch's index.
+
+        Waits while as many batches as the window allows are unacknowledged. Raises `ValueError` when the features are
+        not finite, `StreamError`.
+        """
+        if self._ended:
+            raise ValueError(f"{self._origin}: the stream has ended")
+        described, data = encode(features, self._coding)
+        batch = Batch(features=described, labels=labels.tolist())
+        raw = framing.join(TrainMessage(header=self._origin.header(self._sent), batch=batch), data)
+        self._connect()
+        while len(self._kept) >= self._window:
+            self._next_reply()
+        self._kept[self._sent] = raw
+        self._outgoing.put(raw)
+        self._sent += 1
+        return self._sent - 1
+
+    def send_and_wait_gradient(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Send a batch and return the gradient (B, ...) of the server's loss by its features, as in split learning."""
+        index = self.send(features, labels)
+        while True:
+            reply, data = self._next_reply()
+            if reply is not None and reply.header.index == index:
+                break
+        if not reply.ack.HasField("gradient"):
+            raise StreamError(f"{self._origin}: the server returns no gradients")
+        return decode(reply.ack.gradient, data, tuple(features.shape[1:]), len(features))
+
+    def finish(self) -> int:
+        """Say that there are no more batches and wait until the server has taken all; returns how many there were."""
+        self._connect()
+        self._ended = True
+        self._send_end()
+        while self._next_reply()[0] is not None:
+            pass
+        if self._kept:
+            raise StreamError(f"{self._origin}: the server hung up without {len(self._kept)} acknowledgements")
+        return self._sent
+
+    def close(self) -> None:
+        """Hang up; what is not acknowledged may be lost."""
+        self._outgoing.put(None)  # ends gRPC's sending thread
+        if self._call is not None:
+            self._call.cancel()  # type: ignore[attr-defined]
+        self._kept.clear()
+
+    def _connect(self) -> None:
+        if self._call is None:
+            self._clock.persist(self._open)
+
+    def _open(self) -> None:
+        """Begin a stream where the server says; raises `grpc.RpcError` when it cannot be reached."""
+        first = next(iter(self._kept), self._sent)
+        self._outgoing = SimpleQueue()
+        hello = TrainMessage(header=self._origin.header(first), hello=Hello(batches=self._batches))
+        self._outgoing.put(framing.join(hello))
+        call = self._method(iter(self._outgoing.get, None), timeout=self._clock.remaining())
+        try:
+            welcome, _ = _read_reply(next(call, b""))
+        except grpc.RpcError:
+            self._outgoing.put(None)
+            raise
+        self._call, self._window = call, min(self._window, max(1, welcome.welcome.credit))
+        for index, raw in self._kept.items():
+            if index >= welcome.header.index:
+                self._outgoing.put(raw)
+        if self._ended:
+            self._send_end()
+
+    def _send_end(self) -> None:
+        self._outgoing.put(framing.join(TrainMessage(header=self._origin.header(self._sent), end=End())))
+        self._outgoing.put(None)
+
+    def _next_reply(self) -> tuple[TrainReply | None, memoryview]:
+        """Wait for an acknowledgement and drop what it is for; (None, nothing) when the server has finished."""
+        while True:
+            assert self._call is not None
+            try:
+                raw = next(self._call, None)
+            except grpc.RpcError as error:
+                self._outgoing.put(None)
+                self._clock.check(error)
+                self._clock.persist(self._open)
+                continue
+            if raw is None:
+                return None, memoryview(b"")
+            reply, data = _read_reply(raw)
+            self._kept.pop(reply.header.index, None)
+            return reply, data
+
+
+def offload(
+    channel: grpc.Channel,
+    origin: Origin,
+    features: Tensor,
+    classes: int,
+    *,
+    coding: str = "fp32",
+    deadline: float = 60.0,
+) -> Tensor:
+    """Return the server's logits (B, classes) for features (B, ...); raises `StreamError`, and `ValueError` on a reply
+    that is none."""
+    described, data = encode(features, coding)
+    request = framing.join(OffloadRequest(header=origin.header(0), features=described), data)
+    clock, method = _Clock(str(origin), deadline), channel.unary_unary(OFFLOAD)
+    head, data = framing.split(clock.persist(lambda: method(request, timeout=clock.remaining())))
+    return decode(OffloadReply.FromString(head).logits, data, (classes,), len(features))
+
+
+def _read_reply(raw: bytes) -> tuple[TrainReply, memoryview]:
+    head, data = framing.split(raw)
+    return TrainReply.FromString(head), data
+
+
+class _Clock:
+    """Time that is left, and what to do with it when the server cannot be reached."""
+
+    def __init__(self, name: str, deadline: float) -> None:
+        self._name = name
+        self._end = time.monotonic() + deadline
+
+    def remaining(self) -> float:
+        """Seconds until the deadline; raises `StreamError` after it."""
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise StreamError(f"{self._name}: the deadline has passed")
+        return left
+
+    def persist(self, attempt: Callable[[], R]) -> R:
+        """Return what `attempt` returns, trying again after a pause while the connection is broken."""
+        pause, longest = PAUSE
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return attempt()
+            except grpc.RpcError as error:
+                self.check(error)
+            time.sleep(min(pause, self.remaining()))
+            pause = min(2 * pause, longest)
+        try:
+            return attempt()
+        except grpc.RpcError as error:
+            self.check(error)
+            raise StreamError(f"{self._name}: no server after {ATTEMPTS} attempts: {error.details()}") from error
+
+    def check(self, error: grpc.RpcError) -> None:
+        """Raise `StreamError` unless it is worth to try again."""
+        if error.code() not in BROKEN:
+            raise StreamError(f"{self._name}: {error.code().name}: {error.details()}") from error
