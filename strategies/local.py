@@ -24,7 +24,6 @@ from common.objectives import Loss, make_objective
 from common.objectives.base import Objective
 from common.seeding import derive_seed, generator, seed_global
 
-
 OBJECTIVE = "objective."  # prefix of the local objective's state in the client's store
 
 

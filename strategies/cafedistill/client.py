@@ -1,0 +1,77 @@
+"""CAFEDistill's client half: a personal network whose last exit starts the round as its teachers' mean.
+
+1. Put the server's backbone, this client's own heads and the aggregated last head together.
+2. Train everything; the last exit teaches the students that the server has unlocked.
+3. Upload the backbone and the last head; keep the heads and BatchNorm's statistics.
+"""
+
+import torch
+from torch import Tensor
+
+from common.flat import FlatState
+from common.networks.base import EarlyExitNetwork, ExitOutputs
+from common.objectives.base import Objective
+from strategies.cafedistill.config import CAFEDistillConfig
+from strategies.cafedistill.heads import exit_head, head_layout, head_state, head_vector, with_parameters
+from strategies.cafedistill.objective import Distillation, Teacher, last_exit
+from strategies.local import Job, Outcome
+from strategies.personal import PersonalTraining
+
+HEAD, TEACHER = "head", "teacher."  # names of arrays: the last head (P,), and those of teachers of other depths
+STUDENTS, SHARES = "students", "shares"  # plain values of a task: k, and depth -> weight of its teachers
+
+
+class CAFEDistillTraining(PersonalTraining):
+    """Trains a client's network with students and teachers."""
+
+    def load(self, job: Job, state: FlatState) -> None:
+        """Put backbone, own heads and aggregated last head together."""
+        super().load(job, state)
+        if HEAD in job.entries:
+            job.model.load_dict(
+                {**job.model.module.state_dict(), **head_state(job.entries[HEAD], head_layout(*_last(job)))}
+            )
+
+    def objective(self, job: Job, exits: int) -> Objective:
+        """Return this round's objective; the run's `objective` section does not apply."""
+        config: CAFEDistillConfig = job.config.methods["cafedistill"]
+        return Distillation(config, int(job.extra[STUDENTS]), mixed_teacher(job))
+
+    def finish(self, job: Job, outcome: Outcome) -> Outcome:
+        """Upload the last head, keep the others."""
+        network, position = _last(job)
+        head = head_vector(network.state_dict(), head_layout(network, position))
+        outcome.entries[HEAD] = head.cpu().numpy()
+        return super().finish(job, outcome)
+
+
+def mixed_teacher(job: Job) -> Teacher:
+    """Return the teacher: the own last exit, or its logits mixed with those of shallower clients' last heads.
+
+    A shallower client's last head stands on a unit that this client has too, so its logits can be computed here
+    without anything but the head having travelled (our extension for clients of unequal depth).
+    """
+    shares = {int(depth): float(share) for depth, share in job.extra.get(SHARES, {}).items()}
+    if not shares:
+        return last_exit
+    network = job.model.module
+    teachers = []
+    for depth, share in sorted(shares.items()):
+        position = network.tier_positions[depth - 1]
+        head = with_parameters(
+            exit_head(network, position), job.entries[f"{TEACHER}{depth}"], head_layout(network, position)
+        )
+        teachers.append((network.exit_positions.index(position), head.to(job.device), share))
+    own = 1.0 - sum(shares.values())
+
+    def teacher(outputs: ExitOutputs) -> Tensor:
+        with torch.no_grad():
+            others = [share * head(outputs.features[exit_]) for exit_, head, share in teachers]
+        return own * outputs.logits[-1] + torch.stack(others).sum(0)
+
+    return teacher
+
+
+def _last(job: Job) -> tuple[EarlyExitNetwork, int]:
+    network = job.model.module
+    return network, network.exit_positions[-1]

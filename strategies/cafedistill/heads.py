@@ -1,0 +1,51 @@
+"""An exit head as one vector: what travels of it, is compared and is averaged."""
+
+import copy
+from collections.abc import Mapping
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.flat import FlatState, Layout, StateDict
+from common.networks import EarlyExitNetwork
+from common.networks.heads import ExitHead
+
+
+def head_layout(network: EarlyExitNetwork, position: int) -> Layout:
+    """Return keys and shapes of the parameters of the exit after `position` units."""
+    name = f"exits.{position}"
+    head = network.get_submodule(name)
+    return Layout(tuple((f"{name}.{key}", tuple(value.shape)) for key, value in head.named_parameters()))
+
+
+def head_vector(state: Mapping[str, Tensor], layout: Layout) -> Tensor:
+    """Return a head's parameters as a vector (P,) of its own."""
+    return torch.cat([state[key].detach().reshape(-1) for key in layout.keys])
+
+
+def head_state(vector: np.ndarray | Tensor, layout: Layout) -> StateDict:
+    """Return a head's parameters by key, inverse of `head_vector`; raises `ValueError` when the sizes differ."""
+    floats = torch.as_tensor(vector)
+    if floats.shape != (layout.sizes[0],) or floats.dtype != torch.float32:
+        raise ValueError(f"an exit head of {layout.sizes[0]} float32 parameters was expected")
+    return FlatState(layout, floats, torch.zeros(0, dtype=torch.int64)).state_dict()
+
+
+def head_bias(vector: Tensor, layout: Layout) -> Tensor:
+    """Return the part of a head's vector that is its classifier's bias (C,)."""
+    return next(value for key, value in head_state(vector, layout).items() if key.endswith("linear.bias"))
+
+
+def with_parameters(head: ExitHead, vector: np.ndarray, layout: Layout) -> ExitHead:
+    """Return a copy of a head with other parameters, which are not trained."""
+    state = {key.split(".", 2)[2]: value for key, value in head_state(vector, layout).items()}
+    replaced = copy.deepcopy(head).requires_grad_(False)
+    replaced.load_state_dict({**replaced.state_dict(), **state})
+    return replaced
+
+
+def exit_head(network: EarlyExitNetwork, position: int) -> ExitHead:
+    """Return the head of the exit after `position` units."""
+    return cast(ExitHead, network.get_submodule(f"exits.{position}"))
