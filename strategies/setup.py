@@ -31,6 +31,7 @@ def make_strategy(config: RunConfig, callbacks: Iterable[Callback] = ()) -> Earl
     spec = NetworkSpec(
         section.name, len(source.classes), source.input_shape, section.exits, section.tiers, section.width,
         found.ensemble(config), section.lora_rank, section.pretrained,
+        config.data.vocabulary if config.data.is_text else 0,
     )  # fmt: skip
     normalize = normalizer(config.data, source.input_shape[0])
     population = Population(config.data, config.clients.count, config.run.seed)

@@ -68,13 +68,15 @@ def _publish(draft: Path, folder: Path) -> None:
             raise
 
 
-def write_rows(path: Path, shape: tuple[int, ...], rows: Iterable[NDArray[np.uint8]]) -> None:
-    """Write uint8 `rows` one after another as a .npy of `shape`, without holding them all in memory.
+def write_rows(
+    path: Path, shape: tuple[int, ...], dtype: np.dtype[np.generic], rows: Iterable[NDArray[np.generic]]
+) -> None:
+    """Write `rows` of one type one after another as a .npy of `shape`, without holding them all in memory.
 
     Plain writes instead of a memory map, because a full disk is an OSError for the first and a crash for the second.
     """
     with path.open("wb") as file:
-        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         for row in rows:
             file.write(row.tobytes())

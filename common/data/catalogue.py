@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 EMBEDDED = "digits"
+NEWS = "bbc_news"  # embedded texts
 FOLDER = "folder"
+TEXT = "text"  # a folder of texts
 DEVICES = "devices"  # every device brings its own images, the server has none
 
 
@@ -19,6 +21,7 @@ class HubSet:
     test_split: str = "test"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    texts: bool = False
 
 
 HUB_SETS: dict[str, HubSet] = {
@@ -29,6 +32,8 @@ HUB_SETS: dict[str, HubSet] = {
     "tiny_imagenet": HubSet("zh-plus/tiny-imagenet", test_split="valid"),
     "svhn": HubSet("ufldl-stanford/svhn", subset="cropped_digits"),
     "stl10": HubSet("tanganke/stl10"),
+    "ag_news": HubSet("fancyzhx/ag_news", texts=True),
 }
 
-NAMES: tuple[str, ...] = (EMBEDDED, *HUB_SETS, FOLDER, DEVICES)
+TEXT_SETS: tuple[str, ...] = (NEWS, TEXT, *(name for name, known in HUB_SETS.items() if known.texts))
+NAMES: tuple[str, ...] = (EMBEDDED, NEWS, *HUB_SETS, FOLDER, TEXT, DEVICES)

@@ -24,7 +24,7 @@ KEPT_CLIENTS = 64  # a worker keeps this many clients' tensors; making them anew
 class ClientData:
     """A client's own samples, ready for the network. Without `data.client-test` the test part is empty."""
 
-    x: Tensor  # (N, C, H, W) float32, normalised, on the device
+    x: Tensor  # (N, C, H, W) float32, normalised, or (N, L) int64 token ids; on the device
     y: Tensor  # (N,) int64
     validation_x: Tensor
     validation_y: Tensor
@@ -68,16 +68,20 @@ def own_data(
     folder: str,
     data: DataConfig,
     classes: tuple[str, ...],
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     seed: int,
     device: torch.device,
 ) -> ClientData:
     """Return a device's own images, resized to `shape` (C, H, W).
 
-    Raises `UserError` for classes that the server does not know.
+    Raises `UserError` for classes that the server does not know, and where the server's data are texts.
     """
-    parts = device_data(Path(folder), classes, shape, data.validation, seed, test=data.client_test)
-    return _ready(parts, normalizer(data, shape[0]), device)
+    if data.is_text:
+        raise UserError(f"{folder}: a device's own folder can hold images only, but this run's data are texts")
+    channels, height, width = shape
+    image = (channels, height, width)
+    parts = device_data(Path(folder), classes, image, data.validation, seed, test=data.client_test)
+    return _ready(parts, normalizer(data, channels), device)
 
 
 def _ready(parts: Iterable[SampleSet], normalize: Normalizer, device: torch.device) -> ClientData:

@@ -4,22 +4,26 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.data.catalogue import DEVICES, EMBEDDED, FOLDER, NAMES
+from common.data.catalogue import DEVICES, EMBEDDED, FOLDER, NAMES, NEWS, TEXT, TEXT_SETS
 
 PARTITIONERS: tuple[str, ...] = ("iid", "dirichlet", "shards", "natural")
 # Outside this range numpy's Dirichlet sampler underflows or overflows; 0.001 is one client per class, 1e6 is IID.
 ALPHA_RANGE = (1e-3, 1e6)
 LARGEST_IMAGE = 4096
+LONGEST_TEXT = 4096
+LARGEST_VOCABULARY = 2**24
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images, and how they are dealt to clients.
+    """Which images or texts, and how they are dealt to clients.
 
-    name               a set known by name, `folder` for your own images in `root`, or `devices`: every device brings
-                       its own (node configuration data="/folder") and the server has none
+    name               a set known by name, `folder` for your own images in `root`, `text` for your own texts there, or
+                       `devices`: every device brings its own images (node configuration data="/folder") and the server
+                       has none
     root               absolute folder with train-*.parquet and test-*.parquet, or train/<class>/ and test/<class>/
-                       images, or <class>/ images (a fifth of each class then becomes the test set); "" = the hub
+                       images, or <class>/ images (a fifth of each class then becomes the test set), or, for texts,
+                       train.csv and test.csv; "" = the hub
     partitioner        iid, dirichlet (label skew), shards (few classes per client), natural (by a column)
     alpha              concentration of the Dirichlet distribution; smaller = more skewed
     shards_per_client  label-sorted shards that each client gets (McMahan et al., AISTATS 2017)
@@ -33,6 +37,10 @@ class DataConfig:
     limit              use only so many training samples, the first ones, before any merging; 0 = all
     classes, channels  with `devices`: the class names, comma-separated, and 1 (grey) or 3 (RGB)
     mean, std          comma-separated constants per channel, of images in [0, 1]; "" = the set's own, or 0.5
+    text               of texts: the column that holds them
+    length             of texts: the tokens kept of each. A title has about ten and attention's cost grows with the
+                       square, so the default holds a title and a sentence; CAFEDistill (arXiv 2601.10015) keeps 200
+    vocabulary         of texts: the number of token ids that words are hashed into (32,000 as there)
     """
 
     name: str = EMBEDDED
@@ -50,6 +58,14 @@ class DataConfig:
     channels: int = 3
     mean: str = ""
     std: str = ""
+    text: str = "text"
+    length: int = 32
+    vocabulary: int = 32_000
+
+    @property
+    def is_text(self) -> bool:
+        """Whether samples are texts."""
+        return self.name in TEXT_SETS
 
     def problems(self) -> list[str]:
         """Return one message for everything that is wrong; an empty list if nothing is."""
@@ -57,8 +73,8 @@ class DataConfig:
         checks = (
             (self.name in NAMES, f"data.name: no set is called {self.name!r}; choose from {', '.join(NAMES)}"),
             (
-                self.name != FOLDER or self.root != "",
-                f"data.root: name the absolute folder of your images when data.name is {FOLDER!r}",
+                self.name not in (FOLDER, TEXT) or self.root != "",
+                f"data.root: name the absolute folder of your samples when data.name is {self.name!r}",
             ),
             (
                 self.name != DEVICES or (len(set(self.classes)) > 1 and self.image_size > 0),
@@ -66,8 +82,8 @@ class DataConfig:
             ),
             (self.channels in (1, 3), f"data.channels: must be 1 or 3, got {self.channels}"),
             (
-                self.name != EMBEDDED or self.root == "",
-                f"data.root: the set {EMBEDDED!r} is embedded; set data.name to {FOLDER!r} to use your own images",
+                self.name not in (EMBEDDED, NEWS) or self.root == "",
+                f"data.root: the set {self.name!r} is embedded: set data.name to {FOLDER!r} or {TEXT!r} for your own",
             ),
             (
                 self.root == "" or Path(self.root).is_absolute(),
@@ -93,6 +109,11 @@ class DataConfig:
             (0 <= self.validation < 1, f"data.validation: must be in [0, 1), got {self.validation}"),
             (0 <= self.client_test < 1, f"data.client-test: must be in [0, 1), got {self.client_test}"),
             (self.limit >= 0, f"data.limit: must be 0 (all) or more, got {self.limit}"),
+            (1 <= self.length <= LONGEST_TEXT, f"data.length: must be from 1 to {LONGEST_TEXT}, got {self.length}"),
+            (
+                2 <= self.vocabulary <= LARGEST_VOCABULARY,
+                f"data.vocabulary: must be from 2 to {LARGEST_VOCABULARY}, got {self.vocabulary}",
+            ),
         )
         return [message for holds, message in checks if not holds] + self._constant_problems()
 

@@ -1,32 +1,36 @@
-"""From a configuration to tensors: find the source, decode it once, keep the pixels in a cache on disk."""
+"""From a configuration to tensors: find the source, decode it once, keep pixels or token ids in a cache on disk."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from common.data.cache import Json, cached, content_key, fingerprint, write_rows
-from common.data.catalogue import DEVICES, EMBEDDED
+from common.data.catalogue import DEVICES, EMBEDDED, NEWS
 from common.data.config import DataConfig
+from common.data.csv_table import csv_files, read_csv
 from common.data.decode import decode, image_shape
 from common.data.digits import read_digits
 from common.data.hub import read_hub
 from common.data.image_folder import images_below, read_image_folder
 from common.data.images import SampleSet
+from common.data.news import read_news
 from common.data.parquet import parquet_files, read_parquet
-from common.data.raw import RawSet, RawSplit, first, merged, split_off_test
+from common.data.raw import Encoded, RawSet, RawSplit, first, merged, split_off_test
+from common.data.text import token_ids
 from common.errors import UserError
 
 # Raise it whenever the same files would decode to something else, so that older caches are not taken.
-_FORMAT = 1
-_MERGED = 0.5  # any share stands for all, because none of them changes the pixels
+_FORMAT = 2
+_MERGED = 0.5  # any share stands for all, because none of them changes the samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,23 +52,24 @@ class TrainTest:
         return self.train.classes
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+    def input_shape(self) -> tuple[int, ...]:
+        """(C, H, W), or (L,) of texts."""
         return self.train.shape
 
 
 def load(config: DataConfig, cache: Path | None) -> TrainTest:
     """Return the set that a configuration names; later calls in the same process return the same object.
 
-    cache: folder for decoded pixels, shared by processes; with None every process decodes for itself.
+    cache: folder for pixels and token ids, shared by processes; with None every process decodes for itself.
     Raises UserError if the set is missing or damaged, or its columns are not as told.
     """
     if config.name == DEVICES:
         nothing = torch.empty((0, config.channels, config.image_size, config.image_size), dtype=torch.uint8)
         empty = SampleSet(nothing, torch.empty(0, dtype=torch.int64), config.classes)
         return TrainTest(empty, empty)
-    # Only what changes the pixels counts, so that two partitions of one set share it.
+    # Only what changes the samples counts, so that two partitions of one set share it.
     by_column = config.partitioner == "natural"
+    default = DataConfig()
     return _load(
         DataConfig(
             name=config.name,
@@ -75,6 +80,9 @@ def load(config: DataConfig, cache: Path | None) -> TrainTest:
             image_size=config.image_size,
             limit=config.limit,
             client_test=_MERGED if config.client_test else 0.0,
+            text=config.text if config.is_text else default.text,
+            length=config.length if config.is_text else default.length,
+            vocabulary=config.vocabulary if config.is_text else default.vocabulary,
         ),
         cache,
     )
@@ -86,13 +94,15 @@ def _load(config: DataConfig, cache: Path | None) -> TrainTest:
     if cache is None:
         return _in_memory(config)
     root = Path(config.root).resolve()
-    key = content_key("images", _FORMAT, *_identity(config), fingerprint(root, files) if files else [])
+    key = content_key(
+        "texts" if config.is_text else "images", _FORMAT, *_identity(config), fingerprint(root, files) if files else []
+    )
     return cached(cache, key, lambda folder: _write(config, folder), _read)
 
 
 def _identity(config: DataConfig) -> list[Json]:
-    identity: list[Json] = [config.name, config.column, config.label, config.image_size, config.limit]
-    return [*identity, "merged"] if config.client_test else identity
+    shape: list[Json] = [config.text, config.length, config.vocabulary] if config.is_text else [config.image_size]
+    return [config.name, config.column, config.label, config.limit, config.client_test > 0, *shape]
 
 
 def _source_files(config: DataConfig) -> list[Path]:
@@ -101,8 +111,8 @@ def _source_files(config: DataConfig) -> list[Path]:
         return []
     root = Path(config.root).resolve()
     if not root.is_dir():
-        raise UserError(f"data.root: there is no folder {root}: set it to the folder that holds the images")
-    return parquet_files(root) or images_below(root)
+        raise UserError(f"data.root: there is no folder {root}: set it to the folder that holds the samples")
+    return parquet_files(root) or (csv_files(root) if config.is_text else images_below(root))
 
 
 def _read_source(config: DataConfig) -> tuple[RawSplit, RawSplit, tuple[str, ...]]:
@@ -111,7 +121,7 @@ def _read_source(config: DataConfig) -> tuple[RawSplit, RawSplit, tuple[str, ...
         raise UserError(f"the set {config.name!r} has no column {config.column!r}: choose another data.partitioner")
     train, test = (raw.train, raw.test) if raw.test is not None else split_off_test(raw.train)
     if not len(train.labels) or not len(test.labels):
-        raise UserError(f"the set {config.root or config.name} has no training or no test images: add some")
+        raise UserError(f"the set {config.root or config.name} has no training or no test samples: add some")
     train = first(train, config.limit)
     if config.client_test:
         train, test = merged(train, test), test.take(np.arange(0))
@@ -121,38 +131,57 @@ def _read_source(config: DataConfig) -> tuple[RawSplit, RawSplit, tuple[str, ...
 def _open_source(config: DataConfig) -> RawSet:
     if config.name == EMBEDDED:
         return read_digits()
+    if config.name == NEWS:
+        return read_news(config)
     if not config.root:
         return read_hub(config)
     root = Path(config.root).resolve()
-    return read_parquet(root, config) if parquet_files(root) else read_image_folder(root)
+    if parquet_files(root):
+        return read_parquet(root, config)
+    return read_csv(root, config) if config.is_text else read_image_folder(root)
 
 
-def _decoded(
-    config: DataConfig, train: RawSplit, test: RawSplit
-) -> Iterator[tuple[str, RawSplit, tuple[int, ...], Iterator[NDArray[np.uint8]]]]:
-    """Yield (name, split, shape (N, C, H, W), images) of both splits."""
-    shape = image_shape(train.images, config.image_size, where="train image")
-    for name, split in (("train", train), ("test", test)):
-        images = decode(split.images, shape, resize=config.image_size > 0, where=f"{name} image")
-        yield name, split, (len(split.labels), *shape), images
+@dataclass(frozen=True)
+class _Rows:
+    """One split's samples as arrays of one shape and type, made as they are asked for."""
+
+    name: str
+    split: RawSplit
+    shape: tuple[int, ...]  # with the number of samples in front
+    dtype: np.dtype[np.generic]
+    samples: Iterator[NDArray[np.generic]]
+
+
+def _decoded(config: DataConfig, train: RawSplit, test: RawSplit) -> Iterator[_Rows]:
+    splits = {"train": train, "test": test}
+    if config.is_text:
+        for name, split in splits.items():
+            texts = (token_ids(cast(str, text), config.vocabulary, config.length) for text in split.samples)
+            yield _Rows(name, split, (len(split.labels), config.length), np.dtype("<i4"), texts)
+        return
+    images = {name: cast(Sequence[Encoded], split.samples) for name, split in splits.items()}
+    shape = image_shape(images["train"], config.image_size, where="train image")
+    for name, split in splits.items():
+        pixels = decode(images[name], shape, resize=config.image_size > 0, where=f"{name} image")
+        yield _Rows(name, split, (len(split.labels), *shape), np.dtype("|u1"), pixels)
 
 
 def _in_memory(config: DataConfig) -> TrainTest:
     train, test, classes = _read_source(config)
     sets = {}
-    for name, split, shape, images in _decoded(config, train, test):
-        pixels = np.empty(shape, dtype=np.uint8)
-        for position, image in enumerate(images):
-            pixels[position] = image
-        sets[name] = SampleSet(torch.from_numpy(pixels), torch.from_numpy(split.labels), classes)
+    for rows in _decoded(config, train, test):
+        inputs = np.empty(rows.shape, dtype=rows.dtype)
+        for position, sample in enumerate(rows.samples):
+            inputs[position] = sample
+        sets[rows.name] = SampleSet(torch.from_numpy(inputs), torch.from_numpy(rows.split.labels), classes)
     return TrainTest(sets["train"], sets["test"], train.natural)
 
 
 def _write(config: DataConfig, folder: Path) -> None:
     train, test, classes = _read_source(config)
-    for name, split, shape, images in _decoded(config, train, test):
-        write_rows(folder / f"{name}_images.npy", shape, images)
-        np.save(folder / f"{name}_labels.npy", split.labels, allow_pickle=False)
+    for rows in _decoded(config, train, test):
+        write_rows(folder / f"{rows.name}_inputs.npy", rows.shape, rows.dtype, rows.samples)
+        np.save(folder / f"{rows.name}_labels.npy", rows.split.labels, allow_pickle=False)
     if train.natural is not None:
         np.save(folder / "natural.npy", train.natural, allow_pickle=False)
     (folder / "classes.json").write_text(json.dumps(classes))
@@ -163,7 +192,7 @@ def _read(folder: Path) -> TrainTest:
     sets = [
         SampleSet(
             # Copy on write: pages come from the file as they are needed, and a stray write never reaches it.
-            torch.from_numpy(np.load(folder / f"{name}_images.npy", mmap_mode="c", allow_pickle=False)),
+            torch.from_numpy(np.load(folder / f"{name}_inputs.npy", mmap_mode="c", allow_pickle=False)),
             torch.from_numpy(np.load(folder / f"{name}_labels.npy", allow_pickle=False)),
             classes,
         )

@@ -1,4 +1,4 @@
-"""Images as tensors: a labelled set, and what turns it into a network's input."""
+"""Samples as tensors: a labelled set, and what turns it into a network's input."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ Indices = Tensor | NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class SampleSet:
-    """Labelled images.
+    """Labelled images or texts.
 
-    images   uint8 (N, C, H, W); may lie in a file mapped into memory, so take what you need with `subset`
+    inputs   uint8 (N, C, H, W) pixels or int32 (N, L) token ids; may lie in a file mapped into memory, so take what you
+             need with `subset`
     labels   int64 (N,)
     classes  names, index = label
     """
@@ -33,10 +34,9 @@ class SampleSet:
         return int(self.labels.shape[0])
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
-        channels, height, width = self.inputs.shape[1:]
-        return channels, height, width
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of one image, (L,) of one text."""
+        return tuple(self.inputs.shape[1:])
 
     def subset(self, indices: Indices) -> SampleSet:
         """Return a copy that holds only the samples at `indices` (n,), in that order."""
@@ -51,7 +51,8 @@ class SampleSet:
 class Normalizer:
     """(pixel / 255 - mean) / std, folded into one multiplication and one addition.
 
-    mean, std: one number for all channels, or one per channel, of images in [0, 1].
+    mean, std: one number for all channels, or one per channel, of images in [0, 1]. None at all for texts, whose token
+    ids stay as they are.
     """
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device | str = "cpu") -> None:
@@ -61,9 +62,11 @@ class Normalizer:
         self._scale = _per_channel(1 / (255 * deviation), device)
         self._shift = _per_channel(-torch.tensor(mean, dtype=torch.float64) / deviation, device)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return float32 (B, C, H, W) for uint8 (B, C, H, W) on the same device."""
-        return images.to(torch.float32).mul_(self._scale).add_(self._shift)
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return float32 (B, C, H, W) for uint8 (B, C, H, W) on the same device, int64 (B, L) for token ids (B, L)."""
+        if not self.mean:
+            return inputs.to(torch.int64)
+        return inputs.to(torch.float32).mul_(self._scale).add_(self._shift)
 
     def to(self, device: torch.device | str) -> Normalizer:
         """Return the normaliser for batches on another device."""
@@ -77,8 +80,11 @@ def _per_channel(values: Tensor, device: torch.device | str) -> Tensor:
 def normalizer(config: DataConfig, channels: int) -> Normalizer:
     """Return the normaliser for a configuration: its own constants, else the set's known ones, else 0.5 and 0.5.
 
+    channels: of images; texts have no constants, whatever it is.
     Raises UserError if the number of constants is neither 1 nor `channels`.
     """
+    if config.is_text:
+        return Normalizer((), ())
     known = HUB_SETS.get(config.name)
     mean = constants(config.mean) or (known.mean if known else ()) or (0.5,)
     std = constants(config.std) or (known.std if known else ()) or (0.5,)

@@ -1,4 +1,4 @@
-"""A data set as its source gives it: encoded images and integer labels, before anything is decoded."""
+"""A data set as its source gives it: encoded images or texts and integer labels, before anything is decoded."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from common.seeding import derive_seed
 
 Encoded = bytes | Path | NDArray[np.uint8]
 """One image: the bytes of an image file, the path of one, or grey pixels (H, W)."""
+Sample = Encoded | str
+"""An image or a text."""
 
 TEST_SHARE = 0.2
 
 
 @dataclass(frozen=True, eq=False)
 class RawSplit:
-    """n encoded images, labels (n,) and, where asked for, the natural client of each sample (n,)."""
+    """n encoded images or n texts, labels (n,) and, where asked for, the natural client of each sample (n,)."""
 
-    images: Sequence[Encoded]
+    samples: Sequence[Sample]
     labels: NDArray[np.int64]
     natural: NDArray[np.generic] | None = None
 
     def take(self, indices: NDArray[np.int64]) -> RawSplit:
         """Return the samples at `indices`."""
         natural = None if self.natural is None else self.natural[indices]
-        return RawSplit([self.images[i] for i in indices], self.labels[indices], natural)
+        return RawSplit([self.samples[i] for i in indices], self.labels[indices], natural)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +47,7 @@ def merged(train: RawSplit, test: RawSplit) -> RawSplit:
     natural = None
     if train.natural is not None and test.natural is not None:
         natural = np.concatenate([train.natural, test.natural])
-    return RawSplit([*train.images, *test.images], np.concatenate([train.labels, test.labels]), natural)
+    return RawSplit([*train.samples, *test.samples], np.concatenate([train.labels, test.labels]), natural)
 
 
 def split_off_test(split: RawSplit) -> tuple[RawSplit, RawSplit]:

@@ -1,4 +1,4 @@
-"""Arrow tables with an image and a label column: what Parquet files and the Hugging Face hub both give."""
+"""Arrow tables with a column of images or texts and one of labels: what files and the Hugging Face hub both give."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ def tables_to_raw(
 ) -> RawSet:
     """Turn tables into a raw set.
 
-    names: class names in the order of the labels; () = take them from the labels themselves.
+    names: class names in the order of the labels; () = take them from the labels themselves. Texts' classes without
+    names are numbered in the order of their labels, because sets of texts like to count from 1.
     Raises UserError for missing columns, missing values and labels out of range.
     """
     label = label_column(train.column_names, config.label, where)
     tables = [train] if test is None else [train, test]
     columns = [_values(table, label, where) for table in tables]
-    if columns[0].dtype.kind not in "iu":
+    if columns[0].dtype.kind not in "iu" or (config.is_text and not names):
         names, columns = _number(columns)
     elif not names:
         names = tuple(str(number) for number in range(max(int(column.max(initial=0)) for column in columns) + 1))
@@ -46,7 +47,8 @@ def tables_to_raw(
         # A test table whose samples are not dealt to clients need not say whose they are.
         dealt = table is train or config.client_test > 0
         natural = _values(table, config.column, where) if dealt and config.partitioner == "natural" else None
-        splits.append(RawSplit(_bytes(table, where), column.astype(np.int64), natural))
+        samples = _texts(table, config.text, where) if config.is_text else _bytes(table, where)
+        splits.append(RawSplit(samples, column.astype(np.int64), natural))
     return RawSet(splits[0], splits[1] if test is not None else None, names)
 
 
@@ -90,6 +92,19 @@ def _bytes(table: pa.Table, where: str) -> list[bytes]:
             f"{where}: {images.null_count} images of column {column!r} have no bytes: store the images in the files"
         )
     return images.to_pylist()
+
+
+def _texts(table: pa.Table, column: str, where: str) -> list[str]:
+    if column not in table.column_names:
+        raise UserError(f"{where} has no column {column!r}: set data.text to one of {', '.join(table.column_names)}")
+    texts = table.column(column)
+    types = require("pyarrow.types", "reading tables of texts")
+    if texts.null_count or not (types.is_string(texts.type) or types.is_large_string(texts.type)):
+        raise UserError(
+            f"{where}: column {column!r} is of type {texts.type} with {texts.null_count} missing values: "
+            f"give every row a text, or set data.text to another column"
+        )
+    return texts.to_pylist()
 
 
 def _values(table: pa.Table, column: str, where: str) -> NDArray[np.generic]:

@@ -75,8 +75,11 @@ def test_keys_and_fingerprints_see_changes(tmp_path: Path) -> None:
     assert fingerprint(tmp_path, [file]) != before
 
 
-def test_rows_make_an_array_file(tmp_path: Path) -> None:
-    rows = np.arange(24, dtype=np.uint8).reshape(4, 2, 3)
+@pytest.mark.parametrize("kind", ["|u1", "<i4"])
+def test_rows_make_an_array_file(tmp_path: Path, kind: str) -> None:
+    rows = np.arange(24, dtype=kind).reshape(4, 2, 3)
     # Not contiguous, as decoded images are not.
-    write_rows(tmp_path / "a.npy", (4, 3, 2), (row.T for row in rows))
-    np.testing.assert_array_equal(np.load(tmp_path / "a.npy", mmap_mode="r"), rows.transpose(0, 2, 1))
+    write_rows(tmp_path / "a.npy", (4, 3, 2), np.dtype(kind), (row.T for row in rows))
+    found = np.load(tmp_path / "a.npy", mmap_mode="r")
+    np.testing.assert_array_equal(found, rows.transpose(0, 2, 1))
+    assert found.dtype.str == kind

@@ -13,7 +13,11 @@ def test_defaults_have_no_problems() -> None:
     [
         (DataConfig(name="cifar11"), "cifar11"),
         (DataConfig(name="folder"), "data.root"),
+        (DataConfig(name="text"), "data.root"),
         (DataConfig(root="/some/images"), "digits"),
+        (DataConfig(name="bbc_news", root="/some/texts"), "bbc_news"),
+        (DataConfig(length=0), "data.length"),
+        (DataConfig(vocabulary=1), "data.vocabulary"),
         (DataConfig(name="cifar10", root="images"), "absolute"),
         (DataConfig(partitioner="random"), "data.partitioner"),
         (DataConfig(partitioner="natural"), "data.column"),

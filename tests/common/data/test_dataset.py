@@ -66,7 +66,7 @@ def test_writing_to_images_never_reaches_the_cache(tmp_path: Path) -> None:
 
 def test_a_damaged_cache_is_written_anew(tmp_path: Path) -> None:
     expected = load(DataConfig(), tmp_path).train.inputs.clone()
-    (file,) = tmp_path.glob("*/train_images.npy")
+    (file,) = tmp_path.glob("*/train_inputs.npy")
     file.write_bytes(file.read_bytes()[:1000])
     _load.cache_clear()
     assert torch.equal(load(DataConfig(), tmp_path).train.inputs, expected)
