@@ -1,0 +1,36 @@
+"""The checked-in code is what the compiler makes of the checked-in description."""
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from common.rpc import split_pb2
+from common.rpc.methods import OFFLOAD, TRAIN
+
+PROJECT = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.skipif(find_spec("grpc_tools") is None, reason="grpcio-tools is not installed")
+def test_generated_code_is_up_to_date(tmp_path):
+    command = ["-m", "grpc_tools.protoc", "--proto_path=.", f"--python_out={tmp_path}", f"--pyi_out={tmp_path}"]
+    subprocess.run([sys.executable, *command, "common/rpc/split.proto"], cwd=PROJECT, check=True)
+    made = {file.relative_to(tmp_path): file.read_text() for file in tmp_path.rglob("*.py*")}
+    assert sorted(map(str, made)) == ["common/rpc/split_pb2.py", "common/rpc/split_pb2.pyi"]
+    for path, text in made.items():
+        assert (PROJECT / path).read_text() == text, f"{path} is old: run `make proto`"
+
+
+def test_methods_are_the_declared_ones():
+    assert (TRAIN, OFFLOAD) == ("/earlybloom.Split/Train", "/earlybloom.Split/Offload")
+
+
+def test_every_message_says_who_and_where():
+    for name in ("TrainMessage", "TrainReply", "OffloadRequest", "OffloadReply"):
+        fields = split_pb2.DESCRIPTOR.message_types_by_name[name].fields_by_name
+        assert fields["header"].message_type.name == "Header"
+        assert fields["data"].number == 15
+    header = split_pb2.DESCRIPTOR.message_types_by_name["Header"].fields_by_name
+    assert set(header) == {"run", "client", "cut", "round", "version", "index"}
