@@ -1,0 +1,46 @@
+"""Tiny networks and features for split training."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from common.client_store import ClientStore
+from common.networks import EarlyExitNetwork, NetworkSpec, build
+
+SLIM = NetworkSpec("resnet_slim", 3, (1, 8, 8), width=2)  # 5 units with batch norm: cuts 1..4
+LENET = NetworkSpec("lenet", 3, (1, 8, 8), width=2)  # 3 units without: cuts 1 and 2
+
+
+@pytest.fixture
+def slim() -> EarlyExitNetwork:
+    return build(SLIM, seed=1).train()
+
+
+@pytest.fixture
+def lenet() -> EarlyExitNetwork:
+    return build(LENET, seed=1).train()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ClientStore:
+    return ClientStore(tmp_path, "copies")
+
+
+@pytest.fixture
+def batch() -> Callable[..., tuple[Tensor, Tensor]]:
+    """Features of random images at a cut, as a device in eval mode would send them, and labels."""
+
+    def make(network: EarlyExitNetwork, cut: int, seed: int = 0, size: int = 6) -> tuple[Tensor, Tensor]:
+        source = torch.Generator().manual_seed(seed)
+        x = torch.randn(size, *network.input_shape, generator=source)
+        y = torch.randint(0, network.num_classes, (size,), generator=source)
+        was = network.training
+        with torch.no_grad():
+            features = network.eval().features_at(x, cut).clone()
+        network.train(was)
+        return features, y
+
+    return make

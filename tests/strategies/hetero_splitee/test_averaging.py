@@ -1,0 +1,255 @@
+import copy
+
+import pytest
+import torch
+
+from common.errors import UserError
+from strategies.hetero_splitee.averaging import Averaging
+from strategies.hetero_splitee.config import SplitEEConfig
+from strategies.hetero_splitee.learner import MOMENTUM, Sgd, device_part, server_part
+
+CPU, SGD = torch.device("cpu"), Sgd(0.1, 0.9, 0.01)
+
+
+def make(network, store, **changes) -> Averaging:
+    return Averaging(network, SplitEEConfig(mode="averaging", **changes), CPU, store)
+
+
+def train(server, round_, cuts, batch, network, finished=None):
+    server.open_round(round_, cuts, SGD)
+    server.step_many({client: batch(network, cut, 10 * round_ + client) for client, cut in cuts.items()})
+    return server.close_round(dict.fromkeys(cuts if finished is None else finished, 6), {})
+
+
+def fill(server, values, counters):
+    """Set each copy's weights and statistics to one number, and its counters to another."""
+    for client, value in values.items():
+        for tensor in server.copies[client].network.state_dict().values():
+            tensor.fill_(value if tensor.is_floating_point() else counters[client])
+
+
+def sflv1_round(average, network, cut, batches, samples, buffers):
+    """SplitFed V1's server (Thapa et al., AAAI 2022): copy, train each copy, average by samples."""
+    copies = {}
+    for client in batches:
+        model = copy.deepcopy(server_part(network, cut))
+        model.load_state_dict(average)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+        optimizer.load_state_dict(buffers.get(client, optimizer.state_dict()))
+        for features, y in batches[client]:
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(features)[-1], y).backward()
+            optimizer.step()
+        copies[client], buffers[client] = model.state_dict(), optimizer.state_dict()
+    total = sum(samples.values())
+    return {
+        key: sum(samples[c] / total * copies[c][key] for c in copies)
+        if value.is_floating_point()
+        else max(copies[c][key] for c in copies)
+        for key, value in average.items()
+    }
+
+
+def test_with_equal_cuts_it_is_sflv1s_server(slim, batch, store):
+    server, samples, buffers = make(slim, store), {0: 10, 1: 30, 2: 20}, {}
+    average = {key: value.clone() for key, value in server_part(slim, 2).state_dict().items()}
+    for round_ in (1, 2):
+        batches = {c: [batch(slim, 2, 100 * round_ + 10 * c + b) for b in range(3)] for c in samples}
+        server.open_round(round_, dict.fromkeys(samples, 2), SGD)
+        for b in range(3):
+            server.step_many({c: batches[c][b] for c in samples})
+        server.close_round(samples, {})
+        average = sflv1_round(average, slim, 2, batches, samples, buffers)
+        for key, value in average.items():
+            assert torch.allclose(server.model()[key], value, rtol=1e-5, atol=1e-6), (round_, key)
+
+
+def test_layers_are_averaged_over_the_copies_that_hold_them(slim, store):
+    server = make(slim, store)
+    seed = server.model()
+    server.open_round(1, {0: 1, 1: 2, 2: 4}, SGD)
+    fill(server, {0: 1.0, 1: 4.0, 2: 10.0}, {0: 7, 1: 9, 2: 8})
+    server.close_round({0: 10, 1: 20, 2: 30}, {})
+    # unit 1: client 0 alone; units 2 and 3: (10*1 + 20*4)/30 = 3; unit 4 and exit 5: (10 + 80 + 300)/60 = 6.5
+    floats, counters = {1: 1.0, 2: 3.0, 3: 3.0, 4: 6.5, 5: 6.5}, {1: 7, 2: 9, 3: 9, 4: 9}
+    for key, value in server.model().items():
+        index = int(key.split(".")[1])
+        if key.startswith("units.0."):
+            assert torch.equal(value, seed[key]), key
+        elif value.is_floating_point():
+            assert torch.equal(value, torch.full_like(value, floats[index])), key
+        else:
+            assert value == counters[index], key
+
+
+def test_scope_global_averages_every_layer_over_all_clients_but_no_exits_of_devices(slim, store):
+    server = make(slim, store, aggregate_scope="global")
+    cuts, samples = {0: 1, 1: 2, 2: 4}, {0: 10, 1: 20, 2: 30}
+    server.open_round(1, cuts, SGD)
+    fill(server, {0: 1.0, 1: 4.0, 2: 10.0}, {0: 7, 1: 9, 2: 8})
+    devices = {c: device_part(slim, cut).state_dict() for c, cut in cuts.items()}
+    for client, value in {0: 100.0, 1: 40.0, 2: 20.0}.items():
+        for tensor in devices[client].values():
+            tensor.fill_(value if tensor.is_floating_point() else 50 + client)
+    server.close_round(samples, devices)
+    floats = {
+        0: (10 * 100 + 20 * 40 + 30 * 20) / 60,  # all three devices: 40
+        1: (10 * 1 + 20 * 40 + 30 * 20) / 60,  # client 0's copy, the others' devices: 23.5
+        2: (10 * 1 + 20 * 4 + 30 * 20) / 60,  # 11.5
+        3: (10 * 1 + 20 * 4 + 30 * 20) / 60,
+        4: (10 * 1 + 20 * 4 + 30 * 10) / 60,  # three copies: 6.5
+        5: (10 * 1 + 20 * 4 + 30 * 10) / 60,  # the last exit
+    }
+    average = server.model()
+    assert {key for key in average if key.startswith("exits.")} == {"exits.5.linear.weight", "exits.5.linear.bias"}
+    for key, value in average.items():
+        index = int(key.split(".")[1])
+        if value.is_floating_point():
+            assert torch.allclose(value, torch.full_like(value, floats[index])), key
+        else:
+            assert value == (9 if index == 4 else 52), key
+
+
+def test_scope_global_needs_the_devices_layers(slim, store):
+    server = make(slim, store, aggregate_scope="global")
+    server.open_round(1, {0: 2}, SGD)
+    with pytest.raises(ValueError, match="client 0: its device's layers are not those before its cut 2"):
+        server.close_round({0: 5}, {0: device_part(slim, 1).state_dict()})
+
+
+def test_between_averages_copies_go_their_own_way_and_momenta_always_do(slim, batch, store):
+    server, seed = make(slim, store, period=2), slim.state_dict()
+    train(server, 1, {0: 2, 1: 2}, batch, slim)
+    assert all(torch.equal(value, seed[key]) for key, value in server.model().items())
+    server.open_round(2, {0: 2, 1: 2}, SGD)
+    key = "units.4.conv1.weight"
+    own = [server.copies[c].network.state_dict()[key] for c in (0, 1)]
+    assert not torch.equal(own[0], own[1])
+    server.close_round({0: 6, 1: 6}, {})
+    server.open_round(3, {0: 2, 1: 2}, SGD)
+    shared = [server.copies[c].network.state_dict()[key] for c in (0, 1)]
+    momenta = [server.copies[c].momenta()[key] for c in (0, 1)]
+    assert torch.equal(shared[0], shared[1])
+    assert torch.allclose(shared[0], (own[0] + own[1]) / 2)
+    assert not torch.equal(momenta[0], momenta[1])
+    assert momenta[0].abs().max() > 0
+
+
+def test_a_client_that_rests_counts_once_and_wakes_up_with_the_average(slim, store):
+    server = make(slim, store, period=2)
+    server.open_round(1, {0: 2, 1: 2}, SGD)
+    fill(server, {0: 1.0, 1: 2.0}, {0: 1, 1: 1})
+    server.close_round({0: 10, 1: 10}, {})
+    server.open_round(2, {1: 2}, SGD)
+    fill(server, {1: 5.0}, {1: 2})
+    server.close_round({1: 10}, {})
+    key = "units.3.conv1.weight"
+    assert server.model()[key].unique().item() == 3.0  # (1 + 5) / 2
+    for round_ in (3, 4):
+        server.open_round(round_, {1: 2}, SGD)
+        server.close_round({1: 10}, {})
+    assert server.model()[key].unique().item() == 3.0  # client 0 has not trained since
+    server.open_round(5, {0: 2}, SGD)
+    assert server.copies[0].network.state_dict()[key].unique().item() == 3.0
+
+
+def test_a_client_that_did_not_finish_leaves_no_trace(slim, batch, tmp_path, store):
+    both, alone = make(slim, store), make(slim, type(store)(tmp_path, "alone"))
+    assert train(both, 1, {0: 2, 1: 2}, batch, slim, finished=[1]) == (1,)
+    assert train(alone, 1, {1: 2}, batch, slim) == (1,)
+    assert all(torch.equal(value, alone.model()[key]) for key, value in both.model().items())
+    both.open_round(2, {0: 2}, SGD)
+    assert both.copies[0].momentum.abs().max() == 0
+
+
+@pytest.mark.parametrize(("before", "after"), [(3, 1), (1, 3), (4, 2)])
+def test_a_new_cut_keeps_the_layers_that_the_copy_had(slim, batch, store, before, after):
+    server = make(slim, store, period=3)
+    server.open_round(1, {0: before, 1: 1}, SGD)
+    server.step(0, *batch(slim, before))
+    server.close_round({0: 6, 1: 6}, {})
+    own = {k: v.clone() for k, v in server._read(0, before).state_dict().items()}
+    for key in server.average:
+        if server.average[key].is_floating_point():
+            server.average[key] += 1  # so that it shows what comes from there
+    server.open_round(2, {0: after}, SGD)
+    state = server.copies[0].state_dict()
+    assert server.copies[0].network.start == after
+    for key, value in state.items():
+        if key in own:
+            assert torch.equal(value, own[key]), key
+        elif key.startswith(MOMENTUM):
+            assert value.abs().max() == 0, key
+        else:
+            assert torch.equal(value, server.average[key]), key
+    assert any(key.startswith("units.4") and key in own for key in state)
+
+
+def test_only_the_rounds_clients_are_in_memory(slim, batch, store):
+    server = make(slim, store)
+    assert train(server, 1, {c: 1 + c % 4 for c in range(6)}, batch, slim) == tuple(range(6))
+    assert server.copies == {}
+    server.open_round(2, {4: 1, 1: 2}, SGD)
+    assert list(server.copies) == [1, 4]
+    assert sorted(path.name for path in store.folder.iterdir()) == [f"client-{c:06d}" for c in range(6)]
+    for _ in range(2):  # evaluation takes one guest at a time
+        for client in (0, 1, 2):
+            server.logits(client, 2, batch(slim, 2)[0])
+    assert list(server.copies) == [1, 4]
+    assert server._guest[0] == (2, 2)
+
+
+def test_weights_are_stored_only_between_averages(slim, batch, store):
+    server = make(slim, store, period=2)
+    train(server, 1, {0: 2}, batch, slim)
+    assert set(store.load(0, 1).tensors) == set(server._read(0, 2).state_dict())
+    train(server, 2, {0: 2}, batch, slim)
+    assert all(key.startswith(MOMENTUM) for key in store.load(0, 2).tensors)
+
+
+def test_a_resumed_server_goes_on_bit_for_bit(slim, batch, store):
+    def go_on(server, round_):
+        train(server, round_, {0: 1, 1: 2, 3: 2}, batch, slim)
+
+    server = make(slim, store, period=2)
+    go_on(server, 1)
+    checkpoint = server.state_dict()
+    train(server, 2, {0: 2, 2: 3}, batch, slim)  # a round that was killed: its copies were written, it never counted
+    server = make(slim, store, period=2)
+    server.load_state_dict(*checkpoint)
+    for round_ in (2, 3):
+        go_on(server, round_)
+    whole = make(slim, type(store)(store.folder.parent, "whole"), period=2)
+    for round_ in (1, 2, 3):
+        go_on(whole, round_)
+    assert server.state_dict()[1] == whole.state_dict()[1]
+    for client, cut in {0: 1, 1: 2, 2: 3, 3: 2}.items():
+        resumed, expected = (s._read(client, cut).state_dict() for s in (server, whole))
+        assert all(torch.equal(value, resumed[key]) for key, value in expected.items())
+
+
+def test_a_lost_copy_is_told(slim, batch, store):
+    server = make(slim, store)
+    train(server, 1, {0: 2}, batch, slim)
+    next(store.folder.glob("client-000000/*")).unlink()
+    with pytest.raises(UserError, match="client 0: its state of round 1"):
+        server.open_round(2, {0: 2}, SGD)
+
+
+def test_logits_are_the_clients_own_during_the_round_and_the_averages_after_it(slim, batch, store):
+    server, (features, y) = make(slim, store), batch(slim, 2)
+    server.open_round(1, {0: 2, 1: 2}, SGD)
+    before = server.logits(5, 2, features)
+    server.step(0, features, y)
+    during = server.logits(0, 2, features)
+    assert torch.equal(server.logits(1, 2, features), before)
+    assert not torch.equal(during, before)
+    server.close_round({0: 6, 1: 6}, {})
+    after = [server.logits(client, 2, features) for client in (0, 1, 5)]
+    assert torch.equal(after[0], after[1])
+    assert torch.equal(after[0], after[2])
+    model = server_part(slim, 2)
+    model.load_state_dict({key: value for key, value in server.model().items() if key in model.state_dict()})
+    with torch.no_grad():
+        assert torch.equal(model.eval()(features)[-1], after[0])
+    assert not any(torch.equal(after[0], other) for other in (before, during))

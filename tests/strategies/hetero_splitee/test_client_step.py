@@ -1,0 +1,101 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from common.networks import EarlyExitNetwork
+from strategies.hetero_splitee.client_step import finish, forward, local_step
+from strategies.hetero_splitee.config import SplitEEConfig
+from strategies.hetero_splitee.learner import Learner, Sgd, device_part, server_part, train_step
+from strategies.hetero_splitee.sequential import Sequential
+
+CPU, SGD = torch.device("cpu"), Sgd(0.1, 0.9, 0.01)
+
+
+def images(network, seed=0, size=6):
+    source = torch.Generator().manual_seed(seed)
+    x = torch.randn(size, *network.input_shape, generator=source)
+    return x, torch.randint(0, network.num_classes, (size,), generator=source)
+
+
+def state(learner):
+    return {key: value.clone() for key, value in learner.state_dict().items()}
+
+
+def joined(network, cut) -> tuple[EarlyExitNetwork, torch.optim.SGD]:
+    """The network with its last exit alone, trained end to end."""
+    units = {int(index): copy.deepcopy(unit) for index, unit in network.units.items()}
+    whole = EarlyExitNetwork(units, {network.end: copy.deepcopy(network._head(network.end))}, network.layout).train()
+    return whole, torch.optim.SGD(whole.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+
+
+def test_a_local_step_is_torchs_and_sends_what_the_old_weights_see(slim):
+    device, twin = Learner.copy_of(device_part(slim, 3), CPU), device_part(slim, 3)
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    for seed in range(3):
+        x, y = images(slim, seed)
+        features, loss = local_step(device, SGD, x, y)
+        outputs = twin.forward_exits(x)
+        expected = F.cross_entropy(outputs.logits[0], y)
+        optimizer.zero_grad()
+        expected.backward()
+        optimizer.step()
+        assert torch.allclose(features, outputs.trunk, atol=1e-6)
+        assert torch.allclose(loss, expected, atol=1e-6)
+        assert not features.requires_grad
+        assert not loss.requires_grad
+    for key, value in twin.state_dict().items():
+        assert torch.allclose(device.network.state_dict()[key], value, atol=1e-6), key
+
+
+def test_the_servers_loss_leaves_a_device_alone(slim):
+    device, server = Learner.copy_of(device_part(slim, 2), CPU), Sequential(slim, SplitEEConfig(), CPU)
+    server.open_round(1, {0: 2}, SGD)
+    x, y = images(slim)
+    features, _ = local_step(device, SGD, x, y)
+    before, gradients, sent = state(device), device.model.trained.grad.clone(), features.clone()
+    server.step(0, features, y)
+    assert all(torch.equal(value, before[key]) for key, value in state(device).items())
+    assert torch.equal(device.model.trained.grad, gradients)
+    assert torch.equal(features, sent)
+
+
+@pytest.mark.parametrize("cut", [1, 2, 4])
+def test_split_learning_is_end_to_end_backpropagation(slim, cut):
+    device = Learner.copy_of(device_part(slim, cut), CPU)
+    server = Learner.copy_of(server_part(slim, cut), CPU)
+    whole, optimizer = joined(slim, cut)
+    head = {key: value.clone() for key, value in device.state_dict().items() if "exits" in key}
+    for seed in range(3):
+        x, y = images(slim, seed)
+        outputs = forward(device, x)
+        answer = train_step(server, server.network, 0, SGD, outputs.trunk.detach(), y, wanted=True)
+        finish(device, SGD, outputs, y, answer.gradient)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(whole(x)[-1], y)
+        loss.backward()
+        optimizer.step()
+        assert torch.allclose(answer.loss, loss, atol=1e-6)
+    parts = {**device.network.state_dict(), **server.network.state_dict()}
+    for key, value in whole.state_dict().items():
+        assert torch.allclose(parts[key], value, atol=1e-6), key
+    # split learning has no exit: neither weight decay nor momentum moves it
+    assert all(torch.equal(device.state_dict()[key], value) for key, value in head.items())
+
+
+def test_a_weighted_exit_loss_joins_the_returned_gradient(lenet):
+    device, server = Learner.copy_of(device_part(lenet, 2), CPU), server_part(lenet, 2)
+    twin = device_part(lenet, 2)
+    x, y = images(lenet)
+    outputs = twin.forward_exits(x)
+    total = F.cross_entropy(server(outputs.trunk)[-1], y) + 0.3 * F.cross_entropy(outputs.logits[0], y)
+    total.backward()
+    sent = forward(device, x)
+    leaf = sent.trunk.detach().requires_grad_()
+    F.cross_entropy(server(leaf)[-1], y).backward()
+    loss = finish(device, SGD, sent, y, leaf.grad, exit_weight=0.3)
+    assert torch.allclose(loss, F.cross_entropy(outputs.logits[0], y), atol=1e-6)
+    for key, parameter in twin.named_parameters():
+        stepped = parameter - 0.1 * (parameter.grad + 0.01 * parameter)
+        assert torch.allclose(device.network.state_dict()[key], stepped, atol=1e-6), key

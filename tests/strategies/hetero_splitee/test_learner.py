@@ -1,0 +1,114 @@
+import pytest
+import torch
+
+from common.errors import UserError
+from common.networks import NetworkSpec, build
+from strategies.hetero_splitee.learner import Learner, Sgd, device_part, final_logits, server_part, train_step
+
+CPU = torch.device("cpu")
+BACKBONES = [
+    NetworkSpec("resnet_slim", 4, (3, 16, 16)),
+    NetworkSpec("resnet18", 4, (3, 16, 16), width=8),
+    NetworkSpec("convnet", 4, (3, 22, 22), width=6),
+    NetworkSpec("vit_small32", 4, (3, 32, 32), width=64),
+    NetworkSpec("lenet", 4, (1, 8, 8)),
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("only_last", [True, False])
+@pytest.mark.parametrize("spec", BACKBONES, ids=lambda spec: spec.name)
+def test_the_server_part_of_the_device_part_is_the_whole_at_every_cut(spec, only_last):
+    units = build(spec, 1).num_units
+    network = build(NetworkSpec(**{**vars(spec), "exits": (units,) if only_last else ()}), seed=1)
+    x = torch.randn(3, *spec.input_shape, generator=torch.Generator().manual_seed(2))
+    network.train()(x)  # batch norm statistics that are not trivial
+    whole = network.eval()(x)[-1]
+    for cut in range(1, units):
+        device, server = device_part(network, cut), server_part(network, cut)
+        assert (device.exit_positions, server.exit_positions) == ((cut,), (units,))
+        outputs = device.forward_exits(x)
+        assert (server(outputs.trunk)[-1] - whole).abs().max() == 0
+        assert outputs.logits[0].shape == (3, 4)
+
+
+def test_a_device_gets_a_copy_and_the_server_shares(slim):
+    device, server = device_part(slim, 2), server_part(slim, 2)
+    own = dict(slim.named_parameters())
+    assert not {id(p) for p in device.parameters()} & {id(p) for p in own.values()}
+    assert all(parameter is own[key] for key, parameter in server.named_parameters())
+    assert set(device.state_dict()) | set(server.state_dict()) == {
+        key for key in slim.state_dict() if not key.startswith(("exits.3", "exits.4"))
+    }
+
+
+@pytest.mark.parametrize("cut", [0, 5])
+def test_both_sides_need_layers(slim, cut):
+    for part in (device_part, server_part):
+        with pytest.raises(UserError, match=r"choose one of 1\.\.4"):
+            part(slim, cut)
+
+
+def test_sgd_by_hand():
+    weights, momentum = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 0.0])
+    Sgd(lr=0.1, momentum=0.5, weight_decay=0.25).step_(weights, torch.tensor([1.0, 3.0]), momentum)
+    assert torch.allclose(momentum, torch.tensor([1.5, 2.5]))  # 0.5*0.5 + 1 + 0.25*1; 3 - 0.5
+    assert torch.allclose(weights, torch.tensor([0.85, -2.25]))
+
+
+def test_sgd_is_torchs(slim, batch):
+    learner = Learner.copy_of(server_part(slim, 2), CPU)
+    twin = Learner.copy_of(server_part(slim, 2), CPU).network
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    for seed in range(3):
+        features, y = batch(slim, 2, seed)
+        result = train_step(learner, learner.network, 0, Sgd(0.1, 0.9, 0.01), features, y, wanted=False)
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(twin(features)[-1], y)
+        loss.backward()
+        optimizer.step()
+        assert result.loss == loss.detach()
+        assert result.gradient is None
+    for key, value in twin.state_dict().items():
+        assert torch.allclose(learner.network.state_dict()[key], value, atol=1e-7), key
+    for key, parameter in twin.named_parameters():
+        assert torch.allclose(learner.momenta()[key], optimizer.state[parameter]["momentum_buffer"], atol=1e-6), key
+
+
+def test_the_wanted_gradient_is_that_of_the_mean_loss(lenet, batch):
+    learner = Learner.copy_of(server_part(lenet, 1), CPU)
+    features, y = batch(lenet, 1)
+    leaf = features.clone().requires_grad_()
+    torch.nn.functional.cross_entropy(server_part(lenet, 1)(leaf)[-1], y).backward()
+    result = train_step(learner, learner.network, 0, Sgd(0.1, 0.9, 0.0), features, y, wanted=True)
+    assert torch.equal(result.gradient, leaf.grad)
+    assert not features.requires_grad
+
+
+def test_offsets_count_the_weights_before_a_cut(lenet):
+    learner = Learner.copy_of(lenet, CPU)
+    sizes = [sum(p.numel() for p in unit.parameters()) for unit in lenet.units.values()]
+    assert [learner.offset(cut) for cut in range(4)] == [0, sizes[0], sum(sizes[:2]), sum(sizes)]
+    assert Learner.copy_of(server_part(lenet, 1), CPU).offset(2) == sizes[1]
+
+
+def test_the_state_comes_back_and_what_is_absent_stays(slim, batch):
+    learner, fresh = (Learner.copy_of(server_part(slim, 2), CPU) for _ in range(2))
+    train_step(learner, learner.network, 0, Sgd(0.1, 0.9, 0.0), *batch(slim, 2), wanted=False)
+    state = {key: value.clone() for key, value in learner.state_dict().items()}
+    before = {key: value.clone() for key, value in fresh.state_dict().items()}
+    fresh.load_state_dict({key: value for key, value in state.items() if "units.3" not in key})
+    for key, value in fresh.state_dict().items():
+        assert torch.equal(value, before[key] if "units.3" in key else state[key]), key
+    assert any(key.startswith("momentum.units.4") and value.abs().max() > 0 for key, value in state.items())
+
+
+def test_evaluation_uses_running_statistics_and_leaves_no_trace(slim, batch):
+    part = server_part(slim, 2)
+    features, _ = batch(slim, 2)
+    before = {key: value.clone() for key, value in part.state_dict().items()}
+    logits = final_logits(part, features)
+    assert part.training
+    assert part.units["3"].bn1.training
+    assert torch.allclose(final_logits(part, features[:1]), logits[:1], atol=1e-6)
+    assert all(torch.equal(value, before[key]) for key, value in part.state_dict().items())

@@ -1,0 +1,38 @@
+"""The two strategies against each other."""
+
+import torch
+
+from common.client_store import ClientStore
+from strategies.hetero_splitee.averaging import Averaging
+from strategies.hetero_splitee.config import SplitEEConfig
+from strategies.hetero_splitee.learner import Sgd
+from strategies.hetero_splitee.sequential import Sequential
+from strategies.hetero_splitee.server_model import make_server_model
+
+CPU = torch.device("cpu")
+
+
+def test_the_configured_strategy_is_made(slim, store):
+    assert isinstance(make_server_model(slim, SplitEEConfig(), CPU, store), Sequential)
+    assert isinstance(make_server_model(slim, SplitEEConfig(mode="averaging"), CPU, store), Averaging)
+    assert not store.folder.exists()
+
+
+def test_with_one_client_both_are_the_same_bit_for_bit(slim, batch, tmp_path):
+    for cut in (1, 3):
+        models = {}
+        for mode in ("sequential", "averaging"):
+            store = ClientStore(tmp_path, f"{mode}-{cut}")
+            server = make_server_model(slim, SplitEEConfig(mode=mode, gradient="return"), CPU, store)
+            answers = []
+            for round_ in (1, 2, 3):
+                server.open_round(round_, {7: cut}, Sgd(0.1 / round_, 0.9, 0.01))
+                for b in range(3):
+                    result = server.step(7, *batch(slim, cut, 10 * round_ + b))
+                    answers += [result.loss, result.gradient]
+                server.close_round({7: 18}, {})
+            models[mode] = server.model(), answers, server.logits(7, cut, batch(slim, cut)[0])
+        sequential, averaging = models["sequential"], models["averaging"]
+        assert all(torch.equal(averaging[0][key], value) for key, value in sequential[0].items())
+        assert all(torch.equal(a, b) for a, b in zip(sequential[1], averaging[1], strict=True))
+        assert torch.equal(sequential[2], averaging[2])

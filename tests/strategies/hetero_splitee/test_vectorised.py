@@ -1,0 +1,82 @@
+import pytest
+import torch
+
+from common.networks import NetworkSpec, build
+from strategies.hetero_splitee import averaging
+from strategies.hetero_splitee.averaging import Averaging
+from strategies.hetero_splitee.config import SplitEEConfig
+from strategies.hetero_splitee.learner import Learner, Sgd, server_part, train_step
+from strategies.hetero_splitee.vectorised import train_together
+
+CPU, SGD = torch.device("cpu"), Sgd(0.1, 0.9, 0.01)
+
+
+def counting(calls):
+    def spy(copies, sgd, features, labels, *, wanted):
+        calls.append(tuple(labels.shape))
+        calls.sort()
+        return train_together(copies, sgd, features, labels, wanted=wanted)
+
+    return spy
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        NetworkSpec("resnet_slim", 3, (1, 8, 8), width=4),
+        NetworkSpec("convnet", 3, (1, 22, 22), width=4),
+        NetworkSpec("vit_small32", 3, (3, 32, 32), width=64),
+        NetworkSpec("wrn16", 3, (3, 8, 8), width=1),
+    ],
+    ids=lambda spec: spec.name,
+)
+def test_together_is_one_after_another(spec, batch):
+    network, cut = build(spec, seed=1).train(), 2
+    batches = [[batch(network, cut, 10 * step + row) for row in range(3)] for step in range(3)]
+    single, joint = ([Learner.copy_of(server_part(network, cut), CPU) for _ in range(3)] for _ in range(2))
+    for step in batches:
+        one = [
+            train_step(copy, copy.network, 0, SGD, x, y, wanted=True) for copy, (x, y) in zip(single, step, strict=True)
+        ]
+        features, labels = (torch.stack(column) for column in zip(*step, strict=True))
+        many = train_together(joint, SGD, features, labels, wanted=True)
+        for a, b in zip(one, many, strict=True):
+            assert torch.allclose(a.loss, b.loss, rtol=1e-4, atol=1e-5)
+            assert torch.allclose(a.gradient, b.gradient, rtol=1e-3, atol=1e-5)
+    for a, b in zip(single, joint, strict=True):
+        state = b.state_dict()
+        for key, value in a.state_dict().items():
+            assert torch.allclose(state[key], value, rtol=1e-3, atol=1e-4), key  # weights, momenta, batch norm's
+            if not value.is_floating_point():
+                assert value == 3
+
+
+def test_copies_stay_apart(lenet, batch):
+    copies = [Learner.copy_of(server_part(lenet, 1), CPU) for _ in range(2)]
+    features, y = batch(lenet, 1)
+    results = train_together(copies, SGD, torch.stack([features, features]), torch.stack([y, y]), wanted=False)
+    assert [result.gradient for result in results] == [None, None]
+    assert torch.allclose(copies[0].momentum, copies[1].momentum)
+    before = copies[1].state_dict()["units.2.0.weight"].clone()
+    train_step(copies[0], copies[0].network, 0, SGD, features, y, wanted=False)
+    assert torch.equal(copies[1].state_dict()["units.2.0.weight"], before)
+
+
+def test_copies_are_grouped_by_cut_and_batch_size(slim, batch, store, tmp_path, monkeypatch):
+    cuts = {0: 2, 1: 2, 2: 3, 3: 2, 4: 2, 5: 3}
+    sizes = {0: 6, 1: 4, 2: 6, 3: 6, 4: 4, 5: 4}  # together: 0 and 3, 1 and 4; alone: 2, 5
+    servers, calls = {}, {"always": [], "never": [], "auto": []}
+    for how in ("always", "never", "auto"):
+        config = SplitEEConfig(mode="averaging", vectorise=how, gradient="return")
+        server = servers[how] = Averaging(slim, config, CPU, type(store)(tmp_path, how))
+        server.open_round(1, cuts, SGD)
+        monkeypatch.setattr(averaging, "train_together", counting(calls[how]))
+        batches = {c: batch(slim, cuts[c], c, sizes[c]) for c in (5, 3, 1, 0, 2, 4)}
+        results = server.step_many(batches)
+        assert list(results) == [0, 1, 2, 3, 4, 5]
+        assert all(results[c].gradient.shape == batches[c][0].shape for c in cuts)
+        server.close_round(dict.fromkeys(cuts, 5), {})
+    together, loop, auto = (servers[how].model() for how in ("always", "never", "auto"))
+    assert all(torch.allclose(together[key], value, rtol=1e-4, atol=1e-5) for key, value in loop.items())
+    assert all(torch.equal(auto[key], value) for key, value in loop.items())
+    assert calls == {"always": [(2, 4), (2, 6)], "never": [], "auto": []}  # "auto" on a CPU
