@@ -24,9 +24,9 @@ from strategies.setup import make_strategy, read_config
 SETTINGS: dict[str, Any] = {
     "data.name": "cifar10", "data.limit": 5000, "data.client-test": 0.25, "data.partitioner": "dirichlet",
     "data.alpha": 0.1, "data.mean": "0.5", "data.std": "0.5", "clients.count": 20, "clients.per-round": 5,
-    "clients.mix": "0,0,1", "network.name": "convnet", "network.width": 64, "objective.exit-weights": "0.3333,0.3333,0.3333",
-    "train.epochs": 5, "train.batch-size": 64, "train.lr": 0.1, "run.rounds": 40, "server.clients-evaluate-every": 10,
-    "server.evaluate-every": 0,
+    "clients.mix": "0,0,1", "network.name": "convnet", "network.width": 64, "run.rounds": 40, "train.epochs": 5,
+    "objective.exit-weights": "0.3333,0.3333,0.3333", "train.batch-size": 64, "train.lr": 0.1,
+    "server.clients-evaluate-every": 10, "server.evaluate-every": 0,
 }  # fmt: skip
 VARIANTS: dict[str, dict[str, Any]] = {
     "cafedistill": {"run.strategy": "cafedistill"},
@@ -40,7 +40,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fedprox": {"run.strategy": "fedprox"},
     "own teacher": {"run.strategy": "cafedistill", "cafedistill.alpha": 1e-6},
     "no distillation": {"run.strategy": "cafedistill", "cafedistill.kd-weight": 0.0},
-    "published code": {"run.strategy": "cafedistill", "cafedistill.legacy-offset": True, "cafedistill.conflict-penalty": True},
+    "published code": {
+        "run.strategy": "cafedistill", "cafedistill.legacy-offset": True, "cafedistill.conflict-penalty": True,
+    },
 }  # fmt: skip
 
 
