@@ -52,7 +52,7 @@ VARIANTS = [
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=lambda changes: "-".join(map(str, changes.values())))
 def test_every_variant_learns_and_repeats_itself_bit_for_bit(run, changes):
-    (one, losses), (two, _) = run(rounds=5, **changes), run(rounds=5, **changes)
+    (one, losses), (two, _) = run(rounds=8, **changes), run(rounds=8, **changes)
     assert {c: len(per_batch) for c, per_batch in losses[0].server.items()} == {0: 6, 1: 4, 2: 4, 3: 2}
     assert {c: len(per_batch) for c, per_batch in losses[0].device.items()} == {0: 6, 1: 4, 2: 4, 3: 2}
     for client in CUTS:
