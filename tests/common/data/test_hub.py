@@ -32,6 +32,23 @@ def test_a_downloaded_set_reads_like_its_files(monkeypatch: pytest.MonkeyPatch, 
         assert torch.equal(one.labels, other.labels)
 
 
+def test_downloaded_texts_become_token_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["World", "Sports"])}
+    )
+
+    def load_dataset(repository: str, subset: str | None, split: str) -> "datasets.Dataset":
+        assert (repository, subset) == ("fancyzhx/ag_news", None)
+        rows = {"text": ["Talks resume", "A late goal"], "label": [0, 1]}
+        return datasets.Dataset.from_dict(rows, features=features)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    data = load(DataConfig(name="ag_news", length=4), None)
+    assert data.classes == ("World", "Sports")
+    assert data.train.labels.tolist() == [0, 1]
+    assert (data.train.inputs != 0).sum(dim=1).tolist() == [2, 3]
+
+
 @pytest.mark.parametrize("name", HUB_SETS)
 def test_a_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def load_dataset(*_: object, **__: object) -> None:

@@ -1,0 +1,87 @@
+"""Methods on texts: nothing between the data and the loss may assume images."""
+
+import argparse
+
+import pytest
+import torch
+
+from client.infer import add_parser
+from common.bundle import load_bundle
+from common.data import load
+from common.errors import UserError
+from common.paths import cache_root
+from strategies.setup import make_strategy, read_config
+
+TEXTS = {
+    "data.name": "bbc_news", "data.vocabulary": 4000, "network.name": "transformer4", "network.width": 32,
+    "data.limit": 0, "train.batch-size": 8, "train.lr": 0.01, "train.lr-decay": 1.0,
+}  # fmt: skip
+QUICK = {
+    **TEXTS, "data.limit": 120, "data.length": 12, "data.vocabulary": 300, "network.width": 8, "run.rounds": 1,
+    "clients.count": 4, "clients.per-round": 4, "clients.mix": "equal",
+}  # fmt: skip
+
+
+def test_a_run_learns_the_sections_of_the_news(run_strategy):
+    run = run_strategy({
+        **TEXTS, "clients.count": 2, "clients.per-round": 2, "clients.mix": "0.5,0,0,0.5", "train.epochs": 2,
+        "run.rounds": 4, "server.evaluate-every": 4,
+    })  # fmt: skip
+    assert run.records[-1].clients == {1: 1, 4: 1}
+    assert run.records[-1].accuracy["mean"] > 0.45  # the largest section is 0.24 of all articles
+    assert len(run.records[-1].accuracy["exit_macs"]) == 4
+
+
+def test_grouping_changes_no_bit(run_strategy):
+    one = run_strategy(QUICK).strategy.model
+    two = run_strategy(QUICK, [{"partition-id": 0}, {"partition-id": 1}]).strategy.model
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.parametrize("variant", ["progressive", "parallel"])
+def test_darkdistill_generates_latents_of_texts(run_strategy, variant):
+    changes = {
+        **QUICK, "run.strategy": "darkdistill", "darkdistill.variant": variant, "darkdistill.distill-steps": 1,
+        "darkdistill.server-epochs": 1, "darkdistill.generator-hidden": 32,
+    }  # fmt: skip
+    distilled = run_strategy(changes).strategy
+    plain = run_strategy({**changes, "darkdistill.distillation": False}).strategy
+    assert distilled.round == 1
+    assert any(not torch.equal(distilled.model[key], plain.model[key]) for key in plain.model)
+    assert all(value.isfinite().all() for value in distilled.model.values())
+
+
+def test_texts_have_no_pixels_to_generate(flat):
+    with pytest.raises(UserError, match="texts have no pixels"):
+        make_strategy(
+            read_config({**flat, **QUICK, "run.strategy": "darkdistill", "darkdistill.generator-output": "pixels"})
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"network.name": "lenet"}, "'lenet' does not take texts"), ({"data.name": "digits"}, "does not take images")],
+)
+def test_a_network_for_the_other_kind_is_refused(flat, changes, message):
+    with pytest.raises(UserError, match=message):
+        make_strategy(read_config({**flat, **QUICK, **changes}))
+
+
+def test_a_delivered_model_reads_texts_and_infer_says_that_it_cannot(run_strategy, tmp_path):
+    run = run_strategy({**QUICK, "clients.store": str(tmp_path)})
+    bundle = load_bundle(tmp_path / "test" / "depth-4")
+    data = load(run.strategy.config.data, cache_root())
+    assert bundle.classes == data.classes
+    assert bundle.network(bundle.normalizer(data.test.inputs[:3]))[-1].shape == (3, 5)
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    options = parser.parse_args(["infer", "--model", str(tmp_path / "test" / "depth-4"), "--images", str(tmp_path)])
+    with pytest.raises(UserError, match="this command classifies images only"):
+        options.run(options)
+
+
+def test_a_device_with_a_folder_of_images_is_refused(prepare_run, tmp_path):
+    run = prepare_run(QUICK, [{"client-id": 0, "depth": 1, "data": str(tmp_path)}])
+    with pytest.raises(Exception, match="no client can take part"):
+        run.strategy.start(run.grid)
+    assert "hold images only, but this run's data are texts" in run.strategy.roster.reports[0].refused
