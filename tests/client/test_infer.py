@@ -33,7 +33,7 @@ def predict(bundle: Bundle, folder: Path, batch: int = 1) -> list[Prediction]:
 @pytest.fixture(scope="module")
 def digits() -> tuple[torch.Tensor, torch.Tensor]:
     split = read_digits().train
-    return torch.from_numpy(np.stack(split.images)[:, None]), torch.from_numpy(split.labels)
+    return torch.from_numpy(np.stack(split.samples)[:, None]), torch.from_numpy(split.labels)
 
 
 @pytest.fixture(scope="module")
