@@ -166,8 +166,10 @@ def test_a_port_is_never_shared():
 
 @pytest.mark.parametrize(
     ("host", "expected"),
-    [("127.0.0.1", True), ("127.9.9.9", True), ("[::1]", True), ("localhost", True)]
-    + [("0.0.0.0", False), ("[::]", False), ("192.168.0.1", False), ("server", False), ("localhost.example", False)],
+    [
+        *((host, True) for host in ("127.0.0.1", "127.9.9.9", "[::1]", "localhost")),
+        *((host, False) for host in ("0.0.0.0", "[::]", "192.168.0.1", "server", "localhost.example")),
+    ],
 )
 def test_loopback(host, expected):
     assert is_loopback(host) == expected

@@ -1,0 +1,183 @@
+"""A split service on a real socket, a trainer that takes everything, and a connection that breaks where it is told to."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+
+import grpc
+import pytest
+import torch
+from torch import Tensor
+
+from common.rpc.certificates import Certificate
+from common.rpc.channels import Limits, RunningServer, connect, new_token, serve
+from common.seeding import generator
+from strategies.hetero_splitee.inbox import Batch, Inbox, Missing, OpenRound
+from strategies.hetero_splitee.service import Answer, Expected, SplitService
+from strategies.hetero_splitee.stream import FeatureStream, Origin
+
+RUN = "test"
+SHAPES = {1: (4, 8, 8), 2: (6, 5)}  # by cut: feature maps, and tokens
+EXPECTED = Expected(RUN, SHAPES, classes=10, batch_size=8)
+TOKEN = new_token()
+
+
+def origin(client: int = 0, cut: int = 1, round_: int = 1, version: int = 7, run: str = RUN) -> Origin:
+    return Origin(run, client, cut, round_, version)
+
+
+def batch(client: int, index: int, cut: int = 1) -> tuple[Tensor, Tensor]:
+    """Features (8, ...) and labels (8,) that no other client and index has."""
+    source = generator("batch", client, index)
+    return torch.randn(8, *SHAPES[cut], generator=source), torch.randint(0, 10, (8,), generator=source)
+
+
+def same(taken: Batch | Missing, client: int, index: int, cut: int = 1) -> bool:
+    """Whether a batch that was taken is the one that `batch` makes."""
+    assert isinstance(taken, Batch)
+    features, labels = batch(client, index, cut)
+    place = (taken.client, taken.cut, taken.index) == (client, cut, index)
+    return place and torch.equal(taken.features, features) and torch.equal(taken.labels, labels)
+
+
+def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    """Wait for something that other threads bring about."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.005)
+
+
+class Bench:
+    """A service, its server, and a round with an inbox."""
+
+    def __init__(self) -> None:
+        self._channels: list[grpc.Channel] = []
+        self.certificate: Certificate | None = None
+        self.server: RunningServer
+        self.service: SplitService
+
+    def start(
+        self, answer: Answer | None = None, certificate: Certificate | None = None, limits: Limits | None = None
+    ) -> None:
+        self.certificate, self.service = certificate, SplitService(EXPECTED, answer)
+        self.server = serve(self.service.register, "127.0.0.1:0", TOKEN, certificate, limits or Limits())
+
+    def open(self, cuts: dict[int, int], round_: int = 1, window: int = 2, gradients: bool = False) -> Inbox:
+        inbox = Inbox(OpenRound(RUN, round_, 7, cuts, window, gradients))
+        self.service.open(inbox)
+        return inbox
+
+    def channel(self, address: str = "", token: str = TOKEN, limits: Limits | None = None) -> grpc.Channel:
+        certificate = self.certificate and self.certificate.certificate
+        self._channels.append(connect(address or self.server.address, token, certificate, limits or Limits()))
+        return self._channels[-1]
+
+    def stream(self, origin_: Origin | None = None, address: str = "", **options) -> FeatureStream:
+        return FeatureStream(self.channel(address), origin_ or origin(), **{"deadline": 20.0, **options})
+
+    def stop(self) -> None:
+        for channel in self._channels:
+            channel.close()
+        self.service.close()
+        self.server.stop(grace=0.2)
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    """A bench that has been started; afterwards no thread may be left."""
+    before = set(threading.enumerate())
+    made = Bench()
+    made.start()
+    yield made
+    made.stop()
+    until(lambda: set(threading.enumerate()) <= before)
+
+
+def take_all(inbox: Inbox, client: int = 0, gradient: Callable[[Batch], Tensor] | None = None) -> list[Batch]:
+    """Take one client's batches until its end, answering each with a gradient if asked to."""
+    taken: list[Batch] = []
+    while isinstance(got := inbox.take(client, len(taken), 20), Batch):
+        taken.append(got)
+        if gradient:
+            inbox.reply(client, got.index, gradient(got))
+    assert got == Missing.ENDED
+    return taken
+
+
+class Trainer(threading.Thread):
+    """Runs a function beside the test; `result` waits for what it returns."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        super().__init__(daemon=True)
+        self._work, self._result, self._error = work, None, None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._result = self._work()
+        except BaseException as error:
+            self._error = error
+
+    def result(self):
+        self.join(20)
+        assert not self.is_alive(), "still running"
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+
+class BreakingProxy:
+    """Forwards TCP connections to a port; connection k is reset once it has forwarded `limits[k]` bytes.
+
+    The bytes that count are those in one direction: "up" to the server, or "down" from it. Further connections hold.
+    """
+
+    def __init__(self, port: int, limits: Sequence[int], direction: str) -> None:
+        self._port, self._limits, self._direction = port, list(limits), direction
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.connections = 0
+        self._sockets: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(("127.0.0.1", self._port))
+            limit = self._limits[self.connections] if self.connections < len(self._limits) else None
+            self.connections += 1
+            self._sockets += [client, server]
+            for source, target, direction in ((client, server, "up"), (server, client, "down")):
+                bound = limit if direction == self._direction else None
+                threading.Thread(target=self._forward, args=(source, target, bound), daemon=True).start()
+
+    def _forward(self, source: socket.socket, target: socket.socket, limit: int | None) -> None:
+        left = limit
+        try:
+            while data := source.recv(4096 if left is None else min(4096, max(1, left))):
+                target.sendall(data)
+                if left is not None and (left := left - len(data)) <= 0:
+                    break
+        except OSError:
+            pass
+        for end in (source, target):
+            with closing(end):
+                try:
+                    end.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass
+
+    def __enter__(self) -> "BreakingProxy":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for end in self._sockets:
+            end.close()

@@ -1,0 +1,292 @@
+import threading
+import time
+
+import pytest
+import torch
+
+from common.rpc.certificates import self_signed
+from common.rpc.tensors import CODINGS, decode, encode
+from strategies.hetero_splitee import stream as stream_module
+from strategies.hetero_splitee.inbox import Missing
+from strategies.hetero_splitee.stream import FeatureStream, StreamError, offload
+from tests.strategies.hetero_splitee.sockets import (
+    Bench,
+    BreakingProxy,
+    Trainer,
+    batch,
+    bench,  # noqa: F401  a fixture
+    origin,
+    same,
+    take_all,
+    until,
+)
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("cut", [1, 2])
+def test_what_is_sent_is_what_is_taken(bench, coding, cut):
+    inbox = bench.open({3: cut})
+    taking = Trainer(lambda: take_all(inbox, 3))
+    with bench.stream(origin(3, cut), coding=coding, batches=5) as stream:
+        assert [stream.send(*batch(3, index, cut)) for index in range(5)] == list(range(5))
+        assert stream.finish() == 5
+    taken = taking.result()
+    assert (inbox.accepted, inbox.missing) == ({3: 5}, {3: 0})
+    for index, got in enumerate(taken):
+        features, labels = batch(3, index, cut)
+        described, data = encode(features, coding)
+        expected = decode(described, bytes(data), tuple(features.shape[1:]), 8)
+        assert torch.equal(got.features, expected)
+        assert torch.equal(got.labels, labels)
+        assert (got.client, got.cut, got.index) == (3, cut, index)
+
+
+def test_over_tls_with_a_certificate_made_for_the_run():
+    bench = Bench()
+    bench.start(certificate=self_signed(["127.0.0.1"]))
+    try:
+        inbox = bench.open({0: 1})
+        with bench.stream() as stream:
+            taking = Trainer(lambda: take_all(inbox))
+            stream.send(*batch(0, 0))
+            stream.finish()
+            assert same(taking.result()[0], 0, 0)
+    finally:
+        bench.stop()
+
+
+def test_a_wrong_token_is_final_and_a_wrong_certificate_is_no_server(bench, monkeypatch):
+    monkeypatch.setattr(stream_module, "ATTEMPTS", 3)
+    bench.open({0: 1})
+    start = time.monotonic()
+    stream = FeatureStream(bench.channel(token="wrong"), origin())
+    with pytest.raises(StreamError, match="client 0 in round 1: UNAUTHENTICATED"), stream:
+        stream.send(*batch(0, 0))
+    assert time.monotonic() - start < 0.5  # not tried again
+    bench.certificate = self_signed(["127.0.0.1"])
+    with pytest.raises(StreamError, match="no server after 3 attempts"), bench.stream() as stream:
+        stream.send(*batch(0, 0))
+
+
+def test_a_sender_waits_at_its_window_until_the_trainer_takes(bench):
+    inbox = bench.open({0: 1}, window=3)
+    sent = []
+
+    def send() -> None:
+        with bench.stream(window=2) as stream:
+            for index in range(4):
+                sent.append(stream.send(*batch(0, index)))
+            stream.finish()
+
+    sending = Trainer(send)
+    for taken in range(3):
+        until(lambda taken=taken: len(sent) == min(4, 2 + taken))
+        time.sleep(0.1)
+        assert len(sent) == min(4, 2 + taken)
+        assert same(inbox.take(0, taken, 5), 0, taken)
+    inbox.take(0, 3, 5)
+    sending.result()
+
+
+def test_the_server_may_allow_less_than_the_clients_window(bench):
+    inbox = bench.open({0: 1}, window=1)
+    sent = []
+    stream = bench.stream(window=5)
+    sending = Trainer(lambda: [sent.append(stream.send(*batch(0, index))) for index in range(2)])
+    until(lambda: inbox.accepted == {0: 1})
+    time.sleep(0.1)
+    assert sent == [0]
+    inbox.take(0, 0, 5)
+    sending.result()
+    stream.close()
+
+
+def forwarded(kilobytes, direction):
+    return pytest.param([int(1000 * k) for k in kilobytes], direction, id=f"{direction}-{kilobytes}")
+
+
+@pytest.mark.parametrize(
+    ("limits", "direction"),
+    [
+        forwarded([0.05, 0.3, 5, 12, 40, 70, 33, 9], "up"),  # while connecting, in a header, within and between batches
+        forwarded([8.9, 17, 25.4, 33.8], "up"),
+        forwarded([0.02, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8], "down"),  # batches arrive, acknowledgements are lost
+    ],
+)
+@pytest.mark.parametrize("window", [1, 3])
+def test_a_connection_that_breaks_loses_and_repeats_nothing(bench, monkeypatch, limits, direction, window):
+    monkeypatch.setattr(stream_module, "PAUSE", (0.02, 0.1))
+    inbox = bench.open({0: 1}, window=window)
+    with BreakingProxy(bench.server.port, limits, direction) as proxy:
+        taking = Trainer(lambda: take_all(inbox))
+        with bench.stream(address=proxy.address, window=window, batches=40) as stream:
+            for index in range(40):
+                stream.send(*batch(0, index))
+            assert stream.finish() == 40
+        taken = taking.result()
+        assert len(taken) == 40
+        assert all(same(got, 0, index) for index, got in enumerate(taken))
+        assert (inbox.accepted, inbox.missing, inbox.late) == ({0: 40}, {0: 0}, [])
+        assert proxy.connections > len(limits)  # every break happened
+
+
+def test_gradients_come_back_batch_by_batch(bench):
+    inbox = bench.open({0: 1}, gradients=True)
+    taking = Trainer(lambda: take_all(inbox, gradient=lambda got: got.features * 2))
+    with bench.stream() as stream:
+        for index in range(4):
+            features, labels = batch(0, index)
+            assert torch.equal(stream.send_and_wait_gradient(features, labels), features * 2)
+        stream.finish()
+    assert len(taking.result()) == 4
+
+
+@pytest.mark.parametrize("limits", [[9.4, 17, 19, 30], [0.3, 5, 8.5, 8.7, 20]])
+def test_a_gradient_that_is_lost_on_the_way_comes_again(bench, monkeypatch, limits):
+    monkeypatch.setattr(stream_module, "PAUSE", (0.02, 0.1))
+    inbox = bench.open({0: 1}, gradients=True)
+    with BreakingProxy(bench.server.port, [int(1000 * k) for k in limits], "down") as proxy:
+        taking = Trainer(lambda: take_all(inbox, gradient=lambda got: got.features + got.index))
+        with bench.stream(address=proxy.address) as stream:
+            for index in range(12):
+                features, labels = batch(0, index)
+                assert torch.equal(stream.send_and_wait_gradient(features, labels), features + index)
+            stream.finish()
+        assert len(taking.result()) == 12
+        assert proxy.connections > len(limits)
+
+
+def test_a_round_without_gradients_says_so(bench):
+    inbox = bench.open({0: 1})
+    taking = Trainer(lambda: inbox.take(0, 0, 5))
+    with pytest.raises(StreamError, match="returns no gradients"), bench.stream() as stream:
+        stream.send_and_wait_gradient(*batch(0, 0))
+    taking.result()
+
+
+def test_who_is_skipped_learns_it(bench):
+    inbox = bench.open({0: 1, 1: 1})
+    with bench.stream(batches=3) as stream:
+        stream.send(*batch(0, 0))
+        assert same(inbox.take(0, 0, 5), 0, 0)
+        assert inbox.take(0, 1, 0.05) == Missing.LATE
+        assert inbox.take(1, 0, 0.05) == Missing.LATE
+        with pytest.raises(StreamError, match="goes on without it"):
+            for index in range(1, 4):
+                stream.send(*batch(0, index))
+            stream.finish()
+    with pytest.raises(StreamError, match=r"client 1 in round 1.*goes on without it"), bench.stream(origin(1)) as other:
+        other.send(*batch(1, 0))
+    assert (inbox.late, inbox.missing, inbox.accepted) == ([0, 1], {0: 2, 1: 0}, {0: 1, 1: 0})
+
+
+def test_a_deadline_ends_the_wait_for_the_trainer(bench):
+    bench.open({0: 1})
+    start = time.monotonic()
+    with pytest.raises(StreamError, match=r"client 0 in round 1.*(?i:deadline)"), bench.stream(deadline=0.3) as stream:
+        for index in range(3):
+            stream.send(*batch(0, index))
+    assert 0.25 < time.monotonic() - start < 2
+
+
+def test_a_server_that_is_not_there_is_given_up(bench, monkeypatch):
+    monkeypatch.setattr(stream_module, "PAUSE", (0.02, 0.05))
+    bench.server.stop()
+    with pytest.raises(StreamError, match=f"no server after {stream_module.ATTEMPTS} attempts"), bench.stream() as gone:
+        gone.send(*batch(0, 0))
+    with pytest.raises(StreamError, match="deadline"), bench.stream(deadline=0.05) as gone:
+        gone.send(*batch(0, 0))
+    with pytest.raises(StreamError, match="no server"):
+        offload(bench.channel(), origin(), batch(0, 0)[0], 10)
+
+
+def test_features_that_are_not_finite_stay_at_home(bench):
+    inbox = bench.open({0: 1})
+    features, labels = batch(0, 0)
+    features[1, 2] = torch.nan
+    with bench.stream() as stream, pytest.raises(ValueError, match="not finite"):
+        stream.send(features, labels)
+    assert inbox.accepted == {0: 0}
+
+
+def test_a_client_without_batches_ends_at_once(bench):
+    inbox = bench.open({0: 1})
+    with bench.stream() as stream:
+        assert stream.finish() == 0
+        with pytest.raises(ValueError, match="has ended"):
+            stream.send(*batch(0, 0))
+    assert inbox.take(0, 0, 1) == Missing.ENDED
+
+
+def test_a_client_that_starts_over_repeats_nothing(bench):
+    """A process that was killed within its round and sends the same batches again."""
+    inbox = bench.open({0: 1})
+    killed = bench.stream()
+    killed.send(*batch(0, 0))
+    killed.send(*batch(0, 1))
+    until(lambda: inbox.accepted == {0: 2})
+    killed.close()
+    assert same(inbox.take(0, 0, 5), 0, 0)
+    with bench.stream() as stream:
+        taking = Trainer(lambda: [inbox.take(0, index, 5) for index in range(1, 5)])
+        for index in range(4):
+            stream.send(*batch(0, index))
+        assert stream.finish() == 4
+    taken = taking.result()
+    assert all(same(taken[index - 1], 0, index) for index in range(1, 4))
+    assert taken[3] == Missing.ENDED
+
+
+def test_one_stream_per_client(bench):
+    bench.open({0: 1}, window=1)
+    with bench.stream() as first, bench.stream() as second:
+        first.send(*batch(0, 0))
+        second.send(*batch(0, 0))
+        with pytest.raises(StreamError, match="another stream took over"):
+            first.send(*batch(0, 1))
+
+
+@pytest.mark.parametrize("slow", [0, 1])
+def test_batches_of_two_clients_are_taken_in_the_same_order_whoever_is_faster(bench, slow):
+    inbox = bench.open({0: 1, 1: 2})
+
+    def send(client: int) -> None:
+        with bench.stream(origin(client, client + 1)) as stream:
+            for index in range(5):
+                time.sleep(0.03 if client == slow else 0)
+                stream.send(*batch(client, index, client + 1))
+            stream.finish()
+
+    sending = [Trainer(lambda client=client: send(client)) for client in (1, 0)]
+    for index in range(5):
+        for client in (0, 1):
+            assert same(inbox.take(client, index, 5), client, index, client + 1)
+    assert [inbox.take(client, 5, 5) for client in (0, 1)] == [Missing.ENDED] * 2
+    for trainer in sending:
+        trainer.result()
+
+
+def test_one_thread_advances_several_streams_over_one_channel(bench):
+    inbox = bench.open(dict.fromkeys(range(3), 1))
+    taking = Trainer(
+        lambda: [same(inbox.take(client, index, 5), client, index) for index in range(4) for client in range(3)]
+    )
+    channel = bench.channel()
+    streams = [FeatureStream(channel, origin(client), deadline=20) for client in range(3)]
+    for index in range(4):
+        for client, stream in enumerate(streams):
+            stream.send(*batch(client, index))
+    ending = Trainer(lambda: [inbox.take(client, 4, 5) for client in range(3)] if all(taking.result()) else [])
+    assert [stream.finish() for stream in streams] == [4, 4, 4]
+    assert ending.result() == [Missing.ENDED] * 3
+    for stream in streams:
+        stream.close()
+
+
+def test_a_stream_that_is_abandoned_leaves_no_thread(bench):
+    inbox = bench.open({0: 1})
+    before = threading.active_count()
+    with bench.stream() as stream:
+        stream.send(*batch(0, 0))
+        until(lambda: inbox.accepted == {0: 1})
+    until(lambda: threading.active_count() <= before + 2)  # gRPC's own of server and channel
