@@ -1,5 +1,6 @@
 """A finished model in one file, all that offline inference needs: weights, network, classes, constants, thresholds."""
 
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from common.errors import UserError
 from common.exits import ThresholdPolicy
 from common.flat import StateDict
 from common.networks import EarlyExitNetwork, NetworkSpec, build
+from common.paths import store_root
 from common.storage import read_tensors, write_tensors
 
 FILE = "model.safetensors"
@@ -50,7 +52,7 @@ def load_bundle(path: Path) -> Bundle:
     candidates = [path, path / FILE, path / "final" / FILE]
     found = next((p for p in candidates if p.is_file()), None)
     if found is None:
-        raise UserError(f"no model in {path}: give a finished run's folder, or a file {FILE}")
+        raise UserError(f"no model in {path}: {_advice(path)}")
     tensors, values = read_tensors(found)
     try:
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
@@ -62,3 +64,16 @@ def load_bundle(path: Path) -> Bundle:
     last = (float("inf"),) * (len(network.exit_positions) - 1)
     policy = ThresholdPolicy.from_json(info.policy) if info.policy else ThresholdPolicy(last)
     return Bundle(network.eval(), info.classes, Normalizer(info.mean, info.std), policy)
+
+
+def _advice(path: Path) -> str:
+    """Return where to look for a model that is not in `path`."""
+    try:
+        stored = tomllib.loads((path / "config.toml").read_text())
+        clients = store_root(stored["clients"]["store"]) / stored["run"]["name"]
+    except (OSError, tomllib.TOMLDecodeError, KeyError):
+        return f"give a finished run's folder, or a file {FILE}"
+    personal = sorted(file.parent for file in clients.glob(f"client-*/{FILE}"))
+    if personal:
+        return f"each client of this run has its own, give the folder of one, such as {personal[0]}"
+    return f"the run is not finished, or each client keeps its own, in {clients}/client-... where it trained"

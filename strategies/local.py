@@ -24,7 +24,7 @@ from common.objectives import Loss, make_objective
 from common.objectives.base import Objective
 from common.seeding import derive_seed, generator, seed_global
 
-OBJECTIVE = "objective."  # prefix of the local objective's state in the client's store
+OBJECTIVE = "objective.{}."  # prefix of the local objective's state for so many exits in the client's store
 
 
 def everything(key: str) -> bool:
@@ -130,13 +130,20 @@ class LocalTraining:
         """Train the loaded model; return the mean loss over samples and exits."""
         return self.fit(job, objective, job.model.trained, job.config.train.epochs)
 
+    def remembered_objective(self, job: Job) -> Objective:
+        """Return the local loss as the client's last round left it, at another depth a new one."""
+        exits = len(job.model.module.exit_positions)
+        objective = self.objective(job, exits)
+        if kept := job.stored(OBJECTIVE.format(exits)):
+            objective.load_state_dict(kept)
+        return objective
+
     def train(self, job: Job) -> Outcome:
         """Train one client for one round."""
-        objective = self.objective(job, len(job.model.module.exit_positions))
-        if kept := job.stored(OBJECTIVE):
-            objective.load_state_dict(kept)
+        objective = self.remembered_objective(job)
         loss = self.local_epochs(job, objective)
-        kept = {OBJECTIVE + key: value for key, value in objective.state_dict().items()}
+        prefix = OBJECTIVE.format(len(job.model.module.exit_positions))
+        kept = {prefix + key: value for key, value in objective.state_dict().items()}
         metrics = {} if loss is None else {"loss": loss}
         outcome = Outcome(job.model.read(job.upload_layout), metrics, {}, ClientState(kept) if kept else None)
         return self.finish(job, outcome)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
 from common.client_store import ClientState
@@ -74,8 +73,9 @@ class PersonalTraining(LocalTraining):
         return outcome
 
     def personalise(self, job: Job) -> None:
-        """Estimate BatchNorm's statistics if they are local and this client has none yet."""
-        if not any(is_statistic(key) for key in job.stored(OWN)) and not all(map(job.travels, _statistics(job))):
+        """Estimate BatchNorm's statistics if some are local and this client has not got them all yet."""
+        local = [key for key in job.model.layout.keys if is_statistic(key) and not job.travels(key)]
+        if not job.stored(OWN).keys() >= set(local):
             estimate_statistics(job)
 
 
@@ -88,17 +88,15 @@ class FineTuning(LocalTraining):
         """Train for `personal.finetune-epochs` with the local objective."""
         config: PersonalConfig = job.config.methods["personal"]
         super().personalise(job)
-        objective = self.objective(job, len(job.model.module.exit_positions))
+        objective = self.remembered_objective(job)
         self.fit(job, objective, job.model.leaf(self.part), config.finetune_epochs, "fine-tuning")
 
 
 @torch.no_grad()
 def estimate_statistics(job: Job) -> None:
-    """Set BatchNorm's running statistics to the mean over one pass through the client's training samples."""
+    """Set BatchNorm's local statistics to the mean over one pass through the client's training samples."""
     source = generator(job.config.run.seed, "statistics", job.round, job.client)
-    x: Tensor = job.x
-    update_bn((x[batch] for batch in batches(len(x), job.config.train.batch_size, source)), job.model.module)
-
-
-def _statistics(job: Job) -> list[str]:
-    return [key for key in job.model.layout.keys if is_statistic(key)]
+    network, x = job.model.module, job.x
+    averaged = {key: value.clone() for key, value in network.state_dict().items() if job.travels(key)}
+    update_bn((x[batch] for batch in batches(len(x), job.config.train.batch_size, source)), network)
+    job.model.load_dict({**network.state_dict(), **averaged})  # `update_bn` overwrites those of every layer

@@ -25,12 +25,15 @@ class CAFEDistillTraining(PersonalTraining):
     """Trains a client's network with students and teachers."""
 
     def load(self, job: Job, state: FlatState) -> None:
-        """Put backbone, own heads and aggregated last head together."""
+        """Put backbone, own heads and aggregated last head together.
+
+        Without a head from the server the last one is the seed's: the server compares with that, and what the client
+        kept may have been a student at another depth, or a head that the server refused.
+        """
         super().load(job, state)
-        if HEAD in job.entries:
-            job.model.load_dict(
-                {**job.model.module.state_dict(), **head_state(job.entries[HEAD], head_layout(*_last(job)))}
-            )
+        layout = head_layout(*_last(job))
+        last = head_state(job.entries[HEAD], layout) if HEAD in job.entries else job.initial()
+        job.model.load_dict({**job.model.module.state_dict(), **{key: last[key] for key in layout.keys}})
 
     def objective(self, job: Job, exits: int) -> Objective:
         """Return this round's objective; the run's `objective` section does not apply."""

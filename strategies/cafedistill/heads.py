@@ -27,9 +27,9 @@ def head_vector(state: Mapping[str, Tensor], layout: Layout) -> Tensor:
 
 def head_state(vector: np.ndarray | Tensor, layout: Layout) -> StateDict:
     """Return a head's parameters by key, inverse of `head_vector`; raises `ValueError` when the sizes differ."""
-    floats = torch.as_tensor(vector)
-    if floats.shape != (layout.sizes[0],) or floats.dtype != torch.float32:
+    if tuple(vector.shape) != (layout.sizes[0],) or vector.dtype not in (np.dtype(np.float32), torch.float32):
         raise ValueError(f"an exit head of {layout.sizes[0]} float32 parameters was expected")
+    floats = torch.tensor(vector) if isinstance(vector, np.ndarray) else vector  # a copy: received arrays are read-only
     return FlatState(layout, floats, torch.zeros(0, dtype=torch.int64)).state_dict()
 
 

@@ -92,7 +92,7 @@ class CAFEDistill(PersonalStrategy):
         super().merge(round_, update)
         uploaded = {client: self._read(client, arrays) for client, arrays in update.entries.items()}
         heads = {client: head for client, head in uploaded.items() if head is not None}
-        depths = {client: update.results[client].depth for client in heads}
+        depths = {client: self.depth(self._asked[client]) for client in heads}
         self._compare(heads, depths)
         weights = {}
         for client in heads:
@@ -151,12 +151,14 @@ class CAFEDistill(PersonalStrategy):
         self.similarities.update(compared, across_depths=self.settings.across_depths)
 
     def _read(self, client: int, arrays: Mapping[str, np.ndarray]) -> Tensor | None:
-        depth = self._asked[client].depth
+        layout = self.heads[self.depth(self._asked[client])]
         try:
-            head = head_vector(head_state(arrays[HEAD], self.heads[depth]), self.heads[depth])
+            if HEAD not in arrays:
+                raise ValueError("it sent none")
+            head = head_vector(head_state(arrays[HEAD], layout), layout)
             if not (head.abs() < MAGNITUDE).all():  # false for NaN too
                 raise ValueError("weights are not finite, or out of range")
-        except (KeyError, ValueError) as error:
+        except ValueError as error:
             log(WARNING, "client %d: its last head cannot be used: %s", client, error)
             return None
         return head
