@@ -7,6 +7,7 @@ calls callbacks. A method overrides the hooks below `merge` and keeps its state 
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -48,6 +49,7 @@ class EarlyExitStrategy(Strategy):
     name: ClassVar[str]
     apart: ClassVar[bool] = False  # True: the method needs every client's model, not the folded sum
     personal: ClassVar[bool] = False  # True: clients end with networks of their own and evaluate them
+    nested: ClassVar[bool] = True  # a part's state holds the smaller parts' states
 
     def __init__(
         self,
@@ -113,6 +115,18 @@ class EarlyExitStrategy(Strategy):
         weights = {depth: float(tier.weight) for depth, tier in update.tiers.items()}
         self.model |= average_layers({d: t.state for d, t in update.tiers.items()}, weights)
         return {}
+
+    def exit_macs(self, client: int) -> list[float]:
+        """Return the MACs of a sample that leaves at each exit of the network that this client evaluates."""
+        return self.parts.exit_macs(self.costs, self.depth(self.roster.reports[client]))
+
+    def part_state(self, depth: int) -> FlatState:
+        """Return what is sent to clients of this depth."""
+        return FlatState.of({key: self.model[key] for key in self.layouts[depth].keys})
+
+    def final_model(self) -> StateDict:
+        """Return the finished model, for the run's folder; nothing if it is with the clients."""
+        return {} if self.personal else self.model
 
     def state_dict(self) -> tuple[StateDict, dict[str, Any]]:
         """Return tensors and plain values that a resumed run needs beyond the global model."""
@@ -205,7 +219,7 @@ class EarlyExitStrategy(Strategy):
         log(INFO, "%s, run %r: rounds %d to %d", self.name, section.name, self.round + 1, section.rounds)
         for depth in self.tiers:
             log(INFO, "  tier %d: %.3f M parameters, %.2f MMAC", depth,
-                costs.tier_parameters(depth) / 1e6, costs.tier_macs(depth) / 1e6)  # fmt: skip
+                self.parts.parameters(costs, depth) / 1e6, self.parts.macs(costs, depth) / 1e6)  # fmt: skip
 
     def arrays(self) -> ArrayRecord:
         """Return the global model as Flower's record."""
@@ -245,7 +259,7 @@ class EarlyExitStrategy(Strategy):
         return Record(
             round=round_, rounds=rounds, accuracy=accuracy, terms=terms, client_metrics=_mean_metrics(update),
             client_accuracy=client_accuracy,
-            failures=update.failures, clients={d: len(t.clients) for d, t in update.tiers.items()},
+            failures=update.failures, clients=dict(sorted(Counter(r.depth for r in update.results.values()).items())),
             seconds=self.seconds | {"round": time.perf_counter() - started}, traffic=dict(self.traffic),
         )  # fmt: skip
 
@@ -287,7 +301,6 @@ class EarlyExitStrategy(Strategy):
 
     def _client_scores(self, replies: Iterable[Message]) -> dict[str, Any]:
         scores: dict[int, Mapping[str, np.ndarray]] = {}
-        macs = [float(self.costs.macs(index)) for index in range(len(self.network.exit_positions))]
         for message in replies:
             hosted = self._node_of.get(message.metadata.src_node_id, ())
             try:
@@ -300,29 +313,41 @@ class EarlyExitStrategy(Strategy):
             problems = {result.client: result.error for result in reply.results if result.error}
             for client in set(reply.entries) & set(hosted):
                 try:
-                    check(reply.entries[client], len(macs))
+                    check(reply.entries[client], len(self.exit_macs(client)))
                     scores[client] = reply.entries[client]
                 except ValueError as error:
                     problems[client] = str(error)
             for client, problem in sorted(problems.items()):
                 log(WARNING, "client %d could not evaluate: %s", client, problem)
-        return summarise(scores, self.trained, macs, self.config.server.accuracy_loss) if scores else {}
+        loss, macs = self.config.server.accuracy_loss, {client: self.exit_macs(client) for client in scores}
+        result = summarise(scores, self.trained, macs, loss)
+        depths = {client: self.depth(self.roster.reports[client]) for client in scores}
+        if len(set(depths.values())) > 1:
+            groups = {d: {c: s for c, s in scores.items() if depths[c] == d} for d in sorted(set(depths.values()))}
+            result["by_depth"] = {d: summarise(group, self.trained, macs, loss) for d, group in groups.items()}
+        return result
 
     def _messages(self, order: Order, clients: Sequence[ClientReport], kind: str) -> list[Message]:
         cost = {c.client: float(self.parts.macs(self.costs, self.depth(c)) * c.num_examples) for c in clients}
         dealt = self.roster.deal(clients, cost)
         self._node_of = {node: tuple(c.client for c in members) for node, members in dealt.items()}
-        # every tier is a prefix of the global network, so the deepest one that a node needs holds the others
-        deepest = {node: max(self.depth(c) for c in members) for node, members in dealt.items()}
-        packed = {depth: protocol.pack_state(self._prefix_state(depth)) for depth in set(deepest.values())}
+        # where parts are nested, the largest one that a node needs serves all its clients
+        largest = {node: max(self.depth(c) for c in members) for node, members in dealt.items()}
+        serving = {c.client: largest[n] if self.nested else self.depth(c) for n, cs in dealt.items() for c in cs}
+        packed = {depth: protocol.pack_state(self.part_state(depth)) for depth in set(serving.values())}
         messages = []
         for node, members in dealt.items():
+            names = {
+                depth: protocol.MODEL if self.nested else f"part-{depth}"
+                for depth in sorted({serving[c.client] for c in members})
+            }
             tasks = tuple(
-                Task(c.client, self.depth(c), self.committed.get(c.client, 0), extra=self.extra(c)) for c in members
-            )
-            content = protocol.pack_order(
-                replace(order, tasks=tasks), {protocol.MODEL: packed[deepest[node]]}, self.entries(members)
-            )
+                Task(
+                    c.client, self.depth(c), self.committed.get(c.client, 0), names[serving[c.client]], self.extra(c)
+                ) for c in sorted(members, key=lambda c: c.client)
+            )  # fmt: skip
+            states = {name: packed[depth] for depth, name in names.items()}
+            content = protocol.pack_order(replace(order, tasks=tasks), states, self.entries(members))
             message = Message(
                 content=content, dst_node_id=node, message_type=kind,
                 ttl=self.config.round.deadline, group_id=str(order.round),
@@ -330,9 +355,6 @@ class EarlyExitStrategy(Strategy):
             self.traffic["down"] = self.traffic.get("down", 0) + protocol.message_bytes(message)
             messages.append(message)
         return messages
-
-    def _prefix_state(self, depth: int) -> FlatState:
-        return FlatState.of({key: self.model[key] for key in self.layouts[depth].keys})
 
     def _deliver(self, grid: Grid) -> None:
         """Give every reachable client its final model, for inference without a server."""

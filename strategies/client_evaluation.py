@@ -114,7 +114,10 @@ def check(arrays: Scores, exits: int) -> None:
 
 
 def summarise(
-    scores: Mapping[int, Scores], sampled: Collection[int], exit_macs: Sequence[float], accuracy_loss: float
+    scores: Mapping[int, Scores],
+    sampled: Collection[int],
+    exit_macs: Mapping[int, Sequence[float]],
+    accuracy_loss: float,
 ) -> dict[str, Any]:
     """Return the clients' evaluation as plain values; every client counts alike, whatever its number of samples.
 
@@ -124,7 +127,7 @@ def summarise(
     Args:
         scores: client -> `score`'s result; clients without samples are passed over.
         sampled: clients that were sampled for training at least once.
-        exit_macs: MACs of a sample that leaves at each exit of the deepest network.
+        exit_macs: client -> MACs of a sample that leaves at each exit of its network.
         accuracy_loss: how much validation accuracy early exits may cost, 0.01 = one point.
 
     Returns:
@@ -132,7 +135,7 @@ def summarise(
         "clients", "exits", "spread" (both per exit), "mean", "mean_spread" (of a client's mean over its exits);
         "sampled": these five for the clients in `sampled`, empty if none of them is here;
         "own_test": whether all were measured on test samples; "without_test": how many were not;
-        "exit_macs"; "accuracy_loss";
+        "exit_macs", the mean over clients; "accuracy_loss";
         "curve": a point per threshold, cheap to dear, the last (threshold None) the full network:
         "threshold", "accuracy", "spread", "mean_macs", "share" (of the MACs of a client's own last exit),
         "saved" (1 - share), "exit_histogram" (test samples of all clients that leave at each exit);
@@ -143,13 +146,14 @@ def summarise(
     Raises:
         ValueError: a client's arrays are not what `score` returns, see `check`.
     """
-    for arrays in scores.values():
+    for client, arrays in scores.items():
         if arrays:
-            check(arrays, len(exit_macs))
+            check(arrays, len(exit_macs[client]))
     ids = [client for client in sorted(scores) if scores[client]]
     if not ids:
         return {}
-    clients, macs = [scores[client] for client in ids], np.asarray(exit_macs, dtype=np.float64)
+    clients = [scores[i] for i in ids]
+    macs = [np.array(exit_macs[i][: len(scores[i]["exits"])], dtype=np.float64) for i in ids]
     accuracies = {i: scores[i]["exits"] / scores[i]["examples"][TEST] for i in ids}
     curve = [
         {"threshold": None if math.isinf(threshold) else threshold}
@@ -163,7 +167,7 @@ def summarise(
         "sampled": _group([accuracy for client, accuracy in accuracies.items() if client in sampled]),
         "own_test": without_test == 0,
         "without_test": without_test,
-        "exit_macs": macs.tolist(),
+        "exit_macs": [float(np.mean(column)) for column in _by_exit(macs)],
         "accuracy_loss": accuracy_loss,
         "curve": curve,
         "tuned": _operate([c["tuned"] for c in clients], macs) | full,
@@ -190,11 +194,14 @@ def _sweep(logits: Tensor, labels: Tensor) -> NDArray[np.int64]:
     return torch.stack(rows).numpy()
 
 
-def _common_threshold(clients: Sequence[Scores], macs: Floats, accuracy_loss: float) -> int:
-    held_out = [c["sweep"][VALIDATION] for c in clients if c["examples"][VALIDATION]]
+def _common_threshold(clients: Sequence[Scores], macs: Sequence[Floats], accuracy_loss: float) -> int:
+    held_out = [
+        (c["sweep"][VALIDATION], own) for c, own in zip(clients, macs, strict=True) if c["examples"][VALIDATION]
+    ]
     if not held_out:
         return len(THRESHOLDS) - 1
-    points = [_operate([sweep[t] for sweep in held_out], macs) for t in range(len(THRESHOLDS))]
+    own_macs = [own for _, own in held_out]
+    points = [_operate([sweep[t] for sweep, _ in held_out], own_macs) for t in range(len(THRESHOLDS))]
     costs, accuracies = ([p[key] for p in points] for key in ("mean_macs", "accuracy"))
     return cheapest(np.array(costs), np.array(accuracies), accuracy_loss)
 
@@ -203,8 +210,7 @@ def _group(accuracies: Sequence[Floats]) -> dict[str, Any]:
     """Return the means and spreads of clients' exit accuracies `(E_i,)`; empty without clients."""
     if not accuracies:
         return {}
-    deepest = max(map(len, accuracies))
-    by_exit = [np.array([a[e] for a in accuracies if len(a) > e]) for e in range(deepest)]
+    by_exit = _by_exit(accuracies)
     means = np.array([a.mean() for a in accuracies])
     return {
         "clients": len(accuracies),
@@ -215,13 +221,19 @@ def _group(accuracies: Sequence[Floats]) -> dict[str, Any]:
     }
 
 
-def _operate(counts: Sequence[Counts], macs: Floats) -> dict[str, Any]:
-    """Return what dynamic inference costs and gives, from one `(E_i, 2)` per client."""
+def _by_exit(values: Sequence[Floats]) -> list[Floats]:
+    """Return, per exit, the values of the clients that have it, from one `(E_i,)` per client."""
+    deepest = max(map(len, values))
+    return [np.array([v[e] for v in values if len(v) > e]) for e in range(deepest)]
+
+
+def _operate(counts: Sequence[Counts], macs: Sequence[Floats]) -> dict[str, Any]:
+    """Return what dynamic inference costs and gives, from one `(E_i, 2)` and one `(E_i,)` per client."""
     samples = np.array([c[:, 0].sum() for c in counts])
     accuracy = np.array([c[:, 1].sum() for c in counts]) / samples
-    cost = np.array([c[:, 0] @ macs[: len(c)] for c in counts]) / samples
-    share = cost / np.array([macs[len(c) - 1] for c in counts])
-    histogram = np.zeros(len(macs), dtype=np.int64)
+    cost = np.array([c[:, 0] @ own for c, own in zip(counts, macs, strict=True)]) / samples
+    share = cost / np.array([own[-1] for own in macs])
+    histogram = np.zeros(max(map(len, counts)), dtype=np.int64)
     for c in counts:
         histogram[: len(c)] += c[:, 0]
     return {

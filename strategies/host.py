@@ -9,8 +9,10 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from logging import WARNING
+from typing import Any
 
 from flwr.supercore import log
+from numpy.typing import NDArray
 
 from common import paths
 from common.bundle import FILE, BundleInfo, save_bundle
@@ -64,9 +66,7 @@ def evaluate(order: Order, payload: Payload, node: Mapping[str, object]) -> Repl
             error = ""
             try:
                 job = _personal_job(site, payload, local, task)
-                exits = len(job.model.module.exit_positions)
-                macs = [float(costs.macs(index)) for index in range(exits)]
-                reply.entries[task.client] = score(job.model.module, job.data(), macs, site.config.server.accuracy_loss)
+                reply.entries[task.client] = _scores(site, local, job, costs)
             except Exception as problem:  # one client's data must not take the others along
                 log(WARNING, "client %d could not evaluate", task.client, exc_info=problem)
                 error = f"{type(problem).__name__}: {problem}"
@@ -85,7 +85,8 @@ def deliver(order: Order, payload: Payload, node: Mapping[str, object]) -> Reply
         for task in tasks:
             job, policy, name = _personal_job(site, payload, local, task), str(facts["policy"]), f"depth-{task.depth}"
             if facts["personal"]:
-                policy, name = _own_policy(job, costs), f"client-{task.client:06d}"
+                policy = _own_policy(_scores(site, local, job, costs), len(job.model.module.exit_positions))
+                name = f"client-{task.client:06d}"
             constants = tuple(facts["mean"]), tuple(facts["std"])
             info = BundleInfo(order.network, task.depth, order.classes, *constants, policy)
             save_bundle(folder / name / FILE, job.model.module.state_dict(), info)
@@ -174,10 +175,11 @@ def _personal_job(site: Site, payload: Payload, local: LocalMethod, task: Task) 
     return job
 
 
-def _own_policy(job: Job, costs: CostTable) -> str:
-    """Return the exit policy that a client tunes on its own validation data, as JSON."""
-    network = job.model.module
-    early = len(network.exit_positions) - 1
-    macs = [float(costs.macs(index)) for index in range(early + 1)]
-    scores = score(network, job.data(), macs, job.config.server.accuracy_loss)
-    return ThresholdPolicy((float(scores["threshold"][0]),) * early).to_json() if scores else ""
+def _scores(site: Site, local: LocalMethod, job: Job, costs: CostTable) -> dict[str, NDArray[Any]]:
+    macs = site.method.parts.exit_macs(costs, job.depth)
+    return score(local.network(job), job.data(), macs, job.config.server.accuracy_loss)
+
+
+def _own_policy(scores: Mapping[str, NDArray[Any]], exits: int) -> str:
+    """Return the exit policy that a client tuned on its own validation data, as JSON; empty without any."""
+    return ThresholdPolicy((float(scores["threshold"][0]),) * (exits - 1)).to_json() if scores else ""

@@ -96,6 +96,10 @@ class LocalMethod(Protocol):
         """Turn the loaded model into the one that this client would use, before it is evaluated or delivered."""
         ...
 
+    def network(self, job: Job) -> EarlyExitNetwork:
+        """Return the network that this client evaluates, made of the personalised model."""
+        ...
+
 
 class LocalTraining:
     """E local epochs of mini-batch SGD with the configured objective (FedAvg's client)."""
@@ -120,6 +124,10 @@ class LocalTraining:
 
     def personalise(self, job: Job) -> None:
         """The global model is the client's."""
+
+    def network(self, job: Job) -> EarlyExitNetwork:
+        """Return the model's."""
+        return job.model.module
 
     def steps(self, job: Job) -> Generator[None, None, Outcome]:
         """Train one client for one round, in one go."""

@@ -24,6 +24,14 @@ class Parts(Protocol):
         """Return the MACs of one sample's forward pass through a part."""
         ...
 
+    def parameters(self, costs: CostTable, number: int) -> int:
+        """Return the number of parameters of a part."""
+        ...
+
+    def exit_macs(self, costs: CostTable, number: int) -> list[float]:
+        """Return the MACs of a sample that leaves at each exit, of the network that a client of this part uses."""
+        ...
+
     def choose(self, capacity: Capacity, costs: CostTable, config: RunConfig, samples: int) -> Choice:
         """Return the part that a device chooses; 0 if none fits."""
         ...
@@ -43,6 +51,16 @@ class Tiers:
     def macs(self, costs: CostTable, number: int) -> int:
         """Return the MACs of a sample that leaves at the tier's deepest exit."""
         return costs.tier_macs(number)
+
+    def parameters(self, costs: CostTable, number: int) -> int:
+        """Return the number of parameters of a tier's prefix."""
+        return costs.tier_parameters(number)
+
+    def exit_macs(self, costs: CostTable, number: int) -> list[float]:
+        """Return the MACs of a sample that leaves at each of the tier's exits."""
+        return [
+            float(costs.cut_macs(position)) for position in sorted(costs.exits) if position <= costs.tiers[number - 1]
+        ]
 
     def choose(self, capacity: Capacity, costs: CostTable, config: RunConfig, samples: int) -> Choice:
         """Return the deepest tier that the capacity carries."""

@@ -114,14 +114,14 @@ class RunFolder(Callback):
 
     def on_end(self, strategy: EarlyExitStrategy, failure: str) -> None:
         """Write the end event and, if all went well, the finished model."""
-        if not failure and not strategy.personal:  # personal networks are with their clients
+        if not failure and (model := strategy.final_model()):
             policy = strategy.evaluator.policy if strategy.evaluator else None
             normalizer, depth = strategy.normalizer, max(strategy.tiers)
             info = BundleInfo(
                 strategy.spec.to_json(), depth, strategy.classes, normalizer.mean, normalizer.std,
                 policy.to_json() if policy else "",
             )  # fmt: skip
-            save_bundle(self.folder / "final" / FILE, strategy.model, info)
+            save_bundle(self.folder / "final" / FILE, model, info)
         self._append({"event": "end", "rounds": strategy.round, "failure": failure})
 
     def _append(self, event: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from strategies.client_evaluation import THRESHOLDS, cheapest, check, score, sum
 
 FULL = len(THRESHOLDS) - 1
 MACS = (1.0, 4.0)
+EACH = dict.fromkeys(range(100), MACS)
 
 
 class Table(nn.Module):
@@ -186,7 +187,7 @@ def three() -> dict[int, dict]:
 
 
 def test_means_and_spreads_over_clients_by_hand() -> None:
-    found = summarise(three(), {3, 5}, MACS, 0.01)
+    found = summarise(three(), {3, 5}, EACH, 0.01)
     assert found["clients"] == 3
     assert found["exits"] == pytest.approx([(0.2 + 0.6 + 0.9) / 3, 0.7])  # the last exit is that of two clients
     assert found["spread"] == pytest.approx([float(np.std([0.2, 0.6, 0.9])), 0.1])
@@ -204,7 +205,7 @@ def test_means_and_spreads_over_clients_by_hand() -> None:
 
 
 def test_curve_and_operating_points_by_hand() -> None:
-    found = summarise(three(), (), MACS, 0.1)
+    found = summarise(three(), (), EACH, 0.1)
     assert [point["threshold"] for point in found["curve"]] == [*THRESHOLDS[:-1], None]
     cheap, full = found["curve"][0], found["curve"][-1]
     assert cheap == {
@@ -225,7 +226,7 @@ def test_curve_and_operating_points_by_hand() -> None:
     assert tuned["exit_histogram"] == [20, 10]
     # on validation 0.65 loses (0.6 + 0.8 + 0.8 - 0.4 - 0.8 - 0.8) / 3 = 0.067, so it is allowed
     assert found["common"] == found["curve"][at(0.65)] | {"full_accuracy": tuned["full_accuracy"]}
-    assert summarise(three(), (), MACS, 0.05)["common"]["threshold"] is None
+    assert summarise(three(), (), EACH, 0.05)["common"]["threshold"] is None
     assert found["sampled"] == {}
 
 
@@ -233,11 +234,11 @@ def test_the_common_threshold_is_not_chosen_by_clients_without_validation_sample
     scores = three()
     scores[7]["sweep"][0] = 0
     scores[7]["examples"][0] = 0
-    assert summarise(scores, (), MACS, 0.0)["common"]["threshold"] == 0.65
+    assert summarise(scores, (), EACH, 0.0)["common"]["threshold"] == 0.65
     for arrays in scores.values():
         arrays["sweep"][0] = 0
         arrays["examples"][0] = 0
-    assert summarise(scores, (), MACS, 0.0)["common"]["threshold"] is None
+    assert summarise(scores, (), EACH, 0.0)["common"]["threshold"] is None
 
 
 def test_the_order_of_clients_does_not_matter_to_the_last_bit() -> None:
@@ -246,23 +247,25 @@ def test_the_order_of_clients_does_not_matter_to_the_last_bit() -> None:
     for number in range(40):
         values = [source.randint(0, 10) for _ in range(6)]
         scores[number] = client(*values[:2], validation=values[2:4], test=values[4:], threshold=0.65)
-    expected = json.dumps(summarise(scores, range(20), (1.1, 3.7), 0.01), allow_nan=False)
+    expected = json.dumps(summarise(scores, range(20), dict.fromkeys(range(100), (1.1, 3.7)), 0.01), allow_nan=False)
     for _ in range(5):
         mixed = list(scores)
         source.shuffle(mixed)
-        again = summarise({n: scores[n] for n in mixed}, set(mixed) & set(range(20)), (1.1, 3.7), 0.01)
+        again = summarise(
+            {n: scores[n] for n in mixed}, set(mixed) & set(range(20)), dict.fromkeys(range(100), (1.1, 3.7)), 0.01
+        )
         assert json.dumps(again) == expected
 
 
 def test_clients_without_samples_are_passed_over() -> None:
-    assert summarise({**three(), 1: {}}, {1}, MACS, 0.0) == summarise(three(), (), MACS, 0.0)
-    assert summarise({1: {}}, (), MACS, 0.0) == summarise({}, (), MACS, 0.0) == {}
+    assert summarise({**three(), 1: {}}, {1}, EACH, 0.0) == summarise(three(), (), EACH, 0.0)
+    assert summarise({1: {}}, (), EACH, 0.0) == summarise({}, (), EACH, 0.0) == {}
 
 
 def test_who_was_measured_on_validation_samples_is_counted() -> None:
     scores = three()
     scores[3]["own_test"][0] = 0
-    found = summarise(scores, (), MACS, 0.0)
+    found = summarise(scores, (), EACH, 0.0)
     assert (found["own_test"], found["without_test"]) == (False, 1)
 
 
@@ -295,7 +298,7 @@ def test_wrong_arrays_are_refused(name: str, wrong: np.ndarray | None) -> None:
     with pytest.raises(ValueError, match="client evaluation"):
         check(arrays, 2)
     with pytest.raises(ValueError, match="client evaluation"):
-        summarise({**three(), 9: arrays}, (), MACS, 0.0)
+        summarise({**three(), 9: arrays}, (), EACH, 0.0)
 
 
 def test_more_right_than_left_is_refused() -> None:

@@ -24,7 +24,7 @@ def ordered(flat):
     def make(changes=None, tasks=EVERYBODY):
         strategy = make_strategy(read_config({**flat, **(changes or {})}))
         order = replace(strategy._order(1), tasks=tasks, bits=30)
-        return order, Payload({protocol.MODEL: strategy._prefix_state(3)})
+        return order, Payload({protocol.MODEL: strategy.part_state(3)})
 
     return make
 
@@ -147,7 +147,7 @@ def test_a_failure_is_a_result(ordered, monkeypatch):
 def test_arrays_that_do_not_fit_fail_the_client(ordered):
     order, _ = ordered(tasks=(Task(0, 1), Task(5, 3)))
     strategy_state = make_strategy(read_config({"run.name": "x", "network.name": "lenet", "clients.mix": "1,1,1"}))
-    wrong = Payload({protocol.MODEL: strategy_state._prefix_state(1)})
+    wrong = Payload({protocol.MODEL: strategy_state.part_state(1)})
     reply = host.train(order, wrong, {})
     assert all("expected shape" in r.error for r in reply.results)
     assert (reply.folds, reply.lone) == ({}, {})

@@ -49,7 +49,7 @@ def client_summary(gain: int = 0, own_test: int = 1) -> dict[str, Any]:
             "exits": np.array([first, last]), "examples": np.array([10, 10]), "sweep": sweep, "tuned": sweep[1, row],
             "threshold": np.array([THRESHOLDS[row]]), "own_test": np.array([own_test]),
         }  # fmt: skip
-    return summarise(scores, {1}, (1e6, 4e6), 0.01)
+    return summarise(scores, {1}, dict.fromkeys(scores, (1e6, 4e6)), 0.01)
 
 
 def client_record(round_: int, rounds: int = 3, **fields: Any) -> Record:
