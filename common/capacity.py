@@ -3,7 +3,7 @@
 The client chooses; the server only learns the choice and its reason. Declarations (Flower node configuration or a
 virtual client's share of the mix):
 
-    depth=2                                   the tier itself
+    depth=2                                   the tier itself; where a method cuts the network: cut=5
     memory="512MB" compute="2GFLOPS" bandwidth="10Mbps"    what there is; each may be left out
     capacity="auto"                           probe this machine
 """
@@ -36,6 +36,7 @@ class Capacity:
     compute: float | None = None  # floating-point operations per second, two per MAC
     bandwidth: float | None = None  # bits per second, each way
     depth: int | None = None  # overrides the others
+    cut: int | None = None  # likewise, where a method cuts the network
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class Choice:
 
 def parse_capacity(node: Mapping[str, object]) -> Capacity:
     """Read a node configuration; raises `UserError` on a value that cannot be read."""
-    if "depth" in node:
-        return Capacity(depth=_whole(node["depth"], "depth"))
+    if "depth" in node or "cut" in node:
+        return Capacity(**{name: _whole(node[name], name) for name in ("depth", "cut") if name in node})
     if "capacity" in node:
         if node["capacity"] != "auto":
             raise UserError(f'capacity={node["capacity"]!r}: write capacity="auto", or declare {", ".join(DECLARED)}')
@@ -61,6 +62,8 @@ def parse_capacity(node: Mapping[str, object]) -> Capacity:
 def choose_depth(capacity: Capacity, costs: CostTable, batch_size: int, samples: int) -> Choice:
     """Return the deepest tier that the capacity carries for a local epoch of `samples` samples."""
     tiers = len(costs.tiers)
+    if capacity.cut is not None and capacity.depth is None:
+        return Choice(0, f"declared cut {capacity.cut}, but this run has depth tiers: declare depth= too")
     if capacity.depth is not None:
         if not 1 <= capacity.depth <= tiers:
             return Choice(0, f"declared depth {capacity.depth}, but the network has tiers 1..{tiers}")

@@ -47,7 +47,7 @@ class EarlyExitStrategy(Strategy):
     """One global early-exit network, trained by clients of unequal depth."""
 
     name: ClassVar[str]
-    apart: ClassVar[bool] = False  # True: the method needs every client's model, not the folded sum
+    apart: bool = False  # True: the method needs every client's model, not the folded sum
     personal: ClassVar[bool] = False  # True: clients end with networks of their own and evaluate them
     nested: ClassVar[bool] = True  # a part's state holds the smaller parts' states
 

@@ -164,7 +164,7 @@ def _job(site: Site, payload: Payload, task: Task) -> Job:
     return Job(
         task.client, task.depth, order.round, site.config, model, site.device, partial(site.data, task.client),
         order.method, task.extra, payload.entries.get(task.client, {}), site.store.load(task.client, task.version),
-        partial(site.method.travels, site.config), site.initial,
+        partial(site.method.travels, site.config), partial(site.initial, task.depth),
     )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ class Job:
     entries: Mapping[str, np.ndarray] = field(default_factory=dict)  # the task's arrays
     kept: ClientState = field(default_factory=ClientState)  # what this client kept from its last committed round
     travels: Callable[[str], bool] = everything  # which keys of the model the server averages
-    initial: Callable[[], StateDict] = dict  # the whole network as the run's seed makes it
+    initial: Callable[[], StateDict] = dict  # the model as the run's seed makes it
 
     @property
     def upload_layout(self) -> Layout:

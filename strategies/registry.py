@@ -24,6 +24,7 @@ MODULES = {
     "fedper": "strategies.fedper",
     "fedprox": "strategies.fedprox",
     "fedrep": "strategies.fedrep",
+    "hetero_splitee": "strategies.hetero_splitee",
     "local": "strategies.standalone",
 }
 SECTIONS = {
@@ -35,6 +36,8 @@ SECTIONS = {
     "fedprox": "strategies.fedprox:FedProxConfig",
     "fedrep": "strategies.fedrep:FedRepConfig",
     "personal": "strategies.personal:PersonalConfig",
+    "splitee": "strategies.hetero_splitee.config:SplitEEConfig",
+    "stream": "common.rpc.config:StreamConfig",
 }
 
 
@@ -47,6 +50,7 @@ class Method:
     ensemble: Callable[[RunConfig], float] = lambda config: config.objective.ensemble  # the network's, see NetworkSpec
     travels: Callable[[RunConfig, str], bool] = lambda config, key: True  # which keys of the model are averaged
     parts: Parts = TIERS  # what of the network a device trains
+    exits: bool = True  # False: the network has no exit but its last one; devices get theirs at their cuts
 
 
 @cache

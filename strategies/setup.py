@@ -8,7 +8,8 @@ from common.config import RunConfig, Value, load_config
 from common.data import load, normalizer
 from common.data.clients import Population
 from common.devices import pick_device
-from common.networks import NetworkSpec
+from common.errors import UserError
+from common.networks import NetworkSpec, without_early_exits
 from strategies.base import EarlyExitStrategy
 from strategies.callbacks.base import Callback
 from strategies.evaluation import ServerEvaluator
@@ -33,6 +34,12 @@ def make_strategy(config: RunConfig, callbacks: Iterable[Callback] = ()) -> Earl
         found.ensemble(config), section.lora_rank, section.pretrained,
         config.data.vocabulary if config.data.is_text else 0,
     )  # fmt: skip
+    if not found.exits:
+        if section.exits or section.tiers:
+            raise UserError(
+                f"{config.run.strategy} places exits at the cuts: leave network.exits and network.tiers empty"
+            )
+        spec = without_early_exits(spec)
     normalize = normalizer(config.data, source.input_shape[0])
     population = Population(config.data, config.clients.count, config.run.seed)
     evaluator = None

@@ -62,7 +62,7 @@ class Site:
     @cached_property
     def declares(self) -> bool:
         """Whether this node states its capacity; a probed one would change with every measurement."""
-        return any(key in self.node for key in ("depth", *DECLARED))
+        return any(key in self.node for key in ("depth", "cut", *DECLARED))
 
     def report(self, client: int) -> ClientReport:
         """Return what a client declares: the depth it chooses and why, or why it cannot take part."""
@@ -90,9 +90,9 @@ class Site:
         make = _model if shared else _model.__wrapped__
         return make(self.order.network, self.config.run.seed, self.config.run.strategy, depth, self.device)
 
-    def initial(self) -> StateDict:
-        """Return the whole network as the run's seed makes it, on the CPU."""
-        return _network(self.order.network, self.config.run.seed).state_dict()
+    def initial(self, depth: int) -> StateDict:
+        """Return the tier's prefix as the run's seed makes it, on the CPU."""
+        return _initial(self.order.network, self.config.run.seed, self.config.run.strategy, depth)
 
     @cached_property
     def method(self) -> Method:
@@ -120,6 +120,11 @@ def _read_config(text: str) -> RunConfig:
 @lru_cache(maxsize=2)
 def _network(spec: str, seed: int) -> EarlyExitNetwork:
     return build(NetworkSpec.from_json(spec), seed)
+
+
+@lru_cache(maxsize=16)
+def _initial(spec: str, seed: int, strategy: str, depth: int) -> StateDict:
+    return method(strategy).parts.take(_network(spec, seed), depth).state_dict()
 
 
 @lru_cache(maxsize=16)

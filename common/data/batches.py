@@ -10,9 +10,11 @@ def batches(num_samples: int, batch_size: int, generator: torch.Generator) -> li
     A small remainder would be harmful: BatchNorm cannot train on one sample, and over two or three alike ones it
     multiplies gradients by hundreds where a feature map is a single pixel.
     """
-    if num_samples == 0:
-        return []
+    number = batch_count(num_samples, batch_size)
+    return list(torch.randperm(num_samples, generator=generator).tensor_split(number)) if number else []
+
+
+def batch_count(num_samples: int, batch_size: int) -> int:
+    """Return how many batches an epoch has."""
     number = -(-num_samples // batch_size)
-    if batch_size > 1:
-        number = max(1, min(number, num_samples // 2))
-    return list(torch.randperm(num_samples, generator=generator).tensor_split(number))
+    return max(1, min(number, num_samples // 2)) if num_samples and batch_size > 1 else number

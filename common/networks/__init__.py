@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -39,6 +39,7 @@ __all__ = [
     "build",
     "cost_table",
     "rescale_gradient",
+    "without_early_exits",
 ]
 
 _BACKBONES: dict[str, Callable[[tuple[int, int, int], int], Trunk]] = {
@@ -142,6 +143,12 @@ def build(spec: NetworkSpec, seed: int) -> EarlyExitNetwork:
     if spec.lora_rank:
         add_adapters(network, spec.lora_rank, seed)
     return network
+
+
+def without_early_exits(spec: NetworkSpec) -> NetworkSpec:
+    """Return the spec of the same trunk with no exit but the last one; raises what `build` raises."""
+    whole = replace(spec, exits=(), tiers=(), pretrained="")
+    return replace(spec, exits=(build(whole, seed=0).end,), tiers=())
 
 
 def _check_numbers(spec: NetworkSpec) -> None:

@@ -7,6 +7,7 @@ training (Gawali et al., arXiv 2012.12591). None of its numbers is known.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from common.config import TrainSection, at_least, one_of
 from strategies.hetero_splitee.learner import Sgd
@@ -28,6 +29,7 @@ class SplitEEConfig:
     client_sync: str = "none"  # "same_cut": average devices with equal cuts; "prefix": each unit over all its holders
     gradient: str = "stop"  # the paper's; "return": split learning: SFLV1 with averaging, SFLV2 with sequential
     exit_weight: float = 0.0  # gradient "return" only: of the device's exit loss; split learning has no exit loss
+    cuts: tuple[int, ...] = ()  # offered to devices, units before the cut, rising; () = every one
     coding: str = "fp32"  # of what is sent; "uint8" quarters the traffic
     server_lr: float = 0.0  # 0: train.lr; decays with train.lr-decay (reconstructed: no value is known)
     vectorise: str = "auto"  # averaging: train copies of one cut together; "auto": on a GPU
@@ -44,6 +46,8 @@ class SplitEEConfig:
             coding=("fp32", "bf16", "fp16", "uint8"),
             vectorise=("auto", "always", "never"),
         )
+        if any(a >= b for a, b in pairwise((0, *self.cuts))):
+            found.append(f"splitee.cuts {','.join(map(str, self.cuts))!r} must rise from 1")
         return found + [sentence for impossible, sentence in self._combinations() if impossible]
 
     def optimiser(self, train: TrainSection, round_: int) -> Sgd:

@@ -1,0 +1,125 @@
+"""Hetero-SplitEE's client half (Oda et al., arXiv 2512.09313): first layers with an exit, features streamed.
+
+For each mini-batch:
+
+1. Forward through the device's units and its exit.
+2. Send the features and the labels, of the weights before the step.
+3. Step by the exit's loss alone. Nothing comes back.
+
+With `splitee.gradient="return"` the device waits for the gradient of the server's loss instead (split learning).
+Units, exit and momentum stay with the client from round to round.
+"""
+
+from collections.abc import Generator
+from functools import lru_cache
+from typing import cast
+
+import grpc
+import torch
+from torch import Tensor, nn
+
+from common.client_store import ClientState
+from common.data.batches import batches
+from common.flat import FlatState
+from common.networks import EarlyExitNetwork
+from common.rpc.channels import Limits, connect
+from common.rpc.config import StreamConfig
+from common.seeding import derive_seed, generator, seed_global
+from strategies.hetero_splitee.client_step import finish, forward, local_step
+from strategies.hetero_splitee.config import SplitEEConfig
+from strategies.hetero_splitee.learner import MOMENTUM, Learner, Sgd
+from strategies.hetero_splitee.stream import FeatureStream, Origin, offload
+from strategies.local import Job, Outcome
+
+ADDRESS, TOKEN, CERTIFICATE, MESSAGE_BYTES = "address", "token", "certificate", "message_bytes"  # the stream's facts
+VERSION, FRESH = "version", "fresh"  # round that the server's models are of; whether the server's average is newer
+
+
+class SplitTraining:
+    """Trains a device's part and streams what comes out of it."""
+
+    def load(self, job: Job, state: FlatState) -> None:
+        """Take the client's own part, or the server's average where that is newer."""
+        averaged = state.state_dict() if job.extra.get(FRESH) else {}
+        job.model.load_dict({**job.initial(), **job.kept.tensors, **averaged})
+
+    def steps(self, job: Job) -> Generator[None, None, Outcome]:
+        """Train for a round; other clients of the node take their turn after each batch."""
+        config: SplitEEConfig = job.config.methods["splitee"]
+        section, device = job.config.train, self._learner(job)
+        sgd = Sgd(float(job.method["lr"]), section.momentum, section.weight_decay)
+        source = generator(job.config.run.seed, "batches", job.round, job.client)
+        order = [b for _ in range(section.epochs) for b in batches(len(job.y), section.batch_size, source)]
+        total = torch.zeros((), device=job.device)
+        with self._stream(job, config, len(order)) as stream:
+            for index, batch in enumerate(order):
+                # dropout draws from the global state, which a node's clients share
+                seed_global(job.device, derive_seed(job.config.run.seed, "dropout", job.round, job.client, index))
+                x, y = job.x[batch], job.y[batch]
+                if config.gradient == "return":
+                    outputs = forward(device, x)
+                    gradient = stream.send_and_wait_gradient(outputs.trunk.detach().cpu(), y.cpu())
+                    loss = finish(device, sgd, outputs, y, gradient.to(job.device), config.exit_weight)
+                else:
+                    features, loss = local_step(device, sgd, x, y)
+                    stream.send(features.cpu(), y.cpu())
+                total += loss
+                yield
+            stream.finish()
+        state = job.model.read(job.upload_layout) if job.upload_layout.keys else None
+        kept = {key: value.cpu() for key, value in device.state_dict().items()}
+        metrics = {"loss": float(total) / len(order)} if order else {}
+        return Outcome(state, metrics, kept=ClientState(kept))
+
+    def personalise(self, job: Job) -> None:
+        """The device's part is the client's."""
+
+    def network(self, job: Job) -> EarlyExitNetwork:
+        """Return the device's exit and, behind it, the server's last one."""
+        return cast(EarlyExitNetwork, SplitNetwork(job))
+
+    def _learner(self, job: Job) -> Learner:
+        device = Learner(job.model)
+        device.network.train()
+        device.load_state_dict({k: v for k, v in job.kept.tensors.items() if k.startswith(MOMENTUM)})
+        return device
+
+    def _stream(self, job: Job, config: SplitEEConfig, number: int) -> FeatureStream:
+        stream: StreamConfig = job.config.methods["stream"]
+        return FeatureStream(
+            _channel(job), _origin(job), coding=config.coding, window=stream.window,
+            deadline=job.config.round.deadline, batches=number,
+        )  # fmt: skip
+
+
+class SplitNetwork(nn.Module):
+    """A device's part, and the server behind it, as a network of two exits."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self.device_part, self.job = job.model.module, job
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the logits (B, classes) of the device's exit and of the server's."""
+        job, outputs = self.job, self.device_part.forward_exits(x)
+        config: SplitEEConfig = job.config.methods["splitee"]
+        answers = [
+            offload(_channel(job), _origin(job), part.cpu(), self.device_part.num_classes, coding=config.coding)
+            for part in outputs.trunk.split(job.config.train.batch_size)
+        ]
+        return [outputs.logits[-1], torch.cat(answers).to(x.device)]
+
+
+def _origin(job: Job) -> Origin:
+    return Origin(job.config.run.name, job.client, job.depth, job.round, int(job.method[VERSION]))
+
+
+def _channel(job: Job) -> grpc.Channel:
+    facts = job.method
+    return _connected(facts[ADDRESS], facts[TOKEN], facts[CERTIFICATE], facts[MESSAGE_BYTES])
+
+
+@lru_cache(maxsize=4)
+def _connected(address: str, token: str, certificate: str, message_bytes: int) -> grpc.Channel:
+    """Return one channel per process and server: a node's clients share it."""
+    return connect(address, token, certificate.encode() or None, Limits(message_bytes=message_bytes))

@@ -1,0 +1,84 @@
+"""Which cut a device takes: how many units it trains itself before it hands its features on.
+
+A deeper cut makes the device's own exit better and its features smaller, and asks more of its memory and its processor.
+So a device takes the deepest cut that it can carry, of those whose features its link can carry.
+"""
+
+from collections.abc import Sequence
+
+from common.capacity import ROUND_SECONDS, TRAINING_MACS, Capacity, Choice
+from common.config import RunConfig
+from common.networks import EarlyExitNetwork
+from common.networks.cost import CostTable
+from strategies.hetero_splitee.config import SplitEEConfig
+from strategies.hetero_splitee.learner import device_part
+
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "uint8": 1}  # per value on the wire
+
+
+class Cuts:
+    """Units before a cut, with one exit at the cut."""
+
+    def numbers(self, costs: CostTable, config: RunConfig) -> Sequence[int]:
+        """Return the cuts that are offered, shallow to deep: those of `splitee.cuts`, or all."""
+        method: SplitEEConfig = config.methods["splitee"]
+        return method.cuts or range(1, len(costs.units))
+
+    def take(self, network: EarlyExitNetwork, number: int) -> EarlyExitNetwork:
+        """Return a copy of a device's part; raises `UserError` unless both sides have layers."""
+        return device_part(network, number)
+
+    def macs(self, costs: CostTable, number: int) -> int:
+        """Return the MACs of one sample's forward pass on the device."""
+        return costs.cut_macs(number)
+
+    def parameters(self, costs: CostTable, number: int) -> int:
+        """Return the number of parameters on the device, without the exit at the cut."""
+        return costs.cut_parameters(number)
+
+    def exit_macs(self, costs: CostTable, number: int) -> list[float]:
+        """Return the MACs of a sample that the device answers, and of one that the server answers, both sides added."""
+        return [float(costs.cut_macs(number)), float(costs.cut_macs(len(costs.units)))]
+
+    def choose(self, capacity: Capacity, costs: CostTable, config: RunConfig, samples: int) -> Choice:
+        """Return the deepest cut that memory, processor and link carry in a local epoch of `samples` samples."""
+        offered = self.numbers(costs, config)
+        if capacity.cut is not None:
+            if capacity.cut in offered:
+                return Choice(capacity.cut, f"declared cut {capacity.cut}")
+            return Choice(0, f"declared cut {capacity.cut}, but this run offers {', '.join(map(str, offered))}")
+        if capacity.depth is not None:
+            return Choice(0, f"declared depth {capacity.depth}, but this run cuts the network: declare cut= instead")
+        reasons: list[str] = []
+        for cut in reversed(offered):
+            if problem := _problem(capacity, costs, config, samples, cut):
+                reasons.append(f"cut {cut} {problem}")
+            else:
+                deepest = "the deepest cut fits" if any(_limits(capacity)) else "no limit declared"
+                return Choice(cut, reasons[-1] if reasons else deepest)
+        return Choice(0, "nothing fits: " + "; ".join(reasons[-2:]))
+
+
+def _limits(capacity: Capacity) -> tuple[float | None, float | None, float | None]:
+    return capacity.memory, capacity.compute, capacity.bandwidth
+
+
+def _problem(capacity: Capacity, costs: CostTable, config: RunConfig, samples: int, cut: int) -> str:
+    """Return why a device cannot take a cut, or nothing."""
+    method: SplitEEConfig = config.methods["splitee"]
+    memory, compute, bandwidth = _limits(capacity)
+    needs = costs.cut_training_memory(cut, config.train.batch_size)
+    if memory is not None and needs > memory:
+        return f"needs {needs / 1e6:.1f} MB of {memory / 1e6:.1f} MB"
+    seconds = 2 * TRAINING_MACS * costs.cut_macs(cut) * samples / compute if compute else 0.0
+    if seconds > ROUND_SECONDS:
+        return f"would take {seconds:.0f} s an epoch, more than {ROUND_SECONDS:.0f} s"
+    values = costs.units[cut - 1].activation_bytes / BYTES["fp32"]
+    bits = 8 * values * BYTES[method.coding] * (2 if method.gradient == "return" else 1)
+    seconds = bits * samples / bandwidth if bandwidth else 0.0
+    if seconds > ROUND_SECONDS:
+        return f"sends features for {seconds:.0f} s an epoch, more than {ROUND_SECONDS:.0f} s"
+    return ""
+
+
+CUTS = Cuts()

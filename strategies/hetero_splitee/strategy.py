@@ -1,0 +1,206 @@
+"""Hetero-SplitEE (Oda et al., arXiv 2512.09313): split training where every device has its own cut.
+
+A round:
+
+1. Sample clients; open the inbox for their streams; tell them address, token and round through Flower's messages.
+2. Clients train their first layers with an exit of their own and stream features and labels (`client.py`).
+3. Meanwhile one thread trains the layers after each cut on what arrives, in a fixed order (`trainer.py`):
+   sequential: one model for all; averaging: a copy per client.
+4. When all clients have answered: average the copies and, where the user asks for it, the devices' parts.
+
+Devices' parts stay with their clients; Flower's messages carry no weights unless they are averaged.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from logging import INFO, WARNING
+from typing import Any
+
+import torch
+from flwr.serverapp.strategy import Result
+from flwr.supercore import log
+
+from common import paths
+from common.client_store import ClientStore
+from common.config import RunConfig
+from common.data.batches import batch_count
+from common.errors import UserError
+from common.flat import FlatState, StateDict
+from common.protocol import ClientReport
+from common.rpc.certificates import Certificate, self_signed
+from common.rpc.channels import Limits, RunningServer, is_loopback, new_token, serve
+from common.rpc.config import StreamConfig
+from strategies.aggregation import RoundUpdate, average_layers
+from strategies.hetero_splitee.client import ADDRESS, CERTIFICATE, FRESH, MESSAGE_BYTES, TOKEN, VERSION
+from strategies.hetero_splitee.config import SplitEEConfig
+from strategies.hetero_splitee.inbox import Inbox, OpenRound
+from strategies.hetero_splitee.server_model import make_server_model
+from strategies.hetero_splitee.service import Expected, SplitService
+from strategies.hetero_splitee.trainer import Trained, Trainer
+from strategies.personal import PersonalStrategy
+
+OVERHEAD = 1 << 16  # bytes of a message beside its features
+
+
+def travels(config: RunConfig, key: str) -> bool:
+    """Return whether devices upload their parts: only to be averaged."""
+    method: SplitEEConfig = config.methods["splitee"]
+    return method.client_sync != "none" or method.aggregate_scope == "global"
+
+
+class HeteroSplitEE(PersonalStrategy):
+    """Train the layers after the cuts on streams."""
+
+    name = "hetero_splitee"
+    nested = False  # exits stand at the cuts
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.settings: SplitEEConfig = self.config.methods["splitee"]
+        self.streams: StreamConfig = self.config.methods["stream"]
+        if self.config.network.pretrained and not travels(self.config, ""):
+            raise UserError("devices' layers do not travel here, so set splitee.client-sync with network.pretrained")
+        self.apart = self.settings.aggregate_scope == "global"
+        store = ClientStore(paths.store_root(self.config.clients.store), f"{self.config.run.name}.server")
+        self.server = make_server_model(self.network, self.settings, self.device, store)
+        self.devices: dict[int, StateDict] = {}  # cut -> the devices' average, where they are averaged
+        self.averaged = 0  # round of that average
+        self.shapes = self._shapes()
+        self.running: RunningServer | None = None
+        self.trainer: Trainer | None = None
+
+    def start(self, *args: Any, **kwargs: Any) -> Result:
+        """Serve the streams while the rounds run."""
+        with self._serving():
+            return super().start(*args, **kwargs)
+
+    def prepare(self, round_: int, clients: Sequence[ClientReport]) -> None:
+        """Open the round's inbox and begin to train on what arrives."""
+        section, cuts = self.config.train, {c.client: self.depth(c) for c in clients}
+        opened = OpenRound(
+            self.config.run.name, round_, round_ - 1, cuts, self.streams.window, self.settings.gradient == "return"
+        )
+        inbox = Inbox(opened)
+        self.server.open_round(round_, cuts, self.settings.optimiser(section, round_))
+        self.service.open(inbox)
+        self.trainer = Trainer(
+            self.server, inbox, {c.client: batch_count(c.num_examples, section.batch_size) for c in clients},
+            section.epochs, self.settings.granularity, together=self.settings.mode == "averaging",
+            patience=self.streams.patience, num_threads=self.config.server.threads,
+        ).start()  # fmt: skip
+
+    def method_order(self, round_: int) -> Mapping[str, Any]:
+        """Tell the clients where to stream to, and whether a node's clients take turns."""
+        if self.running is None:
+            return {}
+        return {
+            ADDRESS: f"{self.streams.host}:{self.running.port}", TOKEN: self.token, MESSAGE_BYTES: self.message_bytes,
+            CERTIFICATE: self.certificate.certificate.decode() if self.certificate else "",
+            VERSION: round_ - 1, "interleave": self.settings.granularity == "batch",
+        }  # fmt: skip
+
+    def extra(self, client: ClientReport) -> Mapping[str, Any]:
+        """Tell a client whether the average of the devices' parts is newer than its own part."""
+        return {FRESH: self.averaged > 0 and self.averaged >= self.committed.get(client.client, 0)}
+
+    def part_state(self, depth: int) -> FlatState:
+        """Return the average of the devices' parts at a cut; before the first one, the seed's weights."""
+        own = self.parts.take(self.network, depth).state_dict() | self.devices.get(depth, {})
+        return FlatState.of({key: own[key] for key in self.layouts[depth].keys})
+
+    def merge(self, round_: int, update: RoundUpdate) -> Mapping[str, Any]:
+        """Finish the training, average what is due and report what did not come."""
+        assert self.trainer is not None
+        inbox, trained = self.trainer.inbox, self.trainer.finish()
+        self.service.close()
+        for client, missing in inbox.missing.items():
+            if missing:
+                log(WARNING, "round %d: client %d: %d batches are missing, %d came and counted once",
+                    round_, client, missing, trained.batches[client])  # fmt: skip
+        self._close_round(update, trained)
+        if self.settings.aggregates(round_):
+            self._average_devices(round_, update)
+        self.model |= {key: value for key, value in self.server.model().items() if key in self.model}
+        number = sum(trained.batches.values())
+        return {
+            "server_loss": trained.loss / number if number else 0.0, "batches": number,
+            "missing": sum(inbox.missing.values()), "server_seconds": trained.seconds,
+            "server_bytes": sum(value.nbytes for value in self.server.state_dict()[0].values()),
+        }  # fmt: skip
+
+    def final_model(self) -> StateDict:
+        """Return the server's layers with the devices' average or, where there is none, the seed's before them."""
+        return self.model
+
+    def state_dict(self) -> tuple[StateDict, dict[str, Any]]:
+        """Return the server's model and the devices' average."""
+        tensors, values = self.server.state_dict()
+        own = {f"device.{cut}.{key}": value for cut, state in self.devices.items() for key, value in state.items()}
+        return {f"server.{k}": v for k, v in tensors.items()} | own, {"server": values, "averaged": self.averaged}
+
+    def load_state_dict(self, tensors: StateDict, values: Mapping[str, Any]) -> None:
+        """Take `state_dict`'s result back."""
+        server = {k.removeprefix("server."): v for k, v in tensors.items() if k.startswith("server.")}
+        self.server.load_state_dict(server, values["server"])
+        self.averaged, self.devices = values["averaged"], {}
+        for key, value in tensors.items():
+            if key.startswith("device."):
+                _, cut, name = key.split(".", 2)
+                self.devices.setdefault(int(cut), {})[name] = value
+
+    def _close_round(self, update: RoundUpdate, trained: Trained) -> None:
+        """Close the server's round: what a client that failed had sent counts as far as it came."""
+        samples = {c: trained.samples[c] for c in trained.samples if trained.samples[c]}
+        parts: dict[int, StateDict] = {}
+        if self.settings.aggregate_scope == "global":
+            parts = {client: state.state_dict() for client, state in update.states.items()}
+            samples = {client: number for client, number in samples.items() if client in parts}
+        self.server.close_round(samples, parts)
+
+    def _average_devices(self, round_: int, update: RoundUpdate) -> None:
+        tiers = {cut: tier.state for cut, tier in update.tiers.items()}
+        if self.settings.aggregate_scope == "global":
+            average = self.server.model()
+            self.devices = {cut: {k: average[k] for k in state if k in average} for cut, state in tiers.items()}
+        elif self.settings.client_sync == "same_cut":
+            self.devices |= tiers
+        elif self.settings.client_sync == "prefix":
+            average = average_layers(tiers, {cut: float(tier.weight) for cut, tier in update.tiers.items()})
+            known = {key: value for state in self.devices.values() for key, value in state.items()} | average
+            self.devices = {
+                cut: {key: known[key] for key in self.layouts[cut].keys if key in known} for cut in self.tiers
+            }
+        if self.devices:
+            self.averaged = round_
+
+    def _shapes(self) -> dict[int, tuple[int, ...]]:
+        """Return the shape of one sample's features at every cut that is offered."""
+        shapes, network = {}, self.network.eval()
+        with torch.no_grad():
+            for cut in self.tiers:
+                shapes[cut] = tuple(network.features_at(network.example(1), cut).shape[1:])
+        return shapes
+
+    @contextlib.contextmanager
+    def _serving(self) -> Iterator[None]:
+        section, streams = self.config.clients, self.streams
+        most = self.config.train.batch_size + 1  # batches are of equal size, so one may hold a sample more
+        values = most * max(torch.Size(shape).numel() for shape in self.shapes.values())
+        self.message_bytes, self.token = 4 * values + 16 * most + OVERHEAD, new_token()
+        self.certificate: Certificate | None = None
+        bind = streams.bind or streams.host
+        if streams.tls or not (is_loopback(streams.host) and is_loopback(bind)):
+            self.certificate = self_signed([streams.host])
+        expected = Expected(self.config.run.name, self.shapes, self.network.num_classes, most)
+        self.service = SplitService(expected, self.server.logits, self.settings.coding, offloads=section.per_round + 8)
+        limits = Limits(self.message_bytes, calls=2 * section.per_round + 16)
+        with serve(self.service.register, f"{bind}:{streams.port}", self.token, self.certificate, limits) as running:
+            log(INFO, "streams are served at %s:%d%s", bind, running.port, ", TLS" if self.certificate else "")
+            self.running = running
+            try:
+                yield
+            finally:
+                if self.trainer is not None:
+                    self.trainer.stop()
+                self.service.close()
+                self.running = None

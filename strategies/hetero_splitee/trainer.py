@@ -1,0 +1,101 @@
+"""The server's one training thread of a round: it asks the inbox for batch after batch, in an order fixed beforehand.
+
+Order is (turn, client), whoever sends faster. A client that does not send its next batch in time is skipped from then
+on, so nobody waits for long for one who has stopped.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from threading import Thread
+
+import torch
+
+from common.devices import threads
+from strategies.hetero_splitee.inbox import Batch, Closed, Inbox
+from strategies.hetero_splitee.schedule import turns
+from strategies.hetero_splitee.server_model import ServerModel
+
+
+@dataclass
+class Trained:
+    """What a round's training came to."""
+
+    batches: dict[int, int] = field(default_factory=dict)  # by client
+    samples: dict[int, int] = field(default_factory=dict)  # by client
+    loss: float = 0.0  # summed over batches
+    seconds: float = 0.0  # in training steps; the rest of the round was waiting
+    error: BaseException | None = None
+
+
+class Trainer:
+    """Trains a server model on a round's inbox."""
+
+    def __init__(
+        self, model: ServerModel, inbox: Inbox, per_epoch: Mapping[int, int], epochs: int, granularity: str,
+        *, together: bool, patience: float, num_threads: int,
+    ) -> None:  # fmt: skip
+        """`per_epoch`: each client's batches; `together`: step a turn's clients at once, for copies that can be."""
+        self.model, self.inbox, self.together, self.patience = model, inbox, together, patience
+        self.turns = turns(per_epoch, epochs, granularity)
+        self.num_threads = num_threads
+        self.result = Trained(dict.fromkeys(sorted(per_epoch), 0), dict.fromkeys(sorted(per_epoch), 0))
+        self.gone: set[int] = set()
+        self.thread = Thread(target=self._run, name="split-trainer", daemon=True)
+
+    def start(self) -> "Trainer":
+        """Begin; returns itself."""
+        self.thread.start()
+        return self
+
+    def finish(self) -> Trained:
+        """Wait until everything that came was trained on; raises what the training raised."""
+        self.thread.join()
+        if self.result.error:
+            raise self.result.error
+        return self.result
+
+    def stop(self) -> None:
+        """Give the round up."""
+        self.inbox.close()
+        self.thread.join()
+
+    def _run(self) -> None:
+        try:
+            with threads(self.num_threads):
+                for clients in self.turns:
+                    self._turn([client for client in clients if client not in self.gone])
+        except Closed:
+            pass
+        except BaseException as error:  # raised again by the thread that waits for the round
+            self.result.error = error
+            self.inbox.close()
+
+    def _turn(self, clients: list[int]) -> None:
+        if not self.together:
+            for client in clients:
+                self._step(self._take([client]))
+        elif taken := self._take(clients):
+            self._step(taken)
+
+    def _take(self, clients: list[int]) -> dict[int, Batch]:
+        taken: dict[int, Batch] = {}
+        for client in clients:
+            batch = self.inbox.take(client, self.result.batches[client], self.patience)
+            if isinstance(batch, Batch):
+                taken[client] = batch
+            else:
+                self.gone.add(client)
+        return taken
+
+    def _step(self, taken: Mapping[int, Batch]) -> None:
+        started = time.perf_counter()
+        with torch.enable_grad():
+            results = self.model.step_many({c: (batch.features, batch.labels) for c, batch in taken.items()})
+        for client, step in results.items():
+            self.result.batches[client] += 1
+            self.result.samples[client] += len(taken[client].labels)
+            self.result.loss += float(step.loss)
+            if self.inbox.opened.gradients:
+                self.inbox.reply(client, taken[client].index, None if step.gradient is None else step.gradient.cpu())
+        self.result.seconds += time.perf_counter() - started
