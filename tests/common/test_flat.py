@@ -130,3 +130,97 @@ def test_a_missing_key_or_wrong_shape_is_refused():
         model.load(FlatState.of({"weight": torch.zeros(2, 2)}))
     with pytest.raises(ValueError, match=r"weight: expected shape \(2, 2\), got \(4,\)"):
         model.load(FlatState.of({"weight": torch.zeros(4), "bias": torch.zeros(2)}))
+
+
+def test_a_part_of_a_layout_keeps_its_order():
+    layout = Layout((("a.weight", (2, 3)), ("b.weight", (4,)), ("a.mean", (3,))), (("b.n", ()), ("a.n", ())))
+    part = layout.only(lambda key: key.startswith("a."))
+    assert part == Layout((("a.weight", (2, 3)), ("a.mean", (3,))), (("a.n", ()),))
+    assert (part.keys, part.sizes) == (("a.weight", "a.mean", "a.n"), (9, 1))
+    assert layout.only(lambda key: True) == layout
+    assert layout.only(lambda key: False) == Layout(())
+
+
+def test_a_dict_is_loaded_whole_and_may_hold_more():
+    model, other = FlatModel(small()), FlatModel(small())
+    with torch.no_grad():
+        other.floats.add_(1)
+        other.counters.add_(3)
+    model.load_dict({"more": torch.zeros(3), **other.read(other.layout).state_dict()})
+    assert torch.equal(model.floats, other.floats)
+    assert torch.equal(model.counters, other.counters)
+    assert model.module[1].num_batches_tracked == 3
+    given = other.read(other.layout).state_dict()
+    with pytest.raises(ValueError, match=r"2\.bias: expected shape \(2,\), got nothing"):
+        model.load_dict({key: value for key, value in given.items() if key != "2.bias"})
+    with pytest.raises(ValueError, match=r"1\.running_var: expected shape \(4,\), got \(3,\)"):
+        model.load_dict({**given, "1.running_var": torch.zeros(3)})
+
+
+@pytest.mark.parametrize("prefix", ["0.", "1.", "2.weight", ""])
+def test_a_part_is_read_as_a_copy(prefix):
+    model = FlatModel(small())
+    whole = model.read(model.layout).state_dict()
+    layout = model.layout.only(lambda key: key.startswith(prefix))
+    part = model.read(layout)
+    assert part.layout == layout
+    assert part.state_dict().keys() == {key for key in whole if key.startswith(prefix)}
+    with torch.no_grad():
+        model.floats.add_(1)
+        model.counters.add_(1)
+    assert all(torch.equal(value, whole[key]) for key, value in part.state_dict().items())
+
+
+def test_nothing_can_be_read():
+    model = FlatModel(small())
+    nothing = model.read(model.layout.only(lambda key: False))
+    assert (nothing.layout, len(nothing.floats), len(nothing.counters)) == (Layout(()), 0, 0)
+
+
+def test_a_leaf_shares_its_memory_and_its_gradient_with_the_whole():
+    module = small()
+    model = FlatModel(module)
+    leaf = model.leaf(lambda key: key.startswith("2."))
+    assert torch.equal(leaf, torch.cat([module[2].weight.flatten(), module[2].bias]))
+    module(torch.randn(4, 3)).sum().backward()
+    assert torch.equal(leaf.grad, torch.cat([module[2].weight.grad.flatten(), module[2].bias.grad]))
+    assert leaf.grad.abs().sum() > 0
+    with torch.no_grad():
+        leaf.add_(1)
+    assert torch.equal(model.trained[-2:], module[2].bias)
+    assert torch.equal(leaf[-2:], module[2].bias)
+    model.zero_grad()
+    assert leaf.grad.abs().sum() == 0
+    assert len(model.leaf(lambda key: True)) == len(model.trained)
+
+
+def test_a_leaf_is_one_piece():
+    model = FlatModel(small())
+    for chosen in (lambda key: key.startswith(("0.", "2.")), lambda key: False, lambda key: "running" in key):
+        with pytest.raises(ValueError, match="do not lie side by side"):
+            model.leaf(chosen)
+    assert len(model.leaf(lambda key: key.startswith(("0.", "1.")))) == 24
+    module = small()
+    module[0].requires_grad_(False)
+    with pytest.raises(ValueError, match="do not lie side by side"):
+        FlatModel(module).leaf(lambda key: key.startswith("0."))
+
+
+def test_stepping_a_leaf_leaves_every_other_weight_alone():
+    plain, module = small(), small()
+    model = FlatModel(module)
+    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.5}
+    one = torch.optim.SGD([model.leaf(lambda key: key.startswith("1."))], **options)
+    many = torch.optim.SGD(plain[1].parameters(), **options)
+    x = torch.randn(6, 3)
+    for _ in range(3):
+        plain.zero_grad()
+        model.zero_grad()
+        plain(x).square().sum().backward()
+        module(x).square().sum().backward()
+        many.step()
+        one.step()
+    start = small().state_dict()
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, plain.state_dict()[name]), name
+        assert torch.equal(value, start[name]) == name.startswith(("0.", "2.")), name
