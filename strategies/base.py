@@ -77,7 +77,7 @@ class EarlyExitStrategy(Strategy):
         self.roster = Roster(config.clients.count)
         self.committed: dict[int, int] = {}  # client -> round of its last committed state
         self.trained: set[int] = set()  # clients that took part in a round at least once
-        self.round = 0  # last complete round
+        self.round, self.rounds = 0, config.run.rounds  # last complete round, and after which the run ends
         self.seconds: dict[str, float] = {}  # of the current round, by phase
         self.traffic: dict[str, int] = {}
         self._asked: dict[int, ClientReport] = {}
@@ -153,13 +153,13 @@ class EarlyExitStrategy(Strategy):
         """
         if initial_arrays is not None and len(initial_arrays):
             self.model |= initial_arrays.to_torch_state_dict()
-        rounds, failure, result = num_rounds or self.config.run.rounds, "", Result()
+        self.rounds, failure, result = num_rounds or self.config.run.rounds, "", Result()
         self.summary()
         try:
             for callback in self.callbacks:
                 callback.on_start(self)
-            for round_ in range(self.round + 1, rounds + 1):
-                record = self._run_round(grid, round_, rounds, timeout)
+            for round_ in range(self.round + 1, self.rounds + 1):
+                record = self._run_round(grid, round_, timeout)
                 result.train_metrics_clientapp[round_] = MetricRecord({**record.client_metrics})
                 if evaluate_fn is not None and (metrics := evaluate_fn(round_, self.arrays())) is not None:
                     result.evaluate_metrics_serverapp[round_] = metrics
@@ -203,7 +203,7 @@ class EarlyExitStrategy(Strategy):
     ) -> list[Message]:
         """Ask every available client to evaluate, on its own data, the network that it would use."""
         every = self.config.server.clients_evaluate_every
-        last = self.personal and server_round == self.config.run.rounds
+        last = self.personal and server_round == self.rounds
         if not last and (not every or server_round % every):
             return []
         return self._messages(self._order(server_round), self.roster.available(), protocol.EVALUATE)
@@ -216,7 +216,7 @@ class EarlyExitStrategy(Strategy):
     def summary(self) -> None:
         """Log what is about to run."""
         section, costs = self.config.run, self.costs
-        log(INFO, "%s, run %r: rounds %d to %d", self.name, section.name, self.round + 1, section.rounds)
+        log(INFO, "%s, run %r: rounds %d to %d", self.name, section.name, self.round + 1, self.rounds)
         for depth in self.tiers:
             log(INFO, "  tier %d: %.3f M parameters, %.2f MMAC", depth,
                 self.parts.parameters(costs, depth) / 1e6, self.parts.macs(costs, depth) / 1e6)  # fmt: skip
@@ -236,7 +236,7 @@ class EarlyExitStrategy(Strategy):
 
     # Parts of a round
 
-    def _run_round(self, grid: Grid, round_: int, rounds: int, timeout: float | None) -> Record:
+    def _run_round(self, grid: Grid, round_: int, timeout: float | None) -> Record:
         self.seconds, self.traffic, started = {}, {"down": 0, "up": 0}, time.perf_counter()
         deadline = timeout or self.config.round.deadline
         messages = self.configure_train(round_, None, None, grid)
@@ -248,16 +248,16 @@ class EarlyExitStrategy(Strategy):
         self.trained |= set(update.results)
         accuracy: Mapping[str, Any] = {}
         every = self.config.server.evaluate_every
-        if self.evaluator and every and (round_ % every == 0 or round_ == rounds):
+        if self.evaluator and every and (round_ % every == 0 or round_ == self.rounds):
             with self._phase("evaluate"), threads(self.config.server.threads):
-                accuracy = self.evaluator.evaluate(self.global_network(), final=round_ == rounds)
+                accuracy = self.evaluator.evaluate(self.global_network(), final=round_ == self.rounds)
         client_accuracy: Mapping[str, Any] = {}
         if questions := self.configure_evaluate(round_, None, None, grid):
             with self._phase("client evaluation"):
                 client_accuracy = self._client_scores(exchange(grid, questions, deadline))
         self.round = round_
         return Record(
-            round=round_, rounds=rounds, accuracy=accuracy, terms=terms, client_metrics=_mean_metrics(update),
+            round=round_, rounds=self.rounds, accuracy=accuracy, terms=terms, client_metrics=_mean_metrics(update),
             client_accuracy=client_accuracy,
             failures=update.failures, clients=dict(sorted(Counter(r.depth for r in update.results.values()).items())),
             seconds=self.seconds | {"round": time.perf_counter() - started}, traffic=dict(self.traffic),
@@ -377,8 +377,8 @@ class EarlyExitStrategy(Strategy):
                 replace(order, method={**order.method, **facts}), self.roster.available(), protocol.DELIVER
             )
             for reply in exchange(grid, messages, self.config.round.deadline):
-                if reply.has_error():
-                    log(WARNING, "node %d did not store its model: %s", reply.metadata.src_node_id, reply.error.reason)
+                for problem in _problems(reply):
+                    log(WARNING, "node %d did not store a model: %s", reply.metadata.src_node_id, problem)
 
     def _order(self, round_: int) -> Order:
         return Order(
@@ -402,6 +402,17 @@ class EarlyExitStrategy(Strategy):
 def _last_line(reason: str | None) -> str:
     """Return what an exception said, without the stack above it."""
     return ((reason or "").strip().splitlines() or ["no reason given"])[-1]
+
+
+def _problems(reply: Message) -> list[str]:
+    """Return what went wrong on a node, or for which of its clients."""
+    if reply.has_error():
+        return [_last_line(reply.error.reason)]
+    try:
+        results = protocol.unpack_reply(reply.content).results
+    except ValueError as error:
+        return [str(error)]
+    return [f"client {result.client}: {result.error}" for result in results if result.error]
 
 
 def _mean_metrics(update: RoundUpdate) -> dict[str, float]:

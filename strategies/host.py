@@ -76,21 +76,20 @@ def evaluate(order: Order, payload: Payload, node: Mapping[str, object]) -> Repl
 
 def deliver(order: Order, payload: Payload, node: Mapping[str, object]) -> Reply:
     """Store the clients' final models: one per client if they are personal, else one per depth, whoever shares it."""
-    site, facts = Site(order, node), order.method
-    local, costs = site.method.local(), CostTable.from_json(order.costs)
-    folder = paths.store_root(site.config.clients.store, node.get("state")) / order.run
-    tasks = order.tasks if facts["personal"] else tuple({t.depth: t for t in order.tasks}.values())
+    site, reply = Site(order, node), Reply([])
+    local = site.method.local()
+    tasks = order.tasks if order.method["personal"] else tuple({t.depth: t for t in order.tasks}.values())
     deterministic()
     with threads(site.config.clients.threads):
         for task in tasks:
-            job, policy, name = _personal_job(site, payload, local, task), str(facts["policy"]), f"depth-{task.depth}"
-            if facts["personal"]:
-                policy = _own_policy(_scores(site, local, job, costs), len(job.model.module.exit_positions))
-                name = f"client-{task.client:06d}"
-            constants = tuple(facts["mean"]), tuple(facts["std"])
-            info = BundleInfo(order.network, task.depth, order.classes, *constants, policy)
-            save_bundle(folder / name / FILE, job.model.module.state_dict(), info)
-    return Reply([ClientResult(task.client, task.depth) for task in order.tasks])
+            error = ""
+            try:
+                _store_model(site, payload, local, task)
+            except Exception as problem:  # one client's data must not take the others along
+                log(WARNING, "client %d did not store its model", task.client, exc_info=problem)
+                error = f"{type(problem).__name__}: {problem}"
+            reply.results.append(ClientResult(task.client, task.depth, error=error))
+    return reply
 
 
 @dataclass
@@ -173,6 +172,17 @@ def _personal_job(site: Site, payload: Payload, local: LocalMethod, task: Task) 
     local.load(job, payload.states[task.arrays])
     local.personalise(job)
     return job
+
+
+def _store_model(site: Site, payload: Payload, local: LocalMethod, task: Task) -> None:
+    order, facts = site.order, site.order.method
+    folder = paths.store_root(site.config.clients.store, site.node.get("state")) / order.run
+    job, policy, name = _personal_job(site, payload, local, task), str(facts["policy"]), f"depth-{task.depth}"
+    if facts["personal"]:
+        scores = _scores(site, local, job, CostTable.from_json(order.costs))
+        policy, name = _own_policy(scores, len(job.model.module.exit_positions)), f"client-{task.client:06d}"
+    info = BundleInfo(order.network, task.depth, order.classes, tuple(facts["mean"]), tuple(facts["std"]), policy)
+    save_bundle(folder / name / FILE, job.model.module.state_dict(), info)
 
 
 def _scores(site: Site, local: LocalMethod, job: Job, costs: CostTable) -> dict[str, NDArray[Any]]:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import shutil
 
 import pytest
 import torch
@@ -214,6 +215,24 @@ def test_the_last_evaluation_is_of_what_is_delivered(run_strategy, name):
         assert len(set(bundle.policy.thresholds)) <= 1
         assert all(0.5 <= t <= 0.95 or math.isinf(t) for t in bundle.policy.thresholds)
     assert accuracy["mean"] == pytest.approx(sum(means) / 6)
+
+
+def test_clients_evaluate_after_the_last_round_that_was_asked_for(prepare_run):
+    run = prepare_run({**FEDPER, "run.rounds": 5})
+    run.strategy.start(run.grid, num_rounds=2)
+    assert [bool(record.client_accuracy) for record in run.records] == [False, True]
+
+
+def test_a_client_that_lost_its_state_does_not_take_the_others_networks_along(prepare_run, flower_log):
+    run = prepare_run({**FEDPER, "run.rounds": 1})
+    run.on_round = lambda strategy, record: shutil.rmtree(folder(strategy) / "client-000002")
+    run.strategy.start(run.grid)
+    assert run.failure == ""
+    stored = {path.parent.name for path in folder(run.strategy).glob("client-*/model.safetensors")}
+    assert stored == {f"client-{client:06d}" for client in (0, 1, 3, 4, 5)}
+    assert any(
+        "did not store a model: client 2: UserError: client 2: its state of round 1" in line for line in flower_log
+    )
 
 
 @pytest.mark.parametrize(
