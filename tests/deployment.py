@@ -1,14 +1,17 @@
-"""A real SuperLink and real SuperNodes as processes on loopback, for tests."""
+"""Real processes for tests: a SuperLink and SuperNodes on loopback, and simulations on Ray."""
 
 import json
 import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from server.launch import PROJECT, environment
 
@@ -47,6 +50,18 @@ class Deployment:
         os.killpg(process.pid, number)
         process.wait(timeout=30)
 
+    def kill_server_app(self) -> None:
+        """Kill (SIGKILL) the process in which the SuperLink runs the ServerApp."""
+        children = psutil.Process(self.processes["superlink"].pid).children(recursive=True)
+        found = [child for child in children if any("flwr-serverapp" in word for word in child.cmdline())]
+        assert found, [child.cmdline() for child in children]
+        for process in found:
+            process.kill()
+
+    def nodes(self) -> int:
+        """Return how many nodes Flower has seen, those that left included."""
+        return len(self._flwr("supernode", "list", "dep")["nodes"])
+
     def run(self, settings: Mapping[str, Any]) -> str:
         """Submit a run; returns Flower's run id."""
         file = self.folder / "settings.toml"
@@ -81,6 +96,16 @@ class Deployment:
         )
         found: dict[str, Any] = json.loads(done.stdout[done.stdout.find("{") :])
         return found
+
+
+def launched(home: Path, settings: Mapping[str, Any]) -> subprocess.CompletedProcess[str]:
+    """Run `python -m server run` on two workers in a process of its own."""
+    pairs = [part for key, value in settings.items() for part in ("-c", f"{key}={json.dumps(value)}")]
+    return subprocess.run(
+        [sys.executable, "-m", "server", "run", "--workers", "2", *pairs],
+        cwd=PROJECT, env=os.environ | {"FLWR_HOME": str(home / ".flwr")},
+        capture_output=True, text=True, check=False, timeout=280,
+    )  # fmt: skip
 
 
 def free_port() -> int:

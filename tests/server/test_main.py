@@ -1,10 +1,6 @@
 """The command line: configuration, presets, exit codes, and real simulations on Ray."""
 
 import argparse
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +14,10 @@ import server.__main__ as command
 from client.app import app
 from common.errors import UserError
 from common.local_grid import LocalGrid
-from server.launch import PROJECT, Outcome
+from server.launch import Outcome
 from strategies.callbacks.run_folder import read_events
 from strategies.setup import make_strategy, read_config
+from tests.deployment import launched
 
 SETTINGS = {
     "run.strategy": "darkdistill", "run.rounds": 2, "clients.count": 4, "clients.per-round": 4, "data.limit": 200,
@@ -117,16 +114,6 @@ def test_a_run_is_continued_by_its_folder(simulations, tmp_path, monkeypatch):
     (asked,) = simulations
     assert asked["run.resume"] == str(tmp_path / "runs" / "old")
     assert "run.name" not in asked
-
-
-def launched(home: Path, settings: Mapping[str, Any]) -> subprocess.CompletedProcess[str]:
-    """Run `python -m server run` on two workers in a process of its own."""
-    pairs = [part for key, value in settings.items() for part in ("-c", f"{key}={json.dumps(value)}")]
-    return subprocess.run(
-        [sys.executable, "-m", "server", "run", "--workers", "2", *pairs],
-        cwd=PROJECT, env=os.environ | {"FLWR_HOME": str(home / ".flwr")},
-        capture_output=True, text=True, check=False, timeout=280,
-    )  # fmt: skip
 
 
 @pytest.mark.deployment
