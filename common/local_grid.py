@@ -1,10 +1,11 @@
 """An in-process Flower grid: runs a ServerApp or a strategy against a ClientApp without Ray or a SuperLink.
 
 Messages are serialised and rebuilt as in deployment. Give it node configurations as a simulation or SuperNodes would
-have them. For tests, notebooks and benchmarks; one message at a time, in one process.
+have them. For tests, notebooks and benchmarks; in one process, one message after another unless told otherwise.
 """
 
 import random
+import threading
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -21,12 +22,18 @@ class LocalGrid(Grid):
     """Nodes that live in this process."""
 
     def __init__(
-        self, app: ClientApp, node_configs: Sequence[Mapping[str, Any]], run_config: Mapping[str, Any] | None = None
+        self,
+        app: ClientApp,
+        node_configs: Sequence[Mapping[str, Any]],
+        run_config: Mapping[str, Any] | None = None,
+        *,
+        concurrent: bool = False,
     ) -> None:
+        """With `concurrent` each message runs on a thread of its own, as clients that stream to one server need it."""
         # a Message can only be made inside a Flower task; this is one
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
         source = random.Random(0)
-        self.app = app
+        self.app, self.concurrent = app, concurrent
         self.contexts: dict[int, Context] = {}
         for config in node_configs:
             node = source.getrandbits(63)
@@ -52,19 +59,25 @@ class LocalGrid(Grid):
         return list(self.contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Run each message's ClientApp at once; an exception becomes an error reply, as in Flower."""
+        """Run each message's ClientApp, at once or on a thread; an exception becomes an error reply, as in Flower."""
         ids = []
         for message in messages:
             instruction = _over_the_wire(message)
-            context = self.contexts[message.metadata.dst_node_id]
-            try:
-                reply = _over_the_wire(self.app(instruction, context))
-            except Exception as error:
-                reason = f"{type(error)}:<{error}>\n{traceback.format_exc()}"
-                reply = Message(Error(code=2, reason=reason), reply_to=instruction)
-            self.replies[instruction.metadata.message_id] = reply
+            if self.concurrent:
+                threading.Thread(target=self._run, args=(instruction,), daemon=True).start()
+            else:
+                self._run(instruction)
             ids.append(instruction.metadata.message_id)
         return ids
+
+    def _run(self, instruction: Message) -> None:
+        context = self.contexts[instruction.metadata.dst_node_id]
+        try:
+            reply = _over_the_wire(self.app(instruction, context))
+        except Exception as error:
+            reason = f"{type(error)}:<{error}>\n{traceback.format_exc()}"
+            reply = Message(Error(code=2, reason=reason), reply_to=instruction)
+        self.replies[instruction.metadata.message_id] = reply
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return each reply once."""

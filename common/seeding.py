@@ -1,8 +1,13 @@
 """Seeds derive from (run seed, round, client) and a purpose, nothing else, so that order and grouping never matter."""
 
 import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+
+_GLOBAL_STATE = threading.RLock()  # several nodes may share a process
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -21,6 +26,16 @@ def seed_global(device: torch.device, seed: int) -> None:
 
     Not `torch.manual_seed`: without a GPU in use it stores a stack trace for a later one, a millisecond each time.
     """
-    torch.default_generator.manual_seed(seed)
+    with _GLOBAL_STATE:
+        torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
+
+
+@contextmanager
+def seeded(*parts: int | str) -> Iterator[None]:
+    """Seed the CPU's global state inside, for torch's own initialisers; afterwards it is as it was."""
+    # Not torch.manual_seed: that would also reseed the accelerators.
+    with _GLOBAL_STATE, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(*parts))
+        yield

@@ -26,7 +26,7 @@ from common.networks.resnet import resnet18, resnet_slim
 from common.networks.transformer import transformer4
 from common.networks.vit import deit_tiny, vit_small32
 from common.networks.wide_resnet import wrn16
-from common.seeding import derive_seed
+from common.seeding import seeded
 
 __all__ = [
     "CostTable",
@@ -119,9 +119,7 @@ def build(spec: NetworkSpec, seed: int) -> EarlyExitNetwork:
     if spec.name not in backbones():
         raise UserError(f"unknown network {spec.name!r}: choose one of {', '.join(backbones())}")
     _check_numbers(spec)
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed: that would also reseed the accelerators.
-        torch.default_generator.manual_seed(derive_seed("trunk", seed))
+    with seeded("trunk", seed):
         trunk = _trunk(spec)
     exits = _exit_positions(spec, trunk)
     layout = Layout(

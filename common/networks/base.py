@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.networks.heads import ExitHead
-from common.seeding import derive_seed
+from common.seeding import seeded
 
 Rescale = Literal["none", "boost", "legacy"]
 Leaves = Callable[[int, Tensor], Tensor]
@@ -52,9 +52,7 @@ class Layout:
         Its weights depend on the seed and the position alone: a head made on demand at a cut equals the one
         that the whole network would have had there. The global random state stays as it was.
         """
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed: that would also reseed the accelerators.
-            torch.default_generator.manual_seed(derive_seed("exit head", self.seed, position))
+        with seeded("exit head", self.seed, position):
             return self.head(self.widths[position - 1], self.num_classes)
 
 

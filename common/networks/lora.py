@@ -2,14 +2,13 @@
 
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.vision_transformer import EncoderBlock
 
 from common.errors import UserError
 from common.networks.base import EarlyExitNetwork
-from common.seeding import derive_seed
+from common.seeding import seeded
 
 DROPOUT = 0.01
 SCALE = 2.0  # alpha / rank, with alpha = 2 rank
@@ -74,7 +73,6 @@ def add_adapters(network: EarlyExitNetwork, rank: int, seed: int) -> None:
         raise UserError("lora_rank needs a transformer (deit_tiny, vit_small32): this network has no attention")
     for parameter in network.units.parameters():
         parameter.requires_grad_(False)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive_seed("adapters", seed))
+    with seeded("adapters", seed):
         for block in blocks:
             block.self_attention = AdaptedAttention(block.self_attention, rank)
