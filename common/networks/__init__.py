@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
 
-import torch
-
 from common.errors import UserError
 from common.networks.base import (
     EarlyExitNetwork,
