@@ -61,13 +61,10 @@ def decode(features: Features, data: Data, sample_shape: tuple[int, ...], max_sa
     levels = shape[channel] if dtype == torch.uint8 else 0
     if len(features.scale) != levels or len(features.offset) != levels:
         raise ValueError(f"{len(features.scale)} scales and {len(features.offset)} offsets came, not {levels}")
-    values = torch.empty(shape)
-    # through numpy: torch warns of memory that it may not write to, and here it is only read
-    source = np.frombuffer(data, np.uint8).view(_NUMPY[dtype]).reshape(shape)
-    if dtype == torch.bfloat16:  # numpy has none: its bits are the upper half of a float32's
-        np.left_shift(source, 16, out=values.numpy().view(np.uint32), dtype=np.uint32)
-    else:
-        np.copyto(values.numpy(), source)
+    raw = torch.empty(len(data), dtype=torch.uint8)
+    # through numpy: torch warns of memory that it may not write to, and the message is only read
+    np.copyto(raw.numpy(), np.frombuffer(data, np.uint8))
+    values = raw.view(dtype).view(shape).float()
     if levels:
         along = [-1 if i == channel else 1 for i in range(len(shape))]
         values.mul_(torch.tensor(list(features.scale)).view(along))
@@ -92,6 +89,3 @@ def _finite(values: Tensor, coding: str) -> None:
     low, high = torch.aminmax(values)
     if not (torch.isfinite(low) and torch.isfinite(high)):
         raise ValueError(f"some features are not finite as {coding} values")
-
-
-_NUMPY = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.uint16, torch.uint8: np.uint8}

@@ -1,6 +1,7 @@
 """Tiny networks and features for split training."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from common.client_store import ClientStore
 from common.networks import EarlyExitNetwork, NetworkSpec, build
+from tests.strategies.hetero_splitee.sockets import Bench, until
 
 SLIM = NetworkSpec("resnet_slim", 3, (1, 8, 8), width=2)  # 5 units with batch norm: cuts 1..4
 LENET = NetworkSpec("lenet", 3, (1, 8, 8), width=2)  # 3 units without: cuts 1 and 2
@@ -44,3 +46,14 @@ def batch() -> Callable[..., tuple[Tensor, Tensor]]:
         return features, y
 
     return make
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    """A bench that has been started; afterwards no thread may be left."""
+    before = set(threading.enumerate())
+    made = Bench()
+    made.start()
+    yield made
+    made.stop()
+    until(lambda: set(threading.enumerate()) <= before)

@@ -1,13 +1,12 @@
-"""A split service on a real socket, a trainer that takes everything, and a connection that breaks where it is told to."""
+"""A split service on a real socket, a trainer that takes everything, a connection that breaks where it is told to."""
 
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 
 import grpc
-import pytest
 import torch
 from torch import Tensor
 
@@ -85,17 +84,6 @@ class Bench:
         self.server.stop(grace=0.2)
 
 
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    """A bench that has been started; afterwards no thread may be left."""
-    before = set(threading.enumerate())
-    made = Bench()
-    made.start()
-    yield made
-    made.stop()
-    until(lambda: set(threading.enumerate()) <= before)
-
-
 def take_all(inbox: Inbox, client: int = 0, gradient: Callable[[Batch], Tensor] | None = None) -> list[Batch]:
     """Take one client's batches until its end, answering each with a gradient if asked to."""
     taken: list[Batch] = []
@@ -153,6 +141,8 @@ class BreakingProxy:
             limit = self._limits[self.connections] if self.connections < len(self._limits) else None
             self.connections += 1
             self._sockets += [client, server]
+            for end in (client, server):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for source, target, direction in ((client, server, "up"), (server, client, "down")):
                 bound = limit if direction == self._direction else None
                 threading.Thread(target=self._forward, args=(source, target, bound), daemon=True).start()
@@ -167,11 +157,8 @@ class BreakingProxy:
         except OSError:
             pass
         for end in (source, target):
-            with closing(end):
-                try:
-                    end.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass
+            with closing(end), suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
     def __enter__(self) -> "BreakingProxy":
         return self

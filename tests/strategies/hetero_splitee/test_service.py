@@ -30,7 +30,6 @@ from tests.strategies.hetero_splitee.sockets import (
     Bench,
     Trainer,
     batch,
-    bench,  # noqa: F401  a fixture
     origin,
     same,
     take_all,

@@ -14,7 +14,6 @@ from tests.strategies.hetero_splitee.sockets import (
     BreakingProxy,
     Trainer,
     batch,
-    bench,  # noqa: F401  a fixture
     origin,
     same,
     take_all,
