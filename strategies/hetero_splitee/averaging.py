@@ -120,6 +120,11 @@ class Averaging:
         """Return a copy of the last average by key: all units and the last exit."""
         return {key: value.clone() for key, value in self.average.items()}
 
+    def held_bytes(self) -> int:
+        """Return the bytes of the average and of the copies in memory, their statistics and momenta included."""
+        states = [self.average, *(copy.state_dict() for copy in self.copies.values())]
+        return sum(value.nbytes for state in states for value in state.values())
+
     def state_dict(self) -> tuple[StateDict, dict[str, Any]]:
         """Return tensors and plain values for a checkpoint; the copies are in the store."""
         return self.model(), {

@@ -32,24 +32,30 @@ from strategies.hetero_splitee.stream import FeatureStream, Origin, offload
 from strategies.local import Job, Outcome
 
 ADDRESS, TOKEN, CERTIFICATE, MESSAGE_BYTES = "address", "token", "certificate", "message_bytes"  # the stream's facts
-VERSION, FRESH = "version", "fresh"  # round that the server's models are of; whether the server's average is newer
+VERSION, FRESH = "version", "fresh"  # round that the server's models are of; modules of which its average is newer
 
 
 class SplitTraining:
     """Trains a device's part and streams what comes out of it."""
 
     def load(self, job: Job, state: FlatState) -> None:
-        """Take the client's own part, or the server's average where that is newer."""
-        averaged = state.state_dict() if job.extra.get(FRESH) else {}
-        job.model.load_dict({**job.initial(), **job.kept.tensors, **averaged})
+        """Take the client's own part, what it never had from the server, and the server's average where it is newer."""
+        sent, fresh = state.state_dict(), set(job.extra.get(FRESH, ()))
+        newer = {key: value for key, value in sent.items() if module_of(key) in fresh}
+        job.model.load_dict({**job.initial(), **sent, **job.kept.tensors, **newer})
 
     def steps(self, job: Job) -> Generator[None, None, Outcome]:
-        """Train for a round; other clients of the node take their turn after each batch."""
+        """Train for a round; at every `yield` the node's other clients take their turn.
+
+        Their order must be the server's, or the node would wait for an answer that waits for its other clients: by
+        mini-batch, and then with all of a turn's batches sent before any gradient is waited for, or by epoch.
+        """
         config: SplitEEConfig = job.config.methods["splitee"]
         section, device = job.config.train, self._learner(job)
         sgd = Sgd(float(job.method["lr"]), section.momentum, section.weight_decay)
         source = generator(job.config.run.seed, "batches", job.round, job.client)
-        order = [b for _ in range(section.epochs) for b in batches(len(job.y), section.batch_size, source)]
+        epochs = [batches(len(job.y), section.batch_size, source) for _ in range(section.epochs)]
+        order, by_batch = [batch for epoch in epochs for batch in epoch], config.granularity == "batch"
         total = torch.zeros((), device=job.device)
         with self._stream(job, config, len(order)) as stream:
             for index, batch in enumerate(order):
@@ -58,13 +64,17 @@ class SplitTraining:
                 x, y = job.x[batch], job.y[batch]
                 if config.gradient == "return":
                     outputs = forward(device, x)
-                    gradient = stream.send_and_wait_gradient(outputs.trunk.detach().cpu(), y.cpu())
+                    sent = stream.send(outputs.trunk.detach().cpu(), y.cpu())
+                    if by_batch:
+                        yield
+                    gradient = stream.wait_gradient(sent, outputs.trunk.shape)
                     loss = finish(device, sgd, outputs, y, gradient.to(job.device), config.exit_weight)
                 else:
                     features, loss = local_step(device, sgd, x, y)
                     stream.send(features.cpu(), y.cpu())
                 total += loss
-                yield
+                if by_batch or (index + 1) % len(epochs[0]) == 0:
+                    yield
             stream.finish()
         state = job.model.read(job.upload_layout) if job.upload_layout.keys else None
         kept = {key: value.cpu() for key, value in device.state_dict().items()}
@@ -108,6 +118,11 @@ class SplitNetwork(nn.Module):
             for part in outputs.trunk.split(job.config.train.batch_size)
         ]
         return [outputs.logits[-1], torch.cat(answers).to(x.device)]
+
+
+def module_of(key: str) -> str:
+    """Return the unit or exit that a key belongs to, such as "units.3"."""
+    return ".".join(key.split(".")[:2])
 
 
 def _origin(job: Job) -> Origin:

@@ -195,6 +195,12 @@ class ClientQueue:
             self._answered += 1
             self._changed.notify_all()
 
+    def abandon(self) -> None:
+        """Wait no longer: the client has failed. What has arrived may still be taken."""
+        with self._changed:
+            self.late = True
+            self._changed.notify_all()
+
     def close(self) -> None:
         """Wake everybody who waits; only a client that has ended may still fetch its last acknowledgements."""
         with self._changed:
@@ -263,6 +269,11 @@ class Inbox:
     def late(self) -> list[int]:
         """The clients that are skipped."""
         return [client for client, queue in self.queues.items() if queue.late]
+
+    def abandon(self, client: int) -> None:
+        """Wait no longer for a client that has failed; see `ClientQueue.abandon`."""
+        if client in self.queues:
+            self.queues[client].abandon()
 
     def close(self) -> None:
         """End the round: nothing is accepted any more, and nobody waits."""

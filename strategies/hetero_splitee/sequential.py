@@ -55,6 +55,10 @@ class Sequential:
         """Return a copy of the server's layers by key."""
         return {key: value.detach().cpu().clone() for key, value in self.learner.network.state_dict().items()}
 
+    def held_bytes(self) -> int:
+        """Return the bytes of the model's weights, statistics and momentum."""
+        return sum(value.nbytes for value in self.learner.state_dict().values())
+
     def state_dict(self) -> tuple[StateDict, dict[str, Any]]:
         """Return tensors and plain values for a checkpoint."""
         return {key: value.cpu().clone() for key, value in self.learner.state_dict().items()}, {}

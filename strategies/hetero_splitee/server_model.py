@@ -45,6 +45,10 @@ class ServerModel(Protocol):
         """Return a copy of the server's view of the network by key, all layers from the second unit on at least."""
         ...
 
+    def held_bytes(self) -> int:
+        """Return the bytes of all weights, statistics and momenta in memory, which are most during a round."""
+        ...
+
     def state_dict(self) -> tuple[StateDict, dict[str, Any]]:
         """Return tensors and plain values for a checkpoint."""
         ...

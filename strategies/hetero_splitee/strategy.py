@@ -31,7 +31,7 @@ from common.rpc.certificates import Certificate, self_signed
 from common.rpc.channels import Limits, RunningServer, is_loopback, new_token, serve
 from common.rpc.config import StreamConfig
 from strategies.aggregation import RoundUpdate, average_layers
-from strategies.hetero_splitee.client import ADDRESS, CERTIFICATE, FRESH, MESSAGE_BYTES, TOKEN, VERSION
+from strategies.hetero_splitee.client import ADDRESS, CERTIFICATE, FRESH, MESSAGE_BYTES, TOKEN, VERSION, module_of
 from strategies.hetero_splitee.config import SplitEEConfig
 from strategies.hetero_splitee.inbox import Inbox, OpenRound
 from strategies.hetero_splitee.server_model import make_server_model
@@ -64,7 +64,7 @@ class HeteroSplitEE(PersonalStrategy):
         store = ClientStore(paths.store_root(self.config.clients.store), f"{self.config.run.name}.server")
         self.server = make_server_model(self.network, self.settings, self.device, store)
         self.devices: dict[int, StateDict] = {}  # cut -> the devices' average, where they are averaged
-        self.averaged = 0  # round of that average
+        self.averaged: dict[int, dict[str, int]] = {}  # cut -> unit or exit -> round of that average
         self.shapes = self._shapes()
         self.running: RunningServer | None = None
         self.trainer: Trainer | None = None
@@ -82,11 +82,13 @@ class HeteroSplitEE(PersonalStrategy):
         )
         inbox = Inbox(opened)
         self.server.open_round(round_, cuts, self.settings.optimiser(section, round_))
+        self.held = self.server.held_bytes()
         self.service.open(inbox)
         self.trainer = Trainer(
             self.server, inbox, {c.client: batch_count(c.num_examples, section.batch_size) for c in clients},
             section.epochs, self.settings.granularity, together=self.settings.mode == "averaging",
             patience=self.streams.patience, num_threads=self.config.server.threads,
+            seed=self.config.run.seed, device=self.device,
         ).start()  # fmt: skip
 
     def method_order(self, round_: int) -> Mapping[str, Any]:
@@ -96,12 +98,19 @@ class HeteroSplitEE(PersonalStrategy):
         return {
             ADDRESS: f"{self.streams.host}:{self.running.port}", TOKEN: self.token, MESSAGE_BYTES: self.message_bytes,
             CERTIFICATE: self.certificate.certificate.decode() if self.certificate else "",
-            VERSION: round_ - 1, "interleave": self.settings.granularity == "batch",
+            VERSION: round_ - 1,
+            "interleave": self.settings.granularity == "batch" or self.config.train.epochs > 1,
         }  # fmt: skip
 
     def extra(self, client: ClientReport) -> Mapping[str, Any]:
-        """Tell a client whether the average of the devices' parts is newer than its own part."""
-        return {FRESH: self.averaged > 0 and self.averaged >= self.committed.get(client.client, 0)}
+        """Tell a client of which units and exits the devices' average is newer than its own."""
+        own, averaged = self.committed.get(client.client, 0), self.averaged.get(self.depth(client), {})
+        return {FRESH: [module for module, round_ in averaged.items() if round_ >= own]}
+
+    def lost(self, client: int) -> None:
+        """Wait no longer for the batches of a client that has failed."""
+        if self.trainer is not None:
+            self.trainer.inbox.abandon(client)
 
     def part_state(self, depth: int) -> FlatState:
         """Return the average of the devices' parts at a cut; before the first one, the seed's weights."""
@@ -111,9 +120,9 @@ class HeteroSplitEE(PersonalStrategy):
     def merge(self, round_: int, update: RoundUpdate) -> Mapping[str, Any]:
         """Finish the training, average what is due and report what did not come."""
         assert self.trainer is not None
-        inbox, trained = self.trainer.inbox, self.trainer.finish()
+        trained = self.trainer.finish()
         self.service.close()
-        for client, missing in inbox.missing.items():
+        for client, missing in trained.missing.items():
             if missing:
                 log(WARNING, "round %d: client %d: %d batches are missing, %d came and counted once",
                     round_, client, missing, trained.batches[client])  # fmt: skip
@@ -124,25 +133,25 @@ class HeteroSplitEE(PersonalStrategy):
         number = sum(trained.batches.values())
         return {
             "server_loss": trained.loss / number if number else 0.0, "batches": number,
-            "missing": sum(inbox.missing.values()), "server_seconds": trained.seconds,
-            "server_bytes": sum(value.nbytes for value in self.server.state_dict()[0].values()),
+            "missing": sum(trained.missing.values()), "server_seconds": trained.seconds, "server_bytes": self.held,
         }  # fmt: skip
 
     def final_model(self) -> StateDict:
-        """Return the server's layers with the devices' average or, where there is none, the seed's before them."""
+        """Return the whole network as the server has it: units that it has never trained or averaged are the seed's."""
         return self.model
 
     def state_dict(self) -> tuple[StateDict, dict[str, Any]]:
         """Return the server's model and the devices' average."""
         tensors, values = self.server.state_dict()
         own = {f"device.{cut}.{key}": value for cut, state in self.devices.items() for key, value in state.items()}
-        return {f"server.{k}": v for k, v in tensors.items()} | own, {"server": values, "averaged": self.averaged}
+        averaged = {str(cut): rounds for cut, rounds in self.averaged.items()}
+        return {f"server.{k}": v for k, v in tensors.items()} | own, {"server": values, "averaged": averaged}
 
     def load_state_dict(self, tensors: StateDict, values: Mapping[str, Any]) -> None:
         """Take `state_dict`'s result back."""
         server = {k.removeprefix("server."): v for k, v in tensors.items() if k.startswith("server.")}
         self.server.load_state_dict(server, values["server"])
-        self.averaged, self.devices = values["averaged"], {}
+        self.averaged, self.devices = {int(cut): dict(rounds) for cut, rounds in values["averaged"].items()}, {}
         for key, value in tensors.items():
             if key.startswith("device."):
                 _, cut, name = key.split(".", 2)
@@ -150,7 +159,8 @@ class HeteroSplitEE(PersonalStrategy):
 
     def _close_round(self, update: RoundUpdate, trained: Trained) -> None:
         """Close the server's round: what a client that failed had sent counts as far as it came."""
-        samples = {c: trained.samples[c] for c in trained.samples if trained.samples[c]}
+        epochs = self.config.train.epochs
+        samples = {c: max(1, number // epochs) for c, number in trained.samples.items() if number}
         parts: dict[int, StateDict] = {}
         if self.settings.aggregate_scope == "global":
             parts = {client: state.state_dict() for client, state in update.states.items()}
@@ -158,20 +168,16 @@ class HeteroSplitEE(PersonalStrategy):
         self.server.close_round(samples, parts)
 
     def _average_devices(self, round_: int, update: RoundUpdate) -> None:
-        tiers = {cut: tier.state for cut, tier in update.tiers.items()}
-        if self.settings.aggregate_scope == "global":
-            average = self.server.model()
-            self.devices = {cut: {k: average[k] for k in state if k in average} for cut, state in tiers.items()}
-        elif self.settings.client_sync == "same_cut":
-            self.devices |= tiers
-        elif self.settings.client_sync == "prefix":
-            average = average_layers(tiers, {cut: float(tier.weight) for cut, tier in update.tiers.items()})
-            known = {key: value for state in self.devices.values() for key, value in state.items()} | average
-            self.devices = {
-                cut: {key: known[key] for key in self.layouts[cut].keys if key in known} for cut in self.tiers
-            }
-        if self.devices:
-            self.averaged = round_
+        averages = {cut: tier.state for cut, tier in update.tiers.items()}
+        if self.settings.client_sync == "none" and self.settings.aggregate_scope == "server":
+            return
+        if self.settings.client_sync != "same_cut":
+            weights = {cut: float(tier.weight) for cut, tier in update.tiers.items()}
+            by_layer = self.server.model() if self.apart else average_layers(averages, weights)
+            averages = {cut: {k: by_layer[k] for k in self.layouts[cut].keys if k in by_layer} for cut in self.tiers}
+        for cut, average in averages.items():
+            self.devices.setdefault(cut, {}).update(average)
+            self.averaged.setdefault(cut, {}).update(dict.fromkeys(map(module_of, average), round_))
 
     def _shapes(self) -> dict[int, tuple[int, ...]]:
         """Return the shape of one sample's features at every cut that is offered."""
@@ -192,8 +198,9 @@ class HeteroSplitEE(PersonalStrategy):
         if streams.tls or not (is_loopback(streams.host) and is_loopback(bind)):
             self.certificate = self_signed([streams.host])
         expected = Expected(self.config.run.name, self.shapes, self.network.num_classes, most)
-        self.service = SplitService(expected, self.server.logits, self.settings.coding, offloads=section.per_round + 8)
-        limits = Limits(self.message_bytes, calls=2 * section.per_round + 16)
+        most_nodes = max(section.count, section.per_round)  # all of them may evaluate at once
+        self.service = SplitService(expected, self.server.logits, self.settings.coding, offloads=most_nodes + 8)
+        limits = Limits(self.message_bytes, calls=2 * most_nodes + 16)
         with serve(self.service.register, f"{bind}:{streams.port}", self.token, self.certificate, limits) as running:
             log(INFO, "streams are served at %s:%d%s", bind, running.port, ", TLS" if self.certificate else "")
             self.running = running

@@ -12,6 +12,7 @@ from queue import SimpleQueue
 from typing import TypeVar
 
 import grpc
+import torch
 from torch import Tensor
 
 from common.rpc import framing
@@ -108,14 +109,17 @@ class FeatureStream:
 
     def send_and_wait_gradient(self, features: Tensor, labels: Tensor) -> Tensor:
         """Send a batch and return the gradient (B, ...) of the server's loss by its features, as in split learning."""
-        index = self.send(features, labels)
+        return self.wait_gradient(self.send(features, labels), features.shape)
+
+    def wait_gradient(self, index: int, shape: torch.Size) -> Tensor:
+        """Return the gradient that answers batch `index`, of this shape (B, ...); it must be the last one sent."""
         while True:
             reply, data = self._next_reply()
             if reply is not None and reply.header.index == index:
                 break
         if not reply.ack.HasField("gradient"):
             raise StreamError(f"{self._origin}: the server returns no gradients")
-        return decode(reply.ack.gradient, data, tuple(features.shape[1:]), len(features))
+        return decode(reply.ack.gradient, data, tuple(shape[1:]), shape[0])
 
     def finish(self) -> int:
         """Say that there are no more batches and wait until the server has taken all; returns how many there were."""

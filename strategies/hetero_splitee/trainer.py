@@ -1,7 +1,7 @@
 """The server's one training thread of a round: it asks the inbox for batch after batch, in an order fixed beforehand.
 
 Order is (turn, client), whoever sends faster. A client that does not send its next batch in time is skipped from then
-on, so nobody waits for long for one who has stopped.
+on, so nobody waits for long for one who has stopped. The thread is done when every client has ended or is skipped.
 """
 
 import time
@@ -12,7 +12,8 @@ from threading import Thread
 import torch
 
 from common.devices import threads
-from strategies.hetero_splitee.inbox import Batch, Closed, Inbox
+from common.seeding import derive_seed, seed_global
+from strategies.hetero_splitee.inbox import Batch, Closed, Inbox, Missing
 from strategies.hetero_splitee.schedule import turns
 from strategies.hetero_splitee.server_model import ServerModel
 
@@ -22,7 +23,8 @@ class Trained:
     """What a round's training came to."""
 
     batches: dict[int, int] = field(default_factory=dict)  # by client
-    samples: dict[int, int] = field(default_factory=dict)  # by client
+    samples: dict[int, int] = field(default_factory=dict)  # by client, one of two epochs twice
+    missing: dict[int, int] = field(default_factory=dict)  # by client: batches that were expected and did not come
     loss: float = 0.0  # summed over batches
     seconds: float = 0.0  # in training steps; the rest of the round was waiting
     error: BaseException | None = None
@@ -33,13 +35,15 @@ class Trainer:
 
     def __init__(
         self, model: ServerModel, inbox: Inbox, per_epoch: Mapping[int, int], epochs: int, granularity: str,
-        *, together: bool, patience: float, num_threads: int,
+        *, together: bool, patience: float, num_threads: int, seed: int, device: torch.device,
     ) -> None:  # fmt: skip
         """`per_epoch`: each client's batches; `together`: step a turn's clients at once, for copies that can be."""
+        self.seed, self.device = seed, device
         self.model, self.inbox, self.together, self.patience = model, inbox, together, patience
         self.turns = turns(per_epoch, epochs, granularity)
         self.num_threads = num_threads
         self.result = Trained(dict.fromkeys(sorted(per_epoch), 0), dict.fromkeys(sorted(per_epoch), 0))
+        self.result.missing = {client: epochs * number for client, number in sorted(per_epoch.items())}
         self.gone: set[int] = set()
         self.thread = Thread(target=self._run, name="split-trainer", daemon=True)
 
@@ -65,6 +69,9 @@ class Trainer:
             with threads(self.num_threads):
                 for clients in self.turns:
                     self._turn([client for client in clients if client not in self.gone])
+                for client in self.result.batches:  # a device's data may have grown since it told their number
+                    while client not in self.gone:
+                        self._turn([client])
         except Closed:
             pass
         except BaseException as error:  # raised again by the thread that waits for the round
@@ -72,11 +79,9 @@ class Trainer:
             self.inbox.close()
 
     def _turn(self, clients: list[int]) -> None:
-        if not self.together:
-            for client in clients:
-                self._step(self._take([client]))
-        elif taken := self._take(clients):
-            self._step(taken)
+        for group in [clients] if self.together else [[client] for client in clients]:
+            if taken := self._take(group):
+                self._step(taken)
 
     def _take(self, clients: list[int]) -> dict[int, Batch]:
         taken: dict[int, Batch] = {}
@@ -84,12 +89,17 @@ class Trainer:
             batch = self.inbox.take(client, self.result.batches[client], self.patience)
             if isinstance(batch, Batch):
                 taken[client] = batch
+                self.result.missing[client] = max(0, self.result.missing[client] - 1)
             else:
+                if batch is Missing.ENDED:
+                    self.result.missing[client] = 0
                 self.gone.add(client)
         return taken
 
     def _step(self, taken: Mapping[int, Batch]) -> None:
-        started = time.perf_counter()
+        started, first = time.perf_counter(), min(taken)
+        seed_global(self.device, derive_seed(self.seed, "server dropout", self.inbox.opened.round, first,
+                                             taken[first].index))  # fmt: skip
         with torch.enable_grad():
             results = self.model.step_many({c: (batch.features, batch.labels) for c, batch in taken.items()})
         for client, step in results.items():
