@@ -18,12 +18,14 @@ FILE = "model.safetensors"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A network (a tier's prefix or the whole) and how to use it."""
+    """A network (a tier's prefix, the units before a cut, or the whole) and how to use it."""
 
     network: EarlyExitNetwork
     classes: tuple[str, ...]
     normalizer: Normalizer
     policy: ThresholdPolicy
+    cut: int = 0
+    run: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class BundleInfo:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     policy: str  # JSON; empty: nobody leaves before the last exit
+    cut: int = 0  # 0: the prefix of tier `depth`; else the units before the cut with one exit, at the cut
+    run: str = ""  # the run's name: what answers a device's features must be of the same run
 
 
 def save_bundle(path: Path, state: StateDict, info: BundleInfo) -> None:
@@ -57,13 +61,14 @@ def load_bundle(path: Path) -> Bundle:
     try:
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         info = BundleInfo(**plain)
-        network = build(NetworkSpec.from_json(info.spec), seed=0).prefix(info.depth)
+        whole = build(NetworkSpec.from_json(info.spec), seed=0)
+        network = whole.prefix_units(info.cut) if info.cut else whole.prefix(info.depth)
         network.load_state_dict({key: tensors[key] for key in network.state_dict()})
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{found} does not hold a whole model: {error}") from error
     last = (float("inf"),) * (len(network.exit_positions) - 1)
     policy = ThresholdPolicy.from_json(info.policy) if info.policy else ThresholdPolicy(last)
-    return Bundle(network.eval(), info.classes, Normalizer(info.mean, info.std), policy)
+    return Bundle(network.eval(), info.classes, Normalizer(info.mean, info.std), policy, info.cut, info.run)
 
 
 def _advice(path: Path) -> str:

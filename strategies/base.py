@@ -68,7 +68,8 @@ class EarlyExitStrategy(Strategy):
         self.network: EarlyExitNetwork = build(spec, config.run.seed)
         self.spec = replace(spec, pretrained="")  # devices get weights, they need not have the file
         self.costs = cost_table(self.network)
-        self.parts, travels = method(self.name).parts, partial(method(self.name).travels, config)
+        found = method(self.name)
+        self.parts, self.measure, travels = found.parts, found.measure, partial(found.travels, config)
         self.tiers = tuple(self.parts.numbers(self.costs, config))
         prefixes = {d: FlatModel(self.parts.take(self.network, d)) for d in self.tiers}
         self.layouts: dict[int, Layout] = {d: prefix.layout.only(travels) for d, prefix in prefixes.items()}
@@ -115,6 +116,9 @@ class EarlyExitStrategy(Strategy):
         weights = {depth: float(tier.weight) for depth, tier in update.tiers.items()}
         self.model |= average_layers({d: t.state for d, t in update.tiers.items()}, weights)
         return {}
+
+    def lost(self, client: int) -> None:
+        """Take notice, while others still train, that a client of this round has failed."""
 
     def exit_macs(self, client: int) -> list[float]:
         """Return the MACs of a sample that leaves at each exit of the network that this client evaluates."""
@@ -284,6 +288,8 @@ class EarlyExitStrategy(Strategy):
             except (ValueError, TypeError, KeyError) as error:
                 for client in clients:
                     collector.fail(client, str(error))
+            for client in set(clients) & set(collector.update.failures):
+                self.lost(client)
         update = collector.finish()
         for depth, tier in update.tiers.items():  # frozen weights do not travel up
             tier.state.update({k: self.model[k] for k in self.layouts[depth].keys if k not in tier.state})
@@ -313,18 +319,20 @@ class EarlyExitStrategy(Strategy):
             problems = {result.client: result.error for result in reply.results if result.error}
             for client in set(reply.entries) & set(hosted):
                 try:
-                    check(reply.entries[client], len(self.exit_macs(client)))
+                    check(reply.entries[client], len(self.exit_macs(client)), self.measure)
                     scores[client] = reply.entries[client]
                 except ValueError as error:
                     problems[client] = str(error)
             for client, problem in sorted(problems.items()):
                 log(WARNING, "client %d could not evaluate: %s", client, problem)
         loss, macs = self.config.server.accuracy_loss, {client: self.exit_macs(client) for client in scores}
-        result = summarise(scores, self.trained, macs, loss)
+        result = summarise(scores, self.trained, macs, loss, self.measure)
         depths = {client: self.depth(self.roster.reports[client]) for client in scores}
         if len(set(depths.values())) > 1:
             groups = {d: {c: s for c, s in scores.items() if depths[c] == d} for d in sorted(set(depths.values()))}
-            result["by_depth"] = {d: summarise(group, self.trained, macs, loss) for d, group in groups.items()}
+            result["by_depth"] = {
+                d: summarise(group, self.trained, macs, loss, self.measure) for d, group in groups.items()
+            }
         return result
 
     def _messages(self, order: Order, clients: Sequence[ClientReport], kind: str) -> list[Message]:

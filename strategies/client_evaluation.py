@@ -1,8 +1,9 @@
 """Personalised evaluation: every client measures its own network on its own samples, the server sums up.
 
-A sample leaves at the first exit whose largest softmax probability reaches a threshold, the same one at every exit
-(the dynamic inference of CAFEDistill, Liu et al., arXiv 2601.10015). A client chooses its threshold on its validation
-split and applies it to its test split. What it sends are counts, so nothing is rounded on the way.
+A sample leaves at the first exit whose confidence reaches a threshold, the same one at every exit: the largest softmax
+probability (the dynamic inference of CAFEDistill, Liu et al., arXiv 2601.10015) or whatever the method's measure is. A
+client chooses its threshold on its validation split and applies it to its test split. What it sends are counts, so
+nothing is rounded on the way.
 """
 
 import math
@@ -20,6 +21,8 @@ from common.networks import EarlyExitNetwork
 
 # At the last one nobody leaves early: the full network, where every curve ends.
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, math.inf)
+# Unlike a probability, this confidence is near 0 for most samples of a weak exit; at 0 everybody leaves
+ENTROPY_THRESHOLDS = (*(step / 20 for step in range(20)), math.inf)
 BATCH = 256
 VALIDATION, TEST = 0, 1  # rows of "sweep" and "examples"
 
@@ -29,7 +32,11 @@ Floats = NDArray[np.float64]
 
 
 def score(
-    network: EarlyExitNetwork, data: ClientData, costs: Sequence[float], accuracy_loss: float
+    network: EarlyExitNetwork,
+    data: ClientData,
+    costs: Sequence[float],
+    accuracy_loss: float,
+    measure: str = "softmax",
 ) -> dict[str, NDArray[Any]]:
     """Measure a client's network of E exits on its own samples.
 
@@ -40,12 +47,13 @@ def score(
         data: the client's own.
         costs: MACs of a sample that leaves at each exit, `E` numbers.
         accuracy_loss: how much validation accuracy the chosen threshold may cost, 0.01 = one point.
+        measure: of confidence, see `common.exits.confidence`.
 
     Returns:
         Nothing for a client without samples, else, int64 unless noted:
         "exits" `(E,)`: test samples that each exit gets right;
         "examples" `(2,)`: number of validation and of test samples;
-        "sweep" `(2, T, E, 2)`: on validation and on test, at each of the T `THRESHOLDS`: how many leave at each exit
+        "sweep" `(2, T, E, 2)`: on validation and on test, at each of the T `thresholds`: how many leave at each exit
         and how many of them are right;
         "tuned" `(E, 2)`: the same on test at the chosen threshold, the cheapest on validation that is accurate
         enough; the infinite one when there is no validation sample;
@@ -58,8 +66,9 @@ def score(
     examples = np.array([len(held_out[1]), len(test[1])], dtype=np.int64)
     if examples[TEST] == 0:
         return {}
-    sweep = np.stack([_sweep(*held_out), _sweep(*test)])
-    chosen = len(THRESHOLDS) - 1
+    sweep = np.stack([_sweep(*held_out, measure), _sweep(*test, measure)])
+    tried = thresholds(measure)
+    chosen = len(tried) - 1
     if examples[VALIDATION]:
         left, right = np.moveaxis(sweep[VALIDATION].astype(np.float64), -1, 0)
         chosen = cheapest(left @ np.asarray(costs), right.sum(1) / examples[VALIDATION], accuracy_loss)
@@ -68,13 +77,18 @@ def score(
         "examples": examples,
         "sweep": sweep,
         "tuned": sweep[TEST, chosen],
-        "threshold": np.array([THRESHOLDS[chosen]], dtype=np.float64),
+        "threshold": np.array([tried[chosen]], dtype=np.float64),
         "own_test": np.array([int(own_test)], dtype=np.int64),
     }
 
 
+def thresholds(measure: str) -> tuple[float, ...]:
+    """Return the confidences that are tried, rising; the last is infinite."""
+    return ENTROPY_THRESHOLDS if measure == "entropy" else THRESHOLDS
+
+
 def cheapest(costs: Floats, accuracies: Floats, accuracy_loss: float) -> int:
-    """Return which of the `THRESHOLDS` costs least and loses at most `accuracy_loss` against the full network.
+    """Return which of the T thresholds costs least and loses at most `accuracy_loss` against the full network.
 
     Of equally cheap ones it is the most accurate, and of those the highest. Both arrays are `(T,)`.
     """
@@ -83,13 +97,14 @@ def cheapest(costs: Floats, accuracies: Floats, accuracy_loss: float) -> int:
     return int(min(enough, key=lambda t: (costs[t], -accuracies[t], -t)))
 
 
-def check(arrays: Scores, exits: int) -> None:
+def check(arrays: Scores, exits: int, measure: str = "softmax") -> None:
     """Raise `ValueError` unless these arrays can be `score`'s result for a network of at most `exits` exits."""
+    tried = thresholds(measure)
     depth = arrays["sweep"].shape[2] if "sweep" in arrays and arrays["sweep"].ndim == 4 else 0
     if not 1 <= depth <= exits:
         raise ValueError(f"client evaluation: no sweep over 1 to {exits} exits")
     shapes = {
-        "exits": (depth,), "examples": (2,), "sweep": (2, len(THRESHOLDS), depth, 2), "tuned": (depth, 2),
+        "exits": (depth,), "examples": (2,), "sweep": (2, len(tried), depth, 2), "tuned": (depth, 2),
         "threshold": (1,), "own_test": (1,),
     }  # fmt: skip
     for name, shape in shapes.items():
@@ -109,7 +124,7 @@ def check(arrays: Scores, exits: int) -> None:
     if not counted:
         raise ValueError("client evaluation: the counts do not add up to the samples")
     threshold = float(arrays["threshold"][0])
-    if threshold not in THRESHOLDS or not np.array_equal(arrays["tuned"], sweep[TEST, THRESHOLDS.index(threshold)]):
+    if threshold not in tried or not np.array_equal(arrays["tuned"], sweep[TEST, tried.index(threshold)]):
         raise ValueError("client evaluation: 'tuned' is not what the sweep says of the threshold")
 
 
@@ -118,6 +133,7 @@ def summarise(
     sampled: Collection[int],
     exit_macs: Mapping[int, Sequence[float]],
     accuracy_loss: float,
+    measure: str = "softmax",
 ) -> dict[str, Any]:
     """Return the clients' evaluation as plain values; every client counts alike, whatever its number of samples.
 
@@ -129,6 +145,7 @@ def summarise(
         sampled: clients that were sampled for training at least once.
         exit_macs: client -> MACs of a sample that leaves at each exit of its network.
         accuracy_loss: how much validation accuracy early exits may cost, 0.01 = one point.
+        measure: of confidence, with which the clients scored.
 
     Returns:
         Nothing without any client that has samples, else
@@ -148,7 +165,7 @@ def summarise(
     """
     for client, arrays in scores.items():
         if arrays:
-            check(arrays, len(exit_macs[client]))
+            check(arrays, len(exit_macs[client]), measure)
     ids = [client for client in sorted(scores) if scores[client]]
     if not ids:
         return {}
@@ -158,7 +175,7 @@ def summarise(
     curve = [
         {"threshold": None if math.isinf(threshold) else threshold}
         | _operate([c["sweep"][TEST, t] for c in clients], macs)
-        for t, threshold in enumerate(THRESHOLDS)
+        for t, threshold in enumerate(thresholds(measure))
     ]
     full = {"full_accuracy": curve[-1]["accuracy"]}
     without_test = sum(1 - int(c["own_test"][0]) for c in clients)
@@ -183,12 +200,12 @@ def _logits(network: EarlyExitNetwork, x: Tensor, y: Tensor, exits: int) -> tupl
     return collect_logits(network, ((x[r], y[r]) for r in rows))
 
 
-def _sweep(logits: Tensor, labels: Tensor) -> NDArray[np.int64]:
+def _sweep(logits: Tensor, labels: Tensor, measure: str) -> NDArray[np.int64]:
     """Return counts `(T, E, 2)`: who leaves at each exit, and how many of them are right."""
     exits = len(logits)
     rows: list[Tensor] = []
-    for threshold in THRESHOLDS:
-        left = ThresholdPolicy((threshold,) * (exits - 1)).exits(logits)
+    for threshold in thresholds(measure):
+        left = ThresholdPolicy((threshold,) * (exits - 1), measure).exits(logits)
         right = left[exit_predictions(logits, left) == labels]
         rows.append(torch.stack([torch.bincount(left, minlength=exits), torch.bincount(right, minlength=exits)], 1))
     return torch.stack(rows).numpy()
@@ -199,9 +216,9 @@ def _common_threshold(clients: Sequence[Scores], macs: Sequence[Floats], accurac
         (c["sweep"][VALIDATION], own) for c, own in zip(clients, macs, strict=True) if c["examples"][VALIDATION]
     ]
     if not held_out:
-        return len(THRESHOLDS) - 1
+        return -1
     own_macs = [own for _, own in held_out]
-    points = [_operate([sweep[t] for sweep, _ in held_out], own_macs) for t in range(len(THRESHOLDS))]
+    points = [_operate([sweep[t] for sweep, _ in held_out], own_macs) for t in range(len(held_out[0][0]))]
     costs, accuracies = ([p[key] for p in points] for key in ("mean_macs", "accuracy"))
     return cheapest(np.array(costs), np.array(accuracies), accuracy_loss)
 

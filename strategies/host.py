@@ -180,16 +180,24 @@ def _store_model(site: Site, payload: Payload, local: LocalMethod, task: Task) -
     job, policy, name = _personal_job(site, payload, local, task), str(facts["policy"]), f"depth-{task.depth}"
     if facts["personal"]:
         scores = _scores(site, local, job, CostTable.from_json(order.costs))
-        policy, name = _own_policy(scores, len(job.model.module.exit_positions)), f"client-{task.client:06d}"
-    info = BundleInfo(order.network, task.depth, order.classes, tuple(facts["mean"]), tuple(facts["std"]), policy)
+        policy, name = _own_policy(scores, site.method.measure), f"client-{task.client:06d}"
+    depth, cut = site.method.parts.named(task.depth)
+    info = BundleInfo(
+        order.network, depth, order.classes, tuple(facts["mean"]), tuple(facts["std"]), policy, cut, order.run
+    )
     save_bundle(folder / name / FILE, job.model.module.state_dict(), info)
 
 
 def _scores(site: Site, local: LocalMethod, job: Job, costs: CostTable) -> dict[str, NDArray[Any]]:
     macs = site.method.parts.exit_macs(costs, job.depth)
-    return score(local.network(job), job.data(), macs, job.config.server.accuracy_loss)
+    return score(local.network(job), job.data(), macs, job.config.server.accuracy_loss, site.method.measure)
 
 
-def _own_policy(scores: Mapping[str, NDArray[Any]], exits: int) -> str:
-    """Return the exit policy that a client tuned on its own validation data, as JSON; empty without any."""
-    return ThresholdPolicy((float(scores["threshold"][0]),) * (exits - 1)).to_json() if scores else ""
+def _own_policy(scores: Mapping[str, NDArray[Any]], measure: str) -> str:
+    """Return the exit policy that a client tuned on its own validation data, as JSON; empty without any.
+
+    It is for the network that was evaluated: of a device with a server behind it, the last exit is the server's.
+    """
+    if not scores:
+        return ""
+    return ThresholdPolicy((float(scores["threshold"][0]),) * (len(scores["exits"]) - 1), measure).to_json()

@@ -20,6 +20,10 @@ class Parts(Protocol):
         """Return a copy of a part."""
         ...
 
+    def named(self, number: int) -> tuple[int, int]:
+        """Return a part as a stored model names it: its depth tier and 0, or 0 and its cut."""
+        ...
+
     def macs(self, costs: CostTable, number: int) -> int:
         """Return the MACs of one sample's forward pass through a part."""
         ...
@@ -47,6 +51,10 @@ class Tiers:
     def take(self, network: EarlyExitNetwork, number: int) -> EarlyExitNetwork:
         """Return a copy of a tier's prefix."""
         return network.prefix(number)
+
+    def named(self, number: int) -> tuple[int, int]:
+        """Return the tier and 0."""
+        return number, 0
 
     def macs(self, costs: CostTable, number: int) -> int:
         """Return the MACs of a sample that leaves at the tier's deepest exit."""

@@ -50,6 +50,7 @@ class Method:
     ensemble: Callable[[RunConfig], float] = lambda config: config.objective.ensemble  # the network's, see NetworkSpec
     travels: Callable[[RunConfig, str], bool] = lambda config, key: True  # which keys of the model are averaged
     parts: Parts = TIERS  # what of the network a device trains
+    measure: str = "softmax"  # of confidence, by which a client's samples leave early; see `common.exits.confidence`
     exits: bool = True  # False: the network has no exit but its last one; devices get theirs at their cuts
 
 

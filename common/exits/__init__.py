@@ -9,7 +9,7 @@ from common.exits.evaluation import (
     collect_logits,
     correct_counts,
 )
-from common.exits.policy import MEASURES, ThresholdPolicy, confidence, exit_predictions
+from common.exits.policy import MEASURES, ThresholdPolicy, confidence, entropy_gate, exit_predictions
 
 __all__ = [
     "BUDGET_SWEEP",
@@ -24,6 +24,7 @@ __all__ = [
     "collect_logits",
     "confidence",
     "correct_counts",
+    "entropy_gate",
     "exit_counts",
     "exit_fractions",
     "exit_predictions",

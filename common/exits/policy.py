@@ -31,7 +31,7 @@ def confidence(logits: Tensor, measure: str = "softmax") -> Tensor:
         return logits.amax(-1)
     if measure == "entropy":
         entropy = torch.special.entr(F.softmax(logits, -1)).sum(-1)
-        return 1.0 - entropy / math.log(logits.shape[-1])
+        return (1.0 - entropy / math.log(logits.shape[-1])).clamp(0.0, 1.0)  # rounding may lead just outside
     raise UserError(f"unknown confidence measure {measure!r}; choose one of {', '.join(MEASURES)}")
 
 
@@ -96,6 +96,20 @@ class ThresholdPolicy:
             return cls(thresholds, str(state["measure"]))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError("the stored exit policy is damaged; calibrate the network again") from error
+
+
+def entropy_gate(tau: float) -> ThresholdPolicy:
+    """Return the policy of two exits, a device's and its server's: who stays on the device.
+
+    A sample stays if its entropy at the device's exit, divided by log C, is at most `tau` (BranchyNet). Two ends are
+    exact: at 0 nobody stays, at 1 everybody does.
+
+    Raises:
+        UserError: `tau` is not in [0, 1].
+    """
+    if not 0.0 <= tau <= 1.0:
+        raise UserError(f"tau {tau}: give a normalised entropy from 0 (all to the server) to 1 (all on the device)")
+    return ThresholdPolicy((1.0 - tau if tau > 0.0 else math.inf,), "entropy")
 
 
 def exit_predictions(logits: Tensor, exits: Tensor) -> Tensor:

@@ -116,10 +116,10 @@ class RunFolder(Callback):
         """Write the end event and, if all went well, the finished model."""
         if not failure and (model := strategy.final_model()):
             policy = strategy.evaluator.policy if strategy.evaluator else None
-            normalizer, depth = strategy.normalizer, max(strategy.tiers)
+            normalizer, depth = strategy.normalizer, len(strategy.network.tier_positions)  # the whole network
             info = BundleInfo(
                 strategy.spec.to_json(), depth, strategy.classes, normalizer.mean, normalizer.std,
-                policy.to_json() if policy else "",
+                policy.to_json() if policy else "", run=strategy.config.run.name,
             )  # fmt: skip
             save_bundle(self.folder / "final" / FILE, model, info)
         self._append({"event": "end", "rounds": strategy.round, "failure": failure})

@@ -5,4 +5,12 @@ from strategies.hetero_splitee.cut import CUTS
 from strategies.hetero_splitee.strategy import HeteroSplitEE, travels
 from strategies.registry import Method
 
-METHOD = Method(HeteroSplitEE, SplitTraining, ensemble=lambda config: 0.0, travels=travels, parts=CUTS, exits=False)
+METHOD = Method(
+    HeteroSplitEE,
+    SplitTraining,
+    ensemble=lambda config: 0.0,
+    travels=travels,
+    parts=CUTS,
+    measure="entropy",
+    exits=False,
+)

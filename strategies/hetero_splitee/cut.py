@@ -28,6 +28,10 @@ class Cuts:
         """Return a copy of a device's part; raises `UserError` unless both sides have layers."""
         return device_part(network, number)
 
+    def named(self, number: int) -> tuple[int, int]:
+        """Return 0 and the cut."""
+        return 0, number
+
     def macs(self, costs: CostTable, number: int) -> int:
         """Return the MACs of one sample's forward pass on the device."""
         return costs.cut_macs(number)

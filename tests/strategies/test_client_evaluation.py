@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from common.data.clients import ClientData
 from common.networks import NetworkSpec, build
-from strategies.client_evaluation import THRESHOLDS, cheapest, check, score, summarise
+from strategies.client_evaluation import THRESHOLDS, cheapest, check, score, summarise, thresholds
 
 FULL = len(THRESHOLDS) - 1
 MACS = (1.0, 4.0)
@@ -59,6 +59,7 @@ def at(threshold: float) -> int:
 
 def test_thresholds_end_with_the_full_network() -> None:
     assert list(THRESHOLDS) == [*(n / 20 for n in range(10, 20)), math.inf]
+    assert list(thresholds("entropy")) == [*(n / 20 for n in range(20)), math.inf]
 
 
 def test_counts_by_hand() -> None:
@@ -306,3 +307,24 @@ def test_more_right_than_left_is_refused() -> None:
     arrays["sweep"][0, 0, 0] = 10, 11
     with pytest.raises(ValueError, match="do not add up"):
         check(arrays, 2)
+
+
+def test_by_entropy_who_leaves_is_who_has_little_of_it() -> None:
+    network, own = two_exits()
+    found = score(network, own, MACS, 0.0, "entropy")  # type: ignore[arg-type]
+    check(found, 2, "entropy")
+    # of two classes at 0.97, 0.82, 0.62 and 0.57, 1 - H / log 2 is 0.806, 0.320, 0.042 and 0.014
+    tried = thresholds("entropy")
+    validation = found["sweep"][0]
+    assert validation[tried.index(0.0)].tolist() == [[4, 3], [0, 0]]
+    assert validation[tried.index(0.05)].tolist() == [[2, 2], [2, 1]]
+    assert validation[tried.index(0.3)].tolist() == [[2, 2], [2, 1]]
+    assert validation[tried.index(0.35)].tolist() == [[1, 1], [3, 2]]
+    assert validation[tried.index(0.8)].tolist() == [[1, 1], [3, 2]]
+    assert validation[tried.index(0.85)].tolist() == [[0, 0], [4, 3]]
+    assert found["threshold"].tolist() == [0.0]  # the first exit alone is as right as the full network
+    with pytest.raises(ValueError, match="sweep"):
+        check(found, 2)
+    summary = summarise({0: found}, (), {0: MACS}, 0.0, "entropy")
+    assert [point["threshold"] for point in summary["curve"]] == [*tried[:-1], None]
+    assert summary["common"]["threshold"] == 0.0

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from common.exits import ThresholdPolicy, confidence, exit_predictions
+from common.exits import ThresholdPolicy, confidence, entropy_gate, exit_predictions
 from common.networks import NetworkSpec, build
 
 
@@ -92,3 +92,28 @@ def test_network_that_stops_computing_takes_the_same_exits() -> None:
     inference = network.infer(x, policy)
     assert torch.equal(inference.exits, policy.exits(logits))
     assert len(inference.exits.unique()) > 1
+
+
+def test_the_entropy_gate_is_exact_at_both_ends_and_inclusive_between() -> None:
+    logits = torch.tensor([[0.0] * 7, [3.0] + [0.0] * 6, [300.0] + [0.0] * 6])  # nothing known, something, all
+    entropy = 1 - confidence(logits, "entropy")
+    assert 0.2 < entropy[1] < 0.8
+    for tau, stays in (
+        (0.0, [False, False, False]),
+        (0.2, [False, False, True]),
+        (float(entropy[1]), [False, True, True]),
+        (0.999, [False, True, True]),
+        (1.0, [True, True, True]),
+    ):
+        assert entropy_gate(tau)(0, logits).tolist() == stays, tau
+
+
+def test_entropy_never_leaves_its_range_by_rounding() -> None:
+    for classes in range(2, 200):
+        assert 0.0 <= confidence(torch.zeros(classes), "entropy") <= 1.0
+
+
+@pytest.mark.parametrize("tau", [-0.1, 1.1, math.nan])
+def test_a_tau_that_is_no_share_is_refused(tau: float) -> None:
+    with pytest.raises(UserError, match="from 0"):
+        entropy_gate(tau)

@@ -92,6 +92,7 @@ def test_a_killed_and_continued_run_is_the_same_run_bit_for_bit(settings, change
     assert [line["event"] for line in lines(root / "killed")].count("start") <= 1 + len(kills)
     finals = [read_tensors(root / name / "final" / "model.safetensors") for name in ("whole", "killed")]
     assert same(finals[0][0], finals[1][0])
+    assert (finals[0][1].pop("run"), finals[1][1].pop("run")) == ("whole", "killed")
     assert finals[0][1] == finals[1][1]  # calibrated thresholds among them
     stores = [ClientStore(Path(settings["clients.store"]), name) for name in ("whole", "killed")]
     for client, round_ in whole.committed.items():
