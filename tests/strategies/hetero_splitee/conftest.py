@@ -1,15 +1,20 @@
 """Tiny networks and features for split training."""
 
+import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from common.client_store import ClientStore
+from common.config import Value
 from common.networks import EarlyExitNetwork, NetworkSpec, build
+from tests.conftest import Run
+from tests.strategies.hetero_splitee.runs import GRID, NODES, SPLIT
 from tests.strategies.hetero_splitee.sockets import Bench, until
 
 SLIM = NetworkSpec("resnet_slim", 3, (1, 8, 8), width=2)  # 5 units with batch norm: cuts 1..4
@@ -57,3 +62,16 @@ def bench() -> Iterator[Bench]:
     yield made
     made.stop()
     until(lambda: set(threading.enumerate()) <= before)
+
+
+@pytest.fixture
+def split(run_strategy: Callable[..., Run]) -> Callable[..., Run]:
+    """Run split training to its end; every run has a name, and so a store, of its own."""
+    names = (f"run-{number}" for number in itertools.count())
+
+    def start(
+        changes: Mapping[str, Value] | None = None, on: Sequence[Mapping[str, Any]] = NODES, **kwargs: Any
+    ) -> Run:
+        return run_strategy({**SPLIT, "run.name": next(names), **(changes or {})}, on, **{"grid": GRID, **kwargs})
+
+    return start

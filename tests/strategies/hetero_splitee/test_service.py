@@ -2,6 +2,7 @@
 
 import random
 import socket
+import threading
 import time
 from collections.abc import Iterable
 
@@ -62,10 +63,13 @@ def plain_call(bench: Bench, messages: Iterable[TrainMessage], hold: bool = True
 
     def feed() -> Iterable[TrainMessage]:
         yield from messages
+        called.wait(10)
         while hold and call.is_active():  # otherwise the stream ends, which would be a mistake of its own
             time.sleep(0.01)
 
+    called = threading.Event()
     call = method(feed(), timeout=10)
+    called.set()
     return call
 
 
