@@ -115,7 +115,9 @@ class FeatureStream:
         """Return the gradient that answers batch `index`, of this shape (B, ...); it must be the last one sent."""
         while True:
             reply, data = self._next_reply()
-            if reply is not None and reply.header.index == index:
+            if reply is None:
+                raise StreamError(f"{self._origin}: the server hung up without a gradient")
+            if reply.header.index == index:
                 break
         if not reply.ack.HasField("gradient"):
             raise StreamError(f"{self._origin}: the server returns no gradients")

@@ -121,9 +121,11 @@ class BreakingProxy:
     """Forwards TCP connections to a port; connection k is reset once it has forwarded `limits[k]` bytes.
 
     The bytes that count are those in one direction: "up" to the server, or "down" from it. Further connections hold.
+    With `drop` set, the next bytes to the server are lost together with their connection.
     """
 
-    def __init__(self, port: int, limits: Sequence[int], direction: str) -> None:
+    def __init__(self, port: int, limits: Sequence[int] = (), direction: str = "up") -> None:
+        self.drop = False
         self._port, self._limits, self._direction = port, list(limits), direction
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
@@ -145,12 +147,14 @@ class BreakingProxy:
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for source, target, direction in ((client, server, "up"), (server, client, "down")):
                 bound = limit if direction == self._direction else None
-                threading.Thread(target=self._forward, args=(source, target, bound), daemon=True).start()
+                threading.Thread(target=self._forward, args=(source, target, direction, bound), daemon=True).start()
 
-    def _forward(self, source: socket.socket, target: socket.socket, limit: int | None) -> None:
-        left = limit
+    def _forward(self, source: socket.socket, target: socket.socket, direction: str, left: int | None) -> None:
         try:
             while data := source.recv(4096 if left is None else min(4096, max(1, left))):
+                if direction == "up" and self.drop:
+                    self.drop = False
+                    break
                 target.sendall(data)
                 if left is not None and (left := left - len(data)) <= 0:
                     break

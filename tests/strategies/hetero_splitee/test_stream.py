@@ -129,6 +129,18 @@ def test_a_connection_that_breaks_loses_and_repeats_nothing(bench, monkeypatch, 
         assert proxy.connections > len(limits)  # every break happened
 
 
+def test_an_end_that_is_lost_is_said_again(bench):
+    inbox = bench.open({0: 1})
+    with BreakingProxy(bench.server.port) as proxy, bench.stream(address=proxy.address) as stream:
+        stream.send(*batch(0, 0))
+        taking = Trainer(lambda: take_all(inbox))
+        until(lambda: inbox.accepted == {0: 1})
+        proxy.drop = True
+        assert stream.finish() == 1
+        assert len(taking.result()) == 1
+        assert (proxy.drop, proxy.connections) == (False, 2)
+
+
 def test_gradients_come_back_batch_by_batch(bench):
     inbox = bench.open({0: 1}, gradients=True)
     taking = Trainer(lambda: take_all(inbox, gradient=lambda got: got.features * 2))
