@@ -4,7 +4,7 @@ import json
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,12 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.killing"])
 
 
-def run_and_kill(settings: Mapping[str, Value], moment: str, round_: int) -> None:
+def run_and_kill(
+    settings: Mapping[str, Value], moment: str, round_: int, nodes: Sequence[Mapping[str, Any]] = NODES
+) -> None:
     """Run the ServerApp in a process of its own and kill it (SIGKILL) at this moment of a round."""
     paused = PROCESSES.Event()
-    process = PROCESSES.Process(target=main, args=(dict(settings), moment, round_, paused))
+    process = PROCESSES.Process(target=main, args=(dict(settings), moment, round_, paused, nodes))
     process.start()
     if moment == "running":
         folder = Path(str(settings.get("run.resume") or f"{settings['run.root']}/{settings['run.name']}"))
@@ -49,7 +51,9 @@ def rounds(metrics: Path) -> list[int]:
     return [event["round"] for event in read_events(metrics) if event["event"] == "round"]
 
 
-def main(settings: Mapping[str, Value], moment: str, round_: int, paused: Any) -> None:
+def main(
+    settings: Mapping[str, Value], moment: str, round_: int, paused: Any, nodes: Sequence[Mapping[str, Any]]
+) -> None:
     """Run the ServerApp on the in-process grid, with a pause."""
 
     def pause() -> None:
@@ -58,7 +62,7 @@ def main(settings: Mapping[str, Value], moment: str, round_: int, paused: Any) -
 
     HOOKS[moment](round_, pause)
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=dict(settings))
-    server_app(LocalGrid(client_app, NODES), context)
+    server_app(LocalGrid(client_app, nodes), context)
 
 
 def _after_line(round_: int, pause: Pause) -> None:

@@ -92,14 +92,13 @@ class HeteroSplitEE(PersonalStrategy):
         ).start()  # fmt: skip
 
     def method_order(self, round_: int) -> Mapping[str, Any]:
-        """Tell the clients where to stream to, and whether a node's clients take turns."""
+        """Tell the clients where to stream to, and that a node's clients take turns."""
         if self.running is None:
             return {}
         return {
             ADDRESS: f"{self.streams.host}:{self.running.port}", TOKEN: self.token, MESSAGE_BYTES: self.message_bytes,
             CERTIFICATE: self.certificate.certificate.decode() if self.certificate else "",
-            VERSION: round_ - 1,
-            "interleave": self.settings.granularity == "batch" or self.config.train.epochs > 1,
+            VERSION: round_ - 1, "interleave": True,
         }  # fmt: skip
 
     def extra(self, client: ClientReport) -> Mapping[str, Any]:

@@ -1,0 +1,100 @@
+"""Whole runs of split training: what they leave behind, and the same without a network."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.client_store import ClientState, ClientStore
+from common.config import Value
+from common.data.clients import Population, shared_data
+from common.flat import StateDict
+from common.local_grid import LocalGrid
+from common.networks import build
+from strategies.base import EarlyExitStrategy
+from strategies.hetero_splitee.client import SplitTraining
+from strategies.hetero_splitee.learner import MOMENTUM
+from strategies.hetero_splitee.reference import Client, Reference
+from strategies.local import Job
+
+# six clients of three cuts, four batches each
+SPLIT: dict[str, Value] = {
+    "run.strategy": "hetero_splitee", "network.name": "resnet_slim", "network.width": 2, "splitee.cuts": "1,2,4",
+    "data.limit": 240, "data.client-test": 0.25, "train.batch-size": 8, "stream.patience": 5.0,
+}  # fmt: skip
+GRID = partial(LocalGrid, concurrent=True)  # nodes of one server stream at the same time
+NODES = [{"partition-id": p} for p in range(6)]
+
+
+def same(one: Mapping[str, torch.Tensor], two: Mapping[str, torch.Tensor]) -> bool:
+    """Same keys, same bits."""
+    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def kept(strategy: EarlyExitStrategy) -> StateDict:
+    """What every client keeps, and what the server keeps of each, by "client.", its number and the key."""
+    found: StateDict = {}
+    root, name = Path(strategy.config.clients.store), strategy.config.run.name
+    for store, rounds in (
+        (ClientStore(root, name), strategy.committed),
+        (ClientStore(root, f"{name}.server"), {c: k.round for c, k in getattr(strategy.server, "kept", {}).items()}),
+    ):
+        for client, round_ in rounds.items():
+            side = "copy" if store.folder.name.endswith(".server") else "client"
+            found |= {f"{side}.{client}.{k}": value for k, value in store.load(client, round_).tensors.items()}
+    return found
+
+
+def everything(strategy: EarlyExitStrategy) -> StateDict:
+    """All tensors that a run leaves behind: model, server with momenta, clients."""
+    state, _ = strategy.state_dict()
+    return {**{f"model.{k}": v for k, v in strategy.model.items()}, **state, **kept(strategy)}
+
+
+def told(run: Any) -> list[dict[str, Any]]:
+    """What the rounds brought, without what depends on the clock or on who hosts whom."""
+    return [
+        {"terms": {k: v for k, v in r.terms.items() if k != "server_seconds"}, "clients": r.clients,
+         "accuracy": r.client_accuracy, "metrics": r.client_metrics, "failures": r.failures}
+        for r in run.records
+    ]  # fmt: skip
+
+
+def reference(strategy: EarlyExitStrategy, folder: Path, rounds: int) -> Reference:
+    """The same run in one process and without a network: network, clients' images, cuts and seeds are the run's."""
+    config = strategy.config
+    population = Population(config.data, config.clients.count, config.run.seed)
+    cuts = {client: report.depth for client, report in sorted(strategy.roster.reports.items())}
+    data = {client: shared_data(population, client, torch.device("cpu")) for client in cuts}
+    clients = {client: Client(cut, data[client].x, data[client].y) for client, cut in cuts.items()}
+    made = Reference(build(strategy.spec, config.run.seed), clients, config, ClientStore(folder, "reference"))
+    for round_ in range(1, rounds + 1):
+        made.run_round(round_)
+    return made
+
+
+class Spy:
+    """What every client's part was before and after a round's training, by round and client."""
+
+    def __init__(self, monkeypatch: Any) -> None:
+        self.before: dict[int, dict[int, StateDict]] = {}
+        self.after: dict[int, dict[int, StateDict]] = {}
+        load, save = SplitTraining.load, ClientStore.save
+
+        def loading(method: SplitTraining, job: Job, state: Any) -> None:
+            load(method, job, state)
+            parts = self.before.setdefault(job.round, {})
+            if job.client not in parts:  # evaluation comes after training
+                parts[job.client] = {key: value.clone() for key, value in job.model.module.state_dict().items()}
+
+        def saving(store: ClientStore, client: int, round_: int, state: ClientState) -> None:
+            save(store, client, round_, state)
+            if not store.folder.name.endswith(".server"):
+                self.after.setdefault(round_, {})[client] = {
+                    key: value for key, value in state.tensors.items() if not key.startswith(MOMENTUM)
+                }
+
+        monkeypatch.setattr(SplitTraining, "load", loading)
+        monkeypatch.setattr(ClientStore, "save", saving)
