@@ -20,6 +20,8 @@ from common.protocol import ClientReport, NodeReport, Order
 from common.seeding import derive_seed
 from strategies.exchange import exchange
 
+PAUSE = 0.2  # seconds between two looks for nodes
+
 
 @dataclass
 class Roster:
@@ -31,14 +33,31 @@ class Roster:
     nodes: dict[int, NodeReport] = field(default_factory=dict)  # by node id
 
     def discover(self, grid: Grid, order: Order, min_nodes: int, wait: float, deadline: float) -> None:
-        """Query nodes that are new; forget nodes that left. Raises `TimeoutError` when too few nodes come."""
-        present = self._wait(grid, min_nodes, wait)
-        self.nodes = {node: report for node, report in self.nodes.items() if node in present}
-        new = [node for node in present if node not in self.nodes]
-        for node, report in self._query(grid, [(node, order) for node in new], deadline):
-            self.nodes[node] = report
-            self._accept(report.clients)
-            self.homes |= {client.client: node for client in report.clients}
+        """Query nodes that are new; forget nodes that left. Raises `TimeoutError` when too few nodes come or answer.
+
+        A node that is listed need not be there: Flower lists one that died for a minute more, and one that was half-way
+        through receiving a message when its sender was killed stays deaf for as long. Both count once they answer.
+        """
+        end, failed = time.monotonic() + wait, set[int]()
+        while True:
+            present = self._wait(grid, min_nodes, wait, end)
+            self.nodes = {node: report for node, report in self.nodes.items() if node in present}
+            new = [node for node in present if node not in self.nodes and node not in failed]
+            for node, report in self._query(grid, [(node, order) for node in new], deadline):
+                if report is None:
+                    failed.add(node)
+                    continue
+                self.nodes[node] = report
+                self._accept(report.clients)
+                self.homes |= {client.client: node for client in report.clients}
+            answered = len(self.nodes) + len(failed.intersection(present))
+            if answered >= min_nodes:
+                break
+            if time.monotonic() > end:
+                raise TimeoutError(
+                    f"{answered} nodes answered within {wait:.0f} s, round.min-nodes asks for {min_nodes}"
+                )
+            time.sleep(PAUSE)
         self.homes = {client: node for client, node in self.homes.items() if node in self.nodes}
         self._describe(grid, order, deadline)
 
@@ -77,7 +96,7 @@ class Roster:
             if share
         ]
         for _, report in self._query(grid, orders, deadline):
-            self._accept(report.clients)
+            self._accept(report.clients if report else ())
 
     def _accept(self, reports: Iterable[ClientReport], changed: bool = False) -> None:
         for report in reports:
@@ -90,29 +109,31 @@ class Roster:
                 log(INFO, "client %d chose depth %d: %s", report.client, report.depth, report.reason)
 
     @staticmethod
-    def _wait(grid: Grid, min_nodes: int, wait: float) -> list[int]:
-        end = time.monotonic() + wait
+    def _wait(grid: Grid, min_nodes: int, wait: float, end: float) -> list[int]:
         while len(nodes := sorted(grid.get_node_ids())) < min_nodes:
             if time.monotonic() > end:
                 raise TimeoutError(f"{len(nodes)} nodes after {wait:.0f} s, round.min-nodes asks for {min_nodes}")
-            time.sleep(0.2)
+            time.sleep(PAUSE)
         return nodes
 
     @staticmethod
-    def _query(grid: Grid, orders: Iterable[tuple[int, Order]], deadline: float) -> list[tuple[int, NodeReport]]:
+    def _query(grid: Grid, orders: Iterable[tuple[int, Order]], deadline: float) -> list[tuple[int, NodeReport | None]]:
+        """Return each answer with its node: None if it says that the query failed, or cannot be read."""
         messages = [
             Message(content=protocol.pack_order(order), dst_node_id=node, message_type=protocol.QUERY, ttl=deadline)
             for node, order in orders
         ]
-        answers = []
+        answers: list[tuple[int, NodeReport | None]] = []
         for reply in exchange(grid, messages, deadline):
+            node, report = reply.metadata.src_node_id, None
             if reply.has_error():
-                log(WARNING, "node %d did not answer the query: %s", reply.metadata.src_node_id, reply.error.reason)
-                continue
-            try:
-                answers.append((reply.metadata.src_node_id, protocol.unpack_report(reply.content)))
-            except ValueError as error:
-                log(WARNING, "node %d: its answer to the query cannot be read: %s", reply.metadata.src_node_id, error)
+                log(WARNING, "node %d did not answer the query: %s", node, reply.error.reason)
+            else:
+                try:
+                    report = protocol.unpack_report(reply.content)
+                except ValueError as error:
+                    log(WARNING, "node %d: its answer to the query cannot be read: %s", node, error)
+            answers.append((node, report))
         return answers
 
 

@@ -163,3 +163,24 @@ def test_a_resumed_run_keeps_the_choices_of_its_checkpoint():
 def test_too_few_nodes_are_told():
     with pytest.raises(TimeoutError, match=r"1 nodes after 0 s, round\.min-nodes asks for 2"):
         discovered([NodeReport(0, True)], min_nodes=2)
+
+
+class Deaf(Answering):
+    """A grid whose first node does not answer the first query."""
+
+    def pull_messages(self, message_ids):
+        replies = super().pull_messages(message_ids)
+        return [r for r in replies if r.metadata.src_node_id != next(iter(self.contexts)) or len(self.asked) > 2]
+
+
+@pytest.mark.parametrize(("min_nodes", "found"), [(1, [2]), (2, [1, 2])])
+def test_a_listed_node_that_does_not_answer_is_no_node(min_nodes, found):
+    grid, people = Deaf([NodeReport(0, False, (report(1),)), NodeReport(1, False, (report(2),))]), Roster(5)
+    people.discover(grid, Order("r", "{}"), min_nodes, wait=5.0, deadline=0.05)
+    assert [c.client for c in people.available()] == found
+
+
+def test_too_few_answers_are_told():
+    grid, people = Deaf([NodeReport(0, False, (report(1),)), NodeReport(1, False, (report(2),))]), Roster(5)
+    with pytest.raises(TimeoutError, match=r"1 nodes answered within 0 s, round\.min-nodes asks for 2"):
+        people.discover(grid, Order("r", "{}"), 2, wait=0.0, deadline=0.05)
