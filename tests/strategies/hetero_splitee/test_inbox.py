@@ -158,6 +158,23 @@ def test_who_comes_too_late_is_skipped_for_good():
     assert queue.answer(ticket, 0) == (0, None)  # what was taken counts
 
 
+def test_for_a_client_that_has_failed_nobody_waits_but_what_came_counts():
+    inbox = make(clients=2)
+    ticket, _ = inbox.queues[0].attach(0)
+    inbox.queues[0].put(ticket, batch(0))
+    waiting = Trainer(lambda: [inbox.take(0, 0, 20), inbox.take(0, 1, 20)])
+    until(lambda: inbox.queues[0]._taken == 1)
+    inbox.abandon(0)
+    inbox.abandon(7)  # not of this round
+    taken, missing = waiting.result()
+    assert (taken.index, missing, inbox.late) == (0, Missing.LATE, [0])
+    assert refusal(lambda: inbox.queues[0].put(ticket, batch(1))) == grpc.StatusCode.DEADLINE_EXCEEDED
+    ticket, _ = inbox.queues[1].attach(0)
+    inbox.queues[1].put(ticket, batch(0, 1))
+    inbox.abandon(1)
+    assert [getattr(inbox.take(1, 0, 20), "index", None), inbox.take(1, 1, 20)] == [0, Missing.LATE]
+
+
 def test_an_end_must_fit_what_came():
     queue = make().queues[0]
     ticket, _ = queue.attach(0)
