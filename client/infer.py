@@ -1,39 +1,36 @@
-"""`python -m client infer`: classify a folder of images with a stored model, offline.
+"""`python -m client infer`: classify images with a stored model, on this device alone or together with a server.
 
-A sample leaves at the first exit that is sure enough and is computed no further, so milliseconds and MACs are what the
-device really spends.
+Alone (`--mode local`), a sample leaves at the first exit that is sure enough and is computed no further, so
+milliseconds and MACs are what the device really spends. Together (`--mode split`), a device that trained the first
+layers of a network sends the features of what its own exit is unsure of to `python -m server offload`.
 """
 
 import argparse
 import json
 import math
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
 
+from client import results
+from client.samples import Samples, Skipped, add_arguments, read
 from common.bundle import Bundle, load_bundle
-from common.data.decode import decode
-from common.data.image_folder import SUFFIXES, images_below
 from common.devices import pick_device
 from common.errors import UserError
 from common.exits import ThresholdPolicy, confidence
 from common.networks import cost_table
-from common.storage import write_text
+from common.rpc.tensors import CODINGS
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
-Unreadable = Callable[[Path, str], None]
+SPLIT = ("server", "token_file", "certificate", "coding", "tau", "deadline", "sweep")  # options of that mode alone
+LOCAL = ("accuracy_first", "threshold")
 
 
 @dataclass(frozen=True)
@@ -41,10 +38,10 @@ class Prediction:
     """What the model says of one image."""
 
     file: str
-    """Relative to the folder."""
+    """Relative to the folder; of a data set the number in its test split."""
     label: str
     truth: str | None
-    """The class that a folder above the file is named after, if any."""
+    """The data set's label, or the class that a folder above the file is named after, if any."""
     exit: int
     """Counted from 1."""
     confidence: float
@@ -74,41 +71,46 @@ class Summary:
 
 def add_parser(verbs: "Verbs") -> None:
     """Add this verb and its options."""
-    parser = verbs.add_parser("infer", help="classify images with a stored model, offline", description=__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="a finished run's folder, or its model file")
-    parser.add_argument("--images", type=Path, required=True, help=f"folder of {', '.join(SUFFIXES)}, any nesting")
+    parser = verbs.add_parser("infer", help="classify images with a stored model", description=__doc__)
+    parser.add_argument("--mode", choices=("local", "split"), default="local", help="(default: %(default)s)")
+    parser.add_argument("--model", type=Path, required=True, help="a finished run's or device's folder, or model file")
+    add_arguments(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file too")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--batch", type=int, default=1, help="images at once (default 1: honest time per image)")
-    leaving = parser.add_mutually_exclusive_group()
-    leaving.add_argument("--accuracy-first", action="store_true", help="everything goes to the last exit")
-    leaving.add_argument("--threshold", type=float, help="leave at this confidence, instead of the calibrated ones")
+    local = parser.add_argument_group("local").add_mutually_exclusive_group()
+    local.add_argument("--accuracy-first", action="store_true", help="everything goes to the last exit")
+    local.add_argument("--threshold", type=float, help="leave at this confidence, instead of the calibrated ones")
+    split = parser.add_argument_group("split")
+    split.add_argument("--server", metavar="HOST:PORT", help="where `python -m server offload` listens")
+    split.add_argument("--token-file", type=Path, metavar="FILE", help="a copy of the server's")
+    split.add_argument("--certificate", type=Path, metavar="PEM", help="the server's, off loopback")
+    split.add_argument("--coding", choices=tuple(CODINGS), help="of the features that are sent (default: fp32)")
+    split.add_argument("--tau", type=float, help="stay on the device up to this entropy / log C, not the tuned one")
+    split.add_argument("--deadline", type=float, metavar="S", help="seconds to wait for the server (default: 2)")
+    split.add_argument("--sweep", action="store_true", help="ask for everything once and compare taus from 0 to 1")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Classify, print and store. Raises `UserError` when there is no model or no readable image."""
-    if options.batch < 1:
-        raise UserError(f"--batch {options.batch}: give 1 or more")
+    foreign, other = (LOCAL, "local") if options.mode == "split" else (SPLIT, "split")
+    if wrong := [name for name in foreign if getattr(options, name) not in (None, False)]:
+        raise UserError(f"--{wrong[0].replace('_', '-')} is for --mode {other}, not for --mode {options.mode}")
+    if options.mode == "split":
+        from client import split_infer  # its imports take seconds that a device alone need not spend
+
+        return split_infer.run(options)
     bundle = load_bundle(options.model)
-    if bundle.network.vocabulary:
-        raise UserError(f"{options.model} is a model of texts: this command classifies images only")
     policy = choose_policy(bundle, accuracy_first=options.accuracy_first, threshold=options.threshold)
     bundle, macs = replace(bundle, policy=policy), exit_macs(bundle)
-    files = find_images(options.images)
     device = pick_device(options.device)
-    skipped: dict[str, str] = {}
-
-    def skip(path: Path, reason: str) -> None:
-        skipped[str(path.relative_to(options.images))] = reason
-        print(f"skipped: {reason}", file=sys.stderr)
-
+    skipped = Skipped()
+    samples = read(options, bundle, skipped)
     warm_up(bundle, device)
-    found = classify(bundle, files, options.images, macs=macs, device=device, batch=options.batch, skip=skip)
-    predictions = list(found)
+    predictions = list(classify(bundle, samples, macs=macs, device=device))
     if not predictions:
-        raise UserError(f"none of the {len(files)} images in {options.images} can be read: replace them")
-    summary = summarise(predictions, macs, len(skipped))
+        raise skipped.all_of(options.images)
+    summary = summarise(predictions, macs, len(skipped.reasons))
     show(predictions, summary)
     if options.json:
         content = {
@@ -116,9 +118,9 @@ def run(options: argparse.Namespace) -> int:
             "policy": json.loads(policy.to_json()),
             "summary": asdict(summary),
             "images": [asdict(prediction) for prediction in predictions],
-            "skipped": skipped,
+            "skipped": skipped.reasons,
         }
-        store(options.json, content)
+        results.store(options.json, content)
     return 0
 
 
@@ -130,16 +132,6 @@ def choose_policy(bundle: Bundle, *, accuracy_first: bool = False, threshold: fl
     if threshold is not None:
         return ThresholdPolicy((threshold,) * early, bundle.policy.measure)
     return bundle.policy
-
-
-def find_images(folder: Path) -> list[Path]:
-    """Return all images below a folder, sorted; raises `UserError` without any."""
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}: give --images a folder that holds images")
-    files = images_below(folder)
-    if not files:
-        raise UserError(f"{folder} holds no images: put {', '.join(SUFFIXES)} files there")
-    return files
 
 
 def exit_macs(bundle: Bundle) -> tuple[int, ...]:
@@ -155,47 +147,26 @@ def warm_up(bundle: Bundle, device: torch.device) -> None:
 
 
 def classify(
-    bundle: Bundle,
-    files: Sequence[Path],
-    folder: Path,
-    *,
-    macs: Sequence[int],
-    device: torch.device,
-    batch: int = 1,
-    skip: Unreadable = lambda path, reason: None,
+    bundle: Bundle, batches: Iterable[Samples], *, macs: Sequence[int], device: torch.device
 ) -> Iterator[Prediction]:
-    """Yield a prediction per readable image below `folder`, in order; `skip` hears of the others.
-
-    Args:
-        bundle: model and policy.
-        files: image files below `folder`.
-        folder: what file names and class folders are relative to.
-        macs: of each exit, see `exit_macs`.
-        device: where the model runs.
-        batch: images at once.
-        skip: called with each unreadable file and the reason.
-
-    Only `batch` decoded images are held at once. Size and channels are changed to what the network takes.
-    """
+    """Yield a prediction per sample, in order; `macs` are of each exit, see `exit_macs`."""
     network, normalise, policy = bundle.network.to(device), bundle.normalizer.to(device), bundle.policy
-    truths = {name.replace("/", "-"): name for name in bundle.classes}
-    channels, height, width = network.input_shape
-    for paths, pixels in _batches(files, (channels, height, width), batch, skip):
-        started = _now(device)
-        inference = network.infer(normalise(pixels.to(device)), policy)
-        ms = (_now(device) - started) * 1000 / len(paths)
-        labels = inference.logits.argmax(-1).tolist()
-        sure = confidence(inference.logits, policy.measure).tolist()
-        for path, label, exit_, score in zip(paths, labels, inference.exits.tolist(), sure, strict=True):
-            inside = path.relative_to(folder)
-            truth = next((truths[part] for part in reversed(inside.parts[:-1]) if part in truths), None)
-            yield Prediction(str(inside), bundle.classes[label], truth, exit_ + 1, score, ms, macs[exit_])
+    for batch in batches:
+        started = results.now(device)
+        inference = network.infer(normalise(batch.pixels.to(device)), policy)
+        ms = (results.now(device) - started) * 1000 / len(batch)
+        rows = zip(
+            batch.names, batch.truths, inference.logits.argmax(-1).tolist(), inference.exits.tolist(),
+            confidence(inference.logits, policy.measure).tolist(), strict=True,
+        )  # fmt: skip
+        for name, truth, label, exit_, score in rows:
+            yield Prediction(name, bundle.classes[label], truth, exit_ + 1, score, ms, macs[exit_])
 
 
 def summarise(predictions: Sequence[Prediction], macs: Sequence[int], skipped: int) -> Summary:
     """Add up predictions, of which there is at least one; `macs` of each exit, shallow to deep."""
     number = len(predictions)
-    labelled = [p for p in predictions if p.truth is not None]
+    labelled, accuracy = results.accuracy((p.label, p.truth) for p in predictions)
     mean_macs = sum(p.macs for p in predictions) / number
     return Summary(
         images=number,
@@ -205,27 +176,23 @@ def summarise(predictions: Sequence[Prediction], macs: Sequence[int], skipped: i
         mean_macs=mean_macs,
         full_macs=macs[-1],
         share_of_full_macs=mean_macs / macs[-1],
-        labelled=len(labelled),
-        accuracy=sum(p.label == p.truth for p in labelled) / len(labelled) if labelled else None,
+        labelled=labelled,
+        accuracy=accuracy,
     )
 
 
 def show(predictions: Sequence[Prediction], summary: Summary) -> None:
     """Print the table and the closing lines."""
-    console = Console()
     table = Table()
     table.add_column("file", overflow="fold")
     table.add_column("label", overflow="fold")
     for name in ("exit", "confidence", "ms", "MMACs"):
         table.add_column(name, justify="right", no_wrap=True)
     for p in predictions:
-        wrong = p.truth is not None and p.label != p.truth
         numbers = (str(p.exit), f"{p.confidence:.3f}", f"{p.ms:.2f}", f"{p.macs / 1e6:.3f}")
         # Text, because a file name may hold what rich takes for markup
-        table.add_row(Text(p.file), Text(f"{p.label} (not {p.truth})" if wrong else p.label), *numbers)
-    console.print(table)
-    for line in closing_lines(summary):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        table.add_row(Text(p.file), Text(results.answer(p.label, p.truth)), *numbers)
+    results.show(table, closing_lines(summary))
 
 
 def closing_lines(summary: Summary) -> list[str]:
@@ -236,42 +203,7 @@ def closing_lines(summary: Summary) -> list[str]:
         f"{100 * summary.share_of_full_macs:.1f} % of the full {summary.full_macs / 1e6:.3f} ({left})"
     ]
     if summary.accuracy is not None:
-        lines.append(f"accuracy {100 * summary.accuracy:.1f} % of {summary.labelled} images in class folders")
+        lines.append(f"accuracy {100 * summary.accuracy:.1f} % of {summary.labelled} images whose class is known")
     if summary.skipped:
         lines.append(f"{summary.skipped} unreadable files skipped")
     return lines
-
-
-def store(file: Path, content: dict[str, Any]) -> None:
-    """Write JSON; raises `UserError` when the file cannot be written."""
-    try:
-        write_text(file, json.dumps(content, indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"--json {file} cannot be written: {error.strerror}") from error
-
-
-def _batches(
-    files: Sequence[Path], shape: tuple[int, int, int], size: int, skip: Unreadable
-) -> Iterator[tuple[list[Path], Tensor]]:
-    """Yield paths and their uint8 pixels (b, C, H, W), b = size but for the last."""
-    paths: list[Path] = []
-    pixels: list[np.ndarray[Any, np.dtype[np.uint8]]] = []
-    for path in files:
-        try:
-            pixels += decode([path], shape, resize=True, where="image")
-        except UserError as error:
-            skip(path, str(error))
-            continue
-        paths.append(path)
-        if len(paths) == size:
-            yield paths, torch.from_numpy(np.stack(pixels))
-            paths, pixels = [], []
-    if paths:
-        yield paths, torch.from_numpy(np.stack(pixels))
-
-
-def _now(device: torch.device) -> float:
-    """Return seconds, after everything queued on the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

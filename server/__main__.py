@@ -1,4 +1,4 @@
-"""`python -m server`: run a simulation, or compare methods on the same seed and budget."""
+"""`python -m server`: run a simulation, compare methods on the same seed and budget, or answer split devices."""
 
 import argparse
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from server import offload
 from server.launch import PROJECT, Outcome, environment, local_superlink, simulate
 from strategies.callbacks.report import compare_runs, write_comparison
 
@@ -21,26 +22,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m server", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     run = verbs.add_parser("run", help="run one simulation to its end")
+    run.set_defaults(run=_run)
     run.add_argument("--resume", metavar="FOLDER", help="continue this run from its last complete round")
-    verbs.add_parser("env", help='print the environment for typing flwr commands: eval "$(python -m server env)"')
+    env = verbs.add_parser("env", help='print the environment for typing flwr commands: eval "$(python -m server env)"')
+    env.set_defaults(run=_environment)
     compare = verbs.add_parser("compare", help="run several methods one after another and show them side by side")
+    compare.set_defaults(run=_compare)
     compare.add_argument("--methods", default="eefl,darkdistill", help="comma-separated (default: %(default)s)")
     for verb in (run, compare):
         verb.add_argument("-c", dest="config", action="append", default=[], metavar="KEY=VALUE", help="configuration")
         verb.add_argument("--preset", help="a name in server/presets, or a TOML file")
         verb.add_argument("--workers", type=int, default=0, help="worker processes (default: one per core)")
         verb.add_argument("--gpus", type=float, default=0.0, help="GPU share of a worker")
+    offload.add_parser(verbs)
     options = parser.parse_args(arguments)
-    if options.verb == "env":
-        return _environment()
     try:
-        return _run(options) if options.verb == "run" else _compare(options)
+        return int(options.run(options))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def _environment() -> int:
+def _environment(_: argparse.Namespace) -> int:
     home = Path(os.environ.get("FLWR_HOME") or PROJECT / ".flwr").absolute()
     home.mkdir(exist_ok=True)
     changed = {name: value for name, value in environment(home).items() if os.environ.get(name) != value}

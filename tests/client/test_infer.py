@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from client.__main__ import main
-from client.infer import Prediction, choose_policy, classify, closing_lines, exit_macs, find_images, summarise
+from client.infer import Prediction, choose_policy, classify, closing_lines, exit_macs, summarise
+from client.samples import find_images, from_folder
 from common.bundle import FILE, Bundle, BundleInfo, load_bundle, save_bundle
 from common.data.digits import read_digits
 from common.data.images import Normalizer
@@ -26,8 +27,8 @@ MEAN, STD = (0.3,), (0.35,)
 
 
 def predict(bundle: Bundle, folder: Path, batch: int = 1) -> list[Prediction]:
-    files = find_images(folder)
-    return list(classify(bundle, files, folder, macs=(10, 20, 30, 40), device=CPU, batch=batch))
+    samples = from_folder(folder, find_images(folder), bundle, batch)
+    return list(classify(bundle, samples, macs=(10, 20, 30, 40), device=CPU))
 
 
 @pytest.fixture(scope="module")

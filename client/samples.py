@@ -1,0 +1,153 @@
+"""What is classified: a folder of images, or a data set's test split."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common import paths
+from common.bundle import Bundle
+from common.data import DataConfig, load
+from common.data.catalogue import DEVICES
+from common.data.decode import decode
+from common.data.image_folder import SUFFIXES, images_below
+from common.errors import UserError
+
+T = TypeVar("T")
+Unreadable = Callable[[Path, str], None]
+
+
+class Skipped:
+    """Files that cannot be read, by name; each one is told when it is met."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, str] = {}
+
+    def __call__(self, file: Path, reason: str) -> None:
+        """Skip a file, relative to the folder."""
+        self.reasons[str(file)] = reason
+        print(f"skipped: {reason}", file=sys.stderr)
+
+    def all_of(self, folder: Path) -> UserError:
+        """Return what to raise when nothing was left."""
+        return UserError(f"none of the {len(self.reasons)} images in {folder} can be read: replace them")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A batch of images that fit the network."""
+
+    names: list[str]
+    """Relative to the folder; of a data set the number in its test split."""
+    truths: list[str | None]
+    """Class names, None where nobody knows."""
+    pixels: Tensor
+    """uint8 (b, C, H, W)."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what is classified."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--images", type=Path, metavar="FOLDER", help=f"of {', '.join(SUFFIXES)}, any nesting")
+    source.add_argument(
+        "--dataset", metavar="NAME[:FOLDER]", help="test split of a data set, such as digits, or cifar10:/data/cifar10"
+    )
+    parser.add_argument("--limit", type=int, default=0, help="classify only so many, spread evenly (default: all)")
+    parser.add_argument("--batch", type=int, default=1, help="images at once (default 1: honest time per image)")
+
+
+def read(options: argparse.Namespace, bundle: Bundle, skip: Unreadable) -> Iterator[Samples]:
+    """Yield batches of what the options name; only one is decoded at a time from a folder.
+
+    Size and channels are changed to what the network takes, of a data set only the size. `skip` is called with each
+    unreadable file, relative to the folder, and the reason.
+    Raises `UserError` when there is nothing, or a data set has other classes.
+    """
+    for name, least in (("batch", 1), ("limit", 0)):
+        if getattr(options, name) < least:
+            raise UserError(f"--{name} {getattr(options, name)}: give {least} or more")
+    if bundle.network.vocabulary:
+        raise UserError(f"{options.model} is a model of texts: this command classifies images only")
+    if options.dataset:
+        return from_dataset(options.dataset, bundle, options.batch, options.limit)
+    files = find_images(options.images)
+    return from_folder(options.images, spread(files, options.limit), bundle, options.batch, skip)
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Return all images below a folder, sorted; raises `UserError` without any."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: give --images a folder that holds images")
+    files = images_below(folder)
+    if not files:
+        raise UserError(f"{folder} holds no images: put {', '.join(SUFFIXES)} files there")
+    return files
+
+
+def spread(items: Sequence[T], limit: int) -> list[T]:
+    """Return `limit` items at even distances, so that of a set in class order every class is there; 0: all."""
+    number = len(items)
+    return [items[i * number // limit] for i in range(limit)] if 0 < limit < number else list(items)
+
+
+def from_folder(
+    folder: Path, files: Sequence[Path], bundle: Bundle, size: int, skip: Unreadable = lambda path, reason: None
+) -> Iterator[Samples]:
+    """Yield the readable images of `files` below `folder`; a folder above a file may name its class."""
+    channels, height, width = bundle.network.input_shape
+    classes = {name.replace("/", "-"): name for name in bundle.classes}
+    batch: list[tuple[str, str | None, np.ndarray[Any, np.dtype[np.uint8]]]] = []
+    for path in files:
+        inside = path.relative_to(folder)
+        try:
+            pixels = next(decode([path], (channels, height, width), resize=True, where="image"))
+        except UserError as error:
+            skip(inside, str(error))
+            continue
+        truth = next((classes[part] for part in reversed(inside.parts[:-1]) if part in classes), None)
+        batch.append((str(inside), truth, pixels))
+        if len(batch) == size:
+            yield _samples(batch)
+            batch = []
+    if batch:
+        yield _samples(batch)
+
+
+def from_dataset(text: str, bundle: Bundle, size: int, limit: int) -> Iterator[Samples]:
+    """Return an iterator over a data set's test split. Raises `UserError` when it does not fit the network."""
+    name, _, folder = text.partition(":")
+    channels, height, width = bundle.network.input_shape
+    side = height if height == width else 0
+    config = DataConfig(name, str(Path(folder).absolute()) if folder else "", image_size=side)
+    problems = [
+        p.replace("data.root", "--dataset NAME:FOLDER").replace("data.name", "--dataset") for p in config.problems()
+    ]
+    if problems or config.is_text or name == DEVICES:
+        raise UserError("; ".join(problems) or f"--dataset {name}: this holds no images of its own")
+    test = load(config, paths.cache_root()).test
+    if test.shape != (channels, height, width):
+        raise UserError(f"--dataset {name}: its images are {test.shape}, the network takes {(channels, height, width)}")
+    if unknown := sorted(set(test.classes) - set(bundle.classes)):
+        raise UserError(f"--dataset {name}: the model knows no class {unknown[0]!r}; give the set it was trained on")
+    chosen = spread(range(len(test)), limit)
+    return _from_set(test.inputs, [test.classes[label] for label in test.labels.tolist()], chosen, size)
+
+
+def _from_set(pixels: Tensor, truths: Sequence[str], chosen: Sequence[int], size: int) -> Iterator[Samples]:
+    for start in range(0, len(chosen), size):
+        rows = list(chosen[start : start + size])
+        yield Samples([str(row) for row in rows], [truths[row] for row in rows], pixels[rows])
+
+
+def _samples(batch: Sequence[tuple[str, str | None, np.ndarray[Any, np.dtype[np.uint8]]]]) -> Samples:
+    names, truths, pixels = zip(*batch, strict=True)
+    return Samples(list(names), list(truths), torch.from_numpy(np.stack(pixels)))

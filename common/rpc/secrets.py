@@ -1,0 +1,80 @@
+"""Tokens and certificates in files, for a service that no run announces: only their owner may read what is secret."""
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from common.errors import UserError
+from common.rpc.certificates import Certificate, self_signed
+from common.rpc.channels import new_token
+
+KEY, CERTIFICATE = "key.pem", "certificate.pem"
+DAYS = 365  # that a certificate made here is valid
+
+
+def read_token(file: Path) -> str:
+    """Return the token in a file; raises `UserError` when there is none, or others than its owner may read it."""
+    token = _read_private(file, "--token-file", "give the file that `python -m server offload` wrote").strip()
+    if not (token.isascii() and token.isprintable() and token) or " " in token:
+        raise UserError(f"{file} holds no token: one line of letters, digits and signs without spaces")
+    return token
+
+
+def read_or_make_token(file: Path) -> str:
+    """Return the token in a file, a new one if there is no file; raises what `read_token` does."""
+    with suppress(FileExistsError):
+        _make_private(file, new_token().encode() + b"\n")
+    return read_token(file)
+
+
+def read_or_make_certificate(folder: Path, hosts: Sequence[str]) -> Certificate:
+    """Return the pair in a folder's `key.pem` and `certificate.pem`, which is made for `hosts` if there is no key.
+
+    It outlives restarts, so that devices need the certificate once; a pair of the user's own may lie there instead.
+    Raises `UserError` when a file is missing or cannot be written, or others than its owner may read the key.
+    """
+    made = self_signed(hosts, DAYS)
+    with suppress(FileExistsError):
+        _make_private(folder / KEY, made.key)
+        try:
+            (folder / CERTIFICATE).write_bytes(made.certificate)
+        except OSError as error:
+            raise UserError(f"{folder / CERTIFICATE} cannot be written: {error.strerror}") from error
+    key = _read_private(folder / KEY, "--certificate-dir", "delete the folder's files to have new ones made")
+    return Certificate(key.encode(), read_certificate(folder / CERTIFICATE))
+
+
+def read_certificate(file: Path) -> bytes:
+    """Return a PEM file's content; raises `UserError` when there is none or it is no certificate."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+    if b"BEGIN CERTIFICATE" not in content:
+        raise UserError(f"{file} is no certificate in PEM form: give the server's {CERTIFICATE}")
+    return content
+
+
+def _make_private(file: Path, content: bytes) -> None:
+    """Create a file that only its owner can read; raises `FileExistsError`, and `UserError` if it cannot be made."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror}") from error
+
+
+def _read_private(file: Path, option: str, advice: str) -> str:
+    try:
+        others = file.stat().st_mode & 0o077
+        text = file.read_text(errors="replace")
+    except OSError as error:
+        raise UserError(f"{option}: {file} cannot be read ({error.strerror}): {advice}") from error
+    if others:
+        raise UserError(f"{option}: others than its owner may use {file}: chmod 600 {file}")
+    return text

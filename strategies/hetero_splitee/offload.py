@@ -1,0 +1,140 @@
+"""Split inference without a run: the server's layers of a finished network, and a device's way to ask for them.
+
+A device asks once per batch, waits no longer than its deadline, and after a failure leaves the server alone for a
+while: it has an exit of its own and need not wait again for every image.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import grpc
+import torch
+from torch import Tensor
+
+from common.networks import EarlyExitNetwork
+from common.rpc import framing
+from common.rpc.methods import OFFLOAD
+from common.rpc.split_pb2 import OffloadReply, OffloadRequest
+from common.rpc.tensors import decode, encode
+from strategies.hetero_splitee.learner import server_part
+from strategies.hetero_splitee.stream import Origin
+
+OVERHEAD = 1 << 16  # bytes of a message beside its features
+PAUSE = 1.0, 60.0  # seconds without asking after the first failure, doubled for each further one up to the latter
+# The server's last word: it would say the same to every other batch
+FINAL = (
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.UNIMPLEMENTED,
+)
+
+
+class NoAnswer(RuntimeError):
+    """The server refused, could not be reached or did not answer in time; says which, in one line."""
+
+
+class Suffixes:
+    """The layers after every cut of a finished network; parts share its parameters. For one thread at a time."""
+
+    def __init__(self, network: EarlyExitNetwork, device: torch.device) -> None:
+        """`network` is a whole network."""
+        network = network.to(device).eval()
+        self.device, self.parts = device, {cut: server_part(network, cut) for cut in range(1, network.end)}
+        with torch.no_grad():
+            x = network.example(1).to(device)
+            shapes = {cut: tuple(network.features_at(x, cut).shape[1:]) for cut in self.parts}
+        self.shapes: Mapping[int, tuple[int, ...]] = shapes
+        """Cut -> shape of one sample's features."""
+
+    @torch.no_grad()
+    def logits(self, client: int, cut: int, features: Tensor) -> Tensor:
+        """Return the last exit's logits (B, classes) of features (B, ...) at a cut, the same for every client."""
+        return self.parts[cut](features.to(self.device))[-1].cpu()
+
+    def message_bytes(self, batch: int) -> int:
+        """Return the bytes that a message of `batch` samples takes at most."""
+        return OVERHEAD + batch * max(bytes_per_sample(shape) for shape in self.shapes.values())
+
+
+def bytes_per_sample(shape: tuple[int, ...]) -> int:
+    """Return the bytes of one sample's features at most: as float32."""
+    return 4 * torch.Size(shape).numel()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the server said of a batch."""
+
+    logits: Tensor
+    """(B, classes)"""
+    sent: int
+    """Bytes of the request, without what gRPC and TLS add."""
+    received: int
+    """Bytes of the reply, likewise."""
+
+
+class Remote:
+    """A device's view of the server behind its cut.
+
+    Args:
+        channel: from `common.rpc.channels.connect`.
+        origin: run, client and cut of the device's part.
+        classes: length of a logit vector.
+        coding: of the features: "fp32", "fp16", "bf16" or "uint8".
+        deadline: seconds that a batch may take.
+        clock: seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        channel: grpc.Channel,
+        origin: Origin,
+        classes: int,
+        *,
+        coding: str = "fp32",
+        deadline: float = 2.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._method, self._origin, self._classes = channel.unary_unary(OFFLOAD), origin, classes
+        self._coding, self._deadline, self._clock = coding, deadline, clock
+        self._pause, self._again, self._reason = PAUSE[0], 0.0, ""
+
+    def ask(self, features: Tensor) -> Answer:
+        """Return the answer to features (B, ...).
+
+        Raises `NoAnswer`; for a while after it at once, without asking, and forever when the server has refused.
+        """
+        if self._reason and self._clock() < self._again:
+            raise NoAnswer(self._reason)
+        try:
+            described, data = encode(features, self._coding)
+        except ValueError as error:  # this batch's fault, not the server's
+            raise NoAnswer(str(error)) from error
+        request = framing.join(OffloadRequest(header=self._origin.header(0), features=described), data)
+        try:
+            reply = self._method(request, timeout=self._deadline)
+            head, values = framing.split(reply)
+            logits = decode(OffloadReply.FromString(head).logits, values, (self._classes,), len(features))
+        except grpc.RpcError as error:
+            raise self._failed(_reason(error, self._deadline), final=error.code() in FINAL) from error
+        except ValueError as error:
+            raise self._failed(f"the server's answer is none: {error}", final=False) from error
+        self._pause, self._reason = PAUSE[0], ""
+        return Answer(logits, len(request), len(reply))
+
+    def _failed(self, reason: str, *, final: bool) -> NoAnswer:
+        """Remember when to ask again."""
+        self._again = float("inf") if final else self._clock() + self._pause
+        self._pause, self._reason = min(2 * self._pause, PAUSE[1]), reason
+        return NoAnswer(reason)
+
+
+def _reason(error: grpc.RpcError, deadline: float) -> str:
+    details = " ".join(str(error.details()).split())
+    if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return f"the server did not answer within {deadline:g} s"
+    if error.code() == grpc.StatusCode.UNAVAILABLE:
+        return f"the server cannot be reached: {details}"
+    return f"the server refused: {error.code().name}: {details}"
