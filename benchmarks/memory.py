@@ -33,7 +33,7 @@ from strategies.setup import make_strategy, read_config
 
 CLIENTS = (10, 100, 1000)
 SAMPLES = 50  # per client
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "run.name": "memory", "run.strategy": "darkdistill", "run.rounds": 1, "network.name": "lenet", "network.width": 55,
     "clients.mix": "1,1,1", "server.evaluate-every": 0, "darkdistill.server-epochs": 1, "darkdistill.distill-steps": 1,
 }  # fmt: skip

@@ -1,0 +1,295 @@
+"""What the network costs split training: samples per second through the streams against the same training without.
+
+Two clients with a device process each, or both in one, stream over loopback to a server in this process; beside them
+the reference trains the same networks in this process alone. Rounds alternate between the ways, so that whatever else
+the machine does falls on all of them alike; what is compared are medians over rounds. Run
+`python -m benchmarks.split`: `--what speed`, `bytes` or `memory` for one part.
+"""
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import grpc
+import torch
+from torch import Tensor
+
+from benchmarks.common import RESULTS, Meter, save
+from benchmarks.memory import tensor_bytes
+from common.client_store import ClientStore
+from common.config import RunConfig
+from common.networks import EarlyExitNetwork, NetworkSpec, build, without_early_exits
+from common.rpc.certificates import self_signed
+from common.rpc.channels import connect, new_token, serve
+from common.rpc.config import StreamConfig
+from strategies.hetero_splitee.client_step import finish, forward, local_step
+from strategies.hetero_splitee.inbox import Batch, Inbox, OpenRound
+from strategies.hetero_splitee.learner import Learner, Sgd, device_part
+from strategies.hetero_splitee.reference import Client, Reference
+from strategies.hetero_splitee.server_model import make_server_model
+from strategies.hetero_splitee.service import Expected, SplitService
+from strategies.hetero_splitee.stream import FeatureStream, Origin
+from strategies.hetero_splitee.trainer import Trainer
+from strategies.setup import read_config
+
+SHAPE, CLASSES, CLIENTS, RUN = (3, 32, 32), 10, (0, 1), "split"
+CUTS = {"resnet_slim": (1, 3), "resnet18": (3, 7)}
+BATCH = {"resnet_slim": 64, "resnet18": 32}
+BATCHES = {"resnet_slim": 8, "resnet18": 2}  # of a client in a round
+HELD = (2, 8, 16, 32, 64)  # clients in a round
+MB = 2**20
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained."""
+
+    network: str
+    cut: int
+    mode: str = "sequential"
+    coding: str = "fp32"
+    gradient: str = "stop"
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's configuration."""
+        keys = {"mode": self.mode, "coding": self.coding, "gradient": self.gradient}
+        flat = {"train.batch-size": BATCH[self.network], "train.lr": 0.01}
+        return read_config(flat | {f"splitee.{key}": value for key, value in keys.items()})
+
+    @property
+    def sgd(self) -> Sgd:
+        """The devices' optimiser, the reference's too."""
+        train = self.config.train
+        return Sgd(train.lr, train.momentum, train.weight_decay)
+
+    def build(self) -> EarlyExitNetwork:
+        """Return the whole network."""
+        return build(without_early_exits(NetworkSpec(self.network, CLASSES, SHAPE)), seed=1).train()
+
+    def data(self, client: int) -> tuple[Tensor, Tensor]:
+        """Return a client's samples (N, C, H, W) and labels (N,)."""
+        source, size = torch.Generator().manual_seed(client), BATCH[self.network] * BATCHES[self.network]
+        return torch.randn(size, *SHAPE, generator=source), torch.randint(CLASSES, (size,), generator=source)
+
+
+class Counter(grpc.StreamStreamClientInterceptor):
+    """Counts the bytes of what a channel sends."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+        """Pass every message on."""
+        return continuation(client_call_details, self._count(request_iterator))
+
+    def _count(self, messages: Iterator[bytes]) -> Iterator[bytes]:
+        for message in messages:
+            self.bytes += len(message)
+            yield message
+
+
+def device(
+    pipe: Connection, case: Case, clients: Sequence[int], address: str, token: str, certificate: bytes | None
+) -> None:
+    """Train a process's clients in turn for a round whenever its number comes; answer with the bytes sent."""
+    torch.set_num_threads(1)
+    network, sgd, counter = case.build(), case.sgd, Counter()
+    devices = {c: Learner.copy_of(device_part(network, case.cut), torch.device("cpu")) for c in clients}
+    data = {c: tuple(zip(*(t.split(BATCH[case.network]) for t in case.data(c)), strict=True)) for c in clients}
+    channel = grpc.intercept_channel(connect(address, token, certificate), counter)
+    pipe.send("ready")
+    while round_ := pipe.recv():
+        counter.bytes = 0
+        streams = {c: FeatureStream(channel, Origin(RUN, c, case.cut, round_), coding=case.coding) for c in clients}
+        for batch in range(BATCHES[case.network]):
+            _turn(case, devices, streams, sgd, {c: data[c][batch] for c in clients})
+        for stream in streams.values():
+            stream.finish()
+            stream.close()
+        pipe.send(counter.bytes)
+
+
+def _turn(
+    case: Case, devices: dict[int, Learner], streams: dict[int, FeatureStream], sgd: Sgd,
+    batches: dict[int, tuple[Tensor, ...]],
+) -> None:  # fmt: skip
+    """Train one batch per client, as `client.SplitTraining` does."""
+    if case.gradient == "stop":
+        for c, (x, y) in batches.items():
+            streams[c].send(local_step(devices[c], sgd, x, y)[0], y)
+        return
+    outputs = {c: forward(devices[c], x) for c, (x, _) in batches.items()}
+    sent = {c: streams[c].send(outputs[c].trunk.detach(), y) for c, (_, y) in batches.items()}
+    for c, (_, y) in batches.items():
+        gradient = streams[c].wait_gradient(sent[c], outputs[c].trunk.shape)
+        finish(devices[c], sgd, outputs[c], y, gradient)
+
+
+class Streams:
+    """Device processes and a server in this process."""
+
+    def __init__(self, case: Case, nodes: Sequence[Sequence[int]], store: ClientStore, *, tls: bool) -> None:
+        """`nodes`: the clients of each device process."""
+        self.case, self.clients = case, [c for node in nodes for c in node]
+        network, config = case.build(), case.config
+        self.model = make_server_model(network, config.methods["splitee"], torch.device("cpu"), store)
+        shape = tuple(network.features_at(network.example(1), case.cut).shape[1:])
+        self.service = SplitService(Expected(RUN, {case.cut: shape}, CLASSES, BATCH[case.network]), coding=case.coding)
+        certificate, token = self_signed(["127.0.0.1"]) if tls else None, new_token()
+        self.server = serve(self.service.register, "127.0.0.1:0", token, certificate)
+        facts = f"127.0.0.1:{self.server.port}", token, certificate.certificate if certificate else None
+        self.devices = [self._start(case, node, *facts) for node in nodes]
+
+    def run(self, round_: int) -> int:
+        """Train a round; return the bytes that the devices sent."""
+        case, stream = self.case, StreamConfig()
+        cuts = dict.fromkeys(self.clients, case.cut)
+        inbox = Inbox(OpenRound(RUN, round_, 0, cuts, stream.window, case.gradient == "return"))
+        self.model.open_round(round_, cuts, case.sgd)
+        self.service.open(inbox)
+        trainer = Trainer(
+            self.model, inbox, dict.fromkeys(cuts, BATCHES[case.network]), 1, "batch",
+            together=case.mode == "averaging", patience=stream.patience, num_threads=1, seed=1,
+            device=torch.device("cpu"),
+        ).start()  # fmt: skip
+        for _, pipe in self.devices:
+            pipe.send(round_)
+        sent: int = sum(pipe.recv() for _, pipe in self.devices)
+        samples = trainer.finish().samples
+        self.service.close()
+        self.model.close_round(samples, {})
+        return sent
+
+    def stop(self) -> None:
+        """End the processes and the server."""
+        for process, pipe in self.devices:
+            pipe.send(0)
+            process.join()
+        self.server.stop()
+
+    @staticmethod
+    def _start(*order: Any) -> tuple[Any, Connection]:
+        ours, theirs = multiprocessing.Pipe()
+        process = multiprocessing.get_context("spawn").Process(target=device, args=(theirs, *order))
+        process.start()
+        ours.recv()
+        return process, ours
+
+
+def speed(case: Case, repeats: int) -> dict[str, Any]:
+    """Return samples per second and per CPU second of each way, and their ratios to the reference's."""
+    number = len(CLIENTS) * BATCH[case.network] * BATCHES[case.network]
+    apart, shared = [[c] for c in CLIENTS], [list(CLIENTS)]
+    with tempfile.TemporaryDirectory() as folder:
+        reference = Reference(
+            case.build(), {c: Client(case.cut, *case.data(c)) for c in CLIENTS}, case.config,
+            ClientStore(Path(folder), "reference"),
+        )  # fmt: skip
+        streams = {
+            name: Streams(case, nodes, ClientStore(Path(folder), name), tls=tls)
+            for name, nodes, tls in (
+                ("2 devices, TLS", apart, True), ("2 devices", apart, False),
+                ("1 device, TLS", shared, True), ("1 device", shared, False),
+            )
+        }  # fmt: skip
+        ways: dict[str, Callable[[int], Any]] = {"reference": reference.run_round}
+        ways |= {name: stream.run for name, stream in streams.items()}
+        laps: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+        for round_ in range(1, repeats + 2):
+            for name, run in ways.items():
+                meter = Meter()
+                run(round_)
+                laps[name].append(meter.lap())
+        for stream in streams.values():
+            stream.stop()
+    bare = laps["reference"][1:]
+    return {
+        name: {
+            "samples_per_second": statistics.median(number / wall for wall, _ in column[1:]),
+            "samples_per_cpu_second": statistics.median(number / cpu for _, cpu in column[1:]),
+            # of rounds side by side
+            "speed": statistics.median(b[0] / s[0] for b, s in zip(bare, column[1:], strict=True)),
+            "cpu_speed": statistics.median(b[1] / s[1] for b, s in zip(bare, column[1:], strict=True)),
+        }
+        for name, column in laps.items()
+    }  # fmt: skip
+
+
+def sent_bytes(network: str, cut: int) -> dict[str, float]:
+    """Return bytes per sample on the wire, by coding, labels and all of the messages' fields included."""
+    found: dict[str, float] = {}
+    for coding in ("fp32", "bf16", "fp16", "uint8"):
+        with tempfile.TemporaryDirectory() as folder:
+            streams = Streams(Case(network, cut, coding=coding), [[0]], ClientStore(Path(folder), "bytes"), tls=False)
+            found[coding] = streams.run(1) / (BATCH[network] * BATCHES[network])
+            streams.stop()
+    return found
+
+
+def held_bytes(mode: str, clients: int, cuts: Sequence[int]) -> dict[str, Any]:
+    """Return what the server holds of so many clients in the middle of a round, in MiB, and in a later one of two."""
+    case = Case("resnet_slim", cuts[0], mode)
+    network = case.build()
+    shapes = {cut: network.features_at(network.example(1), cut).shape[1:] for cut in cuts}
+    labels, before = torch.zeros(BATCH[case.network], dtype=torch.int64), tensor_bytes()
+    found: dict[str, Any] = {"clients": clients}
+    with tempfile.TemporaryDirectory() as folder:
+        server = make_server_model(
+            network, case.config.methods["splitee"], torch.device("cpu"), ClientStore(Path(folder), "held")
+        )
+        for round_, number, name in ((1, clients, ""), (2, 2, "_two_later")):
+            dealt = {c: cuts[c % len(cuts)] for c in range(number)}
+            inbox = Inbox(OpenRound(RUN, round_, 0, dealt))
+            server.open_round(round_, dealt, case.sgd)
+            found[f"models{name}"] = (models := tensor_bytes() - before) / MB
+            for c, cut in dealt.items():
+                ticket, _ = inbox.queues[c].attach(0)
+                for index in range(inbox.opened.window):
+                    features = torch.zeros(len(labels), *shapes[cut])
+                    inbox.queues[c].put(ticket, Batch(c, cut, index, features, labels))
+            found[f"waiting{name}"] = (tensor_bytes() - before - models) / MB
+            inbox.close()
+            del features
+            server.close_round(dict.fromkeys(dealt, 1), {})
+    return found
+
+
+def main() -> None:
+    """Measure, save after every part, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--what", default="speed,bytes,memory")
+    parser.add_argument("--networks", default="resnet_slim,resnet18")
+    parser.add_argument("--repeats", type=int, default=7)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    path = RESULTS / "split.json"
+    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if "memory" in options.what:
+        result["memory_mib"] = {
+            mode: [held_bytes(mode, clients, CUTS["resnet_slim"]) for clients in HELD]
+            for mode in ("sequential", "averaging")
+        }
+        print(save("split", result), json.dumps(result["memory_mib"]), flush=True)
+    for network in options.networks.split(","):
+        for cut in CUTS[network]:
+            if "bytes" in options.what:
+                result.setdefault("bytes_per_sample", {})[f"{network}, cut {cut}"] = sent_bytes(network, cut)
+                print(save("split", result), json.dumps(result["bytes_per_sample"]), flush=True)
+            if "speed" in options.what:
+                for case in (Case(network, cut), Case(network, cut, coding="bf16"), Case(network, cut, "averaging")):
+                    name = f"{network}, cut {cut}, {case.mode}, {case.coding}"
+                    result.setdefault("speed", {})[name] = speed(case, options.repeats)
+                    print(name, json.dumps(result["speed"][name], indent=1), flush=True)
+                    save("split", result)
+
+
+if __name__ == "__main__":
+    main()
