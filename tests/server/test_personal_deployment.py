@@ -28,7 +28,8 @@ SETTINGS: dict[str, Value] = {
     "data.client-test": 0.25, "data.partitioner": "dirichlet", "cafedistill.across-depths": True,
     "cafedistill.alpha": 5.0,
 }  # fmt: skip
-DEPLOYED: dict[str, Value] = {"round.min-nodes": 3, "round.deadline": 30.0}
+# The deadline is for a busy machine: that a node is dead, Flower tells within a minute.
+DEPLOYED: dict[str, Value] = {"round.min-nodes": 3, "round.deadline": 120.0}
 Models = dict[str, tuple[dict[str, torch.Tensor], dict[str, Any]]]
 
 
@@ -190,7 +191,7 @@ def start_device(deployment: Deployment, client: int) -> None:
 def assert_completes(deployment: Deployment, run_id: str, folder: Path) -> None:
     # Flower is asked at the end only: each question is a process that takes computing time from the nodes
     ended = "the run did not end"
-    wait_until(lambda: any(e["event"] == "end" for e in read_events(folder / "metrics.jsonl")), 400, ended)
+    wait_until(lambda: any(e["event"] == "end" for e in read_events(folder / "metrics.jsonl")), 500, ended)
     status, details = deployment.wait(run_id, 60)
     assert status == "finished:completed", details
 
@@ -213,12 +214,12 @@ def assert_like_one_process(deployment: Deployment, settings: Mapping[str, Value
 
 
 @pytest.mark.deployment
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_personal_heads_survive_a_restart_of_their_node(deployment: Deployment, tmp_path: Path) -> None:
     settings = {**SETTINGS, **DEPLOYED, "run.name": "restarted"}
     run_id = deployment.run(settings)
     folder = deployment.folder / "runs" / "restarted"
-    wait_until(lambda: rounds(folder / "metrics.jsonl"), 200, "no round ended")
+    wait_until(lambda: rounds(folder / "metrics.jsonl"), 300, "no round ended")
     deployment.kill("node-0")
     start_device(deployment, 0)
     assert_completes(deployment, run_id, folder)
@@ -235,7 +236,7 @@ def test_a_run_whose_server_and_a_node_were_killed_is_resumed(deployment: Deploy
     settings = {**SETTINGS, **DEPLOYED, "run.name": "resumed"}
     deployment.run(settings)
     folder = deployment.folder / "runs" / "resumed"
-    wait_until(lambda: rounds(folder / "metrics.jsonl"), 200, "no round ended")
+    wait_until(lambda: rounds(folder / "metrics.jsonl"), 300, "no round ended")
     deployment.kill_server_app()
     deployment.kill("node-1")
     before = deployment.nodes()
