@@ -60,6 +60,9 @@ def _make_private(file: Path, content: bytes) -> None:
     """Create a file that only its owner can read; raises `FileExistsError`, and `UserError` if it cannot be made."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{file.parent} cannot be made a folder: {error.strerror}") from error
+    try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(content)

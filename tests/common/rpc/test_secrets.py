@@ -1,0 +1,63 @@
+"""Tokens and keys in files that only their owner may read."""
+
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from common.errors import UserError
+from common.rpc.secrets import read_certificate, read_or_make_certificate, read_or_make_token, read_token
+
+
+def test_a_token_is_made_once_and_only_its_owner_may_read_it(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "token"
+    token = read_or_make_token(file)
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert len(token) >= 32
+    assert read_or_make_token(file) == read_token(file) == token
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o604, 0o640, 0o660])
+def test_a_token_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> None:
+    file = tmp_path / "token"
+    read_or_make_token(file)
+    file.chmod(mode)
+    for read in (read_token, read_or_make_token):
+        with pytest.raises(UserError, match=f"chmod 600 {file}"):
+            read(file)
+
+
+def test_what_is_no_token_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    with pytest.raises(UserError, match="cannot be read"):
+        read_token(file)
+    file.touch(0o600)
+    for text in ("", "\n", "two words", "a\nb", "tök"):
+        file.write_text(text)
+        with pytest.raises(UserError, match="holds no token"):
+            read_token(file)
+    with pytest.raises(UserError, match="cannot be made a folder"):
+        read_or_make_token(file / "below")
+
+
+def test_a_certificate_outlives_restarts_and_names_its_hosts(tmp_path: Path) -> None:
+    made = read_or_make_certificate(tmp_path, ["10.0.0.7"])
+    assert (tmp_path / "key.pem").stat().st_mode & 0o777 == 0o600
+    again = read_or_make_certificate(tmp_path, ["elsewhere"])
+    assert (again.key, again.certificate) == (made.key, made.certificate)
+    assert read_certificate(tmp_path / "certificate.pem") == made.certificate
+    names = x509.load_pem_x509_certificate(made.certificate).extensions.get_extension_for_class(
+        x509.SubjectAlternativeName
+    )
+    assert [str(ip) for ip in names.value.get_values_for_type(x509.IPAddress)] == ["10.0.0.7"]
+
+
+def test_a_key_that_others_may_read_and_what_is_no_certificate_are_refused(tmp_path: Path) -> None:
+    read_or_make_certificate(tmp_path, ["a"])
+    (tmp_path / "key.pem").chmod(0o644)
+    with pytest.raises(UserError, match="chmod 600"):
+        read_or_make_certificate(tmp_path, ["a"])
+    with pytest.raises(UserError, match="no certificate"):
+        read_certificate(tmp_path / "key.pem")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_certificate(tmp_path / "absent.pem")

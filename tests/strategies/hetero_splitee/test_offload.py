@@ -1,0 +1,165 @@
+"""The server's layers of a finished network, and when a device asks for them."""
+
+from collections.abc import Callable, Iterator
+
+import grpc
+import pytest
+import torch
+from torch import Tensor
+
+from common.networks import NetworkSpec, build, without_early_exits
+from common.rpc import framing
+from common.rpc.split_pb2 import OffloadReply, OffloadRequest
+from common.rpc.tensors import encode
+from strategies.hetero_splitee.offload import PAUSE, Answer, NoAnswer, Remote, Suffixes
+from strategies.hetero_splitee.stream import Origin
+
+SPEC = without_early_exits(NetworkSpec("resnet_slim", 3, (1, 8, 8), width=2))
+ORIGIN = Origin("first", client=0, cut=2, round=0)
+
+
+def test_every_cut_of_the_network_is_answered_bit_for_bit() -> None:
+    network = build(SPEC, seed=3).eval()
+    x = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = network(x)[-1]
+        features = {cut: network.features_at(x, cut) for cut in range(1, network.end)}
+    suffixes = Suffixes(network.train(), torch.device("cpu"))
+    assert list(suffixes.shapes) == list(features) == [1, 2, 3, 4]
+    for cut, sent in features.items():
+        assert suffixes.shapes[cut] == tuple(sent.shape[1:])
+        assert torch.equal(suffixes.logits(7, cut, sent), whole)
+    largest = max(sent[0].numel() for sent in features.values())
+    assert suffixes.message_bytes(10) - suffixes.message_bytes(9) == 4 * largest
+
+
+class Failure(grpc.RpcError):
+    def __init__(self, code: grpc.StatusCode) -> None:
+        self._code = code
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return "told\n by  the test"
+
+
+class Channel:
+    """Says to the n-th call what it was given, and counts calls."""
+
+    def __init__(self, *says: grpc.StatusCode | Tensor | bytes) -> None:
+        self.says: Iterator[grpc.StatusCode | Tensor | bytes] = iter(says)
+        self.requests: list[bytes] = []
+        self.timeouts: list[float] = []
+
+    def unary_unary(self, name: str) -> Callable[..., bytes]:
+        assert name == "/earlybloom.Split/Offload"
+        return self._call
+
+    def _call(self, request: bytes, timeout: float) -> bytes:
+        self.requests.append(request)
+        self.timeouts.append(timeout)
+        said = next(self.says)
+        if isinstance(said, grpc.StatusCode):
+            raise Failure(said)
+        return said if isinstance(said, bytes) else reply(said)
+
+
+def reply(logits: Tensor) -> bytes:
+    described, data = encode(logits, "fp32")
+    return framing.join(OffloadReply(logits=described), data)
+
+
+def remote(channel: Channel, clock: Callable[[], float] = lambda: 0.0, coding: str = "fp32") -> Remote:
+    return Remote(channel, ORIGIN, classes=3, coding=coding, deadline=1.5, clock=clock)  # type: ignore[arg-type]
+
+
+def test_a_request_says_which_part_of_which_run_and_its_bytes_are_counted() -> None:
+    logits = torch.tensor([[1.0, 2.0, 3.0], [0.0, -1.0, 0.5]])
+    channel = Channel(logits, logits)
+    features = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    answer = remote(channel).ask(features)
+    assert torch.equal(answer.logits, logits)
+    assert (answer.sent, answer.received) == (len(channel.requests[0]), len(reply(logits)))
+    assert channel.timeouts == [1.5]
+    head, data = framing.split(channel.requests[0])
+    header = OffloadRequest.FromString(head).header
+    assert (header.run, header.cut, len(data)) == ("first", 2, 4 * features.numel())
+    assert 0 < answer.sent - 4 * features.numel() < 64
+    small = remote(channel, coding="uint8").ask(features)
+    assert len(framing.split(channel.requests[1])[1]) == features.numel()
+    assert small.sent < answer.sent / 3
+
+
+def test_after_a_failure_the_server_is_left_alone_for_twice_as_long_each_time() -> None:
+    now, lost, logits = [100.0], grpc.StatusCode.UNAVAILABLE, torch.zeros(1, 3)
+    channel = Channel(lost, lost, logits, lost, lost)
+    device = remote(channel, lambda: now[0])
+
+    def ask(at: float) -> Answer | str:
+        now[0] = at
+        try:
+            return device.ask(torch.zeros(1, 4, 8, 8))
+        except NoAnswer as problem:
+            return str(problem)
+
+    first = ask(100.0)
+    assert first == "the server cannot be reached: told by the test"
+    assert ask(100.0 + PAUSE[0] - 0.01) == first
+    assert len(channel.requests) == 1  # remembered, not asked
+    assert ask(100.0 + PAUSE[0]) == first
+    assert len(channel.requests) == 2
+    assert ask(100.0 + PAUSE[0] + 2 * PAUSE[0] - 0.01) == first
+    assert len(channel.requests) == 2
+    assert isinstance(ask(100.0 + 3 * PAUSE[0]), Answer)
+    ask(200.0)  # an answer makes the next pause a short one again
+    assert len(channel.requests) == 4
+    ask(200.0 + PAUSE[0])
+    assert len(channel.requests) == 5
+
+
+def test_pauses_do_not_grow_without_end() -> None:
+    now = [0.0]
+    device = remote(Channel(*[grpc.StatusCode.UNAVAILABLE] * 20), lambda: now[0])
+    for _ in range(20):
+        with pytest.raises(NoAnswer):
+            device.ask(torch.zeros(1, 4, 8, 8))
+        now[0] += PAUSE[1]
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "asked_again"),
+    [
+        (grpc.StatusCode.UNAUTHENTICATED, "refused: UNAUTHENTICATED: told by the test", False),
+        (grpc.StatusCode.INVALID_ARGUMENT, "refused: INVALID_ARGUMENT", False),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, "did not answer within 1.5 s", True),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "refused: RESOURCE_EXHAUSTED", True),
+    ],
+)
+def test_a_refusal_is_final_and_silence_is_not(code: grpc.StatusCode, words: str, asked_again: bool) -> None:
+    now = [0.0]
+    channel = Channel(code, torch.zeros(1, 3))
+    device = remote(channel, lambda: now[0])
+    with pytest.raises(NoAnswer, match=words):
+        device.ask(torch.zeros(1, 4, 8, 8))
+    now[0] = 1e6
+    if asked_again:
+        assert device.ask(torch.zeros(1, 4, 8, 8)).logits.tolist() == [[0, 0, 0]]
+    else:
+        with pytest.raises(NoAnswer, match=words):
+            device.ask(torch.zeros(1, 4, 8, 8))
+    assert len(channel.requests) == 1 + asked_again
+
+
+def test_an_answer_of_another_shape_is_none() -> None:
+    for wrong in (torch.zeros(2, 3), torch.zeros(1, 4), b"\xff"):
+        with pytest.raises(NoAnswer, match="the server's answer is none"):
+            remote(Channel(reply(wrong) if isinstance(wrong, Tensor) else wrong)).ask(torch.zeros(1, 4, 8, 8))
+
+
+def test_features_that_cannot_be_sent_are_not_the_servers_fault() -> None:
+    channel = Channel(torch.zeros(1, 3))
+    device = remote(channel, coding="fp16")
+    with pytest.raises(NoAnswer, match="not finite as fp16"):
+        device.ask(torch.full((1, 4, 8, 8), 1e6))
+    assert device.ask(torch.zeros(1, 4, 8, 8)).logits.shape == (1, 3)  # asked at once
