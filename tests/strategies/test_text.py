@@ -51,6 +51,20 @@ def test_darkdistill_generates_latents_of_texts(run_strategy, variant):
     assert all(value.isfinite().all() for value in distilled.model.values())
 
 
+def test_personal_networks_read_texts(run_strategy):
+    run = run_strategy({**QUICK, "run.strategy": "cafedistill", "run.rounds": 2, "data.client-test": 0.25})
+    measured = run.records[-1].client_accuracy
+    assert (measured["clients"], len(measured["exits"]), measured["own_test"]) == (4, 4, True)
+    assert set(run.strategy.known) == {0, 1, 2, 3}
+
+
+def test_texts_are_cut_between_blocks(run_strategy):
+    changes = {"clients.mix": "equal", "splitee.cuts": "1,2", "stream.patience": 30.0, "data.client-test": 0.25}
+    run = run_strategy({**QUICK, **changes, "run.strategy": "hetero_splitee"})
+    assert run.records[-1].terms["missing"] == 0
+    assert set(run.records[-1].client_accuracy["by_depth"]) == {1, 2}
+
+
 def test_texts_have_no_pixels_to_generate(flat):
     with pytest.raises(UserError, match="texts have no pixels"):
         make_strategy(
