@@ -34,13 +34,14 @@ class ClientStore:
             raise UserError(f"run name {run!r}: use letters, digits, '.', '_' and '-' only")
         self.folder = root / run
 
-    def load(self, client: int, version: int) -> ClientState:
+    def load(self, client: int, version: int, *, prune: bool = True) -> ClientState:
         """Return the client's state as committed in round `version`; 0 is the empty state.
 
-        Every other version is deleted. Raises `UserError` when the committed one is not there.
+        If pruned, every other version is deleted: not before the server's checkpoint names this one, or a run that is
+        killed in between cannot be continued. Raises `UserError` when the committed one is not there.
         """
         for round_, path in self._versions(client).items():
-            if round_ != version:
+            if prune and round_ != version:
                 path.unlink(missing_ok=True)
         if version == 0:
             return ClientState()

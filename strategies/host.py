@@ -141,7 +141,7 @@ def _train_client(
             reply.reports.append(report)
         if report.depth < task.depth:
             raise UserError(f"asked for depth {task.depth}, but {report.reason}")
-    job = _job(site, payload, task)
+    job = _job(site, payload, task, training=True)
     local.load(job, payload.states[task.arrays])
     outcome = yield from local.steps(job)
     if outcome.state is not None:
@@ -157,18 +157,20 @@ def _train_client(
     return replace(outcome, state=None)  # let go of the model: a node may host many clients
 
 
-def _job(site: Site, payload: Payload, task: Task) -> Job:
+def _job(site: Site, payload: Payload, task: Task, *, training: bool) -> Job:
     order = site.order
+    # a round's evaluation comes before its checkpoint
+    kept = site.store.load(task.client, task.version, prune=training)
     model = site.model(task.depth, shared=not order.method.get("interleave"))
     return Job(
         task.client, task.depth, order.round, site.config, model, site.device, partial(site.data, task.client),
-        order.method, task.extra, payload.entries.get(task.client, {}), site.store.load(task.client, task.version),
+        order.method, task.extra, payload.entries.get(task.client, {}), kept,
         partial(site.method.travels, site.config), partial(site.initial, task.depth),
     )  # fmt: skip
 
 
 def _personal_job(site: Site, payload: Payload, local: LocalMethod, task: Task) -> Job:
-    job = _job(site, payload, task)
+    job = _job(site, payload, task, training=False)
     local.load(job, payload.states[task.arrays])
     local.personalise(job)
     return job

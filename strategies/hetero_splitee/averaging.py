@@ -112,7 +112,8 @@ class Averaging:
         copy = self.copies.get(client)
         if copy is None or copy.network.start != cut:
             if self._guest is None or self._guest[0] != (client, cut):
-                self._guest = (client, cut), self._read(client, cut)
+                # no pruning: a round's evaluation comes before its checkpoint
+                self._guest = (client, cut), self._read(client, cut, prune=False)
             copy = self._guest[1]
         return final_logits(copy.network, features.to(self.device))
 
@@ -163,10 +164,10 @@ class Averaging:
         state = self.store.load(client, self.kept[client].round)
         return {key: value for key, value in state.tensors.items() if not key.startswith(MOMENTUM)}
 
-    def _read(self, client: int, cut: int) -> Learner:
+    def _read(self, client: int, cut: int, *, prune: bool = True) -> Learner:
         """Return a client's copy for this cut: its own layers, and the last average's for the rest."""
         kept = self.kept.get(client)
-        state = self.store.load(client, kept.round if kept else 0).tensors
+        state = self.store.load(client, kept.round if kept else 0, prune=prune).tensors
         if kept and kept.round <= self.averaged:  # there was an average since
             state = {key: value for key, value in state.items() if key.startswith(MOMENTUM)}
         copy = Learner.copy_of(server_part(self.network, cut), self.device)

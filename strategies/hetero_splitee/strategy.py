@@ -142,7 +142,8 @@ class HeteroSplitEE(PersonalStrategy):
     def state_dict(self) -> tuple[StateDict, dict[str, Any]]:
         """Return the server's model and the devices' average."""
         tensors, values = self.server.state_dict()
-        own = {f"device.{cut}.{key}": value for cut, state in self.devices.items() for key, value in state.items()}
+        # cloned: cuts share their averages' tensors, which a checkpoint's file format refuses
+        own = {f"device.{cut}.{k}": value.clone() for cut, state in self.devices.items() for k, value in state.items()}
         averaged = {str(cut): rounds for cut, rounds in self.averaged.items()}
         return {f"server.{k}": v for k, v in tensors.items()} | own, {"server": values, "averaged": averaged}
 

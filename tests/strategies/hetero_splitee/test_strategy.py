@@ -1,11 +1,29 @@
 """Hetero-SplitEE's runs on the in-process grid: the same bits, whoever hosts whom, and as without a network."""
 
+import logging
+import socket
+import time
+
 import pytest
 import torch
 
+from client.app import app
+from common.client_store import ClientState
+from common.data.batches import batch_count
+from common.errors import UserError
+from common.flat import FlatModel
+from common.local_grid import LocalGrid
+from common.protocol import ClientReport
+from server.app import prepare
+from strategies.aggregation import RoundUpdate, TierUpdate
+from strategies.hetero_splitee.client import FRESH, SplitTraining, module_of
 from strategies.hetero_splitee.client_sync import synchronised
+from strategies.hetero_splitee.learner import device_part, server_part
+from strategies.local import Job
 from strategies.setup import make_strategy
-from tests.strategies.hetero_splitee.runs import NODES, Spy, everything, kept, reference, same, told
+from tests.conftest import Run
+from tests.killing import run_and_kill
+from tests.strategies.hetero_splitee.runs import GRID, NODES, SPLIT, Spy, everything, kept, reference, same, told
 
 SEQUENTIAL = {"splitee.mode": "sequential"}
 EPOCH = {"splitee.mode": "sequential", "splitee.granularity": "epoch", "train.epochs": 2}
@@ -22,11 +40,12 @@ MODES = {
     "averaging-return": {**AVERAGING, **RETURN},
 }
 modes = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+UNEVEN = {"data.partitioner": "dirichlet"}
 
 
-@modes
+@pytest.mark.parametrize("mode", [SEQUENTIAL, EPOCH, AVERAGING], ids=["batch", "epoch", "averaging"])
 def test_who_hosts_whom_changes_no_bit(split, mode):
-    one, *others = (split({**mode, "data.partitioner": "dirichlet"}, NODES[:number]) for number in (1, 2, 6))
+    one, *others = (split({**mode, **UNEVEN}, NODES[:number]) for number in (1, 2, 6))
     state, records = everything(one.strategy), told(one)
     assert len([key for key in state if key.startswith("client.0.")]) > 10
     for other in others:
@@ -39,12 +58,22 @@ def test_who_hosts_whom_changes_no_bit(split, mode):
 
 @modes
 def test_a_run_is_the_method_without_a_network_bit_for_bit(split, tmp_path, mode):
-    run = split({**mode, "data.partitioner": "dirichlet", "run.rounds": 3}, NODES[:2])
-    expected = reference(run.strategy, tmp_path, 3)
+    run = split({**mode, **UNEVEN, "server.clients-evaluate-every": 0}, NODES[: 1 + list(MODES.values()).index(mode)])
+    expected = reference(run.strategy, tmp_path, 2)
     assert same(run.strategy.server.state_dict()[0], expected.server.state_dict()[0])
     if mode is not GLOBAL:  # there, devices are about to take over the average
         own = {f"client.{c}.{k}": v for c, device in expected.devices.items() for k, v in device.state_dict().items()}
         assert same({k: v for k, v in kept(run.strategy).items() if k.startswith("client.")}, own)
+
+
+def test_scope_global_gives_all_clients_the_references_average(split, monkeypatch, tmp_path):
+    spy = Spy(monkeypatch)
+    run = split({**GLOBAL, **UNEVEN})
+    expected = reference(run.strategy, tmp_path, 1)
+    for client, state in spy.before[2].items():
+        assert same(state, dict(expected.devices[client].network.state_dict()))
+    firsts = [state["units.0.0.weight"] for state in spy.before[2].values()]
+    assert all(torch.equal(first, firsts[0]) for first in firsts)
 
 
 def test_with_one_client_both_strategies_are_the_same(split):
@@ -71,3 +100,211 @@ def test_devices_go_on_with_the_synchronised_parts(split, monkeypatch, how):
         for key, value in state.items():  # what nodes add up is rounded
             torch.testing.assert_close(value, expected[cuts[client]][key], rtol=1e-5, atol=1e-6)
     assert not same(spy.before[2][0], spy.after[1][0])
+
+
+@pytest.mark.parametrize("mode", [{"splitee.client-sync": "same_cut"}, AVERAGING], ids=["devices", "copies"])
+def test_between_periods_everybody_goes_on_alone(split, monkeypatch, mode):
+    spy, averages = Spy(monkeypatch), []
+
+    class Watched(Run):
+        def on_round(self, strategy, record):
+            averages.append({key: value.clone() for key, value in strategy.server.model().items()})
+
+    monkeypatch.setattr("tests.conftest.Run", Watched)
+    split({**mode, "splitee.period": 2, "run.rounds": 4})
+    alone = [same(spy.before[r + 1][0], spy.after[r][0]) for r in (1, 2, 3)]
+    assert alone == ([True, False, True] if mode is not AVERAGING else [True, True, True])
+    moved = [not same(averages[r], averages[r - 1]) for r in (1, 2, 3)]
+    assert moved == ([True, False, True] if mode is AVERAGING else [True, True, True])
+
+
+@pytest.mark.parametrize(("how", "newer"), [("same_cut", []), ("prefix", ["units.0"])], ids=["same_cut", "prefix"])
+def test_a_device_that_was_not_averaged_keeps_what_it_learned(prepare_run, how, newer):
+    """Cut 4 took part in round 1 alone, round 2 averages cut 1: cut 4 takes over what cut 1 has, and nothing else."""
+    strategy = prepare_run({**SPLIT, "splitee.client-sync": how, "splitee.period": 2}).strategy
+    shallow, deep = (
+        {k: torch.full(s, v) for k, s in strategy.layouts[cut].floats + strategy.layouts[cut].counters}
+        for cut, v in ((1, 1.0), (4, 4.0))
+    )
+    strategy.committed = {0: 2, 5: 1}
+    strategy._average_devices(2, RoundUpdate({1: TierUpdate(shallow, 10, (0,))}))
+    extra = strategy.extra(ClientReport(5, 4, "", 10))
+    assert extra == {FRESH: newer}
+    assert strategy.extra(ClientReport(0, 1, "", 10)) == {FRESH: ["units.0", "exits.1"]}
+    model = FlatModel(device_part(strategy.network, 4))
+    job = Job(5, 4, 3, strategy.config, model, torch.device("cpu"), list, extra=extra, kept=ClientState(deep))
+    SplitTraining().load(job, strategy.part_state(4))
+    own = {key for key, value in model.module.state_dict().items() if value.flatten()[0] == 4}
+    assert {module_of(key) for key in own} == {f"units.{u}" for u in range(4)} - set(newer) | {"exits.4"}
+    strategy.committed[5] = 3  # it took part once more: everything is its own again
+    assert strategy.extra(ClientReport(5, 4, "", 10)) == {FRESH: []}
+
+
+def test_clients_take_part_now_and_then(split, tmp_path):
+    """Momentum and layers outlive the rounds that a client sits out, and nodes matter as little as before."""
+    some = {"clients.per-round": 3, "run.rounds": 4, "splitee.mode": "averaging", "splitee.period": 3}
+    one, two = split(some, NODES[:1]), split(some, NODES)
+    assert len(set(one.strategy.committed.values())) > 1
+    assert [sum(record.clients.values()) for record in one.records] == [3, 3, 3, 3]
+    assert same(everything(one.strategy), everything(two.strategy))
+    assert told(one) == told(two)
+
+
+def rerated(prepare_run, changes, before, after):
+    """Run three rounds; client 5's device declares something else after the first."""
+    home = {**SPLIT, **changes, "clients.per-node": 1, "run.rounds": 3}
+    run = prepare_run(home, [*NODES[:5], {"partition-id": 5, **before}], grid=GRID)
+    on_round = run.on_round
+
+    def change(strategy, record):
+        on_round(strategy, record)
+        list(run.grid.contexts.values())[5].node_config.update(after)
+
+    run.on_round = change
+    run.strategy.start(run.grid)
+    return run
+
+
+@pytest.mark.parametrize("mode", [SEQUENTIAL, AVERAGING], ids=["sequential", "averaging"])
+def test_a_deeper_cut_goes_on_with_the_layers_that_were_there(prepare_run, monkeypatch, mode):
+    spy = Spy(monkeypatch)
+    run = rerated(prepare_run, mode, {"cut": 2}, {"cut": 4})
+    assert all(record.failures == {} for record in run.records)
+    assert [record.clients for record in run.records] == [{1: 2, 2: 3, 4: 1}, {1: 2, 2: 3, 4: 1}, {1: 2, 2: 2, 4: 2}]
+    first, third = spy.after[2][5], spy.before[3][5]
+    assert {key.split(".")[1] for key in first} == {"0", "1", "2"}  # two units and the exit at 2
+    assert {key.split(".")[1] for key in third} == {"0", "1", "2", "3", "4"}
+    shared = {key: value for key, value in first.items() if key.startswith("units.")}
+    assert same({key: third[key] for key in shared}, shared)
+    seeded = run.strategy.parts.take(run.strategy.network, 4).state_dict()
+    new = {key: value for key, value in third.items() if key not in shared}
+    assert same(new, {key: seeded[key] for key in new})
+
+
+def test_a_shallower_cut_is_refused_once_and_nobody_waits_for_it(prepare_run, monkeypatch, flower_log):
+    spy = Spy(monkeypatch)
+    started = time.monotonic()
+    run = rerated(prepare_run, {"stream.patience": 120.0}, {"cut": 4}, {"cut": 1})
+    assert time.monotonic() - started < 60
+    assert [list(record.failures) for record in run.records] == [[], [5], []]
+    batches = [record.terms["batches"] for record in run.records]
+    assert [record.terms["missing"] for record in run.records] == [0, batches[0] - batches[1], 0]
+    assert batches[0] > batches[1] > 0
+    missing = batches[0] - batches[1]
+    assert f"round 2: client 5: {missing} batches are missing, 0 came and counted once" in flower_log
+    old, new = spy.after[1][5], spy.before[3][5]
+    shared = {key: value for key, value in old.items() if key.startswith("units.0.")}
+    assert same({key: new[key] for key in shared}, shared)
+    assert 5 not in spy.after[2]
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [SEQUENTIAL, {**AVERAGING, "splitee.period": 2}, {"splitee.client-sync": "prefix"}, GLOBAL],
+    ids=["sequential", "averaging", "prefix", "global"],
+)
+def test_a_killed_and_continued_run_is_the_same_run_bit_for_bit(flat, tmp_path, mode):
+    settings = {**flat, **SPLIT, **mode, "run.rounds": 3, "run.root": str(tmp_path), "clients.per-round": 5}
+    whole, reached = prepare({**settings, "run.name": "whole"}), {**settings, "run.name": "killed"}
+    whole.start(LocalGrid(app, NODES[:1]))
+    for moment, round_ in (("checkpoint", 1), ("line", 3)) if mode is SEQUENTIAL else (("store", 2),):
+        run_and_kill(reached, moment, round_, NODES[:1])
+        reached = {"run.resume": str(tmp_path / "killed")}
+    resumed = prepare(reached)
+    resumed.start(LocalGrid(app, NODES[:1]))
+    state = everything(whole)
+    assert same(everything(resumed), state)
+    assert whole.state_dict()[1] == resumed.state_dict()[1]
+    assert any("momentum" in key and value.abs().sum() > 0 for key, value in state.items() if key.startswith("client."))
+    assert any("momentum" in key for key in state if key.startswith(("server.", "copy.")))
+
+
+@pytest.mark.parametrize("coding", ["bf16", "fp16", "uint8"])
+def test_coarser_features_train_as_well(split, coding):
+    exact, coarse = (split({"splitee.coding": name, "run.rounds": 4}) for name in ("fp32", coding))
+    for one, two in zip(exact.records, coarse.records, strict=True):
+        assert one.client_metrics == two.client_metrics  # devices do not notice
+        assert two.terms["server_loss"] == pytest.approx(one.terms["server_loss"], rel=0.1)
+    assert not same(exact.strategy.model, coarse.strategy.model)
+
+
+def test_a_round_tells_what_the_server_did(split):
+    sequential, averaging = (split({**mode, "data.limit": 480}) for mode in (SEQUENTIAL, AVERAGING))
+    strategy = sequential.strategy
+    weights = strategy.server.state_dict()[0]
+    for run in (sequential, averaging):
+        for record in run.records:
+            reports = run.strategy.roster.reports.values()
+            assert record.terms["batches"] == sum(batch_count(report.num_examples, 8) for report in reports)
+            assert record.terms["missing"] == 0
+            assert 0 < record.terms["server_loss"] < 5
+            assert 0 < record.terms["server_seconds"] < record.seconds["round"]
+    assert sequential.records[0].terms["server_bytes"] == sum(value.nbytes for value in weights.values())
+    # six copies and the average: more than the layers after the cuts six times, and less than everything fourteen times
+    whole = sum(value.nbytes for value in averaging.strategy.model.values())
+    parts = [state for cut in (1, 2, 4) for state in [server_part(strategy.network, cut).state_dict()] * 2]
+    copies = sum(value.nbytes for part in parts for value in part.values())
+    assert whole + copies < averaging.records[0].terms["server_bytes"] < whole + 2 * copies
+
+
+def test_messages_carry_no_weights_and_nobody_tells_the_token(split, flower_log, caplog):
+    caplog.set_level(logging.DEBUG)
+    run, small = split({"network.width": 8}), split()
+    assert sum(value.nbytes for value in run.strategy.model.values()) > 100_000
+    for one, two in zip(run.records, small.records, strict=True):
+        assert all(abs(one.traffic[way] - two.traffic[way]) < 2_000 for way in ("down", "up"))
+    averaged = split({"network.width": 8, "splitee.client-sync": "same_cut"})
+    assert all(averaged.records[0].traffic[way] > run.records[0].traffic[way] + 50_000 for way in ("down", "up"))
+    lines = [*flower_log, *(record.getMessage() for record in caplog.records)]
+    assert any("streams are served at 127.0.0.1:" in line for line in lines)
+    assert not any(strategy.token in line for strategy in (run.strategy, averaged.strategy) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network.exits": "1,2,3"}, "places exits at the cuts: leave network.exits and network.tiers empty"),
+        ({"network.tiers": "2,4"}, "places exits at the cuts"),
+        ({"splitee.cuts": "1,5"}, "cut 5: choose one of 1..4"),
+        ({"splitee.cuts": "2,2"}, "splitee.cuts '2,2' must rise from 1"),
+        ({"clients.mix": "0.5,0.5"}, "one share, 0 or more, for each of the 3 tiers"),
+        ({"stream.host": ""}, "stream.host must not be empty"),
+        ({"stream.port": 70000}, "stream.port must not exceed 65535"),
+        ({"stream.patience": 0.0}, "stream.patience"),
+        ({"splitee.mode": "both"}, "splitee.mode"),
+        ({"splitee.aggregate-scope": "global"}, 'needs splitee.mode "averaging"'),
+        ({"splitee.gradient": "return", "splitee.coding": "uint8"}, "256 levels hold no gradient"),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_a_mistake_is_told_before_anything_starts(prepare_run, changes, message):
+    with pytest.raises(UserError) as raised:
+        prepare_run({**SPLIT, **changes})
+    assert message in str(raised.value)
+    assert str(raised.value).removeprefix("the configuration has mistakes:\n").count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    "changes", [{"stream.host": "203.0.113.1"}, {"stream.bind": "203.0.113.1"}], ids=["host", "bind"]
+)
+def test_an_address_of_another_machine_cannot_be_served(prepare_run, changes):
+    run = prepare_run({**SPLIT, **changes})
+    with pytest.raises(UserError, match=r"cannot listen at 203\.0\.113\.1:0: is port 0 taken, or .* not this machine"):
+        run.strategy.start(run.grid)
+    assert run.records == []
+
+
+def test_a_port_that_is_taken_is_told(prepare_run):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        run = prepare_run({**SPLIT, "stream.port": port})
+        with pytest.raises(UserError, match=f"is port {port} taken"):
+            run.strategy.start(run.grid)
+
+
+def test_off_loopback_streams_are_encrypted_unasked(split, flower_log):
+    run = split({"stream.bind": "0.0.0.0", "run.rounds": 1})
+    assert any("streams are served at 0.0.0.0:" in line and line.endswith(", TLS") for line in flower_log)
+    assert run.strategy.certificate is not None
+    assert run.records[0].failures == {}
+    assert same(run.strategy.model, split({"run.rounds": 1}).strategy.model)
