@@ -2,8 +2,8 @@
 
 Two clients with a device process each, or both in one, stream over loopback to a server in this process; beside them
 the reference trains the same networks in this process alone. Rounds alternate between the ways, so that whatever else
-the machine does falls on all of them alike; what is compared are medians over rounds. Run
-`python -m benchmarks.split`: `--what speed`, `bytes` or `memory` for one part.
+the machine does falls on all of them alike, and rounds side by side are compared. Run `python -m benchmarks.split`:
+`--what speed`, `bytes` or `memory` for one part.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -96,32 +97,64 @@ class Counter(grpc.StreamStreamClientInterceptor):
             yield message
 
 
-def device(
-    pipe: Connection, case: Case, clients: Sequence[int], address: str, token: str, certificate: bytes | None
-) -> None:
-    """Train a process's clients in turn for a round whenever its number comes; answer with the bytes sent."""
-    torch.set_num_threads(1)
-    network, sgd, counter = case.build(), case.sgd, Counter()
-    devices = {c: Learner.copy_of(device_part(network, case.cut), torch.device("cpu")) for c in clients}
-    data = {c: tuple(zip(*(t.split(BATCH[case.network]) for t in case.data(c)), strict=True)) for c in clients}
-    channel = grpc.intercept_channel(connect(address, token, certificate), counter)
-    pipe.send("ready")
-    while round_ := pipe.recv():
-        counter.bytes = 0
-        streams = {c: FeatureStream(channel, Origin(RUN, c, case.cut, round_), coding=case.coding) for c in clients}
-        for batch in range(BATCHES[case.network]):
-            _turn(case, devices, streams, sgd, {c: data[c][batch] for c in clients})
+@dataclass(frozen=True)
+class Place:
+    """Where a device process trains which clients of a case."""
+
+    case: Case
+    clients: tuple[int, ...]
+    address: str
+    token: str
+    certificate: bytes | None
+
+
+class Device:
+    """What a device process keeps of one place from round to round."""
+
+    def __init__(self, place: Place) -> None:
+        self.case, self.clients, self.counter = place.case, place.clients, Counter()
+        network, size = self.case.build(), BATCH[self.case.network]
+        self.learners = {
+            c: Learner.copy_of(device_part(network, self.case.cut), torch.device("cpu")) for c in self.clients
+        }
+        data = {c: self.case.data(c) for c in self.clients}
+        self.data = {c: tuple(zip(x.split(size), y.split(size), strict=True)) for c, (x, y) in data.items()}
+        self.channel = grpc.intercept_channel(connect(place.address, place.token, place.certificate), self.counter)
+
+    def run(self, round_: int) -> int:
+        """Train a round, the clients in turn; return the bytes that were sent."""
+        before = self.counter.bytes
+        streams = {
+            c: FeatureStream(self.channel, Origin(RUN, c, self.case.cut, round_), coding=self.case.coding)
+            for c in self.clients
+        }
+        for batch in range(BATCHES[self.case.network]):
+            _turn(self.case, self.learners, streams, {c: self.data[c][batch] for c in self.clients})
         for stream in streams.values():
             stream.finish()
             stream.close()
-        pipe.send(counter.bytes)
+        return self.counter.bytes - before
+
+
+def device(pipe: Connection) -> None:
+    """Train a round wherever `(place, round)` says, and answer with the bytes that were sent."""
+    torch.set_num_threads(1)
+    kept: dict[Place, Device] = {}
+    while order := pipe.recv():
+        place, round_ = order
+        if place not in kept:
+            kept[place] = Device(place)
+        pipe.send(kept[place].run(round_))
 
 
 def _turn(
-    case: Case, devices: dict[int, Learner], streams: dict[int, FeatureStream], sgd: Sgd,
-    batches: dict[int, tuple[Tensor, ...]],
-) -> None:  # fmt: skip
+    case: Case,
+    devices: dict[int, Learner],
+    streams: dict[int, FeatureStream],
+    batches: dict[int, tuple[Tensor, Tensor]],
+) -> None:
     """Train one batch per client, as `client.SplitTraining` does."""
+    sgd = case.sgd
     if case.gradient == "stop":
         for c, (x, y) in batches.items():
             streams[c].send(local_step(devices[c], sgd, x, y)[0], y)
@@ -133,104 +166,109 @@ def _turn(
         finish(devices[c], sgd, outputs[c], y, gradient)
 
 
-class Streams:
-    """Device processes and a server in this process."""
+class Processes:
+    """As many device processes as there are clients; each is sent to wherever it is wanted."""
 
-    def __init__(self, case: Case, nodes: Sequence[Sequence[int]], store: ClientStore, *, tls: bool) -> None:
+    def __init__(self) -> None:
+        self.pipes: list[Connection] = []
+        for _ in CLIENTS:
+            ours, theirs = multiprocessing.Pipe()
+            multiprocessing.get_context("spawn").Process(target=device, args=(theirs,)).start()
+            self.pipes.append(ours)
+
+    def __enter__(self) -> "Processes":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pipe in self.pipes:
+            pipe.send(None)
+
+
+class Streams:
+    """A server in this process, and device processes that train its clients."""
+
+    def __init__(
+        self, case: Case, processes: Processes, nodes: Sequence[tuple[int, ...]], folder: str, *, tls: bool
+    ) -> None:
         """`nodes`: the clients of each device process."""
-        self.case, self.clients = case, [c for node in nodes for c in node]
-        network, config = case.build(), case.config
-        self.model = make_server_model(network, config.methods["splitee"], torch.device("cpu"), store)
+        network, store = case.build(), ClientStore(Path(folder), "server")
+        self.case, self.processes = case, processes
+        self.model = make_server_model(network, case.config.methods["splitee"], torch.device("cpu"), store)
         shape = tuple(network.features_at(network.example(1), case.cut).shape[1:])
         self.service = SplitService(Expected(RUN, {case.cut: shape}, CLASSES, BATCH[case.network]), coding=case.coding)
-        certificate, token = self_signed(["127.0.0.1"]) if tls else None, new_token()
-        self.server = serve(self.service.register, "127.0.0.1:0", token, certificate)
-        facts = f"127.0.0.1:{self.server.port}", token, certificate.certificate if certificate else None
-        self.devices = [self._start(case, node, *facts) for node in nodes]
+        pair, token = self_signed(["127.0.0.1"]) if tls else None, new_token()
+        self.server = serve(self.service.register, "127.0.0.1:0", token, pair)
+        certificate = pair.certificate if pair else None
+        self.places = [Place(case, node, f"127.0.0.1:{self.server.port}", token, certificate) for node in nodes]
 
     def run(self, round_: int) -> int:
         """Train a round; return the bytes that the devices sent."""
         case, stream = self.case, StreamConfig()
-        cuts = dict.fromkeys(self.clients, case.cut)
+        cuts = {client: case.cut for place in self.places for client in place.clients}
         inbox = Inbox(OpenRound(RUN, round_, 0, cuts, stream.window, case.gradient == "return"))
         self.model.open_round(round_, cuts, case.sgd)
         self.service.open(inbox)
         trainer = Trainer(
             self.model, inbox, dict.fromkeys(cuts, BATCHES[case.network]), 1, "batch",
-            together=case.mode == "averaging", patience=stream.patience, num_threads=1, seed=1,
-            device=torch.device("cpu"),
+            together=case.mode == "averaging", patience=600.0, num_threads=1, seed=1, device=torch.device("cpu"),
         ).start()  # fmt: skip
-        for _, pipe in self.devices:
-            pipe.send(round_)
-        sent: int = sum(pipe.recv() for _, pipe in self.devices)
+        pipes = self.processes.pipes[: len(self.places)]
+        for place, pipe in zip(self.places, pipes, strict=True):
+            pipe.send((place, round_))
+        sent: int = sum(pipe.recv() for pipe in pipes)
         samples = trainer.finish().samples
         self.service.close()
         self.model.close_round(samples, {})
         return sent
 
-    def stop(self) -> None:
-        """End the processes and the server."""
-        for process, pipe in self.devices:
-            pipe.send(0)
-            process.join()
-        self.server.stop()
 
-    @staticmethod
-    def _start(*order: Any) -> tuple[Any, Connection]:
-        ours, theirs = multiprocessing.Pipe()
-        process = multiprocessing.get_context("spawn").Process(target=device, args=(theirs, *order))
-        process.start()
-        ours.recv()
-        return process, ours
-
-
-def speed(case: Case, repeats: int) -> dict[str, Any]:
-    """Return samples per second and per CPU second of each way, and their ratios to the reference's."""
+def speed(case: Case, processes: Processes, repeats: int) -> dict[str, dict[str, float]]:
+    """Return what each way takes, seconds per 1000 samples, and its speed over the reference's."""
     number = len(CLIENTS) * BATCH[case.network] * BATCHES[case.network]
-    apart, shared = [[c] for c in CLIENTS], [list(CLIENTS)]
+    apart, shared = [(c,) for c in CLIENTS], [CLIENTS]
+    laps: dict[str, list[tuple[float, float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         reference = Reference(
             case.build(), {c: Client(case.cut, *case.data(c)) for c in CLIENTS}, case.config,
             ClientStore(Path(folder), "reference"),
         )  # fmt: skip
         streams = {
-            name: Streams(case, nodes, ClientStore(Path(folder), name), tls=tls)
-            for name, nodes, tls in (
-                ("2 devices, TLS", apart, True), ("2 devices", apart, False),
-                ("1 device, TLS", shared, True), ("1 device", shared, False),
-            )
-        }  # fmt: skip
+            "2 devices, TLS": Streams(case, processes, apart, f"{folder}/0", tls=True),
+            "2 devices": Streams(case, processes, apart, f"{folder}/1", tls=False),
+            "1 device, TLS": Streams(case, processes, shared, f"{folder}/2", tls=True),
+        }
         ways: dict[str, Callable[[int], Any]] = {"reference": reference.run_round}
         ways |= {name: stream.run for name, stream in streams.items()}
-        laps: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
         for round_ in range(1, repeats + 2):
             for name, run in ways.items():
-                meter = Meter()
+                meter, own = Meter(), time.process_time()
                 run(round_)
-                laps[name].append(meter.lap())
+                laps.setdefault(name, []).append((*meter.lap(), time.process_time() - own))
         for stream in streams.values():
-            stream.stop()
+            stream.server.stop()
     bare = laps["reference"][1:]
-    return {
-        name: {
-            "samples_per_second": statistics.median(number / wall for wall, _ in column[1:]),
-            "samples_per_cpu_second": statistics.median(number / cpu for _, cpu in column[1:]),
-            # of rounds side by side
-            "speed": statistics.median(b[0] / s[0] for b, s in zip(bare, column[1:], strict=True)),
-            "cpu_speed": statistics.median(b[1] / s[1] for b, s in zip(bare, column[1:], strict=True)),
-        }
-        for name, column in laps.items()
-    }  # fmt: skip
+    result = {}
+    for name, column in laps.items():
+        pairs = list(zip(bare, column[1:], strict=True))  # rounds side by side; the first one warms up
+        wall, cpu, server = (1000 / number * statistics.median(c) for c in zip(*column[1:], strict=True))
+        result[name] = {
+            "seconds": wall, "cpu_seconds": cpu, "of_that_server": server,
+            "speed": statistics.median(b[0] / s[0] for b, s in pairs),
+            "cpu_speed": statistics.median(b[1] / s[1] for b, s in pairs),
+            # with a core for each side, the busier one is all that counts
+            "cores_speed": statistics.median(b[1] / max(s[2], s[1] - s[2]) for b, s in pairs),
+        }  # fmt: skip
+    return result
 
 
-def sent_bytes(network: str, cut: int) -> dict[str, float]:
+def sent_bytes(network: str, cut: int, processes: Processes) -> dict[str, float]:
     """Return bytes per sample on the wire, by coding, labels and all of the messages' fields included."""
     found: dict[str, float] = {}
     for coding in ("fp32", "bf16", "fp16", "uint8"):
         with tempfile.TemporaryDirectory() as folder:
-            streams = Streams(Case(network, cut, coding=coding), [[0]], ClientStore(Path(folder), "bytes"), tls=False)
+            streams = Streams(Case(network, cut, coding=coding), processes, [(0,)], folder, tls=False)
             found[coding] = streams.run(1) / (BATCH[network] * BATCHES[network])
-            streams.stop()
+            streams.server.stop()
     return found
 
 
@@ -267,7 +305,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--what", default="speed,bytes,memory")
     parser.add_argument("--networks", default="resnet_slim,resnet18")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--cases", default="sequential, fp32;sequential, bf16;averaging, fp32")
+    parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
     path = RESULTS / "split.json"
@@ -278,17 +317,20 @@ def main() -> None:
             for mode in ("sequential", "averaging")
         }
         print(save("split", result), json.dumps(result["memory_mib"]), flush=True)
-    for network in options.networks.split(","):
-        for cut in CUTS[network]:
+    with Processes() as processes:
+        for network, cut in ((n, cut) for n in options.networks.split(",") for cut in CUTS[n]):
+            name = f"{network}, cut {cut}"
             if "bytes" in options.what:
-                result.setdefault("bytes_per_sample", {})[f"{network}, cut {cut}"] = sent_bytes(network, cut)
-                print(save("split", result), json.dumps(result["bytes_per_sample"]), flush=True)
-            if "speed" in options.what:
-                for case in (Case(network, cut), Case(network, cut, coding="bf16"), Case(network, cut, "averaging")):
-                    name = f"{network}, cut {cut}, {case.mode}, {case.coding}"
-                    result.setdefault("speed", {})[name] = speed(case, options.repeats)
-                    print(name, json.dumps(result["speed"][name], indent=1), flush=True)
-                    save("split", result)
+                result.setdefault("bytes_per_sample", {})[name] = sent_bytes(network, cut, processes)
+                print(save("split", result), name, json.dumps(result["bytes_per_sample"][name]), flush=True)
+            cases = {
+                "sequential, fp32": Case(network, cut),
+                "sequential, bf16": Case(network, cut, coding="bf16"),
+                "averaging, fp32": Case(network, cut, "averaging"),
+            }
+            for way in options.cases.split(";") if "speed" in options.what else ():
+                found = result.setdefault("speed", {})[f"{name}, {way}"] = speed(cases[way], processes, options.repeats)
+                print(save("split", result), name, way, json.dumps(found, indent=1), flush=True)
 
 
 if __name__ == "__main__":

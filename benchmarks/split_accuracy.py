@@ -1,9 +1,9 @@
 """What split training gains: devices with three cuts, on every client's own test split, over several seeds.
 
 CIFAR-10 at 16x16, dealt alike to 12 clients, four at each of the cuts 2, 3 and 4 of the slim ResNet at half its width;
-batches of 64, one local epoch a round, the same learning rate for all. Nothing is chosen on test data; thresholds of early exits are
-chosen on each client's validation split. Run `python -m benchmarks.split_accuracy`; runs that are in the result file
-already are not run again.
+batches of 64, one local epoch a round, the same learning rate for all. Nothing is chosen on test data; thresholds of
+early exits are chosen on each client's validation split. Run `python -m benchmarks.split_accuracy`; runs that are in
+the result file already are not run again.
 """
 
 import argparse
@@ -49,6 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sequential, same cut": SPLIT | {"splitee.client-sync": "same_cut"},
     "averaging, prefix": SPLIT | {"splitee.mode": "averaging", "splitee.client-sync": "prefix"},
     "averaging, global": SPLIT | {"splitee.mode": "averaging", "splitee.aggregate-scope": "global"},
+    "averaging, never": SPLIT | {"splitee.mode": "averaging", "splitee.period": 1000},
     "bf16": SPLIT | {"splitee.coding": "bf16"},
     "uint8": SPLIT | {"splitee.coding": "uint8"},
     **{f"sequential, all at {cut}": SPLIT | {"splitee.cuts": cut} for cut in CUTS.split(",")},
