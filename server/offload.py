@@ -109,11 +109,10 @@ def _next_command(address: str, token_file: Path, certificate_folder: Path | Non
 
 
 def _a_device(model: Path, run: str) -> Path:
-    """Return the folder of a device that has stored its part on this machine, else of one that could have."""
+    """Return the folder of a device that has stored its part on this machine, else what stands for one."""
     try:
         stored = tomllib.loads((model / "config.toml").read_text())["clients"]["store"]
     except (OSError, tomllib.TOMLDecodeError, KeyError):
         stored = ""
-    folder = store_root(stored) / run
-    found = sorted(file.parent for file in folder.glob(f"client-*/{FILE}"))
-    return found[0] if found else folder / "client-000000"
+    found = sorted(file.parent for file in (store_root(stored) / run).glob(f"client-*/{FILE}"))
+    return found[0] if found else Path("DEVICE_FOLDER")
