@@ -101,6 +101,11 @@ def run(options: argparse.Namespace) -> int:
 
         return split_infer.run(options)
     bundle = load_bundle(options.model)
+    if bundle.half:
+        raise UserError(
+            f"{options.model} is the server's half of a split network: serve it with `python -m server offload`, "
+            "and give --model the folder that a device stored"
+        )
     policy = choose_policy(bundle, accuracy_first=options.accuracy_first, threshold=options.threshold)
     bundle, macs = replace(bundle, policy=policy), exit_macs(bundle)
     device = pick_device(options.device)

@@ -26,6 +26,7 @@ class Bundle:
     policy: ThresholdPolicy
     cut: int = 0
     run: str = ""
+    half: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class BundleInfo:
     policy: str  # JSON; empty: nobody leaves before the last exit
     cut: int = 0  # 0: the prefix of tier `depth`; else the units before the cut with one exit, at the cut
     run: str = ""  # the run's name: what answers a device's features must be of the same run
+    half: bool = False  # a split run's server side: devices have the first units
 
 
 def save_bundle(path: Path, state: StateDict, info: BundleInfo) -> None:
@@ -68,7 +70,7 @@ def load_bundle(path: Path) -> Bundle:
         raise UserError(f"{found} does not hold a whole model: {error}") from error
     last = (float("inf"),) * (len(network.exit_positions) - 1)
     policy = ThresholdPolicy.from_json(info.policy) if info.policy else ThresholdPolicy(last)
-    return Bundle(network.eval(), info.classes, Normalizer(info.mean, info.std), policy, info.cut, info.run)
+    return Bundle(network.eval(), info.classes, Normalizer(info.mean, info.std), policy, info.cut, info.run, info.half)
 
 
 def _advice(path: Path) -> str:

@@ -87,7 +87,7 @@ def load_server(path: Path) -> Bundle:
     bundle = load_bundle(path)
     if bundle.cut:
         raise UserError(f"{path} is a device's part: give --model the run's folder, it holds the server's layers")
-    if bundle.network.exit_positions != (bundle.network.end,) or not bundle.run:
+    if not bundle.half:
         raise UserError(f"{path} is no split training run (run.strategy hetero_splitee): no device has a cut of it")
     return bundle
 

@@ -50,6 +50,7 @@ class EarlyExitStrategy(Strategy):
     apart: bool = False  # True: the method needs every client's model, not the folded sum
     personal: ClassVar[bool] = False  # True: clients end with networks of their own and evaluate them
     nested: ClassVar[bool] = True  # a part's state holds the smaller parts' states
+    half: ClassVar[bool] = False  # True: the finished model is the server's half of a network
 
     def __init__(
         self,

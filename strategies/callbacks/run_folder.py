@@ -119,7 +119,7 @@ class RunFolder(Callback):
             normalizer, depth = strategy.normalizer, len(strategy.network.tier_positions)  # the whole network
             info = BundleInfo(
                 strategy.spec.to_json(), depth, strategy.classes, normalizer.mean, normalizer.std,
-                policy.to_json() if policy else "", run=strategy.config.run.name,
+                policy.to_json() if policy else "", run=strategy.config.run.name, half=strategy.half,
             )  # fmt: skip
             save_bundle(self.folder / "final" / FILE, model, info)
         self._append({"event": "end", "rounds": strategy.round, "failure": failure})

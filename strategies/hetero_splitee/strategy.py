@@ -53,6 +53,7 @@ class HeteroSplitEE(PersonalStrategy):
 
     name = "hetero_splitee"
     nested = False  # exits stand at the cuts
+    half = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -354,6 +354,7 @@ def test_what_the_user_can_mend_ends_with_2_and_one_line(
         ([*split, "--model", part, "--deadline", "0"], "--deadline 0.0"),
         ([*split, "--model", part, "--threshold", "0.5"], "--threshold is for --mode local"),
         (["--model", part, "--tau", "0.5"], "--tau is for --mode split"),
+        (["--model", str(run.folder)], "is the server's half"),
         (["--mode", "split", "--model", part], "needs --server"),
         (
             ["--mode", "split", "--model", part, "--server", "x:1", "--token-file", str(tmp_path / "public")],

@@ -12,11 +12,13 @@ TIERED = NetworkSpec("lenet", 3, (1, 8, 8), width=1)
 SPLIT = without_early_exits(TIERED)
 
 
-def stored(folder: Path, spec: NetworkSpec, cut: int = 0, run: str = "first") -> str:
+def stored(folder: Path, spec: NetworkSpec, cut: int = 0) -> str:
     """A finished run's folder, or a device's."""
     network = build(spec, seed=1)
     part, depth = (network.prefix_units(cut), 0) if cut else (network, len(network.tier_positions))
-    info = BundleInfo(spec.to_json(), depth, ("a", "b", "c"), (0.5,), (0.5,), "", cut, run)
+    info = BundleInfo(
+        spec.to_json(), depth, ("a", "b", "c"), (0.5,), (0.5,), "", cut, "first", half=not cut and spec is SPLIT
+    )
     save_bundle(folder / ("" if cut else "final") / FILE, part.state_dict(), info)
     return str(folder)
 
@@ -30,7 +32,6 @@ def test_what_the_user_can_mend_ends_with_2_and_one_line(tmp_path: Path, capsys:
         (["--model", str(tmp_path / "absent")], "no model in"),
         (["--model", stored(tmp_path / "device", SPLIT, cut=1)], "is a device's part: give --model the run's folder"),
         (["--model", stored(tmp_path / "tiered", TIERED)], "is no split training run"),
-        (["--model", stored(tmp_path / "old", SPLIT, run="")], "is no split training run"),
         (["--model", run, "--batch", "0"], "give 1 or more"),
         (["--model", run, "--token-file", str(public)], "chmod 600"),
         (["--model", run, "--address", "0.0.0.0:0"], "by which --name devices reach it"),
