@@ -76,7 +76,7 @@ class EarlyExitStrategy(Strategy):
         self.layouts: dict[int, Layout] = {d: prefix.layout.only(travels) for d, prefix in prefixes.items()}
         self.uploads: dict[int, Layout] = {d: prefix.upload_layout.only(travels) for d, prefix in prefixes.items()}
         self.model: StateDict = {k: v.clone() for k, v in self.network.state_dict().items()}
-        self.roster = Roster(config.clients.count)
+        self.roster = Roster(config.clients.count, word=self.parts.word)
         self.committed: dict[int, int] = {}  # client -> round of its last committed state
         self.trained: set[int] = set()  # clients that took part in a round at least once
         self.round, self.rounds = 0, config.run.rounds  # last complete round, and after which the run ends
@@ -223,7 +223,7 @@ class EarlyExitStrategy(Strategy):
         section, costs = self.config.run, self.costs
         log(INFO, "%s, run %r: rounds %d to %d", self.name, section.name, self.round + 1, self.rounds)
         for depth in self.tiers:
-            log(INFO, "  tier %d: %.3f M parameters, %.2f MMAC", depth,
+            log(INFO, "  %s %d: %.3f M parameters, %.2f MMAC", self.parts.word, depth,
                 self.parts.parameters(costs, depth) / 1e6, self.parts.macs(costs, depth) / 1e6)  # fmt: skip
 
     def arrays(self) -> ArrayRecord:

@@ -12,6 +12,8 @@ from common.networks.cost import CostTable
 class Parts(Protocol):
     """A way of dividing the network. Everything that is called `depth` elsewhere is one of `numbers`."""
 
+    word: str  # what a user calls a part
+
     def numbers(self, costs: CostTable, config: RunConfig) -> Sequence[int]:
         """Return the parts that a device may hold, from the smallest to the largest."""
         ...
@@ -43,6 +45,8 @@ class Parts(Protocol):
 
 class Tiers:
     """Prefixes that end with a tier's deepest exit."""
+
+    word = "depth"
 
     def numbers(self, costs: CostTable, config: RunConfig) -> Sequence[int]:
         """Return the tiers, from 1."""

@@ -31,6 +31,7 @@ class Roster:
     reports: dict[int, ClientReport] = field(default_factory=dict)  # by client; part of the checkpoint
     homes: dict[int, int] = field(default_factory=dict)  # client -> node, for clients that stay at home
     nodes: dict[int, NodeReport] = field(default_factory=dict)  # by node id
+    word: str = "depth"  # what a client chooses
 
     def discover(self, grid: Grid, order: Order, min_nodes: int, wait: float, deadline: float) -> None:
         """Query nodes that are new; forget nodes that left. Raises `TimeoutError` when too few nodes come or answer.
@@ -106,7 +107,7 @@ class Roster:
             if report.refused:
                 log(WARNING, "client %d cannot take part: %s", report.client, report.refused)
             elif self.homes or changed:
-                log(INFO, "client %d chose depth %d: %s", report.client, report.depth, report.reason)
+                log(INFO, "client %d chose %s %d: %s", report.client, self.word, report.depth, report.reason)
 
     @staticmethod
     def _wait(grid: Grid, min_nodes: int, wait: float, end: float) -> list[int]:

@@ -19,6 +19,8 @@ BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "uint8": 1}  # per value on the wire
 class Cuts:
     """Units before a cut, with one exit at the cut."""
 
+    word = "cut"
+
     def numbers(self, costs: CostTable, config: RunConfig) -> Sequence[int]:
         """Return the cuts that are offered, shallow to deep: those of `splitee.cuts`, or all."""
         method: SplitEEConfig = config.methods["splitee"]
