@@ -1,15 +1,16 @@
 """The client's end of the streams: one client's batches of one round go up, each exactly once.
 
 A batch is kept until the server has acknowledged it. When the connection breaks, the next one begins with the first
-batch that the server does not have. Nothing runs in the background: a broken stream is noticed, and mended, by the next
-call that has to wait for the server.
+batch that the server does not have. A thread of the stream's own reads what the server says and mends what is broken:
+its client may be waiting for another of the node's clients, whom the server lets wait for a batch that was lost here.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import TypeVar
+from threading import Condition, Event, Thread
+from typing import Any, TypeVar
 
 import grpc
 import torch
@@ -52,7 +53,7 @@ class Origin:
 class FeatureStream:
     """One client's stream of one round; a context manager that hangs up at its end, with or without `finish`.
 
-    Several streams may share a channel. All methods are for one thread; one thread may advance many streams in turn.
+    Several streams may share a channel. All methods are for one thread, which may advance many streams in turn.
 
     Args:
         channel: from `common.rpc.channels.connect`.
@@ -76,11 +77,17 @@ class FeatureStream:
         self._method = channel.stream_stream(TRAIN)
         self._origin, self._coding, self._window, self._batches = origin, coding, window, batches
         self._clock = _Clock(str(origin), deadline)
-        self._call: Iterator[bytes] | None = None
+        # what both threads use, under this lock
+        self._changed = Condition()
+        self._call: Any = None
         self._outgoing: SimpleQueue[bytes | None] = SimpleQueue()
         self._kept: dict[int, bytes] = {}  # sent and not acknowledged, by index
+        self._answer: tuple[TrainReply, memoryview] | None = None  # to the last batch that was acknowledged
         self._sent = 0
-        self._ended = False
+        self._welcome = self._ended = self._over = False
+        self._failure: Exception | None = None
+        self._closed = Event()
+        self._thread = Thread(target=self._run, name=f"stream-{origin.client}", daemon=True)
 
     def __enter__(self) -> "FeatureStream":
         return self
@@ -99,13 +106,13 @@ class FeatureStream:
         described, data = encode(features, self._coding)
         batch = Batch(features=described, labels=labels.tolist())
         raw = framing.join(TrainMessage(header=self._origin.header(self._sent), batch=batch), data)
-        self._connect()
-        while len(self._kept) >= self._window:
-            self._next_reply()
-        self._kept[self._sent] = raw
-        self._outgoing.put(raw)
-        self._sent += 1
-        return self._sent - 1
+        self._start()
+        with self._changed:
+            self._wait(lambda: self._welcome and len(self._kept) < self._window)
+            self._kept[self._sent] = raw
+            self._outgoing.put(raw)
+            self._sent += 1
+            return self._sent - 1
 
     def send_and_wait_gradient(self, features: Tensor, labels: Tensor) -> Tensor:
         """Send a batch and return the gradient (B, ...) of the server's loss by its features, as in split learning."""
@@ -113,77 +120,101 @@ class FeatureStream:
 
     def wait_gradient(self, index: int, shape: torch.Size) -> Tensor:
         """Return the gradient that answers batch `index`, of this shape (B, ...); it must be the last one sent."""
-        while True:
-            reply, data = self._next_reply()
-            if reply is None:
-                raise StreamError(f"{self._origin}: the server hung up without a gradient")
-            if reply.header.index == index:
-                break
+        with self._changed:
+            self._wait(lambda: index not in self._kept)
+            assert self._answer is not None
+            reply, data = self._answer
         if not reply.ack.HasField("gradient"):
             raise StreamError(f"{self._origin}: the server returns no gradients")
         return decode(reply.ack.gradient, data, tuple(shape[1:]), shape[0])
 
     def finish(self) -> int:
         """Say that there are no more batches and wait until the server has taken all; returns how many there were."""
-        self._connect()
-        self._ended = True
-        self._send_end()
-        while self._next_reply()[0] is not None:
-            pass
-        if self._kept:
-            raise StreamError(f"{self._origin}: the server hung up without {len(self._kept)} acknowledgements")
-        return self._sent
+        self._start()
+        with self._changed:
+            self._ended = True
+            if self._welcome:
+                self._send_end()
+            self._wait(lambda: self._over and not self._kept)
+            return self._sent
 
     def close(self) -> None:
         """Hang up; what is not acknowledged may be lost."""
-        self._outgoing.put(None)  # ends gRPC's sending thread
-        if self._call is not None:
-            self._call.cancel()  # type: ignore[attr-defined]
-        self._kept.clear()
+        with self._changed:
+            self._closed.set()
+            self._outgoing.put(None)  # ends gRPC's sending thread
+            if self._call is not None:
+                self._call.cancel()
+            self._kept.clear()
+        if self._thread.ident is not None:
+            self._thread.join()
 
-    def _connect(self) -> None:
-        if self._call is None:
-            self._clock.persist(self._open)
+    def _start(self) -> None:
+        if self._thread.ident is None:
+            self._thread.start()
+
+    def _wait(self, condition: Callable[[], bool]) -> None:
+        """Wait for what the other thread brings about; raises what ended that one."""
+        self._changed.wait_for(lambda: condition() or self._over)
+        if self._failure is not None:
+            raise self._failure
+        if not condition():
+            raise StreamError(f"{self._origin}: the server hung up without {len(self._kept)} acknowledgements")
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._clock.persist(self._open, self._closed.wait)
+                try:
+                    for raw in self._call:
+                        self._take(raw)
+                    return
+                except grpc.RpcError as error:
+                    self._outgoing.put(None)
+                    self._clock.check(error)
+        except Exception as error:  # raised again by the thread that waits
+            self._failure = error
+        finally:
+            with self._changed:
+                self._over = True
+                self._changed.notify_all()
 
     def _open(self) -> None:
         """Begin a stream where the server says; raises `grpc.RpcError` when it cannot be reached."""
-        first = next(iter(self._kept), self._sent)
-        self._outgoing = SimpleQueue()
-        hello = TrainMessage(header=self._origin.header(first), hello=Hello(batches=self._batches))
-        self._outgoing.put(framing.join(hello))
-        call = self._method(iter(self._outgoing.get, None), timeout=self._clock.remaining())
+        outgoing: SimpleQueue[bytes | None] = SimpleQueue()
+        with self._changed:
+            if self._closed.is_set():
+                raise StreamError(f"{self._origin}: the stream is closed")
+            first = next(iter(self._kept), self._sent)
+            hello = TrainMessage(header=self._origin.header(first), hello=Hello(batches=self._batches))
+            outgoing.put(framing.join(hello))
+            self._call = self._method(iter(outgoing.get, None), timeout=self._clock.remaining())
         try:
-            welcome, _ = _read_reply(next(call, b""))
+            welcome, _ = _read_reply(next(self._call, b""))
         except grpc.RpcError:
-            self._outgoing.put(None)
+            outgoing.put(None)
             raise
-        self._call, self._window = call, min(self._window, max(1, welcome.welcome.credit))
-        for index, raw in self._kept.items():
-            if index >= welcome.header.index:
-                self._outgoing.put(raw)
-        if self._ended:
-            self._send_end()
+        with self._changed:
+            self._outgoing, self._welcome = outgoing, True
+            self._window = min(self._window, max(1, welcome.welcome.credit))
+            for index, raw in self._kept.items():
+                if index >= welcome.header.index:
+                    self._outgoing.put(raw)
+            if self._ended:
+                self._send_end()
+            self._changed.notify_all()
 
     def _send_end(self) -> None:
         self._outgoing.put(framing.join(TrainMessage(header=self._origin.header(self._sent), end=End())))
         self._outgoing.put(None)
 
-    def _next_reply(self) -> tuple[TrainReply | None, memoryview]:
-        """Wait for an acknowledgement and drop what it is for; (None, nothing) when the server has finished."""
-        while True:
-            assert self._call is not None
-            try:
-                raw = next(self._call, None)
-            except grpc.RpcError as error:
-                self._outgoing.put(None)
-                self._clock.check(error)
-                self._clock.persist(self._open)
-                continue
-            if raw is None:
-                return None, memoryview(b"")
-            reply, data = _read_reply(raw)
+    def _take(self, raw: bytes) -> None:
+        """Note an acknowledgement and drop what it is for."""
+        reply, data = _read_reply(raw)
+        with self._changed:
+            self._answer = reply, data
             self._kept.pop(reply.header.index, None)
-            return reply, data
+            self._changed.notify_all()
 
 
 def offload(
@@ -223,7 +254,7 @@ class _Clock:
             raise StreamError(f"{self._name}: the deadline has passed")
         return left
 
-    def persist(self, attempt: Callable[[], R]) -> R:
+    def persist(self, attempt: Callable[[], R], sleep: Callable[[float], object] = time.sleep) -> R:
         """Return what `attempt` returns, trying again after a pause while the connection is broken."""
         pause, longest = PAUSE
         for _ in range(ATTEMPTS - 1):
@@ -231,7 +262,7 @@ class _Clock:
                 return attempt()
             except grpc.RpcError as error:
                 self.check(error)
-            time.sleep(min(pause, self.remaining()))
+            sleep(min(pause, self.remaining()))
             pause = min(2 * pause, longest)
         try:
             return attempt()

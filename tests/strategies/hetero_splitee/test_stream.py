@@ -296,6 +296,33 @@ def test_one_thread_advances_several_streams_over_one_channel(bench):
         stream.close()
 
 
+def test_a_lost_batch_comes_again_while_its_node_is_waiting_for_another_client(bench, monkeypatch):
+    """The server takes client 1's batch before it answers client 0, and client 0 is who the node waits for."""
+    monkeypatch.setattr(stream_module, "PAUSE", (0.02, 0.1))
+    inbox = bench.open({0: 1, 1: 1}, gradients=True)
+
+    def take():
+        got = [inbox.take(1, 0, 15), inbox.take(0, 0, 15)]
+        inbox.reply(1, 0, got[0].features)
+        got.append(inbox.take(1, 1, 15))
+        inbox.reply(0, 0, got[1].features)
+        return got
+
+    with BreakingProxy(bench.server.port) as proxy:
+        channel = bench.channel(proxy.address)
+        with FeatureStream(channel, origin(0)) as zero, FeatureStream(channel, origin(1)) as one:
+            first = zero.send(*batch(0, 0))
+            one.send(*batch(1, 0))
+            until(lambda: inbox.accepted == {0: 1, 1: 1})
+            proxy.drop = True  # what is sent next is lost with the connection
+            one.send(*batch(1, 1))
+            taking = Trainer(take)
+            assert torch.equal(zero.wait_gradient(first, batch(0, 0)[0].shape), batch(0, 0)[0])
+            taken = taking.result()
+    assert [same(got, *place) for got, place in zip(taken, [(1, 0), (0, 0), (1, 1)], strict=True)] == [True] * 3
+    assert proxy.connections > 1
+
+
 def test_a_stream_that_is_abandoned_leaves_no_thread(bench):
     inbox = bench.open({0: 1})
     before = threading.active_count()
