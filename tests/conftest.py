@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
@@ -37,6 +38,12 @@ def flower_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLWR_HOME", str(home))
         yield home
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Clients and server compute on one thread by default; what they are compared with must, too, to the last bit."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

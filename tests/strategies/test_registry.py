@@ -7,25 +7,28 @@ from strategies.base import EarlyExitStrategy
 from strategies.registry import MODULES, SECTIONS, method, sections
 
 
+OWN_LOSS = ("cafedistill", "depthfl", "fedavg", "hetero_splitee")  # the run's objective does not apply
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_every_method_has_its_halves_under_its_name(name):
     found = method(name)
     assert issubclass(found.strategy, EarlyExitStrategy)
     assert found.strategy.name == name
     local = found.local()
-    assert callable(local.train)
-    assert callable(local.layout)
+    assert all(callable(getattr(local, step)) for step in ("load", "steps", "personalise", "network"))
+    assert found.parts.word in ("depth", "cut")
     assert found.ensemble(RunConfig()) == 0.0
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_the_ensemble_follows_the_objective_where_it_applies(name):
     config = RunConfig(objective=ObjectiveConfig(name="boosted"))
-    assert method(name).ensemble(config) == (0.0 if name in ("fedavg", "depthfl") else 0.2)
+    assert method(name).ensemble(config) == (0.0 if name in OWN_LOSS else 0.2)
 
 
 def test_an_unknown_method_is_told_with_the_known_ones():
-    with pytest.raises(UserError, match=r"run\.strategy 'fedsgd' is unknown: choose one of darkdistill, depthfl, eefl"):
+    with pytest.raises(UserError, match=r"run\.strategy 'fedsgd' is unknown: choose one of cafedistill, darkdistill, depthfl"):
         method("fedsgd")
 
 
