@@ -6,7 +6,6 @@ from common.objectives import ObjectiveConfig
 from strategies.base import EarlyExitStrategy
 from strategies.registry import MODULES, SECTIONS, method, sections
 
-
 OWN_LOSS = ("cafedistill", "depthfl", "fedavg", "hetero_splitee")  # the run's objective does not apply
 
 
@@ -28,7 +27,7 @@ def test_the_ensemble_follows_the_objective_where_it_applies(name):
 
 
 def test_an_unknown_method_is_told_with_the_known_ones():
-    with pytest.raises(UserError, match=r"run\.strategy 'fedsgd' is unknown: choose one of cafedistill, darkdistill, depthfl"):
+    with pytest.raises(UserError, match=r"run\.strategy 'fedsgd' is unknown: choose one of cafedistill, darkdistill"):
         method("fedsgd")
 
 
