@@ -8,18 +8,11 @@ the result file already are not run again.
 
 import argparse
 import json
-import os
 import statistics
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, save
-from client.app import app
-from common.local_grid import LocalGrid
-from strategies.callbacks.base import Callback, Record
-from strategies.setup import make_strategy, read_config
+from benchmarks.common import RESULTS, run_on_cifar10, save
 
 SETTINGS = {
     "data.name": "cifar10", "data.limit": 25000, "data.partitioner": "dirichlet", "clients.count": 50,
@@ -43,41 +36,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-class Records(Callback):
-    """Keeps every round's record."""
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-
-    def on_round(self, strategy: Any, record: Record) -> None:
-        """Keep it."""
-        self.records.append(record)
-
-
 def run(variant: str, alpha: float, seed: int, overrides: dict[str, Any]) -> dict[str, Any]:
     """Run one variant in this process; returns its accuracies and what it cost."""
-    root = Path(os.environ.get("EARLYBLOOM_DATA", "../shared/data")).resolve() / "cifar10"
-    flat: dict[str, Any] = {
-        **SETTINGS,
-        "data.root": str(root),
-        "data.alpha": alpha,
-        "run.seed": seed,
-        **VARIANTS[variant],
-        **overrides,
-    }
-    kept, started = Records(), time.process_time()
-    with tempfile.TemporaryDirectory() as store:
-        flat |= {"run.name": "accuracy", "clients.store": store}
-        strategy = make_strategy(read_config(flat), [kept])
-        strategy.start(LocalGrid(app, [{"partition-id": 0, "num-partitions": 1}]))
-    last = kept.records[-1]
+    started = time.process_time()
+    _, records = run_on_cifar10({**SETTINGS, "data.alpha": alpha, "run.seed": seed, **VARIANTS[variant], **overrides})
+    last = records[-1]
     scalars = {key: value for key, value in last.terms.items() if isinstance(value, (int, float, list))}
     return {
         "variant": variant, "alpha": alpha, "seed": seed,
         "exits": last.accuracy["exits"], "mean": last.accuracy["mean"], "calibrated": last.accuracy["calibrated"],
-        "curve": {r.round: r.accuracy["mean"] for r in kept.records if r.accuracy},
+        "curve": {r.round: r.accuracy["mean"] for r in records if r.accuracy},
         "cpu_seconds": time.process_time() - started,
-        "server_seconds": sum(r.seconds.get("server", 0.0) for r in kept.records),
+        "server_seconds": sum(r.seconds.get("server", 0.0) for r in records),
         "terms": scalars,
     }  # fmt: skip
 

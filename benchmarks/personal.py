@@ -10,18 +10,11 @@ result file already are not run again.
 
 import argparse
 import json
-import os
 import statistics
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, save
-from client.app import app
-from common.local_grid import LocalGrid
-from strategies.callbacks.base import Callback, Record
-from strategies.setup import make_strategy, read_config
+from benchmarks.common import RESULTS, run_on_cifar10, save
 
 SETTINGS: dict[str, Any] = {
     "data.name": "cifar10", "data.limit": 5000, "data.client-test": 0.25, "data.partitioner": "dirichlet",
@@ -49,31 +42,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-class Records(Callback):
-    """Keeps every round's record."""
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-
-    def on_round(self, strategy: Any, record: Record) -> None:
-        """Keep it."""
-        self.records.append(record)
-
-
 def run(variant: str, seed: int, overrides: dict[str, Any]) -> dict[str, Any]:
     """Run one variant in this process; return what its clients measured and what it cost."""
-    root = Path(os.environ.get("EARLYBLOOM_DATA", "../shared/data")).resolve() / "cifar10"
-    kept, started = Records(), time.process_time()
-    with tempfile.TemporaryDirectory() as store:
-        own = {"data.root": str(root), "run.seed": seed, "run.name": "personal", "clients.store": store}
-        strategy = make_strategy(read_config({**SETTINGS, **own, **VARIANTS[variant], **overrides}), [kept])
-        strategy.start(LocalGrid(app, [{"partition-id": 0, "num-partitions": 1}]))
-    last = kept.records[-1]
+    started = time.process_time()
+    _, records = run_on_cifar10({**SETTINGS, "run.seed": seed, **VARIANTS[variant], **overrides})
+    last = records[-1]
     return {
         "variant": variant, "seed": seed, **last.client_accuracy,
-        "by_round": {r.round: r.client_accuracy["mean"] for r in kept.records if r.client_accuracy},
-        "bytes": {way: sum(r.traffic[way] for r in kept.records) for way in ("down", "up")},
-        "terms": [dict(r.terms) for r in kept.records[::10]],
+        "by_round": {r.round: r.client_accuracy["mean"] for r in records if r.client_accuracy},
+        "bytes": {way: sum(r.traffic[way] for r in records) for way in ("down", "up")},
+        "terms": [dict(r.terms) for r in records[::10]],
         "cpu_seconds": time.process_time() - started,
     }  # fmt: skip
 

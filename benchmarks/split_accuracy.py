@@ -8,21 +8,14 @@ the result file already are not run again.
 
 import argparse
 import json
-import os
 import statistics
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, save
-from client.app import app
-from common.local_grid import LocalGrid
-from strategies.callbacks.base import Callback, Record
-from strategies.setup import make_strategy, read_config
+from benchmarks.common import RESULTS, run_on_cifar10, save
 
 CUTS, UNITS = "2,3,4", 5
 SETTINGS: dict[str, Any] = {
@@ -57,33 +50,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-class Records(Callback):
-    """Keeps every round's record."""
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-
-    def on_round(self, strategy: Any, record: Record) -> None:
-        """Keep it."""
-        self.records.append(record)
-
-
 def run(variant: str, seed: int, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Run one variant in this process; return what its clients measured, by cut, and what it cost."""
-    root = Path(os.environ.get("EARLYBLOOM_DATA", "../shared/data")).resolve() / "cifar10"
-    kept, started = Records(), (time.process_time(), time.perf_counter())
-    with tempfile.TemporaryDirectory() as store:
-        own = {"data.root": str(root), "run.seed": seed, "run.name": "split", "clients.store": store}
-        flat = {**SETTINGS, **own, **VARIANTS[variant], **overrides}
-        flat |= {"server.clients-evaluate-every": flat["run.rounds"]}
-        strategy = make_strategy(read_config(flat), [kept])
-        strategy.start(LocalGrid(app, [{"partition-id": 0, "num-partitions": 1}]))
-    last = kept.records[-1]
+    started = time.process_time(), time.perf_counter()
+    flat = {**SETTINGS, "run.seed": seed, **VARIANTS[variant], **overrides}
+    strategy, records = run_on_cifar10(flat | {"server.clients-evaluate-every": flat["run.rounds"]})
+    last = records[-1]
     return {
         "variant": variant, "seed": seed, "groups": dict(groups(last.client_accuracy, strategy.tiers)),
-        "missing": sum(r.terms.get("missing", 0) for r in kept.records),
-        "failures": sum(len(r.failures) for r in kept.records),
-        "losses": [[r.client_metrics.get("loss"), r.terms.get("server_loss")] for r in kept.records],
+        "missing": sum(r.terms.get("missing", 0) for r in records),
+        "failures": sum(len(r.failures) for r in records),
+        "losses": [[r.client_metrics.get("loss"), r.terms.get("server_loss")] for r in records],
         "cpu_seconds": time.process_time() - started[0], "seconds": time.perf_counter() - started[1],
     }  # fmt: skip
 
