@@ -5,7 +5,7 @@ The client half of a method knows neither the node nor how many clients share it
 
 import time
 from collections import Counter, deque
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from logging import WARNING
@@ -60,33 +60,33 @@ def evaluate(order: Order, payload: Payload, node: Mapping[str, object]) -> Repl
     """Let every client measure the model that it would use, on its own images; see `client_evaluation`."""
     site, reply = Site(order, node), Reply([])
     local, costs = site.method.local(), CostTable.from_json(order.costs)
-    deterministic()
-    with threads(site.config.clients.threads):
-        for task in order.tasks:
-            error = ""
-            try:
-                job = _personal_job(site, payload, local, task)
-                reply.entries[task.client] = _scores(site, local, job, costs)
-            except Exception as problem:  # one client's data must not take the others along
-                log(WARNING, "client %d could not evaluate", task.client, exc_info=problem)
-                error = f"{type(problem).__name__}: {problem}"
-            reply.results.append(ClientResult(task.client, task.depth, error=error))
-    return reply
+
+    def measure(task: Task) -> None:
+        reply.entries[task.client] = _scores(site, local, _personal_job(site, payload, local, task), costs)
+
+    return _each(site, order.tasks, measure, "could not evaluate", reply)
 
 
 def deliver(order: Order, payload: Payload, node: Mapping[str, object]) -> Reply:
     """Store the clients' final models: one per client if they are personal, else one per depth, whoever shares it."""
-    site, reply = Site(order, node), Reply([])
+    site = Site(order, node)
     local = site.method.local()
     tasks = order.tasks if order.method["personal"] else tuple({t.depth: t for t in order.tasks}.values())
+    return _each(
+        site, tasks, lambda task: _store_model(site, payload, local, task), "did not store its model", Reply([])
+    )
+
+
+def _each(site: Site, tasks: Iterable[Task], act: Callable[[Task], None], failed: str, reply: Reply) -> Reply:
+    """Act for one client after another; what one client's data raises is its result and stops no other."""
     deterministic()
     with threads(site.config.clients.threads):
         for task in tasks:
             error = ""
             try:
-                _store_model(site, payload, local, task)
-            except Exception as problem:  # one client's data must not take the others along
-                log(WARNING, "client %d did not store its model", task.client, exc_info=problem)
+                act(task)
+            except Exception as problem:
+                log(WARNING, f"client %d {failed}", task.client, exc_info=problem)
                 error = f"{type(problem).__name__}: {problem}"
             reply.results.append(ClientResult(task.client, task.depth, error=error))
     return reply
