@@ -204,7 +204,7 @@ class EarlyExitNetwork(nn.Module):
                 x = rescale_gradient(x, 1 / (later + 1))
             head = self._head(position)
             feature = head.pooled(x)
-            ensembled = self._ensembled(head(feature), ensembled)
+            ensembled = self._output(head(feature), ensembled)
             features.append(feature)
             logits.append(ensembled)
             if rescale == "boost":
@@ -243,7 +243,7 @@ class EarlyExitNetwork(nn.Module):
                 continue
             index = self.exit_positions.index(position)
             head = self._head(position)
-            carried = self._ensembled(head(head.pooled(x)), carried)
+            carried = self._output(head(head.pooled(x)), carried)
             logits = carried.new_zeros(len(exits), self.num_classes) if logits is None else logits
             last = index == len(self.exit_positions) - 1
             gone = torch.ones_like(rows, dtype=torch.bool) if last else leaves(index, carried)
@@ -315,7 +315,7 @@ class EarlyExitNetwork(nn.Module):
     def _head(self, position: int) -> ExitHead:
         return cast(ExitHead, self.exits[str(position)])
 
-    def _ensembled(self, logits: Tensor, previous: Tensor | None) -> Tensor:
+    def _output(self, logits: Tensor, previous: Tensor | None) -> Tensor:
         """Return F_e of z_e and F_{e-1} (BoostNet, Yu et al., AAAI 2023), both (B, classes)."""
         if previous is None or self.ensemble == 0.0:
             return logits

@@ -1,0 +1,95 @@
+"""Training on a server that has data of its own: the teacher, then all students jointly (DistrEE, section on training)."""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from common.config import at_least
+from common.data.augment import crop_and_flip
+from common.data.batches import batch_count, batches
+from common.data.images import Normalizer, SampleSet
+from common.devices import autocast
+from common.seeding import derive_seed, generator, seed_global
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+"""(x (B, C, H, W) normalised, labels (B,)) -> the loss, a scalar."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """SGD with a linear warm-up and a cosine decay.
+
+    Published are 200 epochs with steps of 0.2 (NoNN, arXiv 1907.11804, released code); with few epochs a cosine gets further.
+    """
+
+    epochs: int = 30
+    batch_size: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup: float = 0.15  # share of all steps
+    augment: bool = True  # crops and flips
+    autocast: bool = False  # bf16 where torch trusts it
+
+    def problems(self) -> list[str]:
+        """Return every mistake as a sentence."""
+        return at_least(self, epochs=1, batch_size=2, lr=1e-9, momentum=0, weight_decay=0, warmup=0)
+
+    def factor(self, step: int, steps: int) -> float:
+        """Return the share of `lr` that step `step` (from 0) of `steps` uses."""
+        first = max(1, round(self.warmup * steps))
+        if step < first:
+            return (step + 1) / first
+        return 0.5 * (1 + math.cos(math.pi * (step - first) / max(1, steps - first)))
+
+
+def train(
+    modules: nn.Module,
+    loss: LossFunction,
+    images: SampleSet,
+    normalize: Normalizer,
+    schedule: Schedule,
+    seed: int,
+    device: torch.device,
+    on_epoch: Callable[[int, float, float], None] = lambda epoch, loss, seconds: None,
+) -> None:
+    """Train every parameter of `modules` that asks for a gradient, on `device`, in place; leaves it in eval mode.
+
+    `on_epoch` is told the epoch from 1, its mean loss and its seconds. The same seed gives the same weights.
+    """
+    modules.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    parameters = [p for p in modules.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(
+        parameters, schedule.lr, schedule.momentum, weight_decay=schedule.weight_decay, nesterov=schedule.momentum > 0
+    )
+    steps = schedule.epochs * batch_count(len(images), schedule.batch_size)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule.factor(step, steps))
+    order, crops = generator(seed, "central batches"), generator(seed, "central crops")
+    seed_global(device, derive_seed(seed, "central dropout"))
+    for epoch in range(1, schedule.epochs + 1):
+        started, total = time.perf_counter(), torch.zeros((), device=device)
+        for batch in batches(len(images), schedule.batch_size, order):
+            x = normalize(images.inputs[batch].to(device))
+            x = (crop_and_flip(x, crops) if schedule.augment else x).contiguous(memory_format=torch.channels_last)
+            with autocast(device, schedule.autocast):
+                value = loss(x, images.labels[batch].to(device))
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            scheduler.step()
+            total += value.detach() * len(batch)
+        on_epoch(epoch, float(total) / len(images), time.perf_counter() - started)
+    modules.eval()
+
+
+def image_batches(
+    images: SampleSet, normalize: Normalizer, device: torch.device, size: int = 256
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Yield normalised images (B, C, H, W) and labels (B,) in order, on `device`."""
+    for start in range(0, len(images), size):
+        rows = slice(start, start + size)
+        yield normalize(images.inputs[rows].to(device)), images.labels[rows].to(device)

@@ -1,0 +1,49 @@
+"""The last layer, cut into column blocks so that students which stopped at different exits still add up.
+
+    Z = mean_k b^(j_k) + sum_k W_k^(j_k) F_{k, j_k}
+
+With all students at the same exit j this is the joint model's Z = b^(j) + W^(j) concat_k F_{k,j} (DistrEE,
+arXiv 2502.15735; one layer per exit, as reconstructed).
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from common.seeding import seeded
+
+
+class ColumnBlocks(nn.Module):
+    """One linear layer per exit over the concatenated features, stored as a block of columns per student."""
+
+    def __init__(self, sizes: Mapping[int, int], num_exits: int, num_classes: int, seed: int) -> None:
+        """`sizes`: student -> length |P_k| of its features."""
+        super().__init__()
+        self.num_exits, self.num_classes = num_exits, num_classes
+        with seeded("column blocks", seed):
+            layers = [nn.Linear(sum(sizes.values()), num_classes) for _ in range(num_exits)]
+        weight = torch.stack([layer.weight.detach() for layer in layers])
+        columns = weight.split(list(sizes.values()), dim=2)
+        self.blocks = nn.ParameterDict({str(k): b.clone() for k, b in zip(sizes, columns, strict=True)})
+        """Student -> (J, classes, |P_k|)."""
+        self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]))
+        """(J, classes)."""
+
+    def forward(self, features: Mapping[int, Tensor], exit_index: int) -> Tensor:
+        """Return logits (B, classes) of features (B, |P_k|) per student, all from exit `exit_index` (from 0)."""
+        return self.bias[exit_index] + torch.stack(
+            [value @ self.blocks[str(k)][exit_index].T for k, value in sorted(features.items())]
+        ).sum(0)
+
+    def combine(self, features: Mapping[int, Tensor], exits: Mapping[int, Tensor]) -> Tensor:
+        """Return logits (B, classes) where each student stopped at an exit of its own.
+
+        Args:
+            features: student -> F_{k, j_k} (B, |P_k|).
+            exits: student -> j_k from 0, int64 (B,).
+        """
+        numbers = sorted(features)
+        parts = [torch.einsum("bcp,bp->bc", self.blocks[str(k)][exits[k]], features[k]) for k in numbers]
+        biases = torch.stack([self.bias[exits[k]] for k in numbers])
+        return biases.mean(0) + torch.stack(parts).sum(0)

@@ -1,0 +1,47 @@
+"""Hyper-parameters of DistrEE (arXiv 2502.15735) and of NoNN's partition (arXiv 1907.11804)."""
+
+from dataclasses import dataclass
+
+from common.config import at_least, one_of
+
+
+@dataclass(frozen=True)
+class DistrEEConfig:
+    """Published values are NoNN's; what the public text leaves open is marked "reconstructed"."""
+
+    teacher: str = ""  # a finished run's folder, or a model file: whose filters are partitioned
+    students: int = 2  # K
+    widths: tuple[int, ...] = ()  # one network.width per student, for devices of unequal power; empty: all the same
+    top_filters: int = 50  # strongest filters of an image that are linked
+    kept_edges: float = 0.01  # share of the strongest links that the graph keeps
+    resolution: float = 1 / 0.7  # of Louvain's modularity; python-louvain's 0.7, which runs the other way
+    alpha: float = 0.9  # share of the teacher's answers against the labels
+    temperature: float = 4.0
+    beta: float = 100.0  # of the activation transfer as a squared distance; 10000 as the released code's mean
+    exit_weights: tuple[float, ...] = ()  # w, one per exit; empty: middle exits doubled (reconstructed)
+    without_teacher: str = (
+        "refuse"  # a device that cannot hold the teacher: refuse, or give it features of public images
+    )
+    public: str = ""  # those images: NAME or NAME:FOLDER of a data set
+    public_samples: int = 500
+    max_accuracy_loss: float = 0.01  # of the calibrated thresholds, on validation images
+
+    def problems(self) -> list[str]:
+        """Return every mistake as a sentence."""
+        found = at_least(
+            self, students=1, top_filters=2, kept_edges=1e-6, resolution=1e-6, alpha=0, temperature=1e-6, beta=0,
+            public_samples=2, max_accuracy_loss=0,
+        ) + one_of(self, without_teacher=("refuse", "public"))  # fmt: skip
+        if self.alpha > 1 or self.kept_edges > 1:
+            found.append("distree.alpha and distree.kept-edges must not exceed 1")
+        if self.widths and len(self.widths) != self.students:
+            found.append(f"distree.widths names {len(self.widths)} students, distree.students {self.students}")
+        if any(width < 1 for width in self.widths) or any(weight < 0 for weight in self.exit_weights):
+            found.append("distree.widths must be 1 or more, distree.exit-weights 0 or more")
+        if self.exit_weights and not sum(self.exit_weights):
+            found.append("distree.exit-weights must not all be 0")
+        if self.without_teacher == "public" and not self.public:
+            found.append(
+                'distree.without-teacher "public" needs distree.public: a data set such as cifar100:/data/cifar100'
+            )
+        return found

@@ -1,0 +1,87 @@
+"""What a student learns at every exit: the teacher's answers and its filters' activations.
+
+    L = sum_j w_j (L_KD(Z_j, z_T, y) + beta * L_AT)
+
+Source: DistrEE (arXiv 2502.15735); both terms are NoNN's (arXiv 1907.11804, released code). The exit weights are not
+published: the default doubles the middle exits, since the paper says that they weigh more.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def exit_weights(given: Sequence[float], num_exits: int) -> Tensor:
+    """Return w (J,), mean 1: the given ones, or, without any, the exits of the middle third-and-a-bit doubled.
+
+    With 7 exits that is 1, 1, 2, 2, 2, 1, 1 before scaling.
+    """
+    if given:
+        weights = torch.tensor(given, dtype=torch.float32)
+    else:
+        outer = round(2 * num_exits / 7)
+        weights = torch.ones(num_exits)
+        weights[outer : num_exits - outer] = 2
+    return weights / weights.mean()
+
+
+def kd_loss(logits: Tensor, teacher: Tensor, labels: Tensor | None, alpha: float, temperature: float) -> Tensor:
+    """Return 2 alpha T^2 / classes * KL(softmax(z_T / T) || softmax(z_S / T)) + (1 - alpha) * CE, a mean over the batch.
+
+    Args:
+        logits: the students', (B, classes).
+        teacher: the teacher's, (B, classes).
+        labels: (B,), or None where nobody knows them: then without CE.
+        alpha: share of the teacher (0.9).
+        temperature: T (4).
+
+    The division by the classes is what the released code's default reduction does.
+    """
+    divergence = F.kl_div(
+        F.log_softmax(logits / temperature, dim=1), F.softmax(teacher / temperature, dim=1), reduction="batchmean"
+    )
+    loss = (2 * alpha * temperature**2 / logits.shape[1]) * divergence
+    return loss if labels is None else loss + (1 - alpha) * F.cross_entropy(logits, labels)
+
+
+def activation_transfer(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return || s/|s| - t/|t| ||^2, a mean over the batch, of one student's features and filters (B, |P_k|).
+
+    Each student is normalised by itself, so that its loss does not depend on the others: the released code normalises
+    the concatenation, which only joint training could do.
+    """
+    return (F.normalize(student, dim=1) - F.normalize(teacher, dim=1)).square().sum(1).mean()
+
+
+def joint_loss(
+    logits: Sequence[Tensor],
+    features: Mapping[int, Sequence[Tensor]],
+    teacher_logits: Tensor,
+    teacher_blocks: Mapping[int, Tensor],
+    labels: Tensor | None,
+    weights: Tensor,
+    alpha: float,
+    temperature: float,
+    beta: float,
+) -> Tensor:
+    """Return the mean over exits of w_j (L_KD + beta * mean_k L_AT), a scalar.
+
+    Args:
+        logits: Z_j (B, classes) per exit.
+        features: student -> F_{k,j} (B, |P_k|) per exit, of the students that learn.
+        teacher_logits: (B, classes).
+        teacher_blocks: student -> its filters (B, |P_k|), of all students.
+        labels: (B,), or None.
+        weights: w (J,), mean 1.
+        alpha: of `kd_loss`.
+        temperature: of `kd_loss`.
+        beta: weight of the activation transfer.
+    """
+    total = logits[0].new_zeros(())
+    for j, z in enumerate(logits):
+        transfer = sum(activation_transfer(f[j], teacher_blocks[k]) for k, f in features.items())
+        loss = kd_loss(z, teacher_logits, labels, alpha, temperature) + beta / len(teacher_blocks) * transfer
+        total = total + weights[j].to(loss) * loss
+    return total / len(logits)
