@@ -21,6 +21,8 @@ class Bundle:
     """A network (a tier's prefix, the units before a cut, or the whole) and how to use it."""
 
     network: EarlyExitNetwork
+    spec: NetworkSpec
+    """Of the whole network."""
     classes: tuple[str, ...]
     normalizer: Normalizer
     policy: ThresholdPolicy
@@ -63,14 +65,16 @@ def load_bundle(path: Path) -> Bundle:
     try:
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         info = BundleInfo(**plain)
-        whole = build(NetworkSpec.from_json(info.spec), seed=0)
+        spec = NetworkSpec.from_json(info.spec)
+        whole = build(spec, seed=0)
         network = whole.prefix_units(info.cut) if info.cut else whole.prefix(info.depth)
         network.load_state_dict({key: tensors[key] for key in network.state_dict()})
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{found} does not hold a whole model: {error}") from error
     last = (float("inf"),) * (len(network.exit_positions) - 1)
     policy = ThresholdPolicy.from_json(info.policy) if info.policy else ThresholdPolicy(last)
-    return Bundle(network.eval(), info.classes, Normalizer(info.mean, info.std), policy, info.cut, info.run, info.half)
+    constants = Normalizer(info.mean, info.std)
+    return Bundle(network.eval(), spec, info.classes, constants, policy, info.cut, info.run, info.half)
 
 
 def _advice(path: Path) -> str:

@@ -5,16 +5,14 @@ import os
 import shlex
 import sys
 import time
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
 from server import offload
 from server.launch import PROJECT, Outcome, environment, local_superlink, simulate
+from server.overrides import add_overrides, read_overrides
 from strategies.callbacks.report import compare_runs, write_comparison
-
-PRESETS = Path(__file__).parent / "presets"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,8 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     compare.set_defaults(run=_compare)
     compare.add_argument("--methods", default="eefl,darkdistill", help="comma-separated (default: %(default)s)")
     for verb in (run, compare):
-        verb.add_argument("-c", dest="config", action="append", default=[], metavar="KEY=VALUE", help="configuration")
-        verb.add_argument("--preset", help="a name in server/presets, or a TOML file")
+        add_overrides(verb)
         verb.add_argument("--workers", type=int, default=0, help="worker processes (default: one per core)")
         verb.add_argument("--gpus", type=float, default=0.0, help="GPU share of a worker")
     offload.add_parser(verbs)
@@ -52,7 +49,7 @@ def _environment(_: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    overrides = _overrides(options)
+    overrides = read_overrides(options)
     if options.resume:
         if overrides:
             raise UserError("a resumed run keeps the configuration of its folder: leave out -c and --preset")
@@ -64,7 +61,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    common = _overrides(options)
+    common = read_overrides(options)
     runs = [common | {"run.strategy": m, "run.name": f"{m}-{stamp}"} for m in options.methods.split(",")]
     return _all(runs, options)
 
@@ -89,33 +86,6 @@ def _all(runs: list[dict[str, Any]], options: argparse.Namespace) -> int:
         write_comparison(folders, path)
         print(f"comparison: {path}")
     return 0 if len(folders) == len(runs) else 1
-
-
-def _overrides(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the preset's values with the command line's on top."""
-    values = _preset(options.preset) if options.preset else {}
-    for pair in options.config:
-        key, found, text = pair.partition("=")
-        if not found:
-            raise UserError(f"-c {pair}: write KEY=VALUE, such as -c train.lr=0.1")
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = None
-        # a bare word is a string, and so is a name that looks like a date
-        values[key.strip()] = value if isinstance(value, str | int | float) else text.strip()
-    if values.get("data.root"):
-        values["data.root"] = str(Path(values["data.root"]).absolute())
-    return values
-
-
-def _preset(name: str) -> dict[str, Any]:
-    path = next((p for p in (PRESETS / f"{name}.toml", Path(name)) if p.is_file()), None)
-    if path is None:
-        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.toml")))
-        raise UserError(f"there is no preset {name!r}: choose one of {known}, or name a TOML file")
-    tables = tomllib.loads(path.read_text())
-    return {f"{section}.{key}": value for section, table in tables.items() for key, value in table.items()}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4) 
         generator: on the CPU; each image draws its own shift and side.
         padding: pixels on each side (4 for 32x32 images: He et al., CVPR 2016, section 4.2).
     """
-    count, channels, height, width = images.shape
+    count, _, height, width = images.shape
     padded = F.pad(images, (padding,) * 4)
     shift = torch.randint(2 * padding + 1, (2, count), generator=generator).to(images.device)
     flipped = torch.randint(2, (count, 1), generator=generator).to(images.device).bool()

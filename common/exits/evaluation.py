@@ -7,12 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import UserError
 from common.exits.calibration import BUDGET_SWEEP, budget_fractions, fit_thresholds
 from common.exits.policy import exit_predictions
-from common.networks.base import EarlyExitNetwork
 
 
 @dataclass(frozen=True)
@@ -37,13 +36,13 @@ class BudgetPoint:
 
 
 @torch.inference_mode()
-def collect_logits(network: EarlyExitNetwork, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def collect_logits(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Return the logits of all exits, float32 `(E, N, C)`, and the labels `(N,)`, both on the CPU.
 
     The network computes in eval mode; its training mode is restored afterwards.
 
     Args:
-        network: any part of an early-exit network.
+        network: any part of an early-exit network, or another module that returns logits (B, C) per exit.
         batches: normalised images `(B, C, H, W)` and labels `(B,)`, on any device.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Training on a server that has data of its own: the teacher, then all students jointly (DistrEE, section on training)."""
+"""Plain training on a server that has data of its own."""
 
 import math
 import time
@@ -23,7 +23,7 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 class Schedule:
     """SGD with a linear warm-up and a cosine decay.
 
-    Published are 200 epochs with steps of 0.2 (NoNN, arXiv 1907.11804, released code); with few epochs a cosine gets further.
+    Published are 200 epochs with steps of 0.2 (NoNN, arXiv 1907.11804, released code); a cosine gets further with few.
     """
 
     epochs: int = 30

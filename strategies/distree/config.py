@@ -19,9 +19,7 @@ class DistrEEConfig:
     temperature: float = 4.0
     beta: float = 100.0  # of the activation transfer as a squared distance; 10000 as the released code's mean
     exit_weights: tuple[float, ...] = ()  # w, one per exit; empty: middle exits doubled (reconstructed)
-    without_teacher: str = (
-        "refuse"  # a device that cannot hold the teacher: refuse, or give it features of public images
-    )
+    without_teacher: str = "refuse"  # for whom it is too large: refuse, or send features of public images
     public: str = ""  # those images: NAME or NAME:FOLDER of a data set
     public_samples: int = 500
     max_accuracy_loss: float = 0.01  # of the calibrated thresholds, on validation images
@@ -41,7 +39,5 @@ class DistrEEConfig:
         if self.exit_weights and not sum(self.exit_weights):
             found.append("distree.exit-weights must not all be 0")
         if self.without_teacher == "public" and not self.public:
-            found.append(
-                'distree.without-teacher "public" needs distree.public: a data set such as cifar100:/data/cifar100'
-            )
+            found.append('distree.without-teacher "public" needs distree.public, such as cifar100:/data/cifar100')
         return found

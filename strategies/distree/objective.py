@@ -28,7 +28,7 @@ def exit_weights(given: Sequence[float], num_exits: int) -> Tensor:
 
 
 def kd_loss(logits: Tensor, teacher: Tensor, labels: Tensor | None, alpha: float, temperature: float) -> Tensor:
-    """Return 2 alpha T^2 / classes * KL(softmax(z_T / T) || softmax(z_S / T)) + (1 - alpha) * CE, a mean over the batch.
+    """Return 2 alpha T^2 / classes * KL(softmax(z_T / T) || softmax(z_S / T)) + (1 - alpha) * CE, a batch mean.
 
     Args:
         logits: the students', (B, classes).

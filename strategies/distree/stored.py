@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from strategies.distree.policies import ExitPolicy, policy_from_json
 from torch import Tensor
 
 from common.data.images import Normalizer
 from common.errors import UserError
 from common.networks import NetworkSpec, build, cost_table
 from common.storage import read_tensors, write_tensors
-from strategies.distree.policies import ExitPolicy, policy_from_json
 from strategies.distree.students import Student, Students, StudentsSpec, build_students
 
 FILE = "students.safetensors"
@@ -111,12 +111,10 @@ def save_student(
 
 
 def load_students(path: Path) -> StoredStudents:
-    """Read the aggregator's file, or that of a folder or run folder; raises `UserError` when there is none or it is damaged."""
+    """Read the aggregator's file, or that of a (run's) folder; raises `UserError` when there is no whole one."""
     found = next((p for p in (path, path / FILE, path / "final" / FILE) if p.is_file()), None)
     if found is None:
-        raise UserError(
-            f"no students in {path}: give a finished distree run, or the folder of `python -m server students`"
-        )
+        raise UserError(f"no students in {path}: give a finished distree run, or what `python -m server students` made")
     tensors, values = read_tensors(found)
     try:
         students = build_students(StudentsSpec.from_json(values["spec"]), seed=0)

@@ -1,6 +1,6 @@
 """K students of one teacher: each sees the whole image and imitates its own part of the teacher's last filters.
 
-Source: DistrEE (Peng et al., arXiv 2502.15735); the partitioned teacher is NoNN's (Bhardwaj et al., ACM TECS 18(5s), 2019).
+Source: DistrEE (Peng et al., arXiv 2502.15735); the partitioned teacher is NoNN's (Bhardwaj et al., ACM TECS 18, 2019).
 """
 
 import json

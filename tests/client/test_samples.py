@@ -18,8 +18,8 @@ DIGITS = tuple("0123456789")
 
 
 def bundle(classes: tuple[str, ...] = DIGITS, shape: tuple[int, int, int] = (1, 8, 8)) -> Bundle:
-    network = build(NetworkSpec("lenet", len(classes), shape, width=1), seed=1)
-    return Bundle(network, classes, Normalizer((0.5,), (0.5,)), ThresholdPolicy((1.0, 1.0)))
+    spec = NetworkSpec("lenet", len(classes), shape, width=1)
+    return Bundle(build(spec, seed=1), spec, classes, Normalizer((0.5,), (0.5,)), ThresholdPolicy((1.0, 1.0)))
 
 
 def test_a_limit_is_spread_over_all() -> None:

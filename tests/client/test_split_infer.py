@@ -151,7 +151,7 @@ def test_every_device_stores_its_part_with_the_gate_that_it_tuned(run: Run) -> N
 
 
 def test_taus_and_thresholds() -> None:
-    bundle = Bundle(None, (), None, ThresholdPolicy((0.35,), "entropy"))  # type: ignore[arg-type]
+    bundle = Bundle(None, None, (), None, ThresholdPolicy((0.35,), "entropy"))  # type: ignore[arg-type]
     assert tau_of(choose_gate(bundle)) == 0.65
     assert tau_of(choose_gate(bundle, 0.2)) == 0.2
     assert tau_of(choose_gate(replace(bundle, policy=ThresholdPolicy(())))) == 0.0  # nothing tuned: all to the server

@@ -15,6 +15,7 @@ from client.app import app
 from common.errors import UserError
 from common.local_grid import LocalGrid
 from server.launch import Outcome
+from server.overrides import PRESETS, read_overrides
 from strategies.callbacks.run_folder import read_events
 from strategies.setup import make_strategy, read_config
 from tests.deployment import launched
@@ -26,7 +27,7 @@ SETTINGS = {
 
 
 def overrides(*pairs: str, preset: str = "") -> dict[str, Any]:
-    return command._overrides(argparse.Namespace(config=list(pairs), preset=preset))
+    return read_overrides(argparse.Namespace(config=list(pairs), preset=preset))
 
 
 def test_values_are_toml_and_a_bare_word_is_a_string():
@@ -47,7 +48,7 @@ def test_the_data_folder_is_found_from_where_the_user_stands(tmp_path, monkeypat
     assert overrides("data.root=images")["data.root"] == str(tmp_path / "images")
 
 
-@pytest.mark.parametrize("preset", sorted(path.stem for path in command.PRESETS.glob("*.toml")))
+@pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.toml")))
 def test_presets_are_valid_configurations(preset):
     values = overrides(preset=preset)
     assert values

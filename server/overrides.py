@@ -1,0 +1,43 @@
+"""The configuration as a command line gives it: `-c KEY=VALUE`, on top of a preset."""
+
+import argparse
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `read_overrides` reads."""
+    parser.add_argument("-c", dest="config", action="append", default=[], metavar="KEY=VALUE", help="configuration")
+    parser.add_argument("--preset", help="a name in server/presets, or a TOML file")
+
+
+def read_overrides(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the preset's values with the command line's on top; raises `UserError`."""
+    values = _preset(options.preset) if options.preset else {}
+    for pair in options.config:
+        key, found, text = pair.partition("=")
+        if not found:
+            raise UserError(f"-c {pair}: write KEY=VALUE, such as -c train.lr=0.1")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = None
+        # a bare word is a string, and so is a name that looks like a date
+        values[key.strip()] = value if isinstance(value, str | int | float) else text.strip()
+    if values.get("data.root"):
+        values["data.root"] = str(Path(values["data.root"]).absolute())
+    return values
+
+
+def _preset(name: str) -> dict[str, Any]:
+    path = next((p for p in (PRESETS / f"{name}.toml", Path(name)) if p.is_file()), None)
+    if path is None:
+        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.toml")))
+        raise UserError(f"there is no preset {name!r}: choose one of {known}, or name a TOML file")
+    tables = tomllib.loads(path.read_text())
+    return {f"{section}.{key}": value for section, table in tables.items() for key, value in table.items()}

@@ -1,0 +1,161 @@
+"""`python -m server teacher` and `python -m server students`: DistrEE's offline half on a server that has data.
+
+Both take the run configuration's keys: `data.*` say which images, `network.*` the network to train (a student's
+backbone, or the teacher), `distree.*` how the teacher is partitioned and imitated.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from strategies.distree.finish import finish_students
+from strategies.distree.partition import partition
+from torch import nn
+
+from common import paths
+from common.bundle import FILE, BundleInfo, save_bundle
+from common.config import RunConfig
+from common.data import client_split, load, normalizer
+from common.data.images import Normalizer, SampleSet
+from common.devices import deterministic, pick_device, threads
+from common.errors import UserError
+from common.exits import anytime_accuracy, collect_logits
+from common.networks import NetworkSpec, build, without_early_exits
+from common.storage import write_text
+from server.overrides import add_overrides, read_overrides
+from strategies.distree.central import Schedule, image_batches
+from strategies.distree.config import DistrEEConfig
+from strategies.distree.joint import teacher_activations, train_students, train_teacher
+from strategies.distree.stored import save_students, student_file
+from strategies.distree.students import build_students, students_spec
+from strategies.distree.teacher import load_teacher
+from strategies.setup import read_config
+
+if TYPE_CHECKING:
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+
+VALIDATION = 0.1  # of the training images (NoNN, released code): for the partition and the thresholds
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A server's own images."""
+
+    train: SampleSet
+    validation: SampleSet
+    test: SampleSet
+    normalize: Normalizer
+    spec: NetworkSpec
+    """The configured network for these images."""
+
+
+def add_parser(verbs: "Verbs") -> None:
+    """Add both verbs and their options."""
+    teacher = verbs.add_parser("teacher", help="train a network with its last exit only, on the server's own images")
+    teacher.set_defaults(run=run_teacher)
+    students = verbs.add_parser("students", help="partition a teacher and train its students jointly")
+    students.add_argument("--teacher", type=Path, required=True, help="a finished run's folder, or a model file")
+    students.set_defaults(run=run_students)
+    for parser, epochs in ((teacher, 30), (students, 30)):
+        parser.description = __doc__
+        add_overrides(parser)
+        parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the result goes")
+        parser.add_argument("--epochs", type=int, default=epochs, help="default: %(default)s")
+        parser.add_argument("--lr", type=float, default=Schedule.lr, help="the highest rate (default: %(default)s)")
+        parser.add_argument("--no-augmentation", action="store_true", help="neither crop nor flip")
+        parser.add_argument("--autocast", action="store_true", help="bf16 where torch trusts it")
+
+
+def run_teacher(options: argparse.Namespace) -> int:
+    """Train a teacher and write its model; raises `UserError` before anything starts."""
+    config, samples, schedule, device = _prepare(options)
+    teacher = build(without_early_exits(samples.spec), config.run.seed)
+    with threads(config.server.threads):
+        train_teacher(teacher, samples.train, samples.normalize, schedule, config.run.seed, device, _progress)
+        scores = {name: _accuracy(teacher, getattr(samples, name), samples, device) for name in ("validation", "test")}
+    spec = without_early_exits(samples.spec)
+    constants = samples.normalize.mean, samples.normalize.std
+    info = BundleInfo(spec.to_json(), 1, samples.train.classes, *constants, "", run=options.out.name)
+    save_bundle(options.out / FILE, teacher.state_dict(), info)
+    _tell(
+        options.out,
+        {"exits": scores},
+        f"teacher: {options.out}; next: python -m server students --teacher {options.out}",
+    )
+    return 0
+
+
+def run_students(options: argparse.Namespace) -> int:
+    """Partition, train, calibrate and write the students; raises `UserError` before anything starts."""
+    config, samples, schedule, device = _prepare(options)
+    settings: DistrEEConfig = config.methods["distree"]
+    taught = load_teacher(options.teacher, samples.train)
+    with threads(config.server.threads):
+        activations = teacher_activations(taught.network, samples.validation, samples.normalize, device)
+        found = partition(activations, settings, settings.widths or (1,) * settings.students, config.run.seed)
+        for line in found.report():
+            print(line, flush=True)
+        spec = students_spec(taught.spec, samples.spec, found.parts, settings.widths)
+        students = build_students(spec, config.run.seed)
+        train_students(
+            students, taught.network, samples.train, samples.normalize, settings, schedule, config.run.seed, device,
+            _progress,
+        )  # fmt: skip
+        stored, report = finish_students(
+            students, samples.validation, samples.normalize, settings.max_accuracy_loss, device, options.out.name
+        )
+        scores = {name: _accuracy(students, getattr(samples, name), samples, device) for name in ("validation", "test")}
+    save_students(options.out, stored)
+    serve = f"python -m client serve-student --model {student_file(options.out, 1)} --address 127.0.0.1:0"
+    _tell(options.out, {"exits": scores, "partition": found.parts, **report}, f"next, on each device: {serve}")
+    return 0
+
+
+def _prepare(options: argparse.Namespace) -> tuple[RunConfig, Samples, Schedule, torch.device]:
+    config = read_config(read_overrides(options))
+    schedule = Schedule(options.epochs, lr=options.lr, augment=not options.no_augmentation, autocast=options.autocast)
+    if problems := schedule.problems():
+        raise UserError("; ".join(problems))
+    if options.out.exists() and any(options.out.iterdir()):
+        raise UserError(f"--out {options.out} is not empty: name a new folder")
+    if config.data.is_text:
+        raise UserError("students are trained on images: choose another data.name")
+    deterministic()
+    return config, _samples(config), schedule, pick_device(config.server.device)
+
+
+def _samples(config: RunConfig) -> Samples:
+    source = load(config.data, paths.cache_root())
+    split = client_split(np.arange(len(source.train)), VALIDATION, config.run.seed, 0)
+    section = config.network
+    spec = NetworkSpec(
+        section.name, len(source.classes), source.input_shape, section.exits, section.tiers, section.width,
+        lora_rank=section.lora_rank, pretrained=section.pretrained,
+    )  # fmt: skip
+    normalize = normalizer(config.data, source.input_shape[0])
+    train, validation = source.train.subset(split.train), source.train.subset(split.validation)
+    return Samples(train, validation, source.test, normalize, spec)
+
+
+def _progress(epoch: int, loss: float, seconds: float) -> None:
+    print(f"epoch {epoch}: loss {loss:.4f}, {seconds:.0f} s", flush=True)
+
+
+def _accuracy(network: nn.Module, images: SampleSet, samples: Samples, device: torch.device) -> list[float]:
+    """Return the accuracy of every exit."""
+    accuracy: list[float] = anytime_accuracy(
+        *collect_logits(network, image_batches(images, samples.normalize, device))
+    ).tolist()
+    return accuracy
+
+
+def _tell(folder: Path, report: dict[str, Any], next_: str) -> None:
+    """Write what was found beside the models, and show the accuracies and the next command."""
+    write_text(folder / "report.json", json.dumps(report, indent=1) + "\n")
+    for name, exits in report["exits"].items():
+        print(f"{name} accuracy per exit: {', '.join(f'{100 * a:.1f} %' for a in exits)}")
+    print(next_)
