@@ -12,6 +12,7 @@ from common.networks.base import (
     ExitOutputs,
     Inference,
     Layout,
+    Left,
     Trunk,
     rescale_gradient,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "EarlyExitNetwork",
     "ExitOutputs",
     "Inference",
+    "Left",
     "NetworkSpec",
     "UnitCost",
     "backbones",

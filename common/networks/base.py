@@ -78,6 +78,18 @@ class Inference:
     """(B,) int64, that exit's index from 0 within this part."""
 
 
+@dataclass(frozen=True)
+class Left:
+    """The samples that leave at one exit."""
+
+    exit: int
+    """Its index from 0 within this part."""
+    rows: Tensor
+    """(b,) int64, rising: which samples of the batch."""
+    logits: Tensor
+    """(b, classes)"""
+
+
 class _RescaleGradient(torch.autograd.Function):
     """Identity forwards; multiplies the gradient backwards."""
 
@@ -234,9 +246,23 @@ class EarlyExitNetwork(nn.Module):
                 It is not asked at the last exit of this part, which takes everybody who is left.
             carried: (B, classes), in a suffix of an ensemble: the logits of the last exit before it.
         """
-        rows = torch.arange(len(x), device=x.device)
         exits = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         logits: Tensor | None = None
+        for left in self.leave(x, leaves, carried=carried):
+            logits = left.logits.new_zeros(len(exits), self.num_classes) if logits is None else logits
+            logits[left.rows] = left.logits
+            exits[left.rows] = left.exit
+        if logits is None:
+            raise ValueError("this part has no exit")
+        return Inference(logits, exits)
+
+    @torch.no_grad()
+    def leave(self, x: Tensor, leaves: Leaves, *, carried: Tensor | None = None) -> Iterator[Left]:
+        """Yield who leaves at each exit, shallow to deep, nobody where nobody does; takes what `infer` takes.
+
+        It computes only as far as it is asked to, and ends at the exit where the last sample leaves.
+        """
+        rows = torch.arange(len(x), device=x.device)
         for position, unit in self._walk(self.start):
             x = x if unit is None else unit(x)
             if position not in self.exit_positions:
@@ -244,18 +270,13 @@ class EarlyExitNetwork(nn.Module):
             index = self.exit_positions.index(position)
             head = self._head(position)
             carried = self._output(head(head.pooled(x)), carried)
-            logits = carried.new_zeros(len(exits), self.num_classes) if logits is None else logits
             last = index == len(self.exit_positions) - 1
             gone = torch.ones_like(rows, dtype=torch.bool) if last else leaves(index, carried)
-            logits[rows[gone]] = carried[gone]
-            exits[rows[gone]] = index
+            yield Left(index, rows[gone], carried[gone])
             stay = ~gone
             rows, x, carried = rows[stay], x[stay], carried[stay]
             if len(rows) == 0:
                 break
-        if logits is None:
-            raise ValueError("this part has no exit")
-        return Inference(logits, exits)
 
     def prefix(self, depth: int) -> "EarlyExitNetwork":
         """Return a copy of what a device of tier `depth` (from 1) trains: the tier's units and exits.

@@ -238,6 +238,21 @@ def test_inference_stops_when_nobody_is_left() -> None:
     assert set(rows) == {"0", "1"}
 
 
+def test_whoever_leaves_is_known_before_the_next_unit_runs() -> None:
+    network, x = warmed(SLIM), images(SLIM, 6)
+    expected = torch.stack(network(x))
+    rows = counted(network)
+    leavers = [torch.tensor([1, 0, 1, 0, 1, 0]), torch.tensor([0, 0, 0]), torch.tensor([0, 1, 0])]
+    found = network.leave(x, lambda exit_index, _: leavers[exit_index].bool())
+    for units, exit_index, gone in ((2, 0, [0, 2, 4]), (3, 1, []), (4, 2, [3]), (5, 3, [1, 5])):
+        left = next(found)
+        assert len(rows) == units
+        assert (left.exit, left.rows.tolist()) == (exit_index, gone)
+        torch.testing.assert_close(left.logits, expected[exit_index, gone])
+        assert not left.logits.requires_grad
+    assert next(found, None) is None
+
+
 @torch.no_grad()
 def test_inference_agrees_with_the_forward_pass_if_nobody_leaves(tiny: NetworkSpec) -> None:
     network, x = warmed(replace(tiny, ensemble=0.2)), images(tiny)
