@@ -17,9 +17,9 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
-from client import results
-from client.samples import Samples, Skipped, add_arguments, read
 from common.bundle import Bundle, load_bundle
+from common.console import results
+from common.console.samples import Samples, Skipped, add_arguments, read
 from common.devices import pick_device
 from common.errors import UserError
 from common.exits import ThresholdPolicy, confidence
@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
     bundle, macs = replace(bundle, policy=policy), exit_macs(bundle)
     device = pick_device(options.device)
     skipped = Skipped()
-    samples = read(options, bundle, skipped)
+    samples = read(options, bundle.classes, bundle.network.input_shape, skipped)
     warm_up(bundle, device)
     predictions = list(classify(bundle, samples, macs=macs, device=device))
     if not predictions:

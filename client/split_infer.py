@@ -20,10 +20,10 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from client import results
-from client.samples import Samples, Skipped, read
 from client.split_sweep import sweep
 from common.bundle import Bundle, load_bundle
+from common.console import results
+from common.console.samples import Samples, Skipped, read
 from common.devices import pick_device
 from common.errors import UserError
 from common.exits import ThresholdPolicy, confidence, entropy_gate
@@ -101,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
     bundle, device = load_device(options.model), pick_device(options.device)
     gate = choose_gate(bundle, options.tau)
     skipped = Skipped()
-    samples = read(options, bundle, skipped)
+    samples = read(options, bundle.classes, bundle.network.input_shape, skipped)
     remote = _remote(options, bundle)
     if options.sweep:
         halves = ((batch, device_half(bundle, batch.pixels, gate, device)) for batch in samples)

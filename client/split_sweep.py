@@ -14,9 +14,9 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from client import results
-from client.samples import Samples, Skipped
 from common.bundle import Bundle
+from common.console import results
+from common.console.samples import Samples, Skipped
 from common.errors import UserError
 from common.exits import entropy_gate
 from strategies.hetero_splitee.offload import NoAnswer, Remote

@@ -13,8 +13,8 @@ from PIL import Image
 
 from client.__main__ import main
 from client.infer import Prediction, choose_policy, classify, closing_lines, exit_macs, summarise
-from client.samples import find_images, from_folder
 from common.bundle import FILE, Bundle, BundleInfo, load_bundle, save_bundle
+from common.console.samples import find_images, from_folder
 from common.data.digits import read_digits
 from common.data.images import Normalizer
 from common.errors import UserError
@@ -27,7 +27,7 @@ MEAN, STD = (0.3,), (0.35,)
 
 
 def predict(bundle: Bundle, folder: Path, batch: int = 1) -> list[Prediction]:
-    samples = from_folder(folder, find_images(folder), bundle, batch)
+    samples = from_folder(folder, find_images(folder), bundle.classes, bundle.network.input_shape, batch)
     return list(classify(bundle, samples, macs=(10, 20, 30, 40), device=CPU))
 
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from client.__main__ import main
 from client.app import app
-from client.samples import Samples, from_dataset
 from client.split_infer import (
     SplitPrediction,
     choose_gate,
@@ -28,6 +27,7 @@ from client.split_infer import (
 )
 from client.split_sweep import TAUS, Measured, at
 from common.bundle import Bundle, load_bundle
+from common.console.samples import Samples, from_dataset
 from common.exits import ThresholdPolicy, confidence, entropy_gate
 from common.local_grid import LocalGrid
 from common.rpc.channels import connect
@@ -61,7 +61,8 @@ class Run:
         self.suffixes = Suffixes(load_bundle(self.folder).network, CPU)
 
     def samples(self, client: int, size: int = 1) -> list[Samples]:
-        return list(from_dataset("digits", load_bundle(self.devices[client]), size, IMAGES))
+        bundle = load_bundle(self.devices[client])
+        return list(from_dataset("digits", bundle.classes, bundle.network.input_shape, size, IMAGES))
 
     def both(self, client: int) -> tuple[Tensor, Tensor]:
         """Logits (IMAGES, 10) of the device and of the server, one by one."""

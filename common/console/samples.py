@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from common import paths
-from common.bundle import Bundle
 from common.data import DataConfig, load
 from common.data.catalogue import DEVICES
 from common.data.decode import decode
@@ -21,6 +20,8 @@ from common.errors import UserError
 
 T = TypeVar("T")
 Unreadable = Callable[[Path, str], None]
+Classes = tuple[str, ...]
+Shape = tuple[int, ...]
 
 
 class Skipped:
@@ -65,8 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=1, help="images at once (default 1: honest time per image)")
 
 
-def read(options: argparse.Namespace, bundle: Bundle, skip: Unreadable) -> Iterator[Samples]:
-    """Yield batches of what the options name; only one is decoded at a time from a folder.
+def read(options: argparse.Namespace, classes: Classes, shape: Shape, skip: Unreadable) -> Iterator[Samples]:
+    """Yield batches of what the options name for a model's classes and inputs; a folder is decoded batch by batch.
 
     Size and channels are changed to what the network takes, of a data set only the size. `skip` is called with each
     unreadable file, relative to the folder, and the reason.
@@ -75,12 +76,12 @@ def read(options: argparse.Namespace, bundle: Bundle, skip: Unreadable) -> Itera
     for name, least in (("batch", 1), ("limit", 0)):
         if getattr(options, name) < least:
             raise UserError(f"--{name} {getattr(options, name)}: give {least} or more")
-    if bundle.network.vocabulary:
+    if len(shape) != 3:
         raise UserError(f"{options.model} is a model of texts: this command classifies images only")
     if options.dataset:
-        return from_dataset(options.dataset, bundle, options.batch, options.limit)
+        return from_dataset(options.dataset, classes, shape, options.batch, options.limit)
     files = find_images(options.images)
-    return from_folder(options.images, spread(files, options.limit), bundle, options.batch, skip)
+    return from_folder(options.images, spread(files, options.limit), classes, shape, options.batch, skip)
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -100,11 +101,16 @@ def spread(items: Sequence[T], limit: int) -> list[T]:
 
 
 def from_folder(
-    folder: Path, files: Sequence[Path], bundle: Bundle, size: int, skip: Unreadable = lambda path, reason: None
+    folder: Path,
+    files: Sequence[Path],
+    classes: Classes,
+    shape: Shape,
+    size: int,
+    skip: Unreadable = lambda path, reason: None,
 ) -> Iterator[Samples]:
     """Yield the readable images of `files` below `folder`; a folder above a file may name its class."""
-    channels, height, width = bundle.network.input_shape
-    classes = {name.replace("/", "-"): name for name in bundle.classes}
+    channels, height, width = shape
+    known = {name.replace("/", "-"): name for name in classes}
     batch: list[tuple[str, str | None, np.ndarray[Any, np.dtype[np.uint8]]]] = []
     for path in files:
         inside = path.relative_to(folder)
@@ -113,7 +119,7 @@ def from_folder(
         except UserError as error:
             skip(inside, str(error))
             continue
-        truth = next((classes[part] for part in reversed(inside.parts[:-1]) if part in classes), None)
+        truth = next((known[part] for part in reversed(inside.parts[:-1]) if part in known), None)
         batch.append((str(inside), truth, pixels))
         if len(batch) == size:
             yield _samples(batch)
@@ -122,10 +128,10 @@ def from_folder(
         yield _samples(batch)
 
 
-def from_dataset(text: str, bundle: Bundle, size: int, limit: int) -> Iterator[Samples]:
+def from_dataset(text: str, classes: Classes, shape: Shape, size: int, limit: int) -> Iterator[Samples]:
     """Return an iterator over a data set's test split. Raises `UserError` when it does not fit the network."""
     name, _, folder = text.partition(":")
-    channels, height, width = bundle.network.input_shape
+    _, height, width = shape
     side = height if height == width else 0
     config = DataConfig(name, str(Path(folder).absolute()) if folder else "", image_size=side)
     problems = [
@@ -134,9 +140,9 @@ def from_dataset(text: str, bundle: Bundle, size: int, limit: int) -> Iterator[S
     if problems or config.is_text or name == DEVICES:
         raise UserError("; ".join(problems) or f"--dataset {name}: this holds no images of its own")
     test = load(config, paths.cache_root()).test
-    if test.shape != (channels, height, width):
-        raise UserError(f"--dataset {name}: its images are {test.shape}, the network takes {(channels, height, width)}")
-    if unknown := sorted(set(test.classes) - set(bundle.classes)):
+    if test.shape != shape:
+        raise UserError(f"--dataset {name}: its images are {test.shape}, the network takes {shape}")
+    if unknown := sorted(set(test.classes) - set(classes)):
         raise UserError(f"--dataset {name}: the model knows no class {unknown[0]!r}; give the set it was trained on")
     chosen = spread(range(len(test)), limit)
     return _from_set(test.inputs, [test.classes[label] for label in test.labels.tolist()], chosen, size)

@@ -6,20 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
-from client.samples import find_images, from_dataset, from_folder, spread
-from common.bundle import Bundle
+from common.console.samples import find_images, from_dataset, from_folder, spread
 from common.data import DataConfig, load
-from common.data.images import Normalizer
 from common.errors import UserError
-from common.exits import ThresholdPolicy
-from common.networks import NetworkSpec, build
 
 DIGITS = tuple("0123456789")
-
-
-def bundle(classes: tuple[str, ...] = DIGITS, shape: tuple[int, int, int] = (1, 8, 8)) -> Bundle:
-    spec = NetworkSpec("lenet", len(classes), shape, width=1)
-    return Bundle(build(spec, seed=1), spec, classes, Normalizer((0.5,), (0.5,)), ThresholdPolicy((1.0, 1.0)))
+SHAPE = (1, 8, 8)
 
 
 def test_a_limit_is_spread_over_all() -> None:
@@ -31,13 +23,13 @@ def test_a_limit_is_spread_over_all() -> None:
 
 def test_a_data_sets_test_split_comes_in_batches_with_its_labels() -> None:
     test = load(DataConfig(), None).test
-    batches = list(from_dataset("digits", bundle(), 7, 20))
+    batches = list(from_dataset("digits", DIGITS, SHAPE, 7, 20))
     assert [len(batch) for batch in batches] == [7, 7, 6]
     rows = [int(name) for batch in batches for name in batch.names]
     assert rows == spread(range(len(test)), 20)
     assert torch.equal(torch.cat([batch.pixels for batch in batches]), test.inputs[rows])
     assert [truth for batch in batches for truth in batch.truths] == [str(n) for n in test.labels[rows].tolist()]
-    assert sum(len(batch) for batch in from_dataset("digits", bundle(), 100, 0)) == len(test)
+    assert sum(len(batch) for batch in from_dataset("digits", DIGITS, SHAPE, 100, 0)) == len(test)
 
 
 def test_a_folder_of_images_is_resized_as_the_network_takes_them(tmp_path: Path) -> None:
@@ -45,7 +37,7 @@ def test_a_folder_of_images_is_resized_as_the_network_takes_them(tmp_path: Path)
         for name, shade in (("dark", 10), ("light", 200)):
             (tmp_path / split / name).mkdir(parents=True)
             Image.new("L", (20, 20), shade).save(tmp_path / split / name / "a.png")
-    (batch,) = from_dataset(f"folder:{tmp_path}", bundle(("dark", "light"), (1, 12, 12)), 4, 0)
+    (batch,) = from_dataset(f"folder:{tmp_path}", ("dark", "light"), (1, 12, 12), 4, 0)
     assert (batch.truths, tuple(batch.pixels.shape)) == (["dark", "light"], (2, 1, 12, 12))
     assert batch.pixels.unique().tolist() == [10, 200]
 
@@ -54,7 +46,7 @@ def test_truths_are_the_deepest_folder_that_is_a_class(tmp_path: Path) -> None:
     for folder in ("3/7", "3/other", "none"):
         (tmp_path / folder).mkdir(parents=True)
         Image.new("L", (8, 8)).save(tmp_path / folder / "a.png")
-    (batch,) = from_folder(tmp_path, find_images(tmp_path), bundle(), 9)
+    (batch,) = from_folder(tmp_path, find_images(tmp_path), DIGITS, SHAPE, 9)
     assert dict(zip(batch.names, batch.truths, strict=True)) == {
         "3/7/a.png": "7", "3/other/a.png": "3", "none/a.png": None
     }  # fmt: skip
@@ -75,4 +67,4 @@ def test_a_data_set_that_does_not_fit_is_refused(
     text: str, classes: tuple[str, ...], shape: tuple[int, int, int], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        from_dataset(text, bundle(classes, shape), 1, 0)
+        from_dataset(text, classes, shape, 1, 0)
