@@ -187,7 +187,9 @@ class _Call(NamedTuple):
     compression: grpc.Compression | None
 
 
-class _TokenSender(grpc.StreamStreamClientInterceptor, grpc.UnaryUnaryClientInterceptor):
+class _TokenSender(
+    grpc.StreamStreamClientInterceptor, grpc.UnaryStreamClientInterceptor, grpc.UnaryUnaryClientInterceptor
+):
     """Adds the token to every call."""
 
     def __init__(self, token: str) -> None:
@@ -195,6 +197,9 @@ class _TokenSender(grpc.StreamStreamClientInterceptor, grpc.UnaryUnaryClientInte
 
     def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
         return continuation(self._with_token(client_call_details), request_iterator)
+
+    def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return continuation(self._with_token(client_call_details), request)
 
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         return continuation(self._with_token(client_call_details), request)

@@ -1,9 +1,14 @@
-"""Names of the methods that `split.proto` declares.
+"""Names of the methods that the `.proto` files declare.
 
 Requests and replies go through `framing`, not through generated stubs, whose serializers copy the features.
 """
 
-from common.rpc.split_pb2 import DESCRIPTOR
+from common.rpc import split_pb2, students_pb2
 
-SERVICE: str = DESCRIPTOR.services_by_name["Split"].full_name
-TRAIN, OFFLOAD = (f"/{SERVICE}/{method.name}" for method in DESCRIPTOR.services_by_name["Split"].methods)
+_SPLIT = split_pb2.DESCRIPTOR.services_by_name["Split"]
+SPLIT: str = _SPLIT.full_name
+TRAIN, OFFLOAD = (f"/{SPLIT}/{method.name}" for method in _SPLIT.methods)
+
+_STUDENTS = students_pb2.DESCRIPTOR.services_by_name["Students"]
+STUDENTS: str = _STUDENTS.full_name
+(INFER,) = (f"/{STUDENTS}/{method.name}" for method in _STUDENTS.methods)

@@ -15,7 +15,7 @@ DAYS = 365  # that a certificate made here is valid
 
 def read_token(file: Path) -> str:
     """Return the token in a file; raises `UserError` when there is none, or others than its owner may read it."""
-    token = _read_private(file, "--token-file", "give the file that `python -m server offload` wrote").strip()
+    token = _read_private(file, "--token-file", "give the file that whoever serves has written").strip()
     if not (token.isascii() and token.isprintable() and token) or " " in token:
         raise UserError(f"{file} holds no token: one line of letters, digits and signs without spaces")
     return token

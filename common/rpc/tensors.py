@@ -5,6 +5,7 @@ bytes that came, before any tensor is made.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -51,20 +52,12 @@ def decode(features: Features, data: Data, sample_shape: tuple[int, ...], max_sa
     dtype = DTYPES.get(features.coding)
     if dtype is None:
         raise ValueError(f"unknown coding {features.coding}")
-    if len(shape) != 1 + len(sample_shape) or shape[1:] != tuple(sample_shape):
-        raise ValueError(f"samples of shape {shape[1:]} came, {tuple(sample_shape)} is expected")
-    if not 1 <= shape[0] <= max_samples:
-        raise ValueError(f"{shape[0]} samples came, 1 to {max_samples} are allowed")
-    if len(data) != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{len(data)} bytes came, {math.prod(shape) * dtype.itemsize} are expected")
+    _check(shape, len(data), dtype.itemsize, sample_shape, max_samples)
     channel, _ = _channels(len(shape))
     levels = shape[channel] if dtype == torch.uint8 else 0
     if len(features.scale) != levels or len(features.offset) != levels:
         raise ValueError(f"{len(features.scale)} scales and {len(features.offset)} offsets came, not {levels}")
-    raw = torch.empty(len(data), dtype=torch.uint8)
-    # through numpy: torch warns of memory that it may not write to, and the message is only read
-    np.copyto(raw.numpy(), np.frombuffer(data, np.uint8))
-    values = raw.view(dtype).view(shape).float()
+    values = _copied(data).view(dtype).view(shape).float()
     if levels:
         along = [-1 if i == channel else 1 for i in range(len(shape))]
         values.mul_(torch.tensor(list(features.scale)).view(along))
@@ -73,9 +66,34 @@ def decode(features: Features, data: Data, sample_shape: tuple[int, ...], max_sa
     return values
 
 
+def decode_pixels(shape: Sequence[int], data: Data, sample_shape: tuple[int, ...], max_samples: int) -> Tensor:
+    """Return the uint8 tensor `(B, *sample_shape)`, 1 <= B <= max_samples, in memory of its own, one byte per value.
+
+    Raises `ValueError` when the message is not exactly such a tensor.
+    """
+    _check(tuple(shape), len(data), 1, sample_shape, max_samples)
+    return _copied(data).view(tuple(shape))
+
+
 def bytes_per_sample(sample_shape: tuple[int, ...], coding: str) -> int:
     """Return the bytes of one sample's values on the wire; scales and offsets come once per batch."""
     return math.prod(sample_shape) * DTYPES[CODINGS[coding]].itemsize
+
+
+def _check(shape: tuple[int, ...], size: int, itemsize: int, sample_shape: tuple[int, ...], max_samples: int) -> None:
+    if len(shape) != 1 + len(sample_shape) or shape[1:] != tuple(sample_shape):
+        raise ValueError(f"samples of shape {shape[1:]} came, {tuple(sample_shape)} is expected")
+    if not 1 <= shape[0] <= max_samples:
+        raise ValueError(f"{shape[0]} samples came, 1 to {max_samples} are allowed")
+    if size != math.prod(shape) * itemsize:
+        raise ValueError(f"{size} bytes came, {math.prod(shape) * itemsize} are expected")
+
+
+def _copied(data: Data) -> Tensor:
+    raw = torch.empty(len(data), dtype=torch.uint8)
+    # through numpy: torch warns of memory that it may not write to, and the message is only read
+    np.copyto(raw.numpy(), np.frombuffer(data, np.uint8))
+    return raw
 
 
 def _channels(dimensions: int) -> tuple[int, tuple[int, ...]]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from common.rpc import split_pb2
-from common.rpc.methods import OFFLOAD, TRAIN
+from common.rpc import split_pb2, students_pb2
+from common.rpc.methods import INFER, OFFLOAD, TRAIN
 
 PROJECT = Path(__file__).resolve().parents[3]
 
@@ -16,15 +16,18 @@ PROJECT = Path(__file__).resolve().parents[3]
 @pytest.mark.skipif(find_spec("grpc_tools") is None, reason="grpcio-tools is not installed")
 def test_generated_code_is_up_to_date(tmp_path):
     command = ["-m", "grpc_tools.protoc", "--proto_path=.", f"--python_out={tmp_path}", f"--pyi_out={tmp_path}"]
-    subprocess.run([sys.executable, *command, "common/rpc/split.proto"], cwd=PROJECT, check=True)
+    described = [str(file.relative_to(PROJECT)) for file in sorted((PROJECT / "common" / "rpc").glob("*.proto"))]
+    subprocess.run([sys.executable, *command, *described], cwd=PROJECT, check=True)
     made = {file.relative_to(tmp_path): file.read_text() for file in tmp_path.rglob("*.py*")}
-    assert sorted(map(str, made)) == ["common/rpc/split_pb2.py", "common/rpc/split_pb2.pyi"]
+    assert sorted(path.stem for path in made) == ["split_pb2", "split_pb2", "students_pb2", "students_pb2"]
+    assert all(file in (PROJECT / "Makefile").read_text() for file in described)
     for path, text in made.items():
         assert (PROJECT / path).read_text() == text, f"{path} is old: run `make proto`"
 
 
 def test_methods_are_the_declared_ones():
     assert (TRAIN, OFFLOAD) == ("/earlybloom.Split/Train", "/earlybloom.Split/Offload")
+    assert INFER == "/earlybloom.Students/Infer"
 
 
 def test_every_message_says_who_and_where():
@@ -34,3 +37,9 @@ def test_every_message_says_who_and_where():
         assert fields["data"].number == 15
     header = split_pb2.DESCRIPTOR.message_types_by_name["Header"].fields_by_name
     assert set(header) == {"run", "client", "cut", "round", "version", "index"}
+
+
+def test_the_large_field_of_every_message_is_the_one_that_framing_knows():
+    for name in ("InferRequest", "InferReply"):
+        fields = students_pb2.DESCRIPTOR.message_types_by_name[name].fields_by_name
+        assert fields["data"].number == max(field.number for field in fields.values()) == 15
