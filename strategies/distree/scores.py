@@ -1,0 +1,167 @@
+"""Exit rules that compare a score with a threshold: the paper's feature difference and what it is compared with.
+
+Source: DistrEE (Peng et al., arXiv 2502.15735, section on the online exit policy).
+"""
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from common.exits import confidence
+from common.networks.base import Leaves
+
+Classify = Callable[[int, Tensor], Tensor]
+"""(exit index from 0, features (b, |P_k|)) -> logits (b, classes) that a student alone would give."""
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Return cos(a, b), float64 (B,), of a and b (B, P); 0 where one of the two is a zero vector."""
+    a, b = a.double(), b.double()
+    lengths = a.norm(dim=1) * b.norm(dim=1)
+    return torch.where(lengths > 0, (a * b).sum(1) / lengths, 0.0).clamp(-1.0, 1.0)  # rounding may lead just outside
+
+
+def diff_cos(features: Tensor, first: Tensor) -> Tensor:
+    """Return d = 1 / cos(F_j, F_1), float64 (B,), of features (B, P) that are not negative: from 1 up to inf.
+
+    A zero vector has no direction that could differ: d = 1, so the sample stays.
+    """
+    silent = (features == 0).all(1) | (first == 0).all(1)
+    return torch.where(silent, 1.0, 1.0 / cosine(features, first).clamp_min(0.0))
+
+
+@dataclass(frozen=True)
+class ScorePolicy(ABC):
+    """A sample leaves at the first exit whose score is strictly greater than its threshold; the last exit takes all.
+
+    Strictly, because d is exactly 1 at the first exit and its published threshold is 1: nobody leaves there.
+    """
+
+    thresholds: tuple[float, ...]
+    """T_j, one per exit but the last; `inf` = nobody leaves here."""
+
+    name: ClassVar[str]
+    first: ClassVar[int] = 1
+    """Index of the first exit whose score says anything."""
+
+    def __post_init__(self) -> None:
+        if not all(threshold > -math.inf for threshold in self.thresholds):
+            raise UserError("an exit threshold is not a number; check that the students' features are finite")
+
+    @property
+    def num_exits(self) -> int:
+        """Exits of the student that the policy is for."""
+        return len(self.thresholds) + 1
+
+    @abstractmethod
+    def score(self, exit_index: int, features: Tensor, reference: Tensor | None, classify: Classify | None) -> Tensor:
+        """Return the scores, float64 (b,), of features (b, P) against the reference (b, P), None at the first exit."""
+
+    def reference(self, features: Tensor, reference: Tensor | None) -> Tensor:
+        """Return what the next exit's features are compared with: these ones."""
+        return features
+
+    def scores(self, features: Tensor, classify: Classify | None = None) -> Tensor:
+        """Return the scores of all exits, float64 (J, N), of features (J, N, P)."""
+        reference: Tensor | None = None
+        found: list[Tensor] = []
+        for index, at_exit in enumerate(features):
+            found.append(self.score(index, at_exit, reference, classify))
+            reference = self.reference(at_exit, reference)
+        return torch.stack(found)
+
+    def start(self, classify: Classify | None = None, ids: Sequence[int] = ()) -> Leaves:
+        """Return a fresh decision maker for one batch, see `ExitPolicy.start`."""
+        return _Batch(self, classify)
+
+    def exits(self, features: Tensor, classify: Classify | None = None, ids: Sequence[int] = ()) -> Tensor:
+        """Return the exit (from 0) where every sample leaves, int64 (N,), of features (J, N, P)."""
+        check_exits(self.num_exits, len(features))
+        thresholds = torch.tensor(self.thresholds, dtype=torch.float64, device=features.device)
+        leaves = self.scores(features, classify)[:-1] > thresholds[:, None]
+        # argmax of 0/1 returns the first 1: the shallowest exit whose threshold is passed.
+        return torch.cat([leaves, leaves.new_ones(1, features.shape[1])]).to(torch.uint8).argmax(0)
+
+    def to_json(self) -> str:
+        """Return the policy as strict JSON (an infinite threshold becomes null)."""
+        thresholds = [None if math.isinf(threshold) else threshold for threshold in self.thresholds]
+        return json.dumps({"policy": self.name, "thresholds": thresholds}, allow_nan=False)
+
+
+class _Batch:
+    """Steps of a score policy through the exits, with the reference rows of those who stay."""
+
+    def __init__(self, policy: ScorePolicy, classify: Classify | None) -> None:
+        self.policy, self.classify = policy, classify
+        self.reference: Tensor | None = None
+
+    def __call__(self, exit_index: int, features: Tensor) -> Tensor:
+        scores = self.policy.score(exit_index, features, self.reference, self.classify)
+        leaves = scores > self.policy.thresholds[exit_index]
+        self.reference = self.policy.reference(features, self.reference)[~leaves]
+        return leaves
+
+
+@dataclass(frozen=True)
+class FeatureDifference(ScorePolicy):
+    """DistrEE's own: how far the features have moved away from the first exit's, d = 1 / cos(F_j, F_1)."""
+
+    name: ClassVar[str] = "difference"
+
+    def score(self, exit_index: int, features: Tensor, reference: Tensor | None, classify: Classify | None) -> Tensor:
+        """Return d, see `diff_cos`; exactly 1 at the first exit."""
+        if reference is None:
+            return torch.ones(len(features), dtype=torch.float64, device=features.device)
+        return diff_cos(features, reference)
+
+    def reference(self, features: Tensor, reference: Tensor | None) -> Tensor:
+        """Return F_1."""
+        return features if reference is None else reference
+
+
+@dataclass(frozen=True)
+class NeighbourSimilarity(ScorePolicy):
+    """The paper's comparison: the features have settled, cos(F_j, F_{j-1}) > T_j; nobody leaves at the first exit."""
+
+    name: ClassVar[str] = "neighbour"
+
+    def score(self, exit_index: int, features: Tensor, reference: Tensor | None, classify: Classify | None) -> Tensor:
+        """Return the cosine to the exit before; -inf at the first one."""
+        if reference is None:
+            return torch.full((len(features),), -math.inf, dtype=torch.float64, device=features.device)
+        return cosine(features, reference)
+
+
+@dataclass(frozen=True)
+class Entropy(ScorePolicy):
+    """How sure a student would be if it were alone, 1 - H / log C: what a device can know when it is the only one."""
+
+    name: ClassVar[str] = "entropy"
+    first: ClassVar[int] = 0
+
+    def start(self, classify: Classify | None = None, ids: Sequence[int] = ()) -> Leaves:
+        """Return a fresh decision maker for one batch; raises `UserError` without `classify`."""
+        return super().start(_needed(classify))
+
+    def score(self, exit_index: int, features: Tensor, reference: Tensor | None, classify: Classify | None) -> Tensor:
+        """Return 1 - H / log C, in [0, 1]; raises `UserError` without `classify`."""
+        return confidence(_needed(classify)(exit_index, features).double(), "entropy")
+
+
+def check_exits(policy: int, student: int) -> None:
+    """Raise `UserError` when a policy is for another number of exits than the student has."""
+    if policy != student:
+        raise UserError(f"the exit policy is for {policy} exits, the student has {student}; calibrate it again")
+
+
+def _needed(classify: Classify | None) -> Classify:
+    if classify is None:
+        raise UserError("the entropy policy needs a classifier, and this device has none; use the difference policy")
+    return classify
