@@ -12,13 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.errors import UserError
+
 
 def exit_weights(given: Sequence[float], num_exits: int) -> Tensor:
     """Return w (J,), mean 1: the given ones, or, without any, the exits of the middle third-and-a-bit doubled.
 
-    With 7 exits that is 1, 1, 2, 2, 2, 1, 1 before scaling.
+    With 7 exits that is 1, 1, 2, 2, 2, 1, 1 before scaling. Raises `UserError` when there is not one for each exit.
     """
     if given:
+        if len(given) != num_exits:
+            raise UserError(
+                f"distree.exit-weights names {len(given)} exits, the students have {num_exits}: give one each"
+            )
         weights = torch.tensor(given, dtype=torch.float32)
     else:
         outer = round(2 * num_exits / 7)
