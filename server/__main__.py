@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from server import offload
+from server import offload, students
 from server.launch import PROJECT, Outcome, environment, local_superlink, simulate
 from server.overrides import add_overrides, read_overrides
 from strategies.callbacks.report import compare_runs, write_comparison
@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         verb.add_argument("--workers", type=int, default=0, help="worker processes (default: one per core)")
         verb.add_argument("--gpus", type=float, default=0.0, help="GPU share of a worker")
     offload.add_parser(verbs)
+    students.add_parser(verbs)
     options = parser.parse_args(arguments)
     try:
         return int(options.run(options))

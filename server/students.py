@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from strategies.distree.finish import finish_students
-from strategies.distree.partition import partition
 from torch import nn
 
 from common import paths
@@ -29,7 +27,9 @@ from common.storage import write_text
 from server.overrides import add_overrides, read_overrides
 from strategies.distree.central import Schedule, image_batches
 from strategies.distree.config import DistrEEConfig
+from strategies.distree.finish import finish_students
 from strategies.distree.joint import teacher_activations, train_students, train_teacher
+from strategies.distree.partition import partition
 from strategies.distree.stored import save_students, student_file
 from strategies.distree.students import build_students, students_spec
 from strategies.distree.teacher import load_teacher
