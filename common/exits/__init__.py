@@ -1,7 +1,7 @@
 """Exits: who leaves where in training (assignment) and at inference (policy), calibration, evaluation."""
 
 from common.exits.assignment import assign_exits, exit_counts, exit_fractions
-from common.exits.calibration import BUDGET_SWEEP, budget_fractions, calibrate, fit_thresholds
+from common.exits.calibration import BUDGET_SWEEP, budget_fractions, calibrate, fit_scores, fit_thresholds
 from common.exits.evaluation import (
     BudgetPoint,
     anytime_accuracy,
@@ -28,5 +28,6 @@ __all__ = [
     "exit_counts",
     "exit_fractions",
     "exit_predictions",
+    "fit_scores",
     "fit_thresholds",
 ]

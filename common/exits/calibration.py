@@ -23,28 +23,42 @@ def budget_fractions(num_exits: int, p: float) -> Tensor:
     return weights / weights.sum()
 
 
-def fit_thresholds(validation_logits: Tensor, fractions: Tensor, measure: str = "softmax") -> ThresholdPolicy:
-    """Return the thresholds that let the given fractions of the validation samples leave at each exit.
+def fit_scores(scores: Tensor, fractions: Tensor, *, strict: bool = False) -> tuple[float, ...]:
+    """Return the thresholds, one per exit but the last, that let the given fractions of the samples leave.
 
-    Exit by exit, the threshold is the confidence of the `floor(N * q_e)`-th most confident sample among those
-    that have not left (MSDNet's budgeted batch classification). Samples with exactly that confidence leave
-    together, so ties let more leave than asked, and deeper exits get what remains.
+    Exit by exit, the threshold is the score of the `floor(N * q_e)`-th best sample among those that have not left
+    (MSDNet's budgeted batch classification). Samples with exactly that score leave together, so ties let more leave
+    than asked, and deeper exits get what remains.
+
+    Args:
+        scores: `(E, N)`, larger = leaves earlier.
+        fractions: `(E,)`, sum 1.
+        strict: samples leave above the threshold alone, not on it: then it is the float64 just below that score, and
+            scores must be float64 as well.
+    """
+    staying = torch.ones(scores.shape[1], dtype=torch.bool, device=scores.device)
+    thresholds: list[float] = []
+    for exit_scores, count in zip(scores[:-1], exit_counts(scores.shape[1], fractions)[:-1], strict=True):
+        candidates = exit_scores[staying].sort(descending=True).values
+        leaving = min(count, len(candidates))
+        if not leaving:
+            thresholds.append(math.inf)
+            continue
+        lowest = candidates[leaving - 1].item()
+        thresholds.append(math.nextafter(lowest, -math.inf) if strict else lowest)
+        staying &= exit_scores < lowest
+    return tuple(thresholds)
+
+
+def fit_thresholds(validation_logits: Tensor, fractions: Tensor, measure: str = "softmax") -> ThresholdPolicy:
+    """Return the policy that lets the given fractions of the validation samples leave at each exit, see `fit_scores`.
 
     Args:
         validation_logits: `(E, N, C)`.
         fractions: `(E,)`, sum 1.
         measure: see `confidence`.
     """
-    scores = confidence(validation_logits, measure)
-    staying = torch.ones(scores.shape[1], dtype=torch.bool, device=scores.device)
-    thresholds: list[float] = []
-    for exit_scores, count in zip(scores[:-1], exit_counts(scores.shape[1], fractions)[:-1], strict=True):
-        candidates = exit_scores[staying].sort(descending=True).values
-        leaving = min(count, len(candidates))
-        threshold = candidates[leaving - 1].item() if leaving else math.inf
-        thresholds.append(threshold)
-        staying &= exit_scores < threshold
-    return ThresholdPolicy(tuple(thresholds), measure)
+    return ThresholdPolicy(fit_scores(confidence(validation_logits, measure), fractions), measure)
 
 
 def calibrate(

@@ -10,6 +10,7 @@ from common.exits import (
     calibrate,
     exit_counts,
     exit_predictions,
+    fit_scores,
     fit_thresholds,
 )
 
@@ -59,6 +60,23 @@ def test_ties_leave_together_and_later_exits_cope_with_nobody_left() -> None:
 
 def test_one_exit_has_no_thresholds() -> None:
     assert fit_thresholds(random_logits(1), torch.ones(1)) == ThresholdPolicy(())
+
+
+def test_scores_that_must_be_exceeded() -> None:
+    scores = torch.tensor([[0.9, 0.8, 0.8, 0.1], [9.0, 9.0, 9.0, 2.0], [0.0] * 4], dtype=torch.float64)
+    fractions = torch.tensor([0.5, 0.25, 0.25])
+    # Both samples with 0.8 leave, on the threshold or just above it.
+    assert fit_scores(scores, fractions) == (0.8, 2.0)
+    strict = fit_scores(scores, fractions, strict=True)
+    assert strict == (math.nextafter(0.8, 0.0), math.nextafter(2.0, 0.0))
+    assert (scores[0] > strict[0]).tolist() == [True, True, True, False]
+
+
+def test_infinite_scores_stay_where_nobody_is_to_leave() -> None:
+    scores = torch.tensor([[math.inf, 1.0], [math.inf, 1.0], [0.0, 0.0]], dtype=torch.float64)
+    thresholds = fit_scores(scores, torch.tensor([0.0, 0.5, 0.5]), strict=True)
+    assert thresholds[0] == math.inf
+    assert (scores[1] > thresholds[1]).tolist() == [True, False]
 
 
 def graded_logits() -> tuple[torch.Tensor, torch.Tensor]:

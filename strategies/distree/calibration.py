@@ -1,0 +1,195 @@
+"""Thresholds for all students together, chosen on validation samples alone: for a loss, a cost or a latency.
+
+The paper's thresholds are set by hand (DistrEE, Peng et al., arXiv 2502.15735); features of other heads do not share
+their scale. Here they are fitted to fractions of samples, as in MSDNet's sweep (Huang et al., ICLR 2018).
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from common.exits import BUDGET_SWEEP, budget_fractions, fit_scores
+from strategies.distree.classifier import ColumnBlocks
+from strategies.distree.policies import Classify, ExitPolicy, FeatureDifference, LastExit, ScorePolicy
+
+Policies = dict[int, ExitPolicy]
+"""Student -> its exit policy."""
+Measure = Literal["cost", "slowest_mean", "slowest_p99"]
+"""Of a `Point`."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What K students answer to N labelled samples, and what that costs; all on the CPU."""
+
+    features: Mapping[int, Tensor]
+    """Student -> F_{k,j} of all exits (J, N, |P_k|)."""
+    labels: Tensor
+    """(N,)."""
+    classifier: ColumnBlocks
+    costs: Mapping[int, Sequence[float]]
+    """Student -> cost of a sample that stops at each exit, J numbers: MACs, or seconds."""
+    links: Mapping[int, float] = field(default_factory=dict)
+    """Student -> what a sample waits for its device's link, in the same unit; without one, nothing."""
+
+    def __post_init__(self) -> None:
+        if len(self.labels) == 0:
+            raise UserError("there are no validation samples to choose exit thresholds on; set data.validation")
+
+    def classify(self, number: int) -> Classify:
+        """Return the classifier that student `number` would have if it were alone."""
+        block, bias = self.classifier.blocks[str(number)].detach(), self.classifier.bias.detach()
+        return lambda exit_index, features: features @ block[exit_index].T + bias[exit_index]
+
+    def votes(self) -> dict[int, Tensor]:
+        """Return each student's share of the logits at all its exits (J, N, classes): their sum is Z."""
+        bias = self.classifier.bias.detach()[:, None] / len(self.features)
+        blocks = {k: self.classifier.blocks[str(k)].detach() for k in self.features}
+        return {k: f @ blocks[k].transpose(1, 2) + bias for k, f in self.features.items()}
+
+
+@dataclass(frozen=True)
+class Point:
+    """How a set of policies does on some samples."""
+
+    accuracy: float
+    """Of the aggregated logits, in [0, 1]."""
+    cost: float
+    """Mean over samples of the sum over devices."""
+    costs: dict[int, float]
+    """Device -> mean over samples."""
+    slowest_mean: float
+    """Mean over samples of the dearest device, its link included: the latency where costs are seconds."""
+    slowest_p99: float
+    """99th percentile of the same."""
+    histogram: dict[int, tuple[int, ...]]
+    """Device -> samples that stopped at each exit."""
+
+
+def operate(policies: Mapping[int, ExitPolicy], samples: Samples, ids: Sequence[int] = ()) -> Point:
+    """Return how the policies do; `ids`: the samples' numbers, else 0..N-1."""
+    numbers = ids or range(len(samples.labels))
+    exits = {k: policies[k].exits(f, samples.classify(k), numbers) for k, f in samples.features.items()}
+    return _point(samples, samples.votes(), exits)
+
+
+def _point(samples: Samples, votes: Mapping[int, Tensor], exits: Mapping[int, Tensor]) -> Point:
+    rows = torch.arange(len(samples.labels))
+    logits = torch.stack([votes[k][exits[k], rows] for k in votes]).sum(0)
+    spent = {k: torch.tensor(samples.costs[k], dtype=torch.float64)[exits[k]] for k in votes}
+    slowest = torch.stack([seconds + samples.links.get(k, 0.0) for k, seconds in spent.items()]).amax(0)
+    return Point(
+        accuracy=(logits.argmax(1) == samples.labels).double().mean().item(),
+        cost=torch.stack(list(spent.values())).sum(0).mean().item(),
+        costs={k: cost.mean().item() for k, cost in spent.items()},
+        slowest_mean=slowest.mean().item(),
+        slowest_p99=slowest.quantile(0.99, interpolation="higher").item(),
+        histogram={k: tuple(exits[k].bincount(minlength=len(votes[k])).tolist()) for k in votes},
+    )
+
+
+def fit(kind: type[ScorePolicy], features: Tensor, fractions: Tensor, classify: Classify | None = None) -> ScorePolicy:
+    """Return the policy that lets the given fractions (J,) of samples leave at each exit, of features (J, N, P).
+
+    Raises `ValueError` when some are to leave at an exit whose score says nothing yet, see `ScorePolicy.first`.
+    """
+    if fractions[:-1][: kind.first].any():
+        raise ValueError(f"nobody can leave before exit {kind.first} (from 0) by {kind.name}")
+    return kind(fit_scores(kind((math.inf,) * (len(features) - 1)).scores(features, classify), fractions, strict=True))
+
+
+def sweep_fractions(kind: type[ScorePolicy], num_exits: int, p: float) -> Tensor:
+    """Return the fractions (J,) of `budget_fractions`, over the exits whose score says something."""
+    silent = min(kind.first, num_exits - 1)
+    return torch.cat([torch.zeros(silent, dtype=torch.float64), budget_fractions(num_exits - silent, p)])
+
+
+def cheapest(samples: Samples, max_accuracy_loss: float, kind: type[ScorePolicy] = FeatureDifference) -> Policies:
+    """Return the cheapest policies that lose at most `max_accuracy_loss` against everybody at the last exit.
+
+    Of equally cheap ones the most accurate; 0.01 is one point.
+    """
+    search = _Search(samples, kind)
+    needed = search.point(search.uniform(0)).accuracy - max_accuracy_loss - 1e-9
+    return search.best(lambda point: (max(0.0, needed - point.accuracy), point.cost, -point.accuracy))
+
+
+def within(
+    samples: Samples, target: float, of: Measure = "cost", kind: type[ScorePolicy] = FeatureDifference
+) -> Policies:
+    """Return the most accurate policies whose `of` is at most `target`; if none is, the ones that come closest.
+
+    With MACs as costs, "cost" bounds the mean MACs of all devices together; with seconds (and links), "slowest_mean"
+    and "slowest_p99" bound the latency, which the last device decides.
+    """
+    search = _Search(samples, kind)
+    return search.best(lambda point: (max(0.0, getattr(point, of) - target), -point.accuracy, point.cost))
+
+
+def ladder(samples: Samples, rungs: int = 12, kind: type[ScorePolicy] = FeatureDifference) -> list[Policies]:
+    """Return policies from everybody at the last exit to the cheapest, at most `rungs`, about equally far apart.
+
+    From rung to rung the sum of the devices' mean costs falls, and no device's rises.
+    """
+    search = _Search(samples, kind)
+    chain = [(search.uniform(0), search.point(search.uniform(0)))]
+    for index in range(1, 1 + len(BUDGET_SWEEP)):
+        choice = search.uniform(index)
+        point, last = search.point(choice), chain[-1][1]
+        if point.cost < last.cost and all(cost <= last.costs[k] for k, cost in point.costs.items()):
+            chain.append((choice, point))
+    dear, cheap = chain[0][1].cost, chain[-1][1].cost
+    targets = [dear + (cheap - dear) * step / max(1, rungs - 1) for step in range(rungs)]
+    # A dict keeps the order and drops what two targets have in common.
+    nearest = {min(range(len(chain)), key=lambda at: abs(chain[at][1].cost - target)): None for target in targets}
+    return [search.policies(chain[at][0]) for at in nearest]
+
+
+class _Search:
+    """All students' candidates: the last exit, then the sweep from deep to shallow."""
+
+    def __init__(self, samples: Samples, kind: type[ScorePolicy]) -> None:
+        self.samples, self.votes = samples, samples.votes()
+        self.candidates: dict[int, list[ExitPolicy]] = {}
+        self.exits: dict[int, list[Tensor]] = {}
+        for k, features in samples.features.items():
+            classify = samples.classify(k)
+            fractions = [sweep_fractions(kind, len(features), p) for p in reversed(BUDGET_SWEEP)]
+            fitted = [fit(kind, features, share, classify) for share in fractions]
+            self.candidates[k] = [LastExit(len(features)), *fitted]
+            self.exits[k] = [policy.exits(features, classify) for policy in self.candidates[k]]
+
+    def uniform(self, index: int) -> dict[int, int]:
+        """Return the choice of the same candidate for every student."""
+        return dict.fromkeys(self.candidates, index)
+
+    def policies(self, choice: Mapping[int, int]) -> Policies:
+        """Return the chosen policies."""
+        return {k: self.candidates[k][index] for k, index in choice.items()}
+
+    def point(self, choice: Mapping[int, int]) -> Point:
+        """Return how a choice does."""
+        return _point(self.samples, self.votes, {k: self.exits[k][index] for k, index in choice.items()})
+
+    def best(self, key: Callable[[Point], tuple[float, ...]]) -> Policies:
+        """Return the policies of least key: the best with one candidate for all, then one student after the other.
+
+        Devices differ, so students do not have to leave alike; all combinations would be too many.
+        """
+        choices = [self.uniform(index) for index in range(1 + len(BUDGET_SWEEP))]
+        least, best = min((key(self.point(choice)), at) for at, choice in enumerate(choices))
+        choice, moved = choices[best], True
+        while moved:
+            moved = False
+            for k, candidates in self.candidates.items():
+                for index in range(len(candidates)):
+                    other = {**choice, k: index}
+                    value = key(self.point(other))
+                    if value < least:
+                        least, choice, moved = value, other, True
+        return self.policies(choice)
