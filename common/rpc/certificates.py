@@ -1,4 +1,7 @@
-"""A certificate for one run: self-signed, made by the server, given to the clients through Flower's own channel."""
+"""Certificates and keys: self-signed ones of a run, an authority's own and those it signs, and the keys of devices.
+
+All keys are elliptic-curve keys; nothing here touches a file.
+"""
 
 import datetime
 import ipaddress
@@ -10,6 +13,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+AUTHORITY_DAYS = 3650  # devices hold the authority's certificate: a new one means a visit to each
+SERVER_DAYS = 825  # the most that some TLS libraries accept
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -19,34 +25,99 @@ class Certificate:
     certificate: bytes
 
 
+@dataclass(frozen=True)
+class NodeKey:
+    """A device's key pair, both in OpenSSH's form: the device proves with one that it is who the other names."""
+
+    private: bytes = field(repr=False)
+    public: bytes
+
+
 def self_signed(hosts: Sequence[str], days: int = 30) -> Certificate:
     """Return a new key (NIST P-256) and a certificate for these host names and addresses, valid for `days`.
 
     It counts from a day ago, since devices' clocks differ. Raises `ValueError` without a host.
     """
-    if not hosts:
-        raise ValueError("a certificate needs at least one host name or address")
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "earlybloom")])
+    name = _name("earlybloom")
+    return _pair(key, _server(_draft(name, name, key, days), hosts).sign(key, hashes.SHA256()))
+
+
+def new_authority(days: int = AUTHORITY_DAYS) -> Certificate:
+    """Return a new certificate authority, which may sign servers' certificates and no other authority's."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = _name("EarlyBloom certificate authority")
+    usage = x509.KeyUsage(
+        digital_signature=False, content_commitment=False, key_encipherment=False, data_encipherment=False,
+        key_agreement=False, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False,
+    )  # fmt: skip
+    draft = (
+        _draft(name, name, key, days)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+    )
+    return _pair(key, draft.sign(key, hashes.SHA256()))
+
+
+def signed_by(authority: Certificate, hosts: Sequence[str], days: int = SERVER_DAYS) -> Certificate:
+    """Return a new key and a server's certificate for these hosts that an authority vouches for.
+
+    Raises `ValueError` without a host, or when the authority's PEM cannot be read.
+    """
+    issuer = x509.load_pem_x509_certificate(authority.certificate)
+    signer = serialization.load_pem_private_key(authority.key, password=None)
+    if not isinstance(signer, ec.EllipticCurvePrivateKey):
+        raise ValueError("the authority's key is no elliptic-curve key")
+    key = ec.generate_private_key(ec.SECP256R1())
+    draft = _draft(_name("earlybloom"), issuer.subject, key, days).add_extension(
+        x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
+    )
+    return _pair(key, _server(draft, hosts).sign(signer, hashes.SHA256()))
+
+
+def new_node_key() -> NodeKey:
+    """Return a new key pair of the curve that Flower takes for SuperNodes (NIST P-384)."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    openssh, plain = serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return NodeKey(key.private_bytes(serialization.Encoding.PEM, openssh, plain), public + b"\n")
+
+
+def _draft(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int
+) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
-    certificate = (
+    return (
         x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
+        .subject_name(subject)
+        .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=days))
-        .add_extension(x509.SubjectAlternativeName([_general_name(host) for host in hosts]), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    )
+
+
+def _server(draft: x509.CertificateBuilder, hosts: Sequence[str]) -> x509.CertificateBuilder:
+    if not hosts:
+        raise ValueError("a certificate needs at least one host name or address")
+    return (
+        draft.add_extension(x509.SubjectAlternativeName([_general_name(host) for host in hosts]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .sign(key, hashes.SHA256())
     )
-    plain = serialization.NoEncryption()
-    return Certificate(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain),
-        certificate.public_bytes(serialization.Encoding.PEM),
+
+
+def _name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def _pair(key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> Certificate:
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
+    return Certificate(private, certificate.public_bytes(serialization.Encoding.PEM))
 
 
 def _general_name(host: str) -> x509.GeneralName:

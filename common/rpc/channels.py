@@ -75,7 +75,7 @@ def serve(
 
     Raises `UserError` when the address is off loopback without a certificate, or cannot be used.
     """
-    host, port = _split(address)
+    host, port = split_address(address)
     _require_security(host, token, certificate is not None)
     pool = ThreadPoolExecutor(limits.calls, thread_name_prefix="rpc")
     options: list[Option] = [
@@ -107,7 +107,7 @@ def connect(
 
     Nothing is sent before the first call. Raises `UserError` when the address is off loopback without a certificate.
     """
-    host, _ = _split(address)
+    host, _ = split_address(address)
     _require_security(host, token, certificate is not None)
     options: list[Option] = [
         *_options(limits),
@@ -144,7 +144,8 @@ def _options(limits: Limits) -> list[Option]:
     ]
 
 
-def _split(address: str) -> tuple[str, int]:
+def split_address(address: str) -> tuple[str, int]:
+    """Return host and port of `host:port`; raises `UserError`."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
         raise UserError(f"{address!r} is not an address: give host:port, an IPv6 host in brackets")

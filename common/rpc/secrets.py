@@ -15,7 +15,7 @@ DAYS = 365  # that a certificate made here is valid
 
 def read_token(file: Path) -> str:
     """Return the token in a file; raises `UserError` when there is none, or others than its owner may read it."""
-    token = _read_private(file, "--token-file", "give the file that whoever serves has written").strip()
+    token = read_private(file, "--token-file", "give the file that whoever serves has written").strip()
     if not (token.isascii() and token.isprintable() and token) or " " in token:
         raise UserError(f"{file} holds no token: one line of letters, digits and signs without spaces")
     return token
@@ -24,7 +24,7 @@ def read_token(file: Path) -> str:
 def read_or_make_token(file: Path) -> str:
     """Return the token in a file, a new one if there is no file; raises what `read_token` does."""
     with suppress(FileExistsError):
-        _make_private(file, new_token().encode() + b"\n")
+        make_private(file, new_token().encode() + b"\n")
     return read_token(file)
 
 
@@ -36,12 +36,12 @@ def read_or_make_certificate(folder: Path, hosts: Sequence[str]) -> Certificate:
     """
     made = self_signed(hosts, DAYS)
     with suppress(FileExistsError):
-        _make_private(folder / KEY, made.key)
+        make_private(folder / KEY, made.key)
         try:
             (folder / CERTIFICATE).write_bytes(made.certificate)
         except OSError as error:
             raise UserError(f"{folder / CERTIFICATE} cannot be written: {error.strerror}") from error
-    key = _read_private(folder / KEY, "--certificate-dir", "delete the folder's files to have new ones made")
+    key = read_private(folder / KEY, "--certificate-dir", "delete the folder's files to have new ones made")
     return Certificate(key.encode(), read_certificate(folder / CERTIFICATE))
 
 
@@ -56,7 +56,7 @@ def read_certificate(file: Path) -> bytes:
     return content
 
 
-def _make_private(file: Path, content: bytes) -> None:
+def make_private(file: Path, content: bytes) -> None:
     """Create a file that only its owner can read; raises `FileExistsError`, and `UserError` if it cannot be made."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,8 @@ def _make_private(file: Path, content: bytes) -> None:
         raise UserError(f"{file} cannot be written: {error.strerror}") from error
 
 
-def _read_private(file: Path, option: str, advice: str) -> str:
+def read_private(file: Path, option: str, advice: str) -> str:
+    """Return a file's text; raises `UserError`, naming the option, when others than its owner may use it."""
     try:
         others = file.stat().st_mode & 0o077
         text = file.read_text(errors="replace")

@@ -1,18 +1,18 @@
 """Finished students on disk: one file for who adds up the answers, one for each device."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from strategies.distree.policies import ExitPolicy, policy_from_json
 from torch import Tensor
 
 from common.data.images import Normalizer
 from common.errors import UserError
 from common.networks import NetworkSpec, build, cost_table
 from common.storage import read_tensors, write_tensors
+from strategies.distree.policies import ExitPolicy, policy_from_json
 from strategies.distree.students import Student, Students, StudentsSpec, build_students
 
 FILE = "students.safetensors"
@@ -34,6 +34,8 @@ class StoredStudents:
     """Operating points by name."""
     ladder: Sequence[Policies] = ()
     """From everybody at the last exit to the cheapest: what an online controller moves on."""
+    ladder_costs: Mapping[int, Sequence[float]] = field(default_factory=dict)
+    """Student -> its mean MACs at every rung, on validation images."""
     run: str = ""
 
 
@@ -56,6 +58,13 @@ class StoredStudent:
         """Return the logits (b, classes) that this student alone would give: all there are if it is the only one."""
         return features @ self.block[exit_index].T + self.bias[exit_index]
 
+    def to(self, device: torch.device) -> "StoredStudent":
+        """Return the student on another device; its network moves there."""
+        block, bias = self.block.to(device), self.bias.to(device)
+        return replace(
+            self, network=self.network.to(device), block=block, bias=bias, normalizer=self.normalizer.to(device)
+        )
+
 
 def student_file(folder: Path, number: int) -> Path:
     """Return where a device's file stands in a folder."""
@@ -77,6 +86,7 @@ def save_students(folder: Path, stored: StoredStudents) -> None:
         "spec": stored.students.spec.to_json(),
         "policies": {name: _texts(policies) for name, policies in stored.policies.items()},
         "ladder": [_texts(policies) for policies in stored.ladder],
+        "ladder_costs": {k: list(costs) for k, costs in stored.ladder_costs.items()},
         **_common(stored),
     }
     write_tensors(folder / FILE, tensors, values)
@@ -123,7 +133,8 @@ def load_students(path: Path) -> StoredStudents:
             students.eval(), tuple(values["classes"]), _normalizer(values),
             {int(k): mean for k, mean in _below(tensors, "mean.").items()},
             {name: _policies(texts) for name, texts in values["policies"].items()},
-            [_policies(texts) for texts in values["ladder"]], str(values["run"]),
+            [_policies(texts) for texts in values["ladder"]],
+            {int(k): tuple(map(float, costs)) for k, costs in values["ladder_costs"].items()}, str(values["run"]),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{found} does not hold students: {error}") from error

@@ -14,6 +14,8 @@ from threading import Condition
 import grpc
 from torch import Tensor
 
+from common.rpc.refusals import Refused
+
 
 @dataclass(frozen=True)
 class OpenRound:
@@ -43,14 +45,6 @@ class Missing(Enum):
 
     ENDED = "ended"  # the client has said that it has no more
     LATE = "late"  # it did not come in time; from now on the client is refused
-
-
-class Refused(RuntimeError):
-    """A message that is not accepted, as a status for the client."""
-
-    def __init__(self, code: grpc.StatusCode, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
 
 
 class Closed(RuntimeError):

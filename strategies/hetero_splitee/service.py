@@ -8,20 +8,18 @@ exactly the tensor that its cut demands, is refused before it is queued, with a 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from threading import BoundedSemaphore, Lock, Thread
-from typing import NoReturn, TypeVar
 
 import grpc
 import torch
-from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from common.rpc import framing
 from common.rpc.methods import OFFLOAD, TRAIN
+from common.rpc.refusals import Refused, abort, malformed, read
 from common.rpc.split_pb2 import Ack, Features, Header, OffloadReply, OffloadRequest, TrainMessage, TrainReply, Welcome
 from common.rpc.tensors import decode, encode
-from strategies.hetero_splitee.inbox import Batch, ClientQueue, Inbox, Refused, Ticket
+from strategies.hetero_splitee.inbox import Batch, ClientQueue, Inbox, Ticket
 
-M = TypeVar("M", TrainMessage, OffloadRequest)
 Answer = Callable[[int, int, Tensor], Tensor]  # (client, cut, features (B, ...)) -> logits (B, classes)
 
 
@@ -74,7 +72,7 @@ class SplitService:
         try:
             header, message, _ = _read_train(next(requests, b""))
             if not message.HasField("hello"):
-                raise _malformed("the first message must be a hello")
+                raise malformed("the first message must be a hello")
             queue = self._queue(header)
             ticket, index = queue.attach(header.index, message.hello.batches)
             if not context.add_callback(lambda: queue.detach(ticket)):
@@ -86,7 +84,7 @@ class SplitService:
                 yield self._acknowledgement(header, queue.window, *answer)
                 index += 1
         except Refused as refused:
-            _abort(context, refused)
+            abort(context, refused)
 
     def _receive(self, requests: Iterator[bytes], queue: ClientQueue, ticket: Ticket) -> None:
         """Queue what a stream brings until it ends; a mistake ends it."""
@@ -94,15 +92,15 @@ class SplitService:
             for raw in requests:
                 header, message, data = _read_train(raw)
                 if self._queue(header) is not queue:
-                    raise _malformed("a stream is for one client")
+                    raise malformed("a stream is for one client")
                 if message.HasField("batch"):
                     queue.put(ticket, self._batch(header, message, data))
                 elif message.HasField("end"):
                     queue.end(ticket, header.index)
                     return
                 else:
-                    raise _malformed("after the hello come batches and an end")
-            raise _malformed("the stream stopped without an end")
+                    raise malformed("after the hello come batches and an end")
+            raise malformed("the stream stopped without an end")
         except Refused as refused:
             queue.detach(ticket, refused)
         except grpc.RpcError:
@@ -111,17 +109,17 @@ class SplitService:
     def _batch(self, header: Header, message: TrainMessage, data: framing.Data) -> Batch:
         labels = list(message.batch.labels)
         if max(labels, default=0) >= self._expected.classes:
-            raise _malformed(f"label {max(labels)} came, there are {self._expected.classes} classes")
+            raise malformed(f"label {max(labels)} came, there are {self._expected.classes} classes")
         features = self._features(header.cut, message.batch.features, data)
         if len(labels) != len(features):
-            raise _malformed(f"{len(labels)} labels came with {len(features)} samples")
+            raise malformed(f"{len(labels)} labels came with {len(features)} samples")
         return Batch(header.client, header.cut, header.index, features, torch.tensor(labels))
 
     def _features(self, cut: int, features: Features, data: framing.Data) -> Tensor:
         try:
             return decode(features, data, self._expected.shapes[cut], self._expected.batch_size)
         except ValueError as error:
-            raise _malformed(str(error)) from error
+            raise malformed(str(error)) from error
 
     def _queue(self, header: Header) -> ClientQueue:
         """Return the queue that a message is for; raises `Refused` unless all its header is of the open round."""
@@ -154,10 +152,10 @@ class SplitService:
             if not self._offloads.acquire(blocking=False):
                 raise Refused(grpc.StatusCode.UNAVAILABLE, "too many calls wait already, try again")
             try:
-                request, data = _read(OffloadRequest, raw)
+                request, data = read(OffloadRequest, raw)
                 header = request.header
                 if header.run != self._expected.run or header.cut not in self._expected.shapes:
-                    raise _malformed(f"run {header.run!r} with cut {header.cut} is not served here")
+                    raise malformed(f"run {header.run!r} with cut {header.cut} is not served here")
                 features = self._features(header.cut, request.features, data)
                 with self._turn:
                     logits, values = encode(answer(header.client, header.cut, features), "fp32")
@@ -165,20 +163,12 @@ class SplitService:
             finally:
                 self._offloads.release()
         except Refused as refused:
-            _abort(context, refused)
+            abort(context, refused)
 
 
 def _read_train(raw: bytes) -> tuple[Header, TrainMessage, memoryview]:
-    message, data = _read(TrainMessage, raw)
+    message, data = read(TrainMessage, raw)
     return message.header, message, data
-
-
-def _read(kind: type[M], raw: bytes) -> tuple[M, memoryview]:
-    try:
-        head, data = framing.split(raw)
-        return kind.FromString(head), data
-    except (ValueError, DecodeError) as error:
-        raise _malformed(str(error)) from error
 
 
 def _at(header: Header, index: int) -> Header:
@@ -186,12 +176,3 @@ def _at(header: Header, index: int) -> Header:
     reply.CopyFrom(header)
     reply.index = index
     return reply
-
-
-def _malformed(reason: str) -> Refused:
-    return Refused(grpc.StatusCode.INVALID_ARGUMENT, reason)
-
-
-def _abort(context: grpc.ServicerContext, refused: Refused) -> NoReturn:
-    context.abort(refused.code, str(refused))
-    raise AssertionError("abort always raises")

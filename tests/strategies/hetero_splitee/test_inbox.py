@@ -5,7 +5,8 @@ import grpc
 import pytest
 import torch
 
-from strategies.hetero_splitee.inbox import Batch, Closed, Inbox, Missing, OpenRound, Refused
+from common.rpc.refusals import Refused
+from strategies.hetero_splitee.inbox import Batch, Closed, Inbox, Missing, OpenRound
 from tests.strategies.hetero_splitee.sockets import Trainer, until
 
 

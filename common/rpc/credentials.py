@@ -1,0 +1,115 @@
+"""The folder of everything that makes a deployment's links secret, and what a device gets of it.
+
+ca.key ca.pem            the authority; `ca.key` is needed for new servers only and may be kept elsewhere
+server.key server.pem    the SuperLink's, and the proxy's
+devices/NAME/            copy it to that device, and to nobody else:
+    ca.pem               the authority's certificate, the only one that the device trusts
+    node.key node.pub    the device's own pair; `node.pub` is registered with the SuperLink
+"""
+
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import UserError
+from common.rpc.certificates import Certificate, new_authority, new_node_key, signed_by
+from common.rpc.secrets import make_private, read_certificate, read_private
+
+LOCAL = ("localhost", "127.0.0.1", "::1")  # Flower's own processes beside the SuperLink reach it by these
+OPTION = "--certificates"
+ADVICE = "make it with `python -m server certificates`"
+
+
+@dataclass(frozen=True)
+class ServerFiles:
+    """What a server needs to prove who it is; all of them exist."""
+
+    authority: Path
+    certificate: Path
+    key: Path
+
+
+@dataclass(frozen=True)
+class DeviceFiles:
+    """What a device needs to know its server, and to be known; all of them exist."""
+
+    authority: Path
+    key: Path | None
+
+
+def make_credentials(folder: Path, hosts: Sequence[str], devices: Sequence[str]) -> list[str]:
+    """Make what is missing in a folder, and say what was made.
+
+    An authority and the keys of devices stay once they are there; the server's pair is made anew whenever `hosts`, the
+    names and addresses by which devices reach it, are given. Raises `UserError`.
+    """
+    for name in devices:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", name):
+            raise UserError(f"device name {name!r}: write letters, digits, dots, dashes and underscores")
+    if not hosts and not (folder / "server.pem").exists():
+        raise UserError("--host is missing: give the names and addresses by which devices reach the server")
+    made: list[str] = []
+    if not (folder / "ca.pem").exists():
+        _write_pair(folder / "ca", new_authority())
+        made.append(f"{folder / 'ca.pem'}: a new authority")
+    if hosts:
+        names = list(dict.fromkeys([*hosts, *LOCAL]))
+        authority = Certificate(
+            read_private(folder / "ca.key", OPTION, "the authority's key signs servers: bring it back").encode(),
+            read_certificate(folder / "ca.pem"),
+        )
+        _write_pair(folder / "server", signed_by(authority, names))
+        made.append(f"{folder / 'server.pem'}: for {', '.join(names)}")
+    for name in devices:
+        if _make_device(folder, folder / "devices" / name):
+            made.append(f"{folder / 'devices' / name}: a new device's key")
+    return made
+
+
+def server_files(folder: Path) -> ServerFiles:
+    """Return a server's files; raises `UserError` when one is missing or others may read the key."""
+    files = ServerFiles(folder / "ca.pem", folder / "server.pem", folder / "server.key")
+    for file in (files.authority, files.certificate):
+        _require_certificate(file)
+    read_private(files.key, OPTION, ADVICE)
+    return files
+
+
+def device_files(folder: Path) -> DeviceFiles:
+    """Return a device's files, without a key if it has none; raises what `server_files` does."""
+    _require_certificate(folder / "ca.pem")
+    key = folder / "node.key"
+    if not key.exists():
+        return DeviceFiles(folder / "ca.pem", None)
+    read_private(key, OPTION, ADVICE)
+    return DeviceFiles(folder / "ca.pem", key)
+
+
+def public_keys(folder: Path) -> dict[str, Path]:
+    """Return every device's public key by the device's name."""
+    return {file.parent.name: file for file in sorted(folder.glob("devices/*/node.pub"))}
+
+
+def _make_device(folder: Path, device: Path) -> bool:
+    key = new_node_key()
+    with suppress(FileExistsError):
+        make_private(device / "node.key", key.private)
+        (device / "node.pub").write_bytes(key.public)
+        (device / "ca.pem").write_bytes(read_certificate(folder / "ca.pem"))
+        return True
+    return False
+
+
+def _write_pair(stem: Path, pair: Certificate) -> None:
+    key = stem.with_suffix(".key")
+    key.unlink(missing_ok=True)
+    make_private(key, pair.key)
+    stem.with_suffix(".pem").write_bytes(pair.certificate)
+
+
+def _require_certificate(file: Path) -> None:
+    if not file.exists():
+        raise UserError(f"{OPTION}: there is no {file}: {ADVICE}")
+    read_certificate(file)

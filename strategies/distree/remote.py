@@ -1,0 +1,201 @@
+"""One device as the aggregator sees it: what it answers of a batch, and whether it is worth asking at all.
+
+A device that said nothing is asked whether it is there, in the background, until it says so; the batches in between go
+without it at once instead of waiting for their deadline.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event, Lock, Thread
+
+import grpc
+import torch
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health_pb2
+
+from common.rpc import framing
+from common.rpc.framing import Data
+from common.rpc.methods import INFER, STUDENTS
+from common.rpc.students_pb2 import InferReply, InferRequest
+from common.rpc.tensors import CODINGS, decode
+
+GRACE = 0.1  # seconds that a batch waits for a device to say that it is there, after one that it did not answer
+PROBE, PAUSE = 2.0, 0.2  # seconds that a probe may take, and between two
+HEALTH = "/grpc.health.v1.Health/Check"
+ABSENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+
+
+class Collected:
+    """What a device has answered of one batch so far: rows come one after another, until `close`.
+
+    Args:
+        samples: B.
+        length: |P_k|, of a feature.
+        num_exits: J.
+        deadline: seconds from now.
+    """
+
+    def __init__(self, samples: int, length: int, num_exits: int, deadline: float) -> None:
+        self.features = torch.zeros(samples, length)
+        """(B, |P_k|), zeros where nothing came."""
+        self.exits = torch.full((samples,), -1)
+        """int64 (B,), from 0; -1 where nothing came."""
+        self.problem = ""
+        """Why something is missing, if somebody knows."""
+        self.absent = False
+        """Nobody knows whether the device is there."""
+        self.sent = self.received = 0
+        """Bytes, without what gRPC and TLS add."""
+        self.compute = self.arrived = 0.0
+        """Seconds that the device computed, and until its last rows were here."""
+        self._num_exits, self._deadline, self._started = num_exits, deadline, time.perf_counter()
+        self._missing, self._closed, self._lock, self._done = samples, False, Lock(), Event()
+
+    @property
+    def left(self) -> float:
+        """Seconds to the deadline."""
+        return max(0.0, self._started + self._deadline - time.perf_counter())
+
+    def add(self, raw: bytes) -> None:
+        """Take a reply; raises `ValueError` when it is none, or not to what was asked."""
+        head, data = framing.split(raw)
+        reply = InferReply.FromString(head)
+        with self._lock:
+            if self._closed:
+                return
+            rows = torch.tensor(reply.rows, dtype=torch.int64)
+            if not 1 <= len(rows) <= len(self.exits) or int(rows.max()) >= len(self.exits):
+                raise ValueError(f"rows up to {max(reply.rows, default=0)} came of {len(self.exits)}")
+            if len(rows.unique()) < len(rows) or bool((self.exits[rows] >= 0).any()):
+                raise ValueError("a row came twice")
+            if reply.exit >= self._num_exits:
+                raise ValueError(f"exit {reply.exit + 1} came, there are {self._num_exits}")
+            if not 0 <= reply.seconds < math.inf:
+                raise ValueError(f"{reply.seconds} seconds of computing came")
+            features = decode(reply.features, data, (len(rows), self.features.shape[1], 1), 1)
+            self.features[rows], self.exits[rows] = features[0, :, :, 0], reply.exit
+            self._missing -= len(rows)
+            self.compute, self.arrived = reply.seconds, time.perf_counter() - self._started
+            self.received += len(raw)
+            if not self._missing:
+                self._done.set()
+
+    def fail(self, problem: str, *, absent: bool = False) -> None:
+        """Expect nothing more."""
+        with self._lock:
+            if not self._closed and self._missing:
+                self.problem, self.absent = problem, absent
+        self._done.set()
+
+    def wait(self) -> None:
+        """Wait until all is here, nothing more comes, or the deadline; then no row is taken any more."""
+        self._done.wait(self.left)
+        with self._lock:
+            self._closed = True
+            if self._missing and not self.problem:
+                came = len(self.exits) - self._missing
+                self.problem = f"late: {came} of {len(self.exits)} samples came within {self._deadline:g} s"
+                self.absent = not came
+
+
+class RemoteStudent:
+    """A device that serves a student.
+
+    Args:
+        channel: from `common.rpc.channels.connect`.
+        run: whose student is asked for.
+        number: which, from 1.
+        length: |P_k|, of its features.
+        num_exits: J.
+        coding: of the features: "fp32", "fp16", "bf16" or "uint8".
+    """
+
+    def __init__(self, channel: grpc.Channel, run: str, number: int, length: int, num_exits: int, coding: str) -> None:
+        self._method, self._health = channel.unary_stream(INFER), channel.unary_unary(HEALTH)
+        self._run, self._number, self._length, self._num_exits = run, number, length, num_exits
+        self._coding = CODINGS[coding]
+        # the second one so that a device which does not end its answer holds up nobody else, and itself not at once
+        self._readers = ThreadPoolExecutor(2, thread_name_prefix=f"student-{number}")
+        self._there, self._closed = Event(), Event()
+        self._problem, self._patience = "it has not said that it is there", math.inf
+        self._check: grpc.Future | None = None
+        self._prober = self._probe()
+
+    def ask(self, shape: Sequence[int], pixels: Data, policy: str, ids: Sequence[int], deadline: float) -> Collected:
+        """Send a batch, uint8 (B, C, H, W), and return at once what will come back of it: give that to `finish`."""
+        head = InferRequest(
+            run=self._run, student=self._number, shape=shape, ids=ids, policy=policy, coding=self._coding
+        )
+        collected = Collected(shape[0], self._length, self._num_exits, deadline)
+        self._readers.submit(self._exchange, head, pixels, collected)
+        return collected
+
+    def finish(self, collected: Collected) -> None:
+        """Wait for the answer, or its deadline; if nobody knows then whether the device is there, have it asked."""
+        collected.wait()
+        if collected.absent and self._there.is_set():
+            self._problem, self._patience = collected.problem, GRACE
+            self._there.clear()
+            self._prober = self._probe()
+
+    def close(self) -> None:
+        """Ask no more; the channel stays open."""
+        self._closed.set()
+        if self._check is not None:
+            self._check.cancel()
+        self._readers.shutdown(wait=True, cancel_futures=True)
+        self._prober.join()
+
+    def _exchange(self, head: InferRequest, pixels: Data, collected: Collected) -> None:
+        if not self._there.wait(min(self._patience, collected.left)):
+            self._patience = 0.0
+            collected.fail(f"down: {self._problem}")
+            return
+        request = framing.join(head, pixels)
+        collected.sent = len(request)
+        call = self._method(request, timeout=collected.left)
+        try:
+            for raw in call:
+                collected.add(raw)
+            collected.fail("its answer ended too early")
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+                collected.fail("")  # late, which `wait` puts into words
+            else:
+                collected.fail(_reason(error), absent=error.code() in ABSENT)
+        except (ValueError, DecodeError) as error:
+            collected.fail(f"its answer is none: {error}")
+            call.cancel()
+
+    def _probe(self) -> Thread:
+        """Start to ask the device whether it is there, until it is."""
+        thread = Thread(target=self._until_there, name=f"student-{self._number}-probe", daemon=True)
+        thread.start()
+        return thread
+
+    def _until_there(self) -> None:
+        request = health_pb2.HealthCheckRequest(service=STUDENTS).SerializeToString()
+        while not self._closed.is_set():
+            try:
+                self._check = self._health.future(request, timeout=PROBE, wait_for_ready=True)
+                status = health_pb2.HealthCheckResponse.FromString(self._check.result()).status
+                problem = "" if status == health_pb2.HealthCheckResponse.SERVING else "it does not serve"
+            except grpc.RpcError as error:
+                # whoever refuses is there, and tells each batch why
+                problem = _reason(error) if error.code() in ABSENT else ""
+            except (DecodeError, ValueError, grpc.FutureCancelledError) as error:  # no answer, or the channel is closed
+                problem = str(error)
+            if not problem:
+                self._there.set()
+                return
+            self._problem = problem
+            self._closed.wait(PAUSE)
+
+
+def _reason(error: grpc.RpcError) -> str:
+    details = " ".join(str(error.details()).split())
+    if error.code() in ABSENT:
+        return f"it cannot be reached: {details}"
+    return f"it refused: {error.code().name}: {details}"
