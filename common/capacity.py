@@ -6,6 +6,7 @@ virtual client's share of the mix):
     depth=2                                   the tier itself; where a method cuts the network: cut=5
     memory="512MB" compute="2GFLOPS" bandwidth="10Mbps"    what there is; each may be left out
     capacity="auto"                           probe this machine
+    capacity="low"                            one of CLASSES, for those who know no numbers
 """
 
 import os
@@ -26,6 +27,11 @@ TRAINING_MACS = 3  # a step costs about three forward passes: forward, gradient 
 ROUND_SECONDS = 60.0  # a device should train one local epoch within this, and move its model there and back
 POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 DECLARED = {"memory": "B", "compute": "FLOPS", "bandwidth": "bps"}  # what a device may declare, and its unit
+CLASSES = {
+    "low": {"memory": "64MB", "compute": "1GFLOPS"},  # to spare on a board of half a gigabyte
+    "medium": {"memory": "512MB", "compute": "20GFLOPS"},  # on a phone or a board of four
+    "high": {"memory": "4GB", "compute": "200GFLOPS"},  # on a laptop
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ class Choice:
 
     depth: int
     reason: str
+    lean: bool = False  # it fits, but what the server would send along to learn from does not
 
 
 def parse_capacity(node: Mapping[str, object]) -> Capacity:
@@ -52,9 +59,12 @@ def parse_capacity(node: Mapping[str, object]) -> Capacity:
     if "depth" in node or "cut" in node:
         return Capacity(**{name: _whole(node[name], name) for name in ("depth", "cut") if name in node})
     if "capacity" in node:
-        if node["capacity"] != "auto":
-            raise UserError(f'capacity={node["capacity"]!r}: write capacity="auto", or declare {", ".join(DECLARED)}')
-        return probe()
+        if node["capacity"] == "auto":
+            return probe()
+        if node["capacity"] not in CLASSES:
+            known = ", ".join(("auto", *CLASSES))
+            raise UserError(f"capacity={node['capacity']!r}: write capacity=NAME of {known}, or {', '.join(DECLARED)}")
+        node = CLASSES[str(node["capacity"])]
     given = {name: _quantity(node[name], name, unit) for name, unit in DECLARED.items() if name in node}
     return Capacity(given.get("memory"), given.get("compute"), given.get("bandwidth"))
 

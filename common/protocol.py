@@ -63,6 +63,7 @@ class ClientReport:
     reason: str
     num_examples: int
     refused: str = ""  # why this client cannot take part, if it cannot
+    lean: bool = False  # it cannot hold what the server sends along to learn from, see `common.capacity.Choice`
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from logging import INFO, WARNING
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,19 +23,20 @@ from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore import log
 
 from common import protocol
+from common.bundle import FILE, BundleInfo, save_bundle
 from common.config import RunConfig
 from common.data.images import Normalizer
 from common.devices import pick_device, threads
 from common.flat import FlatModel, FlatState, Layout, StateDict
 from common.folding import fraction_bits
-from common.networks import EarlyExitNetwork, NetworkSpec, build
-from common.networks.cost import cost_table
-from common.protocol import ClientReport, Entries, Order, Task
+from common.networks import EarlyExitNetwork
+from common.protocol import ClientReport, Entries, Order, PackedState, Task
 from strategies.aggregation import RoundCollector, RoundUpdate, average_layers
 from strategies.callbacks.base import Callback, Record
 from strategies.client_evaluation import check, summarise
 from strategies.evaluation import ServerEvaluator
 from strategies.exchange import exchange
+from strategies.parts import Spec
 from strategies.registry import method
 from strategies.roster import Roster, sample
 
@@ -55,7 +57,7 @@ class EarlyExitStrategy(Strategy):
     def __init__(
         self,
         config: RunConfig,
-        spec: NetworkSpec,
+        spec: Spec,
         classes: Sequence[str],
         normalizer: Normalizer,
         evaluator: ServerEvaluator | None = None,
@@ -66,16 +68,9 @@ class EarlyExitStrategy(Strategy):
         self.classes, self.normalizer = tuple(classes), normalizer
         self.callbacks = list(callbacks)
         self.device = pick_device(config.server.device)
-        self.network: EarlyExitNetwork = build(spec, config.run.seed)
-        self.spec = replace(spec, pretrained="")  # devices get weights, they need not have the file
-        self.costs = cost_table(self.network)
         found = method(self.name)
-        self.parts, self.measure, travels = found.parts, found.measure, partial(found.travels, config)
-        self.tiers = tuple(self.parts.numbers(self.costs, config))
-        prefixes = {d: FlatModel(self.parts.take(self.network, d)) for d in self.tiers}
-        self.layouts: dict[int, Layout] = {d: prefix.layout.only(travels) for d, prefix in prefixes.items()}
-        self.uploads: dict[int, Layout] = {d: prefix.upload_layout.only(travels) for d, prefix in prefixes.items()}
-        self.model: StateDict = {k: v.clone() for k, v in self.network.state_dict().items()}
+        self.parts, self.measure, self._travels = found.parts, found.measure, partial(found.travels, config)
+        self._build(spec)
         self.roster = Roster(config.clients.count, word=self.parts.word)
         self.committed: dict[int, int] = {}  # client -> round of its last committed state
         self.trained: set[int] = set()  # clients that took part in a round at least once
@@ -83,6 +78,18 @@ class EarlyExitStrategy(Strategy):
         self.seconds: dict[str, float] = {}  # of the current round, by phase
         self.traffic: dict[str, int] = {}
         self._asked: dict[int, ClientReport] = {}
+
+    def _build(self, spec: Spec) -> None:
+        """Make the network of this shape and what follows from it."""
+        seed, travels = self.config.run.seed, self._travels
+        self.network: EarlyExitNetwork = self.parts.whole(spec, seed)
+        self.spec = spec.without_weights()
+        self.costs = self.parts.costs(self.network)
+        self.tiers = tuple(self.parts.numbers(self.costs, self.config))
+        prefixes = {d: FlatModel(self.parts.take(self.network, d)) for d in self.tiers}
+        self.layouts: dict[int, Layout] = {d: prefix.layout.only(travels) for d, prefix in prefixes.items()}
+        self.uploads: dict[int, Layout] = {d: prefix.upload_layout.only(travels) for d, prefix in prefixes.items()}
+        self.model: StateDict = {k: v.clone() for k, v in self.network.state_dict().items()}
 
     # Hooks of a method
 
@@ -109,6 +116,10 @@ class EarlyExitStrategy(Strategy):
         """Return plain values that this client gets for itself."""
         return {}
 
+    def shared(self, clients: Sequence[ClientReport]) -> Mapping[str, PackedState]:
+        """Return states by name that these clients, all of one node, need beside their parts."""
+        return {}
+
     def merge(self, round_: int, update: RoundUpdate) -> Mapping[str, Any]:
         """Turn the round's tier averages into the next global model; return what is to be logged.
 
@@ -125,13 +136,38 @@ class EarlyExitStrategy(Strategy):
         """Return the MACs of a sample that leaves at each exit of the network that this client evaluates."""
         return self.parts.exit_macs(self.costs, self.depth(self.roster.reports[client]))
 
+    def whole_macs(self) -> list[float]:
+        """Return the MACs of a sample that leaves at each exit of the whole network."""
+        return self.parts.exit_macs(self.costs, self.tiers[-1])
+
     def part_state(self, depth: int) -> FlatState:
         """Return what is sent to clients of this depth."""
         return FlatState.of({key: self.model[key] for key in self.layouts[depth].keys})
 
+    def evaluate(self, *, final: bool = False) -> Mapping[str, Any]:
+        """Measure the global network on the server's samples; `final` also fits the exit policy."""
+        if self.evaluator is None:
+            return {}
+        return self.evaluator.evaluate(self.global_network(), self.whole_macs() if final else ())
+
+    def finish(self) -> None:
+        """Make what goes out with the finished model; a run that was killed after its last round has not yet."""
+        if self.evaluator and self.evaluator.policy is None:
+            self.evaluate(final=True)
+
     def final_model(self) -> StateDict:
         """Return the finished model, for the run's folder; nothing if it is with the clients."""
         return {} if self.personal else self.model
+
+    def save_final(self, folder: Path) -> None:
+        """Write what the run leaves behind for inference into its folder."""
+        if model := self.final_model():
+            policy = self.evaluator.policy if self.evaluator else None
+            info = BundleInfo(
+                self.spec.to_json(), len(self.network.tier_positions), self.classes, self.normalizer.mean,
+                self.normalizer.std, policy.to_json() if policy else "", run=self.config.run.name, half=self.half,
+            )  # fmt: skip
+            save_bundle(folder / FILE, model, info)
 
     def state_dict(self) -> tuple[StateDict, dict[str, Any]]:
         """Return tensors and plain values that a resumed run needs beyond the global model."""
@@ -255,7 +291,7 @@ class EarlyExitStrategy(Strategy):
         every = self.config.server.evaluate_every
         if self.evaluator and every and (round_ % every == 0 or round_ == self.rounds):
             with self._phase("evaluate"), threads(self.config.server.threads):
-                accuracy = self.evaluator.evaluate(self.global_network(), final=round_ == self.rounds)
+                accuracy = self.evaluate(final=round_ == self.rounds)
         client_accuracy: Mapping[str, Any] = {}
         if questions := self.configure_evaluate(round_, None, None, grid):
             with self._phase("client evaluation"):
@@ -355,7 +391,7 @@ class EarlyExitStrategy(Strategy):
                     c.client, self.depth(c), self.committed.get(c.client, 0), names[serving[c.client]], self.extra(c)
                 ) for c in sorted(members, key=lambda c: c.client)
             )  # fmt: skip
-            states = {name: packed[depth] for depth, name in names.items()}
+            states = {name: packed[depth] for depth, name in names.items()} | dict(self.shared(members))
             content = protocol.pack_order(replace(order, tasks=tasks), states, self.entries(members))
             message = Message(
                 content=content, dst_node_id=node, message_type=kind,
@@ -367,12 +403,10 @@ class EarlyExitStrategy(Strategy):
 
     def _deliver(self, grid: Grid) -> None:
         """Give every reachable client its final model, for inference without a server."""
-        # a run that was killed after its last round has, when continued, asked no node and fitted no thresholds yet
-        if not self.roster.nodes:
+        if not self.roster.nodes:  # it was killed after its last round and has, when continued, asked none yet
             self._discover(grid)
-        if self.evaluator and self.evaluator.policy is None:
-            with self._phase("evaluate"), threads(self.config.server.threads):
-                self.evaluator.evaluate(self.global_network(), final=True)
+        with self._phase("evaluate"), threads(self.config.server.threads):
+            self.finish()
         with self._phase("deliver"):
             order = self._order(self.round)
             policy = self.evaluator.policy if self.evaluator else None

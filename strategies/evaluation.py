@@ -4,7 +4,7 @@ Thresholds are fitted on validation data (the union of the clients' validation p
 nothing is ever chosen on test data.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,7 +21,6 @@ from common.exits import (
     exit_predictions,
 )
 from common.networks import EarlyExitNetwork
-from common.networks.cost import cost_table
 
 
 class ServerEvaluator:
@@ -41,8 +40,11 @@ class ServerEvaluator:
         self.device, self.batch_size, self.accuracy_loss = device, batch_size, accuracy_loss
         self.policy: ThresholdPolicy | None = None
 
-    def evaluate(self, network: EarlyExitNetwork, *, final: bool = False) -> dict[str, Any]:
-        """Return accuracies in [0, 1] per exit, on validation and on test; `final` adds the cost curve."""
+    def evaluate(self, network: EarlyExitNetwork, exit_macs: Sequence[float] = ()) -> dict[str, Any]:
+        """Return accuracies in [0, 1] per exit, on validation and on test.
+
+        Given the MACs of a sample that leaves at each exit, add the cost curve and fit `policy`.
+        """
         home = next(network.parameters()).device
         network.to(self.device)
         try:
@@ -56,20 +58,18 @@ class ServerEvaluator:
             "mean": sum(exits) / len(exits),
             "validation": anytime_accuracy(*held_out).tolist(),
         }
-        if final:
-            result |= self._cost_curve(network, held_out, test)
+        if exit_macs:
+            result |= self._cost_curve(exit_macs, held_out, test)
         return result
 
     def _cost_curve(
-        self, network: EarlyExitNetwork, held_out: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]
+        self, macs: Sequence[float], held_out: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]
     ) -> dict[str, Any]:
-        costs = cost_table(network)
-        macs = [float(costs.macs(e)) for e in range(len(network.exit_positions))]
         self.policy = calibrate(*held_out, macs, self.accuracy_loss)
         left = self.policy.exits(test[0])
         hits = exit_predictions(test[0], left) == test[1]
         return {
-            "exit_macs": macs,
+            "exit_macs": list(macs),
             "budgeted": [asdict(point) for point in budgeted_curve(*held_out, *test, macs)],
             "calibrated": {
                 "thresholds": list(self.policy.thresholds),

@@ -15,12 +15,11 @@ from flwr.supercore import log
 from numpy.typing import NDArray
 
 from common import paths
-from common.bundle import FILE, BundleInfo, save_bundle
+from common.bundle import BundleInfo
 from common.devices import deterministic, threads
 from common.errors import UserError
 from common.exits import ThresholdPolicy
 from common.folding import Fold, check
-from common.networks.cost import CostTable
 from common.protocol import ClientResult, NodeReport, Order, Payload, Reply, Task
 from strategies.client_evaluation import score
 from strategies.local import Job, LocalMethod, Outcome
@@ -59,10 +58,10 @@ def train(order: Order, payload: Payload, node: Mapping[str, object]) -> Reply:
 def evaluate(order: Order, payload: Payload, node: Mapping[str, object]) -> Reply:
     """Let every client measure the model that it would use, on its own images; see `client_evaluation`."""
     site, reply = Site(order, node), Reply([])
-    local, costs = site.method.local(), CostTable.from_json(order.costs)
+    local = site.method.local()
 
     def measure(task: Task) -> None:
-        reply.entries[task.client] = _scores(site, local, _personal_job(site, payload, local, task), costs)
+        reply.entries[task.client] = _scores(site, local, _personal_job(site, payload, local, task))
 
     return _each(site, order.tasks, measure, "could not evaluate", reply)
 
@@ -165,7 +164,7 @@ def _job(site: Site, payload: Payload, task: Task, *, training: bool) -> Job:
     return Job(
         task.client, task.depth, order.round, site.config, model, site.device, partial(site.data, task.client),
         order.method, task.extra, payload.entries.get(task.client, {}), kept,
-        partial(site.method.travels, site.config), partial(site.initial, task.depth),
+        partial(site.method.travels, site.config), partial(site.initial, task.depth), payload.states,
     )  # fmt: skip
 
 
@@ -179,19 +178,20 @@ def _personal_job(site: Site, payload: Payload, local: LocalMethod, task: Task) 
 def _store_model(site: Site, payload: Payload, local: LocalMethod, task: Task) -> None:
     order, facts = site.order, site.order.method
     folder = paths.store_root(site.config.clients.store, site.node.get("state")) / order.run
-    job, policy, name = _personal_job(site, payload, local, task), str(facts["policy"]), f"depth-{task.depth}"
+    job, policy = _personal_job(site, payload, local, task), str(facts["policy"])
+    name = f"{site.method.parts.word}-{task.depth}"
     if facts["personal"]:
-        scores = _scores(site, local, job, CostTable.from_json(order.costs))
-        policy, name = _own_policy(scores, site.method.measure), f"client-{task.client:06d}"
+        policy = _own_policy(_scores(site, local, job), site.method.measure)
+        name = f"client-{task.client:06d}"
     depth, cut = site.method.parts.named(task.depth)
     info = BundleInfo(
         order.network, depth, order.classes, tuple(facts["mean"]), tuple(facts["std"]), policy, cut, order.run
     )
-    save_bundle(folder / name / FILE, job.model.module.state_dict(), info)
+    local.store(job, folder / name, info)
 
 
-def _scores(site: Site, local: LocalMethod, job: Job, costs: CostTable) -> dict[str, NDArray[Any]]:
-    macs = site.method.parts.exit_macs(costs, job.depth)
+def _scores(site: Site, local: LocalMethod, job: Job) -> dict[str, NDArray[Any]]:
+    macs = site.method.parts.exit_macs(site.costs, job.depth)
     return score(local.network(job), job.data(), macs, job.config.server.accuracy_loss, site.method.measure)
 
 

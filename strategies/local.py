@@ -7,12 +7,14 @@ the method. State comes in with the job and goes out with the outcome.
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from common.bundle import FILE, BundleInfo, save_bundle
 from common.client_store import ClientState
 from common.config import RunConfig
 from common.data.batches import batches
@@ -49,6 +51,7 @@ class Job:
     kept: ClientState = field(default_factory=ClientState)  # what this client kept from its last committed round
     travels: Callable[[str], bool] = everything  # which keys of the model the server averages
     initial: Callable[[], StateDict] = dict  # the model as the run's seed makes it
+    states: Mapping[str, FlatState] = field(default_factory=dict)  # all that the message carries, by name
 
     @property
     def upload_layout(self) -> Layout:
@@ -100,6 +103,10 @@ class LocalMethod(Protocol):
         """Return the network that this client evaluates, made of the personalised model."""
         ...
 
+    def store(self, job: Job, folder: Path, info: BundleInfo) -> None:
+        """Write the personalised model for inference without a server."""
+        ...
+
 
 class LocalTraining:
     """E local epochs of mini-batch SGD with the configured objective (FedAvg's client)."""
@@ -128,6 +135,10 @@ class LocalTraining:
     def network(self, job: Job) -> EarlyExitNetwork:
         """Return the model's."""
         return job.model.module
+
+    def store(self, job: Job, folder: Path, info: BundleInfo) -> None:
+        """Write a bundle."""
+        save_bundle(folder / FILE, job.model.module.state_dict(), info)
 
     def steps(self, job: Job) -> Generator[None, None, Outcome]:
         """Train one client for one round, in one go."""

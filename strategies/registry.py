@@ -15,6 +15,7 @@ MODULES = {
     "cafedistill": "strategies.cafedistill",
     "darkdistill": "strategies.darkdistill",
     "depthfl": "strategies.depthfl",
+    "distree": "strategies.distree",
     "ditto": "strategies.ditto",
     "eefl": "strategies.eefl",
     "exclusivefl": "strategies.exclusivefl",
@@ -32,6 +33,7 @@ SECTIONS = {
     "darkdistill": "strategies.darkdistill.config:DarkDistillConfig",
     "depthfl": "strategies.depthfl:DepthFLConfig",
     "difficulty": "strategies.darkdistill.config:DifficultyConfig",
+    "distree": "strategies.distree.config:DistrEEConfig",
     "ditto": "strategies.ditto:DittoConfig",
     "fedprox": "strategies.fedprox:FedProxConfig",
     "fedrep": "strategies.fedrep:FedRepConfig",
@@ -49,7 +51,7 @@ class Method:
     local: Callable[[], LocalMethod]
     ensemble: Callable[[RunConfig], float] = lambda config: config.objective.ensemble  # the network's, see NetworkSpec
     travels: Callable[[RunConfig, str], bool] = lambda config, key: True  # which keys of the model are averaged
-    parts: Parts = TIERS  # what of the network a device trains
+    parts: Parts[Any, Any, Any] = TIERS  # what of the network a device trains
     measure: str = "softmax"  # of confidence, by which a client's samples leave early; see `common.exits.confidence`
     exits: bool = True  # False: the network has no exit but its last one; devices get theirs at their cuts
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 
@@ -19,8 +20,7 @@ from common.data.clients import ClientData, Population, own_data, shared_data
 from common.devices import pick_device
 from common.errors import UserError
 from common.flat import FlatModel, StateDict
-from common.networks import EarlyExitNetwork, NetworkSpec, build
-from common.networks.cost import CostTable
+from common.networks import EarlyExitNetwork
 from common.protocol import ClientReport, Order
 from strategies.registry import Method, method, sections
 
@@ -72,7 +72,7 @@ class Site:
         except UserError as error:
             return ClientReport(client, 0, str(error), 0, refused=str(error))
         refused = choice.reason if choice.depth == 0 else "" if samples else "it has no training images"
-        return ClientReport(client, choice.depth, choice.reason, samples, refused)
+        return ClientReport(client, choice.depth, choice.reason, samples, refused, choice.lean)
 
     def samples(self, client: int) -> int:
         """Return how many images a client trains on; a virtual client's images are not touched for that."""
@@ -81,7 +81,7 @@ class Site:
     def data(self, client: int) -> ClientData:
         """Return a client's images on the device."""
         if "data" in self.node:
-            shape, folder = NetworkSpec.from_json(self.order.network).input_shape, str(self.node["data"])
+            shape, folder = self.method.parts.spec(self.order.network).input_shape, str(self.node["data"])
             return own_data(folder, self.config.data, self.order.classes, shape, self.config.run.seed, self.device)
         return shared_data(self._population, client, self.device)
 
@@ -99,11 +99,16 @@ class Site:
         """The run's method."""
         return method(self.config.run.strategy)
 
+    @cached_property
+    def costs(self) -> Any:
+        """What the method's parts cost."""
+        return self.method.parts.read_costs(self.order.costs)
+
     def _choose(self, client: int, samples: int) -> Choice:
-        costs, section = CostTable.from_json(self.order.costs), self.config.clients
+        parts, section = self.method.parts, self.config.clients
         if self.declares or "capacity" in self.node:
-            return self.method.parts.choose(parse_capacity(self.node), costs, self.config, samples)
-        numbers = self.method.parts.numbers(costs, self.config)
+            return parts.choose(parse_capacity(self.node), self.costs, self.config, samples, client)
+        numbers = parts.numbers(self.costs, self.config)
         place = mix_depth(section.mix, client, section.count, len(numbers))
         return Choice(numbers[place - 1], f"mix {section.mix}")
 
@@ -118,15 +123,18 @@ def _read_config(text: str) -> RunConfig:
 
 
 @lru_cache(maxsize=2)
-def _network(spec: str, seed: int) -> EarlyExitNetwork:
-    return build(NetworkSpec.from_json(spec), seed)
+def _network(spec: str, seed: int, strategy: str) -> EarlyExitNetwork:
+    parts = method(strategy).parts
+    network: EarlyExitNetwork = parts.whole(parts.spec(spec), seed)
+    return network
 
 
 @lru_cache(maxsize=16)
 def _initial(spec: str, seed: int, strategy: str, depth: int) -> StateDict:
-    return method(strategy).parts.take(_network(spec, seed), depth).state_dict()
+    state: StateDict = method(strategy).parts.take(_network(spec, seed, strategy), depth).state_dict()
+    return state
 
 
 @lru_cache(maxsize=16)
 def _model(spec: str, seed: int, strategy: str, depth: int, device: torch.device) -> FlatModel[EarlyExitNetwork]:
-    return FlatModel(method(strategy).parts.take(_network(spec, seed), depth).to(device))
+    return FlatModel(method(strategy).parts.take(_network(spec, seed, strategy), depth).to(device))

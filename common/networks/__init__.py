@@ -79,6 +79,10 @@ class NetworkSpec:
     vocabulary: int = 0
     """Number of token ids; 0 = images."""
 
+    def without_weights(self) -> "NetworkSpec":
+        """Return the spec without its file of weights."""
+        return replace(self, pretrained="")
+
     def to_json(self) -> str:
         """Return the spec as one line of JSON."""
         return json.dumps(asdict(self))

@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from flwr.supercore import log
 
-from common.bundle import FILE, BundleInfo, save_bundle
 from common.client_store import NAME
 from common.config import RunConfig
 from common.errors import UserError
@@ -114,14 +113,8 @@ class RunFolder(Callback):
 
     def on_end(self, strategy: EarlyExitStrategy, failure: str) -> None:
         """Write the end event and, if all went well, the finished model."""
-        if not failure and (model := strategy.final_model()):
-            policy = strategy.evaluator.policy if strategy.evaluator else None
-            normalizer, depth = strategy.normalizer, len(strategy.network.tier_positions)  # the whole network
-            info = BundleInfo(
-                strategy.spec.to_json(), depth, strategy.classes, normalizer.mean, normalizer.std,
-                policy.to_json() if policy else "", run=strategy.config.run.name, half=strategy.half,
-            )  # fmt: skip
-            save_bundle(self.folder / "final" / FILE, model, info)
+        if not failure:
+            strategy.save_final(self.folder / "final")
         self._append({"event": "end", "rounds": strategy.round, "failure": failure})
 
     def _append(self, event: dict[str, Any]) -> None:

@@ -55,6 +55,11 @@ class StudentsSpec:
         return self.teacher.num_classes
 
     @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one image (C, H, W)."""
+        return self.teacher.input_shape
+
+    @property
     def numbers(self) -> range:
         """The students' numbers, from 1."""
         return range(1, len(self.backbones) + 1)

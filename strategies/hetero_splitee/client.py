@@ -12,12 +12,14 @@ Units, exit and momentum stay with the client from round to round.
 
 from collections.abc import Generator
 from functools import lru_cache
+from pathlib import Path
 from typing import cast
 
 import grpc
 import torch
 from torch import Tensor, nn
 
+from common.bundle import FILE, BundleInfo, save_bundle
 from common.client_store import ClientState
 from common.data.batches import batches
 from common.flat import FlatState
@@ -87,6 +89,10 @@ class SplitTraining:
     def network(self, job: Job) -> EarlyExitNetwork:
         """Return the device's exit and, behind it, the server's last one."""
         return cast(EarlyExitNetwork, SplitNetwork(job))
+
+    def store(self, job: Job, folder: Path, info: BundleInfo) -> None:
+        """Write the device's part."""
+        save_bundle(folder / FILE, job.model.module.state_dict(), info)
 
     def _learner(self, job: Job) -> Learner:
         device = Learner(job.model)

@@ -12,11 +12,12 @@ from common.networks import EarlyExitNetwork
 from common.networks.cost import CostTable
 from strategies.hetero_splitee.config import SplitEEConfig
 from strategies.hetero_splitee.learner import device_part
+from strategies.parts import NetworkParts
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "uint8": 1}  # per value on the wire
 
 
-class Cuts:
+class Cuts(NetworkParts):
     """Units before a cut, with one exit at the cut."""
 
     word = "cut"
@@ -46,7 +47,7 @@ class Cuts:
         """Return the MACs of a sample that the device answers, and of one that the server answers, both sides added."""
         return [float(costs.cut_macs(number)), float(costs.cut_macs(len(costs.units)))]
 
-    def choose(self, capacity: Capacity, costs: CostTable, config: RunConfig, samples: int) -> Choice:
+    def choose(self, capacity: Capacity, costs: CostTable, config: RunConfig, samples: int, client: int = 0) -> Choice:
         """Return the deepest cut that memory, processor and link carry in a local epoch of `samples` samples."""
         offered = self.numbers(costs, config)
         if capacity.cut is not None:

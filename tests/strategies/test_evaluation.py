@@ -42,6 +42,11 @@ def evaluator(source, **changes) -> ServerEvaluator:
     return ServerEvaluator(**(options | changes))
 
 
+def macs(network) -> list[float]:
+    costs = cost_table(network)
+    return [float(costs.macs(e)) for e in range(3)]
+
+
 def accuracies(network, images) -> list[float]:
     with torch.inference_mode():
         outputs = network.eval()(normalizer(DATA, 1)(images.inputs))
@@ -64,17 +69,16 @@ def test_the_batch_size_changes_nothing(source, network):
 def test_the_network_is_left_as_it_was(source, network):
     before = {k: v.clone() for k, v in network.state_dict().items()}
     network.train()
-    evaluator(source).evaluate(network, final=True)
+    evaluator(source).evaluate(network, macs(network))
     assert network.training
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
 
 def test_the_last_evaluation_calibrates_and_draws_the_curve(source, network):
     judge = evaluator(source)
-    result = judge.evaluate(network, final=True)
+    result = judge.evaluate(network, macs(network))
     assert json.dumps(json.loads(json.dumps(result))) == json.dumps(result)
-    costs = cost_table(network)
-    assert result["exit_macs"] == [costs.macs(e) for e in range(3)]
+    assert result["exit_macs"] == macs(network)
     assert result["exit_macs"] == sorted(result["exit_macs"])
     found = result["calibrated"]
     policy = ThresholdPolicy(tuple(found["thresholds"]))
@@ -93,7 +97,7 @@ def test_the_last_evaluation_calibrates_and_draws_the_curve(source, network):
 
 def test_nothing_is_chosen_on_test_images(source, network):
     one, two = evaluator(source), evaluator(source, test=source.test.subset(range(150, 200)))
-    first, second = one.evaluate(network, final=True), two.evaluate(network, final=True)
+    first, second = one.evaluate(network, macs(network)), two.evaluate(network, macs(network))
     assert first["exits"] != second["exits"]
     assert one.policy == two.policy
     assert [p["thresholds"] for p in first["budgeted"]] == [p["thresholds"] for p in second["budgeted"]]
@@ -101,7 +105,7 @@ def test_nothing_is_chosen_on_test_images(source, network):
 
 def test_the_allowed_loss_bounds_what_early_exits_cost(source, network):
     strict, lax = evaluator(source, accuracy_loss=0.0), evaluator(source, accuracy_loss=0.9)
-    cheap, dear = lax.evaluate(network, final=True), strict.evaluate(network, final=True)
+    cheap, dear = lax.evaluate(network, macs(network)), strict.evaluate(network, macs(network))
     assert cheap["calibrated"]["mean_macs"] < dear["calibrated"]["mean_macs"]
 
 

@@ -6,7 +6,7 @@ from common.objectives import ObjectiveConfig
 from strategies.base import EarlyExitStrategy
 from strategies.registry import MODULES, SECTIONS, method, sections
 
-OWN_LOSS = ("cafedistill", "depthfl", "fedavg", "hetero_splitee")  # the run's objective does not apply
+OWN_LOSS = ("cafedistill", "depthfl", "distree", "fedavg", "hetero_splitee")  # the run's objective does not apply
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -16,7 +16,7 @@ def test_every_method_has_its_halves_under_its_name(name):
     assert found.strategy.name == name
     local = found.local()
     assert all(callable(getattr(local, step)) for step in ("load", "steps", "personalise", "network"))
-    assert found.parts.word in ("depth", "cut")
+    assert found.parts.word in ("depth", "cut", "student")
     assert found.ensemble(RunConfig()) == 0.0
 
 

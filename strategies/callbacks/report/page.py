@@ -142,11 +142,13 @@ def _accuracies(run: RunData) -> str:
         return table(("", "accuracy"), [*rows, ["mean", percent_text(sum(exits) / len(exits))]], numbers=(1,))
     chosen, macs = run.final["calibrated"], run.final["exit_macs"]
     total = sum(chosen["exit_histogram"])
+    thresholds = [threshold_text(t) for t in [*chosen["thresholds"], None]]
+    if not chosen["thresholds"]:
+        thresholds = ["by device"] * len(macs)
     rows = [
-        [f"exit {e}", percent_text(a), percent_text(v), f"{m / 1e6:.3f}", threshold_text(t), percent_text(n / total)]
-        for e, (a, v, m, t, n) in enumerate(
-            zip(run.final["exits"], run.final["validation"], macs, [*chosen["thresholds"], None],
-                chosen["exit_histogram"], strict=True),
+        [f"exit {e}", percent_text(a), percent_text(v), f"{m / 1e6:.3f}", threshold, percent_text(n / total)]
+        for e, (a, v, m, threshold, n) in enumerate(
+            zip(run.final["exits"], run.final["validation"], macs, thresholds, chosen["exit_histogram"], strict=True),
             start=1,
         )
     ]  # fmt: skip

@@ -1,0 +1,229 @@
+"""DistrEE, federated: every device trains one student of a teacher, on images that stay where they are.
+
+Before the first round:
+
+1. Look at the teacher's last filters on the server's validation images and partition them (`partition.py`).
+2. Build a student per part; each device takes the one that it can carry (`parts.py`).
+
+A round:
+
+3. Send each client its student and the classifier's columns of all; once, the teacher too.
+4. Clients train (`client.py`).
+5. A student and its columns are averaged over the clients that hold it, the bias over all.
+
+After the last round:
+
+6. Fit the students' exit policies on the validation images; give each client its student.
+
+Source: DistrEE (Peng et al., arXiv 2502.15735), where one machine trains all students jointly.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from logging import INFO, WARNING
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from flwr.supercore import log
+
+from common import paths, protocol
+from common.config import RunConfig
+from common.data import Normalizer, load
+from common.data.clients import Population
+from common.data.images import SampleSet
+from common.devices import pick_device, threads
+from common.errors import UserError
+from common.flat import FlatState, StateDict
+from common.networks import NetworkSpec
+from common.protocol import ClientReport, Entries, PackedState
+from strategies.aggregation import RoundUpdate, average_layers
+from strategies.base import EarlyExitStrategy
+from strategies.callbacks.base import Callback
+from strategies.distree.calibration import operate
+from strategies.distree.client import IMAGES, LABELS, POLICIES, TEACHER, teach
+from strategies.distree.config import DistrEEConfig
+from strategies.distree.finish import finish_students, measure
+from strategies.distree.joint import teacher_activations
+from strategies.distree.objective import exit_weights
+from strategies.distree.partition import partition
+from strategies.distree.public import public_images
+from strategies.distree.stored import CALIBRATED, StoredStudents, save_students
+from strategies.distree.students import Students, StudentsSpec, students_spec
+from strategies.distree.teacher import load_teacher
+from strategies.evaluation import ServerEvaluator
+
+
+class DistrEE(EarlyExitStrategy):
+    """Average each student over the devices that train it."""
+
+    name = "distree"
+    nested = False  # a student is no part of another
+
+    def __init__(
+        self,
+        config: RunConfig,
+        spec: NetworkSpec,
+        classes: Sequence[str],
+        normalizer: Normalizer,
+        evaluator: ServerEvaluator | None = None,
+        callbacks: Iterable[Callback] = (),
+    ) -> None:
+        """`spec` is the students' backbone. Raises `UserError` when there is no teacher that fits, or no images."""
+        self.settings: DistrEEConfig = config.methods["distree"]
+        images = self._check(config)
+        self.teacher = load_teacher(Path(self.settings.teacher), images)
+        constants = self.teacher.normalizer
+        if (constants.mean, constants.std) != (normalizer.mean, normalizer.std):
+            raise UserError("the teacher was trained with other data.mean and data.std: give this run the same")
+        self.validation = images.subset(Population(config.data, config.clients.count, config.run.seed).validation())
+        with threads(config.server.threads):
+            students = self._plan(config, spec, normalizer)
+        super().__init__(config, students, classes, normalizer, evaluator, callbacks)
+        exit_weights(self.settings.exit_weights, self.students.num_exits)
+        self.public: SampleSet | None = None
+        if self.settings.without_teacher == "public":
+            self.public = public_images(self.settings, images, config.run.seed)
+        self.finished: StoredStudents | None = None
+        self._untaught: frozenset[int] = frozenset()  # clients of this round that have no answers of the teacher yet
+
+    @property
+    def students(self) -> Students:
+        """All students, with the weights that they were last given."""
+        return cast(Students, self.network)
+
+    def prepare(self, round_: int, clients: Sequence[ClientReport]) -> None:
+        """Note who needs the teacher, and tell when a student has no device to train it."""
+        self._untaught = frozenset(c.client for c in clients if c.client not in self.committed)
+        held = {self.depth(client) for client in self.roster.available()}
+        for number in sorted(set(self.tiers) - held) if round_ == 1 else ():
+            log(WARNING, "no device trains student %d: declare depth=%d on one, or take fewer students", number, number)
+
+    def whole_macs(self) -> list[float]:
+        """Return the MACs of a sample that leaves all students at the same exit."""
+        return [sum(macs) for macs in zip(*(self.parts.exit_macs(self.costs, k) for k in self.tiers), strict=True)]
+
+    def method_order(self, round_: int) -> Mapping[str, Any]:
+        """Tell the devices, with their finished students, the exit policies."""
+        if self.finished is None:
+            return {}
+        policies = {
+            k: {name: chosen[k].to_json() for name, chosen in self.finished.policies.items()} for k in self.tiers
+        }
+        return {POLICIES: policies}
+
+    def shared(self, clients: Sequence[ClientReport]) -> Mapping[str, PackedState]:
+        """Return the teacher if any of these clients is to ask it for the first time."""
+        asking = any(c.client in self._untaught and not c.lean for c in clients)
+        return {TEACHER: self._packed_teacher} if asking else {}
+
+    def entries(self, clients: Sequence[ClientReport]) -> Entries:
+        """Return public images with the teacher's answers for clients that cannot hold it, once."""
+        return {c.client: self._public_lesson for c in clients if c.client in self._untaught and c.lean}
+
+    def merge(self, round_: int, update: RoundUpdate) -> Mapping[str, Any]:
+        """Average by name what clients trained: other students' columns, which they only held, count for nothing."""
+        trained = {k: {key: tier.state[key] for key in self.uploads[k].keys} for k, tier in update.tiers.items()}
+        self.model |= average_layers(trained, {k: float(tier.weight) for k, tier in update.tiers.items()})
+        self._untaught = frozenset()
+        return {}
+
+    def evaluate(self, *, final: bool = False) -> Mapping[str, Any]:
+        """Measure the joint exits, and in the end what the devices' own exit policies cost and give on test images.
+
+        These take the place of thresholds on the joint logits, which no device sees before it stops.
+        """
+        result = dict(super().evaluate(final=final))
+        if not final or self.evaluator is None:
+            return result
+        self.finish()
+        assert self.finished is not None
+        test = measure(self.students, self.evaluator.test, self.normalizer, self.device)
+        points = {name: operate(chosen, test) for name, chosen in self.finished.policies.items()}
+        curve = [operate(chosen, test) for chosen in reversed(self.finished.ladder)]
+        chosen = points[CALIBRATED]
+        return result | {
+            "budgeted": [{"mean_macs": point.cost, "accuracy": point.accuracy} for point in curve],
+            "calibrated": {
+                "thresholds": [], "accuracy": chosen.accuracy, "mean_macs": chosen.cost,
+                "exit_histogram": [sum(column) for column in zip(*chosen.histogram.values(), strict=True)],
+            },
+            POLICIES: {name: asdict(point) for name, point in points.items()},
+        }  # fmt: skip
+
+    def finish(self) -> None:
+        """Fit the exit policies on validation images."""
+        if self.finished is None:
+            self.global_network()
+            self.finished, _ = finish_students(
+                self.students, self.validation, self.normalizer, self.settings.max_accuracy_loss, self.device,
+                self.config.run.name,
+            )  # fmt: skip
+
+    def save_final(self, folder: Path) -> None:
+        """Write the aggregator's file and one per student."""
+        assert self.finished is not None
+        save_students(folder, self.finished)
+
+    def state_dict(self) -> tuple[StateDict, dict[str, Any]]:
+        """Return the partition, which another machine's last bits may turn out differently, and whose it is."""
+        return {}, {"spec": self.spec.to_json(), "teacher": self._fingerprint}
+
+    def load_state_dict(self, tensors: StateDict, values: Mapping[str, Any]) -> None:
+        """Take `state_dict`'s result back; raises `UserError` when the teacher is not the one of the run's start."""
+        if values["teacher"] != self._fingerprint:
+            raise UserError(f"distree.teacher {self.settings.teacher} is another one than when this run started")
+        if values["spec"] != self.spec.to_json():
+            model = self.model
+            self._build(StudentsSpec.from_json(values["spec"]))
+            self.model = model
+
+    def _check(self, config: RunConfig) -> SampleSet:
+        """Return the server's training images; raises `UserError` for what this method cannot do."""
+        if not self.settings.teacher:
+            raise UserError("distree needs a teacher: set distree.teacher to a finished run's folder")
+        if config.server.clients_evaluate_every:
+            raise UserError("a device has one student of several: leave server.clients-evaluate-every at 0 in distree")
+        if config.network.pretrained:
+            raise UserError("distree's students start from the run's seed: leave network.pretrained empty")
+        if config.data.is_text:
+            raise UserError("distree's students see images: choose another data.name")
+        images = load(config.data, paths.cache_root()).train
+        if not len(images) or not config.data.validation:
+            raise UserError("distree looks at the teacher's filters on the server's validation images: it needs some")
+        return images
+
+    def _plan(self, config: RunConfig, backbone: NetworkSpec, normalizer: Normalizer) -> StudentsSpec:
+        """Return the students' spec, from the cheapest to the dearest, so that none is larger than declared."""
+        settings, device = self.settings, pick_device(config.server.device)
+        activations = teacher_activations(self.teacher.network, self.validation, normalizer, device)
+        self.teacher.network.cpu()
+        widths = tuple(sorted(settings.widths))
+        found = partition(activations, settings, widths or (1,) * settings.students, config.run.seed)
+        for line in found.report():
+            log(INFO, "%s", line)
+        return students_spec(self.teacher.spec, backbone, found.parts, widths)
+
+    @cached_property
+    def _teacher_state(self) -> FlatState:
+        return FlatState.of(self.teacher.network.state_dict())
+
+    @cached_property
+    def _packed_teacher(self) -> PackedState:
+        return protocol.pack_state(self._teacher_state)
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return hashlib.sha256(self._teacher_state.floats.numpy().tobytes()).hexdigest()
+
+    @cached_property
+    def _public_lesson(self) -> Mapping[str, np.ndarray]:
+        assert self.public is not None
+        images, spec = self.public.inputs, cast(StudentsSpec, self.spec)
+        with torch.no_grad():
+            answers = teach(self.teacher.network, self.normalizer(images), spec, self.config.train.batch_size)
+        lesson = {IMAGES: images, LABELS: self.public.labels, **answers}
+        return {name: value.numpy() for name, value in lesson.items()}
