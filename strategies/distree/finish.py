@@ -31,9 +31,11 @@ def finish_students(
         raise UserError("there are no validation images to calibrate the exits on: set data.validation above 0")
     samples = measure(students, validation, normalize, device)
     policies = comparable_policies(samples, max_accuracy_loss)
+    rungs, means = ladder(samples), {k: f[-1].mean(0) for k, f in samples.features.items()}
+    costs = [operate(rung, samples).costs for rung in rungs]
     stored = StoredStudents(
-        students, validation.classes, normalize.to("cpu"), {k: f[-1].mean(0) for k, f in samples.features.items()},
-        policies, ladder(samples), run,
+        students, validation.classes, normalize.to("cpu"), means, policies, rungs,
+        {k: [rung[k] for rung in costs] for k in means}, run,
     )  # fmt: skip
     return stored, {name: asdict(operate(chosen, samples)) for name, chosen in policies.items()}
 

@@ -1,0 +1,125 @@
+"""DistrEE on CIFAR-10: accuracy of every exit, and accuracy against MACs for every exit policy.
+
+    python -m server teacher --out runs/teacher -c data.name=cifar10 -c data.root=/data/cifar10 \
+        -c network.name=wrn16 -c network.width=4 --epochs 8 --autocast
+    python -m server students --teacher runs/teacher --out runs/students -c data.name=cifar10 \
+        -c data.root=/data/cifar10 -c network.name=wrn16 --epochs 8 --autocast
+    python -m benchmarks.distree runs/students [more such folders]
+
+Thresholds are fitted on validation images, the figures are of the test images.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.common import save
+from common.data import DataConfig, client_split, load
+from common.exits import BUDGET_SWEEP
+from server.students import VALIDATION
+from strategies.distree.calibration import Policies, Samples, fit, operate, sweep_fractions, within
+from strategies.distree.finish import measure
+from strategies.distree.policies import FeatureDifference, NeighbourSimilarity, Random, oracle_exits
+from strategies.distree.scores import ScorePolicy
+from strategies.distree.stored import load_students
+
+SAVINGS = (0.2, 0.276, 0.4)  # of all MACs; the paper saves 27.6 %
+PAPER = {"exits": [0.47, 0.66, 0.73, 0.79, 0.87, 0.89, 0.91], "accuracy": 0.91, "saved": 0.276}
+SEED = 1  # of the split in `server students`
+Fitted = Callable[[float], Policies]
+
+
+def main() -> None:
+    """Measure every folder of students."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--name", default="distree_cifar10")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    root = Path(os.environ.get("EARLYBLOOM_DATA", "../shared/data")).resolve() / "cifar10"
+    source = load(DataConfig("cifar10", str(root)), None)
+    held_out = source.train.subset(client_split(np.arange(len(source.train)), VALIDATION, SEED, 0).validation)
+    result: dict[str, Any] = {"paper": PAPER}
+    for folder in options.folders:
+        stored = load_students(folder)
+        validation, test = (
+            measure(stored.students, images, stored.normalizer, torch.device("cpu"))
+            for images in (held_out, source.test)
+        )
+        result[folder.name] = {
+            "training": json.loads((folder / "report.json").read_text()),
+            "sizes": [len(part) for part in stored.students.spec.partition],
+            **study(validation, test, stored.policies),
+        }
+        print(folder.name, json.dumps(result[folder.name]["exits"]), flush=True)
+    print(save(options.name, result))
+
+
+def study(validation: Samples, test: Samples, policies: Mapping[str, Policies]) -> dict[str, Any]:
+    """Return the test accuracy of every exit, of every named policy, and each kind's curve."""
+    logits = torch.stack(list(test.votes().values())).sum(0)
+    full = sum(costs[-1] for costs in test.costs.values())
+    ways: dict[str, Fitted] = {
+        "difference": _scored(FeatureDifference, validation),
+        "neighbour": _scored(NeighbourSimilarity, validation),
+        "random": lambda p: {k: Random(tuple(_fractions(f, p)), seed=k) for k, f in validation.features.items()},
+    }
+    return {
+        "full_macs": full,
+        "exit_macs": {k: list(costs) for k, costs in test.costs.items()},
+        "exits": (logits.argmax(-1) == test.labels).double().mean(1).tolist(),
+        "policies": {name: _point(chosen, test, full) for name, chosen in policies.items()}
+        | {"oracle": _oracle(test, full)},
+        "curves": {name: [{"p": p, **_point(way(p), test, full)} for p in BUDGET_SWEEP] for name, way in ways.items()},
+        "at_saving": {str(saving): _at_saving(saving, validation, test, full) for saving in SAVINGS},
+    }
+
+
+def _at_saving(saving: float, validation: Samples, test: Samples, full: float) -> dict[str, Any]:
+    """Return how each kind does when it may spend so much on validation images."""
+    target = (1 - saving) * full
+    found: dict[str, Policies] = {
+        kind.name: within(validation, target, kind=kind) for kind in (FeatureDifference, NeighbourSimilarity)
+    }
+    draws = [{k: Random(tuple(_fractions(f, p)), seed=k) for k, f in validation.features.items()} for p in BUDGET_SWEEP]
+    affordable = [draw for draw in draws if operate(draw, validation).cost <= target]
+    found["random"] = max(affordable, key=lambda draw: operate(draw, validation).accuracy)
+    return {name: _point(chosen, test, full) for name, chosen in found.items()}
+
+
+def _scored(kind: type[ScorePolicy], validation: Samples) -> Fitted:
+    return lambda p: {k: fit(kind, f, sweep_fractions(kind, len(f), p)) for k, f in validation.features.items()}
+
+
+def _fractions(features: torch.Tensor, p: float) -> list[float]:
+    return list(sweep_fractions(FeatureDifference, len(features), p).tolist())
+
+
+def _point(policies: Policies, samples: Samples, full: float) -> dict[str, Any]:
+    point = operate(policies, samples)
+    return {"saved": 1 - point.cost / full, **asdict(point)}
+
+
+def _oracle(test: Samples, full: float) -> dict[str, Any]:
+    logits = torch.stack(list(test.votes().values())).sum(0)
+    exits = oracle_exits(logits, test.labels)
+    rows = torch.arange(len(exits))
+    cost = sum(torch.tensor(costs, dtype=torch.float64)[exits].mean().item() for costs in test.costs.values())
+    accuracy = (logits[exits, rows].argmax(1) == test.labels).double().mean().item()
+    return {
+        "saved": 1 - cost / full,
+        "accuracy": accuracy,
+        "cost": cost,
+        "histogram": exits.bincount(minlength=len(logits)).tolist(),
+    }
+
+
+if __name__ == "__main__":
+    main()

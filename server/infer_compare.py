@@ -1,0 +1,115 @@
+"""All exit policies of the same students side by side, on the devices that serve them: `server infer --compare`."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.table import Table
+
+from common.console import results
+from common.console.samples import Samples
+from common.errors import UserError
+from strategies.distree.aggregator import Aggregator
+from strategies.distree.policies import oracle_exits
+from strategies.distree.stored import Policies, StoredStudents, exit_macs
+
+
+@dataclass(frozen=True)
+class Row:
+    """How one policy does."""
+
+    policy: str
+    accuracy: float
+    """In [0, 1]."""
+    mean_macs: float
+    """Of all devices together, per image."""
+    share_of_full_macs: float
+    mean_ms: float | None
+    """From the image's way out to the answer; None where no device was asked."""
+    p99_ms: float | None
+    histogram: dict[int, dict[int, int]]
+    """Student -> exit, counted from 1 -> images; 0: its answer was missing."""
+
+
+def compare(stored: StoredStudents, aggregator: Aggregator, batches: Sequence[Samples]) -> list[Row]:
+    """Ask the devices once per policy, print the table and return its rows.
+
+    The oracle, which leaves at the first exit that is right, is computed here: it needs the labels and all exits.
+    Raises `UserError` when an image's class is not known.
+    """
+    if not batches or any(truth is None for batch in batches for truth in batch.truths):
+        raise UserError("--compare needs the class of every image: give --dataset, or folders named after the classes")
+    macs = {k: exit_macs(student) for k, student in stored.students.numbered()}
+    warm_up = batches[0].pixels
+    aggregator.infer(warm_up, stored.policies["last"], range(len(warm_up)))
+    rows = [_asked(name, chosen, stored, aggregator, batches, macs) for name, chosen in stored.policies.items()]
+    rows.append(_oracle(stored, batches, macs))
+    _show(rows)
+    return rows
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the smallest of the values that at least this share of them does not exceed."""
+    return sorted(values)[max(0, math.ceil(share * len(values) - 1e-9) - 1)]
+
+
+def _asked(
+    name: str,
+    policies: Policies,
+    stored: StoredStudents,
+    aggregator: Aggregator,
+    batches: Sequence[Samples],
+    macs: Mapping[int, Sequence[float]],
+) -> Row:
+    right, first, times, spent = 0, 0, list[float](), 0.0
+    histogram: dict[int, Counter[int]] = {k: Counter() for k in macs}
+    for batch in batches:
+        answer = aggregator.infer(batch.pixels, policies, range(first, first + len(batch)))
+        labels = answer.logits.argmax(1).tolist()
+        right += sum(stored.classes[label] == truth for label, truth in zip(labels, batch.truths, strict=True))
+        times.append(1000 * answer.seconds)
+        for k, exits in answer.exits.items():
+            histogram[k].update((exits + 1).tolist())
+            spent += sum(macs[k][exit_] for exit_ in exits.tolist() if exit_ >= 0)
+        first += len(batch)
+    counts = {k: dict(sorted(counter.items())) for k, counter in histogram.items()}
+    full = sum(own[-1] for own in macs.values())
+    mean = spent / first
+    return Row(name, right / first, mean, mean / full, sum(times) / len(times), percentile(times, 0.99), counts)
+
+
+@torch.no_grad()
+def _oracle(stored: StoredStudents, batches: Sequence[Samples], macs: Mapping[int, Sequence[float]]) -> Row:
+    exits = []
+    right = number = 0
+    for batch in batches:
+        labels = torch.tensor([stored.classes.index(str(truth)) for truth in batch.truths])
+        logits = torch.stack(stored.students(stored.normalizer(batch.pixels)))
+        chosen = oracle_exits(logits, labels)
+        right += int((logits[chosen, torch.arange(len(labels))].argmax(1) == labels).sum())
+        number += len(labels)
+        exits.append(chosen)
+    counted = torch.cat(exits).bincount(minlength=stored.students.num_exits).tolist()
+    mean = sum(count * own[e] for own in macs.values() for e, count in enumerate(counted)) / number
+    histogram = {e + 1: count for e, count in enumerate(counted) if count}
+    share = mean / sum(own[-1] for own in macs.values())
+    return Row("oracle", right / number, mean, share, None, None, dict.fromkeys(macs, histogram))
+
+
+def _show(rows: Sequence[Row]) -> None:
+    table = Table()
+    table.add_column("policy")
+    for name in ("accuracy", "MMACs", "of full", "ms", "p99 ms"):
+        table.add_column(name, justify="right")
+    table.add_column("images per exit")
+    for row in rows:
+        times = ("" if ms is None else f"{ms:.2f}" for ms in (row.mean_ms, row.p99_ms))
+        exits = "\n".join(
+            f"{k}: " + " ".join(f"{'late' if e == 0 else e}:{count}" for e, count in counts.items())
+            for k, counts in row.histogram.items()
+        )
+        share, macs = f"{100 * row.share_of_full_macs:.1f} %", f"{row.mean_macs / 1e6:.2f}"
+        table.add_row(row.policy, f"{100 * row.accuracy:.1f} %", macs, share, *times, exits)
+    results.show(table, ["ms: of a batch, with its way there and back; oracle: the first exit that is right, a bound"])
