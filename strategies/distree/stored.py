@@ -129,14 +129,16 @@ def load_students(path: Path) -> StoredStudents:
     try:
         students = build_students(StudentsSpec.from_json(values["spec"]), seed=0)
         students.load_state_dict(_below(tensors, "model."))
+        means = {int(k): mean for k, mean in _below(tensors, "mean.").items()}
+        for number, part in zip(students.spec.numbers, students.spec.partition, strict=True):
+            _check_shape(means[number], len(part))
         return StoredStudents(
-            students.eval(), tuple(values["classes"]), _normalizer(values),
-            {int(k): mean for k, mean in _below(tensors, "mean.").items()},
+            students.eval(), tuple(values["classes"]), _normalizer(values), means,
             {name: _policies(texts) for name, texts in values["policies"].items()},
             [_policies(texts) for texts in values["ladder"]],
             {int(k): tuple(map(float, costs)) for k, costs in values["ladder_costs"].items()}, str(values["run"]),
         )  # fmt: skip
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{found} does not hold students: {error}") from error
 
 
@@ -147,11 +149,14 @@ def load_student(path: Path) -> StoredStudent:
         network = Student.of(build(NetworkSpec.from_json(values["network"]), seed=0))
         network.load_state_dict(_below(tensors, "model."))
         policies = {name: policy_from_json(text) for name, text in values["policies"].items()}
+        exits, classes = len(network.exit_positions), len(values["classes"])
+        _check_shape(tensors["block"], exits, classes, network.num_classes)
+        _check_shape(tensors["bias"], exits, classes)
         return StoredStudent(
             network.eval(), int(values["number"]), tensors["block"], tensors["bias"], _normalizer(values), policies,
             tuple(values["classes"]), str(values["run"]),
         )  # fmt: skip
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} does not hold a student: {error}") from error
 
 
@@ -171,6 +176,11 @@ def _texts(policies: Policies) -> dict[int, str]:
 
 def _policies(texts: Mapping[str, str]) -> dict[int, ExitPolicy]:
     return {int(number): policy_from_json(text) for number, text in texts.items()}
+
+
+def _check_shape(tensor: Tensor, *shape: int) -> None:
+    if tensor.shape != shape:
+        raise ValueError(f"a tensor is {tuple(tensor.shape)} in the place of {shape}")
 
 
 def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, Tensor]:

@@ -13,8 +13,13 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.networks import EarlyExitNetwork, NetworkSpec, build
+from common.networks.heads import ExitHead
 from common.seeding import derive_seed
 from strategies.distree.classifier import ColumnBlocks
+
+FIRST_BIAS = 0.5
+"""Of the exit heads. Around 0, as torch has it, up to half of a shallow exit's features would be 0 for every image, get
+no gradient and stay so: pooled maps differ too little between images to lift them."""
 
 
 class Student(EarlyExitNetwork):
@@ -94,8 +99,8 @@ def students_spec(
     chosen = widths or (backbone.width,) * len(parts)
     if len(chosen) != len(parts):
         raise UserError(f"{len(chosen)} widths for {len(parts)} students: give one each, or none")
-    # an ensemble adds logits, and a student has none
     plain = replace(teacher, pretrained="")
+    # an ensemble adds logits, and a student has none
     backbones = (
         replace(backbone, num_classes=len(part), width=width, ensemble=0.0, pretrained="")
         for part, width in zip(parts, chosen, strict=True)
@@ -148,6 +153,9 @@ def build_students(spec: StudentsSpec, seed: int) -> Students:
         number: Student.of(build(backbone, derive_seed(seed, "student", number)))
         for number, backbone in zip(spec.numbers, spec.backbones, strict=True)
     }
+    for network in networks.values():
+        for head in network.exits.values():
+            nn.init.constant_(cast(ExitHead, head).linear.bias, FIRST_BIAS)
     exits = {len(network.exit_positions) for network in networks.values()}
     if len(exits) != 1:
         raise UserError("students need the same number of exits: give them one network.name and network.exits")
