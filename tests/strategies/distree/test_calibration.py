@@ -206,6 +206,11 @@ def test_ladder_falls_from_the_last_exit() -> None:
     assert ladder(samples, rungs=3)[::2] == [rungs[0], rungs[-1]]
 
 
+def test_no_rung_makes_a_device_dearer() -> None:
+    odd = replace(graded(), costs={1: (1.0, 20.0, 30.0, 40.0), 2: (1.0, 6.0, 5.0, 4.0)})
+    assert ladder(odd) == [last(odd)]
+
+
 def test_a_ladder_of_students_with_one_exit_has_one_rung() -> None:
     classifier = ColumnBlocks({1: 2}, 1, 2, seed=0)
     samples = Samples({1: torch.ones(1, 5, 2)}, torch.zeros(5), classifier, {1: (3.0,)})

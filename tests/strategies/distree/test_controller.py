@@ -209,6 +209,19 @@ def test_devices_that_are_left_out_stay() -> None:
     assert controller.rungs == {1: 0, 2: down}
 
 
+def test_a_device_that_was_not_heard_of_for_a_window_stays() -> None:
+    controller = LatencyController({1: COSTS, 2: COSTS}, TARGET)
+    for _ in range(5):
+        controller.observe({2: Seconds(0.3, 0.3)})
+    down = controller.rungs[2]
+    for _ in range(12):
+        controller.observe({2: Seconds(0.095, 0.09)})  # in time, but without room to climb
+    for _ in range(60):
+        controller.observe({1: Seconds(0.01, 0.01)})
+    assert controller.rungs == {1: 0, 2: down}
+    assert down > 0
+
+
 def test_a_deadline_that_was_missed_counts_as_computing() -> None:
     controller = LatencyController({1: COSTS, 2: COSTS}, TARGET)
     for _ in range(5):
