@@ -22,7 +22,7 @@ class StudentCosts:
     """Costs of each student, of the classifier's columns, and of the teacher."""
 
     students: tuple[CostTable, ...]
-    """From student 1 on, cheap to dear."""
+    """From student 1 on, cheap to dear but for the number of filters."""
     columns: tuple[int, ...]
     """Parameters of each one's columns of the classifier, at all exits."""
     bias: int
@@ -153,9 +153,10 @@ class StudentParts:
             return Choice(0, f"declared cut {capacity.cut}, but this run has students: declare depth= instead")
         reason = "no limit declared"
         for group in reversed(costs.alike):
-            if not (problem := _problem(capacity, costs, config, samples, group[-1])):
+            problems = {number: _problem(capacity, costs, config, samples, number) for number in group}
+            if not any(problems.values()):
                 return Choice(group[client % len(group)], reason)
-            reason = f"student {group[-1]} {problem}"
+            reason = next(f"student {number} {problem}" for number, problem in problems.items() if problem)
         return Choice(0, f"nothing fits: {reason}")
 
 
