@@ -51,7 +51,7 @@ class Layout:
         try:
             groups = [tuple((str(k), tuple(int(n) for n in shape)) for k, shape in group) for group in json.loads(text)]
             return Layout(*groups)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise ValueError(f"not a layout: {error}") from error
 
 

@@ -16,6 +16,8 @@ MAGNITUDE_BITS = 12
 MAGNITUDE = float(2**MAGNITUDE_BITS)  # a weight or running variance beyond this comes from a client that diverged
 MAX_FRACTION_BITS = 40
 SUM_BITS = 62  # of an int64's 63, so that rounding cannot overflow either
+MAX_WEIGHT = 2**29 - 1  # of one client: what `quantise` computes exactly
+MAX_COUNTER = 2**53  # batches that nobody ever counts to; far from where an int64 wraps around
 
 
 def fraction_bits(total_weight: int) -> int:
@@ -31,21 +33,33 @@ def quantise(values: Tensor, weight: int, bits: int) -> Tensor:
     return values.double().mul_(float(weight) * 2.0**bits).round_().to(torch.int64)
 
 
+class UnfitError(ValueError):
+    """A client's update cannot be averaged: not finite, out of range, of another shape, or far from all others."""
+
+
+def check_layout(given: Layout, layout: Layout) -> None:
+    """Raise `UnfitError` unless keys and shapes are the tier's."""
+    if given != layout:
+        expected, found = (dict(one.floats + one.counters) for one in (layout, given))
+        wrong = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
+        raise UnfitError(f"keys or shapes differ from the tier's, first: {', '.join(wrong[:3])[:200] or 'order'}")
+
+
 def check(state: FlatState, layout: Layout) -> None:
-    """Raise `ValueError` unless a client's state has the right keys and shapes and is finite and in range."""
-    if state.layout != layout:
-        expected, given = (
-            dict(layout.floats + layout.counters),
-            dict(state.layout.floats + state.layout.counters),
-        )
-        wrong = sorted(k for k in expected.keys() | given.keys() if expected.get(k) != given.get(k))
-        raise ValueError(f"keys or shapes differ from the tier's, first: {', '.join(wrong[:3]) or 'order'}")
+    """Raise `UnfitError` unless a client's state has the right keys and shapes and is finite and in range."""
+    check_layout(state.layout, layout)
     if (len(state.floats), len(state.counters)) != layout.sizes:
-        raise ValueError(f"sizes {len(state.floats)}, {len(state.counters)} differ from the tier's {layout.sizes}")
+        raise UnfitError(f"sizes {len(state.floats)}, {len(state.counters)} differ from the tier's {layout.sizes}")
     low, high = torch.aminmax(state.floats) if len(state.floats) else (torch.zeros(()), torch.zeros(()))
     # written so that NaN, which compares false, fails as well
     if not (low > -MAGNITUDE and high < MAGNITUDE):
-        raise ValueError("weights are not finite" if not low.isfinite() & high.isfinite() else "weights out of range")
+        raise UnfitError("weights are not finite" if not low.isfinite() & high.isfinite() else "weights out of range")
+    _check_counters(state.counters)
+
+
+def _check_counters(counters: Tensor) -> None:
+    if len(counters) and (int(counters.min()) < 0 or int(counters.max()) > MAX_COUNTER):
+        raise UnfitError("counters out of range")
 
 
 @dataclass
@@ -70,7 +84,8 @@ class Fold:
         if other.sums is not None and other.counters is not None:
             low, high = torch.aminmax(other.sums) if len(other.sums) else (torch.zeros(()), torch.zeros(()))
             if max(-int(low), int(high)) > MAGNITUDE * other.weight * 2.0**self.bits:
-                raise ValueError("the folded sum is out of range")
+                raise UnfitError("the folded sum is out of range")
+            _check_counters(other.counters)
             self._add(other.sums, other.counters, other.weight, other.clients)
 
     def mean(self) -> FlatState:

@@ -1,13 +1,14 @@
 """What travels between server and nodes: typed records <-> Flower's RecordDict, the only place that knows key strings.
 
 Arrays travel as one flat array per dtype with a JSON index, because Flower's deployment pays per array, not per byte.
-JSON and raw arrays only: nothing that arrives is ever unpickled.
+JSON and raw arrays only: nothing that arrives is ever unpickled. Sizes and shapes are checked before memory is taken.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, TypeVar, get_origin, get_type_hints
 
@@ -16,7 +17,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from common.flat import FlatState, Layout
-from common.folding import Fold
+from common.folding import MAX_WEIGHT, Fold, check_layout
+from common.npy import read_npy
 
 ORDER, INDEX, STATE, FOLD, LONE, ENTRIES = "order", "index", "state", "fold", "lone", "entries"
 MODEL = "model"  # the usual name of the one state that all clients of a message start from
@@ -86,6 +88,7 @@ class ClientResult:
     error: str = ""
     kept: bool = False  # whether the client wrote a state of this round to its store
     metrics: Mapping[str, float] = field(default_factory=dict)
+    unfit: bool = False  # it trained, but its update is not finite or out of range, as `error` says
 
 
 @dataclass
@@ -143,7 +146,7 @@ def unpack_report(content: RecordDict) -> NodeReport:
     """Inverse of `pack_report`; raises `ValueError` on anything malformed."""
     with _reading():
         raw = _dict(content, ORDER)
-        raw["clients"] = tuple(_make(ClientReport, c) for c in raw["clients"])
+        raw["clients"] = tuple(_report(c) for c in raw["clients"])
         return _make(NodeReport, raw)
 
 
@@ -171,21 +174,27 @@ def pack_reply(reply: Reply) -> RecordDict:
     return content
 
 
-def unpack_reply(content: RecordDict) -> Reply:
-    """Inverse of `pack_reply`; raises `ValueError` on anything malformed."""
+def unpack_reply(content: RecordDict, layouts: Mapping[int, Layout] | None = None) -> Reply:
+    """Inverse of `pack_reply`; raises `ValueError` on anything malformed.
+
+    Given the tiers' `layouts` by depth, a model that is not of one of these shapes is refused before it is read.
+    """
     with _reading():
         head = _dict(content, ORDER)
-        reply = Reply(
-            [_make(ClientResult, r) for r in head["results"]], [_make(ClientReport, r) for r in head["reports"]]
-        )
+        reply = Reply([_result(r) for r in head["results"]], [_report(r) for r in head["reports"]])
+    depths = {result.client: result.depth for result in reply.results}
     for name in content:
         kind, _, number = name.partition(".")
         if name.endswith(f".{INDEX}") or kind not in (FOLD, LONE):
             continue
+        depth = depths.get(int(number)) if kind == LONE else int(number)
+        if layouts is not None and depth not in layouts:
+            raise ValueError(f"{name[:40]!r} is of no depth that was asked for")
+        expected = None if layouts is None or depth is None else layouts[depth]
         if kind == LONE:
-            reply.lone[int(number)] = unpack_state(content, name)
-            continue
-        reply.folds[int(number)] = _fold(content, name)
+            reply.lone[int(number)] = unpack_state(content, name, expected)
+        else:
+            reply.folds[int(number)] = _fold(content, name, expected)
     reply.entries = _entries(content)
     return reply
 
@@ -196,26 +205,31 @@ def pack_state(state: FlatState) -> PackedState:
     return ArrayRecord(arrays), ConfigRecord({"json": state.layout.to_json()})
 
 
-def unpack_state(content: RecordDict, name: str) -> FlatState:
-    """Inverse of `pack_state`; raises `ValueError` when the arrays do not fit the index."""
-    arrays = _arrays(content, name)
-    layout = Layout.from_json(_text(content, f"{name}.{INDEX}"))
-    state = FlatState(layout, _tensor(arrays, "floats", torch.float32), _tensor(arrays, "counters", torch.int64))
-    if (len(state.floats), len(state.counters)) != layout.sizes:
-        raise ValueError(f"{name}: {len(state.floats)} values do not fit the index of {layout.sizes[0]}")
-    return state
+def unpack_state(content: RecordDict, name: str, expected: Layout | None = None) -> FlatState:
+    """Inverse of `pack_state`; raises `ValueError` when the arrays do not fit the index, or it is another one."""
+    layout = _layout(_text(content, f"{name}.{INDEX}"), expected)
+    arrays, (floats, counters) = _arrays(content, name), layout.sizes
+    return FlatState(
+        layout, _tensor(arrays, "floats", torch.float32, floats), _tensor(arrays, "counters", torch.int64, counters)
+    )
 
 
-def _fold(content: RecordDict, name: str) -> Fold:
-    arrays = _arrays(content, name)
-    sums, counters = _tensor(arrays, "sums", torch.int64), _tensor(arrays, "counters", torch.int64)
+def _fold(content: RecordDict, name: str, expected: Layout | None) -> Fold:
     with _reading():
         index = _dict(content, f"{name}.{INDEX}")
-        layout, clients = Layout.from_json(index["layout"]), [int(client) for client in index["clients"]]
-        fold = Fold(layout, int(index["bits"]), sums, counters, int(index["weight"]), clients)
-    if (len(sums), len(counters)) != layout.sizes:
-        raise ValueError(f"{name}: {len(sums)} sums do not fit the index")
-    return fold
+        layout, clients = _layout(index["layout"], expected), [int(client) for client in index["clients"]]
+        bits, weight = int(index["bits"]), int(index["weight"])
+    arrays, (floats, counters) = _arrays(content, name), layout.sizes
+    sums = _tensor(arrays, "sums", torch.int64, floats)
+    return Fold(layout, bits, sums, _tensor(arrays, "counters", torch.int64, counters), weight, clients)
+
+
+def _layout(text: str, expected: Layout | None) -> Layout:
+    layout = Layout.from_json(text)
+    if expected is not None:
+        check_layout(layout, expected)
+        return expected  # one object for all clients
+    return layout
 
 
 def message_bytes(message: Message) -> int:
@@ -249,9 +263,12 @@ def _entries(content: RecordDict) -> dict[int, dict[str, np.ndarray]]:
     entries: dict[int, dict[str, np.ndarray]] = {}
     with _reading():
         for client, name, dtype, shape in index:
-            start = position[dtype]
-            position[dtype] = start + int(np.prod(shape, dtype=np.int64))
-            entries.setdefault(int(client), {})[str(name)] = arrays[dtype][start : position[dtype]].reshape(shape)
+            start, size = position[dtype], math.prod(shape)
+            if min(shape, default=0) < 0 or arrays[dtype].ndim != 1 or start + size > len(arrays[dtype]):
+                raise ValueError(f"entry {str(name)[:40]!r} of shape {str(shape)[:80]} is more than was sent")
+            position[dtype] = start + size
+            part = arrays[dtype][start : start + size].reshape(shape)
+            entries.setdefault(int(client), {})[str(name)] = part.copy()  # what is read is a view of the message
     return entries
 
 
@@ -260,8 +277,29 @@ def _reading() -> Iterator[None]:
     """Turn what wrong JSON makes Python raise into a `ValueError`."""
     try:
         yield
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"malformed message: {type(error).__name__}: {error}") from error
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"malformed message: {type(error).__name__}: {str(error)[:200]}") from error
+
+
+def _result(values: Mapping[str, Any]) -> ClientResult:
+    """Return a client's outcome, whose numbers are fit to be computed with."""
+    result = _make(ClientResult, values)
+    _check_examples(result)
+    for name, value in result.metrics.items():
+        if not isinstance(value, int | float):
+            raise TypeError(f"metric {name[:40]!r} is no number")
+    return replace(result, metrics={name: float(value) for name, value in result.metrics.items()})
+
+
+def _report(values: Mapping[str, Any]) -> ClientReport:
+    report = _make(ClientReport, values)
+    _check_examples(report)
+    return report
+
+
+def _check_examples(told: ClientResult | ClientReport) -> None:
+    if not 0 <= told.num_examples <= MAX_WEIGHT:
+        raise ValueError(f"client {told.client} cannot have trained on as many samples as it says")
 
 
 def _make(cls: type[R], values: Mapping[str, Any]) -> R:
@@ -293,7 +331,10 @@ def _text(content: RecordDict, name: str) -> str:
 
 
 def _json(content: RecordDict, name: str) -> Any:
-    return json.loads(_text(content, name))
+    try:
+        return json.loads(_text(content, name))
+    except RecursionError as error:
+        raise ValueError(f"record {name!r} is nested too deeply") from error
 
 
 def _dict(content: RecordDict, name: str) -> dict[str, Any]:
@@ -307,11 +348,11 @@ def _arrays(content: RecordDict, name: str) -> dict[str, np.ndarray]:
     record = content.get(name)
     if not isinstance(record, ArrayRecord):
         raise ValueError(f"the message has no arrays {name!r}")
-    return {key: array.numpy() for key, array in record.items()}
+    return {key: read_npy(array.data) for key, array in record.items()}
 
 
-def _tensor(arrays: Mapping[str, np.ndarray], name: str, dtype: torch.dtype) -> torch.Tensor:
+def _tensor(arrays: Mapping[str, np.ndarray], name: str, dtype: torch.dtype, size: int) -> torch.Tensor:
     array = arrays.get(name)
-    if array is None or array.ndim != 1 or array.dtype != NUMPY[dtype]:
-        raise ValueError(f"array {name!r} is missing or not a vector of {dtype}")
-    return torch.from_numpy(np.require(array, requirements="W"))
+    if array is None or array.shape != (size,) or array.dtype != NUMPY[dtype]:
+        raise ValueError(f"array {name!r} is missing or not a vector of {size} {dtype}")
+    return torch.from_numpy(array.copy())  # what is read is a view of the message
