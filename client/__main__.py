@@ -4,10 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from client import infer, serve_student
+from client import infer, probe, serve_student, start
 from common.errors import UserError
 
-VERBS = (infer, serve_student)  # each with add_parser(verbs), which sets `run`
+VERBS = (infer, serve_student, start, probe)  # each with add_parser(verbs), which sets `run`
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

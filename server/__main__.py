@@ -1,4 +1,4 @@
-"""`python -m server`: run a simulation, compare methods on the same seed and budget, or answer split devices."""
+"""`python -m server`: run simulations, serve devices on other machines, or answer those that infer with it."""
 
 import argparse
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from server import offload, students
+from server import certificates, infer, offload, start, students, submit
 from server.launch import PROJECT, Outcome, environment, local_superlink, simulate
 from server.overrides import add_overrides, read_overrides
 from strategies.callbacks.report import compare_runs, write_comparison
@@ -32,7 +32,11 @@ def main(arguments: list[str] | None = None) -> int:
         verb.add_argument("--workers", type=int, default=0, help="worker processes (default: one per core)")
         verb.add_argument("--gpus", type=float, default=0.0, help="GPU share of a worker")
     offload.add_parser(verbs)
+    for module in (start, certificates):
+        module.add_parser(verbs)
+    submit.add_parsers(verbs)
     students.add_parser(verbs)
+    infer.add_parser(verbs)
     options = parser.parse_args(arguments)
     try:
         return int(options.run(options))

@@ -1,4 +1,4 @@
-"""Run the app in a local simulation and tell the truth about how it ended.
+"""Run the app, in a local simulation or on a SuperLink that is there, and tell the truth about how it ended.
 
 `flwr run --stream` exits 0 even when a run failed, and a local SuperLink started from a project's folder would hand its
 clients that folder's live files; so this launcher starts one of its own from a neutral folder, submits the run, follows
@@ -7,9 +7,7 @@ its metrics and asks Flower for the run's real status.
 
 import json
 import os
-import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +19,7 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from common.errors import UserError
+from common.processes import end, environment, free_port, wait_for_port
 from strategies.callbacks.run_folder import read_events
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -41,26 +40,11 @@ class Outcome:
         return self.status == "finished:completed"
 
 
-def environment(home: Path) -> dict[str, str]:
-    """Return the environment that every Flower process needs; `home` is Flower's home folder."""
-    binaries = str(Path(sys.executable).parent)
-    return os.environ | {
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # else every run installs its dependencies anew
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else workers without a GPU share see none of the server's
-        "RAY_DEDUP_LOGS": "0",
-        "PATH": binaries + os.pathsep + os.environ.get("PATH", ""),
-    }
-
-
 @contextmanager
 def local_superlink(home: Path) -> Iterator[dict[str, str]]:
     """Start a SuperLink for simulations on a free port; yields the environment that finds it."""
     home.mkdir(parents=True, exist_ok=True)
-    port, control = _free_port(), _free_port()
+    port, control = free_port(), free_port()
     env = environment(home) | {
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
         "FLWR_LOCAL_CONTROL_API_PORT": str(control),
@@ -72,14 +56,11 @@ def local_superlink(home: Path) -> Iterator[dict[str, str]]:
     with (home / "superlink.log").open("ab") as log:
         process = subprocess.Popen(command, cwd=home, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
-        _wait_for(port, process, home / "superlink.log")
+        if not wait_for_port("127.0.0.1", port, process):
+            raise UserError(f"the local SuperLink did not start, see {home / 'superlink.log'}")
         yield env
     finally:
-        process.terminate()
-        try:
-            process.wait(timeout=15)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        end(process)
 
 
 def simulate(
@@ -102,7 +83,30 @@ def simulate(
         f"num-supernodes={workers} client-resources-num-cpus=1 client-resources-num-gpus={gpus} "
         f"init-args-num-cpus={workers} init-args-log-to-driver=false"
     )
-    command = ["flwr", "run", str(PROJECT), "local", "--format", "json", "--federation-config", federation]
+    return _run(settings, folder, "local", env, show, "--federation-config", federation)
+
+
+def deploy(
+    overrides: Mapping[str, Any], root: Path, env: Mapping[str, str], connection: str, *, show: bool = True
+) -> Outcome:
+    """Run the project on a connection of Flower's configuration and wait for its end.
+
+    `overrides` are configuration keys, `run.name` among them; `root` is the folder where the SuperLink's machine keeps
+    runs: if that is this machine, the run's progress is shown.
+    """
+    settings = {"run.commit": _commit(), **overrides}
+    return _run(settings, root / str(overrides["run.name"]), connection, env, show)
+
+
+def flwr(command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
+    """Return what a `flwr` command answers as JSON, refusals included; raises `UserError` when it says nothing."""
+    return _flwr(["flwr", *command, "--format", "json"], env)
+
+
+def _run(
+    settings: Mapping[str, Any], folder: Path, connection: str, env: Mapping[str, str], show: bool, *options: str
+) -> Outcome:
+    command = ["flwr", "run", str(PROJECT), connection, "--format", "json", *options]
     # One file: of several -c, Flower 1.41 keeps only the last one's keys of a section.
     with tempfile.NamedTemporaryFile("w", suffix=".toml", dir=env["FLWR_HOME"]) as file:
         file.write("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
@@ -112,13 +116,13 @@ def simulate(
         raise UserError(f"Flower did not accept the run: {answer.get('error-message', answer)}")
     run_id = str(answer["run-id"])
     try:
-        return _follow(run_id, folder, env, show)
+        return _follow(run_id, folder, connection, env, show)
     except KeyboardInterrupt:
-        _flwr(["flwr", "stop", run_id, "local", "--format", "json"], env)
+        _flwr(["flwr", "stop", run_id, connection, "--format", "json"], env)
         raise
 
 
-def _follow(run_id: str, folder: Path, env: Mapping[str, str], show: bool) -> Outcome:
+def _follow(run_id: str, folder: Path, connection: str, env: Mapping[str, str], show: bool) -> Outcome:
     columns = (
         TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
         TextColumn("ETA"), TimeRemainingColumn(),
@@ -138,7 +142,7 @@ def _follow(run_id: str, folder: Path, env: Mapping[str, str], show: bool) -> Ou
             if time.monotonic() - asked < ASK_EVERY:
                 continue
             asked = time.monotonic()
-            run = _flwr(["flwr", "list", "local", "--run-id", run_id, "--format", "json"], env)["runs"][0]
+            run = _flwr(["flwr", "list", connection, "--run-id", run_id, "--format", "json"], env)["runs"][0]
             if str(run["status"]).startswith("finished"):
                 return Outcome(folder, str(run["status"]), str(run.get("status-details") or ""))
 
@@ -153,23 +157,6 @@ def _flwr(command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
     if not found:
         raise UserError(f"{' '.join(command[:2])} failed: {(done.stderr or done.stdout).strip()[-800:]}")
     return found
-
-
-def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + 30
-    while time.monotonic() < end and process.poll() is None:
-        with socket.socket() as probe:
-            probe.settimeout(0.5)
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    raise UserError(f"the local SuperLink did not start, see {log}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _commit() -> str:

@@ -35,6 +35,7 @@ def memory(depth: int) -> float:
         ({"memory": "2t"}, Capacity(memory=2e12)),
         ({"depth": 2, "memory": "broken"}, Capacity(depth=2)),
         ({"depth": "3"}, Capacity(depth=3)),
+        ({"capacity": "medium"}, Capacity(memory=512e6, compute=20e9)),
     ],
 )
 def test_declarations_are_read(node, capacity):
@@ -140,6 +141,6 @@ def test_a_slow_link_keeps_a_client_shallow():
     assert choose_depth(Capacity(bandwidth=link * 0.99), COSTS, BATCH, 100).depth == 1
 
 
-def test_a_capacity_that_is_not_auto_is_refused():
-    with pytest.raises(UserError, match="write capacity"):
+def test_a_capacity_that_has_no_such_name_is_refused():
+    with pytest.raises(UserError, match="write capacity=NAME of auto, low, medium, high, or memory"):
         parse_capacity({"capacity": "Auto"})

@@ -1,0 +1,47 @@
+"""What a device says it has, as its user types it, and the node configuration that tells the server."""
+
+from collections.abc import Mapping
+
+from common.capacity import CLASSES, DECLARED, Capacity, parse_capacity, probe
+from common.errors import UserError
+
+KEYS = (*DECLARED, "depth", "cut")
+
+
+def read_capacity(text: str) -> tuple[Capacity, dict[str, str], str]:
+    """Return a capacity, the node configuration that declares it, and where it comes from.
+
+    `auto` measures this machine once, so that what it declares stays the same while it runs. Raises `UserError`.
+    """
+    if text == "auto":
+        found = probe()
+        return found, declared(found), "half of the memory that is free, and a matrix product on one thread"
+    if text in CLASSES:
+        return parse_capacity(CLASSES[text]), dict(CLASSES[text]), f"the class {text!r}"
+    node: dict[str, str] = {}
+    for pair in text.split(","):
+        key, _, value = (part.strip() for part in pair.partition("="))
+        if key not in KEYS or not value:
+            raise UserError(
+                f"--capacity {text}: write auto, {', '.join(CLASSES)}, or KEY=VALUE with {', '.join(KEYS)}, "
+                "such as memory=512MB,compute=2GFLOPS"
+            )
+        node[key] = value
+    return parse_capacity(node), node, "as declared"
+
+
+def declared(capacity: Capacity) -> dict[str, str]:
+    """Return the node configuration of a measured capacity."""
+    values: Mapping[str, float | None] = {key: getattr(capacity, key) for key in DECLARED}
+    return {key: f"{value:.0f}{DECLARED[key]}" for key, value in values.items() if value is not None}
+
+
+def shown(capacity: Capacity) -> str:
+    """Return a capacity as a user reads it."""
+    units = {"memory": (1e6, "MB"), "compute": (1e9, "GFLOPS"), "bandwidth": (1e6, "Mbps")}
+    parts = [
+        f"{key} {value / units[key][0]:.4g} {units[key][1]}" if key in units else f"{key} {value}"
+        for key in KEYS
+        if (value := getattr(capacity, key)) is not None
+    ]
+    return ", ".join(parts) or "no limit"

@@ -1,0 +1,150 @@
+"""`python -m client start`: run a SuperNode, through which a server's runs train on this device.
+
+It keeps trying while the server is away, and starts anew when Flower gives up: after a crash the server needs up to a
+minute until it takes the same device again.
+"""
+
+import argparse
+import json
+import shlex
+import socket
+import ssl
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from client.capacity import read_capacity, shown
+from client.probe import add_capacity, fits
+from common.errors import UserError
+from common.processes import child, environment, flower_home, free_port
+from common.rpc.channels import is_loopback, split_address
+from common.rpc.credentials import DeviceFiles, device_files
+
+if TYPE_CHECKING:
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+
+NETWORK, SAMPLES, PIXELS = "resnet_slim", 1000, 32  # what is told of the choice before a run is known
+RETRY = 5.0  # seconds between two starts
+
+
+def add_parser(verbs: "Verbs") -> None:
+    """Add this verb and its options."""
+    parser = verbs.add_parser("start", help="run a SuperNode on this device", description=__doc__)
+    parser.add_argument("--superlink", required=True, metavar="HOST:PORT", help="the server, or the proxy before it")
+    parser.add_argument(
+        "--client-id", "--partition", dest="client", type=int, required=True, metavar="N",
+        help="which of the run's clients this is, from 0; its share of the data if it has none of its own",
+    )  # fmt: skip
+    add_capacity(parser)
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="this device's images, one folder per class")
+    parser.add_argument("--tls", action="store_true", help="encrypt; without --certificates trust the system's")
+    parser.add_argument(
+        "--certificates", type=Path, metavar="FOLDER", help="encrypt, with this device's folder: ca.pem, node.key"
+    )
+    parser.add_argument("--insecure", action="store_true", help="no TLS off loopback: in a private network")
+    parser.add_argument(
+        "--state", type=Path, metavar="FOLDER", help="what is kept: models, Flower's home (default: beside $FLWR_HOME)"
+    )
+    parser.add_argument("--port", type=int, default=0, help="of this device's own processes (default: a free one)")
+    parser.add_argument(
+        "--patience", type=float, default=120.0, metavar="S", help="seconds of failing starts (default: %(default)s)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve until SIGINT or SIGTERM, which are passed on. Raises `UserError`."""
+    host, port = split_address(options.superlink)
+    files = _security(options, host)
+    capacity, node, source = read_capacity(options.capacity)
+    home = flower_home(options.state)
+    home.mkdir(parents=True, exist_ok=True)
+    if options.data and not options.data.is_dir():
+        raise UserError(f"--data {options.data}: there is no such folder")
+    values: dict[str, object] = {"client-id": options.client, **node}
+    values |= {"data": str(options.data.absolute())} if options.data else {}
+    values |= {"state": str(home.parent)} if options.state else {}
+    if encrypted := files is not None or options.tls:
+        _check_server(host, port, files)
+    print(f"capacity: {shown(capacity)} ({source})")
+    for fit in fits(capacity, SAMPLES, PIXELS, NETWORK):
+        print(f"{fit.network}, {SAMPLES} images an epoch (others: python -m client probe):")
+        print(f"    depth {fit.depth.depth} of {fit.tiers}: {fit.depth.reason}")
+        print(f"    split training: cut {fit.cut.depth} of {fit.cuts}: {fit.cut.reason}")
+    security = _security_word(files, encrypted)
+    print(f"client {options.client} at {options.superlink}: {security}; keeps all in {home.parent}")
+    print("next, on the server:  python -m server submit -c KEY=VALUE", flush=True)
+    command = ["flower-supernode", "--superlink", options.superlink, "--port", str(options.port or free_port())]
+    command += ["--node-config", node_config(values), *_links(files, encrypted)]
+    return _supervise(command, environment(home), home, options)
+
+
+def node_config(values: Mapping[str, object]) -> str:
+    """Return values as Flower's command line takes them; raises `UserError` for what its quotes cannot carry."""
+    for value in values.values():
+        if any(sign in str(value) for sign in "\"'\\\n"):
+            raise UserError(f"{value}: choose a path without quotes and backslashes, Flower cannot pass it on")
+    return " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items())
+
+
+def _security(options: argparse.Namespace, host: str) -> DeviceFiles | None:
+    if options.certificates:
+        return device_files(options.certificates.absolute())
+    if not options.tls and not is_loopback(host) and not options.insecure:
+        raise UserError(
+            f"{host} is not loopback: give --certificates, or --tls if the server's certificate is one that everybody "
+            "trusts, or --insecure in a network of your own"
+        )
+    return None
+
+
+def _links(files: DeviceFiles | None, encrypted: bool) -> Sequence[str]:
+    if not encrypted:
+        return ["--insecure"]
+    if files is None:
+        return []
+    key = ["--auth-supernode-private-key", str(files.key)] if files.key else []
+    return ["--root-certificates", str(files.authority), *key]
+
+
+def _security_word(files: DeviceFiles | None, encrypted: bool) -> str:
+    if files and files.key:
+        return f"TLS, known by {files.key}"
+    return "TLS" if encrypted else "not encrypted"
+
+
+def _check_server(host: str, port: int, files: DeviceFiles | None) -> None:
+    """Raise `UserError` when a server answers that is not the right one: Flower would try again for ever."""
+    context = ssl.create_default_context(cafile=files.authority if files else None)
+    try:
+        with socket.create_connection((host.strip("[]"), port), timeout=5) as plain:
+            context.wrap_socket(plain, server_hostname=host.strip("[]")).close()
+    except ssl.SSLCertVerificationError as error:
+        trusted = files.authority if files else "an authority that this system trusts"
+        raise UserError(f"{host}:{port} is not vouched for by {trusted}: {error.verify_message}") from error
+    except ssl.SSLError as error:
+        raise UserError(f"{host}:{port} does not speak TLS: leave --tls and --certificates out?") from error
+    except OSError:
+        print(f"{host}:{port} does not answer yet: the device will keep trying")
+
+
+def _supervise(command: Sequence[str], env: Mapping[str, str], home: Path, options: argparse.Namespace) -> int:
+    failing: float | None = None
+    while True:
+        begun = time.monotonic()
+        with child(command, env, home) as node:
+            code = node.wait()
+            if node.stopped:
+                return code
+        now = time.monotonic()
+        if failing is None or now - begun > options.patience:  # it had been at work
+            failing = begun
+        if now - failing >= options.patience:
+            again = shlex.join(["python", "-m", "server", "register", "--superlink", "HOST:PORT"])
+            raise UserError(
+                f"{options.superlink} does not take this device, Flower's own lines above say how: is its key known "
+                f"there? There: {again}"
+            )
+        print(f"the SuperNode ended; it is started again in {RETRY:.0f} s", flush=True)
+        time.sleep(RETRY)

@@ -1,0 +1,104 @@
+"""Flower's processes: the environment they need, free ports, and children that end when this process is told to."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+GRACE = 15.0  # seconds that a child has to end before it is killed
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def flower_home(state: Path | None) -> Path:
+    """Return Flower's home: in the folder that a user names, else `$FLWR_HOME`, else in the project's folder."""
+    return state.absolute() / ".flwr" if state else Path(os.environ.get("FLWR_HOME") or PROJECT / ".flwr").absolute()
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Return the environment that every Flower process needs; `home` is Flower's home folder."""
+    binaries = str(Path(sys.executable).parent)
+    return os.environ | {
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # else every run installs its dependencies anew
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else workers without a GPU share see none of the server's
+        "RAY_DEDUP_LOGS": "0",
+        "PATH": binaries + os.pathsep + os.environ.get("PATH", ""),
+    }
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody listens at just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for_port(host: str, port: int, process: "subprocess.Popen[bytes]", seconds: float = 30.0) -> bool:
+    """Return whether a process listens within so many seconds, and before it ends."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            socket.create_connection((host, port), timeout=0.5).close()
+            return True
+        except OSError:
+            time.sleep(0.1)
+    return False
+
+
+class Child:
+    """A running process, and whether this one was told to stop since."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", stopped: Callable[[], bool]) -> None:
+        self.process, self._stopped = process, stopped
+
+    @property
+    def stopped(self) -> bool:
+        """Whether SIGINT or SIGTERM came, which the process got too."""
+        return self._stopped()
+
+    def wait(self) -> int:
+        """Return the process's exit code."""
+        return self.process.wait()
+
+
+@contextmanager
+def child(command: Sequence[str], env: Mapping[str, str], folder: Path) -> Iterator[Child]:
+    """Run a process in a folder while this block lasts, and pass SIGINT and SIGTERM on to it.
+
+    It has a session of its own: a terminal would send it Ctrl-C as well, and Flower dies of the second one untidily.
+    """
+    process = subprocess.Popen(command, cwd=folder, env=dict(env), start_new_session=True)
+    told: list[int] = []
+
+    def pass_on(number: int, _: object) -> None:
+        told.append(number)
+        if process.poll() is None:
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    try:
+        yield Child(process, lambda: bool(told))
+    finally:
+        end(process)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """Terminate a process if it runs, and kill it if it does not end in time."""
+    if process.poll() is None:
+        process.terminate()
+    try:
+        process.wait(timeout=GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

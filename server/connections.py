@@ -1,0 +1,56 @@
+"""Flower's list of SuperLinks: entries for its commands, and the devices' keys that a SuperLink has to know."""
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+from common.errors import UserError
+from server.launch import flwr
+
+KNOWN = "already in use"  # how Flower says that it has a key
+
+
+def connection(home: Path, superlink: str, authority: Path | None, env: Mapping[str, str]) -> str:
+    """Return the name of a SuperLink at `host:port` in Flower's configuration, where it is added if it is missing.
+
+    Args:
+        home: Flower's home folder.
+        superlink: its address.
+        authority: the certificate authority that it is trusted by; None: its link is not encrypted.
+        env: from `environment(home)`.
+
+    Raises:
+        UserError: the configuration has another entry of that name, or cannot be read.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    file = home / "config.toml"
+    if not file.exists():
+        flwr(["config", "list"], env)  # writes Flower's own entries, which simulations need
+    entry: dict[str, object] = {"address": superlink}
+    entry |= {"root-certificates": str(authority.absolute())} if authority else {"insecure": True}
+    name = re.sub(r"[^A-Za-z0-9]+", "-", superlink).strip("-") + ("-tls" if authority else "")
+    try:
+        found = tomllib.loads(file.read_text()).get("superlink", {}).get(name)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{file} is no TOML: {error}") from error
+    if found is None:
+        lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in entry.items())
+        with file.open("a") as stream:
+            stream.write(f"\n[superlink.{name}]\n{lines}")
+    elif found != entry:
+        raise UserError(f"{file} has another [superlink.{name}]: delete it there, a new one is written then")
+    return name
+
+
+def register_keys(keys: Mapping[str, Path], name: str, env: Mapping[str, str]) -> list[str]:
+    """Tell a SuperLink the devices' public keys, and return the names of those it did not know; raises `UserError`."""
+    new: list[str] = []
+    for device, key in keys.items():
+        answer = flwr(["supernode", "register", str(key.absolute()), name, "--name", device], env)
+        if answer.get("success"):
+            new.append(device)
+        elif KNOWN not in (problem := str(answer.get("error-message", answer))):
+            raise UserError(f"the SuperLink did not take {device}'s key: {problem}")
+    return new
