@@ -19,7 +19,7 @@ CPU: dict[str, Value] = {"clients.device": "cpu", "server.device": "cpu", "serve
 def teacher(flower_home: Path, one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a finished run that federated LeNet on digits."""
     root = tmp_path_factory.mktemp("teacher")
-    return teach(root, {"network.name": "lenet", "clients.mix": "0,0,1", "run.rounds": 6, "train.batch-size": 16})
+    return teach(root, {"network.name": "lenet", "clients.mix": "0,0,1", "run.rounds": 4, "train.lr": 0.1})
 
 
 def teach(root: Path, changes: Mapping[str, Value]) -> Path:
