@@ -105,5 +105,5 @@ def _channels(dimensions: int) -> tuple[int, tuple[int, ...]]:
 def _finite(values: Tensor, coding: str) -> None:
     # the extremes show NaN and infinity: a fraction of the time of `isfinite().all()`
     low, high = torch.aminmax(values)
-    if not (torch.isfinite(low) and torch.isfinite(high)):
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"some features are not finite as {coding} values")

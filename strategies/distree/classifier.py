@@ -44,6 +44,6 @@ class ColumnBlocks(nn.Module):
             exits: student -> j_k from 0, int64 (B,).
         """
         numbers = sorted(features)
-        parts = [torch.einsum("bcp,bp->bc", self.blocks[str(k)][exits[k]], features[k]) for k in numbers]
+        parts = [(self.blocks[str(k)][exits[k]] @ features[k][:, :, None]).squeeze(2) for k in numbers]
         biases = torch.stack([self.bias[exits[k]] for k in numbers])
         return biases.mean(0) + torch.stack(parts).sum(0)
