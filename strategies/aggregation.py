@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from common.flat import FlatState, Layout, StateDict
-from common.folding import Fold, check
+from common.folding import Fold, UnfitError, check
 from common.protocol import ClientResult, Reply
 
 
@@ -28,6 +28,7 @@ class RoundUpdate:
     tiers: dict[int, TierUpdate] = field(default_factory=dict)
     results: dict[int, ClientResult] = field(default_factory=dict)  # of clients that succeeded, in client order
     failures: dict[int, str] = field(default_factory=dict)  # client -> reason
+    rejected: set[int] = field(default_factory=set)  # of the failures, those whose answer came but is unfit
     entries: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)  # by client, in client order
     states: dict[int, FlatState] = field(default_factory=dict)  # by client, where a method wants them apart
 
@@ -48,25 +49,31 @@ class RoundCollector:
 
         `hosted` are the clients that this node was asked for; it cannot speak for others.
         """
-        results = {r.client: r for r in reply.results if r.client in hosted}
-        for client, result in results.items():
-            if result.error:
-                self.fail(client, result.error)
-        good = {c: r for c, r in results.items() if not r.error}
+        good: dict[int, ClientResult] = {}
+        for result in reply.results:
+            if result.client in hosted and result.error:
+                (self.reject if result.unfit else self.fail)(result.client, result.error)
+            elif result.client in hosted:
+                good[result.client] = result
+        given: set[int] = set()  # clients whose model has been taken in: each counts once
         for depth, fold in reply.folds.items():
             try:
                 self._add_fold(depth, fold, good)
+                given |= set(fold.clients)
             except ValueError as error:
-                for client in set(fold.clients) & set(hosted):
-                    self.fail(client, str(error))
+                for client in (set(fold.clients) & set(hosted)) - given:
+                    self.reject(client, str(error))
         for client, state in reply.lone.items():
-            if client not in good:
+            if client not in good or client in given or client in self.update.failures:
                 continue
             try:
                 self._add_lone(client, state, good[client])
+                given.add(client)
             except ValueError as error:
-                self.fail(client, str(error))
+                self.reject(client, str(error))
         for client, result in good.items():
+            if client not in self.update.failures and client not in given and self.layouts[self.asked[client]].keys:
+                self.reject(client, "sent no model")
             if client not in self.update.failures:
                 self.update.results[client] = result
                 self.update.entries[client] = reply.entries.get(client, {})
@@ -74,6 +81,11 @@ class RoundCollector:
     def fail(self, client: int, reason: str) -> None:
         """Leave a client out of this round."""
         self.update.failures[client] = reason
+
+    def reject(self, client: int, reason: str) -> None:
+        """Leave a client out because of what it sent."""
+        self.fail(client, reason)
+        self.update.rejected.add(client)
 
     def finish(self) -> RoundUpdate:
         """Return the round's update, everything in client order."""
@@ -88,10 +100,13 @@ class RoundCollector:
         return self.update
 
     def _add_fold(self, depth: int, fold: Fold, good: Mapping[int, ClientResult]) -> None:
+        if self.apart:
+            raise UnfitError("its model came in a sum, but each is needed apart")
         if fold.layout != self.layouts.get(depth) or fold.bits != self.bits:
             raise ValueError("the folded sum does not fit this round's tier")
         members = set(fold.clients)
-        if len(members) != len(fold.clients) or any(c not in good or self.asked[c] != depth for c in members):
+        able = {c for c in good if c not in self.update.failures and self.asked[c] == depth}
+        if len(members) != len(fold.clients) or not members <= able:
             raise ValueError("the folded sum holds clients that failed, or that its node was not asked for")
         expected = sum(good[c].num_examples for c in members)
         if expected != fold.weight:

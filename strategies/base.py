@@ -31,13 +31,14 @@ from common.flat import FlatModel, FlatState, Layout, StateDict
 from common.folding import fraction_bits
 from common.networks import EarlyExitNetwork
 from common.protocol import ClientReport, Entries, Order, PackedState, Task
-from strategies.aggregation import RoundCollector, RoundUpdate, average_layers
+from strategies.aggregation import RoundUpdate, average_layers
 from strategies.callbacks.base import Callback, Record
 from strategies.client_evaluation import check, summarise
 from strategies.evaluation import ServerEvaluator
 from strategies.exchange import exchange
 from strategies.parts import Spec
 from strategies.registry import method
+from strategies.robust import make_collector, robust_settings
 from strategies.roster import Roster, sample
 
 
@@ -70,8 +71,10 @@ class EarlyExitStrategy(Strategy):
         self.device = pick_device(config.server.device)
         found = method(self.name)
         self.parts, self.measure, self._travels = found.parts, found.measure, partial(found.travels, config)
+        self.robust = robust_settings(config, found)
+        self.apart = self.robust.active
         self._build(spec)
-        self.roster = Roster(config.clients.count, word=self.parts.word)
+        self.roster = Roster(config.clients.count, word=self.parts.word, offered=self.tiers)
         self.committed: dict[int, int] = {}  # client -> round of its last committed state
         self.trained: set[int] = set()  # clients that took part in a round at least once
         self.round, self.rounds = 0, config.run.rounds  # last complete round, and after which the run ends
@@ -300,7 +303,8 @@ class EarlyExitStrategy(Strategy):
         return Record(
             round=round_, rounds=self.rounds, accuracy=accuracy, terms=terms, client_metrics=_mean_metrics(update),
             client_accuracy=client_accuracy,
-            failures=update.failures, clients=dict(sorted(Counter(r.depth for r in update.results.values()).items())),
+            failures=update.failures, rejected=sorted(update.rejected),
+            clients=dict(sorted(Counter(r.depth for r in update.results.values()).items())),
             seconds=self.seconds | {"round": time.perf_counter() - started}, traffic=dict(self.traffic),
         )  # fmt: skip
 
@@ -311,20 +315,22 @@ class EarlyExitStrategy(Strategy):
 
     def _collect(self, round_: int, replies: Iterable[Message]) -> RoundUpdate:
         asked = {c: self.depth(report) for c, report in self._asked.items()}
-        collector = RoundCollector(self.uploads, self._bits(), asked, apart=self.apart)
+        collector = make_collector(self.robust, self.uploads, self._bits(), asked, self.part_state, apart=self.apart)
         node_of = self._node_of
         for message in replies:
             self.traffic["up"] = self.traffic.get("up", 0) + protocol.message_bytes(message)
             clients = node_of.get(message.metadata.src_node_id, ())
             try:
                 if message.has_error():
-                    raise ValueError(f"its node failed: {_last_line(message.error.reason)}")
-                reply = protocol.unpack_reply(message.content)
-                self.roster.update(report for report in reply.reports if report.client in clients)
-                collector.add(reply, clients)
+                    for client in clients:
+                        collector.fail(client, f"its node failed: {_last_line(message.error.reason)}")
+                else:
+                    reply = protocol.unpack_reply(message.content, self.uploads)
+                    self.roster.update(report for report in reply.reports if report.client in clients)
+                    collector.add(reply, clients)
             except (ValueError, TypeError, KeyError) as error:
                 for client in clients:
-                    collector.fail(client, str(error))
+                    collector.reject(client, str(error))
             for client in set(clients) & set(collector.update.failures):
                 self.lost(client)
         update = collector.finish()

@@ -19,7 +19,7 @@ from common.bundle import BundleInfo
 from common.devices import deterministic, threads
 from common.errors import UserError
 from common.exits import ThresholdPolicy
-from common.folding import Fold, check
+from common.folding import Fold, UnfitError, check
 from common.protocol import ClientResult, NodeReport, Order, Payload, Reply, Task
 from strategies.client_evaluation import score
 from strategies.local import Job, LocalMethod, Outcome
@@ -48,7 +48,7 @@ def train(order: Order, payload: Payload, node: Mapping[str, object]) -> Reply:
             samples = 0 if turn.error else site.samples(task.client)
             kept, metrics = outcome.kept is not None, outcome.metrics
             reply.results.append(
-                ClientResult(task.client, task.depth, samples, turn.seconds, turn.error, kept, metrics)
+                ClientResult(task.client, task.depth, samples, turn.seconds, turn.error, kept, metrics, turn.unfit)
             )
             if outcome.entries:
                 reply.entries[task.client] = outcome.entries
@@ -100,6 +100,7 @@ class Turn:
     outcome: Outcome = field(default_factory=lambda: Outcome(None))
     seconds: float = 0.0
     error: str = ""
+    unfit: bool = False  # whether that is because of the trained weights
 
     def advance(self) -> bool:
         """Take one step; return whether it was the last. What a client's data or method raises stays with it."""
@@ -110,7 +111,7 @@ class Turn:
             self.outcome = end.value
         except Exception as problem:
             log(WARNING, "client %d failed", self.task.client, exc_info=problem)
-            self.error = f"{type(problem).__name__}: {problem}"
+            self.error, self.unfit = f"{type(problem).__name__}: {problem}", isinstance(problem, UnfitError)
         else:
             return False
         finally:

@@ -38,6 +38,7 @@ SECTIONS = {
     "fedprox": "strategies.fedprox:FedProxConfig",
     "fedrep": "strategies.fedrep:FedRepConfig",
     "personal": "strategies.personal:PersonalConfig",
+    "robust": "strategies.robust:RobustConfig",
     "splitee": "strategies.hetero_splitee.config:SplitEEConfig",
     "stream": "common.rpc.config:StreamConfig",
 }
@@ -54,6 +55,7 @@ class Method:
     parts: Parts[Any, Any, Any] = TIERS  # what of the network a device trains
     measure: str = "softmax"  # of confidence, by which a client's samples leave early; see `common.exits.confidence`
     exits: bool = True  # False: the network has no exit but its last one; devices get theirs at their cuts
+    robust: bool = True  # False: clients teach the server or one another by more than averaged models
 
 
 @cache

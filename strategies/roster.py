@@ -6,7 +6,7 @@ roams: it may host any virtual client of a simulation.
 
 import dataclasses
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from logging import INFO, WARNING
 
@@ -32,6 +32,7 @@ class Roster:
     homes: dict[int, int] = field(default_factory=dict)  # client -> node, for clients that stay at home
     nodes: dict[int, NodeReport] = field(default_factory=dict)  # by node id
     word: str = "depth"  # what a client chooses
+    offered: Collection[int] = ()  # what it can choose from; empty: anything
 
     def discover(self, grid: Grid, order: Order, min_nodes: int, wait: float, deadline: float) -> None:
         """Query nodes that are new; forget nodes that left. Raises `TimeoutError` when too few nodes come or answer.
@@ -100,9 +101,12 @@ class Roster:
             self._accept(report.clients if report else ())
 
     def _accept(self, reports: Iterable[ClientReport], changed: bool = False) -> None:
-        for report in reports:
-            if report.client in self.reports and not changed:
+        for told in reports:
+            if told.client in self.reports and not changed:
                 continue  # a resumed run keeps the choices of its checkpoint: probing is not reproducible
+            report = told
+            if not told.refused and self.offered and told.depth not in self.offered:
+                report = dataclasses.replace(told, refused=f"there is no {self.word} {told.depth}")
             self.reports[report.client] = report
             if report.refused:
                 log(WARNING, "client %d cannot take part: %s", report.client, report.refused)

@@ -18,4 +18,4 @@ class Standalone(PersonalStrategy):
         super().__init__(config, *args, **kwargs)
 
 
-METHOD = Method(Standalone, PersonalTraining, travels=lambda config, key: False)
+METHOD = Method(Standalone, PersonalTraining, travels=lambda config, key: False, robust=False)

@@ -5,4 +5,4 @@ from strategies.cafedistill.strategy import CAFEDistill
 from strategies.personal import backbone
 from strategies.registry import Method
 
-METHOD = Method(CAFEDistill, CAFEDistillTraining, ensemble=lambda config: 0.0, travels=backbone)
+METHOD = Method(CAFEDistill, CAFEDistillTraining, ensemble=lambda config: 0.0, travels=backbone, robust=False)

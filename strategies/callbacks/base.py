@@ -1,6 +1,6 @@
 """The three moments of a run at which a callback is called, and what it is told."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ class Record:
     rounds: int
     clients: Mapping[int, int] = field(default_factory=dict)  # depth -> clients folded
     failures: Mapping[int, str] = field(default_factory=dict)  # client -> reason
+    rejected: Sequence[int] = ()  # of them, those whose answer came but was unfit
     client_metrics: Mapping[str, float] = field(default_factory=dict)  # means weighted by samples
     client_accuracy: Mapping[str, Any] = field(default_factory=dict)  # see `strategies.client_evaluation.summarise`
     accuracy: Mapping[str, Any] = field(default_factory=dict)  # the server's evaluation

@@ -8,7 +8,7 @@ from flwr.supercore import log
 
 from strategies.callbacks.accuracy import mean_text, samples_text, tuned_text
 from strategies.callbacks.base import Callback, Record
-from strategies.callbacks.units import bytes_text, percent_text, seconds_text, spread_text
+from strategies.callbacks.units import bytes_text, percent_text, rejected_text, seconds_text, spread_text
 
 if TYPE_CHECKING:
     from strategies.base import EarlyExitStrategy
@@ -48,7 +48,7 @@ def round_line(record: Record, remaining: float) -> str:
     if record.round < record.rounds:
         parts.append(f"ETA {seconds_text(remaining)}")
     if record.failures:
-        parts.append(f"{len(record.failures)} left out")
+        parts.append(f"{len(record.failures)} left out{rejected_text(len(record.rejected))}")
     return ", ".join(parts)
 
 
@@ -62,11 +62,12 @@ def closing_table(records: Sequence[Record]) -> list[str]:
     if measured := [r.client_accuracy for r in records if r.client_accuracy]:
         rows += _client_rows(measured[-1])
     down, up = (bytes_text(sum(r.traffic.get(way, 0) for r in records)) for way in ("down", "up"))
+    left, rejected = sum(len(r.failures) for r in records), sum(len(r.rejected) for r in records)
     rows += [
         ("rounds", str(len(records))),
         ("time", seconds_text(sum(r.seconds["round"] for r in records))),
         ("traffic", f"{down} down, {up} up"),
-        ("left out", str(sum(len(r.failures) for r in records))),
+        ("left out", f"{left}{rejected_text(rejected)}"),
     ]
     width = max(len(name) for name, _ in rows)
     return [f"  {name.ljust(width)}  {value}" for name, value in rows]

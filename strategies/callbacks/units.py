@@ -39,3 +39,8 @@ def points_text(share: float) -> str:
 def percent_text(share: float) -> str:
     """Return a share in [0, 1] as text, such as 87.5 %."""
     return f"{100 * share:.1f} %"
+
+
+def rejected_text(number: int) -> str:
+    """Return what stands behind a number of clients that were left out: how many of them sent something unfit."""
+    return f" ({number} rejected)" if number else ""

@@ -13,4 +13,5 @@ METHOD = Method(
     parts=CUTS,
     measure="entropy",
     exits=False,
+    robust=False,
 )

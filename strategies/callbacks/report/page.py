@@ -9,7 +9,7 @@ from strategies.callbacks.report.clients import HEAD, client_plots, client_rows,
 from strategies.callbacks.report.plots import run_plots, term_plots
 from strategies.callbacks.report.records import RunData, split_config
 from strategies.callbacks.report.svg import Plot
-from strategies.callbacks.units import bytes_text, percent_text, seconds_text
+from strategies.callbacks.units import bytes_text, percent_text, rejected_text, seconds_text
 
 SHOWN_FAILURES = 200
 
@@ -122,7 +122,8 @@ def _facts(run: RunData) -> str:
     if run.clients:
         facts["on clients"] = mean_text(run.clients)
         facts["MACs saved by early exits"] = percent_text(run.clients["tuned"]["saved"])
-    facts["clients left out"] = str(sum(len(event["failures"]) for event in run.rounds))
+    left, rejected = (sum(len(event.get(kind, ())) for event in run.rounds) for kind in ("failures", "rejected"))
+    facts["clients left out"] = f"{left}{rejected_text(rejected)}"
     items = (f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
     return f'<dl class="facts">{"".join(items)}</dl>\n'
 
@@ -170,7 +171,9 @@ def threshold_text(threshold: float | None) -> str:
 def _failures(run: RunData) -> str:
     refused = [["", str(client), reason] for client, reason in sorted(run.refused.items())]
     failed = [
-        [str(event["round"]), client, reason] for event in run.rounds for client, reason in event["failures"].items()
+        [str(event["round"]), client, f"rejected: {reason}" if int(client) in event.get("rejected", ()) else reason]
+        for event in run.rounds
+        for client, reason in event["failures"].items()
     ]
     more = len(failed) - SHOWN_FAILURES
     note = f'<p class="soft">and {more} more, see metrics.jsonl</p>' if more > 0 else ""
