@@ -1,0 +1,119 @@
+"""Images and compose files: their schema, what each promises, and, where the tools are installed, their own checks."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from common.processes import PROJECT
+
+DOCKER = PROJECT / "docker"
+IMAGES = sorted(DOCKER.glob("*.Dockerfile"))
+FILES = sorted(DOCKER.glob("compose*.yml"))
+
+
+class Loader(yaml.SafeLoader):
+    """Reads Compose's own tags as plain values."""
+
+
+Loader.add_constructor("!override", lambda loader, node: loader.construct_sequence(node, deep=True))
+
+
+def read(file: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.load(file.read_text(), Loader)
+    return loaded
+
+
+def test_there_are_two_images_and_three_compose_files():
+    assert [file.name for file in IMAGES] == ["client.Dockerfile", "server.Dockerfile"]
+    assert [file.name for file in FILES] == ["compose.gpu.yml", "compose.tls.yml", "compose.yml"]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.name))
+def test_compose_files_follow_the_specification(file):
+    # the Compose Specification's own schema, Apache-2.0
+    jsonschema.validate(read(file), json.loads((Path(__file__).parent / "compose-spec.json").read_text()))
+
+
+def test_the_schema_would_find_a_mistake():
+    wrong = {"services": {"a": {"image": "b", "comand": ["c"]}}}
+    with pytest.raises(jsonschema.ValidationError, match="comand"):
+        jsonschema.validate(wrong, json.loads((Path(__file__).parent / "compose-spec.json").read_text()))
+
+
+@pytest.mark.parametrize(
+    "names", [["compose.yml"], ["compose.yml", "compose.tls.yml"], ["compose.yml", "compose.gpu.yml"]]
+)
+def test_docker_itself_takes_the_compose_files(names):
+    docker = shutil.which("docker")
+    if not docker or subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode:
+        pytest.skip("docker compose is not installed")
+    files = [word for name in names for word in ("-f", str(DOCKER / name))]
+    done = subprocess.run([docker, "compose", *files, "config", "-q"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_device_has_limits_a_capacity_and_a_volume_of_its_own():
+    demo = read(DOCKER / "compose.yml")
+    clients = {name: service for name, service in demo["services"].items() if name.startswith("client-")}
+    assert len(clients) == 4
+    options = [service["command"] for service in clients.values()]
+    assert len({words[words.index("--capacity") + 1] for words in options}) == 4
+    assert [words[words.index("--client-id") + 1] for words in options] == ["0", "1", "2", "3"]
+    for name, service in clients.items():
+        assert {"cpus", "memory"} <= service["deploy"]["resources"]["limits"].keys()
+        assert service["volumes"] == [f"{name}:/state"]
+        assert name in demo["volumes"]
+    assert demo["services"]["server"]["volumes"] == ["state:/state"]
+
+
+def test_under_tls_devices_get_their_own_key_only_and_reach_the_proxy_only():
+    demo, tls = read(DOCKER / "compose.yml"), read(DOCKER / "compose.tls.yml")
+    assert tls["services"]["server"]["networks"] == ["inside"]
+    for number in range(4):
+        service = tls["services"][f"client-{number}"]
+        assert [volume["volume"]["subpath"] for volume in service["volumes"]] == [f"devices/device-{number}"]
+        assert "proxy:8443" in service["command"]
+        assert demo["services"][f"client-{number}"]["networks"] == ["devices"]
+    for service in tls["services"].values():
+        assert "--insecure" not in service.get("command", [])
+
+
+@pytest.mark.parametrize("file", IMAGES, ids=lambda file: str(file.name))
+def test_images_are_slim_run_as_nobody_special_and_know_if_they_are_well(file):
+    lines = re.sub(r"\\\n", " ", file.read_text()).splitlines()
+    words = {line.split()[0]: line for line in lines if line and not line.startswith("#")}
+    assert words["FROM"] == "FROM python:3.11-slim"
+    assert words["USER"].split()[1].isdecimal()
+    assert "healthy.py" in words["HEALTHCHECK"]
+    assert any("TORCH_INDEX" in line for line in lines if line.startswith("RUN"))
+    copied = [word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]]
+    assert all((PROJECT / name).exists() for name in copied)
+
+
+def test_what_the_images_copy_is_what_docker_is_sent_and_no_more():
+    sent = {line[1:] for line in (PROJECT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = {
+        word
+        for file in IMAGES
+        for line in file.read_text().splitlines()
+        if line.startswith("COPY")
+        for word in line.split()[1:-1]
+    }
+    assert sent == copied
+
+
+@pytest.mark.parametrize("file", IMAGES, ids=lambda file: str(file.name))
+def test_dockerfiles_are_clean(file):
+    hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin")
+    if not hadolint:
+        pytest.skip("hadolint is not installed")
+    done = subprocess.run([hadolint, "--no-color", str(file)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
