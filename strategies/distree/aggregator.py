@@ -87,14 +87,13 @@ class Aggregator:
         collected: dict[int, Collected] = {}
         for number, remote in self._remotes.items():
             policy = policies[number].to_json() if number in policies else ""
-            left = started + self._deadline - time.perf_counter()
-            collected[number] = remote.ask(images.shape, pixels, policy, ids, left)
+            collected[number] = remote.ask(images.shape, pixels, policy, ids, started, self._deadline)
         for number, remote in self._remotes.items():
             remote.finish(collected[number])
         spec, num_exits = self._stored.students.spec, self._stored.students.num_exits
         for number, part in zip(spec.numbers, spec.partition, strict=True):
             if number not in collected:
-                collected[number] = nothing = Collected(len(images), len(part), num_exits, self._deadline)
+                collected[number] = nothing = Collected(len(images), len(part), num_exits, started, 0.0)
                 nothing.fail("no device serves it")
         logits = self._combined(collected)
         spoke = {k: c for k, c in collected.items() if c.received}

@@ -21,7 +21,8 @@ from common.rpc.methods import INFER, STUDENTS
 from common.rpc.students_pb2 import InferReply, InferRequest
 from common.rpc.tensors import CODINGS, decode
 
-GRACE = 0.1  # seconds that a batch waits for a device to say that it is there, after one that it did not answer
+START = 1.0  # seconds from the beginning in which batches wait for a device to say that it is there
+GRACE = 0.1  # the same after a batch that it did not answer
 PROBE, PAUSE = 2.0, 0.2  # seconds that a probe may take, and between two
 HEALTH = "/grpc.health.v1.Health/Check"
 ABSENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
@@ -34,10 +35,11 @@ class Collected:
         samples: B.
         length: |P_k|, of a feature.
         num_exits: J.
-        deadline: seconds from now.
+        started: when the batch came, by `time.perf_counter`.
+        deadline: seconds from then.
     """
 
-    def __init__(self, samples: int, length: int, num_exits: int, deadline: float) -> None:
+    def __init__(self, samples: int, length: int, num_exits: int, started: float, deadline: float) -> None:
         self.features = torch.zeros(samples, length)
         """(B, |P_k|), zeros where nothing came."""
         self.exits = torch.full((samples,), -1)
@@ -50,7 +52,7 @@ class Collected:
         """Bytes, without what gRPC and TLS add."""
         self.compute = self.arrived = 0.0
         """Seconds that the device computed, and until its last rows were here."""
-        self._num_exits, self._deadline, self._started = num_exits, deadline, time.perf_counter()
+        self._num_exits, self._started, self._deadline = num_exits, started, deadline
         self._open, self._closed, self._lock, self._done = set(range(samples)), False, Lock(), Event()
 
     @property
@@ -118,16 +120,18 @@ class RemoteStudent:
         # the second one so that a device which does not end its answer holds up nobody else, and itself not at once
         self._readers = ThreadPoolExecutor(2, thread_name_prefix=f"student-{number}")
         self._there, self._closed = Event(), Event()
-        self._problem, self._patience = "it has not said that it is there", math.inf
+        self._problem, self._trusted = "it has not said that it is there", time.perf_counter() + START
         self._check: grpc.Future | None = None
         self._prober = self._probe()
 
-    def ask(self, shape: Sequence[int], pixels: Data, policy: str, ids: Sequence[int], deadline: float) -> Collected:
+    def ask(
+        self, shape: Sequence[int], pixels: Data, policy: str, ids: Sequence[int], started: float, deadline: float
+    ) -> Collected:
         """Send a batch, uint8 (B, C, H, W), and return at once what will come back of it: give that to `finish`."""
         head = InferRequest(
             run=self._run, student=self._number, shape=shape, ids=ids, policy=policy, coding=self._coding
         )
-        collected = Collected(shape[0], self._length, self._num_exits, deadline)
+        collected = Collected(shape[0], self._length, self._num_exits, started, deadline)
         self._readers.submit(self._exchange, head, pixels, collected)
         return collected
 
@@ -135,7 +139,7 @@ class RemoteStudent:
         """Wait for the answer, or its deadline; if nobody knows then whether the device is there, have it asked."""
         collected.wait()
         if collected.absent and self._there.is_set():
-            self._problem, self._patience = collected.problem, GRACE
+            self._problem, self._trusted = collected.problem, time.perf_counter() + GRACE
             self._there.clear()
             self._prober = self._probe()
 
@@ -148,8 +152,8 @@ class RemoteStudent:
         self._prober.join()
 
     def _exchange(self, head: InferRequest, pixels: Data, collected: Collected) -> None:
-        if not self._there.wait(min(self._patience, collected.left)):
-            self._patience = 0.0
+        trust = max(0.0, self._trusted - time.perf_counter())
+        if not self._there.wait(min(trust, collected.left)):
             collected.fail(f"down: {self._problem}")
             return
         request = framing.join(head, pixels)
