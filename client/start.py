@@ -138,7 +138,9 @@ def _supervise(command: Sequence[str], env: Mapping[str, str], home: Path, optio
             if node.stopped:
                 return code
         now = time.monotonic()
-        if failing is None or now - begun > options.patience:  # it had been at work
+        if now - begun > options.patience:  # it had been at work
+            failing = now
+        elif failing is None:
             failing = begun
         if now - failing >= options.patience:
             again = shlex.join(["python", "-m", "server", "register", "--superlink", "HOST:PORT"])

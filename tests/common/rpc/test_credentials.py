@@ -1,0 +1,123 @@
+"""Authorities, what they sign, devices' keys, and the folder that holds them."""
+
+import socket
+import ssl
+import threading
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
+
+from common.errors import UserError
+from common.rpc.certificates import new_authority, new_node_key, signed_by
+from common.rpc.credentials import device_files, make_credentials, public_keys, server_files
+
+
+def handshake(server: Path, trusted: Path, name: str) -> str:
+    """Return the TLS version that both sides agree on; raises what the client's check raises."""
+    inside = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    inside.load_cert_chain(server / "server.pem", server / "server.key")
+    outside = ssl.create_default_context(cafile=trusted)
+    outside.verify_flags |= ssl.VERIFY_X509_STRICT  # Python's default from 3.13 on
+    here, there = socket.socketpair()
+
+    def answer() -> None:
+        try:
+            inside.wrap_socket(there, server_side=True).close()
+        except OSError:
+            there.close()
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    try:
+        with outside.wrap_socket(here, server_hostname=name) as secured:
+            return str(secured.version())
+    finally:
+        here.close()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("certificates")
+    made = make_credentials(folder, ["ml.example.org", "10.0.0.7"], ["device-0", "cam"])
+    assert [line.partition(":")[0] for line in made] == [
+        str(folder / name) for name in ("ca.pem", "server.pem", "devices/device-0", "devices/cam")
+    ]
+    return folder
+
+
+@pytest.mark.parametrize("name", ["ml.example.org", "10.0.0.7", "localhost", "127.0.0.1"])
+def test_a_device_trusts_its_authoritys_server_by_every_name(folder, name):
+    assert handshake(folder, folder / "devices" / "cam" / "ca.pem", name) == "TLSv1.3"
+
+
+def test_another_name_or_another_authority_is_refused(folder, tmp_path):
+    with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
+        handshake(folder, folder / "ca.pem", "ml.example.com")
+    (tmp_path / "other.pem").write_bytes(new_authority().certificate)
+    with pytest.raises(ssl.SSLCertVerificationError, match="certificate verify failed"):
+        handshake(folder, tmp_path / "other.pem", "localhost")
+
+
+def test_a_servers_certificate_cannot_sign_others(folder):
+    server = x509.load_pem_x509_certificate((folder / "server.pem").read_bytes())
+    assert not server.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    authority = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
+    assert authority.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length == 0
+
+
+def test_private_keys_are_their_owners_and_no_device_gets_the_authoritys(folder):
+    keys = [*folder.glob("**/*.key")]
+    assert len(keys) == 4
+    assert {file.stat().st_mode & 0o777 for file in keys} == {0o600}
+    assert sorted(file.name for file in (folder / "devices" / "cam").iterdir()) == ["ca.pem", "node.key", "node.pub"]
+
+
+def test_node_keys_are_what_flower_reads():
+    pair = new_node_key()
+    private, public = load_ssh_private_key(pair.private, None), load_ssh_public_key(pair.public)
+    assert isinstance(private, ec.EllipticCurvePrivateKey)
+    assert isinstance(public, ec.EllipticCurvePublicKey)
+    assert private.curve.name == "secp384r1"
+    assert private.public_key() == public
+
+
+def test_what_is_there_stays_and_only_the_servers_pair_is_made_anew(tmp_path):
+    make_credentials(tmp_path, ["a"], ["one"])
+    before = {file: file.read_bytes() for file in tmp_path.glob("**/*") if file.is_file()}
+    assert make_credentials(tmp_path, [], ["one"]) == []
+    assert len(make_credentials(tmp_path, ["b"], ["one", "two"])) == 2
+    changed = {file.name for file, content in before.items() if file.read_bytes() != content}
+    assert changed == {"server.key", "server.pem"}
+    assert handshake(tmp_path, tmp_path / "devices" / "one" / "ca.pem", "b")
+    assert public_keys(tmp_path) == {name: tmp_path / "devices" / name / "node.pub" for name in ("one", "two")}
+
+
+def test_mistakes_are_told(tmp_path):
+    with pytest.raises(UserError, match="--host is missing"):
+        make_credentials(tmp_path, [], ["one"])
+    with pytest.raises(UserError, match=r"device name '\.\./x'"):
+        make_credentials(tmp_path, ["a"], ["../x"])
+    with pytest.raises(UserError, match=r"there is no .*ca\.pem: make it with `python -m server certificates`"):
+        server_files(tmp_path)
+    make_credentials(tmp_path, ["a"], ["one"])
+    (tmp_path / "server.key").chmod(0o640)
+    with pytest.raises(UserError, match="chmod 600"):
+        server_files(tmp_path)
+    (tmp_path / "ca.key").unlink()
+    with pytest.raises(UserError, match="bring it back"):
+        make_credentials(tmp_path, ["b"], [])
+    with pytest.raises(ValueError, match="at least one host"):
+        signed_by(new_authority(), [])
+
+
+def test_a_device_may_have_no_key(tmp_path):
+    make_credentials(tmp_path, ["a"], ["one"])
+    assert device_files(tmp_path / "devices" / "one").key == tmp_path / "devices" / "one" / "node.key"
+    assert device_files(tmp_path).key is None
+    (tmp_path / "devices" / "one" / "node.key").chmod(0o644)
+    with pytest.raises(UserError, match="chmod 600"):
+        device_files(tmp_path / "devices" / "one")

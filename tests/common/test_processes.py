@@ -1,0 +1,68 @@
+"""Children that get this process's signals, and are gone when its block ends."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from common.processes import child, environment, flower_home, free_port, wait_for_port
+from tests.deployment import wait_until
+
+NAP = [sys.executable, "-c", "import time; time.sleep(60)"]
+# says which signal it got
+LISTENER = """
+import signal, sys, time
+def told(number, _):
+    open(sys.argv[1], "a").write(f"{number}\\n")
+    sys.exit(7)
+signal.signal(signal.SIGINT, told); signal.signal(signal.SIGTERM, told)
+open(sys.argv[1], "a").write("ready\\n")
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_are_passed_on_once(tmp_path, number):
+    file = tmp_path / "told"
+    before = signal.getsignal(number)
+    with child([sys.executable, "-c", LISTENER, str(file)], os.environ, tmp_path) as process:
+        wait_until(lambda: file.exists() and file.read_text() == "ready\n", 20, "the child did not start")
+        assert not process.stopped
+        os.kill(os.getpid(), number)
+        assert process.wait() == 7
+        assert process.stopped
+    assert file.read_text() == f"ready\n{int(number)}\n"
+    assert signal.getsignal(number) is before
+
+
+def test_a_child_does_not_outlive_its_block(tmp_path):
+    with pytest.raises(RuntimeError, match="oops"), child(NAP, os.environ, tmp_path) as process:
+        raise RuntimeError("oops")
+    assert process.process.poll() == -signal.SIGTERM
+
+
+def test_a_port_is_waited_for_while_its_process_lives(tmp_path):
+    port = free_port()
+    with child(NAP, os.environ, tmp_path) as process:
+        assert not wait_for_port("127.0.0.1", port, process.process, 0.3)
+        with socket.create_server(("127.0.0.1", port)):
+            assert wait_for_port("127.0.0.1", port, process.process)
+    started = time.monotonic()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    assert not wait_for_port("127.0.0.1", port, ended)
+    assert time.monotonic() - started < 5
+
+
+def test_flowers_home_is_the_users_then_the_environments(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "env"))
+    assert flower_home(None) == tmp_path / "env"
+    assert flower_home(tmp_path) == tmp_path / ".flwr"
+    monkeypatch.chdir(tmp_path)
+    assert flower_home(Path("here")) == tmp_path / "here" / ".flwr"
+    assert environment(tmp_path)["FLWR_HOME"] == str(tmp_path)

@@ -1,0 +1,91 @@
+"""The images' own command lines, as plain processes on one machine: server, devices, health checks and run."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common.processes import PROJECT, free_port
+from strategies.callbacks.run_folder import read_events
+from tests.deployment import wait_until
+from tests.machines import Machines
+
+DOCKER = PROJECT / "docker"
+DEMO = yaml.safe_load((DOCKER / "compose.yml").read_text())["services"]
+CLIENTS = [name for name in DEMO if name.startswith("client-")]
+pytestmark = [pytest.mark.deployment, pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def words(image: str, instruction: str) -> list[str]:
+    """Return the list of words of an instruction: ENTRYPOINT's, CMD's or HEALTHCHECK's."""
+    line = re.search(rf"^{instruction} .*?(\[.*\])$", (DOCKER / f"{image}.Dockerfile").read_text(), re.MULTILINE)
+    assert line
+    values: list[str] = json.loads(line[1])
+    return values
+
+
+def image_of(service: str) -> str:
+    return "client" if service in CLIENTS else "server"
+
+
+class Host(Machines):
+    """One machine that stands for all containers: a container's ports and folders are this machine's."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.ports = {name: free_port() for name in CLIENTS}
+
+    def command(self, service: str) -> list[str]:
+        """Return what a container runs, after `python -m`."""
+        entry = words(image_of(service), "ENTRYPOINT")
+        assert entry[:2] == ["python", "-m"]
+        line = entry[2:] + DEMO[service]["command"]
+        return [self.here(service, word) for word in line]
+
+    def here(self, service: str, word: str) -> str:
+        """Return a word of a command for this machine; server and run share a volume."""
+        here = {
+            "0.0.0.0:8000": f"0.0.0.0:{self.port}", "server:8000": f"127.0.0.1:{self.port}", "8000": str(self.port),
+            "/state": str(self.folder / ("server" if service == "run" else service)),
+            "9094": str(self.ports.get(service)),
+        }  # fmt: skip
+        return here.get(word, word)
+
+    def healthy(self, service: str) -> bool:
+        """Ask as the image does."""
+        line = [self.here(service, word) for word in words(image_of(service), "HEALTHCHECK")]
+        return subprocess.run([sys.executable, *line[1:]], cwd=PROJECT, check=False).returncode == 0
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    host = Host(tmp_path)
+    try:
+        yield host
+    finally:
+        host.close()
+
+
+def rounds(words: Sequence[str], number: int) -> list[str]:
+    return [f"run.rounds={number}" if word.startswith("run.rounds=") else word for word in words]
+
+
+def test_the_demo_runs_as_the_images_run_it(host):
+    assert not host.healthy("server")
+    host.start("server", *host.command("server"))
+    wait_until(lambda: host.healthy("server"), 120, "the server is not healthy")
+    for name in CLIENTS:
+        host.start(name, *host.command(name))
+    for name in CLIENTS:
+        wait_until(lambda name=name: host.healthy(name), 120, f"{name} is not healthy")
+    done = host.run(*rounds(host.command("run"), 1), "-c", "run.name=demo", "-c", "data.limit=400", seconds=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    events = read_events(host.folder / "server" / "runs" / "demo" / "metrics.jsonl")
+    assert [event["clients"] for event in events if event["event"] == "round"] == [{"1": 1, "2": 1, "3": 1, "4": 1}]
+    for name in [*CLIENTS, "server"]:
+        assert host.stop(name) == 0

@@ -1,0 +1,164 @@
+"""What the server's launchers decide before they start anything, and what they tell Flower."""
+
+import argparse
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.errors import UserError
+from common.rpc.credentials import make_credentials, public_keys
+from server import __main__ as command
+from server import connections, launch, start, submit
+from server.connections import connection, register_keys
+from server.launch import Outcome
+
+
+def started(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    start.add_parser(parser.add_subparsers())
+    return parser.parse_args(["start", *words])
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("certificates")
+    make_credentials(folder, ["a"], ["one", "two"])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--address", "0.0.0.0:8000"], "not loopback: encrypt with --tls"),
+        (["--address", "ml.example.org:8000"], "not loopback"),
+        (["--address", "8000"], "is not an address"),
+        (["--require-node-keys"], "needs --tls"),
+        (["--certificates", "nowhere"], "there is no .*nowhere/ca.pem"),
+        (["--certificates", "nowhere", "--insecure"], "leave it or"),
+    ],
+)
+def test_what_is_not_safe_does_not_start(tmp_path, monkeypatch, words, told):
+    monkeypatch.setattr(start, "child", lambda *_: pytest.fail("started"))
+    with pytest.raises(UserError, match=told):
+        start.run(started(*words, "--state", str(tmp_path)))
+
+
+def test_the_command_is_flowers(tmp_path, certificates):
+    plain = started()
+    assert start._command(plain, "127.0.0.1", 8000, tmp_path, None) == [
+        "flower-superlink", "--host", "127.0.0.1", "--port", "8000", "--database", str(tmp_path / "superlink.db"),
+        "--insecure",
+    ]  # fmt: skip
+    secure = started("--address", "[::]:1", "--certificates", str(certificates), "--require-node-keys")
+    words = start._command(secure, "[::]", 1, tmp_path, start._security(secure, "[::]"))
+    assert words[words.index("--host") + 1] == "::"
+    assert words[words.index("--ssl-keyfile") + 1] == str(certificates / "server.key")
+    assert words[-1] == "--enable-supernode-auth"
+    assert "--insecure" not in words
+
+
+def test_the_next_command_fits_the_server(tmp_path, certificates):
+    secure = started("--address", "0.0.0.0:8000", "--certificates", str(certificates))
+    text = start._next_commands(secure, "0.0.0.0", 8000, tmp_path, start._security(secure, "0.0.0.0"))
+    assert "whoever reaches this address can submit code" in text
+    assert f"--superlink 127.0.0.1:8000 --root-certificates {certificates / 'ca.pem'}" in text
+    assert "whoever" not in start._next_commands(started(), "127.0.0.1", 8000, tmp_path, None)
+
+
+class Flower:
+    """Stands for `flwr`: makes a configuration, and knows some keys."""
+
+    def __init__(self, home: Path, known: Sequence[str] = (), refusal: str = "Public key already in use.") -> None:
+        self.home, self.known, self.refusal = home, known, refusal
+        self.commands: list[list[str]] = []
+
+    def __call__(self, words: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
+        self.commands.append(list(words))
+        if words[0] == "config":
+            (self.home / "config.toml").write_text(
+                '[superlink]\ndefault = "local"\n[superlink.local]\naddress = ":local:"\n'
+            )
+            return {"success": True}
+        name = words[words.index("--name") + 1]
+        return {"success": False, "error-message": self.refusal} if name in self.known else {"success": True}
+
+
+def test_a_superlink_is_added_to_flowers_own_once(tmp_path, monkeypatch):
+    flower = Flower(tmp_path)
+    monkeypatch.setattr(connections, "flwr", flower)
+    for _ in range(2):
+        assert connection(tmp_path, "127.0.0.1:8000", None, {}) == "127-0-0-1-8000"
+        assert connection(tmp_path, "ml.example.org:8000", tmp_path / "ca.pem", {}) == "ml-example-org-8000-tls"
+    assert flower.commands == [["config", "list"]]
+    assert tomllib.loads((tmp_path / "config.toml").read_text())["superlink"] == {
+        "default": "local", "local": {"address": ":local:"},
+        "127-0-0-1-8000": {"address": "127.0.0.1:8000", "insecure": True},
+        "ml-example-org-8000-tls": {"address": "ml.example.org:8000", "root-certificates": str(tmp_path / "ca.pem")},
+    }  # fmt: skip
+    with pytest.raises(UserError, match="delete it there"):
+        connection(tmp_path, "ml.example.org:8000", tmp_path / "other.pem", {})
+    (tmp_path / "config.toml").write_text("[oops")
+    with pytest.raises(UserError, match="is no TOML"):
+        connection(tmp_path, "127.0.0.1:8000", None, {})
+
+
+def test_keys_that_are_known_are_no_mistake(tmp_path, monkeypatch, certificates):
+    monkeypatch.setattr(connections, "flwr", Flower(tmp_path, known=["one"]))
+    assert register_keys(public_keys(certificates), "x", {}) == ["two"]
+    monkeypatch.setattr(connections, "flwr", Flower(tmp_path, known=["one"], refusal="403 Forbidden"))
+    with pytest.raises(UserError, match="did not take one's key: 403"):
+        register_keys(public_keys(certificates), "x", {})
+
+
+@pytest.mark.parametrize(("status", "code"), [("finished:completed", 0), ("finished:failed", 1)])
+def test_submit_ends_as_the_run_ended(tmp_path, monkeypatch, capsys, status, code):
+    asked: dict[str, Any] = {}
+
+    def deploy(overrides: Mapping[str, Any], root: Path, env: Mapping[str, str], name: str) -> Outcome:
+        asked.update(overrides, root=root, name=name)
+        return Outcome(root / str(overrides["run.name"]), status, "quorum")
+
+    monkeypatch.setattr(submit, "deploy", deploy)
+    monkeypatch.setattr(submit, "connection", lambda *_: "there")
+    words = ["submit", "--state", str(tmp_path), "-c", "run.strategy=eefl", "-c", "run.name=a"]
+    assert command.main(words) == code
+    assert asked == {"run.strategy": "eefl", "run.name": "a", "root": tmp_path / "runs", "name": "there"}
+    said = capsys.readouterr()
+    assert "completed: runs/a on the SuperLink's machine" in said.out if code == 0 else "quorum" in said.err
+    assert command.main(["submit", "--superlink", "ml.example.org:8000"]) == 2
+    assert "not loopback" in capsys.readouterr().err
+
+
+def test_deploy_asks_flower_by_the_connections_name(tmp_path, monkeypatch):
+    commands: list[Sequence[str]] = []
+
+    def flwr(words: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
+        commands.append(words)
+        if words[1] == "run":
+            return {"success": True, "run-id": 7}
+        return {"runs": [{"status": "finished:completed"}]}
+
+    monkeypatch.setattr(launch, "_flwr", flwr)
+    monkeypatch.setattr(launch, "ASK_EVERY", 0.0)
+    outcome = launch.deploy({"run.name": "a"}, tmp_path, {"FLWR_HOME": str(tmp_path)}, "there", show=False)
+    assert outcome.completed
+    assert [list(words[1:4]) for words in commands] == [
+        ["run", str(launch.PROJECT), "there"], ["list", "there", "--run-id"],
+    ]  # fmt: skip
+    assert "--federation-config" not in commands[0]
+
+
+def test_certificates_say_what_comes_next(tmp_path, capsys):
+    folder = tmp_path / "c"
+    assert command.main(["certificates", "--folder", str(folder), "--host", "ml.example.org", "--devices", "2"]) == 0
+    said = capsys.readouterr().out
+    assert f"python -m server start --certificates {folder} --require-node-keys" in said
+    assert f"copy {folder / 'devices' / 'device-0'}" in said
+    assert command.main(["certificates", "--folder", str(folder), "--add-device", "cam"]) == 0
+    assert sorted(public_keys(folder)) == ["cam", "device-0", "device-1"]
+    assert command.main(["certificates", "--folder", str(folder), "--devices", "-1"]) == 2
+    assert command.main(["register", "--certificates", str(tmp_path / "none")]) == 2
+    assert "add one with --add-device" in capsys.readouterr().err
