@@ -29,6 +29,8 @@ RETURN = SPLIT | {"splitee.gradient": "return", "splitee.client-sync": "same_cut
 VARIANTS: dict[str, dict[str, Any]] = {
     "sequential": SPLIT,
     "averaging": SPLIT | {"splitee.mode": "averaging"},
+    # the same weights, evaluated with one set of running statistics for all cuts
+    "sequential, shared": SPLIT | {"splitee.statistics": "shared"},
     # split learning: gradients come back, devices of one cut are averaged (Thapa et al., SplitFed)
     "sflv1": RETURN | {"splitee.mode": "averaging"},
     "sflv2": RETURN,

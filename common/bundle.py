@@ -1,7 +1,8 @@
 """A finished model in one file, all that offline inference needs: weights, network, classes, constants, thresholds."""
 
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from common.paths import store_root
 from common.storage import read_tensors, write_tensors
 
 FILE = "model.safetensors"
+STATISTICS = "statistics."
+"""Before a cut and a key: running statistics that the layers after this cut have beside those of the whole."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Bundle:
     cut: int = 0
     run: str = ""
     half: bool = False
+    statistics: Mapping[int, StateDict] = field(default_factory=dict)
+    """Cut -> batch norm's running statistics by key, of cuts that have their own."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,21 @@ def save_bundle(path: Path, state: StateDict, info: BundleInfo) -> None:
     write_tensors(path, state, vars(info))
 
 
+def with_cuts(state: StateDict, statistics: Mapping[int, StateDict]) -> StateDict:
+    """Return a state with cuts' own statistics beside its keys."""
+    return state | {f"{STATISTICS}{cut}.{key}": v for cut, own in statistics.items() for key, v in own.items()}
+
+
+def statistics_by_cut(state: StateDict) -> dict[int, StateDict]:
+    """Return the statistics that `with_cuts` put into a state; raises `ValueError` when a cut is no number."""
+    by_cut: dict[int, StateDict] = {}
+    for key, value in state.items():
+        if key.startswith(STATISTICS):
+            cut, _, own = key.removeprefix(STATISTICS).partition(".")
+            by_cut.setdefault(int(cut), {})[own] = value
+    return by_cut
+
+
 def load_bundle(path: Path) -> Bundle:
     """Read a bundle from its file, or from a run's or client's folder that has one.
 
@@ -69,12 +89,13 @@ def load_bundle(path: Path) -> Bundle:
         whole = build(spec, seed=0)
         network = whole.prefix_units(info.cut) if info.cut else whole.prefix(info.depth)
         network.load_state_dict({key: tensors[key] for key in network.state_dict()})
-    except (KeyError, TypeError, RuntimeError) as error:
+        statistics = statistics_by_cut(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{found} does not hold a whole model: {error}") from error
     last = (float("inf"),) * (len(network.exit_positions) - 1)
     policy = ThresholdPolicy.from_json(info.policy) if info.policy else ThresholdPolicy(last)
     constants = Normalizer(info.mean, info.std)
-    return Bundle(network.eval(), spec, info.classes, constants, policy, info.cut, info.run, info.half)
+    return Bundle(network.eval(), spec, info.classes, constants, policy, info.cut, info.run, info.half, statistics)
 
 
 def _advice(path: Path) -> str:

@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     if options.batch < 1:
         raise UserError(f"--batch {options.batch}: give 1 or more")
     bundle = load_server(options.model)
-    suffixes = Suffixes(bundle.network, pick_device(options.device))
+    suffixes = Suffixes(bundle.network, pick_device(options.device), bundle.statistics)
     folder = options.model if options.model.is_dir() else options.model.parent
     reached = standalone.access(options, folder, "offload.token")
     expected = Expected(bundle.run, suffixes.shapes, bundle.network.num_classes, options.batch)

@@ -121,6 +121,10 @@ class Averaging:
         """Return a copy of the last average by key: all units and the last exit."""
         return {key: value.clone() for key, value in self.average.items()}
 
+    def statistics(self) -> dict[int, StateDict]:
+        """Return nothing: copies have statistics of their own, the average has the copies' mean."""
+        return {}
+
     def held_bytes(self) -> int:
         """Return the bytes of the average and of the copies in memory, their statistics and momenta included."""
         states = [self.average, *(copy.state_dict() for copy in self.copies.values())]

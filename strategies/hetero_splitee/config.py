@@ -21,6 +21,8 @@ class SplitEEConfig:
     mode: str = "sequential"  # "averaging": one server copy per client
     # Reconstructed: alternate mini-batches beat alternate clients in split learning (Gawali et al.)
     granularity: str = "batch"  # sequential: clients take turns by mini-batch; "epoch": by full local epoch
+    # Not in the paper. Features of unlike cuts are unlike, and running statistics remember the last ~20 batches only
+    statistics: str = "cut"  # sequential: batch norm's running statistics by cut; "shared": one set for all cuts
     # Reconstructed: the paper ties aggregation to the server models; "global" is what DTFL does
     aggregate_scope: str = "server"  # averaging: "global" averages devices' layers along with the server's copies
     # Reconstructed ("periodic" in the paper): SFLV1 and DTFL aggregate after every local epoch
@@ -40,6 +42,7 @@ class SplitEEConfig:
             self,
             mode=("sequential", "averaging"),
             granularity=("batch", "epoch"),
+            statistics=("cut", "shared"),
             aggregate_scope=("server", "global"),
             client_sync=("none", "same_cut", "prefix"),
             gradient=("stop", "return"),
@@ -74,6 +77,10 @@ class SplitEEConfig:
             (
                 not sequential and self.granularity == "epoch",
                 'splitee.granularity "epoch" needs splitee.mode "sequential": copies do not take turns',
+            ),
+            (
+                not sequential and self.statistics == "shared",
+                'splitee.statistics "shared" needs splitee.mode "sequential": copies have their own',
             ),
             (
                 self.aggregate_scope == "global" and self.client_sync != "none",

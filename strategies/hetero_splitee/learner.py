@@ -1,6 +1,7 @@
 """A part of the network with what training it needs, the same on a device and on the server."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -62,6 +63,26 @@ def server_part(network: EarlyExitNetwork, cut: int) -> EarlyExitNetwork:
     _check(network, cut)
     units = {index: network.units[str(index)] for index in range(cut, network.end)}
     return EarlyExitNetwork(units, {network.end: _exit(network, network.end)}, network.layout).train(network.training)
+
+
+def statistics(part: EarlyExitNetwork) -> StateDict:
+    """Return a part's buffers by key, as views: batch norm's running statistics and their counters."""
+    weights = dict(part.named_parameters())
+    return {key: value for key, value in part.state_dict().items() if key not in weights}
+
+
+@torch.no_grad()
+def with_statistics(part: EarlyExitNetwork, given: Mapping[str, Tensor] | None = None) -> EarlyExitNetwork:
+    """Return a part that SHARES the given one's parameters and has running statistics of its own.
+
+    They begin as `given` by key, where it is None as the given part's.
+    """
+    # what is in the memo is not copied, so no step of a training loop has anything to swap
+    own = copy.deepcopy(part, {id(weight): weight for weight in part.parameters()})
+    if given is not None:
+        for key, value in statistics(own).items():
+            value.copy_(given[key])
+    return own
 
 
 class Learner:

@@ -12,12 +12,13 @@ import grpc
 import torch
 from torch import Tensor
 
+from common.flat import StateDict
 from common.networks import EarlyExitNetwork
 from common.rpc import framing
 from common.rpc.methods import OFFLOAD
 from common.rpc.split_pb2 import OffloadReply, OffloadRequest
 from common.rpc.tensors import decode, encode
-from strategies.hetero_splitee.learner import server_part
+from strategies.hetero_splitee.learner import server_part, with_statistics
 from strategies.hetero_splitee.stream import Origin
 
 OVERHEAD = 1 << 16  # bytes of a message beside its features
@@ -38,10 +39,13 @@ class NoAnswer(RuntimeError):
 class Suffixes:
     """The layers after every cut of a finished network; parts share its parameters. For one thread at a time."""
 
-    def __init__(self, network: EarlyExitNetwork, device: torch.device) -> None:
-        """`network` is a whole network."""
-        network = network.to(device).eval()
+    def __init__(
+        self, network: EarlyExitNetwork, device: torch.device, statistics: Mapping[int, StateDict] | None = None
+    ) -> None:
+        """`network` is a whole network; `statistics` are of cuts that have running statistics of their own."""
+        network, own = network.to(device).eval(), statistics or {}
         self.device, self.parts = device, {cut: server_part(network, cut) for cut in range(1, network.end)}
+        self.parts |= {cut: with_statistics(part, own[cut]) for cut, part in self.parts.items() if cut in own}
         with torch.no_grad():
             x = network.example(1).to(device)
             shapes = {cut: tuple(network.features_at(x, cut).shape[1:]) for cut in self.parts}

@@ -1,29 +1,42 @@
 """The sequential strategy: one server model, clients served one after another (Hetero-SplitEE, Oda et al.)."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from common.bundle import statistics_by_cut, with_cuts
 from common.flat import StateDict
 from common.networks import EarlyExitNetwork
 from strategies.hetero_splitee.config import SplitEEConfig
-from strategies.hetero_splitee.learner import Learner, Sgd, StepResult, final_logits, server_part, train_step
+from strategies.hetero_splitee.learner import (
+    Learner,
+    Sgd,
+    StepResult,
+    final_logits,
+    server_part,
+    statistics,
+    train_step,
+    with_statistics,
+)
 
 
 class Sequential:
     """One model of all layers that any cut leaves to the server, and one momentum.
 
     A batch from cut l trains the layers after l alone: shallower layers keep weights and momentum as they are, also
-    those that other clients' batches trained before. Parts for different cuts share the parameters.
+    those that other clients' batches trained before. Parts for different cuts share the parameters but not batch norm's
+    running statistics, because features of unlike depth are unlike; a cut's first batch finds the initial ones. Steps
+    use a batch's own statistics, so which running ones there are changes no weight.
     """
 
     def __init__(self, network: EarlyExitNetwork, config: SplitEEConfig, device: torch.device) -> None:
         """Start from the whole network's weights."""
         self.config, self.device = config, device
         self.learner = Learner.copy_of(server_part(network, 1), device)
-        self.parts: dict[int, tuple[EarlyExitNetwork, int]] = {}  # by cut; and where it begins in the learner's vectors
+        self.parts: dict[int, tuple[EarlyExitNetwork, int]] = {}  # of cuts that trained; begin in the learner's vectors
         self.cuts: dict[int, int] = {}
 
     def open_round(self, round_: int, cuts: Mapping[int, int], sgd: Sgd) -> None:
@@ -49,25 +62,53 @@ class Sequential:
 
     def logits(self, client: int, cut: int, features: Tensor) -> Tensor:
         """Return the final logits (B, classes) of features (B, ...) at a cut, in eval mode."""
-        return final_logits(self._part(cut)[0], features.to(self.device))
+        part = self.parts[cut][0] if cut in self.parts else server_part(self._whole(), cut)
+        return final_logits(part, features.to(self.device))
 
     def model(self) -> StateDict:
-        """Return a copy of the server's layers by key."""
-        return {key: value.detach().cpu().clone() for key, value in self.learner.network.state_dict().items()}
+        """Return a copy of the server's layers by key; a layer's statistics are those of the shallowest cut before it.
+
+        They stand for a cut that has never trained, too.
+        """
+        state = {key: value.detach().cpu().clone() for key, value in self.learner.network.state_dict().items()}
+        for _, own in sorted(self.statistics().items(), reverse=True):
+            state |= own
+        return state
+
+    def statistics(self) -> dict[int, StateDict]:
+        """Return a copy of the running statistics by cut, of cuts that trained; nothing where all share one set."""
+        if self.config.statistics == "shared":
+            return {}
+        return {
+            cut: {key: value.cpu().clone() for key, value in statistics(part).items()}
+            for cut, (part, _) in sorted(self.parts.items())
+        }
 
     def held_bytes(self) -> int:
         """Return the bytes of the model's weights, statistics and momentum."""
-        return sum(value.nbytes for value in self.learner.state_dict().values())
+        return sum(value.nbytes for value in self.state_dict()[0].values())
 
     def state_dict(self) -> tuple[StateDict, dict[str, Any]]:
         """Return tensors and plain values for a checkpoint."""
-        return {key: value.cpu().clone() for key, value in self.learner.state_dict().items()}, {}
+        learner = {key: value.cpu().clone() for key, value in self.learner.state_dict().items()}
+        return with_cuts(learner, self.statistics()), {}
 
     def load_state_dict(self, tensors: StateDict, values: Mapping[str, Any]) -> None:
         """Take `state_dict`'s result back."""
         self.learner.load_state_dict(tensors)
+        self.parts = {}
+        for cut, own in statistics_by_cut(tensors).items():
+            self._part(cut, own)
 
-    def _part(self, cut: int) -> tuple[EarlyExitNetwork, int]:
+    def _part(self, cut: int, given: StateDict | None = None) -> tuple[EarlyExitNetwork, int]:
+        """Return the layers after a cut and where they begin; new ones begin with given statistics or the initial."""
         if cut not in self.parts:
-            self.parts[cut] = server_part(self.learner.network, cut), self.learner.offset(cut)
+            part = server_part(self.learner.network, cut)
+            own = part if self.config.statistics == "shared" else with_statistics(part, given)
+            self.parts[cut] = own, self.learner.offset(cut)
         return self.parts[cut]
+
+    def _whole(self) -> EarlyExitNetwork:
+        network = copy.deepcopy(self.learner.network)
+        network.load_state_dict(self.model())
+        return network

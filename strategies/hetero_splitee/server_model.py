@@ -45,6 +45,10 @@ class ServerModel(Protocol):
         """Return a copy of the server's view of the network by key, all layers from the second unit on at least."""
         ...
 
+    def statistics(self) -> dict[int, StateDict]:
+        """Return a copy of the running statistics by cut, where cuts have their own beside `model`'s."""
+        ...
+
     def held_bytes(self) -> int:
         """Return the bytes of all weights, statistics and momenta in memory, which are most during a round."""
         ...

@@ -21,6 +21,7 @@ from flwr.serverapp.strategy import Result
 from flwr.supercore import log
 
 from common import paths
+from common.bundle import with_cuts
 from common.client_store import ClientStore
 from common.config import RunConfig
 from common.data.batches import batch_count
@@ -83,7 +84,6 @@ class HeteroSplitEE(PersonalStrategy):
         )
         inbox = Inbox(opened)
         self.server.open_round(round_, cuts, self.settings.optimiser(section, round_))
-        self.held = self.server.held_bytes()
         self.service.open(inbox)
         self.trainer = Trainer(
             self.server, inbox, {c.client: batch_count(c.num_examples, section.batch_size) for c in clients},
@@ -121,6 +121,7 @@ class HeteroSplitEE(PersonalStrategy):
         """Finish the training, average what is due and report what did not come."""
         assert self.trainer is not None
         trained = self.trainer.finish()
+        held = self.server.held_bytes()
         self.service.close()
         for client, missing in trained.missing.items():
             if missing:
@@ -133,12 +134,15 @@ class HeteroSplitEE(PersonalStrategy):
         number = sum(trained.batches.values())
         return {
             "server_loss": trained.loss / number if number else 0.0, "batches": number,
-            "missing": sum(trained.missing.values()), "server_seconds": trained.seconds, "server_bytes": self.held,
+            "missing": sum(trained.missing.values()), "server_seconds": trained.seconds, "server_bytes": held,
         }  # fmt: skip
 
     def final_model(self) -> StateDict:
-        """Return the whole network as the server has it: units that it has never trained or averaged are the seed's."""
-        return self.model
+        """Return the whole network as the server has it, with the statistics of every cut that has its own.
+
+        Units that it has never trained or averaged are the seed's.
+        """
+        return with_cuts(self.model, self.server.statistics())
 
     def state_dict(self) -> tuple[StateDict, dict[str, Any]]:
         """Return the server's model and the devices' average."""

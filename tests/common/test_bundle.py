@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.bundle import FILE, BundleInfo, load_bundle, save_bundle
+from common.bundle import FILE, STATISTICS, BundleInfo, load_bundle, save_bundle, with_cuts
 from common.errors import UserError
 from common.exits import entropy_gate
 from common.networks import NetworkSpec, build, without_early_exits
@@ -44,6 +44,22 @@ def test_what_was_stored_before_there_were_cuts_is_read(tmp_path: Path) -> None:
     bundle = load_bundle(tmp_path)
     assert (bundle.cut, bundle.run) == (0, "")
     assert bundle.network.exit_positions == network.exit_positions[:2]
+
+
+def test_statistics_by_cut_come_back_beside_the_whole(tmp_path: Path) -> None:
+    state = build(CUT, seed=5).state_dict()
+    by_cut = {cut: {f"units.{u}.bn1.running_mean": torch.rand(4) for u in range(cut, 5)} for cut in (2, 3)}
+    info = BundleInfo(CUT.to_json(), 1, CLASSES, (0.5,), (0.25,), "", half=True)
+    save_bundle(tmp_path / "own" / FILE, with_cuts(state, by_cut), info)
+    bundle = load_bundle(tmp_path / "own")
+    assert {cut: sorted(own) for cut, own in bundle.statistics.items()} == {c: sorted(o) for c, o in by_cut.items()}
+    assert all(torch.equal(value, by_cut[c][k]) for c, own in bundle.statistics.items() for k, value in own.items())
+    assert all(torch.equal(value, state[key]) for key, value in bundle.network.state_dict().items())
+    save_bundle(tmp_path / "none" / FILE, state, info)
+    assert load_bundle(tmp_path / "none").statistics == {}
+    save_bundle(tmp_path / "damaged" / FILE, state | {STATISTICS + "two.units.3.bn1.running_mean": torch.rand(4)}, info)
+    with pytest.raises(UserError, match="does not hold a whole model"):
+        load_bundle(tmp_path / "damaged")
 
 
 def test_a_part_that_lacks_the_exit_at_its_cut_is_no_whole_model(tmp_path: Path) -> None:

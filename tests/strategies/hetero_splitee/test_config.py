@@ -15,7 +15,7 @@ def test_the_defaults_are_sound():
     "possible",
     [
         {"mode": "averaging", "aggregate_scope": "global", "vectorise": "always"},
-        {"granularity": "epoch", "client_sync": "prefix"},
+        {"granularity": "epoch", "client_sync": "prefix", "statistics": "shared"},
         {"gradient": "return", "coding": "fp16", "exit_weight": 0.3},
     ],
 )
@@ -27,6 +27,8 @@ def test_sound_combinations(possible):
     ("wrong", "told"),
     [
         ({"mode": "parallel"}, "splitee.mode is 'parallel'"),
+        ({"statistics": "client"}, "splitee.statistics is 'client'"),
+        ({"mode": "averaging", "statistics": "shared"}, "splitee.statistics"),
         ({"period": 0}, "splitee.period is 0"),
         ({"server_lr": -0.1}, "splitee.server-lr"),
         ({"aggregate_scope": "global"}, "splitee.aggregate-scope"),

@@ -3,7 +3,16 @@ import torch
 
 from common.errors import UserError
 from common.networks import NetworkSpec, build
-from strategies.hetero_splitee.learner import Learner, Sgd, device_part, final_logits, server_part, train_step
+from strategies.hetero_splitee.learner import (
+    Learner,
+    Sgd,
+    device_part,
+    final_logits,
+    server_part,
+    statistics,
+    train_step,
+    with_statistics,
+)
 
 CPU = torch.device("cpu")
 BACKBONES = [
@@ -40,6 +49,20 @@ def test_a_device_gets_a_copy_and_the_server_shares(slim):
     assert set(device.state_dict()) | set(server.state_dict()) == {
         key for key in slim.state_dict() if not key.startswith(("exits.3", "exits.4"))
     }
+
+
+def test_statistics_are_all_that_is_not_shared(slim):
+    part = server_part(slim, 2)
+    own, weights = with_statistics(part), dict(part.named_parameters())
+    assert all(weight is weights[key] for key, weight in own.named_parameters())
+    assert {key.rpartition(".")[2] for key in statistics(own)} == {"running_mean", "running_var", "num_batches_tracked"}
+    own(torch.ones(2, *slim.features_at(slim.example(1), 2).shape[1:]))
+    for key, value in statistics(part).items():
+        if "num_batches" in key:
+            assert (value, statistics(own)[key]) == (0, 1)
+    given = {key: torch.full_like(value, 3) for key, value in statistics(part).items()}
+    assert all((value == 3).all() for value in statistics(with_statistics(part, given)).values())
+    assert not any((value == 3).all() for value in statistics(part).values())
 
 
 @pytest.mark.parametrize("cut", [0, 5])

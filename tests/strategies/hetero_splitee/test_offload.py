@@ -1,5 +1,6 @@
 """The server's layers of a finished network, and when a device asks for them."""
 
+import copy
 from collections.abc import Callable, Iterator
 
 import grpc
@@ -11,10 +12,12 @@ from common.networks import NetworkSpec, build, without_early_exits
 from common.rpc import framing
 from common.rpc.split_pb2 import OffloadReply, OffloadRequest
 from common.rpc.tensors import encode
+from strategies.hetero_splitee.learner import final_logits, server_part, statistics
 from strategies.hetero_splitee.offload import PAUSE, Answer, NoAnswer, Remote, Suffixes
 from strategies.hetero_splitee.stream import Origin
 
 SPEC = without_early_exits(NetworkSpec("resnet_slim", 3, (1, 8, 8), width=2))
+CPU = torch.device("cpu")
 ORIGIN = Origin("first", client=0, cut=2, round=0)
 
 
@@ -31,6 +34,22 @@ def test_every_cut_of_the_network_is_answered_bit_for_bit() -> None:
         assert torch.equal(suffixes.logits(7, cut, sent), whole)
     largest = max(sent[0].numel() for sent in features.values())
     assert suffixes.message_bytes(10) - suffixes.message_bytes(9) == 4 * largest
+
+
+def test_a_cut_with_statistics_of_its_own_is_answered_with_these() -> None:
+    network = build(SPEC, seed=3).eval()
+    features = torch.randn(5, *network.features_at(network.example(1), 2).shape[1:])
+    plain = Suffixes(network, CPU)
+    own = {key: torch.full_like(value, 2) for key, value in statistics(plain.parts[2]).items()}
+    suffixes = Suffixes(network, CPU, {2: own})
+    expected = server_part(network, 2)
+    assert torch.equal(plain.logits(0, 2, features), final_logits(expected, features))
+    expected = copy.deepcopy(expected)
+    expected.load_state_dict(expected.state_dict() | own)
+    assert torch.equal(suffixes.logits(0, 2, features), final_logits(expected, features))
+    for cut in (1, 3, 4):
+        features = torch.randn(2, *suffixes.shapes[cut])
+        assert torch.equal(suffixes.logits(0, cut, features), plain.logits(0, cut, features))
 
 
 class Failure(grpc.RpcError):

@@ -1,17 +1,35 @@
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
 
+from common.bundle import STATISTICS, statistics_by_cut
 from strategies.hetero_splitee.config import SplitEEConfig
 from strategies.hetero_splitee.learner import MOMENTUM, Sgd, server_part
 from strategies.hetero_splitee.sequential import Sequential
 
 CPU, SGD = torch.device("cpu"), Sgd(0.1, 0.9, 0.01)
+SHARED = SplitEEConfig(statistics="shared")
 
 
 def snapshot(server):
-    return {key: value.clone() for key, value in server.learner.state_dict().items()}
+    return server.state_dict()[0]
+
+
+def statistic(key: str) -> bool:
+    return "running_" in key or "num_batches" in key
+
+
+def trained(slim, batch, config, cuts=(1, 3, 2), rounds=2):
+    """A server after some rounds of one client per cut; the deeper the cut, the brighter its features."""
+    server = Sequential(slim, config, CPU)
+    for round_ in range(1, rounds + 1):
+        server.open_round(round_, dict(enumerate(cuts)), SGD)
+        given = {client: batch(slim, cut, 10 * round_ + client) for client, cut in enumerate(cuts)}
+        server.step_many({client: (x + cuts[client], y) for client, (x, y) in given.items()})
+        server.close_round(dict.fromkeys(given, 6), {})
+    return server
 
 
 def unit(key: str) -> int:
@@ -20,7 +38,7 @@ def unit(key: str) -> int:
 
 
 def test_layers_before_the_cut_stay_bit_for_bit_with_their_momentum(slim, batch):
-    server = Sequential(slim, SplitEEConfig(), CPU)
+    server = Sequential(slim, SHARED, CPU)
     server.open_round(1, {0: 1, 1: 3}, SGD)
     server.step(0, *batch(slim, 1))  # gives every layer a momentum that a careless step would apply
     before = snapshot(server)
@@ -45,7 +63,7 @@ def test_the_given_network_is_left_alone_and_the_parts_share_one_model(slim, bat
 def test_clients_are_served_in_their_order_one_after_another(slim, batch):
     cuts = {0: 2, 1: 3, 2: 1}
     batches = {client: batch(slim, cut, client) for client, cut in cuts.items()}
-    server = Sequential(slim, SplitEEConfig(), CPU)
+    server = Sequential(slim, SHARED, CPU)
     server.open_round(1, cuts, SGD)
     results = server.step_many({client: batches[client] for client in (2, 0, 1)})
     # by the book: one model, one optimiser of torch's, gradients of skipped layers None
@@ -88,13 +106,82 @@ def test_logits_are_the_models_at_any_cut(slim, batch):
     assert torch.equal(server.logits(7, 3, deeper), expected)
 
 
-def test_a_resumed_server_goes_on_bit_for_bit(slim, batch):
-    one, two = (Sequential(slim, SplitEEConfig(), CPU) for _ in range(2))
+def test_a_cut_has_the_statistics_of_its_own_batches_alone(slim, batch):
+    cuts = (1, 3, 2)
+    server = Sequential(slim, SplitEEConfig(), CPU)
+    inputs = {cut: list[torch.Tensor]() for cut in cuts}
+    for cut, seen in inputs.items():
+        norm = server._part(cut)[0].units["3"].bn1
+        norm.register_forward_pre_hook(lambda module, given, seen=seen: seen.append(given[0].detach()))
+    server.open_round(1, dict(enumerate(cuts)), SGD)
+    for turn in range(3):
+        for client, cut in enumerate(cuts):
+            features, y = batch(slim, cut, 10 * turn + client)
+            server.step(client, features + cut, y)
+    for cut, own in server.statistics().items():
+        # by the book: one running average over this cut's inputs, whatever the others trained in between
+        mean, variance = torch.zeros(8), torch.ones(8)
+        for x in inputs[cut]:
+            mean = 0.9 * mean + 0.1 * x.mean((0, 2, 3))
+            variance = 0.9 * variance + 0.1 * x.transpose(0, 1).flatten(1).var(1)
+        torch.testing.assert_close(own["units.3.bn1.running_mean"], mean)
+        torch.testing.assert_close(own["units.3.bn1.running_var"], variance)
+        assert own["units.3.bn1.num_batches_tracked"] == 3
+    means = [own["units.3.bn1.running_mean"] for own in server.statistics().values()]
+    assert all((one - other).abs().max() > 0.05 for one, other in pairwise(means))
+
+
+def test_weights_and_momentum_are_the_same_bits_whoever_shares_statistics(slim, batch):
+    own, shared = (trained(slim, batch, config) for config in (SplitEEConfig(), SHARED))
+    one, two = (snapshot(server) for server in (own, shared))
+    assert two.keys() == {key for key in one if not key.startswith(STATISTICS)}
+    assert all(torch.equal(one[key], two[key]) for key in two if not statistic(key))
+    key = "units.3.bn1.num_batches_tracked"
+    assert shared.model()[key] == 6
+    assert [own.statistics()[cut][key] for cut in (1, 2, 3)] == [2, 2, 2]
+    features, _ = batch(slim, 3)
+    assert not torch.equal(own.logits(0, 3, features), shared.logits(0, 3, features))
+
+
+def test_logits_are_of_the_cuts_own_statistics_and_of_the_models_where_a_cut_never_trained(slim, batch):
+    server = trained(slim, batch, SplitEEConfig(), cuts=(3, 1))
+    state, own = server.model(), server.statistics()
+    assert sorted(own) == [1, 3]
+    for cut, known in ((1, 1), (3, 3), (2, 1), (4, 1)):
+        features, _ = batch(slim, cut, seed=5)
+        model = server_part(slim, 1)
+        model.load_state_dict(state | own[known])
+        with torch.no_grad():
+            expected = server_part(model.eval(), cut)(features)[-1]
+        assert torch.equal(server.logits(9, cut, features), expected), cut
+    assert sorted(server.statistics()) == [1, 3]  # who only asks leaves nothing behind
+    assert all(torch.equal(state[key], value) for key, value in own[1].items())
+
+
+def test_a_cut_that_is_new_begins_with_the_initial_statistics(slim, batch):
+    server = trained(slim, batch, SplitEEConfig(), cuts=(1,))
+    features, y = batch(slim, 2)
+    with torch.no_grad():
+        mean = server.learner.network.units["2"].conv1(features).mean((0, 2, 3))
+    server.open_round(3, {0: 2}, SGD)
+    server.step(0, features, y)
+    own = server.statistics()
+    assert [own[cut]["units.2.bn1.num_batches_tracked"] for cut in (1, 2)] == [2, 1]
+    torch.testing.assert_close(own[2]["units.2.bn1.running_mean"], 0.1 * mean)
+
+
+@pytest.mark.parametrize("config", [SplitEEConfig(), SHARED], ids=["cut", "shared"])
+def test_a_resumed_server_goes_on_bit_for_bit(slim, batch, config):
+    one, two = (Sequential(slim, config, CPU) for _ in range(2))
     one.open_round(1, {0: 1, 1: 3}, SGD)
     one.step_many({0: batch(slim, 1), 1: batch(slim, 3)})
     assert one.close_round({0: 6, 1: 6}, {}) == ()
     two.load_state_dict(*one.state_dict())
+    features, _ = batch(slim, 3)
+    assert torch.equal(one.logits(1, 3, features), two.logits(1, 3, features))
     for server in (one, two):
-        server.open_round(2, {0: 2}, SGD)
-        server.step(0, *batch(slim, 2, seed=8))
+        server.open_round(2, {0: 2, 1: 3}, SGD)
+        server.step_many({0: batch(slim, 2, seed=8), 1: batch(slim, 3, seed=9)})
+    assert snapshot(one).keys() == snapshot(two).keys()
     assert all(torch.equal(value, snapshot(two)[key]) for key, value in snapshot(one).items())
+    assert sorted(statistics_by_cut(snapshot(two))) == ([1, 2, 3] if config is not SHARED else [])
