@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from common.flat import FlatState, Layout
-from common.folding import MAGNITUDE, Fold, check, fraction_bits, quantise
+from common.folding import MAGNITUDE, Fold, UnfitError, check, fraction_bits, quantise
 
 LAYOUT = Layout((("w", (2, 3)),), (("n", ()),))
 WEIGHTS = (17, 3, 250, 41)
@@ -163,3 +163,16 @@ def test_check_names_the_wrong_keys(layout, named):
 def test_check_passes_what_fits():
     check(states()[0], LAYOUT)
     check(FlatState.of({}), Layout(()))
+
+
+@pytest.mark.parametrize("counter", [-1, -(2**63), 2**53 + 1, 2**63 - 1])
+def test_a_counter_that_nobody_counts_to_is_refused(counter):
+    state = FlatState(LAYOUT, torch.zeros(6), torch.tensor([counter]))
+    with pytest.raises(UnfitError, match="counters out of range"):
+        check(state, LAYOUT)
+    fold, other = Fold(LAYOUT, 20), Fold(LAYOUT, 20)
+    other.add_state(state, 1, 0)
+    with pytest.raises(UnfitError, match="counters out of range"):
+        fold.add(other)
+    assert (fold.sums, fold.weight, fold.clients) == (None, 0, [])
+    check(FlatState(LAYOUT, torch.zeros(6), torch.tensor([2**53])), LAYOUT)

@@ -9,6 +9,8 @@ CLOSING = ["rounds", "time", "traffic", "left"]
 def test_round_line() -> None:
     line = round_line(record(2, failures={4: "gone", 5: "gone"}), remaining=185.0)
     assert line == "round 2/3, accuracy 30.0 % (exits 20.0 40.0), 2.0 s, ETA 3 min 05 s, 2 left out"
+    line = round_line(record(2, failures={4: "gone", 5: "too large"}, rejected=[5]), remaining=185.0)
+    assert line.endswith("2 left out (1 rejected)")
 
 
 def test_round_line_of_the_last_round_without_a_server_evaluation() -> None:
@@ -37,6 +39,8 @@ def test_closing_table_takes_the_last_evaluation_and_adds_up_the_rounds() -> Non
         ["traffic", "9.0", "MB", "down,", "3.0", "MB", "up"],
         ["left", "out", "1"],
     ]
+    records = [record(1, failures={7: "late", 8: "too large"}, rejected=[8]), record(2)]
+    assert closing_table(records)[-1].split() == ["left", "out", "2", "(1", "rejected)"]
     assert closing_table([]) == []
 
 

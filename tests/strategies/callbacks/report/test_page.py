@@ -88,6 +88,14 @@ def test_failures_are_listed_and_harmless(make_run: MakeRun) -> None:
     assert "script" not in page.tags
 
 
+def test_rejected_clients_are_told_from_those_that_failed(make_run: MakeRun) -> None:
+    rejected = record(1, failures={4: "gone", 6: "not finite"}, rejected=[6])
+    text = run_page(load_run(make_run(records=[rejected, final_record(2)])))
+    assert ["1", "4", "gone"] in read(text).rows
+    assert ["1", "6", "rejected: not finite"] in read(text).rows
+    assert "2 (1 rejected)" in text
+
+
 def test_a_run_that_failed_before_its_first_round_has_a_page(make_run: MakeRun) -> None:
     page = run_page(load_run(make_run(records=[], failure="TimeoutError: 0 nodes after 120 s")))
     assert "failed: TimeoutError: 0 nodes after 120 s" in page
