@@ -1,10 +1,13 @@
-"""The ClientApp: a node that hosts one client on a device, or many in a simulation."""
+"""The ClientApp: a node that hosts one client on a device, or many in a simulation.
+
+Importing it does not import torch: a deployed ClientApp is a new process for every message, which hands the work to a
+worker that stays.
+"""
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from common import protocol
-from strategies import host
+from client import handover
 
 app = ClientApp()
 
@@ -12,27 +15,27 @@ app = ClientApp()
 @app.query()
 def query(message: Message, context: Context) -> Message:
     """Say which clients this node has and what depth each of them chooses, and why."""
-    order, _ = protocol.unpack_order(message.content)
-    return Message(protocol.pack_report(host.describe(order, context.node_config)), reply_to=message)
+    return _respond(message, context)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the clients of the order."""
-    return Message(
-        protocol.pack_reply(host.train(*protocol.unpack_order(message.content), context.node_config)), reply_to=message
-    )
+    return _respond(message, context)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the global network on the clients' own images."""
-    order, payload = protocol.unpack_order(message.content)
-    return Message(protocol.pack_reply(host.evaluate(order, payload, context.node_config)), reply_to=message)
+    return _respond(message, context)
 
 
 @app.train("deliver")
 def deliver(message: Message, context: Context) -> Message:
     """Store the clients' final models for inference without a server."""
-    order, payload = protocol.unpack_order(message.content)
-    return Message(protocol.pack_reply(host.deliver(order, payload, context.node_config)), reply_to=message)
+    return _respond(message, context)
+
+
+def _respond(message: Message, context: Context) -> Message:
+    content = handover.respond(message.metadata.message_type, message.content, context.node_id, context.node_config)
+    return Message(content, reply_to=message)

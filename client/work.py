@@ -1,0 +1,18 @@
+"""What a node does with a message's content, in whichever process; importing this imports torch."""
+
+from collections.abc import Mapping
+
+from flwr.app import RecordDict
+
+from common import protocol
+from strategies import host
+
+ACTIONS = {protocol.TRAIN: host.train, protocol.EVALUATE: host.evaluate, protocol.DELIVER: host.deliver}
+
+
+def answer(kind: str, content: RecordDict, node: Mapping[str, object]) -> RecordDict:
+    """Return the content of the reply to a message of this type; `node` is Flower's node configuration."""
+    order, payload = protocol.unpack_order(content)
+    if kind == protocol.QUERY:
+        return protocol.pack_report(host.describe(order, node))
+    return protocol.pack_reply(ACTIONS[kind](order, payload, node))
