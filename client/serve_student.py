@@ -58,6 +58,7 @@ def run(options: argparse.Namespace) -> int:
     service = StudentService(
         stored, policy, batch_size=options.batch, device=pick_device(options.device), slowdown=options.slowdown
     )
+    service.warm_up()
     limits = Limits(message_bytes(stored.network, options.batch), CALLS)
     standalone.serve_until_stopped(
         service.register, STUDENTS, reached, limits,

@@ -86,6 +86,12 @@ class StudentService:
         handlers = {method: grpc.unary_stream_rpc_method_handler(self._infer)}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
 
+    def warm_up(self) -> None:
+        """Run one blank image to the last exit: the first one also pays for set-up."""
+        network = self._stored.network
+        blank = self._stored.normalizer(network.example(1).to(self._device, torch.uint8))
+        network.infer(blank, LastExit(len(network.exit_positions)).start())
+
     def _infer(self, raw: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         """Yield the samples that leave at each exit."""
         try:

@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import grpc
 import pytest
 import torch
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from torch import Tensor
 
 from client.__main__ import main
@@ -31,6 +34,7 @@ from common.console.samples import Samples, from_dataset
 from common.exits import ThresholdPolicy, confidence, entropy_gate
 from common.local_grid import LocalGrid
 from common.rpc.channels import connect
+from common.rpc.methods import SPLIT
 from common.rpc.secrets import read_token
 from server.launch import PROJECT
 from strategies.callbacks.run_folder import RunFolder
@@ -56,9 +60,10 @@ class Run:
         strategy = make_strategy(config, [folder])
         nodes = [{"client-id": 0, "cut": 1}, {"client-id": 1, "cut": 3}]
         strategy.start(LocalGrid(app, nodes, concurrent=True))
-        self.folder, self.model = folder.folder, strategy.final_model()
+        self.folder, self.model, self.trained = folder.folder, strategy.final_model(), strategy.server
         self.devices = [root / "clients" / "split" / f"client-{client:06d}" for client in (0, 1)]
-        self.suffixes = Suffixes(load_bundle(self.folder).network, CPU)
+        bundle = load_bundle(self.folder)
+        self.suffixes = Suffixes(bundle.network, CPU, bundle.statistics)
 
     def samples(self, client: int, size: int = 1) -> list[Samples]:
         bundle = load_bundle(self.devices[client])
@@ -149,6 +154,21 @@ def test_every_device_stores_its_part_with_the_gate_that_it_tuned(run: Run) -> N
     whole = load_bundle(run.folder)
     assert (whole.cut, whole.network.exit_positions) == (0, (5,))
     assert all(torch.equal(value, run.model[key]) for key, value in whole.network.state_dict().items())
+
+
+def test_the_finished_run_answers_as_its_own_evaluation_did(run: Run, server: Server) -> None:
+    own = run.trained.statistics()
+    key = "units.3.bn1.running_mean"
+    assert not torch.equal(own[1][key], own[3][key])
+    for cut, shape in run.suffixes.shapes.items():  # 2 and 4 nobody has
+        features = torch.randn(8, *shape, generator=torch.Generator().manual_seed(cut))
+        expected = run.trained.logits(0, cut, features)
+        assert torch.equal(run.suffixes.logits(0, cut, features), expected)
+    for client in (0, 1):
+        bundle = device(run, client)
+        features = torch.randn(8, *run.suffixes.shapes[bundle.cut], generator=torch.Generator().manual_seed(9))
+        there = remote(server, bundle).ask(features).logits
+        assert torch.equal(there, run.trained.logits(client, bundle.cut, features))
 
 
 def test_taus_and_thresholds() -> None:
@@ -257,6 +277,17 @@ def test_logits_over_a_socket_are_the_same_bits(run: Run, server: Server) -> Non
     with torch.no_grad():
         features = bundle.network.forward_exits(x).trunk
     assert torch.equal(remote(server, bundle).ask(features).logits, run.suffixes.logits(0, 1, features))
+
+
+def test_with_the_token_the_service_says_what_it_is(run: Run, server: Server) -> None:
+    with connect(server.address, read_token(server.token)) as channel:
+        known = ProtoReflectionDescriptorDatabase(channel)
+        assert {SPLIT, "grpc.health.v1.Health"} <= set(known.get_services())
+        assert "OffloadReply" in [message.name for message in known.FindFileContainingSymbol(SPLIT).message_type]
+        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=SPLIT), timeout=20)
+        assert health.status == health_pb2.HealthCheckResponse.SERVING
+    with connect(server.address, "another") as channel, pytest.raises(grpc.RpcError, match="UNAUTHENTICATED"):
+        ProtoReflectionDescriptorDatabase(channel).get_services()
 
 
 def test_the_gate_that_was_tuned_decides_and_files_tell_all(

@@ -28,6 +28,7 @@ class Echo:
 
         handlers = {
             "one": grpc.unary_unary_rpc_method_handler(one),
+            "each": grpc.unary_stream_rpc_method_handler(lambda request, _: iter([request, request])),
             "many": grpc.stream_stream_rpc_method_handler(lambda requests, _: requests),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("Echo", handlers),))
@@ -51,6 +52,7 @@ def test_one_and_many_get_through(certificate):
         assert server.port > 0
         with connect(server.address, TOKEN, certificate and certificate.certificate) as channel:
             assert channel.unary_unary("/Echo/one")(b"x", timeout=10) == b"x"
+            assert list(channel.unary_stream("/Echo/each")(b"x", timeout=10)) == [b"x", b"x"]
             assert list(channel.stream_stream("/Echo/many")(iter([b"a", b"b"]), timeout=10)) == [b"a", b"b"]
 
 

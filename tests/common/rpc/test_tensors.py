@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from common.rpc.split_pb2 import FP32, UINT8, Features
-from common.rpc.tensors import CODINGS, bytes_per_sample, decode, encode
+from common.rpc.tensors import CODINGS, bytes_per_sample, decode, decode_pixels, encode
 from common.seeding import generator
 
 SHAPES = [(5, 4, 3, 2), (1, 3, 7, 7), (4, 6, 5), (7, 10), (2, 1, 1, 1)]
@@ -139,3 +139,26 @@ def test_a_refusal_allocates_nothing(monkeypatch):
     monkeypatch.setattr(torch, "empty", fail)
     with pytest.raises(ValueError, match="bytes"):
         decode(Features(coding=FP32, shape=[1 << 20, 1 << 20]), b"", (1 << 20,), 1 << 20)
+
+
+def test_pixels_come_back_as_they_are():
+    pixels = torch.randint(0, 256, (3, 2, 4, 5), generator=generator("pixels", 1), dtype=torch.uint8)
+    raw = pixels.numpy().tobytes()
+    back = decode_pixels(pixels.shape, raw, (2, 4, 5), 3)
+    assert torch.equal(back, pixels)
+    back.zero_()  # memory of its own
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "reason"),
+    [
+        ((1, 2, 3), 6, "samples of shape"),
+        ((1, 2, 3, 5), 30, "samples of shape"),
+        ((4, 2, 3, 4), 96, "1 to 3 are allowed"),
+        ((0, 2, 3, 4), 0, "1 to 3 are allowed"),
+        ((2, 2, 3, 4), 47, "47 bytes came, 48 are expected"),
+    ],
+)
+def test_pixels_that_are_not_what_is_announced(shape, size, reason):
+    with pytest.raises(ValueError, match=reason):
+        decode_pixels(shape, bytes(size), (2, 3, 4), 3)

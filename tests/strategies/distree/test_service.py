@@ -18,7 +18,7 @@ from common.rpc.split_pb2 import FP32
 from common.rpc.students_pb2 import InferReply, InferRequest
 from common.rpc.tensors import CODINGS, decode
 from strategies.distree.policies import PUBLISHED, ExitPolicy, FeatureDifference, LastExit, Random
-from strategies.distree.service import message_bytes, own_policy
+from strategies.distree.service import StudentService, message_bytes, own_policy
 from strategies.distree.stored import CALIBRATED
 from tests.strategies.distree.devices import EXITS, PIXELS, TOKEN, Tiny, service, serving, slow_at
 
@@ -113,6 +113,14 @@ def test_computing_stops_when_the_caller_has_gone(tiny: Tiny) -> None:
         time.sleep(0.3)  # until the server has been told
         gone.set()
     assert ran == ["0", "1"]
+
+
+def test_set_up_is_over_before_the_first_image(tiny: Tiny) -> None:
+    student, ran = tiny.student(1), list[str]()
+    for index, unit in student.network.units.items():
+        unit.register_forward_hook(lambda *_, index=index: ran.append(index))
+    StudentService(student, LastExit(EXITS), slowdown=1e6).warm_up()
+    assert ran == list(student.network.units)
 
 
 def test_a_slowed_device_takes_as_many_times_as_long_and_says_so(tiny: Tiny) -> None:
