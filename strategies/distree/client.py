@@ -13,7 +13,7 @@ In every round, for each mini-batch and at every exit j, device k:
 
 The paper trains all students jointly on one machine; the teacher in the place of the others is this project's reading
 for devices that never see each other. A device that cannot hold the teacher gets what it answers to public images, and
-learns from those.
+learns from those; in the average it weighs as much as its own images, like everybody.
 """
 
 from collections.abc import Mapping

@@ -128,7 +128,7 @@ class DistrEE(EarlyExitStrategy):
         """Average by name what clients trained: other students' columns, which they only held, count for nothing."""
         trained = {k: {key: tier.state[key] for key in self.uploads[k].keys} for k, tier in update.tiers.items()}
         self.model |= average_layers(trained, {k: float(tier.weight) for k, tier in update.tiers.items()})
-        self._untaught = frozenset()
+        self._untaught, self.finished = frozenset(), None
         return {}
 
     def evaluate(self, *, final: bool = False) -> Mapping[str, Any]:

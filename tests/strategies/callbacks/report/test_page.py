@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -58,6 +59,14 @@ def test_final_accuracies(make_run: MakeRun) -> None:
     assert ["exit 2", "60.0 %", "20.0 %", "4.000", "any", "75.0 %"] in rows
     assert ["mean of exits", "45.0 %", "", "", "", ""] in rows
     assert ["calibrated", "58.0 %", "", "3.000", "", "100.0 %"] in rows
+
+
+def test_devices_with_exit_policies_of_their_own_share_no_threshold(make_run: MakeRun) -> None:
+    last = final_record(2, 2)
+    accuracy = {**last.accuracy, "calibrated": {**last.accuracy["calibrated"], "thresholds": []}}
+    rows = read(run_page(load_run(make_run(records=[replace(last, accuracy=accuracy)])))).rows
+    assert ["exit 1", "20.0 %", "10.0 %", "1.000", "by device", "25.0 %"] in rows
+    assert ["exit 2", "40.0 %", "20.0 %", "4.000", "by device", "75.0 %"] in rows
 
 
 def test_what_the_clients_measured(make_run: MakeRun) -> None:
