@@ -88,7 +88,11 @@ def _at_saving(saving: float, validation: Samples, test: Samples, full: float) -
     found: dict[str, Policies] = {
         kind.name: within(validation, target, kind=kind) for kind in (FeatureDifference, NeighbourSimilarity)
     }
-    draws = [{k: Random(tuple(_fractions(f, p)), seed=k) for k, f in validation.features.items()} for p in BUDGET_SWEEP]
+    # a finer sweep: nothing is fitted to the samples, so that only a draw's cost can be aimed at
+    draws = [
+        {k: Random(tuple(_fractions(f, step / 200)), seed=k) for k, f in validation.features.items()}
+        for step in range(10, 391)
+    ]
     affordable = [draw for draw in draws if operate(draw, validation).cost <= target]
     found["random"] = max(affordable, key=lambda draw: operate(draw, validation).accuracy)
     return {name: _point(chosen, test, full) for name, chosen in found.items()}
