@@ -99,11 +99,14 @@ class RoundSection:
     deadline: float = 3600.0  # seconds a client may take
     min_nodes: int = 1
     wait: float = 120.0  # seconds to wait for the first nodes
+    staleness: float = 0.0  # weight of an answer per round that it is late; 0: it is dropped
 
     def problems(self) -> list[str]:
         """Return every mistake as a sentence."""
-        found = at_least(self, quorum=0.0, deadline=1.0, min_nodes=1, wait=0.0)
-        return found + (["round.quorum must not exceed 1"] if self.quorum > 1 else [])
+        found = at_least(self, quorum=0.0, deadline=1.0, min_nodes=1, wait=0.0, staleness=0.0)
+        return found + [
+            f"round.{name} must not exceed 1" for name in ("quorum", "staleness") if getattr(self, name) > 1
+        ]
 
 
 @dataclass(frozen=True)

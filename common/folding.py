@@ -88,6 +88,14 @@ class Fold:
             _check_counters(other.counters)
             self._add(other.sums, other.counters, other.weight, other.clients)
 
+    def rescaled(self, share: float, bits: int) -> "Fold":
+        """Return a sum of the same mean with this share of the weight, at least 1, and other fraction bits."""
+        if self.sums is None or self.counters is None:
+            raise ValueError("nothing was folded")
+        weight = max(1, round(self.weight * share))
+        sums = self.sums.double().mul_(weight / self.weight * 2.0 ** (bits - self.bits)).round_().to(torch.int64)
+        return Fold(self.layout, bits, sums, self.counters, weight, list(self.clients))
+
     def mean(self) -> FlatState:
         """Return the weighted mean; counters are the maximum, since a count of batches has no mean."""
         if self.sums is None or self.counters is None:

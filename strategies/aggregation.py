@@ -29,6 +29,9 @@ class RoundUpdate:
     results: dict[int, ClientResult] = field(default_factory=dict)  # of clients that succeeded, in client order
     failures: dict[int, str] = field(default_factory=dict)  # client -> reason
     rejected: set[int] = field(default_factory=set)  # of the failures, those whose answer came but is unfit
+    late: dict[int, tuple[int, ClientResult]] = field(
+        default_factory=dict
+    )  # client -> (round it was asked in, outcome)
     entries: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)  # by client, in client order
     states: dict[int, FlatState] = field(default_factory=dict)  # by client, where a method wants them apart
 
@@ -78,6 +81,10 @@ class RoundCollector:
                 self.update.results[client] = result
                 self.update.entries[client] = reply.entries.get(client, {})
 
+    def fold_late(self, depth: int, fold: Fold) -> None:
+        """Take in a checked sum of clients that were asked in an earlier round."""
+        self._fold(depth).add(fold)
+
     def fail(self, client: int, reason: str) -> None:
         """Leave a client out of this round."""
         self.update.failures[client] = reason
@@ -92,8 +99,9 @@ class RoundCollector:
         for client in self.asked:
             if client not in self.update.results and client not in self.update.failures:
                 self.fail(client, "did not answer in time")
-        for depth in sorted(self.folds):
-            fold = self.folds[depth]
+        for depth, fold in sorted(self.folds.items()):
+            if not fold.clients:  # all that its tier sent was refused
+                continue
             self.update.tiers[depth] = TierUpdate(fold.mean().state_dict(), fold.weight, tuple(sorted(fold.clients)))
         for name in ("results", "failures", "entries", "states"):
             setattr(self.update, name, dict(sorted(getattr(self.update, name).items())))

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from logging import INFO, WARNING
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,6 +37,7 @@ from strategies.callbacks.base import Callback, Record
 from strategies.client_evaluation import check, summarise
 from strategies.evaluation import ServerEvaluator
 from strategies.exchange import exchange
+from strategies.late import Latecomers
 from strategies.parts import Spec
 from strategies.registry import method
 from strategies.robust import make_collector, robust_settings
@@ -74,6 +76,8 @@ class EarlyExitStrategy(Strategy):
         self.robust = robust_settings(config, found)
         self.apart = self.robust.active
         self._build(spec)
+        averages = type(self).merge is EarlyExitStrategy.merge and not self.robust.active
+        self.late = Latecomers(config.round.staleness, self.uploads, self.depth, averages=averages)
         self.roster = Roster(config.clients.count, word=self.parts.word, offered=self.tiers)
         self.committed: dict[int, int] = {}  # client -> round of its last committed state
         self.trained: set[int] = set()  # clients that took part in a round at least once
@@ -225,7 +229,8 @@ class EarlyExitStrategy(Strategy):
         """Sample clients, deal them to nodes and pack one message per node."""
         self._discover(grid)
         with self._phase("pack"):
-            able = [c for c in self.roster.available() if self.eligible(c)]
+            busy = self.late.clients
+            able = [c for c in self.roster.available() if self.eligible(c) and c.client not in busy]
             if not able:
                 raise QuorumError(f"round {server_round}: no client can take part; see the reasons above")
             sampled = sample(able, self.config.clients.per_round, self.config.run.seed, server_round)
@@ -285,11 +290,16 @@ class EarlyExitStrategy(Strategy):
         deadline = timeout or self.config.round.deadline
         messages = self.configure_train(round_, None, None, grid)
         with self._phase("clients"):
-            update = self._collect(round_, exchange(grid, messages, deadline))
+            unanswered: dict[str, Message] = {}
+            replies = exchange(grid, messages, deadline, unanswered)
+            update = self._collect(round_, chain(replies, self.late.pull(grid)))
+        owing = {i: [self._asked[c] for c in self._node_of[m.metadata.dst_node_id]] for i, m in unanswered.items()}
+        self.late.expect(round_, self._bits(), deadline, owing)
         with self._phase("server"), threads(self.config.server.threads):
             terms = dict(self.merge(round_, update))
         self.committed |= {client: round_ for client, result in update.results.items() if result.kept}
-        self.trained |= set(update.results)
+        self.committed |= {client: asked for client, (asked, result) in update.late.items() if result.kept}
+        self.trained |= set(update.results) | set(update.late)
         accuracy: Mapping[str, Any] = {}
         every = self.config.server.evaluate_every
         if self.evaluator and every and (round_ % every == 0 or round_ == self.rounds):
@@ -303,7 +313,7 @@ class EarlyExitStrategy(Strategy):
         return Record(
             round=round_, rounds=self.rounds, accuracy=accuracy, terms=terms, client_metrics=_mean_metrics(update),
             client_accuracy=client_accuracy,
-            failures=update.failures, rejected=sorted(update.rejected),
+            failures=update.failures, rejected=sorted(update.rejected), late=sorted(update.late),
             clients=dict(sorted(Counter(r.depth for r in update.results.values()).items())),
             seconds=self.seconds | {"round": time.perf_counter() - started}, traffic=dict(self.traffic),
         )  # fmt: skip
@@ -319,6 +329,8 @@ class EarlyExitStrategy(Strategy):
         node_of = self._node_of
         for message in replies:
             self.traffic["up"] = self.traffic.get("up", 0) + protocol.message_bytes(message)
+            if self.late.take(message, collector, round_):
+                continue
             clients = node_of.get(message.metadata.src_node_id, ())
             try:
                 if message.has_error():
@@ -355,7 +367,7 @@ class EarlyExitStrategy(Strategy):
             try:
                 if message.has_error():
                     raise ValueError(_last_line(message.error.reason))
-                reply = protocol.unpack_reply(message.content)
+                reply = protocol.unpack_reply(message.content, {})
             except ValueError as error:
                 log(WARNING, "node %d could not evaluate: %s", message.metadata.src_node_id, error)
                 continue
@@ -401,7 +413,7 @@ class EarlyExitStrategy(Strategy):
             content = protocol.pack_order(replace(order, tasks=tasks), states, self.entries(members))
             message = Message(
                 content=content, dst_node_id=node, message_type=kind,
-                ttl=self.config.round.deadline, group_id=str(order.round),
+                ttl=self.config.round.deadline * self.late.lives, group_id=str(order.round),
             )  # fmt: skip
             self.traffic["down"] = self.traffic.get("down", 0) + protocol.message_bytes(message)
             messages.append(message)
@@ -437,7 +449,7 @@ class EarlyExitStrategy(Strategy):
         )  # fmt: skip
 
     def _bits(self) -> int:
-        return fraction_bits(sum(c.num_examples for c in self._asked.values()))
+        return fraction_bits(sum(c.num_examples for c in self._asked.values()) + self.late.samples)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:

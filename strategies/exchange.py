@@ -13,9 +13,16 @@ from flwr.serverapp import Grid
 FIRST_POLL, LAST_POLL = 0.01, 0.25  # seconds; grows by half from one to the other while nothing arrives
 
 
-def exchange(grid: Grid, messages: Sequence[Message], deadline: float) -> Iterator[Message]:
-    """Push the messages and yield each reply once, until all came or `deadline` seconds have passed."""
-    pending = {message_id for message_id in grid.push_messages(messages) if message_id}
+def exchange(
+    grid: Grid, messages: Sequence[Message], deadline: float, unanswered: dict[str, Message] | None = None
+) -> Iterator[Message]:
+    """Push the messages and yield each reply once, until all came or `deadline` seconds have passed.
+
+    Messages without a reply are put into `unanswered` at the end, by id.
+    """
+    pushed = zip(grid.push_messages(messages), messages, strict=True)
+    sent = {message_id: message for message_id, message in pushed if message_id}
+    pending = set(sent)
     end = time.monotonic() + deadline
     pause = FIRST_POLL
     while pending and time.monotonic() < end:
@@ -25,3 +32,5 @@ def exchange(grid: Grid, messages: Sequence[Message], deadline: float) -> Iterat
         pause = FIRST_POLL if replies else min(pause * 1.5, LAST_POLL)
         if pending:
             time.sleep(pause)
+    if unanswered is not None:
+        unanswered |= {message_id: sent[message_id] for message_id in pending}

@@ -17,6 +17,7 @@ class Record:
     clients: Mapping[int, int] = field(default_factory=dict)  # depth -> clients folded
     failures: Mapping[int, str] = field(default_factory=dict)  # client -> reason
     rejected: Sequence[int] = ()  # of them, those whose answer came but was unfit
+    late: Sequence[int] = ()  # clients of earlier rounds whose answers came now and were folded
     client_metrics: Mapping[str, float] = field(default_factory=dict)  # means weighted by samples
     client_accuracy: Mapping[str, Any] = field(default_factory=dict)  # see `strategies.client_evaluation.summarise`
     accuracy: Mapping[str, Any] = field(default_factory=dict)  # the server's evaluation

@@ -49,6 +49,8 @@ def round_line(record: Record, remaining: float) -> str:
         parts.append(f"ETA {seconds_text(remaining)}")
     if record.failures:
         parts.append(f"{len(record.failures)} left out{rejected_text(len(record.rejected))}")
+    if record.late:
+        parts.append(f"{len(record.late)} of earlier rounds came late")
     return ", ".join(parts)
 
 

@@ -68,7 +68,7 @@ def scalars(record: Record) -> dict[str, float]:
         "seconds": record.seconds,
         "bytes": record.traffic,
         "folded": {f"depth-{depth}": number for depth, number in record.clients.items()},
-        "failures": {"clients": len(record.failures), "rejected": len(record.rejected)},
+        "failures": {"clients": len(record.failures), "rejected": len(record.rejected), "late": len(record.late)},
     }
     return {
         f"{group}/{name}": float(value)

@@ -96,7 +96,9 @@ def layout_of(text: str):
     return by_content(lambda content: content[f"lone.{HOSTILE}.index"].update({"json": text}))
 
 
-def fold_of(clients: list[int], *, fill: int | None = None, weight: int = 0, bits: int = 0, keep: bool = False):
+def fold_of(
+    clients: list[int], *, fill: int | None = None, weight: int = 0, bits: int = 0, keep: bool = False, depth: int = 2
+):
     """Send a sum over these clients in place of the model, or, with `keep`, beside it."""
 
     def change(reply: Reply, order) -> None:
@@ -106,7 +108,7 @@ def fold_of(clients: list[int], *, fill: int | None = None, weight: int = 0, bit
         fold.clients, fold.weight = clients, weight or samples
         if fill is not None:
             fold.sums = torch.full_like(fold.sums, fill)
-        reply.folds[2] = fold
+        reply.folds[depth] = fold
         if not keep:
             del reply.lone[HOSTILE]
 
@@ -181,6 +183,20 @@ def test_it_is_rejected_and_the_model_is_that_of_the_others(run_strategy, flower
     assert any(f"client {HOSTILE} is left out: " in line and reason in line for line in flower_log)
     assert sum(record.clients.values()) == 5
     assert all(torch.equal(run.strategy.model[key], value) for key, value in without.items())
+
+
+@pytest.mark.parametrize("attack", ["no samples", "nan", "sum at the integers' end"])
+def test_a_tier_of_which_all_is_refused_keeps_its_model(prepare_run, attack):
+    nodes = [{**node, "depth": 3 if node["partition-id"] == HOSTILE else 1} for node in NODES]
+    answer = ATTACKS[attack][0] if attack != "sum at the integers' end" else fold_of([HOSTILE], fill=-(2**63), depth=3)
+    run = prepare_run(SETTINGS, nodes, Hostile(answer))
+    before = {key: value.clone() for key, value in run.strategy.model.items()}
+    run.strategy.start(run.grid)
+    assert run.records[0].rejected == [HOSTILE]
+    assert run.records[0].clients == {1: 5}
+    shallow = set(run.strategy.layouts[1].keys)
+    for key, value in run.strategy.model.items():
+        assert torch.equal(value, before[key]) == (key not in shallow), key
 
 
 def test_a_model_that_comes_twice_counts_once(run_strategy):

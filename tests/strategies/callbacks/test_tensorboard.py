@@ -37,6 +37,7 @@ def test_scalars_hold_every_number_of_a_round() -> None:
         "folded/depth-2": 1.0,
         "failures/clients": 0.0,
         "failures/rejected": 0.0,
+        "failures/late": 0.0,
     }
     on_clients = scalars(client_record(1))
     assert {tag: value for tag, value in on_clients.items() if tag.startswith("client-accuracy/")} == {
