@@ -98,7 +98,9 @@ class Asker:
         found: dict[str, dict[str, list[dict[str, Any]]]] = {}
         for index in range(self.next, self.next + images):
             for name, aggregator in self.aggregators.items():
-                for point, policies in _rotated(self.points(name), index):
+                points = self.points(name)
+                own = found.setdefault(name, {point: [] for point in points})
+                for point, policies in _rotated(points, index):
                     answer = aggregator.infer(self.pixels[index : index + 1], policies, [index])
                     taken = {
                         "ms": 1000 * answer.seconds,
@@ -108,7 +110,7 @@ class Asker:
                         "right": int(answer.logits.argmax()) == self.labels[index],
                         "missing": sorted(answer.missing),
                     }
-                    found.setdefault(name, {}).setdefault(point, []).append(taken)
+                    own[point].append(taken)
         self.next += images
         return found
 

@@ -3,10 +3,15 @@
 Every exit is timed through `student.infer`, which stops there. Times are the thread's own, without what others use of
 the machine, and exits take turns. The share of the full time is compared with the share of the full MACs; what keeps
 the two apart is looked for in each unit on its own: time per MAC, what a pass costs where next to nothing is computed
-(4 x 4 pixels), and which operations take the time. Run `KINETO_LOG_LEVEL=99 python -m benchmarks.exit_time`.
+(4 x 4 pixels), and which operations take the time. All of it twice: as glibc has it, which gives large tensors' memory
+back to the kernel and has it mapped anew, page by page, and with memory kept. Run it for about 2 minutes by
+
+    KINETO_LOG_LEVEL=99 python -m benchmarks.exit_time
 """
 
 import argparse
+import ctypes
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -25,6 +30,8 @@ NETWORKS = {"WRN-16-1": ("wrn16", 1), "WRN-16-2": ("wrn16", 2), "resnet_slim": (
 BATCHES = (1, 8, 32)
 OPERATIONS = {"convolution": ("conv",), "norm": ("batch_norm",), "relu": ("relu", "clamp"), "add": ("aten::add",)}
 """Words in their names; in the rest are the exit and what calling costs."""
+KEPT = {-1: 1 << 30, -3: 1 << 25}
+"""Of mallopt(3): bytes that stay at the heap's end (M_TRIM_THRESHOLD), and from which on mappings are made."""
 Call = Callable[[], Any]
 
 
@@ -57,7 +64,11 @@ def exits(network: Student, batch: int, seconds: float) -> list[dict[str, float]
     found = []
     for exit_, own in times.items():
         macs = table.macs(exit_) / table.macs(last)
-        row = {"macs": macs, **{f"us_per_image_{how}": own[how] / batch for how in own}}
+        row = {
+            "macs": macs,
+            "page_faults": page_faults(stop_at(exit_)),
+            **{f"us_per_image_{how}": own[how] / batch for how in own},
+        }
         for how in own:
             share = own[how] / times[last][how]
             row |= {f"time_{how}": share, f"points_{how}": 100 * (share - macs), f"relative_{how}": share / macs - 1}
@@ -91,6 +102,20 @@ def units(network: Student, batch: int, seconds: float) -> list[dict[str, float]
     return found
 
 
+def page_faults(call: Call, repeats: int = 10) -> float:
+    """Return how many pages the kernel maps in a call."""
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    for _ in range(repeats):
+        call()
+    return (resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before) / repeats
+
+
+def keep_memory() -> None:
+    """Have freed memory kept in this process from now on."""
+    for option, value in KEPT.items():
+        ctypes.CDLL(None).mallopt(option, value)
+
+
 def operations(call: Call, repeats: int = 7) -> dict[str, float]:
     """Return the share of each kind of operation in the quickest of some passes."""
     call()
@@ -122,32 +147,34 @@ def _bound(step: Callable[[Tensor], Any], x: Tensor) -> Call:
 def main() -> None:
     """Measure all networks and batch sizes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=8.0, help="of a network at one batch size")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of a network at one batch size")
     options = parser.parse_args()
     torch.set_num_threads(1)
     result: dict[str, Any] = {"shape": SHAPE, "features": FEATURES, "seconds": options.seconds}
-    for name in NETWORKS:
-        network = student(name)
-        for batch in BATCHES:
-            found = {
-                "exits": exits(network, batch, 0.7 * options.seconds),
-                "units": units(network, batch, 0.3 * options.seconds),
-            }
-            result.setdefault(name, {})[f"batch {batch}"] = found
-            _show(name, batch, found)
+    for memory in ("as it is", "kept"):
+        if memory == "kept":
+            keep_memory()
+        for name in NETWORKS:
+            network = student(name)
+            for batch in BATCHES:
+                found = {
+                    "exits": exits(network, batch, 0.7 * options.seconds),
+                    "units": units(network, batch, 0.3 * options.seconds),
+                }
+                result.setdefault(f"memory {memory}", {}).setdefault(name, {})[f"batch {batch}"] = found
+                _show(f"{name}, batch {batch}, memory {memory}", found)
     print(save("exit_time", result))
 
 
-def _show(name: str, batch: int, found: dict[str, Any]) -> None:
-    print(f"{name}, batch {batch}")
-    for title, rows, keys in (
-        ("MACs", found["exits"], ("macs",)),
-        ("time", found["exits"], ("time_min", "time_median")),
+def _show(title: str, found: dict[str, Any]) -> None:
+    print(title)
+    for kind, rows, keys in (
+        ("exit", found["exits"], ("macs", "time_min", "time_median")),
         ("unit", found["units"], ("ns_per_mac", "fixed_share")),
         ("share", [row["operations"] for row in found["units"]], (*OPERATIONS, "rest")),
     ):
         for key in keys:
-            print(f"  {title:5} {key:18}", " ".join(f"{row[key]:6.3f}" for row in rows), flush=True)
+            print(f"  {kind:5} {key:12}", " ".join(f"{row[key]:6.3f}" for row in rows), flush=True)
 
 
 if __name__ == "__main__":
