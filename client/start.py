@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from client import spawner
 from client.capacity import read_capacity, shown
 from client.probe import add_capacity, fits
 from common.errors import UserError
@@ -46,6 +47,10 @@ def add_parser(verbs: "Verbs") -> None:
     parser.add_argument(
         "--state", type=Path, metavar="FOLDER", help="what is kept: models, Flower's home (default: beside $FLWR_HOME)"
     )
+    parser.add_argument(
+        "--worker", type=float, metavar="MINUTES",
+        help="how long the process that trains stays in memory without an order; 0: not at all (default: 10)",
+    )  # fmt: skip
     parser.add_argument("--port", type=int, default=0, help="of this device's own processes (default: a free one)")
     parser.add_argument(
         "--patience", type=float, default=120.0, metavar="S", help="seconds of failing starts (default: %(default)s)"
@@ -65,6 +70,7 @@ def run(options: argparse.Namespace) -> int:
     values: dict[str, object] = {"client-id": options.client, **node}
     values |= {"data": str(options.data.absolute())} if options.data else {}
     values |= {"state": str(home.parent)} if options.state else {}
+    values |= {} if options.worker is None else {"worker": options.worker}
     if encrypted := files is not None or options.tls:
         _check_server(host, port, files)
     print(f"capacity: {shown(capacity)} ({source})")
@@ -77,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
     print("next, on the server:  python -m server submit -c KEY=VALUE", flush=True)
     command = ["flower-supernode", "--superlink", options.superlink, "--port", str(options.port or free_port())]
     command += ["--node-config", node_config(values), *_links(files, encrypted)]
-    return _supervise(command, environment(home), home, options)
+    return _supervise(command, spawner.environment(environment(home), home / "bin"), home, options)
 
 
 def node_config(values: Mapping[str, object]) -> str:

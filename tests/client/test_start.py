@@ -111,12 +111,13 @@ def test_what_flower_gets_is_what_it_reads_back(tmp_path, commands):
     (tmp_path / "my images").mkdir()
     with pytest.raises(UserError, match="does not take this device"):
         start.run(started("--superlink", "127.0.0.1:1", "--data", str(tmp_path / "my images"), "--patience", "0",
-                          "--state", str(tmp_path / "s"), "--port", "9094"))  # fmt: skip
+                          "--state", str(tmp_path / "s"), "--port", "9094", "--worker", "2"))  # fmt: skip
     words = commands[0]
     assert words[:5] == ("flower-supernode", "--superlink", "127.0.0.1:1", "--port", "9094")
     assert words[-1] == "--insecure"
     assert parse_config_args([words[words.index("--node-config") + 1]]) == {
         "client-id": 1, "depth": "1", "data": str(tmp_path / "my images"), "state": str(tmp_path / "s"),
+        "worker": 2.0,
     }  # fmt: skip
     with pytest.raises(UserError, match="without quotes"):
         start.node_config({"data": 'a"b'})
