@@ -40,6 +40,15 @@ def test_signals_are_passed_on_once(tmp_path, number):
     assert signal.getsignal(number) is before
 
 
+def test_to_end_as_told_is_no_failure(tmp_path):
+    with child(NAP, os.environ, tmp_path) as process:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert process.wait() == 0
+    with child(NAP, os.environ, tmp_path) as process:
+        process.process.kill()
+        assert process.wait() == -signal.SIGKILL
+
+
 def test_a_child_does_not_outlive_its_block(tmp_path):
     with pytest.raises(RuntimeError, match="oops"), child(NAP, os.environ, tmp_path) as process:
         raise RuntimeError("oops")

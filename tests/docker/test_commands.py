@@ -78,11 +78,11 @@ def rounds(words: Sequence[str], number: int) -> list[str]:
 def test_the_demo_runs_as_the_images_run_it(host):
     assert not host.healthy("server")
     host.start("server", *host.command("server"))
-    wait_until(lambda: host.healthy("server"), 120, "the server is not healthy")
+    wait_until(lambda: host.healthy("server"), 300, "the server is not healthy")
     for name in CLIENTS:
         host.start(name, *host.command(name))
     for name in CLIENTS:
-        wait_until(lambda name=name: host.healthy(name), 120, f"{name} is not healthy")
+        wait_until(lambda name=name: host.healthy(name), 300, f"{name} is not healthy")
     done = host.run(*rounds(host.command("run"), 1), "-c", "run.name=demo", "-c", "data.limit=400", seconds=600)
     assert done.returncode == 0, done.stdout + done.stderr
     events = read_events(host.folder / "server" / "runs" / "demo" / "metrics.jsonl")
