@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,17 @@ from torch import Tensor
 from common.errors import UserError
 
 
+class StorageError(UserError, OSError):
+    """A file cannot be written, mostly because the disk is full; what was there before still is."""
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON object as one safetensors file, atomically and durably."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    """Write tensors and a JSON object as one safetensors file, atomically and durably; raises `StorageError`."""
+    contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    with _replacing(path) as temporary:
         save_file(contiguous, temporary, metadata={"values": json.dumps(values)})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -39,14 +38,38 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically and durably."""
+    """Write a text file atomically and durably; raises `StorageError`."""
+    with _replacing(path) as temporary, temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a text file, or nothing at all; raises `StorageError`."""
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.truncate(path, size)  # what follows later must not be appended to half a line
+        raise _unwritten(path, error) from error
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a path to write to, which then takes the place of `path`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise _unwritten(path, error) from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def _unwritten(path: Path, error: Exception) -> StorageError:
+    return StorageError(f"{path.name} cannot be written into {path.parent}: {error}")

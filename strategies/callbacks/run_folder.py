@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
-from logging import INFO
+from logging import INFO, WARNING
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from common.client_store import NAME
 from common.config import RunConfig
 from common.errors import UserError
 from common.protocol import ClientReport
-from common.storage import read_tensors, write_tensors, write_text
+from common.storage import StorageError, append_line, read_tensors, write_tensors, write_text
 from strategies.base import EarlyExitStrategy
 from strategies.callbacks.base import Callback, Record
 
@@ -97,6 +97,14 @@ class RunFolder(Callback):
 
     def on_round(self, strategy: EarlyExitStrategy, record: Record) -> None:
         """Append the metrics line, then write the checkpoint that makes the round count."""
+        try:
+            self._save(strategy, record)
+        except StorageError as error:
+            raise UserError(
+                f"round {record.round} cannot be kept: {error}; make room, then continue with run.resume {self.folder}"
+            ) from error
+
+    def _save(self, strategy: EarlyExitStrategy, record: Record) -> None:
         self._append(record.to_event())
         tensors, values = strategy.state_dict()
         stored = {
@@ -115,11 +123,15 @@ class RunFolder(Callback):
         """Write the end event and, if all went well, the finished model."""
         if not failure:
             strategy.save_final(self.folder / "final")
-        self._append({"event": "end", "rounds": strategy.round, "failure": failure})
+        try:
+            self._append({"event": "end", "rounds": strategy.round, "failure": failure})
+        except StorageError as error:
+            if not failure:
+                raise
+            log(WARNING, "the end of the run is not in its metrics: %s", error)  # why it failed is what must be told
 
     def _append(self, event: dict[str, Any]) -> None:
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(_finite(event), allow_nan=False) + "\n")
+        append_line(self.metrics, json.dumps(_finite(event), allow_nan=False))
 
     def _checkpoints(self) -> list[Path]:
         return sorted((self.folder / "checkpoints").glob("round-*.safetensors"))

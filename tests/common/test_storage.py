@@ -1,9 +1,11 @@
+import resource
+
 import pytest
 import torch
 
 from common import storage
 from common.errors import UserError
-from common.storage import read_tensors, write_tensors, write_text
+from common.storage import StorageError, append_line, read_tensors, write_tensors, write_text
 
 
 def test_tensors_and_values_come_back(tmp_path):
@@ -78,3 +80,18 @@ def test_a_file_without_values_has_none(tmp_path):
 
     save_file({"a": torch.ones(1)}, tmp_path / "s")
     assert read_tensors(tmp_path / "s")[1] == {}
+
+
+def test_a_line_is_appended_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "lines"
+    append_line(path, "first")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))  # the kernel then fails a write half-way
+    try:
+        with pytest.raises(StorageError, match=rf"lines cannot be written into {tmp_path}: .*File too large"):
+            append_line(path, "second")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_text() == "first\n"
+    append_line(path, "third")
+    assert path.read_text() == "first\nthird\n"
