@@ -32,6 +32,7 @@ GLOBAL = {**AVERAGING, "splitee.aggregate-scope": "global"}
 RETURN = {"splitee.gradient": "return", "splitee.exit-weight": 0.5}
 MODES = {
     "sequential": SEQUENTIAL,
+    "shared": {"splitee.statistics": "shared"},
     "epoch": EPOCH,
     "averaging": {**AVERAGING, "train.epochs": 3},
     "global": GLOBAL,
