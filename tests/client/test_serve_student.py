@@ -157,7 +157,7 @@ def test_a_device_that_hangs_costs_few_deadlines_and_comes_back(devices: Devices
             devices.processes[2].process.send_signal(signal.SIGCONT)
         late = "late: 0 of 6 samples came within 1 s"
         assert (answers[0].missing[2], answers[-1].missing[2]) == (late, f"down: {late}")
-        assert sum(answer.seconds for answer in answers) < 3.0
+        assert sum(answer.seconds for answer in answers) < 5.0  # ten deadlines are 10
         assert not until(aggregator, there=True).missing
 
 
