@@ -133,9 +133,7 @@ def test_a_device_that_is_down_costs_no_deadline(tiny: Tiny, addresses) -> None:
         answers = [aggregator.infer(PIXELS, {1: LAST}) for _ in range(6)]
     assert all(without(tiny, 2, answer) for answer in answers)
     assert all(answer.missing[2].startswith(("down: ", "late: 0 of 6")) for answer in answers)
-    assert (
-        sum(answer.seconds for answer in answers) < 2.5
-    )  # six deadlines are 3
+    assert sum(answer.seconds for answer in answers) < 2.5  # six deadlines are 3
     assert (answers[1].sent[2], answers[1].received[2]) == (0, 0)
 
 
