@@ -10,7 +10,6 @@ back to the kernel and has it mapped anew, page by page, and with memory kept. R
 """
 
 import argparse
-import ctypes
 import resource
 import statistics
 import time
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import save
+from common.devices import keep_memory
 from common.networks import NetworkSpec, build, cost_table
 from strategies.distree.students import Student
 
@@ -30,8 +30,6 @@ NETWORKS = {"WRN-16-1": ("wrn16", 1), "WRN-16-2": ("wrn16", 2), "resnet_slim": (
 BATCHES = (1, 8, 32)
 OPERATIONS = {"convolution": ("conv",), "norm": ("batch_norm",), "relu": ("relu", "clamp"), "add": ("aten::add",)}
 """Words in their names; in the rest are the exit and what calling costs."""
-KEPT = {-1: 1 << 30, -3: 1 << 25}
-"""Of mallopt(3): bytes that stay at the heap's end (M_TRIM_THRESHOLD), and from which on mappings are made."""
 Call = Callable[[], Any]
 
 
@@ -108,12 +106,6 @@ def page_faults(call: Call, repeats: int = 10) -> float:
     for _ in range(repeats):
         call()
     return (resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before) / repeats
-
-
-def keep_memory() -> None:
-    """Have freed memory kept in this process from now on."""
-    for option, value in KEPT.items():
-        ctypes.CDLL(None).mallopt(option, value)
 
 
 def operations(call: Call, repeats: int = 7) -> dict[str, float]:

@@ -20,7 +20,7 @@ from rich.text import Text
 from common.bundle import Bundle, load_bundle
 from common.console import results
 from common.console.samples import Samples, Skipped, add_arguments, read
-from common.devices import pick_device
+from common.devices import keep_memory, pick_device
 from common.errors import UserError
 from common.exits import ThresholdPolicy, confidence
 from common.networks import cost_table
@@ -109,6 +109,7 @@ def run(options: argparse.Namespace) -> int:
     policy = choose_policy(bundle, accuracy_first=options.accuracy_first, threshold=options.threshold)
     bundle, macs = replace(bundle, policy=policy), exit_macs(bundle)
     device = pick_device(options.device)
+    keep_memory()
     skipped = Skipped()
     samples = read(options, bundle.classes, bundle.network.input_shape, skipped)
     warm_up(bundle, device)

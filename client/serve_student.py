@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from common.devices import pick_device
+from common.devices import keep_memory, pick_device
 from common.errors import UserError
 from common.rpc import standalone
 from common.rpc.channels import Limits
@@ -54,6 +54,7 @@ def run(options: argparse.Namespace) -> int:
     stored = load_student(options.model)
     policy = own_policy(stored, options.policy)
     torch.set_num_threads(options.threads)
+    keep_memory()
     reached = standalone.access(options, options.model.parent, "students.token")
     service = StudentService(
         stored, policy, batch_size=options.batch, device=pick_device(options.device), slowdown=options.slowdown

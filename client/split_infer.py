@@ -24,7 +24,7 @@ from client.split_sweep import sweep
 from common.bundle import Bundle, load_bundle
 from common.console import results
 from common.console.samples import Samples, Skipped, read
-from common.devices import pick_device
+from common.devices import keep_memory, pick_device
 from common.errors import UserError
 from common.exits import ThresholdPolicy, confidence, entropy_gate
 from common.rpc.channels import Limits, connect
@@ -98,6 +98,7 @@ class SplitSummary:
 
 def run(options: argparse.Namespace) -> int:
     """Classify, print and store. Raises `UserError` when there is no device's part, token or readable image."""
+    keep_memory()
     bundle, device = load_device(options.model), pick_device(options.device)
     gate = choose_gate(bundle, options.tau)
     skipped = Skipped()

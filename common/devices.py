@@ -1,11 +1,14 @@
 """Where the work runs: device, number of threads, autocast."""
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
 from common.errors import UserError
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt(3)
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -26,6 +29,18 @@ def threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def keep_memory() -> None:
+    """Let this process keep the memory of tensors that are gone for those that come; where there is no glibc, nothing.
+
+    glibc gives large blocks back to the kernel, which maps them anew, page by page: 10 to 20 % of a training step on
+    the CPU, and more than half of a small network's inference at batch 32 (`benchmarks/exit_time.py`).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_TRIM_THRESHOLD, 1 << 30)
+        mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the most that glibc takes
 
 
 def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[None]:

@@ -11,7 +11,7 @@ from flwr.supercore import log
 
 from common import paths
 from common.config import RunConfig, Value, replace
-from common.devices import deterministic
+from common.devices import deterministic, keep_memory
 from common.errors import UserError
 from strategies.base import EarlyExitStrategy
 from strategies.callbacks.base import Callback
@@ -42,6 +42,7 @@ def prepare(run_config: Mapping[str, Value]) -> EarlyExitStrategy:
     """
     config = read_config(run_config)
     deterministic()
+    keep_memory()
     if config.run.resume:
         folder, stored = RunFolder.reopen(Path(config.run.resume))
         strategy = make_strategy(read_config(stored))

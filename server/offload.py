@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.bundle import FILE, Bundle, load_bundle
-from common.devices import pick_device
+from common.devices import keep_memory, pick_device
 from common.errors import UserError
 from common.paths import store_root
 from common.rpc import standalone
@@ -42,6 +42,7 @@ def run(options: argparse.Namespace) -> int:
     if options.batch < 1:
         raise UserError(f"--batch {options.batch}: give 1 or more")
     bundle = load_server(options.model)
+    keep_memory()
     suffixes = Suffixes(bundle.network, pick_device(options.device), bundle.statistics)
     folder = options.model if options.model.is_dir() else options.model.parent
     reached = standalone.access(options, folder, "offload.token")

@@ -19,7 +19,7 @@ from common.bundle import FILE, BundleInfo, save_bundle
 from common.config import RunConfig
 from common.data import client_split, load, normalizer
 from common.data.images import Normalizer, SampleSet
-from common.devices import deterministic, pick_device, threads
+from common.devices import deterministic, keep_memory, pick_device, threads
 from common.errors import UserError
 from common.exits import anytime_accuracy, collect_logits
 from common.networks import NetworkSpec, build, without_early_exits
@@ -125,6 +125,7 @@ def _prepare(options: argparse.Namespace) -> tuple[RunConfig, Samples, Schedule,
     if config.data.is_text:
         raise UserError("students are trained on images: choose another data.name")
     deterministic()
+    keep_memory()
     return config, _samples(config), schedule, pick_device(config.server.device)
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from common import paths
 from common.bundle import BundleInfo
-from common.devices import deterministic, threads
+from common.devices import deterministic, keep_memory, threads
 from common.errors import UserError
 from common.exits import ThresholdPolicy
 from common.folding import Fold, UnfitError, check
@@ -41,6 +41,7 @@ def train(order: Order, payload: Payload, node: Mapping[str, object]) -> Reply:
     # A client that is alone in its tier here sends fp32: the 64-bit sum of one would double its uplink.
     sharing = Counter(task.depth for task in order.tasks)
     deterministic()
+    keep_memory()
     with threads(site.config.clients.threads):
         turns = (Turn(t, _train_client(site, payload, local, t, reply, sharing[t.depth] > 1)) for t in order.tasks)
         for turn in _in_turn(turns, together=bool(order.method.get("interleave"))):
@@ -79,6 +80,7 @@ def deliver(order: Order, payload: Payload, node: Mapping[str, object]) -> Reply
 def _each(site: Site, tasks: Iterable[Task], act: Callable[[Task], None], failed: str, reply: Reply) -> Reply:
     """Act for one client after another; what one client's data raises is its result and stops no other."""
     deterministic()
+    keep_memory()
     with threads(site.config.clients.threads):
         for task in tasks:
             error = ""

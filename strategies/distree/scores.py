@@ -31,10 +31,13 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 def diff_cos(features: Tensor, first: Tensor) -> Tensor:
     """Return d = 1 / cos(F_j, F_1), float64 (B,), of features (B, P) that are not negative: from 1 up to inf.
 
-    A zero vector has no direction that could differ: d = 1, so the sample stays.
+    A zero vector has no direction that could differ: d = 1, so the sample stays. Few operations, because at batch 1
+    each costs as much as thousands of multiplications.
     """
-    silent = (features == 0).all(1) | (first == 0).all(1)
-    return torch.where(silent, 1.0, 1.0 / cosine(features, first).clamp_min(0.0))
+    a, b = features.double(), first.double()
+    squares = torch.linalg.vecdot(a, a) * torch.linalg.vecdot(b, b)
+    ratio = squares.sqrt() / torch.linalg.vecdot(a, b)
+    return ratio.clamp_min(1.0).nan_to_num(nan=1.0, posinf=math.inf)
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,11 @@ class _Batch:
         self.reference: Tensor | None = None
 
     def __call__(self, exit_index: int, features: Tensor) -> Tensor:
-        scores = self.policy.score(exit_index, features, self.reference, self.classify)
-        leaves = scores > self.policy.thresholds[exit_index]
+        threshold = self.policy.thresholds[exit_index]
+        if threshold == math.inf:  # nobody leaves: no score is worth its time
+            self.reference = self.policy.reference(features, self.reference)
+            return torch.zeros(len(features), dtype=torch.bool, device=features.device)
+        leaves = self.policy.score(exit_index, features, self.reference, self.classify) > threshold
         self.reference = self.policy.reference(features, self.reference)[~leaves]
         return leaves
 

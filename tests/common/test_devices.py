@@ -1,3 +1,7 @@
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -48,3 +52,25 @@ def test_deterministic_only_warns():
         assert not torch.utils.deterministic.fill_uninitialized_memory
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+FAULTS = """
+import resource, sys, torch
+from common.devices import keep_memory
+if sys.argv[1] == "keep":
+    keep_memory()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(4 << 20)
+before = faults()
+for _ in range(10):
+    torch.ones(4 << 20)  # 16 MiB
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="there is no glibc here")
+def test_memory_that_is_kept_is_not_mapped_anew():
+    command = [sys.executable, "-c", FAULTS]
+    found = [int(subprocess.run([*command, how], capture_output=True, check=True).stdout) for how in ("drop", "keep")]
+    assert found[1] < found[0] / 5
