@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from client import spawner
 from client.capacity import read_capacity, shown
+from client.clock import check_clock
 from client.probe import add_capacity, fits
 from common.errors import UserError
 from common.processes import child, environment, flower_home, free_port
@@ -73,6 +74,7 @@ def run(options: argparse.Namespace) -> int:
     values |= {} if options.worker is None else {"worker": options.worker}
     if encrypted := files is not None or options.tls:
         _check_server(host, port, files)
+    check_clock(host.strip("[]"), port, _context(files) if encrypted else None)
     print(f"capacity: {shown(capacity)} ({source})")
     for fit in fits(capacity, SAMPLES, PIXELS, NETWORK):
         print(f"{fit.network}, {SAMPLES} images an epoch (others: python -m client probe):")
@@ -120,12 +122,15 @@ def _security_word(files: DeviceFiles | None, encrypted: bool) -> str:
     return "TLS" if encrypted else "not encrypted"
 
 
+def _context(files: DeviceFiles | None) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=files.authority if files else None)
+
+
 def _check_server(host: str, port: int, files: DeviceFiles | None) -> None:
     """Raise `UserError` when a server answers that is not the right one: Flower would try again for ever."""
-    context = ssl.create_default_context(cafile=files.authority if files else None)
     try:
         with socket.create_connection((host.strip("[]"), port), timeout=5) as plain:
-            context.wrap_socket(plain, server_hostname=host.strip("[]")).close()
+            _context(files).wrap_socket(plain, server_hostname=host.strip("[]")).close()
     except ssl.SSLCertVerificationError as error:
         trusted = files.authority if files else "an authority that this system trusts"
         raise UserError(f"{host}:{port} is not vouched for by {trusted}: {error.verify_message}") from error
@@ -151,8 +156,8 @@ def _supervise(command: Sequence[str], env: Mapping[str, str], home: Path, optio
         if now - failing >= options.patience:
             again = shlex.join(["python", "-m", "server", "register", "--superlink", "HOST:PORT"])
             raise UserError(
-                f"{options.superlink} does not take this device, Flower's own lines above say how: is its key known "
-                f"there? There: {again}"
+                f"{options.superlink} does not take this device, Flower's own lines above say how: is its clock right, "
+                f"and its key known there? There: {again}"
             )
         print(f"the SuperNode ended; it is started again in {RETRY:.0f} s", flush=True)
         time.sleep(RETRY)
