@@ -11,7 +11,7 @@ from typing import Any
 from common.errors import UserError
 from server import certificates, infer, offload, start, students, submit
 from server.launch import PROJECT, Outcome, environment, local_superlink, simulate
-from server.overrides import add_overrides, read_overrides
+from server.overrides import add_overrides, add_run, read_overrides, read_run
 from strategies.callbacks.report import compare_runs, write_comparison
 
 
@@ -21,14 +21,14 @@ def main(arguments: list[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     run = verbs.add_parser("run", help="run one simulation to its end")
     run.set_defaults(run=_run)
-    run.add_argument("--resume", metavar="FOLDER", help="continue this run from its last complete round")
     env = verbs.add_parser("env", help='print the environment for typing flwr commands: eval "$(python -m server env)"')
     env.set_defaults(run=_environment)
     compare = verbs.add_parser("compare", help="run several methods one after another and show them side by side")
     compare.set_defaults(run=_compare)
     compare.add_argument("--methods", default="eefl,darkdistill", help="comma-separated (default: %(default)s)")
+    add_run(run)
+    add_overrides(compare)
     for verb in (run, compare):
-        add_overrides(verb)
         verb.add_argument("--workers", type=int, default=0, help="worker processes (default: one per core)")
         verb.add_argument("--gpus", type=float, default=0.0, help="GPU share of a worker")
     offload.add_parser(verbs)
@@ -54,14 +54,7 @@ def _environment(_: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    overrides = read_overrides(options)
-    if options.resume:
-        if overrides:
-            raise UserError("a resumed run keeps the configuration of its folder: leave out -c and --preset")
-        overrides["run.resume"] = str(Path(options.resume).absolute())
-    else:
-        overrides.setdefault("run.name", f"{overrides.get('run.strategy', 'run')}-{time.strftime('%Y%m%d-%H%M%S')}")
-    return _all([overrides], options)
+    return _all([read_run(options)], options)
 
 
 def _compare(options: argparse.Namespace) -> int:

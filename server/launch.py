@@ -77,13 +77,12 @@ def simulate(
     `overrides` are configuration keys; `run.name` must be among them unless a run is resumed.
     """
     workers = workers or os.cpu_count() or 1
-    folder = Path(str(overrides["run.resume"])) if overrides.get("run.resume") else root / str(overrides["run.name"])
     settings = {"run.root": str(root), "run.commit": _commit(), **overrides}
     federation = (
         f"num-supernodes={workers} client-resources-num-cpus=1 client-resources-num-gpus={gpus} "
         f"init-args-num-cpus={workers} init-args-log-to-driver=false"
     )
-    return _run(settings, folder, "local", env, show, "--federation-config", federation)
+    return _run(settings, _folder(overrides, root), "local", env, show, "--federation-config", federation)
 
 
 def deploy(
@@ -91,16 +90,21 @@ def deploy(
 ) -> Outcome:
     """Run the project on a connection of Flower's configuration and wait for its end.
 
-    `overrides` are configuration keys, `run.name` among them; `root` is the folder where the SuperLink's machine keeps
-    runs: if that is this machine, the run's progress is shown.
+    `overrides` are configuration keys; `run.name` must be among them unless a run is resumed. `root` is the folder
+    where the SuperLink's machine keeps runs: if that is this machine, the run's progress is shown.
     """
     settings = {"run.commit": _commit(), **overrides}
-    return _run(settings, root / str(overrides["run.name"]), connection, env, show)
+    return _run(settings, _folder(overrides, root), connection, env, show)
 
 
 def flwr(command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
     """Return what a `flwr` command answers as JSON, refusals included; raises `UserError` when it says nothing."""
     return _flwr(["flwr", *command, "--format", "json"], env)
+
+
+def _folder(overrides: Mapping[str, Any], root: Path) -> Path:
+    """Return the folder of a new run below `root`, or of the one that is resumed."""
+    return Path(str(overrides["run.resume"])) if overrides.get("run.resume") else root / str(overrides["run.name"])
 
 
 def _run(

@@ -1,6 +1,7 @@
 """The configuration as a command line gives it: `-c KEY=VALUE`, on top of a preset."""
 
 import argparse
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,23 @@ def read_overrides(options: argparse.Namespace) -> dict[str, Any]:
     if values.get("data.root"):
         values["data.root"] = str(Path(values["data.root"]).absolute())
     return values
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `read_run` reads."""
+    add_overrides(parser)
+    parser.add_argument("--resume", metavar="FOLDER", help="continue this run from its last complete round")
+
+
+def read_run(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the configuration of a new run, with a name, or of one that is continued; raises `UserError`."""
+    values = read_overrides(options)
+    if not options.resume:
+        values.setdefault("run.name", f"{values.get('run.strategy', 'run')}-{time.strftime('%Y%m%d-%H%M%S')}")
+        return values
+    if values:
+        raise UserError("a resumed run keeps the configuration of its folder: leave out -c and --preset")
+    return {"run.resume": str(Path(options.resume).absolute())}
 
 
 def _preset(name: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ tells it the keys of devices that were added since it started.
 
 import argparse
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ from common.rpc.secrets import read_certificate
 from server.certificates import FOLDER
 from server.connections import connection, register_keys
 from server.launch import deploy
-from server.overrides import add_overrides, read_overrides
+from server.overrides import add_run, read_run
 from server.start import add_state
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 def add_parsers(verbs: "Verbs") -> None:
     """Add the two verbs and their options."""
     submit = verbs.add_parser("submit", help="run the app on a SuperLink's devices", description=__doc__)
-    add_overrides(submit)
+    add_run(submit)
     submit.add_argument("--root-certificates", type=Path, metavar="FILE", help="the authority's ca.pem: encrypt")
     submit.add_argument("--insecure", action="store_true", help="off loopback without TLS: in a private network")
     submit.set_defaults(run=run_submit)
@@ -49,8 +48,7 @@ def run_submit(options: argparse.Namespace) -> int:
         raise UserError(
             f"{host} is not loopback: give --root-certificates, or --insecure in a network that is your own"
         )
-    overrides = read_overrides(options)
-    overrides.setdefault("run.name", f"{overrides.get('run.strategy', 'run')}-{time.strftime('%Y%m%d-%H%M%S')}")
+    overrides = read_run(options)
     home = flower_home(options.state)
     env = environment(home)
     name = connection(home, options.superlink, options.root_certificates, env)

@@ -132,6 +132,19 @@ def test_submit_ends_as_the_run_ended(tmp_path, monkeypatch, capsys, status, cod
     assert "not loopback" in capsys.readouterr().err
 
 
+def test_submit_continues_a_run_by_its_folder(tmp_path, monkeypatch, capsys):
+    flwr = {"success": True, "run-id": 5, "runs": [{"status": "finished:completed"}]}
+    monkeypatch.setattr(launch, "_flwr", lambda *_: flwr)
+    monkeypatch.setattr(launch, "ASK_EVERY", 0.0)
+    monkeypatch.setattr(submit, "connection", lambda *_: "there")
+    (tmp_path / "runs" / "old").mkdir(parents=True)
+    (tmp_path / ".flwr").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert command.main(["submit", "--state", str(tmp_path), "--resume", "runs/old"]) == 0
+    assert f"completed: {tmp_path / 'runs' / 'old'}" in capsys.readouterr().out
+    assert command.main(["submit", "--state", str(tmp_path), "--resume", "runs/old", "-c", "run.rounds=9"]) == 2
+
+
 def test_deploy_asks_flower_by_the_connections_name(tmp_path, monkeypatch):
     commands: list[Sequence[str]] = []
 
