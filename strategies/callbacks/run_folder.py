@@ -6,12 +6,15 @@
                 final/model.safetensors  the finished model, see `common.bundle`
 
 A round's metrics line is written before its checkpoint: a line beyond the checkpoint belongs to a round that will be
-run again and is cut off on resume, so no round is counted twice.
+run again and is cut off on resume, so no round is counted twice. Only one process writes at a time: a ServerApp lives
+on for half a minute after its SuperLink was killed, and would add its own end to a run that goes on already.
 """
 
+import fcntl
 import json
 import math
 import platform
+import time
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -33,14 +36,19 @@ from strategies.callbacks.base import Callback, Record
 
 KEPT = 2  # checkpoints
 METHOD = "method."  # prefix of the method's own tensors, beside the model's
+LOCK = ".lock"  # held by the process that writes
+PATIENCE = 90.0  # seconds that a resumed run waits for the process that wrote before
 
 
 class RunFolder(Callback):
     """Writes the run folder."""
 
     def __init__(self, folder: Path) -> None:
+        """`folder` exists. Raises `UserError` when another process does not stop writing to it."""
         self.folder = folder
         self.metrics = folder / "metrics.jsonl"
+        self._lock = (folder / LOCK).open("a")
+        self._take()
 
     @staticmethod
     def create(root: Path, config: RunConfig) -> "RunFolder":
@@ -57,7 +65,10 @@ class RunFolder(Callback):
 
     @staticmethod
     def reopen(folder: Path) -> tuple["RunFolder", dict[str, Any]]:
-        """Return a stored run's folder and its flat configuration; raises `UserError` when there is none."""
+        """Return a stored run's folder and its flat configuration.
+
+        Raises `UserError` when there is none, or another process writes to it.
+        """
         try:
             stored = tomllib.loads((folder / "config.toml").read_text())
         except (OSError, tomllib.TOMLDecodeError) as error:
@@ -120,15 +131,35 @@ class RunFolder(Callback):
             old.unlink()
 
     def on_end(self, strategy: EarlyExitStrategy, failure: str) -> None:
-        """Write the end event and, if all went well, the finished model."""
-        if not failure:
-            strategy.save_final(self.folder / "final")
+        """Write the end event and, if all went well, the finished model; then others may write here."""
         try:
+            if not failure:
+                strategy.save_final(self.folder / "final")
             self._append({"event": "end", "rounds": strategy.round, "failure": failure})
         except StorageError as error:
             if not failure:
                 raise
             log(WARNING, "the end of the run is not in its metrics: %s", error)  # why it failed is what must be told
+        finally:
+            self._lock.close()
+
+    def _take(self) -> None:
+        """Wait for the lock, which ends with the process that holds it; a process does not wait for itself."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except (BlockingIOError, PermissionError) as error:
+                if time.monotonic() > end:
+                    raise UserError(
+                        f"the run in {self.folder} has not ended: another process writes to it; end that one (see flwr "
+                        "list and flwr stop), then continue with run.resume"
+                    ) from error
+                time.sleep(0.5)
+            except OSError as error:
+                log(WARNING, "%s cannot be locked, so see that nobody else writes there: %s", self.folder, error)
+                return
 
     def _append(self, event: dict[str, Any]) -> None:
         append_line(self.metrics, json.dumps(_finite(event), allow_nan=False))

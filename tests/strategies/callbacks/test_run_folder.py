@@ -2,6 +2,8 @@
 
 import json
 import resource
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +23,8 @@ from common.local_grid import LocalGrid
 from common.storage import read_tensors
 from server.app import prepare
 from strategies.base import EarlyExitStrategy
-from strategies.callbacks.run_folder import RunFolder, read_events
+from strategies.callbacks import run_folder
+from strategies.callbacks.run_folder import LOCK, RunFolder, read_events
 from strategies.setup import read_config
 from tests.killing import NODES, rounds, run_and_kill
 
@@ -139,6 +142,45 @@ def test_the_configuration_is_stored_and_read_back(settings):
     assert about["torch"] == version("torch")
     assert about["commit"] == 'v1 "quoted"'
     assert about["device"]
+
+
+@contextmanager
+def writer(folder: Path) -> Iterator["subprocess.Popen[str]"]:
+    """Another process that writes to a run's folder until its stdin ends."""
+    code = (
+        "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); input()"
+    )
+    command = [sys.executable, "-c", code, str(folder / LOCK)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def test_a_run_that_another_process_writes_to_is_not_continued(settings, monkeypatch):
+    run(settings)
+    folder = Path(settings["run.root"]) / "test"
+    before = (folder / "metrics.jsonl").read_bytes()
+    monkeypatch.setattr(run_folder, "PATIENCE", 0.0)
+    with writer(folder), pytest.raises(UserError, match="has not ended: another process writes to it"):
+        prepare({"run.resume": str(folder)})
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_is_continued_once_the_process_that_wrote_to_it_was_killed(settings, monkeypatch):
+    run(settings)
+    folder, pauses = Path(settings["run.root"]) / "test", list[float]()
+    with writer(folder) as process:
+
+        def pause(seconds: float) -> None:
+            pauses.append(seconds)
+            process.kill()
+            process.wait()
+
+        monkeypatch.setattr(run_folder.time, "sleep", pause)
+        assert prepare({"run.resume": str(folder)}).round == 2
+    assert len(pauses) == 1
 
 
 def test_a_name_that_is_taken_is_refused(settings):
