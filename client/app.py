@@ -8,6 +8,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client import handover
+from common import logs
 
 app = ClientApp()
 
@@ -37,5 +38,7 @@ def deliver(message: Message, context: Context) -> Message:
 
 
 def _respond(message: Message, context: Context) -> Message:
-    content = handover.respond(message.metadata.message_type, message.content, context.node_id, context.node_config)
+    node = {**context.node_config, logs.NODE_ID: str(context.node_id)}
+    with logs.of_message(message.content, node):
+        content = handover.respond(message.metadata.message_type, message.content, context.node_id, node)
     return Message(content, reply_to=message)

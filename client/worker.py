@@ -23,6 +23,7 @@ from client import frames
 from client.door import Keeper
 from client.handover import BUNDLE
 from client.work import answer
+from common import logs
 from common.errors import UserError
 
 FIRST = 60.0  # seconds that it waits for its first message; each says how long to wait for the next
@@ -50,7 +51,7 @@ def _work(connection: socket.socket, kind: str, node: dict[str, Any]) -> None:
     started = time.perf_counter()
     connection.settimeout(None)
     try:
-        with _ending_with(connection):
+        with _ending_with(connection), logs.of_message(content, node):
             reply = answer(kind, content, node)
     except Exception as error:
         log(ERROR, "the worker could not answer", exc_info=error)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin,
 
 from common.data.config import DataConfig
 from common.errors import UserError
+from common.logs import FORMATS
 from common.objectives import ObjectiveConfig
 
 Value = str | int | float | bool
@@ -32,10 +33,14 @@ class RunSection:
     resume: str = ""  # a run's folder: continue it from its last complete round
     commit: str = ""  # filled in by the launcher: the installed bundle does not know it
     tensorboard: bool = False
+    metrics_port: int = 0  # serve Prometheus metrics there; 0: do not
+    metrics_host: str = "127.0.0.1"
+    log_format: str = "text"  # "json": a JSON object per line, on the server and on the clients
 
     def problems(self) -> list[str]:
         """Return every mistake as a sentence."""
-        return at_least(self, rounds=1, seed=0)
+        found = at_least(self, rounds=1, seed=0, metrics_port=0) + one_of(self, log_format=FORMATS)
+        return found + (["run.metrics-port must be below 65536"] if self.metrics_port > 65535 else [])
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from common.flat import FlatState, Layout
 from common.folding import MAX_WEIGHT, Fold, check_layout
 from common.npy import read_npy
+from common.wire import ORDER, record_text
 
-ORDER, INDEX, STATE, FOLD, LONE, ENTRIES = "order", "index", "state", "fold", "lone", "entries"
+INDEX, STATE, FOLD, LONE, ENTRIES = "index", "state", "fold", "lone", "entries"
 MODEL = "model"  # the usual name of the one state that all clients of a message start from
 QUERY, TRAIN, EVALUATE, DELIVER = "query", "train", "evaluate", "train.deliver"
 R = TypeVar("R")
@@ -207,7 +208,7 @@ def pack_state(state: FlatState) -> PackedState:
 
 def unpack_state(content: RecordDict, name: str, expected: Layout | None = None) -> FlatState:
     """Inverse of `pack_state`; raises `ValueError` when the arrays do not fit the index, or it is another one."""
-    layout = _layout(_text(content, f"{name}.{INDEX}"), expected)
+    layout = _layout(record_text(content, f"{name}.{INDEX}"), expected)
     arrays, (floats, counters) = _arrays(content, name), layout.sizes
     return FlatState(
         layout, _tensor(arrays, "floats", torch.float32, floats), _tensor(arrays, "counters", torch.int64, counters)
@@ -323,16 +324,9 @@ def _record(value: Any) -> ConfigRecord:
     return ConfigRecord({"json": json.dumps(value, default=vars)})
 
 
-def _text(content: RecordDict, name: str) -> str:
-    record = content.get(name)
-    if not isinstance(record, ConfigRecord) or not isinstance(record.get("json"), str):
-        raise ValueError(f"the message has no record {name!r}")
-    return str(record["json"])
-
-
 def _json(content: RecordDict, name: str) -> Any:
     try:
-        return json.loads(_text(content, name))
+        return json.loads(record_text(content, name))
     except RecursionError as error:
         raise ValueError(f"record {name!r} is nested too deeply") from error
 

@@ -9,13 +9,14 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore import log
 
-from common import paths
+from common import logs, paths
 from common.config import RunConfig, Value, replace
 from common.devices import deterministic, keep_memory
 from common.errors import UserError
 from strategies.base import EarlyExitStrategy
 from strategies.callbacks.base import Callback
 from strategies.callbacks.progress import Progress
+from strategies.callbacks.prometheus import Prometheus
 from strategies.callbacks.report import Report
 from strategies.callbacks.run_folder import RunFolder
 from strategies.callbacks.tensorboard import TensorBoard
@@ -32,7 +33,9 @@ def main(grid: Grid, context: Context) -> None:
     except UserError as error:
         log(ERROR, "%s", error)
         raise
-    strategy.start(grid=grid)
+    logs.use(strategy.config.run.log_format)
+    with logs.context(run=strategy.config.run.name, node="server", everywhere=True):
+        strategy.start(grid=grid)
 
 
 def prepare(run_config: Mapping[str, Value]) -> EarlyExitStrategy:
@@ -46,12 +49,13 @@ def prepare(run_config: Mapping[str, Value]) -> EarlyExitStrategy:
     if config.run.resume:
         folder, stored = RunFolder.reopen(Path(config.run.resume))
         strategy = make_strategy(read_config(stored))
+        observers = _observers(strategy.config)
         folder.restore(strategy)
     else:
         config = _named(config)
-        strategy = make_strategy(config)
+        strategy, observers = make_strategy(config), _observers(config)
         folder = RunFolder.create(paths.runs_root(config.run.root), config)
-    strategy.callbacks = _callbacks(strategy.config, folder)
+    strategy.callbacks = [*_callbacks(strategy.config, folder), *observers]
     return strategy
 
 
@@ -63,3 +67,8 @@ def _named(config: RunConfig) -> RunConfig:
 def _callbacks(config: RunConfig, folder: RunFolder) -> list[Callback]:
     callbacks: list[Callback] = [Progress(), folder, Report(folder.folder)]
     return [*callbacks, TensorBoard(folder.folder)] if config.run.tensorboard else callbacks
+
+
+def _observers(config: RunConfig) -> list[Callback]:
+    section = config.run
+    return [Prometheus(section.metrics_host, section.metrics_port)] if section.metrics_port else []

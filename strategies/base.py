@@ -23,7 +23,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore import log
 
-from common import protocol
+from common import logs, protocol
 from common.bundle import FILE, BundleInfo, save_bundle
 from common.config import RunConfig
 from common.data.images import Normalizer
@@ -207,12 +207,13 @@ class EarlyExitStrategy(Strategy):
             for callback in self.callbacks:
                 callback.on_start(self)
             for round_ in range(self.round + 1, self.rounds + 1):
-                record = self._run_round(grid, round_, timeout)
-                result.train_metrics_clientapp[round_] = MetricRecord({**record.client_metrics})
-                if evaluate_fn is not None and (metrics := evaluate_fn(round_, self.arrays())) is not None:
-                    result.evaluate_metrics_serverapp[round_] = metrics
-                for callback in self.callbacks:
-                    callback.on_round(self, record)
+                with logs.context(round=round_, everywhere=True):
+                    record = self._run_round(grid, round_, timeout)
+                    result.train_metrics_clientapp[round_] = MetricRecord({**record.client_metrics})
+                    if evaluate_fn is not None and (metrics := evaluate_fn(round_, self.arrays())) is not None:
+                        result.evaluate_metrics_serverapp[round_] = metrics
+                    for callback in self.callbacks:
+                        callback.on_round(self, record)
             self._deliver(grid)
         except BaseException as error:
             failure = f"{type(error).__name__}: {error}"

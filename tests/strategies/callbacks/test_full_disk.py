@@ -1,4 +1,4 @@
-"""A disk that is really full: the run fails with one clear line, and goes on, the same bit for bit, once there is room."""
+"""A disk that is really full: the run fails with one clear line, and goes on bit for bit once there is room."""
 
 import json
 import os

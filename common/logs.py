@@ -1,0 +1,79 @@
+"""Logs by option as one JSON object per line, which says of what run, round and node it is.
+
+Flower's handlers stay where they are, because Flower redirects them; only the form of what they write changes.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any
+
+from flwr.app import RecordDict
+
+from common.wire import ORDER, record_text
+
+FORMATS = ("text", "json")
+NODE_ID = "node-id"  # Flower's id of a node, beside what its node configuration says
+FIELDS = ("run", "round", "node")
+_context: ContextVar[Mapping[str, Any] | None] = ContextVar("log_context", default=None)
+_process: dict[str, Any] = {}  # what threads say that have no context of their own, such as the server's for streams
+
+
+class JsonFormatter(logging.Formatter):
+    """Writes a record as one line of JSON: time (UTC), level, run, round, node, message, and an error's traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line; what is not known of run, round and node is null."""
+        found = _context.get()
+        known = _process if found is None else found
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            **{field: known.get(field) for field in FIELDS},
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def use(form: str) -> None:
+    """Let Flower's logger write in this form, one of `FORMATS`."""
+    for handler in logging.getLogger("flwr").handlers:
+        if form == "json":
+            # Flower's console handler knows no formatter
+            handler.format = JsonFormatter().format  # type: ignore[method-assign]
+        else:
+            vars(handler).pop("format", None)
+
+
+@contextmanager
+def context(*, everywhere: bool = False, **fields: Any) -> Iterator[None]:
+    """Add run, round or node to what is logged inside; `everywhere` also by threads without a context."""
+    token, before = _context.set({**(_context.get() or {}), **fields}), dict(_process)
+    if everywhere:
+        _process.update(fields)
+    try:
+        yield
+    finally:
+        _context.reset(token)
+        if everywhere:
+            _process.clear()
+            _process.update(before)
+
+
+@contextmanager
+def of_message(content: RecordDict, node: Mapping[str, object]) -> Iterator[None]:
+    """Log inside as the message's run wants it, with its round; what cannot be read of it is not told."""
+    try:
+        order = json.loads(record_text(content, ORDER))
+        form = json.loads(order["config"]).get("run.log-format")
+        fields = {"run": order["run"], "round": order.get("round")}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        form, fields = "text", {}
+    use(form)
+    with context(node=node.get(NODE_ID), **fields):
+        yield

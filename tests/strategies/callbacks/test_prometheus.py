@@ -1,0 +1,145 @@
+import re
+import socket
+import sys
+import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from client.app import app
+from common.errors import UserError
+from common.local_grid import LocalGrid
+from server.app import prepare
+from strategies.callbacks.base import Callback
+from strategies.callbacks.prometheus import Prometheus
+from strategies.callbacks.run_folder import read_events
+from tests.strategies.callbacks.samples import client_record, record
+
+pytest.importorskip("prometheus_client")
+
+
+def scrape(port: int) -> dict[str, float]:
+    """Return what Prometheus would see, without when counters were made."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    found = (re.fullmatch(r"(\w+(?:\{.*\})?) (\S+)", line) for line in lines)
+    return {m[1]: float(m[2]) for m in found if m and "_created" not in m[1]}
+
+
+@pytest.fixture
+def strategy() -> Any:
+    run = SimpleNamespace(name='a "run"')
+    device = torch.device("cpu")
+    return SimpleNamespace(name="eefl", config=SimpleNamespace(run=run), round=4, rounds=9, device=device)
+
+
+def test_a_scrape_tells_every_number(strategy: Any) -> None:
+    exporter = Prometheus("127.0.0.1", 0)
+    exporter.on_start(strategy)
+    try:
+        before = scrape(exporter.port)
+        assert before["earlybloom_round"] == 4
+        assert before['earlybloom_clients_total{outcome="rejected"}'] == 0
+        exporter.on_round(strategy, record(5, 9, failures={3: "late", 4: "nan"}, rejected=[4], late=[7]))
+        exporter.on_round(strategy, client_record(2, 9))
+        assert scrape(exporter.port) == {
+            'earlybloom_run_info{run="a \\"run\\"",strategy="eefl"}': 1,
+            "earlybloom_round": 2,
+            "earlybloom_rounds": 9,
+            'earlybloom_clients_total{outcome="folded"}': 6,
+            'earlybloom_clients_total{outcome="failed"}': 1,
+            'earlybloom_clients_total{outcome="rejected"}': 1,
+            'earlybloom_clients_total{outcome="late"}': 1,
+            'earlybloom_bytes_total{direction="down"}': 6e6,
+            'earlybloom_bytes_total{direction="up"}': 2e6,
+            **{
+                f'earlybloom_phase_seconds_{kind}{{phase="{phase}"}}': value
+                for phase, seconds in (("clients", 2.0), ("server", 1.0), ("round", 4.0))
+                for kind, value in (("sum", seconds), ("count", 2.0))
+            },
+            'earlybloom_accuracy{exit="1",measured="server"}': 0.5,
+            'earlybloom_accuracy{exit="2",measured="server"}': 1.0,
+            'earlybloom_accuracy{exit="1",measured="clients"}': pytest.approx(0.55),
+            'earlybloom_accuracy{exit="2",measured="clients"}': pytest.approx(0.75),
+        }
+    finally:
+        exporter.on_end(strategy, "")
+    with pytest.raises(OSError, match=r"(?i)refused"):
+        scrape(exporter.port)
+
+
+def test_gpu_memory_is_read_when_it_is_asked_for(strategy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    strategy.device, held = torch.device("cuda"), {torch.device("cuda"): 100}
+    for kind, factor in (("allocated", 1), ("peak", 2), ("reserved", 3)):
+        monkeypatch.setitem(
+            sys.modules["strategies.callbacks.prometheus"].MEMORY,
+            kind,
+            lambda device, factor=factor: factor * held[device],
+        )
+    exporter = Prometheus("127.0.0.1", 0)
+    exporter.on_start(strategy)
+    try:
+        held[strategy.device] = 7
+        memory = {key: value for key, value in scrape(exporter.port).items() if "gpu" in key}
+    finally:
+        exporter.on_end(strategy, "")
+    assert memory == {
+        f'earlybloom_gpu_memory_bytes{{kind="{kind}"}}': value
+        for kind, value in (("allocated", 7), ("peak", 14), ("reserved", 21))
+    }
+
+
+class Scraper(Callback):
+    """Scrapes after every round, as Prometheus does from outside."""
+
+    def __init__(self, port: int) -> None:
+        self.port, self.seen = port, list[dict[str, float]]()
+
+    def on_round(self, strategy: Any, record: Any) -> None:
+        self.seen.append(scrape(self.port))
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
+def test_the_option_serves_a_run_and_lets_go_of_the_port(flat: dict[str, Any], tmp_path: Path) -> None:
+    port = free_port()
+    settings = {**flat, "run.root": str(tmp_path / "runs"), "run.metrics-port": port, "server.evaluate-every": 1}
+    strategy, scraper = prepare(settings), Scraper(port)
+    strategy.callbacks.append(scraper)
+    strategy.start(LocalGrid(app, [{"partition-id": 0}]))
+    assert [seen["earlybloom_round"] for seen in scraper.seen] == [1, 2]
+    assert scraper.seen[-1]['earlybloom_clients_total{outcome="folded"}'] == 12
+    events = [event for event in read_events(tmp_path / "runs" / "test" / "metrics.jsonl") if event["event"] == "round"]
+    assert scraper.seen[-1]['earlybloom_bytes_total{direction="up"}'] == sum(e["traffic"]["up"] for e in events)
+    assert scraper.seen[-1]['earlybloom_accuracy{exit="3",measured="server"}'] == events[-1]["accuracy"]["exits"][2]
+    with socket.create_server(("127.0.0.1", port)):
+        pass
+
+
+def test_without_the_option_nothing_listens(flat: dict[str, Any], tmp_path: Path) -> None:
+    strategy = prepare({**flat, "run.root": str(tmp_path / "runs")})
+    assert not any(isinstance(callback, Prometheus) for callback in strategy.callbacks)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "no.such.host.invalid", "203.0.113.1"])
+def test_an_address_that_cannot_be_had_is_told_before_the_run_has_a_folder(
+    flat: dict[str, Any], tmp_path: Path, host: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        settings = {**flat, "run.root": str(tmp_path / "runs"), "run.metrics-port": port, "run.metrics-host": host}
+        with pytest.raises(UserError, match=rf"run.metrics-host, run.metrics-port: cannot listen at {host}:{port}"):
+            prepare(settings)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(UserError, match=r"pip install earlybloom\[metrics\]"):
+        Prometheus("127.0.0.1", 0)
