@@ -27,10 +27,19 @@ def exchange(
     pause = FIRST_POLL
     while pending and time.monotonic() < end:
         replies = list(grid.pull_messages(pending))
-        pending -= {reply.metadata.reply_to_message_id for reply in replies}
-        yield from replies
+        for reply in replies:
+            message_id = reply.metadata.reply_to_message_id
+            pending.discard(message_id)
+            yield _of_its_node(reply, sent[message_id])
         pause = FIRST_POLL if replies else min(pause * 1.5, LAST_POLL)
         if pending:
             time.sleep(pause)
     if unanswered is not None:
         unanswered |= {message_id: sent[message_id] for message_id in pending}
+
+
+def _of_its_node(reply: Message, message: Message) -> Message:
+    """Return a reply under the name of the node that was asked: for one that has gone, Flower answers in its own."""
+    if not reply.has_error() or reply.metadata.src_node_id == message.metadata.dst_node_id:
+        return reply
+    return Message(reply.error, reply_to=message)

@@ -1,7 +1,8 @@
 import time
 
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 
 from common.local_grid import LocalGrid
 from strategies import exchange as module
@@ -61,6 +62,28 @@ def test_the_deadline_ends_the_wait_for_a_lost_message():
     started = time.monotonic()
     assert sorted(ids(exchange(grid, orders(grid), 0.2))) == [0, 1]
     assert 0.2 <= time.monotonic() - started < 1.0
+
+
+class Gone(LocalGrid):
+    """Its second node has gone, and the grid says so in its own name, as Flower's does."""
+
+    def pull_messages(self, message_ids):
+        gone = list(self.contexts)[1]
+        replies = list(super().pull_messages(message_ids))
+        for reply in replies:
+            if reply.metadata.src_node_id == gone:
+                reply.__dict__["_content"] = None
+                reply.__dict__["_error"] = Error(code=ErrorCode.NODE_UNAVAILABLE, reason="gone")
+                reply.metadata.__dict__["_src_node_id"] = SUPERLINK_NODE_ID
+        return replies
+
+
+def test_what_flower_says_of_a_node_that_has_gone_counts_as_its_answer():
+    grid = Gone(echo, [{"id": 0}, {"id": 1}])
+    nodes = list(grid.get_node_ids())
+    there, gone = sorted(exchange(grid, orders(grid), 5.0), key=lambda reply: reply.has_error())
+    assert (there.metadata.src_node_id, there.content["n"]["id"]) == (nodes[0], 0)
+    assert (gone.metadata.src_node_id, gone.error.reason) == (nodes[1], "gone")
 
 
 def test_nothing_to_send_takes_no_time():
