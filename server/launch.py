@@ -24,6 +24,7 @@ from strategies.callbacks.run_folder import read_events
 
 PROJECT = Path(__file__).resolve().parent.parent
 ASK_EVERY = 5.0  # seconds between questions to Flower: each one is a process of a second
+LOST = 20.0  # seconds without an answer
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def _follow(run_id: str, folder: Path, connection: str, env: Mapping[str, str], 
         TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
         TextColumn("ETA"), TimeRemainingColumn(),
     )  # fmt: skip
-    asked = time.monotonic()
+    asked = heard = time.monotonic()
     with Progress(*columns, disable=not show) as progress:
         bar = progress.add_task(f"{folder.name}: starting", total=None)
         while True:
@@ -146,7 +147,16 @@ def _follow(run_id: str, folder: Path, connection: str, env: Mapping[str, str], 
             if time.monotonic() - asked < ASK_EVERY:
                 continue
             asked = time.monotonic()
-            run = _flwr(["flwr", "list", connection, "--run-id", run_id, "--format", "json"], env)["runs"][0]
+            answer = _flwr(["flwr", "list", connection, "--run-id", run_id, "--format", "json"], env)
+            if "runs" not in answer:
+                if asked - heard > LOST:
+                    problem = " ".join(str(answer.get("error-message", answer)).split())
+                    raise UserError(
+                        f"the SuperLink has gone: {problem}; a run ends with it, so start it again, then continue with "
+                        f"--resume {folder}"
+                    )
+                continue
+            heard, run = asked, answer["runs"][0]
             if str(run["status"]).startswith("finished"):
                 return Outcome(folder, str(run["status"]), str(run.get("status-details") or ""))
 

@@ -77,6 +77,19 @@ def test_a_run_that_did_not_complete_is_not_called_completed(env, tmp_path, monk
     assert outcome.details == "because"
 
 
+def test_a_superlink_that_is_away_for_a_moment_is_asked_again_and_one_that_has_gone_is_told(env, tmp_path, monkeypatch):
+    refused = {"success": False, "error-message": "Connection refused"}
+    flower = Flower("finished:completed")
+    silences = [refused, refused]
+    monkeypatch.setattr(launch, "_flwr", lambda c, e: silences.pop() if c[1] == "list" and silences else flower(c, e))
+    assert simulate({"run.name": "a"}, tmp_path, env, workers=1, show=False).completed
+    assert not silences
+    monkeypatch.setattr(launch, "LOST", -1.0)
+    silences = [refused]
+    with pytest.raises(UserError, match=f"has gone: Connection refused; .* continue with --resume {tmp_path / 'a'}"):
+        simulate({"run.name": "a"}, tmp_path, env, workers=1, show=False)
+
+
 def test_a_resumed_run_is_followed_in_its_own_folder(env, tmp_path, monkeypatch):
     flower = Flower("finished:completed")
     monkeypatch.setattr(launch, "_flwr", flower)
