@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from flwr.app import RecordDict
+from flwr.supercore.logger import ConsoleHandler
 
 from common.wire import ORDER, record_text
 
@@ -43,8 +44,10 @@ class JsonFormatter(logging.Formatter):
 def use(form: str) -> None:
     """Let Flower's logger write in this form, one of `FORMATS`."""
     for handler in logging.getLogger("flwr").handlers:
+        if isinstance(handler, ConsoleHandler):
+            handler.json = form == "json"  # it then leaves out Flower's empty lines
         if form == "json":
-            # Flower's console handler knows no formatter
+            # Flower's handler knows no formatter
             handler.format = JsonFormatter().format  # type: ignore[method-assign]
         else:
             vars(handler).pop("format", None)

@@ -41,6 +41,7 @@ def lines(stream: io.StringIO) -> list[dict[str, Any]]:
 def test_a_line_says_when_what_and_of_whom(written):
     logs.use("json")
     log(INFO, "before")
+    log(INFO, "")  # as Flower writes between parts
     with logs.context(run="r", node="server"), logs.context(round=3):
         log(WARNING, '%s\nand "more"', "über")
     log(INFO, "after")
