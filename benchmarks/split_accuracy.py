@@ -2,8 +2,9 @@
 
 CIFAR-10 at 16x16, dealt alike to 12 clients, four at each of the cuts 2, 3 and 4 of the slim ResNet at half its width;
 batches of 64, one local epoch a round, the same learning rate for all. Nothing is chosen on test data; thresholds of
-early exits are chosen on each client's validation split. Run `python -m benchmarks.split_accuracy`; runs that are in
-the result file already are not run again.
+early exits are chosen on each client's validation split. The sequential server has one set of batch norm's running
+statistics for all cuts, except where a variant says "by cut". Run `python -m benchmarks.split_accuracy`; runs that are
+in the result file already are not run again.
 """
 
 import argparse
@@ -25,30 +26,32 @@ SETTINGS: dict[str, Any] = {
     "train.lr-decay": 0.75, "train.weight-decay": 5e-4, "server.evaluate-every": 0, "splitee.cuts": CUTS,
 }  # fmt: skip
 SPLIT = {"run.strategy": "hetero_splitee"}
-RETURN = SPLIT | {"splitee.gradient": "return", "splitee.client-sync": "same_cut"}
+SHARED = SPLIT | {"splitee.statistics": "shared"}
+RETURN = {"splitee.gradient": "return", "splitee.client-sync": "same_cut"}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "sequential": SPLIT,
+    "sequential": SHARED,
     "averaging": SPLIT | {"splitee.mode": "averaging"},
-    # the same weights, evaluated with one set of running statistics for all cuts
-    "sequential, shared": SPLIT | {"splitee.statistics": "shared"},
+    # the same weights as "sequential", evaluated with batch norm's statistics of each client's cut
+    "sequential, by cut": SPLIT,
     # split learning: gradients come back, devices of one cut are averaged (Thapa et al., SplitFed)
-    "sflv1": RETURN | {"splitee.mode": "averaging"},
-    "sflv2": RETURN,
+    "sflv1": SPLIT | RETURN | {"splitee.mode": "averaging"},
+    "sflv2": SHARED | RETURN,
     # a whole network on the client's own shard, and one network on all shards with exits at the cuts
     "standalone": {"run.strategy": "local", "network.exits": str(UNITS)},
     "central": {
         "run.strategy": "eefl", "clients.count": 1, "clients.per-round": 1, "clients.mix": "0,0,0,1",
         "network.exits": f"{CUTS},{UNITS}",
     },
-    "sequential, prefix": SPLIT | {"splitee.client-sync": "prefix"},
-    "sequential, same cut": SPLIT | {"splitee.client-sync": "same_cut"},
+    "sequential, prefix": SHARED | {"splitee.client-sync": "prefix"},
+    "sequential, prefix, by cut": SPLIT | {"splitee.client-sync": "prefix"},
+    "sequential, same cut": SHARED | {"splitee.client-sync": "same_cut"},
     "averaging, prefix": SPLIT | {"splitee.mode": "averaging", "splitee.client-sync": "prefix"},
     "averaging, global": SPLIT | {"splitee.mode": "averaging", "splitee.aggregate-scope": "global"},
     "averaging, never": SPLIT | {"splitee.mode": "averaging", "splitee.period": 1000},
-    "bf16": SPLIT | {"splitee.coding": "bf16"},
-    "uint8": SPLIT | {"splitee.coding": "uint8"},
-    **{f"sequential, all at {cut}": SPLIT | {"splitee.cuts": cut} for cut in CUTS.split(",")},
-    **{f"sflv2, all at {cut}": RETURN | {"splitee.cuts": cut} for cut in CUTS.split(",")},
+    "bf16": SHARED | {"splitee.coding": "bf16"},
+    "uint8": SHARED | {"splitee.coding": "uint8"},
+    **{f"sequential, all at {cut}": SHARED | {"splitee.cuts": cut} for cut in CUTS.split(",")},
+    **{f"sflv2, all at {cut}": SHARED | RETURN | {"splitee.cuts": cut} for cut in CUTS.split(",")},
 }  # fmt: skip
 
 
