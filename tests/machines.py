@@ -1,21 +1,25 @@
-"""Machines for tests: the launchers as a user types them, each in a process and a folder of its own."""
+"""Machines for tests: the launchers as a user types them, each in a process and a folder of its own.
+
+With hosts, which are network namespaces, each process is on the host of its name, and on the server's if it has none.
+"""
 
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from common.processes import PROJECT, end, free_port
 from tests.deployment import wait_until
+from tests.namespaces import Host
 
 
 class Machines:
     """Launchers by name; every process it started is ended by `close`."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, hosts: Mapping[str, Host] | None = None) -> None:
+        self.folder, self.hosts = folder, hosts or {}
         self.port = free_port()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -23,15 +27,16 @@ class Machines:
         """Start `python -m WORDS` in the background."""
         with self.log(name).open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", *words], cwd=PROJECT, env=self._env() | env, stdout=log, stderr=log
-            )
+                [*self._prefix(name), sys.executable, "-m", *words],
+                cwd=PROJECT, env=self._env() | env, stdout=log, stderr=log,
+            )  # fmt: skip
         return self.processes[name]
 
-    def run(self, *words: str, seconds: float = 240) -> "subprocess.CompletedProcess[str]":
+    def run(self, *words: str, seconds: float = 240, **env: str) -> "subprocess.CompletedProcess[str]":
         """Run `python -m WORDS` to its end."""
         return subprocess.run(
-            [sys.executable, "-m", *words], cwd=PROJECT, env=self._env(), capture_output=True, text=True, check=False,
-            timeout=seconds,
+            [*self._prefix("server"), sys.executable, "-m", *words], cwd=PROJECT, env=self._env() | env,
+            capture_output=True, text=True, check=False, timeout=seconds,
         )  # fmt: skip
 
     def log(self, name: str) -> Path:
@@ -52,6 +57,10 @@ class Machines:
         """End all processes, the server last."""
         for process in reversed(self.processes.values()):
             end(process)
+
+    def _prefix(self, name: str) -> Sequence[str]:
+        host = self.hosts.get(name) or self.hosts.get("server")
+        return ["ip", "netns", "exec", host.namespace] if host else []
 
     def _env(self) -> dict[str, str]:
         return {k: v for k, v in os.environ.items() if k != "FLWR_HOME"} | {"FLWR_HOME": str(self.folder / ".flwr")}

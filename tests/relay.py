@@ -1,0 +1,75 @@
+"""A TCP relay in a thread: the wire between a device and its server, which a test can cut without any privilege."""
+
+import select
+import socket
+import threading
+import time
+from contextlib import suppress
+from types import TracebackType
+
+POLL = 0.1  # seconds
+
+
+class Relay:
+    """Passes connections to `address` on to a port of loopback.
+
+    with Relay(server_port) as relay:
+        relay.cut()  # nothing passes any more, and nobody is told: neither end sees its connection close
+        relay.mend()  # what waited passes now
+    """
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self.listener.getsockname()[1])
+        self._passing, self._closed = threading.Event(), False
+        self._passing.set()
+        self._ends: list[socket.socket] = []
+
+    def cut(self, *, closing: bool = False) -> None:
+        """Let nothing pass; with `closing`, end all connections too, as a router that starts anew."""
+        self._passing.clear()
+        if closing:
+            time.sleep(2 * POLL)
+            for end in self._ends:
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def mend(self) -> None:
+        """Let everything pass again."""
+        self._passing.set()
+
+    def __enter__(self) -> "Relay":
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._closed = True
+        self.mend()
+        for end in (self.listener, *self._ends):
+            end.close()
+
+    def _accept(self) -> None:
+        while not self._closed:
+            try:
+                inside, _ = self.listener.accept()
+                outside = socket.create_connection(("127.0.0.1", self.target))
+            except OSError:  # closed, or the server is not there
+                continue
+            self._ends += [inside, outside]
+            for one, other in ((inside, outside), (outside, inside)):
+                threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError, ValueError):
+            while not self._closed:
+                self._passing.wait()
+                if not select.select([source], [], [], POLL)[0]:
+                    continue
+                data = source.recv(2**16)
+                self._passing.wait()
+                if not data:
+                    break
+                target.sendall(data)
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
