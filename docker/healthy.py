@@ -1,4 +1,4 @@
-"""`python docker/healthy.py PORT`: exit 0 if Flower's process at this port of this machine answers, with TLS or without.
+"""`python docker/healthy.py PORT`: exit 0 if Flower's process at this port of this machine answers, by TLS or without.
 
 The certificate is not looked at: the question goes to loopback, and nothing secret is in it.
 """

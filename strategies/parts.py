@@ -44,7 +44,10 @@ class Costs(Protocol):
 
 
 class Parts(Protocol[S, N, C]):
-    """A way of dividing the whole N of spec S and costs C. Everything that is called `depth` elsewhere is one of `numbers`."""
+    """A way of dividing the whole N of spec S and costs C.
+
+    Everything that is called `depth` elsewhere is one of `numbers`.
+    """
 
     word: str  # what a user calls a part
 
