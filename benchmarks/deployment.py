@@ -1,0 +1,184 @@
+"""Where the seconds of a deployed round go: a SuperLink and two SuperNodes on loopback, next to no training.
+
+    flower     as Flower starts it: a new process imports Flower, torch and the images' decoder for every message
+    worker     that process hands the work to a worker that stays beside the SuperNode (`client/worker.py`)
+    stand-in   the process, too, comes from one that stays, and SuperExec asks more often (`client/spawner.py`)
+
+All three have this project's own exchange of messages on the server, which asks for replies every 0.25 s; Flower's asks
+every 3 s. Run `python -m benchmarks.deployment`; cases take turns. Phases are read off the SuperNodes' log lines, as
+they appear, from one reply that has been sent to the next:
+
+    poll       until the SuperNode asks for a message; it asks 3 s after it last found none
+    start      until the ClientApp's process runs: SuperExec's question, then starting it
+    pull       until the work is handed over: the message's objects, the app's bundle
+    hand over  to the worker and back
+    work       training and packing; in the case `flower` also importing torch
+    reply      until the SuperNode sees the reply: it looks every 0.5 s
+    send       until it is with the SuperLink
+    receive    until the SuperNode has all of the message's objects; runs beside `start` and `pull`
+
+What is left is `poll`, which nothing but the SuperNode can shorten: it asks again at once after a reply, finds nothing
+because the other replies are still under way, and sleeps for 3 s. A node that is sent a second message with the first
+would not sleep, but has to spend a process on it and cannot know when the next round begins. Under 1 s a round needs
+rounds that Flower does not carry: one message starts a run's clients and ends with it, orders and updates travel by a
+stream of our own to the server, as split training's batches do, and Flower keeps membership, the app and control.
+"""
+
+import argparse
+import itertools
+import os
+import re
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.common import save
+from client.spawner import environment
+from strategies.callbacks.run_folder import read_events
+from tests.deployment import Deployment, wait_until
+
+NODES, WARM_UP = 2, 2
+SETTINGS = {
+    "run.name": "benchmark", "run.strategy": "eefl", "clients.count": NODES, "clients.per-round": NODES,
+    "network.name": "lenet", "data.limit": 60, "server.evaluate-every": 0, "round.min-nodes": NODES,
+}  # fmt: skip
+ANSWERED = re.compile(r"train answered in (?P<whole>[0-9.]+) s, (?P<work>[0-9.]+) s")
+MARKS = {
+    "Receiving: train message": "received", "Received successfully": "complete", "Start `flwr-clientapp`": "started",
+    "train answered": "answered", "Sending: train message": "sending", "Sent successfully": "sent",
+}  # fmt: skip
+PHASES = ("poll", "start", "pull", "hand over", "work", "reply", "send", "receive")
+
+
+class Watched(Deployment):
+    """A deployment whose SuperNodes' log lines are noted with the time at which they appeared."""
+
+    def __init__(self, folder: Path) -> None:
+        self.lines: dict[str, list[tuple[float, str]]] = {}
+        super().__init__(folder)
+
+    def start(self, name: str, *command: str) -> None:
+        """Start a process; a SuperNode's output is watched."""
+        if name == "superlink":
+            return super().start(name, *command)
+        process = subprocess.Popen(
+            command, cwd=self.home, env=self.env, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        self.processes[name], self.lines[name] = process, []
+        threading.Thread(target=self._watch, args=(name, process), daemon=True).start()
+
+    def cpu(self) -> float:
+        """Return the CPU seconds of the SuperNodes and of everything they started, workers included."""
+        nodes = {self.processes[name].pid for name in self.lines}
+        total = 0.0
+        for process in psutil.process_iter():
+            try:
+                if os.getsid(process.pid) in nodes:
+                    total += sum(process.cpu_times()[:4])  # with those of children that have ended
+            except (ProcessLookupError, psutil.NoSuchProcess):
+                continue
+        return total
+
+    def _watch(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        for line in process.stdout or ():
+            self.lines[name].append((time.monotonic(), line.decode(errors="replace").rstrip()))
+
+
+def measure(case: str, rounds: int) -> dict[str, Any]:
+    """Run one case; returns its rounds' seconds and, per node and round, the phases."""
+    with tempfile.TemporaryDirectory() as folder:
+        deployment = Watched(Path(folder) / "deployment")
+        if case == "stand-in":
+            deployment.env = environment(deployment.env, Path(folder) / "bin")
+        try:
+            for node in range(NODES):
+                worker = "false" if case == "flower" else "true"
+                deployment.node(f"node-{node}", f"client-id={node} depth={2 * node + 1} worker={worker}")
+            run_id = deployment.run({**SETTINGS, "run.rounds": rounds + WARM_UP})
+            metrics = deployment.folder / "runs" / "benchmark" / "metrics.jsonl"
+            cpu = [deployment.cpu() for number in (WARM_UP, rounds + WARM_UP) if _reached(metrics, number) is None]
+            status, details = deployment.wait(run_id, 120)
+            if status != "finished:completed":
+                raise RuntimeError(details)
+            seconds = [event["seconds"]["round"] for event in read_events(metrics) if event["event"] == "round"]
+            phases = [phase for lines in deployment.lines.values() for phase in _phases(lines)[WARM_UP - 1 :]]
+        finally:
+            deployment.close()
+    cpu_a_message = (cpu[1] - cpu[0]) / rounds / NODES
+    load = os.getloadavg()[0]  # what else runs on the machine makes everything but `poll` longer
+    return {"rounds": seconds[WARM_UP:], "phases": phases, "cpu_seconds_per_message": cpu_a_message, "load": load}
+
+
+def _reached(metrics: Path, number: int) -> None:
+    def there() -> bool:
+        return sum(event["event"] == "round" for event in read_events(metrics)) >= number
+
+    wait_until(there, 240, f"round {number} did not end")
+
+
+def _phases(lines: list[tuple[float, str]]) -> list[dict[str, float]]:
+    """Return the phases of every training message but the first."""
+    messages: list[dict[str, Any]] = []
+    for at, line in lines:
+        mark = next((mark for text, mark in MARKS.items() if text in line), None)
+        if mark == "received":
+            messages.append({})
+        if mark and messages:
+            messages[-1].setdefault(mark, at)
+        if found := ANSWERED.search(line):
+            messages[-1] |= {name: float(value) for name, value in found.groupdict().items()}
+    return [
+        {
+            "poll": m["received"] - before["sent"],
+            "start": m["started"] - m["received"],
+            "pull": m["answered"] - m["started"] - m["whole"],
+            "hand over": m["whole"] - m["work"],
+            "work": m["work"],
+            "reply": m["sending"] - m["answered"],
+            "send": m["sent"] - m["sending"],
+            "receive": m["complete"] - m["received"],
+        }
+        for before, m in itertools.pairwise(messages)
+    ]
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return medians over all rounds of a case's runs."""
+    rounds = [second for run in runs for second in run["rounds"]]
+    phases = [phase for run in runs for phase in run["phases"]]
+    return {
+        "seconds_per_round": statistics.median(rounds),
+        "fastest_round": min(rounds),
+        "rounds": [round(second, 2) for second in rounds],
+        "load": [round(run["load"], 1) for run in runs],
+        "cpu_seconds_per_message": statistics.median(run["cpu_seconds_per_message"] for run in runs),
+        "phases": {name: statistics.median(phase[name] for phase in phases) for name in PHASES},
+    }
+
+
+def main() -> None:
+    """Measure all cases in turn."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--cases", default="flower,worker,stand-in")
+    options = parser.parse_args()
+    cases = options.cases.split(",")
+    runs: dict[str, list[dict[str, Any]]] = {case: [] for case in cases}
+    for _ in range(options.repeats):
+        for case in cases:
+            runs[case].append(measure(case, options.rounds))
+            print(case, summary(runs[case]), flush=True)
+    result = {case: summary(runs[case]) for case in cases}
+    save("deployment", {"nodes": NODES, "repeats": options.repeats, **result})
+
+
+if __name__ == "__main__":
+    main()
