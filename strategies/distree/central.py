@@ -74,7 +74,9 @@ def train(
         started, total = time.perf_counter(), torch.zeros((), device=device)
         for batch in batches(len(images), schedule.batch_size, order):
             x = normalize(images.inputs[batch].to(device))
-            x = (crop_and_flip(x, crops) if schedule.augment else x).contiguous(memory_format=torch.channels_last)
+            if schedule.augment:
+                x = crop_and_flip(x, crops, padding=x.shape[-1] // 8)  # 4 of 32 pixels, as is usual
+            x = x.contiguous(memory_format=torch.channels_last)
             with autocast(device, schedule.autocast):
                 value = loss(x, images.labels[batch].to(device))
             optimizer.zero_grad()
