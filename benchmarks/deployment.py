@@ -103,7 +103,10 @@ def measure(case: str, rounds: int) -> dict[str, Any]:
                 deployment.node(f"node-{node}", f"client-id={node} depth={2 * node + 1} worker={worker}")
             run_id = deployment.run({**SETTINGS, "run.rounds": rounds + WARM_UP})
             metrics = deployment.folder / "runs" / "benchmark" / "metrics.jsonl"
-            cpu = [deployment.cpu() for number in (WARM_UP, rounds + WARM_UP) if _reached(metrics, number) is None]
+            cpu = []
+            for number in (WARM_UP, rounds + WARM_UP):
+                _wait_for_round(metrics, number)
+                cpu.append(deployment.cpu())
             status, details = deployment.wait(run_id, 120)
             if status != "finished:completed":
                 raise RuntimeError(details)
@@ -116,7 +119,7 @@ def measure(case: str, rounds: int) -> dict[str, Any]:
     return {"rounds": seconds[WARM_UP:], "phases": phases, "cpu_seconds_per_message": cpu_a_message, "load": load}
 
 
-def _reached(metrics: Path, number: int) -> None:
+def _wait_for_round(metrics: Path, number: int) -> None:
     def there() -> bool:
         return sum(event["event"] == "round" for event in read_events(metrics)) >= number
 
