@@ -87,9 +87,13 @@ def serve_until_stopped(
         health_pb2_grpc.add_HealthServicer_to_server(probe, server)
         reflection.enable_server_reflection((service, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
-    with serve(register_all, reached.address, reached.token, reached.certificate, limits) as running:
-        print(announce(f"{reached.name}:{running.port}"), flush=True)
-        stopped.wait()
-        probe.enter_graceful_shutdown()
+    told = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: stopped.set()) for number in told}
+    try:
+        with serve(register_all, reached.address, reached.token, reached.certificate, limits) as running:
+            print(announce(f"{reached.name}:{running.port}"), flush=True)
+            stopped.wait()
+            probe.enter_graceful_shutdown()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -33,6 +33,7 @@ def rounds(metrics: Path) -> list[dict[str, Any]]:
     return [event for event in read_events(metrics) if event["event"] == "round"]
 
 
+@pytest.mark.slow  # tests/strategies/test_late.py is quick
 def test_a_device_that_stands_still_counts_late(deployment: Deployment) -> None:
     port, metrics = free_port(), deployment.folder / "runs" / "late" / "metrics.jsonl"
     run_id = deployment.run({
