@@ -176,7 +176,7 @@ def _controller(stored: StoredStudents, target_ms: float | None) -> LatencyContr
 
 
 def _aggregator(stored: StoredStudents, options: argparse.Namespace, stack: ExitStack) -> Aggregator:
-    """Return what asks the devices that the options name; nothing is sent before the first image."""
+    """Return what asks the devices that the options name; before the first image only whether they are there."""
     addresses = _numbered(options.student, stored, "--student")
     certificates = _numbered(options.certificate, stored, "--certificate")
     token = read_token(options.token_file)
