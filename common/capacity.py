@@ -80,17 +80,35 @@ def choose_depth(capacity: Capacity, costs: CostTable, batch_size: int, samples:
         return Choice(capacity.depth, f"declared depth {capacity.depth}")
     reason = "no limit declared"
     for depth in range(tiers, 0, -1):
-        needs = costs.tier_training_memory(depth, batch_size)
-        seconds, transfer = _epoch_seconds(capacity, costs, depth, samples), _transfer_seconds(capacity, costs, depth)
-        if capacity.memory is not None and needs > capacity.memory:
-            reason = f"tier {depth} needs {needs / 1e6:.1f} MB of {capacity.memory / 1e6:.1f} MB"
-        elif seconds > ROUND_SECONDS:
-            reason = f"tier {depth} would take {seconds:.0f} s an epoch, more than {ROUND_SECONDS:.0f} s"
-        elif transfer > ROUND_SECONDS:
-            reason = f"tier {depth} would take {transfer:.0f} s on the link, more than {ROUND_SECONDS:.0f} s"
-        else:
+        needs, macs = costs.tier_training_memory(depth, batch_size), costs.tier_macs(depth) * samples
+        problem = lacking(capacity, needs, macs, 2 * 32 * costs.tier_parameters(depth))  # fp32, down and up
+        if not problem:
             return Choice(depth, reason if depth < tiers else "the whole network fits")
+        reason = f"tier {depth} {problem}"
     return Choice(0, f"nothing fits: {reason}")
+
+
+def lacking(
+    capacity: Capacity, memory: float, macs: float, bits: float, on_link: str = "would take {:.0f} s on the link"
+) -> str:
+    """Return what of a capacity a local epoch exceeds, as a phrase after its subject, or nothing.
+
+    Args:
+        capacity: what there is.
+        memory: bytes that training takes.
+        macs: of the forward passes of all samples.
+        bits: that go over the link.
+        on_link: what to say of the seconds there.
+    """
+    if capacity.memory is not None and memory > capacity.memory:
+        return f"needs {memory / 1e6:.1f} MB of {capacity.memory / 1e6:.1f} MB"
+    seconds = 2 * TRAINING_MACS * macs / capacity.compute if capacity.compute else 0.0
+    if seconds > ROUND_SECONDS:
+        return f"would take {seconds:.0f} s an epoch, more than {ROUND_SECONDS:.0f} s"
+    seconds = bits / capacity.bandwidth if capacity.bandwidth else 0.0
+    if seconds > ROUND_SECONDS:
+        return f"{on_link.format(seconds)}, more than {ROUND_SECONDS:.0f} s"
+    return ""
 
 
 def mix_depth(mix: str, client: int, count: int, tiers: int) -> int:
@@ -139,18 +157,6 @@ def probe() -> Capacity:
     finally:
         torch.set_num_threads(threads)
     return Capacity(memory=_free_memory() / 2, compute=repeats * 2 * size**3 / seconds)
-
-
-def _epoch_seconds(capacity: Capacity, costs: CostTable, depth: int, samples: int) -> float:
-    if capacity.compute is None:
-        return 0.0
-    return 2 * TRAINING_MACS * costs.tier_macs(depth) * samples / capacity.compute
-
-
-def _transfer_seconds(capacity: Capacity, costs: CostTable, depth: int) -> float:
-    if capacity.bandwidth is None:
-        return 0.0
-    return 2 * 32 * costs.tier_parameters(depth) / capacity.bandwidth  # fp32, down and up
 
 
 def _free_memory() -> float:

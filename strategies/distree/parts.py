@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import groupby, pairwise
 from typing import Any
 
-from common.capacity import ROUND_SECONDS, TRAINING_MACS, Capacity, Choice
+from common.capacity import Capacity, Choice, lacking
 from common.config import RunConfig
 from common.errors import UserError
 from common.networks import CostTable, build, cost_table
@@ -163,17 +163,8 @@ class StudentParts:
 def _problem(capacity: Capacity, costs: StudentCosts, config: RunConfig, samples: int, number: int) -> str:
     """Return why a device cannot train a student, or nothing."""
     needs, table = costs.training_memory(number, config.train.batch_size), costs.table(number)
-    if capacity.memory is not None and needs > capacity.memory:
-        return f"needs {needs / 1e6:.1f} MB of {capacity.memory / 1e6:.1f} MB"
-    macs = TRAINING_MACS * table.cut_macs(len(table.units))
-    seconds = 2 * macs * samples / capacity.compute if capacity.compute else 0.0
-    if seconds > ROUND_SECONDS:
-        return f"would take {seconds:.0f} s an epoch, more than {ROUND_SECONDS:.0f} s"
     bits = 2 * 8 * BYTES * costs.parameters(number)  # down and up
-    seconds = bits / capacity.bandwidth if capacity.bandwidth else 0.0
-    if seconds > ROUND_SECONDS:
-        return f"would take {seconds:.0f} s on the link, more than {ROUND_SECONDS:.0f} s"
-    return ""
+    return lacking(capacity, needs, table.cut_macs(len(table.units)) * samples, bits)
 
 
 def _table(values: Mapping[str, Any]) -> CostTable:

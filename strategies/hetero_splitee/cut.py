@@ -6,7 +6,7 @@ So a device takes the deepest cut that it can carry, of those whose features its
 
 from collections.abc import Sequence
 
-from common.capacity import ROUND_SECONDS, TRAINING_MACS, Capacity, Choice
+from common.capacity import Capacity, Choice, lacking
 from common.config import RunConfig
 from common.networks import EarlyExitNetwork
 from common.networks.cost import CostTable
@@ -61,31 +61,23 @@ class Cuts(NetworkParts):
             if problem := _problem(capacity, costs, config, samples, cut):
                 reasons.append(f"cut {cut} {problem}")
             else:
-                deepest = "the deepest cut fits" if any(_limits(capacity)) else "no limit declared"
+                deepest = (
+                    "the deepest cut fits"
+                    if any((capacity.memory, capacity.compute, capacity.bandwidth))
+                    else "no limit declared"
+                )
                 return Choice(cut, reasons[-1] if reasons else deepest)
         return Choice(0, "nothing fits: " + "; ".join(reasons[-2:]))
-
-
-def _limits(capacity: Capacity) -> tuple[float | None, float | None, float | None]:
-    return capacity.memory, capacity.compute, capacity.bandwidth
 
 
 def _problem(capacity: Capacity, costs: CostTable, config: RunConfig, samples: int, cut: int) -> str:
     """Return why a device cannot take a cut, or nothing."""
     method: SplitEEConfig = config.methods["splitee"]
-    memory, compute, bandwidth = _limits(capacity)
     needs = costs.cut_training_memory(cut, config.train.batch_size)
-    if memory is not None and needs > memory:
-        return f"needs {needs / 1e6:.1f} MB of {memory / 1e6:.1f} MB"
-    seconds = 2 * TRAINING_MACS * costs.cut_macs(cut) * samples / compute if compute else 0.0
-    if seconds > ROUND_SECONDS:
-        return f"would take {seconds:.0f} s an epoch, more than {ROUND_SECONDS:.0f} s"
     values = costs.units[cut - 1].activation_bytes / BYTES["fp32"]
     bits = 8 * values * BYTES[method.coding] * (2 if method.gradient == "return" else 1)
-    seconds = bits * samples / bandwidth if bandwidth else 0.0
-    if seconds > ROUND_SECONDS:
-        return f"sends features for {seconds:.0f} s an epoch, more than {ROUND_SECONDS:.0f} s"
-    return ""
+    on_link = "sends features for {:.0f} s an epoch"
+    return lacking(capacity, needs, costs.cut_macs(cut) * samples, bits * samples, on_link)
 
 
 CUTS = Cuts()
