@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.metrics import roc_auc_score
 
 from benchmarks.common import save
 from common.data import DataConfig, client_split, load
@@ -26,7 +27,7 @@ from common.exits import BUDGET_SWEEP
 from server.students import VALIDATION
 from strategies.distree.calibration import Policies, Samples, fit, operate, sweep_fractions, within
 from strategies.distree.finish import measure
-from strategies.distree.policies import FeatureDifference, NeighbourSimilarity, Random, oracle_exits
+from strategies.distree.policies import FeatureDifference, NeighbourSimilarity, Random, diff_cos, oracle_exits
 from strategies.distree.scores import ScorePolicy
 from strategies.distree.stored import load_students
 
@@ -73,6 +74,7 @@ def study(validation: Samples, test: Samples, policies: Mapping[str, Policies]) 
     }
     return {
         "full_macs": full,
+        "rank_area": rank_area(test),
         "exit_macs": {k: list(costs) for k, costs in test.costs.items()},
         "exits": (logits.argmax(-1) == test.labels).double().mean(1).tolist(),
         "policies": {name: _point(chosen, test, full) for name, chosen in policies.items()}
@@ -80,6 +82,19 @@ def study(validation: Samples, test: Samples, policies: Mapping[str, Policies]) 
         "curves": {name: [{"p": p, **_point(way(p), test, full)} for p in BUDGET_SWEEP] for name, way in ways.items()},
         "at_saving": {str(saving): _at_saving(saving, validation, test, full) for saving in SAVINGS},
     }
+
+
+def rank_area(test: Samples) -> list[dict[str, Any]]:
+    """Return, per exit from the second, how well scores rank its right answers before wrong ones (ROC area)."""
+    logits = torch.stack(list(test.votes().values())).sum(0)
+    right = logits.argmax(-1) == test.labels
+    return [
+        {
+            "difference": {k: float(roc_auc_score(right[j], diff_cos(f[j], f[0]))) for k, f in test.features.items()},
+            "softmax of the sum": float(roc_auc_score(right[j], logits[j].softmax(-1).amax(-1))),
+        }
+        for j in range(1, len(logits))
+    ]
 
 
 def _at_saving(saving: float, validation: Samples, test: Samples, full: float) -> dict[str, Any]:
