@@ -22,6 +22,7 @@ from common.rpc.split_pb2 import Batch, End, Header, Hello, OffloadReply, Offloa
 from common.rpc.tensors import decode, encode
 
 R = TypeVar("R")
+Reply = tuple[TrainReply, memoryview]
 # What a broken connection looks like, depending on where it broke. Everything else is the server's last word.
 BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED)
 ATTEMPTS = 10  # to reach the server before it is given up
@@ -82,7 +83,8 @@ class FeatureStream:
         self._call: Any = None
         self._outgoing: SimpleQueue[bytes | None] = SimpleQueue()
         self._kept: dict[int, bytes] = {}  # sent and not acknowledged, by index
-        self._answer: tuple[TrainReply, memoryview] | None = None  # to the last batch that was acknowledged
+        self._answer: Reply | None = None  # to the last batch that was acknowledged
+        self._early: dict[int, Reply] = {}  # to what this client sent in a process before this one, not yet here
         self._sent = 0
         self._welcome = self._ended = self._over = False
         self._failure: Exception | None = None
@@ -109,10 +111,13 @@ class FeatureStream:
         self._start()
         with self._changed:
             self._wait(lambda: self._welcome and len(self._kept) < self._window)
-            self._kept[self._sent] = raw
-            self._outgoing.put(raw)
-            self._sent += 1
-            return self._sent - 1
+            index, self._sent = self._sent, self._sent + 1
+            if index in self._early:
+                self._answer = self._early.pop(index)
+            else:
+                self._kept[index] = raw
+                self._outgoing.put(raw)
+            return index
 
     def send_and_wait_gradient(self, features: Tensor, labels: Tensor) -> Tensor:
         """Send a batch and return the gradient (B, ...) of the server's loss by its features, as in split learning."""
@@ -211,9 +216,12 @@ class FeatureStream:
     def _take(self, raw: bytes) -> None:
         """Note an acknowledgement and drop what it is for."""
         reply, data = _read_reply(raw)
+        index = reply.header.index
         with self._changed:
-            self._answer = reply, data
-            self._kept.pop(reply.header.index, None)
+            if self._kept.pop(index, None) is not None:
+                self._answer = reply, data
+            elif index >= self._sent:
+                self._early[index] = reply, data
             self._changed.notify_all()
 
 
@@ -235,7 +243,7 @@ def offload(
     return decode(OffloadReply.FromString(head).logits, data, (classes,), len(features))
 
 
-def _read_reply(raw: bytes) -> tuple[TrainReply, memoryview]:
+def _read_reply(raw: bytes) -> Reply:
     head, data = framing.split(raw)
     return TrainReply.FromString(head), data
 

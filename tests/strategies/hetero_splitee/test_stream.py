@@ -10,6 +10,7 @@ from strategies.hetero_splitee import stream as stream_module
 from strategies.hetero_splitee.inbox import Missing
 from strategies.hetero_splitee.stream import FeatureStream, StreamError, offload
 from tests.strategies.hetero_splitee.sockets import (
+    SHAPES,
     Bench,
     BreakingProxy,
     Trainer,
@@ -248,6 +249,34 @@ def test_a_client_that_starts_over_repeats_nothing(bench):
     taken = taking.result()
     assert all(same(taken[index - 1], 0, index) for index in range(1, 4))
     assert taken[3] == Missing.ENDED
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_answers_that_come_before_a_client_that_started_over_asks_are_kept(bench, gradients):
+    """The server acknowledges at once what the killed process had sent; the new one may be slower."""
+    inbox = bench.open({0: 1}, gradients=gradients)
+    killed = bench.stream()
+    for index in range(2):
+        killed.send(*batch(0, index))
+    answers = [torch.full((8, *SHAPES[1]), float(index)) for index in range(3)]
+    for index in range(2):
+        assert same(inbox.take(0, index, 5), 0, index)
+        if gradients:
+            inbox.reply(0, index, answers[index])
+    killed.close()
+    with bench.stream() as stream:
+        taking = Trainer(lambda: inbox.take(0, 2, 5))
+        for index in range(2):
+            stream.send(*batch(0, index))
+            if gradients:
+                assert torch.equal(stream.wait_gradient(index, answers[index].shape), answers[index])
+            time.sleep(0.2)
+        stream.send(*batch(0, 2))
+        assert same(taking.result(), 0, 2)
+        if gradients:
+            inbox.reply(0, 2, answers[2])
+            assert torch.equal(stream.wait_gradient(2, answers[2].shape), answers[2])
+        assert stream.finish() == 3
 
 
 def test_one_stream_per_client(bench):
