@@ -1,16 +1,20 @@
 """Tokens and certificates in files, for a service that no run announces: only their owner may read what is secret."""
 
 import os
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from common.errors import UserError
 from common.rpc.certificates import Certificate, self_signed
 from common.rpc.channels import new_token
+from common.storage import write_text
 
 KEY, CERTIFICATE = "key.pem", "certificate.pem"
 DAYS = 365  # that a certificate made here is valid
+PATIENCE = 2.0  # seconds that a certificate may appear after its key
 
 
 def read_token(file: Path) -> str:
@@ -35,12 +39,12 @@ def read_or_make_certificate(folder: Path, hosts: Sequence[str]) -> Certificate:
     Raises `UserError` when a file is missing or cannot be written, or others than its owner may read the key.
     """
     made = self_signed(hosts, DAYS)
-    with suppress(FileExistsError):
+    try:
         make_private(folder / KEY, made.key)
-        try:
-            (folder / CERTIFICATE).write_bytes(made.certificate)
-        except OSError as error:
-            raise UserError(f"{folder / CERTIFICATE} cannot be written: {error.strerror}") from error
+    except FileExistsError:
+        _wait_for(folder / CERTIFICATE)
+    else:
+        write_text(folder / CERTIFICATE, made.certificate.decode())
     key = read_private(folder / KEY, "--certificate-dir", "delete the folder's files to have new ones made")
     return Certificate(key.encode(), read_certificate(folder / CERTIFICATE))
 
@@ -57,19 +61,30 @@ def read_certificate(file: Path) -> bytes:
 
 
 def make_private(file: Path, content: bytes) -> None:
-    """Create a file that only its owner can read; raises `FileExistsError`, and `UserError` if it cannot be made."""
+    """Create a file that only its owner can read; raises `FileExistsError`, and `UserError` if it cannot be made.
+
+    It appears with all its content: of several processes that make it at once, the others read what the first has made.
+    """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{file.parent} cannot be made a folder: {error.strerror}") from error
     try:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
+        with NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.") as temporary:  # mode 600
+            temporary.write(content)
+            temporary.flush()
+            os.link(temporary.name, file)
     except FileExistsError:
         raise
     except OSError as error:
         raise UserError(f"{file} cannot be written: {error.strerror}") from error
+
+
+def _wait_for(certificate: Path) -> None:
+    """Give the process that has just made the key the time to write its certificate."""
+    end = time.monotonic() + PATIENCE
+    while not certificate.exists() and time.monotonic() < end:
+        time.sleep(0.01)
 
 
 def read_private(file: Path, option: str, advice: str) -> str:

@@ -1,11 +1,15 @@
 """Tokens and keys in files that only their owner may read."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 
 from common.errors import UserError
+from common.rpc import secrets
+from common.rpc.certificates import Certificate
 from common.rpc.secrets import read_certificate, read_or_make_certificate, read_or_make_token, read_token
 
 
@@ -15,6 +19,28 @@ def test_a_token_is_made_once_and_only_its_owner_may_read_it(tmp_path: Path) -> 
     assert file.stat().st_mode & 0o777 == 0o600
     assert len(token) >= 32
     assert read_or_make_token(file) == read_token(file) == token
+
+
+def test_a_token_is_never_seen_half_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process that starts while the first has not written its token makes one itself, and both use one."""
+    file, other = tmp_path / "token", list[str]()
+
+    def link(source: str, target: Path) -> None:
+        assert not file.exists()
+        monkeypatch.undo()
+        other.append(read_or_make_token(file))
+        os.link(source, target)
+
+    monkeypatch.setattr(secrets.os, "link", link)
+    assert [read_or_make_token(file)] == other == [read_token(file)]
+    assert [path.name for path in tmp_path.iterdir()] == ["token"]
+
+
+def test_processes_that_start_together_get_one_token_and_one_certificate(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        tokens = set(pool.map(lambda _: read_or_make_token(tmp_path / "token"), range(32)))
+        pairs = {(pair.key, pair.certificate) for pair in pool.map(lambda _: _certificate(tmp_path), range(16))}
+    assert len(tokens) == len(pairs) == 1
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o604, 0o640, 0o660])
@@ -61,3 +87,7 @@ def test_a_key_that_others_may_read_and_what_is_no_certificate_are_refused(tmp_p
         read_certificate(tmp_path / "key.pem")
     with pytest.raises(UserError, match="cannot be read"):
         read_certificate(tmp_path / "absent.pem")
+
+
+def _certificate(folder: Path) -> Certificate:
+    return read_or_make_certificate(folder, ["a"])
