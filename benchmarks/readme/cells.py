@@ -1,0 +1,52 @@
+"""How figures are written in a cell, and cells in a Markdown table."""
+
+from collections.abc import Callable, Iterable, Sequence
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Any
+
+Read = Callable[[str], dict[str, Any]]
+"""The name of a results file, without its ending -> what it holds."""
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table, every line with its end; raises ValueError on a row of another length."""
+    lines = [_line(header), "|---" * len(header) + "|"]
+    for row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"a row has {len(row)} cells, the header {len(header)}: {row}")
+        lines.append(_line(row))
+    return "".join(f"{line}\n" for line in lines)
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """Return a share in percent, without the sign; halves go up, as many shares of 10,000 test images are one."""
+    return str((100 * Decimal(str(share))).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP))
+
+
+def exits(shares: Iterable[float], digits: int = 1) -> str:
+    """Return the accuracies of all exits."""
+    return " / ".join(percent(share, digits) for share in shares)
+
+
+def spread(measured: Sequence[float], digits: int = 1) -> str:
+    """Return a mean and its standard deviation, both shares, in percent."""
+    mean, deviation = measured
+    return f"{percent(mean, digits)} ± {percent(deviation, digits)}"
+
+
+def gain(measured: Sequence[float], digits: int = 1) -> str:
+    """Return a mean difference with its sign, and its standard deviation, in percentage points."""
+    mean, deviation = measured
+    return f"{'+' if mean >= 0 else ''}{percent(mean, digits)} ± {percent(deviation, digits)}"
+
+
+def pick(rows: Iterable[dict[str, Any]], **values: Any) -> dict[str, Any]:
+    """Return the one row that has these values; raises ValueError if there is none, or more than one."""
+    found = [row for row in rows if all(row[key] == value for key, value in values.items())]
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} rows have {values}")
+    return found[0]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)

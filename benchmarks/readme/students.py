@@ -1,0 +1,79 @@
+"""Tables of DistrEE: what students reach, what an exit saves in time, what it saves between hosts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.readme.cells import Read, exits, percent, table
+
+STUDENTS = {"k2": "two students", "k4": "four students"}
+POLICIES = {"difference": "feature difference", "neighbour": "neighbour similarity", "random": "random exits"}
+MEMORY, NETWORK = "memory kept", "WRN-16-1"
+LINKS = {
+    "1 ms": "1 ms",
+    "20 ms": "20 ms",
+    "100 ms": "100 ms",
+    "1 ms, 10 Mbit/s": "1 ms, 10 Mbit/s",
+    "1 ms, one device 4 times as slow": "1 ms, one device 4 times slower",
+}
+
+
+def distree(read: Read) -> str:
+    """Every exit, and the calibrated and the published thresholds, beside the paper."""
+    result = read("distree_cifar10")
+    paper = result["paper"]
+    rows = [_students_row(title, result[name]) for name, title in STUDENTS.items()]
+    published = f"{percent(paper['accuracy'], 0)}, {percent(paper['saved'])} % saved"
+    rows.append(("the paper, 200 epochs", exits(paper["exits"], 0), "", "", published))
+    return table(("", "exits 1 to 7", "calibrated for a point", "MACs saved", "published thresholds"), rows)
+
+
+def _students_row(title: str, result: dict[str, Any]) -> Sequence[str]:
+    calibrated, published = (result["policies"][name] for name in ("calibrated", "published"))
+    return (
+        title,
+        exits(result["exits"]),
+        percent(calibrated["accuracy"]),
+        f"{percent(calibrated['saved'])} %",
+        f"{percent(published['accuracy'])}, {percent(published['saved'])} % saved",
+    )
+
+
+def distree_policies(read: Read) -> str:
+    """What each kind of policy reaches at the same cost."""
+    savings = read("distree_cifar10")["k2"]["at_saving"]
+    return table(
+        ("accuracy at equal MACs, two students", *(f"{100 * float(saving):g} % saved" for saving in savings)),
+        ((title, *(percent(at[name]["accuracy"]) for at in savings.values())) for name, title in POLICIES.items()),
+    )
+
+
+def exit_time(read: Read) -> str:
+    """The share of the time that an exit takes, beside its share of the MACs."""
+    batches = read("exit_time")[MEMORY][NETWORK]
+    first = batches["batch 1"]
+    full = sum(unit["macs"] for unit in first["units"])
+    macs = [f"{percent(exit_['macs'], 0)} %" for exit_ in first["exits"][1:-1]]
+    rows = [(f"{NETWORK}: MACs", *macs, f"{full / 1e6:.1f} M")]
+    rows += [_time_row(batch, found["exits"]) for batch, found in batches.items()]
+    return table(("", "exit 2", "3", "4", "5", "6", "last exit"), rows)
+
+
+def _time_row(batch: str, found: Sequence[dict[str, float]]) -> tuple[str, ...]:
+    shares = (f"{percent(exit_['time_min'], 0)} %" for exit_ in found[1:-1])
+    return batch, *shares, f"{found[-1]['us_per_image_min'] / 1000:.2f} ms"
+
+
+def distree_network(read: Read) -> str:
+    """Median milliseconds of a request, by link and operating point."""
+    cases = read("distree_network")["cases"]
+    points = ("last", "calibrated", "cheap")
+    return table(
+        (
+            *("round trip", "2 students: last exit", "calibrated", "cheap"),
+            *("4 students: last exit", "calibrated", "cheap"),
+        ),
+        (
+            (title, *(f"{cases[case][name][point]['p50_ms']:.1f}" for name in STUDENTS for point in points))
+            for case, title in LINKS.items()
+        ),
+    )
