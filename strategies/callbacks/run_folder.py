@@ -37,6 +37,8 @@ from strategies.callbacks.base import Callback, Record
 KEPT = 2  # checkpoints
 METHOD = "method."  # prefix of the method's own tensors, beside the model's
 LOCK = ".lock"  # held by the process that writes
+BARE = {"checkpoints", LOCK}  # what is there when a kill comes before the configuration is written
+LONGEST = 80  # characters of a run's name; methods name stores after it
 PATIENCE = 90.0  # seconds that a resumed run waits for the process that wrote before
 
 
@@ -53,14 +55,16 @@ class RunFolder(Callback):
     @staticmethod
     def create(root: Path, config: RunConfig) -> "RunFolder":
         """Return a new run's folder; raises `UserError` when the name is taken or unfit."""
-        if not NAME.fullmatch(config.run.name):
-            raise UserError(f"run.name {config.run.name!r}: use letters, digits, '.', '_' and '-' only")
+        if not NAME.fullmatch(config.run.name) or len(config.run.name) > LONGEST:
+            raise UserError(
+                f"run.name {config.run.name!r}: use letters, digits, '.', '_' and '-' only, {LONGEST} at most"
+            )
         folder = root / config.run.name
-        if folder.exists():
+        if folder.exists() and {file.name for file in folder.iterdir()} - BARE:
             raise UserError(
                 f"there is a run in {folder} already: choose another run.name, or continue it with run.resume"
             )
-        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         return RunFolder(folder)
 
     @staticmethod

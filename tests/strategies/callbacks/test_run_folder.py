@@ -144,6 +144,21 @@ def test_the_configuration_is_stored_and_read_back(settings):
     assert about["device"]
 
 
+def test_a_name_is_free_until_a_run_has_begun(settings):
+    settings |= {"run.name": "n" * run_folder.LONGEST}
+    folder = prepare(settings).callbacks[1].folder  # killed here, before `on_start`
+    strategy = prepare(settings)
+    strategy.callbacks[1].on_start(strategy)
+    with pytest.raises(UserError, match=f"there is a run in {folder} already"):
+        prepare(settings)
+    (folder.parent / "mine").mkdir()
+    (folder.parent / "mine" / "notes.txt").touch()
+    with pytest.raises(UserError, match="already"):
+        prepare({**settings, "run.name": "mine"})
+    with pytest.raises(UserError, match=f"{run_folder.LONGEST} at most"):
+        prepare({**settings, "run.name": "n" * (run_folder.LONGEST + 1)})
+
+
 @contextmanager
 def writer(folder: Path) -> Iterator["subprocess.Popen[str]"]:
     """Another process that writes to a run's folder until its stdin ends."""
