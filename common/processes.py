@@ -77,19 +77,27 @@ def child(command: Sequence[str], env: Mapping[str, str], folder: Path) -> Itera
 
     It has a session of its own: a terminal would send it Ctrl-C as well, and Flower dies of the second one untidily.
     """
-    process = subprocess.Popen(command, cwd=folder, env=dict(env), start_new_session=True)
+    started: list[subprocess.Popen[bytes]] = []
     told: list[int] = []
 
     def pass_on(number: int, _: object) -> None:
         told.append(number)
-        if process.poll() is None:
-            process.send_signal(number)
+        for process in started:
+            if process.poll() is None:
+                process.send_signal(number)
 
+    # before it starts: a signal in that moment would end this process and leave the child behind
     before = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
-        yield Child(process, lambda: bool(told))
+        process = subprocess.Popen(command, cwd=folder, env=dict(env), start_new_session=True)
+        started.append(process)
+        try:
+            for number in told:
+                process.send_signal(number)
+            yield Child(process, lambda: bool(told))
+        finally:
+            end(process)
     finally:
-        end(process)
         for number, handler in before.items():
             signal.signal(number, handler)
 

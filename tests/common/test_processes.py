@@ -49,6 +49,31 @@ def test_to_end_as_told_is_no_failure(tmp_path):
         assert process.wait() == -signal.SIGKILL
 
 
+def test_a_signal_in_the_moment_of_the_start_reaches_the_child(tmp_path, monkeypatch):
+    popen = subprocess.Popen
+
+    def told_meanwhile(*arguments, **options):
+        process = popen(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return process
+
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("nobody passed it on"))
+    try:
+        monkeypatch.setattr(subprocess, "Popen", told_meanwhile)
+        with child(NAP, os.environ, tmp_path) as process:
+            assert process.stopped
+            assert process.wait() == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_command_that_is_not_there_leaves_the_signals_as_they_were(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(FileNotFoundError), child(["/no/such"], os.environ, tmp_path):
+        pass
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_a_child_does_not_outlive_its_block(tmp_path):
     with pytest.raises(RuntimeError, match="oops"), child(NAP, os.environ, tmp_path) as process:
         raise RuntimeError("oops")
