@@ -41,7 +41,7 @@ def same(taken: Batch | Missing, client: int, index: int, cut: int = 1) -> bool:
     return place and torch.equal(taken.features, features) and torch.equal(taken.labels, labels)
 
 
-def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     """Wait for something that other threads bring about."""
     end = time.monotonic() + seconds
     while not condition():
