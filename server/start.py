@@ -50,6 +50,7 @@ def run(options: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM, which are passed on. Raises `UserError` before anything starts."""
     host, port = split_address(options.address)
     files = _security(options, host)
+    _check_free(host, port)
     home = flower_home(options.state)
     home.mkdir(parents=True, exist_ok=True)
     env = environment(home)
@@ -63,6 +64,16 @@ def run(options: argparse.Namespace) -> int:
             _register(folder, home, f"{ANY.get(host, host)}:{port}", files, env)
         print(_next_commands(options, host, port, home.parent, files), flush=True)
         return superlink.wait()
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raise `UserError` if nobody can listen there: another's answer would be taken for that of this SuperLink."""
+    name = host.strip("[]")
+    try:
+        with socket.create_server((name, port), family=socket.AF_INET6 if ":" in name else socket.AF_INET):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot listen at {host}:{port}: {error.strerror or error}") from error
 
 
 def _security(options: argparse.Namespace, host: str) -> ServerFiles | None:

@@ -1,6 +1,7 @@
 """What the server's launchers decide before they start anything, and what they tell Flower."""
 
 import argparse
+import socket
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,15 @@ def test_what_is_not_safe_does_not_start(tmp_path, monkeypatch, words, told):
     monkeypatch.setattr(start, "child", lambda *_: pytest.fail("started"))
     with pytest.raises(UserError, match=told):
         start.run(started(*words, "--state", str(tmp_path)))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_port_that_another_has_is_told_before_anything_starts(tmp_path, monkeypatch, host):
+    monkeypatch.setattr(start, "child", lambda *_: pytest.fail("started"))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"{host}:{other.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"cannot listen at {address}: Address already in use"):
+            start.run(started("--address", address, "--state", str(tmp_path)))
 
 
 def test_the_command_is_flowers(tmp_path, certificates):
