@@ -1,5 +1,6 @@
 """Flower's list of SuperLinks: entries for its commands, and the devices' keys that a SuperLink has to know."""
 
+import fcntl
 import json
 import re
 import tomllib
@@ -26,21 +27,24 @@ def connection(home: Path, superlink: str, authority: Path | None, env: Mapping[
     """
     home.mkdir(parents=True, exist_ok=True)
     file = home / "config.toml"
-    if not file.exists():
-        flwr(["config", "list"], env)  # writes Flower's own entries, which simulations need
     entry: dict[str, object] = {"address": superlink}
     entry |= {"root-certificates": str(authority.absolute())} if authority else {"insecure": True}
     name = re.sub(r"[^A-Za-z0-9]+", "-", superlink).strip("-") + ("-tls" if authority else "")
-    try:
-        found = tomllib.loads(file.read_text()).get("superlink", {}).get(name)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{file} is no TOML: {error}") from error
-    if found is None:
-        lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in entry.items())
-        with file.open("a") as stream:
-            stream.write(f"\n[superlink.{name}]\n{lines}")
-    elif found != entry:
-        raise UserError(f"{file} has another [superlink.{name}]: delete it there, a new one is written then")
+    with (home / "config.lock").open("w") as lock:
+        # of two commands at once, the second reads what the first has added: an entry that comes twice is no TOML
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not file.exists():
+            flwr(["config", "list"], env)  # writes Flower's own entries, which simulations need
+        try:
+            found = tomllib.loads(file.read_text()).get("superlink", {}).get(name)
+        except tomllib.TOMLDecodeError as error:
+            raise UserError(f"{file} is no TOML: {error}") from error
+        if found is None:
+            lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in entry.items())
+            with file.open("a") as stream:
+                stream.write(f"\n[superlink.{name}]\n{lines}")
+        elif found != entry:
+            raise UserError(f"{file} has another [superlink.{name}]: delete it there, a new one is written then")
     return name
 
 

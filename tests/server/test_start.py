@@ -2,8 +2,10 @@
 
 import argparse
 import socket
+import time
 import tomllib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +115,21 @@ def test_a_superlink_is_added_to_flowers_own_once(tmp_path, monkeypatch):
     (tmp_path / "config.toml").write_text("[oops")
     with pytest.raises(UserError, match="is no TOML"):
         connection(tmp_path, "127.0.0.1:8000", None, {})
+
+
+def test_two_commands_at_once_add_a_superlink_once(tmp_path, monkeypatch):
+    read = tomllib.loads
+
+    def slowly(text: str) -> dict[str, Any]:
+        time.sleep(0.05)  # in which the other would read the same
+        return read(text)
+
+    monkeypatch.setattr(connections, "flwr", Flower(tmp_path))
+    with monkeypatch.context() as patch, ThreadPoolExecutor(4) as pool:
+        patch.setattr(connections.tomllib, "loads", slowly)
+        names = list(pool.map(lambda _: connection(tmp_path, "127.0.0.1:8000", None, {}), range(4)))
+    assert names == ["127-0-0-1-8000"] * 4
+    assert len(read((tmp_path / "config.toml").read_text())["superlink"]) == 3
 
 
 def test_keys_that_are_known_are_no_mistake(tmp_path, monkeypatch, certificates):
