@@ -7,6 +7,7 @@ its metrics and asks Flower for the run's real status.
 
 import json
 import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -174,7 +175,10 @@ def _flwr(command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _commit() -> str:
+    """Return the project's state in git; empty where git or its history is missing, as in an image."""
+    if not (git := shutil.which("git")):
+        return ""
     done = subprocess.run(
-        ["git", "-C", str(PROJECT), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+        [git, "-C", str(PROJECT), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     )
     return done.stdout.strip()

@@ -132,3 +132,8 @@ def test_a_superlink_that_does_not_start_is_told_with_its_log(tmp_path, monkeypa
     monkeypatch.setattr(launch.subprocess, "Popen", lambda command, **kwargs: popen(["false"], **kwargs))
     with pytest.raises(UserError, match=r"did not start, see .*superlink\.log"), local_superlink(tmp_path / "home"):
         pass
+
+
+def test_a_machine_without_git_can_submit(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert launch._commit() == ""
