@@ -79,8 +79,14 @@ def new_node_key() -> NodeKey:
     """Return a new key pair of the curve that Flower takes for SuperNodes (NIST P-384)."""
     key = ec.generate_private_key(ec.SECP384R1())
     openssh, plain = serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    return NodeKey(key.private_bytes(serialization.Encoding.PEM, openssh, plain), public + b"\n")
+    private = key.private_bytes(serialization.Encoding.PEM, openssh, plain)
+    return NodeKey(private, public_node_key(private))
+
+
+def public_node_key(private: bytes) -> bytes:
+    """Return the public half of a device's private key; raises `ValueError` when that is none."""
+    key = serialization.load_ssh_private_key(private, password=None).public_key()
+    return key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH) + b"\n"
 
 
 def _draft(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
-from common.rpc.certificates import Certificate, new_authority, new_node_key, signed_by
+from common.rpc.certificates import Certificate, new_authority, new_node_key, public_node_key, signed_by
 from common.rpc.secrets import make_private, read_certificate, read_private
 
 LOCAL = ("localhost", "127.0.0.1", "::1")  # Flower's own processes beside the SuperLink reach it by these
@@ -52,6 +52,9 @@ def make_credentials(folder: Path, hosts: Sequence[str], devices: Sequence[str])
         raise UserError("--host is missing: give the names and addresses by which devices reach the server")
     made: list[str] = []
     if not (folder / "ca.pem").exists():
+        # a new one would be trusted by no device, and take the place of a key that the old one may need
+        if left := next((name for name in ("ca.key", "server.pem", "devices") if (folder / name).exists()), None):
+            raise UserError(f"{folder / 'ca.pem'} is missing beside {left}: bring it back, or name a new --folder")
         _write_pair(folder / "ca", new_authority())
         made.append(f"{folder / 'ca.pem'}: a new authority")
     if hosts:
@@ -63,8 +66,8 @@ def make_credentials(folder: Path, hosts: Sequence[str], devices: Sequence[str])
         _write_pair(folder / "server", signed_by(authority, names))
         made.append(f"{folder / 'server.pem'}: for {', '.join(names)}")
     for name in devices:
-        if _make_device(folder, folder / "devices" / name):
-            made.append(f"{folder / 'devices' / name}: a new device's key")
+        if new := _make_device(folder, folder / "devices" / name):
+            made.append(f"{folder / 'devices' / name}: {new}")
     return made
 
 
@@ -92,14 +95,21 @@ def public_keys(folder: Path) -> dict[str, Path]:
     return {file.parent.name: file for file in sorted(folder.glob("devices/*/node.pub"))}
 
 
-def _make_device(folder: Path, device: Path) -> bool:
-    key = new_node_key()
+def _make_device(folder: Path, device: Path) -> str:
+    """Make what a device's folder lacks, and say what that was: a command may have been cut short before."""
+    key, made = device / "node.key", ""
     with suppress(FileExistsError):
-        make_private(device / "node.key", key.private)
-        (device / "node.pub").write_bytes(key.public)
-        (device / "ca.pem").write_bytes(read_certificate(folder / "ca.pem"))
-        return True
-    return False
+        make_private(key, new_node_key().private)
+        made = "a new device's key"
+    try:
+        public = public_node_key(read_private(key, OPTION, ADVICE).encode())
+    except ValueError as error:
+        raise UserError(f"{key} is no device's key: delete {device} to have a new one made") from error
+    for name, content in {"node.pub": public, "ca.pem": read_certificate(folder / "ca.pem")}.items():
+        if not (device / name).exists():
+            (device / name).write_bytes(content)
+            made = made or "what was missing"
+    return made
 
 
 def _write_pair(stem: Path, pair: Certificate) -> None:

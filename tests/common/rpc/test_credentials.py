@@ -114,6 +114,31 @@ def test_mistakes_are_told(tmp_path):
         signed_by(new_authority(), [])
 
 
+def test_what_a_cut_left_out_of_a_devices_folder_is_made_from_its_key(tmp_path):
+    make_credentials(tmp_path, ["a"], ["one"])
+    device = tmp_path / "devices" / "one"
+    before = {file: file.read_bytes() for file in device.iterdir()}
+    for names in (["node.pub"], ["ca.pem"], ["node.pub", "ca.pem"]):
+        for name in names:
+            (device / name).unlink()
+        assert make_credentials(tmp_path, [], ["one"]) == [f"{device}: what was missing"]
+        assert {file: file.read_bytes() for file in device.iterdir()} == before
+    (device / "node.key").write_text("oops")
+    with pytest.raises(UserError, match="no device's key"):
+        make_credentials(tmp_path, [], ["one"])
+
+
+@pytest.mark.parametrize("left", ["ca.key", "server.pem", "devices"])
+def test_an_authority_that_is_gone_is_not_replaced_without_a_word(tmp_path, left):
+    make_credentials(tmp_path, ["a"], ["one"])
+    for name in {"ca.pem", "ca.key", "server.pem", "devices"} - {left}:
+        (tmp_path / name).rename(tmp_path / f"old-{name}")
+    with pytest.raises(UserError, match=f"ca.pem is missing beside {left}: bring it back"):
+        make_credentials(tmp_path, ["a"], ["two"])
+    assert (tmp_path / left).exists()
+    assert not (tmp_path / "ca.pem").exists()
+
+
 def test_a_device_may_have_no_key(tmp_path):
     make_credentials(tmp_path, ["a"], ["one"])
     assert device_files(tmp_path / "devices" / "one").key == tmp_path / "devices" / "one" / "node.key"
