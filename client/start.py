@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
     security = _security_word(files, encrypted)
     print(f"client {options.client} at {options.superlink}: {security}; keeps all in {home.parent}")
     print("next, on the server:  python -m server submit -c KEY=VALUE", flush=True)
-    command = ["flower-supernode", "--superlink", options.superlink, "--port", str(options.port or free_port())]
+    command = ["flower-supernode", "--superlink", options.superlink]
     command += ["--node-config", node_config(values), *_links(files, encrypted)]
     return _supervise(command, spawner.environment(environment(home), home / "bin"), home, options)
 
@@ -144,7 +144,8 @@ def _supervise(command: Sequence[str], env: Mapping[str, str], home: Path, optio
     failing: float | None = None
     while True:
         begun = time.monotonic()
-        with child(command, env, home) as node:
+        # a free port is looked for each time: another process may have taken the last one meanwhile
+        with child([*command, "--port", str(options.port or free_port())], env, home) as node:
             code = node.wait()
             if node.stopped:
                 return code
