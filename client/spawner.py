@@ -33,10 +33,11 @@ POLL = 0.1  # seconds between two questions of Flower's SuperExec whether there 
 def environment(env: Mapping[str, str], folder: Path) -> dict[str, str]:
     """Return an environment in which a SuperNode starts messages fast; the stand-in is written to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = folder / COMMAND
+    command = folder / f".{COMMAND}.{os.getpid()}"
     # -I -S: neither the user's settings nor installed packages, which would take longer than all the rest
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{Path(__file__).resolve()}" "$@"\n')
     command.chmod(0o755)
+    command.replace(folder / COMMAND)  # another device's SuperNode may run it in this moment
     path = os.pathsep.join(filter(None, [str(folder), env.get("PATH")]))
     return {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(POLL), **env, "PATH": path}
 

@@ -66,6 +66,15 @@ spawner._become(["--token", "x"], function)
     assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=False).returncode == 0
 
 
+def test_the_command_is_whole_for_others_while_it_is_written_again(tmp_path):
+    environment({}, tmp_path)
+    with (tmp_path / COMMAND).open() as before:  # as a shell has opened it
+        environment({}, tmp_path)
+        assert before.read() == (tmp_path / COMMAND).read_text()
+        assert not os.path.samestat(os.fstat(before.fileno()), (tmp_path / COMMAND).stat())
+    assert [file.name for file in tmp_path.iterdir()] == [COMMAND]
+
+
 def test_the_users_own_interval_is_kept(tmp_path):
     env = environment({"PATH": "/bin", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "2"}, tmp_path)
     assert env == {"PATH": f"{tmp_path}:/bin", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "2"}
