@@ -8,6 +8,7 @@ its metrics and asks Flower for the run's real status.
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -44,7 +45,10 @@ class Outcome:
 
 @contextmanager
 def local_superlink(home: Path) -> Iterator[dict[str, str]]:
-    """Start a SuperLink for simulations on a free port; yields the environment that finds it."""
+    """Start a SuperLink for simulations on a free port; yields the environment that finds it.
+
+    SIGTERM is a KeyboardInterrupt inside, so that the run and the SuperLink end with this process.
+    """
     home.mkdir(parents=True, exist_ok=True)
     port, control = free_port(), free_port()
     env = environment(home) | {
@@ -55,6 +59,7 @@ def local_superlink(home: Path) -> Iterator[dict[str, str]]:
         "flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess",
         "--host", "127.0.0.1", "--port", str(port), "--database", str(home / "launcher.db"),
     ]  # fmt: skip
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     with (home / "superlink.log").open("ab") as log:
         process = subprocess.Popen(command, cwd=home, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -63,6 +68,7 @@ def local_superlink(home: Path) -> Iterator[dict[str, str]]:
         yield env
     finally:
         end(process)
+        signal.signal(signal.SIGTERM, before)
 
 
 def simulate(

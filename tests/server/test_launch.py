@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from common.errors import UserError
@@ -137,3 +138,25 @@ def test_a_superlink_that_does_not_start_is_told_with_its_log(tmp_path, monkeypa
 def test_a_machine_without_git_can_submit(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert launch._commit() == ""
+
+
+LAUNCHER = """
+import subprocess, sys, time
+from pathlib import Path
+from server import launch
+popen = subprocess.Popen
+launch.subprocess.Popen = lambda command, **kwargs: popen(["sleep", "60"], **kwargs)
+launch.wait_for_port = lambda host, port, process: print(process.pid, flush=True) or True
+with launch.local_superlink(Path(sys.argv[1])):
+    time.sleep(60)
+"""
+
+
+def test_a_launcher_that_is_told_to_end_leaves_no_superlink_behind(tmp_path):
+    command = [sys.executable, "-c", LAUNCHER, str(tmp_path / "home")]
+    with subprocess.Popen(command, cwd=launch.PROJECT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as launcher:
+        assert launcher.stdout
+        superlink = int(launcher.stdout.readline())
+        launcher.terminate()
+        assert launcher.wait(60) != 0
+    assert not psutil.pid_exists(superlink)
