@@ -1,6 +1,7 @@
 # The server: SuperLink and ServerApp. Build from the project's folder:
 #   docker build -f docker/server.Dockerfile -t earlybloom-server .
-# TORCH_INDEX: address of PyTorch's package index for CPUs, else pip's own torch comes with several GB of CUDA.
+# TORCH_INDEX: address of PyTorch's package index for CPUs, else pip's own torch comes with several GB of CUDA. Both of
+# its packages come from there, since others do not match, and nothing else, since it has few versions of the rest.
 FROM python:3.11-slim
 
 ARG TORCH_INDEX=""
@@ -9,7 +10,7 @@ ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
 WORKDIR /app
 COPY constraints.txt ./
-RUN pip install --constraint constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch torchvision
+RUN pip install --constraint constraints.txt ${TORCH_INDEX:+--no-deps --index-url "$TORCH_INDEX"} torch torchvision
 COPY pyproject.toml README.md LICENSE ./
 COPY client client
 COPY common common

@@ -1,32 +1,21 @@
 """The images' own command lines, as plain processes on one machine: server, devices, health checks and run."""
 
-import json
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-import yaml
 
 from common.processes import PROJECT, free_port
 from strategies.callbacks.run_folder import read_events
 from tests.deployment import wait_until
+from tests.docker.compose import read, words
 from tests.machines import Machines
 
-DOCKER = PROJECT / "docker"
-DEMO = yaml.safe_load((DOCKER / "compose.yml").read_text())["services"]
+DEMO = read("compose.yml")["services"]
 CLIENTS = [name for name in DEMO if name.startswith("client-")]
 pytestmark = [pytest.mark.deployment, pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-def words(image: str, instruction: str) -> list[str]:
-    """Return the list of words of an instruction: ENTRYPOINT's, CMD's or HEALTHCHECK's."""
-    line = re.search(rf"^{instruction} .*?(\[.*\])$", (DOCKER / f"{image}.Dockerfile").read_text(), re.MULTILINE)
-    assert line
-    values: list[str] = json.loads(line[1])
-    return values
 
 
 def image_of(service: str) -> str:
@@ -71,8 +60,8 @@ def host(tmp_path: Path) -> Iterator[Host]:
         host.close()
 
 
-def rounds(words: Sequence[str], number: int) -> list[str]:
-    return [f"run.rounds={number}" if word.startswith("run.rounds=") else word for word in words]
+def rounds(line: Sequence[str], number: int) -> list[str]:
+    return [f"run.rounds={number}" if word.startswith("run.rounds=") else word for word in line]
 
 
 def test_the_demo_runs_as_the_images_run_it(host):

@@ -6,29 +6,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import pytest
-import yaml
 
 from common.processes import PROJECT
+from tests.docker.compose import DOCKER, copied, merged, read
 
-DOCKER = PROJECT / "docker"
 IMAGES = sorted(DOCKER.glob("*.Dockerfile"))
 FILES = sorted(DOCKER.glob("compose*.yml"))
-
-
-class Loader(yaml.SafeLoader):
-    """Reads Compose's own tags as plain values."""
-
-
-Loader.add_constructor("!override", lambda loader, node: loader.construct_sequence(node, deep=True))
-
-
-def read(file: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.load(file.read_text(), Loader)
-    return loaded
 
 
 def test_there_are_two_images_and_three_compose_files():
@@ -39,7 +25,7 @@ def test_there_are_two_images_and_three_compose_files():
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.name))
 def test_compose_files_follow_the_specification(file):
     # the Compose Specification's own schema, Apache-2.0
-    jsonschema.validate(read(file), json.loads((Path(__file__).parent / "compose-spec.json").read_text()))
+    jsonschema.validate(read(file.name), json.loads((Path(__file__).parent / "compose-spec.json").read_text()))
 
 
 def test_the_schema_would_find_a_mistake():
@@ -61,7 +47,7 @@ def test_docker_itself_takes_the_compose_files(names):
 
 
 def test_every_device_has_limits_a_capacity_and_a_volume_of_its_own():
-    demo = read(DOCKER / "compose.yml")
+    demo = read("compose.yml")
     clients = {name: service for name, service in demo["services"].items() if name.startswith("client-")}
     assert len(clients) == 4
     options = [service["command"] for service in clients.values()]
@@ -75,7 +61,7 @@ def test_every_device_has_limits_a_capacity_and_a_volume_of_its_own():
 
 
 def test_under_tls_devices_get_their_own_key_only_and_reach_the_proxy_only():
-    demo, tls = read(DOCKER / "compose.yml"), read(DOCKER / "compose.tls.yml")
+    demo, tls = read("compose.yml"), read("compose.tls.yml")
     assert tls["services"]["server"]["networks"] == ["inside"]
     for number in range(4):
         service = tls["services"][f"client-{number}"]
@@ -100,14 +86,49 @@ def test_images_are_slim_run_as_nobody_special_and_know_if_they_are_well(file):
 
 def test_what_the_images_copy_is_what_docker_is_sent_and_no_more():
     sent = {line[1:] for line in (PROJECT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    copied = {
-        word
-        for file in IMAGES
+    assert sent == {*copied("client"), *copied("server")}
+
+
+def test_files_are_merged_as_compose_merges_them():
+    assert merged({"a": [1], "command": ["x"]}, {"a": [2], "command": ["y"], "b": 3}) == {
+        "a": [1, 2], "command": ["y"], "b": 3,
+    }  # fmt: skip
+    server = read("compose.yml", "compose.tls.yml", env={"TORCH_INDEX": "there"})["services"]["server"]
+    assert server["volumes"] == ["state:/state", "certificates:/certificates:ro"]
+    assert (server["networks"], server["ports"]) == (["inside"], ["8009:8009"])
+    assert "--insecure" not in server["command"]
+    assert server["build"]["args"]["TORCH_INDEX"] == "there"
+
+
+def test_every_image_is_built_once_and_none_of_ours_is_looked_for_elsewhere():
+    services = read("compose.yml", "compose.tls.yml")["services"].values()
+    ours = [service for service in services if service["image"].startswith("earlybloom-")]
+    assert sorted(service["image"] for service in ours if "build" in service) == [
+        "earlybloom-client", "earlybloom-server",
+    ]  # fmt: skip
+    assert all(service["pull_policy"] == "never" for service in ours if "build" not in service)
+
+
+@pytest.mark.parametrize("names", [["compose.yml"], ["compose.yml", "compose.tls.yml"]])
+def test_of_what_up_starts_only_the_run_ends(names):
+    """`--abort-on-container-exit` stops all with the first that ends, well or not, and with it the run."""
+    services = read(*names)["services"]
+    ends = {name for name, told in services.items() if "restart" not in told and "profiles" not in told}
+    assert ends == {"run"}
+    waited_for = {other for told in services.values() for other in told.get("depends_on", [])}
+    assert waited_for <= {name for name, told in services.items() if "profiles" not in told}
+
+
+def test_the_readme_says_what_the_files_say():
+    readme = (PROJECT / "README.md").read_text()
+    typed = [
+        line.removeprefix("#   ")
+        for file in FILES
         for line in file.read_text().splitlines()
-        if line.startswith("COPY")
-        for word in line.split()[1:-1]
-    }
-    assert sent == copied
+        if re.match("#   (docker|export) ", line)
+    ]
+    assert len(typed) == 6
+    assert [line for line in typed if line not in readme] == []
 
 
 @pytest.mark.parametrize("file", IMAGES, ids=lambda file: str(file.name))

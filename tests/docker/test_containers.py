@@ -1,0 +1,104 @@
+"""The compose files' services, word for word, each on a host and in a root folder of its own, as the image's user."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from strategies.callbacks.run_folder import read_events
+from tests.deployment import wait_until
+from tests.docker.compose import read, words
+from tests.docker.containers import Containers
+from tests.namespaces import namespaces_available, network
+
+CLIENTS = [f"client-{number}" for number in range(4)]
+STRANGER = {"volume": {"subpath": "devices/stranger"}}
+PATIENCE = 300.0  # seconds that a busy machine may take for anything
+pytestmark = [
+    pytest.mark.deployment, pytest.mark.slow, pytest.mark.timeout(1500),
+    pytest.mark.skipif(bool(namespaces_available()), reason=namespaces_available()),
+]  # fmt: skip
+
+
+def containers(folder: Path, stack: ExitStack, services: Mapping[str, Any]) -> Containers:
+    hosts = stack.enter_context(network([name for name in services if name != "certificates"]))
+    if "certificates" in services:  # it has no network, so any host will do
+        hosts = {**hosts, "certificates": hosts["run"]}
+    made = Containers(folder, services, hosts)
+    stack.callback(made.close)
+    return made
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def join(made: Containers) -> None:
+    for name in CLIENTS:
+        made.start(name)
+    for name in CLIENTS:
+        wait_until(lambda name=name: made.healthy(name), PATIENCE, f"{name} is not healthy")
+
+
+def serve(made: Containers) -> None:
+    assert not made.healthy("server")
+    made.start("server")
+    wait_until(lambda: made.healthy("server"), PATIENCE, "the server is not healthy")
+
+
+def assert_complete(made: Containers, rounds: int) -> None:
+    (folder,) = (made.volume("state") / "runs").iterdir()
+    events = read_events(folder / "metrics.jsonl")
+    told = [event["clients"] for event in events if event["event"] == "round"]
+    assert told == [{"1": 1, "2": 1, "3": 1, "4": 1}] * rounds
+
+
+def assert_stops(made: Containers) -> None:
+    for name in reversed(list(made.processes)):
+        assert made.stop(name) == 0, made.log(name).read_text()
+
+
+def test_the_demo(tmp_path, stack):
+    made = containers(tmp_path, stack, read("compose.yml", env={})["services"])
+    serve(made)
+    join(made)
+    done = made.run("run", 900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_complete(made, rounds=5)
+    assert_stops(made)
+
+
+@pytest.mark.skipif(not shutil.which("nginx", path="/usr/sbin:/usr/bin"), reason="nginx is not installed")
+def test_the_demo_under_tls_with_keys_and_the_proxy(tmp_path, stack):
+    services = read("compose.yml", "compose.tls.yml", env={})["services"]
+    stranger = deepcopy(services["client-0"])
+    stranger["command"] += ["--patience", "0"]
+    stranger["volumes"] = [volume | STRANGER if isinstance(volume, dict) else volume for volume in stranger["volumes"]]
+    made = containers(tmp_path, stack, services | {"stranger": stranger})
+    done = made.run("certificates", 120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    serve(made)
+    made.start("proxy")
+    join(made)
+
+    entry = words("server", "ENTRYPOINT")
+    line = [*entry, "certificates", "--folder", "/certificates", "--add-device", "stranger"]
+    done = made.execute("certificates", line, 120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    refused = made.run("stranger", PATIENCE)
+    assert (refused.returncode, "proxy:8443 does not take this device" in refused.stderr) == (2, True), refused.stderr
+    assert "SuperNode ID:" not in refused.stdout + refused.stderr
+
+    done = made.run("run", 900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_complete(made, rounds=5)
+    for name in CLIENTS:
+        assert made.execute(name, ["python", "-c", "open('/certificates/ca.key')"], 60).returncode == 1
+        assert "server" not in (tmp_path / "etc" / name / "hosts").read_text()
+    assert_stops(made)
