@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from server import certificates, infer, offload, start, students, submit
+from server import calibrate, certificates, infer, offload, start, students, submit
 from server.launch import PROJECT, Outcome, environment, local_superlink, simulate
 from server.overrides import add_overrides, add_run, read_overrides, read_run
 from strategies.callbacks.report import compare_runs, write_comparison
@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         module.add_parser(verbs)
     submit.add_parsers(verbs)
     students.add_parser(verbs)
+    calibrate.add_parser(verbs)
     infer.add_parser(verbs)
     options = parser.parse_args(arguments)
     try:

@@ -6,7 +6,7 @@ images stands in for it, and the table says so.
 """
 
 import argparse
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,9 +18,7 @@ from rich.text import Text
 from common.console import results
 from common.console.samples import Samples, Skipped, add_arguments, read
 from common.errors import UserError
-from common.rpc.channels import connect
-from common.rpc.secrets import read_certificate, read_token
-from common.rpc.tensors import CODINGS
+from server import devices
 from server.infer_compare import compare, percentile
 from strategies.distree.aggregator import Aggregator, Answer
 from strategies.distree.controller import LatencyController, LatencyTarget, Seconds
@@ -52,17 +50,8 @@ def add_parser(verbs: "Verbs") -> None:
     """Add this verb and its options."""
     parser = verbs.add_parser("infer", help="classify with students on several devices", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="a finished distree run, or what `students` made")
-    parser.add_argument(
-        "--student", action="append", default=[], metavar="NUMBER=HOST:PORT", required=True,
-        help="where `python -m client serve-student` listens; once per student",
-    )  # fmt: skip
-    parser.add_argument("--token-file", type=Path, metavar="FILE", required=True, help="a copy of the devices'")
-    parser.add_argument(
-        "--certificate", action="append", default=[], metavar="NUMBER=PEM", help="a device's, off loopback"
-    )
+    devices.add_arguments(parser, required=True)
     add_arguments(parser)
-    parser.add_argument("--deadline", type=float, default=1.0, metavar="S", help="seconds (default: %(default)s)")
-    parser.add_argument("--coding", choices=tuple(CODINGS), default="fp32", help="of the features that come back")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--policy", metavar="NAME", help="where samples stop (default: what each device has)")
     how.add_argument("--target-ms", type=float, help="adapt the exits to answer nine in ten batches within this time")
@@ -74,14 +63,12 @@ def add_parser(verbs: "Verbs") -> None:
 def run(options: argparse.Namespace) -> int:
     """Ask, print and store. Raises `UserError` before anything is sent when something is missing."""
     stored = load_students(options.model)
-    if not 0 < options.deadline < float("inf"):
-        raise UserError(f"--deadline {options.deadline}: give seconds above 0")
     policies = _policies(stored, options.policy)
     controller = _controller(stored, options.target_ms)
     skipped = Skipped()
     samples = read(options, stored.classes, stored.students.student(1).input_shape, skipped)
     with ExitStack() as stack:
-        aggregator = stack.enter_context(_aggregator(stored, options, stack))
+        aggregator = devices.ask(stored, options, stack)
         if options.compare:
             rows = compare(stored, aggregator, list(samples))
             if options.json:
@@ -173,27 +160,3 @@ def _policies(stored: StoredStudents, name: str | None) -> Policies | None:
 
 def _controller(stored: StoredStudents, target_ms: float | None) -> LatencyController | None:
     return None if target_ms is None else LatencyController(stored.ladder_costs, LatencyTarget(target_ms / 1000))
-
-
-def _aggregator(stored: StoredStudents, options: argparse.Namespace, stack: ExitStack) -> Aggregator:
-    """Return what asks the devices that the options name; before the first image only whether they are there."""
-    addresses = _numbered(options.student, stored, "--student")
-    certificates = _numbered(options.certificate, stored, "--certificate")
-    token = read_token(options.token_file)
-    pem = {number: read_certificate(Path(file)) for number, file in certificates.items()}
-    channels = {
-        number: stack.enter_context(connect(address, token, pem.get(number))) for number, address in addresses.items()
-    }
-    return Aggregator(stored, channels, options.deadline, options.coding)
-
-
-def _numbered(given: Sequence[str], stored: StoredStudents, option: str) -> Mapping[int, str]:
-    """Return student -> value of options like `1=VALUE`."""
-    found: dict[int, str] = {}
-    for text in given:
-        number, _, value = text.partition("=")
-        if not number.isdecimal() or int(number) not in stored.students.spec.numbers or not value:
-            known = ", ".join(map(str, stored.students.spec.numbers))
-            raise UserError(f"{option} {text}: write NUMBER=VALUE, the number one of {known}")
-        found[int(number)] = value
-    return found

@@ -46,7 +46,7 @@ def compare(stored: StoredStudents, aggregator: Aggregator, batches: Sequence[Sa
     aggregator.infer(warm_up, stored.policies["last"], range(len(warm_up)))
     rows = [_asked(name, chosen, stored, aggregator, batches, macs) for name, chosen in stored.policies.items()]
     rows.append(_oracle(stored, batches, macs))
-    _show(rows)
+    show(rows, ["ms: of a batch, with its way there and back; oracle: the first exit that is right, a bound"])
     return rows
 
 
@@ -98,18 +98,20 @@ def _oracle(stored: StoredStudents, batches: Sequence[Samples], macs: Mapping[in
     return Row("oracle", right / number, mean, share, None, None, dict.fromkeys(macs, histogram))
 
 
-def _show(rows: Sequence[Row]) -> None:
+def show(rows: Sequence[Row], lines: Sequence[str]) -> None:
+    """Print the rows as a table, and the closing lines; times have columns only if some were measured."""
+    timed = any(row.mean_ms is not None for row in rows)
     table = Table()
     table.add_column("policy")
-    for name in ("accuracy", "MMACs", "of full", "ms", "p99 ms"):
+    for name in ("accuracy", "MMACs", "of full", *(("ms", "p99 ms") if timed else ())):
         table.add_column(name, justify="right")
     table.add_column("images per exit")
     for row in rows:
-        times = ("" if ms is None else f"{ms:.2f}" for ms in (row.mean_ms, row.p99_ms))
+        times = ["" if ms is None else f"{ms:.2f}" for ms in (row.mean_ms, row.p99_ms)] if timed else []
         exits = "\n".join(
             f"{k}: " + " ".join(f"{'late' if e == 0 else e}:{count}" for e, count in counts.items())
             for k, counts in row.histogram.items()
         )
         share, macs = f"{100 * row.share_of_full_macs:.1f} %", f"{row.mean_macs / 1e6:.2f}"
         table.add_row(row.policy, f"{100 * row.accuracy:.1f} %", macs, share, *times, exits)
-    results.show(table, ["ms: of a batch, with its way there and back; oracle: the first exit that is right, a bound"])
+    results.show(table, lines)

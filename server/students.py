@@ -17,7 +17,7 @@ from torch import nn
 from common import paths
 from common.bundle import FILE, BundleInfo, save_bundle
 from common.config import RunConfig
-from common.data import client_split, load, normalizer
+from common.data import ClientSplit, client_split, load, normalizer
 from common.data.images import Normalizer, SampleSet
 from common.devices import deterministic, keep_memory, pick_device, threads
 from common.errors import UserError
@@ -115,6 +115,11 @@ def run_students(options: argparse.Namespace) -> int:
     return 0
 
 
+def own_split(images: int, seed: int) -> ClientSplit:
+    """Return how a server that trains by itself splits its training images."""
+    return client_split(np.arange(images), VALIDATION, seed, 0)
+
+
 def _prepare(options: argparse.Namespace) -> tuple[RunConfig, Samples, Schedule, torch.device]:
     config = read_config(read_overrides(options))
     schedule = Schedule(options.epochs, lr=options.lr, augment=not options.no_augmentation, autocast=options.autocast)
@@ -131,7 +136,7 @@ def _prepare(options: argparse.Namespace) -> tuple[RunConfig, Samples, Schedule,
 
 def _samples(config: RunConfig) -> Samples:
     source = load(config.data, paths.cache_root())
-    split = client_split(np.arange(len(source.train)), VALIDATION, config.run.seed, 0)
+    split = own_split(len(source.train), config.run.seed)
     section = config.network
     spec = NetworkSpec(
         section.name, len(source.classes), source.input_shape, section.exits, section.tiers, section.width,

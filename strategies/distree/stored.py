@@ -120,11 +120,17 @@ def save_student(
     write_tensors(path, tensors, values)
 
 
-def load_students(path: Path) -> StoredStudents:
-    """Read the aggregator's file, or that of a (run's) folder; raises `UserError` when there is no whole one."""
+def find_students(path: Path) -> Path:
+    """Return the aggregator's file, which `path` names itself or is the (run's) folder of; raises `UserError`."""
     found = next((p for p in (path, path / FILE, path / "final" / FILE) if p.is_file()), None)
     if found is None:
         raise UserError(f"no students in {path}: give a finished distree run, or what `python -m server students` made")
+    return found
+
+
+def load_students(path: Path) -> StoredStudents:
+    """Read the file that `find_students` finds; raises `UserError` when there is no whole one."""
+    found = find_students(path)
     tensors, values = read_tensors(found)
     try:
         students = build_students(StudentsSpec.from_json(values["spec"]), seed=0)

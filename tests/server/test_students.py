@@ -1,12 +1,8 @@
 """`python -m server teacher`, `students` and `infer`: from images to answers of several real devices."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +11,7 @@ import torch
 from common.data import DataConfig, load
 from server.__main__ import main
 from strategies.distree.stored import load_student, load_students, student_file
+from tests.served import Served, served
 
 IMAGES = ["-c", "data.name=digits", "-c", "network.name=wrn16", "--no-augmentation"]
 TEST = 40
@@ -38,42 +35,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return found
 
 
-@dataclass(frozen=True)
-class Devices:
-    """Processes that serve students."""
-
-    arguments: list[str]
-    processes: dict[int, subprocess.Popen[str]]
-
-
 @pytest.fixture(scope="module")
-def devices(trained: Trained) -> Iterator[Devices]:
-    token, arguments, processes = trained.students / "token", list[str](), {}
-    with ExitStack() as stack:
-        for number in (1, 2):
-            command = [
-                sys.executable, "-m", "client", "serve-student", "--address", "127.0.0.1:0", "--token-file", str(token),
-                "--model", str(student_file(trained.students, number)),
-            ]  # fmt: skip
-            process = stack.enter_context(
-                subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-            )
-            stack.callback(process.kill)
-            processes[number] = process
-        for number, process in processes.items():
-            assert process.stdout is not None
-            arguments += ["--student", f"{number}={process.stdout.readline().split()[-1]}"]
-        common = [
-            "--model",
-            str(trained.students),
-            "--token-file",
-            str(token),
-            "--dataset",
-            "digits",
-            "--limit",
-            str(TEST),
-        ]
-        yield Devices([*arguments, *common], processes)
+def devices(trained: Trained) -> Iterator[Served]:
+    with served(trained.students) as found:
+        yield replace(
+            found,
+            arguments=[*found.arguments, "--model", str(trained.students), "--dataset", "digits", "--limit", str(TEST)],
+        )
 
 
 def test_students_learn_from_the_teacher_and_what_was_found_is_written(trained: Trained) -> None:
@@ -96,7 +64,7 @@ def test_students_learn_from_the_teacher_and_what_was_found_is_written(trained: 
         assert own.policies["calibrated"] == stored.policies["calibrated"][number]
 
 
-def test_devices_answer_what_one_process_would(trained: Trained, devices: Devices, tmp_path: Path) -> None:
+def test_devices_answer_what_one_process_would(trained: Trained, devices: Served, tmp_path: Path) -> None:
     file = tmp_path / "answers.json"
     assert main(["infer", *devices.arguments, "--policy", "last", "--deadline", "20", "--json", str(file)]) == 0
     images = json.loads(file.read_text())["images"]
@@ -113,7 +81,7 @@ def test_devices_answer_what_one_process_would(trained: Trained, devices: Device
         assert image["received"] > 4 * sum(map(len, stored.students.spec.partition))
 
 
-def test_policies_are_compared_side_by_side(trained: Trained, devices: Devices, tmp_path: Path) -> None:
+def test_policies_are_compared_side_by_side(trained: Trained, devices: Served, tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     assert (
         main(["infer", *devices.arguments, "--compare", "--deadline", "20", "--batch", "8", "--json", str(file)]) == 0
@@ -129,7 +97,7 @@ def test_policies_are_compared_side_by_side(trained: Trained, devices: Devices, 
 
 
 def test_a_latency_target_moves_devices_to_cheaper_exits(
-    trained: Trained, devices: Devices, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Trained, devices: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "answers.json"
     assert main(["infer", *devices.arguments, "--target-ms", "0.01", "--deadline", "20", "--json", str(file)]) == 0
@@ -152,7 +120,7 @@ def test_a_latency_target_moves_devices_to_cheaper_exits(
     ],
 )
 def test_what_the_user_can_mend_ends_with_2_and_one_line(
-    arguments: list[str], message: str, trained: Trained, devices: Devices, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, trained: Trained, devices: Served, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["infer", *devices.arguments, *arguments]) == 2
     error = capsys.readouterr().err
@@ -161,7 +129,7 @@ def test_what_the_user_can_mend_ends_with_2_and_one_line(
 
 
 def test_images_of_unknown_class_cannot_be_compared(
-    trained: Trained, devices: Devices, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Trained, devices: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from PIL import Image
 
@@ -172,7 +140,7 @@ def test_images_of_unknown_class_cannot_be_compared(
 
 
 def test_a_device_that_was_killed_is_left_out_and_the_answer_says_so(
-    trained: Trained, devices: Devices, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Trained, devices: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     devices.processes[2].kill()
     devices.processes[2].wait()

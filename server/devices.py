@@ -1,0 +1,66 @@
+"""The devices that serve students, as a command line names them: `--student 1=HOST:PORT`, with what it takes to ask."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from common.errors import UserError
+from common.rpc.channels import connect
+from common.rpc.secrets import read_certificate, read_token
+from common.rpc.tensors import CODINGS
+from strategies.distree.aggregator import Aggregator
+from strategies.distree.stored import StoredStudents
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """Add the options that `ask` reads."""
+    parser.add_argument(
+        "--student", action="append", default=[], metavar="NUMBER=HOST:PORT", required=required,
+        help="where `python -m client serve-student` listens; once per student",
+    )  # fmt: skip
+    parser.add_argument("--token-file", type=Path, metavar="FILE", required=required, help="a copy of the devices'")
+    parser.add_argument(
+        "--certificate", action="append", default=[], metavar="NUMBER=PEM", help="a device's, off loopback"
+    )
+    parser.add_argument("--deadline", type=float, default=1.0, metavar="S", help="seconds (default: %(default)s)")
+    parser.add_argument("--coding", choices=tuple(CODINGS), default="fp32", help="of the features that come back")
+
+
+def ask(stored: StoredStudents, options: argparse.Namespace, stack: ExitStack) -> Aggregator:
+    """Return what asks the devices that the options name, until the stack is left; nothing is sent to them yet.
+
+    Raises `UserError` when the options make no sense.
+    """
+    if not 0 < options.deadline < float("inf"):
+        raise UserError(f"--deadline {options.deadline}: give seconds above 0")
+    addresses = numbered(options.student, stored, "--student")
+    certificates = numbered(options.certificate, stored, "--certificate")
+    if options.token_file is None:
+        raise UserError("--student needs --token-file: a copy of the devices' token")
+    token = read_token(options.token_file)
+    pem = {number: read_certificate(Path(file)) for number, file in certificates.items()}
+    channels = {
+        number: stack.enter_context(connect(address, token, pem.get(number))) for number, address in addresses.items()
+    }
+    return stack.enter_context(Aggregator(stored, channels, options.deadline, options.coding))
+
+
+def numbered(given: Sequence[str], stored: StoredStudents, option: str) -> Mapping[int, str]:
+    """Return student -> value of options like `1=VALUE`; raises `UserError` when one is not so, or of no student."""
+    found: dict[int, str] = {}
+    for text in given:
+        number, _, value = text.partition("=")
+        if not number.isdecimal() or int(number) not in stored.students.spec.numbers or not value:
+            known = ", ".join(map(str, stored.students.spec.numbers))
+            raise UserError(f"{option} {text}: write NUMBER=VALUE, the number one of {known}")
+        found[int(number)] = value
+    return found
+
+
+def words(options: argparse.Namespace, stored: StoredStudents) -> list[str]:
+    """Return the options again, as another command takes them; placeholders where none were given."""
+    given = options.student or [f"{number}=HOST:PORT" for number in stored.students.spec.numbers]
+    found = [word for text in given for word in ("--student", text)]
+    found += ["--token-file", str(options.token_file or "FILE")]
+    return found + [word for text in options.certificate for word in ("--certificate", text)]
