@@ -2,10 +2,8 @@
 
 from collections.abc import Mapping
 
-from common.capacity import CLASSES, DECLARED, Capacity, parse_capacity, probe
+from common.capacity import CLASSES, DECLARED, KEYS, Capacity, parse_capacity, probe, read_node
 from common.errors import UserError
-
-KEYS = (*DECLARED, "depth", "cut")
 
 
 def read_capacity(text: str) -> tuple[Capacity, dict[str, str], str]:
@@ -16,18 +14,11 @@ def read_capacity(text: str) -> tuple[Capacity, dict[str, str], str]:
     if text == "auto":
         found = probe()
         return found, declared(found), "half of the memory that is free, and a matrix product on one thread"
-    if text in CLASSES:
-        return parse_capacity(CLASSES[text]), dict(CLASSES[text]), f"the class {text!r}"
-    node: dict[str, str] = {}
-    for pair in text.split(","):
-        key, _, value = (part.strip() for part in pair.partition("="))
-        if key not in KEYS or not value:
-            raise UserError(
-                f"--capacity {text}: write auto, {', '.join(CLASSES)}, or KEY=VALUE with {', '.join(KEYS)}, "
-                "such as memory=512MB,compute=2GFLOPS"
-            )
-        node[key] = value
-    return parse_capacity(node), node, "as declared"
+    try:
+        node = read_node(text)
+    except UserError as error:
+        raise UserError(f"--capacity {error}, or auto to measure this machine") from error
+    return parse_capacity(node), node, f"the class {text!r}" if text in CLASSES else "as declared"
 
 
 def declared(capacity: Capacity) -> dict[str, str]:

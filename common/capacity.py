@@ -9,6 +9,7 @@ virtual client's share of the mix):
     capacity="low"                            one of CLASSES, for those who know no numbers
 """
 
+import math
 import os
 import re
 import time
@@ -27,6 +28,7 @@ TRAINING_MACS = 3  # a step costs about three forward passes: forward, gradient 
 ROUND_SECONDS = 60.0  # a device should train one local epoch within this, and move its model there and back
 POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 DECLARED = {"memory": "B", "compute": "FLOPS", "bandwidth": "bps"}  # what a device may declare, and its unit
+KEYS = (*DECLARED, "depth", "cut")  # what a node configuration may say of a capacity
 CLASSES = {
     "low": {"memory": "64MB", "compute": "1GFLOPS"},  # to spare on a board of half a gigabyte
     "medium": {"memory": "512MB", "compute": "20GFLOPS"},  # on a phone or a board of four
@@ -43,6 +45,17 @@ class Capacity:
     bandwidth: float | None = None  # bits per second, each way
     depth: int | None = None  # overrides the others
     cut: int | None = None  # likewise, where a method cuts the network
+
+    @property
+    def limits(self) -> tuple[float, float, float]:
+        """Memory, compute and bandwidth; infinite where nothing binds."""
+        bounds = (self.memory, self.compute, self.bandwidth)
+        memory, compute, bandwidth = (math.inf if bound is None else bound for bound in bounds)
+        return memory, compute, bandwidth
+
+    def covers(self, other: "Capacity") -> bool:
+        """Return whether there is at least as much of everything as the other has."""
+        return all(own >= least for own, least in zip(self.limits, other.limits, strict=True))
 
 
 @dataclass(frozen=True)
@@ -67,6 +80,25 @@ def parse_capacity(node: Mapping[str, object]) -> Capacity:
         node = CLASSES[str(node["capacity"])]
     given = {name: _quantity(node[name], name, unit) for name, unit in DECLARED.items() if name in node}
     return Capacity(given.get("memory"), given.get("compute"), given.get("bandwidth"))
+
+
+def read_node(text: str, keys: Sequence[str] = KEYS) -> dict[str, str]:
+    """Return the node configuration that a user's `low` or `memory=512MB,compute=2GFLOPS` stands for.
+
+    Raises `UserError` when it is neither one of CLASSES nor made of these keys.
+    """
+    if text in CLASSES:
+        return dict(CLASSES[text])
+    node: dict[str, str] = {}
+    for pair in text.split(","):
+        key, _, value = (part.strip() for part in pair.partition("="))
+        if key not in keys or not value:
+            raise UserError(
+                f"{text!r}: write {', '.join(CLASSES)}, or KEY=VALUE with {', '.join(keys)}, "
+                "such as memory=512MB,compute=2GFLOPS"
+            )
+        node[key] = value
+    return node
 
 
 def choose_depth(capacity: Capacity, costs: CostTable, batch_size: int, samples: int) -> Choice:

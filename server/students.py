@@ -16,6 +16,7 @@ from torch import nn
 
 from common import paths
 from common.bundle import FILE, BundleInfo, save_bundle
+from common.capacity import Capacity, lacking
 from common.config import RunConfig
 from common.data import ClientSplit, client_split, load, normalizer
 from common.data.images import Normalizer, SampleSet
@@ -30,9 +31,11 @@ from strategies.distree.config import DistrEEConfig
 from strategies.distree.finish import finish_students
 from strategies.distree.joint import teacher_activations, train_students, train_teacher
 from strategies.distree.partition import partition
+from strategies.distree.parts import StudentCosts
 from strategies.distree.stored import save_students, student_file
 from strategies.distree.students import build_students, students_spec
 from strategies.distree.teacher import load_teacher
+from strategies.distree.widths import match_devices, told
 from strategies.setup import read_config
 
 if TYPE_CHECKING:
@@ -95,11 +98,13 @@ def run_students(options: argparse.Namespace) -> int:
     settings: DistrEEConfig = config.methods["distree"]
     taught = load_teacher(options.teacher, samples.train)
     with threads(config.server.threads):
+        matches = match_devices(settings, samples.spec, taught, _lacks_to_serve)
+        widths = tuple(match.width for match in matches) or settings.widths
         activations = teacher_activations(taught.network, samples.validation, samples.normalize, device)
-        found = partition(activations, settings, settings.widths or (1,) * settings.students, config.run.seed)
-        for line in found.report():
+        found = partition(activations, settings, widths, config.run.seed)
+        for line in (*found.report(), *told(matches)):
             print(line, flush=True)
-        spec = students_spec(taught.spec, samples.spec, found.parts, settings.widths)
+        spec = students_spec(taught.spec, samples.spec, found.parts, widths, [match.device for match in matches])
         students = build_students(spec, config.run.seed)
         train_students(
             students, taught.network, samples.train, samples.normalize, settings, schedule, config.run.seed, device,
@@ -118,6 +123,11 @@ def run_students(options: argparse.Namespace) -> int:
 def own_split(images: int, seed: int) -> ClientSplit:
     """Return how a server that trains by itself splits its training images."""
     return client_split(np.arange(images), VALIDATION, seed, 0)
+
+
+def _lacks_to_serve(device: Capacity, costs: StudentCosts, number: int) -> str:
+    """Return what a device lacks to hold a student and what one image is between two of its units."""
+    return lacking(device, costs.table(number).forward_memory(batch_size=1), macs=0, bits=0)
 
 
 def _prepare(options: argparse.Namespace) -> tuple[RunConfig, Samples, Schedule, torch.device]:

@@ -39,6 +39,7 @@ __all__ = [
     "build",
     "cost_table",
     "rescale_gradient",
+    "width_of",
     "without_early_exits",
 ]
 
@@ -53,6 +54,9 @@ _BACKBONES: dict[str, Callable[[tuple[int, int, int], int], Trunk]] = {
 }
 # (length of a text, number of token ids, width) -> Trunk
 _TEXT_BACKBONES: dict[str, Callable[[int, int, int], Trunk]] = {"transformer4": transformer4}
+_OWN_WIDTHS = {
+    "convnet": 128, "deit_tiny": 192, "lenet": 6, "resnet18": 64, "resnet_slim": 16, "vit_small32": 64, "wrn16": 1,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,13 @@ def build(spec: NetworkSpec, seed: int) -> EarlyExitNetwork:
     if spec.lora_rank:
         add_adapters(network, spec.lora_rank, seed)
     return network
+
+
+def width_of(spec: NetworkSpec) -> int:
+    """Return an image network's width, the backbone's own where the spec leaves it open; raises `UserError` for others."""
+    if spec.name not in _OWN_WIDTHS:
+        raise UserError(f"network {spec.name!r} does not take images: choose one of {', '.join(sorted(_BACKBONES))}")
+    return spec.width or _OWN_WIDTHS[spec.name]
 
 
 def without_early_exits(spec: NetworkSpec) -> NetworkSpec:

@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -76,6 +77,12 @@ class CostTable:
         parts = self._prefix(cut)
         weights = sum(3 * part.parameters - 2 * part.frozen_parameters for part in parts)
         return BYTES * weights + batch_size * sum(part.training_bytes for part in parts)
+
+    def forward_memory(self, batch_size: int) -> int:
+        """Return bytes that a forward pass of the whole takes: its weights, and what a unit takes in and hands on."""
+        handed_on = [0, *(unit.activation_bytes for unit in self.units)]
+        largest = max(taken + given for taken, given in pairwise(handed_on))
+        return BYTES * self.cut_parameters(len(self.units)) + batch_size * largest
 
     def to_json(self) -> str:
         """Return the table as one line of JSON."""

@@ -2,7 +2,16 @@
 
 from dataclasses import dataclass
 
+from common.capacity import DECLARED, Capacity, parse_capacity, read_node
 from common.config import at_least, one_of
+from common.errors import UserError
+
+
+def read_device(text: str) -> Capacity:
+    """Return a capacity of `DistrEEConfig.devices`; raises `UserError`."""
+    if text == "auto":
+        raise UserError("'auto' would measure the server: write what the device has")
+    return parse_capacity(read_node(text, tuple(DECLARED)))
 
 
 @dataclass(frozen=True)
@@ -12,6 +21,7 @@ class DistrEEConfig:
     teacher: str = ""  # a finished run's folder, or a model file: whose filters are partitioned
     students: int = 2  # K
     widths: tuple[int, ...] = ()  # one network.width per student, for devices of unequal power; empty: all the same
+    devices: str = ""  # the K devices' capacities, ";" between them: each student gets the width that suits its device
     top_filters: int = 50  # strongest filters of an image that are linked
     kept_edges: float = 0.01  # share of the strongest links that the graph keeps
     resolution: float = 1 / 0.7  # of Louvain's modularity; python-louvain's 0.7, which runs the other way
@@ -36,8 +46,28 @@ class DistrEEConfig:
             found.append(f"distree.widths names {len(self.widths)} students, distree.students {self.students}")
         if any(width < 1 for width in self.widths) or any(weight < 0 for weight in self.exit_weights):
             found.append("distree.widths must be 1 or more, distree.exit-weights 0 or more")
+        if self.devices:
+            found += self._device_problems()
         if self.exit_weights and not sum(self.exit_weights):
             found.append("distree.exit-weights must not all be 0")
         if self.without_teacher == "public" and not self.public:
             found.append('distree.without-teacher "public" needs distree.public, such as cifar100:/data/cifar100')
+        return found
+
+    @property
+    def declared(self) -> tuple[str, ...]:
+        """Each device's capacity as written; empty where none are."""
+        return tuple(text.strip() for text in self.devices.split(";")) if self.devices else ()
+
+    def _device_problems(self) -> list[str]:
+        found = []
+        if self.widths:
+            found.append("distree.devices decides the widths: leave distree.widths empty, or distree.devices")
+        if len(self.declared) != self.students:
+            found.append(f"distree.devices names {len(self.declared)} devices, distree.students {self.students}")
+        for text in self.declared:
+            try:
+                read_device(text)
+            except UserError as error:
+                found.append(f"distree.devices: {error}")
         return found

@@ -6,7 +6,7 @@ code; DistrEE (arXiv 2502.15735) takes it over for K students. Differences from 
 filters without a link are dropped, not the largest cluster; communities are packed by size; the seed is fixed.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import networkx as nx
@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.capacity import Capacity
 from common.errors import UserError
 from strategies.distree.config import DistrEEConfig
 
@@ -25,7 +24,6 @@ LINKS_AT_ONCE = 2**21  # pairs of filters held in memory, 8 bytes each
 RESOLUTION_STEP = 1.5
 RESOLUTION_STEPS = 5  # up to 7.6 times the resolution asked for, before communities are split
 FEWEST = 2  # filters of a student: networks need two outputs
-BYTES = 4  # of a float32
 
 
 def shares_of_largest(activations: Tensor) -> Tensor:
@@ -188,38 +186,6 @@ def partition(activations: Tensor, settings: DistrEEConfig, shares: Sequence[flo
         activation=tuple(float(totals[list(part)].sum() / totals.sum()) for part in parts),
         notes=tuple(notes),
     )
-
-
-def match_widths(
-    capacities: Sequence[Capacity],
-    macs_of: Callable[[int], float],
-    parameters_of: Callable[[int], int],
-    widths: Sequence[int] = (1, 2, 3, 4),
-) -> tuple[int, ...]:
-    """Return each device's width: the widest student that keeps nobody waiting and whose weights fit.
-
-    An answer needs every device, so the narrowest student on the slowest device sets the time that others may use.
-
-    Args:
-        capacities: one per device; a device that declares no compute is never too slow, no memory never too small.
-        macs_of: width -> MACs of a sample through the whole student.
-        parameters_of: width -> the student's parameters, 4 bytes each; activations come on top.
-        widths: those to choose from.
-
-    Raises:
-        UserError: a device's memory cannot hold the narrowest student.
-    """
-    narrowest = min(widths)
-    longest = max((2 * macs_of(narrowest) / c.compute for c in capacities if c.compute is not None), default=0.0)
-    chosen = []
-    for number, device in enumerate(capacities, start=1):
-        holds = [w for w in widths if device.memory is None or BYTES * parameters_of(w) <= device.memory]
-        in_time = [w for w in holds if device.compute is None or 2 * macs_of(w) / device.compute <= longest]
-        if not in_time:
-            needs = BYTES * parameters_of(narrowest) / 1e6
-            raise UserError(f"device {number} cannot hold a student of width {narrowest}, which takes {needs:.2f} MB")
-        chosen.append(max(in_time))
-    return tuple(chosen)
 
 
 def _enough_communities(

@@ -4,17 +4,18 @@ import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby, pairwise
+from itertools import groupby
 from typing import Any
 
 from common.capacity import Capacity, Choice, lacking
 from common.config import RunConfig
 from common.errors import UserError
 from common.networks import CostTable, build, cost_table
-from strategies.distree.config import DistrEEConfig
+from strategies.distree.config import DistrEEConfig, read_device
 from strategies.distree.students import Students, StudentsSpec, build_students
 
 BYTES = 4  # of a float32
+LEARN_FROM_PUBLIC = 'distree.without-teacher="public" lets it learn from public images'
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class StudentCosts:
     alike: tuple[tuple[int, ...], ...]
     """Numbers of students that differ in nothing but the number of their filters, cheap to dear."""
     teacher: CostTable
+    devices: tuple[str, ...] = ()
+    """What each student's device has, as declared, if widths were matched to devices."""
 
     def table(self, number: int) -> CostTable:
         """Return a student's own table."""
@@ -47,10 +50,8 @@ class StudentCosts:
         return table.cut_training_memory(len(table.units), batch_size) + classifier
 
     def teacher_memory(self, batch_size: int) -> int:
-        """Return bytes that the teacher's forward pass takes: its weights, and what a unit takes in and hands on."""
-        handed_on = [0, *(unit.activation_bytes for unit in self.teacher.units)]
-        largest = max(taken + given for taken, given in pairwise(handed_on))
-        return BYTES * self.teacher.cut_parameters(len(self.teacher.units)) + batch_size * largest
+        """Return bytes that the teacher's forward pass takes."""
+        return self.teacher.forward_memory(batch_size)
 
     def to_json(self) -> str:
         """Return the costs as one line of JSON."""
@@ -62,7 +63,7 @@ class StudentCosts:
         values = json.loads(text)
         return cls(
             tuple(_table(student) for student in values["students"]), tuple(values["columns"]), values["bias"],
-            tuple(tuple(group) for group in values["alike"]), _table(values["teacher"]),
+            tuple(tuple(group) for group in values["alike"]), _table(values["teacher"]), tuple(values["devices"]),
         )  # fmt: skip
 
 
@@ -83,11 +84,12 @@ class StudentParts:
         """Return what the students and their teacher cost."""
         spec, classifier = whole.spec, whole.classifier
         plain = [replace(backbone, num_classes=0) for backbone in spec.backbones]
-        groups = groupby(spec.numbers, key=lambda number: plain[number - 1])
+        devices = tuple(map(read_device, spec.devices)) or (None,) * len(plain)
+        groups = groupby(spec.numbers, key=lambda number: (plain[number - 1], devices[number - 1]))
         return StudentCosts(
             tuple(cost_table(student) for _, student in whole.numbered()),
             tuple(classifier.blocks[str(number)].numel() for number in spec.numbers), classifier.bias.numel(),
-            tuple(tuple(group) for _, group in groups), cost_table(build(spec.teacher, seed=0)),
+            tuple(tuple(group) for _, group in groups), cost_table(build(spec.teacher, seed=0)), spec.devices,
         )  # fmt: skip
 
     def read_costs(self, text: str) -> StudentCosts:
@@ -130,17 +132,18 @@ class StudentParts:
     ) -> Choice:
         """Return the dearest student that the capacity carries; of students that are alike, clients take turns by id.
 
-        A device must also hold the teacher, once, to see what it answers to the device's own images. One that cannot
-        is refused, or learns from public images that the teacher has answered elsewhere.
+        Where widths were matched to devices, a student is for devices with no less than its own, the first for all: to
+        carry a wider one through training is not yet to answer with it in time. A device must also hold the teacher,
+        once, to see what it answers to the device's own images. One that cannot is refused, or learns from public
+        images that the teacher has answered elsewhere.
         """
         settings: DistrEEConfig = config.methods["distree"]
         choice = self._student(capacity, costs, config, samples, client)
-        needs = costs.teacher_memory(config.train.batch_size)
-        if not choice.depth or capacity.memory is None or needs <= capacity.memory:
+        problem = teacher_too_large(capacity, costs.teacher_memory(config.train.batch_size))
+        if not choice.depth or not problem:
             return choice
-        problem = f"the teacher needs {needs / 1e6:.1f} MB of {capacity.memory / 1e6:.1f} MB"
         if settings.without_teacher == "refuse":
-            return Choice(0, f'{problem}; distree.without-teacher="public" lets it learn from public images')
+            return Choice(0, f"{problem}; {LEARN_FROM_PUBLIC}")
         return Choice(choice.depth, f"{choice.reason}; {problem}, so it learns from public images", lean=True)
 
     def _student(self, capacity: Capacity, costs: StudentCosts, config: RunConfig, samples: int, client: int) -> Choice:
@@ -153,18 +156,29 @@ class StudentParts:
             return Choice(0, f"declared cut {capacity.cut}, but this run has students: declare depth= instead")
         reason = "no limit declared"
         for group in reversed(costs.alike):
-            problems = {number: _problem(capacity, costs, config, samples, number) for number in group}
+            least = costs.devices[group[0] - 1] if costs.devices and group != costs.alike[0] else ""
+            if least and not capacity.covers(read_device(least)):
+                reason = f"student {group[0]} is for devices of at least {least}"
+                continue
+            problems = {number: untrainable(capacity, costs, config, samples, number) for number in group}
             if not any(problems.values()):
                 return Choice(group[client % len(group)], reason)
             reason = next(f"student {number} {problem}" for number, problem in problems.items() if problem)
         return Choice(0, f"nothing fits: {reason}")
 
 
-def _problem(capacity: Capacity, costs: StudentCosts, config: RunConfig, samples: int, number: int) -> str:
-    """Return why a device cannot train a student, or nothing."""
+def untrainable(capacity: Capacity, costs: StudentCosts, config: RunConfig, samples: int, number: int) -> str:
+    """Return why a device cannot train a student on so many samples, as a phrase after its subject, or nothing."""
     needs, table = costs.training_memory(number, config.train.batch_size), costs.table(number)
     bits = 2 * 8 * BYTES * costs.parameters(number)  # down and up
     return lacking(capacity, needs, table.cut_macs(len(table.units)) * samples, bits)
+
+
+def teacher_too_large(capacity: Capacity, needs: int) -> str:
+    """Return why a device cannot ask a teacher that needs so many bytes, or nothing."""
+    if capacity.memory is None or needs <= capacity.memory:
+        return ""
+    return f"the teacher needs {needs / 1e6:.1f} MB of {capacity.memory / 1e6:.1f} MB"
 
 
 def _table(values: Mapping[str, Any]) -> CostTable:

@@ -31,6 +31,7 @@ import torch
 from flwr.supercore import log
 
 from common import paths, protocol
+from common.capacity import Capacity
 from common.config import RunConfig
 from common.data import Normalizer, load
 from common.data.clients import Population
@@ -38,22 +39,24 @@ from common.data.images import SampleSet
 from common.devices import pick_device, threads
 from common.errors import UserError
 from common.flat import FlatState, StateDict
-from common.networks import NetworkSpec
+from common.networks import NetworkSpec, cost_table
 from common.protocol import ClientReport, Entries, PackedState
 from strategies.aggregation import RoundUpdate, average_layers
 from strategies.base import EarlyExitStrategy
 from strategies.callbacks.base import Callback
 from strategies.distree.calibration import operate
 from strategies.distree.client import IMAGES, LABELS, POLICIES, TEACHER, teach
-from strategies.distree.config import DistrEEConfig
+from strategies.distree.config import DistrEEConfig, read_device
 from strategies.distree.finish import finish_students, measure
 from strategies.distree.joint import teacher_activations
 from strategies.distree.objective import exit_weights
 from strategies.distree.partition import partition
+from strategies.distree.parts import LEARN_FROM_PUBLIC, StudentCosts, teacher_too_large, untrainable
 from strategies.distree.public import public_images
 from strategies.distree.stored import CALIBRATED, StoredStudents, save_students
 from strategies.distree.students import Students, StudentsSpec, students_spec
 from strategies.distree.teacher import load_teacher
+from strategies.distree.widths import Match, match_devices, told
 from strategies.evaluation import ServerEvaluator
 
 
@@ -199,13 +202,29 @@ class DistrEE(EarlyExitStrategy):
     def _plan(self, config: RunConfig, backbone: NetworkSpec, normalizer: Normalizer) -> StudentsSpec:
         """Return the students' spec, from the cheapest to the dearest, so that none is larger than declared."""
         settings, device = self.settings, pick_device(config.server.device)
+        matches = self._match(config, backbone)
+        widths = tuple(match.width for match in matches) or tuple(sorted(settings.widths))
         activations = teacher_activations(self.teacher.network, self.validation, normalizer, device)
         self.teacher.network.cpu()
-        widths = tuple(sorted(settings.widths))
-        found = partition(activations, settings, widths or (1,) * settings.students, config.run.seed)
-        for line in found.report():
+        found = partition(activations, settings, widths, config.run.seed)
+        for line in (*found.report(), *told(matches)):
             log(INFO, "%s", line)
-        return students_spec(self.teacher.spec, backbone, found.parts, widths)
+        return students_spec(self.teacher.spec, backbone, found.parts, widths, [match.device for match in matches])
+
+    def _match(self, config: RunConfig, backbone: NetworkSpec) -> list[Match]:
+        """Return the declared devices' widths, from the cheapest to the dearest; raises `UserError`."""
+        settings = self.settings
+        if settings.without_teacher == "refuse" and settings.devices:
+            needs = cost_table(self.teacher.network).forward_memory(config.train.batch_size)
+            for text in settings.declared:
+                if problem := teacher_too_large(read_device(text), needs):
+                    raise UserError(f"distree.devices {text!r}: {problem}; {LEARN_FROM_PUBLIC}")
+
+        def lacks(device: Capacity, costs: StudentCosts, number: int) -> str:
+            # how long an epoch takes shows when a device tells how many images it has
+            return untrainable(device, costs, config, 0, number)
+
+        return sorted(match_devices(settings, backbone, self.teacher, lacks), key=lambda match: match.order)
 
     @cached_property
     def _teacher_state(self) -> FlatState:

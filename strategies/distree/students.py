@@ -47,6 +47,8 @@ class StudentsSpec:
     """One per student; `num_classes` is the length of its features, the number of its filters."""
     partition: tuple[tuple[int, ...], ...]
     """One per student: its filters of the teacher's last feature, disjoint."""
+    devices: tuple[str, ...] = ()
+    """One per student: the device that its width was matched to, as declared; empty where none were."""
 
     def __post_init__(self) -> None:
         filters = [f for part in self.partition for f in part]
@@ -86,15 +88,28 @@ class StudentsSpec:
                 NetworkSpec.from_json(json.dumps(values["teacher"])),
                 tuple(NetworkSpec.from_json(json.dumps(b)) for b in values["backbones"]),
                 tuple(tuple(int(f) for f in part) for part in values["partition"]),
+                tuple(map(str, values.get("devices", ()))),
             )
         except (KeyError, TypeError) as error:
             raise UserError(f"incomplete description of students: {error}") from error
 
 
 def students_spec(
-    teacher: NetworkSpec, backbone: NetworkSpec, partition: Sequence[Sequence[int]], widths: Sequence[int] = ()
+    teacher: NetworkSpec,
+    backbone: NetworkSpec,
+    partition: Sequence[Sequence[int]],
+    widths: Sequence[int] = (),
+    devices: Sequence[str] = (),
 ) -> StudentsSpec:
-    """Return the spec of one student per part, all of one backbone; `widths` gives each its own width."""
+    """Return the spec of one student per part, all of one backbone.
+
+    Args:
+        teacher: whose filters are partitioned.
+        backbone: of every student.
+        partition: each student's filters.
+        widths: one per student; empty: the backbone's.
+        devices: what the widths were matched to, as declared, one per student; empty: nothing.
+    """
     parts = tuple(tuple(part) for part in partition)
     chosen = widths or (backbone.width,) * len(parts)
     if len(chosen) != len(parts):
@@ -105,7 +120,7 @@ def students_spec(
         replace(backbone, num_classes=len(part), width=width, ensemble=0.0, pretrained="")
         for part, width in zip(parts, chosen, strict=True)
     )
-    return StudentsSpec(plain, tuple(backbones), parts)
+    return StudentsSpec(plain, tuple(backbones), parts, tuple(devices))
 
 
 class Students(nn.Module):

@@ -8,6 +8,7 @@ from common.capacity import (
     mix_depth,
     parse_capacity,
     parse_mix,
+    read_node,
 )
 from common.errors import UserError
 from common.networks.cost import CostTable, UnitCost
@@ -144,3 +145,19 @@ def test_a_slow_link_keeps_a_client_shallow():
 def test_a_capacity_that_has_no_such_name_is_refused():
     with pytest.raises(UserError, match="write capacity=NAME of auto, low, medium, high, or memory"):
         parse_capacity({"capacity": "Auto"})
+
+
+def test_what_a_user_types_stands_for_a_node_configuration():
+    assert read_node("low") == {"memory": "64MB", "compute": "1GFLOPS"}
+    assert read_node(" memory=1GB , depth = 2") == {"memory": "1GB", "depth": "2"}
+    told = "'depth=2': write low, medium, high, or KEY=VALUE with memory, compute, such as memory=512MB"
+    with pytest.raises(UserError, match=told):
+        read_node("depth=2", ("memory", "compute"))
+
+
+def test_a_capacity_covers_another_that_has_no_more_of_anything():
+    assert Capacity(memory=2, bandwidth=3).limits == (2, float("inf"), 3)
+    assert Capacity(memory=2, compute=2).covers(Capacity(memory=2, compute=1))
+    assert not Capacity(memory=2, compute=2).covers(Capacity(memory=1, compute=3))
+    assert Capacity().covers(Capacity(memory=1e12))
+    assert not Capacity(memory=1e12).covers(Capacity())

@@ -151,9 +151,26 @@ def test_a_device_that_was_killed_is_left_out_and_the_answer_says_so(
     assert "student 2 is missing in 40 answers" in capsys.readouterr().out
 
 
+def test_students_are_as_wide_as_suits_the_declared_devices(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--teacher", str(trained.teacher), "--out", str(tmp_path / "new"), "--epochs", "1", *IMAGES]
+    # a student twice as wide costs 3.8 times as much, one of three times the width 8.4 times
+    devices = ["-c", "distree.devices=memory=64MB,compute=5GFLOPS;low", "-c", "data.limit=300"]
+    assert main(["students", *arguments, *devices]) == 0
+    spec = load_students(tmp_path / "new").students.spec
+    assert [backbone.width for backbone in spec.backbones] == [2, 1]
+    assert spec.devices == ("memory=64MB,compute=5GFLOPS", "low")
+    assert len(spec.partition[0]) > len(spec.partition[1])
+    told = capsys.readouterr().out
+    assert "student 1, for memory=64MB,compute=5GFLOPS: width 2, since width 3 would take" in told
+    assert "student 2, for low: width 1, since width 2 would take 12.66 ms an image, more than the slowest" in told
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["students", "--teacher", "absent", "--out", "new", "-c", "distree.devices=auto;low"], "measure the server"),
         (["students", "--teacher", "absent", "--out", "new"], "no model in absent"),
         (["teacher", "--out", "new", "--epochs", "0"], "epochs"),
         (["teacher", "--out", ".", "-c", "data.name=digits"], "is not empty"),

@@ -53,6 +53,11 @@ def test_tiers_and_cuts_add_up() -> None:
     assert table.tier_training_memory(2, batch_size=1) == 4 * (3 * 25 + 6) + 31_000
 
 
+def test_a_forward_pass_takes_the_weights_and_what_the_largest_unit_takes_in_and_hands_on() -> None:
+    units = tuple(UnitCost(1, 0, size, 0) for size in (100, 300, 200))
+    assert CostTable(units, {3: UnitCost(10, 0, 1, 0)}, (3,)).forward_memory(batch_size=5) == 4 * 13 + 5 * (300 + 200)
+
+
 def test_a_table_travels_as_json(tiny: NetworkSpec) -> None:
     table = cost_table(build(tiny, 0))
     assert CostTable.from_json(table.to_json()) == table

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from common.networks import NetworkSpec, backbones, build
+from common.networks import NetworkSpec, backbones, build, width_of
 
 SLIM = NetworkSpec("resnet_slim", 10, (1, 8, 8))
 
@@ -68,3 +68,17 @@ def test_every_backbone_is_listed() -> None:
 def test_what_can_not_be_built_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build(replace(SLIM, **changes), 0)
+
+
+@pytest.mark.parametrize("name", [name for name in backbones() if name != "transformer4"])
+def test_the_width_that_a_spec_leaves_open_is_the_backbones_own(name: str) -> None:
+    spec = NetworkSpec(name, 2, (1, 32, 32))
+    assert width_of(replace(spec, width=7)) == 7
+    own, named = (build(s, 0).state_dict() for s in (spec, replace(spec, width=width_of(spec))))
+    assert {key: value.shape for key, value in own.items()} == {key: value.shape for key, value in named.items()}
+
+
+@pytest.mark.parametrize("name", ["transformer4", "resnet"])
+def test_a_network_that_does_not_take_images_has_no_width_for_them(name: str) -> None:
+    with pytest.raises(UserError, match=f"network '{name}' does not take images: choose one of convnet, deit_tiny, le"):
+        width_of(NetworkSpec(name, 2, (1, 32, 32)))

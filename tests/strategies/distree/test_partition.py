@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.capacity import Capacity
 from common.errors import UserError
 from strategies.distree import partition as module
 from strategies.distree.config import DistrEEConfig
@@ -15,7 +14,6 @@ from strategies.distree.partition import (
     communities,
     filter_graph,
     link_weights,
-    match_widths,
     pack,
     partition,
     split,
@@ -270,37 +268,3 @@ def test_shares_must_fit_the_students(shares: tuple[float, ...]) -> None:
 def test_a_teacher_that_diverged_is_refused() -> None:
     with pytest.raises(UserError, match="not finite"):
         partition(torch.full((2, 3), torch.nan), DistrEEConfig(), (), seed=1)
-
-
-def macs(width: int) -> float:
-    return 100.0 * width**2
-
-
-def parameters(width: int) -> int:
-    return 1000 * width**2
-
-
-@pytest.mark.parametrize(
-    ("devices", "widths"),
-    [
-        # width 1 on the slowest takes 2 s: 400, 900, 1600 MACs need 4, 9, 16 times its speed
-        ([Capacity(compute=100), Capacity(compute=399), Capacity(compute=400), Capacity(compute=1700)], (1, 1, 2, 4)),
-        # memory: 4 bytes a parameter
-        ([Capacity(compute=1), Capacity(compute=16, memory=36_000), Capacity(compute=16, memory=35_999)], (1, 3, 2)),
-        ([Capacity(), Capacity(memory=4_000)], (4, 1)),
-        ([Capacity(compute=5), Capacity()], (1, 4)),
-    ],
-)  # fmt: skip
-def test_each_device_gets_the_widest_student_that_keeps_nobody_waiting(
-    devices: list[Capacity], widths: tuple[int, ...]
-) -> None:
-    assert match_widths(devices, macs, parameters) == widths
-
-
-def test_widths_may_be_given() -> None:
-    assert match_widths([Capacity(compute=1), Capacity(compute=25)], macs, parameters, widths=(5, 1)) == (1, 5)
-
-
-def test_a_device_that_cannot_hold_the_narrowest_student_is_refused() -> None:
-    with pytest.raises(UserError, match=r"device 2 cannot hold a student of width 1, which takes 0\.00 MB"):
-        match_widths([Capacity(), Capacity(memory=3_999)], macs, parameters)

@@ -110,6 +110,33 @@ def test_clients_take_turns_among_students_that_are_alike(costs: StudentCosts) -
     assert [choose(costs, client, compute=slow).depth for client in range(5)] == [1, 2, 1, 2, 1]
 
 
+def test_students_matched_to_devices_are_taken_by_those_devices() -> None:
+    """Two of equal width for devices of unequal memory, and a wide one; every device could train any of them."""
+    devices = ("memory=1GB,compute=1TFLOPS", "memory=2GB,compute=1TFLOPS", "memory=2GB,compute=2TFLOPS")
+    spec = students_spec(TEACHER, BACKBONE, PARTITION, (1, 1, 2), devices)
+    costs = STUDENTS.costs(build_students(spec, seed=3))
+    assert STUDENTS.read_costs(costs.to_json()) == costs
+    assert costs.devices == devices
+    assert costs.alike == ((1,), (2,), (3,))
+    for client in (0, 1):
+        for number, device in enumerate(devices, start=1):
+            capacity = parse_capacity(dict(pair.split("=") for pair in device.split(",")))
+            assert STUDENTS.choose(capacity, costs, config(), SAMPLES, client).depth == number
+    assert choose(costs, memory=2e9, compute=1.9e12) == Choice(
+        2, "student 3 is for devices of at least memory=2GB,compute=2TFLOPS"
+    )
+    assert choose(costs).depth == 3
+    assert choose(costs, memory=3e9).depth == 3
+    weaker = choose(costs, memory=0.5e9)
+    assert weaker == Choice(1, "student 2 is for devices of at least memory=2GB,compute=1TFLOPS")
+    assert choose(costs, memory=1000).depth == 0
+
+
+def test_students_for_equal_devices_are_alike() -> None:
+    spec = students_spec(TEACHER, BACKBONE, PARTITION, (1, 1, 1), ("low", "memory=64MB,compute=1GFLOPS", "medium"))
+    assert STUDENTS.costs(build_students(spec, seed=3)).alike == ((1, 2), (3,))
+
+
 def test_a_declared_student_counts_whatever_else(costs: StudentCosts) -> None:
     for number in (1, 2, 3):
         found = STUDENTS.choose(parse_capacity({"depth": number}), costs, config(), SAMPLES, 4)

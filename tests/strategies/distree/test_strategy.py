@@ -1,6 +1,7 @@
 """Federated students of a real teacher: what travels, what is averaged, what stays, and that it learns."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from server.app import prepare
 from strategies.aggregation import RoundUpdate, TierUpdate
 from strategies.callbacks.run_folder import RunFolder, read_events
 from strategies.distree.client import FEATURES, IMAGES, LABELS, LOGITS, TEACHER, UNKNOWN
+from strategies.distree.config import read_device
 from strategies.distree.stored import CALIBRATED, load_student, load_students, student_file
 from strategies.distree.strategy import DistrEE
 from strategies.distree.students import students_spec
@@ -231,6 +233,38 @@ def test_real_photographs_and_students_of_unequal_width(start, students, data_ro
     assert same(load_students(tmp_path / "runs" / "test").students.state_dict(), strategy.model)
     losses = [e["client_metrics"]["loss"] for e in read_events(tmp_path / "runs/test/metrics.jsonl") if "terms" in e]
     assert losses[1] < losses[0]
+
+
+DEVICES = "memory=2MB,compute=2MFLOPS", "memory=4MB,compute=500kFLOPS", "memory=2MB,compute=9MFLOPS"
+
+
+def test_each_declared_device_takes_the_student_made_for_it(start, students, flower_log):
+    """Of widths 3, 6, 9 and 12; in time and memory, the first two devices could train the next wider student, too."""
+    students |= {"clients.count": 3, "clients.per-round": 3, "distree.students": 3, "data.limit": 120}
+    students["distree.devices"] = ";".join(DEVICES)
+    nodes = [dict(pair.split("=") for pair in text.split(",")) | {"client-id": c} for c, text in enumerate(DEVICES)]
+    strategy, _ = start(nodes=nodes)
+    assert strategy.spec.devices == (DEVICES[1], DEVICES[0], DEVICES[2])
+    assert [backbone.width for backbone in strategy.spec.backbones] == [3, 6, 9]
+    reports = [strategy.roster.reports[c] for c in range(3)]
+    assert [(report.depth, report.refused) for report in reports] == [(2, ""), (1, ""), (3, "")]
+    assert f"student 1, for {DEVICES[1]}: width 3, since width 6" in "\n".join(flower_log)
+    capacities = [read_device(text) for text in strategy.spec.devices]
+    chosen = [strategy.parts.choose(c, strategy.costs, strategy.config, 16).depth for c in capacities]
+    assert chosen == [1, 2, 3]
+    unmatched = replace(strategy.costs, devices=())
+    assert [strategy.parts.choose(c, unmatched, strategy.config, 16).depth for c in capacities] == [2, 3, 3]
+    again = make_strategy(read_config({**students, "distree.devices": ";".join(reversed(DEVICES))}))
+    assert again.spec == strategy.spec
+
+
+def test_a_declared_device_that_cannot_hold_the_teacher_is_told(students):
+    students["distree.devices"] = "memory=40kB;high"
+    with pytest.raises(UserError, match=r"'memory=40kB': the teacher needs 0.2 MB of 0.0 MB; distree.without-teacher"):
+        make_strategy(read_config(students))
+    students |= {"distree.without-teacher": "public", "distree.public": "digits"}
+    with pytest.raises(UserError, match=r"no student suits device 1 .* since width 3 needs 0.. MB of 0.0 MB"):
+        make_strategy(read_config(students))
 
 
 def small_and_large(students: Flat) -> list[dict[str, Any]]:
