@@ -152,7 +152,7 @@ def build(spec: NetworkSpec, seed: int) -> EarlyExitNetwork:
 
 
 def width_of(spec: NetworkSpec) -> int:
-    """Return an image network's width, the backbone's own where the spec leaves it open; raises `UserError` for others."""
+    """Return an image network's width, the backbone's own where the spec leaves it open; raises `UserError`."""
     if spec.name not in _OWN_WIDTHS:
         raise UserError(f"network {spec.name!r} does not take images: choose one of {', '.join(sorted(_BACKBONES))}")
     return spec.width or _OWN_WIDTHS[spec.name]
