@@ -86,9 +86,9 @@ class Containers:
 
     def stop(self, service: str) -> int:
         """Stop as the engine does, within the time that it gives; returns the exit code."""
-        process = self.processes.pop(service)
-        process.send_signal(signal.SIGTERM)
-        return process.wait(timeout=int(self.services[service].get("stop_grace_period", "10s").removesuffix("s")))
+        process, told = self.processes.pop(service), self.services[service]
+        process.send_signal(signal.Signals[told.get("stop_signal", "SIGTERM")])
+        return process.wait(timeout=int(told.get("stop_grace_period", "10s").removesuffix("s")))
 
     def close(self) -> None:
         """End all processes, the last one first."""

@@ -52,8 +52,18 @@ def serve(made: Containers) -> None:
     wait_until(lambda: made.healthy("server"), PATIENCE, "the server is not healthy")
 
 
+def runs(made: Containers) -> list[Path]:
+    return list((made.volume("state") / "runs").iterdir())
+
+
+def listed(made: Containers) -> str:
+    """Return what Flower says of all runs, by the connection that the run's own launcher has used."""
+    line = ["/usr/bin/env", "FLWR_HOME=/state/.flwr", "flwr", "list", "server-8000", "--format", "json"]
+    return made.execute("run", line, 60).stdout
+
+
 def assert_complete(made: Containers, rounds: int) -> None:
-    (folder,) = (made.volume("state") / "runs").iterdir()
+    (folder,) = runs(made)
     events = read_events(folder / "metrics.jsonl")
     told = [event["clients"] for event in events if event["event"] == "round"]
     assert told == [{"1": 1, "2": 1, "3": 1, "4": 1}] * rounds
@@ -71,6 +81,11 @@ def test_the_demo(tmp_path, stack):
     done = made.run("run", 900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert_complete(made, rounds=5)
+
+    made.start("run")
+    wait_until(lambda: len(runs(made)) == 2, PATIENCE, "the second run does not start")
+    assert made.stop("run") != 0
+    wait_until(lambda: "finished:stopped" in listed(made), 30, "a run that is stopped goes on")
     assert_stops(made)
 
 
