@@ -81,7 +81,7 @@ def _all(runs: list[dict[str, Any]], options: argparse.Namespace) -> int:
         for folder in folders:
             print(f"report: {folder / 'report.html'}")
     if len(folders) > 1:
-        path = root / f"comparison-{time.strftime('%Y%m%d-%H%M%S')}.html"
+        path = folders[0].parent / f"comparison-{time.strftime('%Y%m%d-%H%M%S')}.html"
         write_comparison(folders, path)
         print(f"comparison: {path}")
     return 0 if len(folders) == len(runs) else 1

@@ -111,8 +111,10 @@ def flwr(command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _folder(overrides: Mapping[str, Any], root: Path) -> Path:
-    """Return the folder of a new run below `root`, or of the one that is resumed."""
-    return Path(str(overrides["run.resume"])) if overrides.get("run.resume") else root / str(overrides["run.name"])
+    """Return the folder of a new run below `run.root`, else `root`, or of the one that is resumed."""
+    if overrides.get("run.resume"):
+        return Path(str(overrides["run.resume"]))
+    return Path(str(overrides.get("run.root") or root)) / str(overrides["run.name"])
 
 
 def _run(

@@ -9,6 +9,7 @@ from typing import Any
 from common.errors import UserError
 
 PRESETS = Path(__file__).parent / "presets"
+PATHS = ("data.root", "run.root", "clients.store", "distree.teacher")  # as where the command is typed sees them
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +31,9 @@ def read_overrides(options: argparse.Namespace) -> dict[str, Any]:
             value = None
         # a bare word is a string, and so is a name that looks like a date
         values[key.strip()] = value if isinstance(value, str | int | float) else text.strip()
-    if values.get("data.root"):
-        values["data.root"] = str(Path(values["data.root"]).absolute())
+    for key in PATHS:
+        if values.get(key):
+            values[key] = str(Path(values[key]).absolute())
     return values
 
 

@@ -102,6 +102,14 @@ def test_a_resumed_run_is_followed_in_its_own_folder(env, tmp_path, monkeypatch)
     assert flower.config["run.resume"] == str(folder)
 
 
+def test_a_run_is_followed_where_the_user_wants_it_kept(env, tmp_path, monkeypatch):
+    flower, root = Flower("finished:completed"), tmp_path / "kept"
+    monkeypatch.setattr(launch, "_flwr", flower)
+    overrides = {"run.name": "a", "run.root": str(root)}
+    assert simulate(overrides, tmp_path / "runs", env, workers=1, show=False).folder == root / "a"
+    assert flower.config["run.root"] == str(root)
+
+
 def test_a_refused_run_is_told_with_flowers_reason(env, tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "_flwr", Flower(accepted=False))
     with pytest.raises(UserError, match="did not accept the run: no such app"):

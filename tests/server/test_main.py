@@ -45,7 +45,8 @@ def test_values_are_toml_and_a_bare_word_is_a_string():
 
 def test_the_data_folder_is_found_from_where_the_user_stands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert overrides("data.root=images")["data.root"] == str(tmp_path / "images")
+    for key in ("data.root", "run.root", "distree.teacher"):
+        assert overrides(f"{key}=images")[key] == str(tmp_path / "images")
 
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.toml")))
