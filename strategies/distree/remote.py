@@ -182,7 +182,8 @@ class RemoteStudent:
         request = health_pb2.HealthCheckRequest(service=STUDENTS).SerializeToString()
         while not self._closed.is_set():
             try:
-                self._check = self._health.future(request, timeout=PROBE, wait_for_ready=True)
+                # not `wait_for_ready`, which hides why there is no link, such as a certificate that does not fit
+                self._check = self._health.future(request, timeout=PROBE)
                 status = health_pb2.HealthCheckResponse.FromString(self._check.result()).status
                 problem = "" if status == health_pb2.HealthCheckResponse.SERVING else "it does not serve"
             except grpc.RpcError as error:

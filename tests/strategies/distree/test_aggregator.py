@@ -10,7 +10,8 @@ import torch
 from common.errors import UserError
 from common.networks import Inference
 from common.rpc import framing
-from common.rpc.channels import connect
+from common.rpc.certificates import self_signed
+from common.rpc.channels import connect, serve
 from common.rpc.students_pb2 import InferReply
 from common.rpc.tensors import encode
 from strategies.distree.aggregator import Aggregator, Answer
@@ -145,6 +146,18 @@ def test_a_device_that_is_reached_and_silent_costs_no_more(tiny: Tiny, addresses
         answers = [aggregator.infer(PIXELS, {1: LAST}) for _ in range(6)]
     assert all(without(tiny, 2, answer) for answer in answers)
     assert sum(answer.seconds for answer in answers) < 2.5
+
+
+def test_what_is_wrong_with_a_devices_certificate_is_told(tiny: Tiny, addresses) -> None:
+    other = self_signed(["elsewhere"])
+    with serve(service(tiny.student(2)), "127.0.0.1:0", TOKEN, other) as running, ExitStack() as stack:
+        channels = {
+            1: stack.enter_context(connect(addresses[1], TOKEN)),
+            2: stack.enter_context(connect(running.address, TOKEN, other.certificate)),
+        }
+        with Aggregator(tiny.whole, channels, 20.0) as aggregator:
+            answer = aggregator.infer(PIXELS, {1: LAST, 2: LAST})
+    assert "verification" in answer.missing[2].lower()
 
 
 def test_a_device_comes_back_by_itself(tiny: Tiny, addresses) -> None:
