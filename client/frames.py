@@ -59,9 +59,14 @@ def read_json(body: bytes) -> dict[str, Any]:
     return fields
 
 
+def encode(record: RecordDict) -> bytes:
+    """Return the body of a frame with a message's content; of a large model that takes seconds."""
+    return bytes(recorddict_to_proto(record).SerializeToString())
+
+
 def send_record(connection: socket.socket, record: RecordDict) -> None:
     """Write a frame with a message's content."""
-    send(connection, RECORD, recorddict_to_proto(record).SerializeToString())
+    send(connection, RECORD, encode(record))
 
 
 def receive_record(connection: socket.socket) -> RecordDict:

@@ -75,6 +75,7 @@ def ask(door: Door, kind: str, content: RecordDict, node: Mapping[str, object], 
     # -P: the folder in which the SuperNode was started may hold packages of the same names
     command = [sys.executable, "-P", "-m", "client.worker", str(parent)]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [bundle, os.environ.get("PYTHONPATH")]))}
+    body = frames.encode(content)  # before the worker waits for it: its patience with whoever connects is short
     for _ in range(TRIES):
         with door.enter(command, env) as connection:
             try:
@@ -83,15 +84,15 @@ def ask(door: Door, kind: str, content: RecordDict, node: Mapping[str, object], 
             except (EOFError, ConnectionError):
                 continue  # it left, or could not start
             if answer == frames.STARTED:
-                return _converse(connection, content)
+                return _converse(connection, body)
     return None
 
 
-def _converse(connection: socket.socket, content: RecordDict) -> Reply:
+def _converse(connection: socket.socket, body: bytes) -> Reply:
     try:
-        frames.send_record(connection, content)
-        answer, body = frames.receive(connection, frames.DONE, frames.FAILED)
-        said = frames.read_json(body)
+        frames.send(connection, frames.RECORD, body)
+        answer, words = frames.receive(connection, frames.DONE, frames.FAILED)
+        said = frames.read_json(words)
         if answer == frames.DONE:
             return frames.receive_record(connection), float(said["seconds"])
     except (EOFError, ConnectionError) as error:

@@ -158,6 +158,15 @@ def test_garbage_on_the_socket_is_sent_away_and_the_worker_stays(orders, garbage
     assert workers() == before
 
 
+def test_a_message_that_takes_long_to_be_written_keeps_no_worker_waiting(orders, monkeypatch):
+    written: list[str] = []
+    encode, enter = frames.encode, Door.enter
+    monkeypatch.setattr(frames, "encode", lambda record: (written.append("written"), encode(record))[1])
+    monkeypatch.setattr(Door, "enter", lambda *arguments: (written.append("in"), enter(*arguments))[1])
+    ask(protocol.QUERY, orders[protocol.QUERY])
+    assert written == ["written", "in"]
+
+
 def test_only_this_user_can_reach_the_socket(orders, runtime):
     ask(protocol.QUERY, orders[protocol.QUERY])
     path = handover.door(NODE_ID).path
