@@ -100,13 +100,25 @@ def fit(kind: type[ScorePolicy], features: Tensor, fractions: Tensor, classify: 
     """
     if fractions[:-1][: kind.first].any():
         raise ValueError(f"nobody can leave before exit {kind.first} (from 0) by {kind.name}")
-    return kind(fit_scores(kind((math.inf,) * (len(features) - 1)).scores(features, classify), fractions, strict=True))
+    return kind(fit_scores(_scores(kind, features, classify), fractions, strict=True))
 
 
-def sweep_fractions(kind: type[ScorePolicy], num_exits: int, p: float) -> Tensor:
-    """Return the fractions (J,) of `budget_fractions`, over the exits whose score says something."""
-    silent = min(kind.first, num_exits - 1)
+def sweep_fractions(num_exits: int, p: float, first: int) -> Tensor:
+    """Return the fractions (J,) of `budget_fractions` over the exits from `first` (from 0) on; nobody leaves before."""
+    silent = min(first, num_exits - 1)
     return torch.cat([torch.zeros(silent, dtype=torch.float64), budget_fractions(num_exits - silent, p)])
+
+
+def sweep(num_exits: int, first: int) -> list[Tensor]:
+    """Return the fractions (J,) of all candidates: from every exit on, beginning with `first`, MSDNet's sweep and all.
+
+    Without the later beginnings, saving more would always mean that more leave at the first exits, the least accurate.
+    """
+    shares: list[Tensor] = []
+    for begin in range(first, num_exits - 1):
+        shares += [sweep_fractions(num_exits, p, begin) for p in reversed(BUDGET_SWEEP)]
+        shares.append(torch.eye(num_exits, dtype=torch.float64)[begin])
+    return shares
 
 
 def cheapest(samples: Samples, max_accuracy_loss: float, kind: type[ScorePolicy] = FeatureDifference) -> Policies:
@@ -138,9 +150,8 @@ def ladder(samples: Samples, rungs: int = 12, kind: type[ScorePolicy] = FeatureD
     """
     search = _Search(samples, kind)
     chain = [(search.uniform(0), search.point(search.uniform(0)))]
-    for index in range(1, 1 + len(BUDGET_SWEEP)):
-        choice = search.uniform(index)
-        point, last = search.point(choice), chain[-1][1]
+    for choice, point in search.efficient():
+        last = chain[-1][1]
         if point.cost < last.cost and all(cost <= last.costs[k] for k, cost in point.costs.items()):
             chain.append((choice, point))
     dear, cheap = chain[0][1].cost, chain[-1][1].cost
@@ -150,19 +161,23 @@ def ladder(samples: Samples, rungs: int = 12, kind: type[ScorePolicy] = FeatureD
     return [search.policies(chain[at][0]) for at in nearest]
 
 
+def _scores(kind: type[ScorePolicy], features: Tensor, classify: Classify | None) -> Tensor:
+    return kind((math.inf,) * (len(features) - 1)).scores(features, classify)
+
+
 class _Search:
-    """All students' candidates: the last exit, then the sweep from deep to shallow."""
+    """All students' candidates: the last exit, then the sweep."""
 
     def __init__(self, samples: Samples, kind: type[ScorePolicy]) -> None:
         self.samples, self.votes = samples, samples.votes()
         self.candidates: dict[int, list[ExitPolicy]] = {}
         self.exits: dict[int, list[Tensor]] = {}
         for k, features in samples.features.items():
-            classify = samples.classify(k)
-            fractions = [sweep_fractions(kind, len(features), p) for p in reversed(BUDGET_SWEEP)]
-            fitted = [fit(kind, features, share, classify) for share in fractions]
-            self.candidates[k] = [LastExit(len(features)), *fitted]
-            self.exits[k] = [policy.exits(features, classify) for policy in self.candidates[k]]
+            last, scores = LastExit(len(features)), _scores(kind, features, samples.classify(k))
+            fractions = sweep(len(features), kind.first)
+            fitted = [kind(fit_scores(scores, share, strict=True)) for share in fractions]
+            self.candidates[k] = [last, *fitted]
+            self.exits[k] = [last.exits(features), *(policy.exits_by(scores) for policy in fitted)]
 
     def uniform(self, index: int) -> dict[int, int]:
         """Return the choice of the same candidate for every student."""
@@ -176,12 +191,26 @@ class _Search:
         """Return how a choice does."""
         return _point(self.samples, self.votes, {k: self.exits[k][index] for k, index in choice.items()})
 
+    def uniform_choices(self) -> list[dict[int, int]]:
+        """Return every choice of the same candidate for every student."""
+        return [self.uniform(index) for index in range(min(map(len, self.candidates.values())))]
+
+    def efficient(self) -> list[tuple[dict[int, int], Point]]:
+        """Return the uniform choices than which no cheaper one is as accurate, from dear to cheap."""
+        found = [(choice, self.point(choice)) for choice in self.uniform_choices()]
+        best, efficient = -1.0, []
+        for choice, point in sorted(found, key=lambda one: (one[1].cost, -one[1].accuracy)):
+            if point.accuracy > best:
+                best = point.accuracy
+                efficient.append((choice, point))
+        return efficient[::-1]
+
     def best(self, key: Callable[[Point], tuple[float, ...]]) -> Policies:
         """Return the policies of least key: the best with one candidate for all, then one student after the other.
 
         Devices differ, so students do not have to leave alike; all combinations would be too many.
         """
-        choices = [self.uniform(index) for index in range(1 + len(BUDGET_SWEEP))]
+        choices = self.uniform_choices()
         least, best = min((key(self.point(choice)), at) for at, choice in enumerate(choices))
         choice, moved = choices[best], True
         while moved:

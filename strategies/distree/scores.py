@@ -87,10 +87,14 @@ class ScorePolicy(ABC):
     def exits(self, features: Tensor, classify: Classify | None = None, ids: Sequence[int] = ()) -> Tensor:
         """Return the exit (from 0) where every sample leaves, int64 (N,), of features (J, N, P)."""
         check_exits(self.num_exits, len(features))
-        thresholds = torch.tensor(self.thresholds, dtype=torch.float64, device=features.device)
-        leaves = self.scores(features, classify)[:-1] > thresholds[:, None]
+        return self.exits_by(self.scores(features, classify))
+
+    def exits_by(self, scores: Tensor) -> Tensor:
+        """Return what `exits` does, int64 (N,), of scores that are known already (J, N)."""
+        thresholds = torch.tensor(self.thresholds, dtype=torch.float64, device=scores.device)
+        leaves = scores[:-1] > thresholds[:, None]
         # argmax of 0/1 returns the first 1: the shallowest exit whose threshold is passed.
-        return torch.cat([leaves, leaves.new_ones(1, features.shape[1])]).to(torch.uint8).argmax(0)
+        return torch.cat([leaves, leaves.new_ones(1, scores.shape[1])]).to(torch.uint8).argmax(0)
 
     def to_json(self) -> str:
         """Return the policy as strict JSON (an infinite threshold becomes null)."""

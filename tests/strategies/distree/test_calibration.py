@@ -9,7 +9,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.exits import BUDGET_SWEEP, exit_counts
-from strategies.distree.calibration import Samples, cheapest, fit, ladder, operate, sweep_fractions, within
+from strategies.distree.calibration import Samples, cheapest, fit, ladder, operate, sweep, sweep_fractions, within
 from strategies.distree.classifier import ColumnBlocks
 from strategies.distree.policies import (
     Entropy,
@@ -48,7 +48,7 @@ def last(samples: Samples) -> dict[int, LastExit]:
 @pytest.mark.parametrize("p", [0.5, 0.9, 1.0, 1.3])
 def test_fitted_thresholds_give_the_asked_fractions(kind: type[ScorePolicy], p: float) -> None:
     samples = graded()
-    fractions = sweep_fractions(kind, 4, p)
+    fractions = sweep_fractions(4, p, kind.first)
     policy = fit(kind, samples.features[1], fractions, samples.classify(1))
     exits = policy.exits(samples.features[1], samples.classify(1))
     assert exits.bincount(minlength=4).tolist() == exit_counts(400, fractions)
@@ -57,11 +57,30 @@ def test_fitted_thresholds_give_the_asked_fractions(kind: type[ScorePolicy], p: 
 
 def test_sweep_starts_where_the_score_says_something() -> None:
     # p = 0.5: p^4 = 1/16
-    torch.testing.assert_close(
-        sweep_fractions(FeatureDifference, 3, 0.5), torch.tensor([0, 16, 1], dtype=torch.float64) / 17
-    )
-    torch.testing.assert_close(sweep_fractions(Entropy, 2, 0.5), torch.tensor([16, 1], dtype=torch.float64) / 17)
-    assert sweep_fractions(FeatureDifference, 1, 0.5).tolist() == [1.0]
+    torch.testing.assert_close(sweep_fractions(3, 0.5, 1), torch.tensor([0, 16, 1], dtype=torch.float64) / 17)
+    torch.testing.assert_close(sweep_fractions(2, 0.5, 0), torch.tensor([16, 1], dtype=torch.float64) / 17)
+    assert sweep_fractions(1, 0.5, 1).tolist() == [1.0]
+
+
+def test_sweep_begins_at_every_exit_from_the_first_that_may_be_left() -> None:
+    shares, each = sweep(4, 1), len(BUDGET_SWEEP) + 1
+    assert len(shares) == 2 * each
+    assert [tuple((share[:3] > 0).tolist()) for share in shares[::each]] == [(False, True, True), (False, False, True)]
+    assert [share.tolist() for share in shares[each - 1 :: each]] == [[0, 1, 0, 0], [0, 0, 1, 0]]
+    assert all(float(share.sum()) == pytest.approx(1) for share in shares)
+    assert sweep(1, 1) == []
+
+
+def test_everybody_at_one_exit_is_found_where_no_earlier_one_says_anything() -> None:
+    """Exits 1 and 2 guess, 3 is right: whatever leaves before is lost."""
+    samples = graded()
+    for k, features in samples.features.items():
+        features[:2] = torch.rand(features[:2].shape, generator=torch.Generator().manual_seed(k))
+        features[2] = features[3]
+    point = operate(cheapest(samples, 0.0), samples)
+    assert point.accuracy >= operate(last(samples), samples).accuracy
+    assert point.cost == 6.0
+    assert operate(ladder(samples)[1], samples).cost == 6.0
 
 
 def test_nobody_can_be_asked_to_leave_at_the_first_exit_by_difference() -> None:
@@ -137,7 +156,7 @@ def test_cheapest_is_no_dearer_than_any_candidate_for_all_that_is_accurate_enoug
     chosen = operate(cheapest(samples, 0.02), samples)
     needed = operate(last(samples), samples).accuracy - 0.02 - 1e-9
     for p in BUDGET_SWEEP:
-        share = sweep_fractions(FeatureDifference, 4, p)
+        share = sweep_fractions(4, p, 1)
         point = operate({k: fit(FeatureDifference, f, share) for k, f in samples.features.items()}, samples)
         assert point.accuracy < needed or point.cost >= chosen.cost
 
