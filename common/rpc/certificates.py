@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+OWN = "earlybloom"  # the name on servers' certificates that are made here
 AUTHORITY_DAYS = 3650  # devices hold the authority's certificate: a new one means a visit to each
 SERVER_DAYS = 825  # the most that some TLS libraries accept
 
@@ -39,8 +42,35 @@ def self_signed(hosts: Sequence[str], days: int = 30) -> Certificate:
     It counts from a day ago, since devices' clocks differ. Raises `ValueError` without a host.
     """
     key = ec.generate_private_key(ec.SECP256R1())
-    name = _name("earlybloom")
+    name = _name(OWN)
     return _pair(key, _server(_draft(name, name, key, days), hosts).sign(key, hashes.SHA256()))
+
+
+def check_pair(pair: Certificate) -> None:
+    """Raise `ValueError` unless the key can be read, and is that of the certificate."""
+    try:
+        key = serialization.load_pem_private_key(pair.key, password=None).public_key()
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ValueError("the key cannot be read, or needs a password") from error
+    try:
+        certified = x509.load_pem_x509_certificate(pair.certificate).public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ValueError("the certificate cannot be read") from error
+    if _public(key) != _public(certified):
+        raise ValueError("key and certificate are not a pair")
+
+
+def outdated(certificate: bytes, hosts: Sequence[str]) -> str:
+    """Return why a certificate of `self_signed` serves these hosts no more; empty if it does, or is somebody else's."""
+    read = x509.load_pem_x509_certificate(certificate)
+    if not read.subject == read.issuer == _name(OWN):
+        return ""
+    if read.not_valid_after_utc < datetime.datetime.now(datetime.UTC):
+        return f"expired on {read.not_valid_after_utc:%Y-%m-%d}"
+    named = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    if lacking := [host for host in hosts if _general_name(host) not in named]:
+        return f"is for {', '.join(str(name.value) for name in named)} and not for {', '.join(lacking)}"
+    return ""
 
 
 def new_authority(days: int = AUTHORITY_DAYS) -> Certificate:
@@ -69,7 +99,7 @@ def signed_by(authority: Certificate, hosts: Sequence[str], days: int = SERVER_D
     if not isinstance(signer, ec.EllipticCurvePrivateKey):
         raise ValueError("the authority's key is no elliptic-curve key")
     key = ec.generate_private_key(ec.SECP256R1())
-    draft = _draft(_name("earlybloom"), issuer.subject, key, days).add_extension(
+    draft = _draft(_name(OWN), issuer.subject, key, days).add_extension(
         x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
     )
     return _pair(key, _server(draft, hosts).sign(signer, hashes.SHA256()))
@@ -124,6 +154,11 @@ def _pair(key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> Cer
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     return Certificate(private, certificate.public_bytes(serialization.Encoding.PEM))
+
+
+def _public(key: PublicKeyTypes) -> bytes:
+    spki = serialization.PublicFormat.SubjectPublicKeyInfo
+    return key.public_bytes(serialization.Encoding.DER, spki)
 
 
 def _general_name(host: str) -> x509.GeneralName:

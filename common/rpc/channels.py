@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import grpc
 
 from common.errors import UserError
-from common.rpc.certificates import Certificate
+from common.rpc.certificates import Certificate, check_pair
 
 Option = tuple[str, int]
 AUTHORIZATION = "authorization"
@@ -73,10 +73,15 @@ def serve(
 ) -> RunningServer:
     """Start a server at `host:port` (port 0: a free one) whose services `register` adds.
 
-    Raises `UserError` when the address is off loopback without a certificate, or cannot be used.
+    Raises `UserError` when the address is off loopback without a certificate, or one of the two cannot be used.
     """
     host, port = split_address(address)
     _require_security(host, token, certificate is not None)
+    if certificate is not None:
+        try:
+            check_pair(certificate)  # gRPC would call the address unusable
+        except ValueError as error:
+            raise UserError(f"cannot serve at {address} with TLS: {error}") from error
     pool = ThreadPoolExecutor(limits.calls, thread_name_prefix="rpc")
     options: list[Option] = [
         *_options(limits),

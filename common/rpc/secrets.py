@@ -8,10 +8,11 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 from common.errors import UserError
-from common.rpc.certificates import Certificate, self_signed
+from common.rpc.certificates import Certificate, check_pair, outdated, self_signed
 from common.rpc.channels import new_token
 from common.storage import write_text
 
+OPTION = "--certificate-dir"
 KEY, CERTIFICATE = "key.pem", "certificate.pem"
 DAYS = 365  # that a certificate made here is valid
 PATIENCE = 2.0  # seconds that a certificate may appear after its key
@@ -36,7 +37,8 @@ def read_or_make_certificate(folder: Path, hosts: Sequence[str]) -> Certificate:
     """Return the pair in a folder's `key.pem` and `certificate.pem`, which is made for `hosts` if there is no key.
 
     It outlives restarts, so that devices need the certificate once; a pair of the user's own may lie there instead.
-    Raises `UserError` when a file is missing or cannot be written, or others than its owner may read the key.
+    Raises `UserError` when a file is missing or cannot be written, others than its owner may read the key, the two do
+    not belong together, or a pair that was made here has expired or is for other hosts.
     """
     made = self_signed(hosts, DAYS)
     try:
@@ -45,8 +47,21 @@ def read_or_make_certificate(folder: Path, hosts: Sequence[str]) -> Certificate:
         _wait_for(folder / CERTIFICATE)
     else:
         write_text(folder / CERTIFICATE, made.certificate.decode())
-    key = read_private(folder / KEY, "--certificate-dir", "delete the folder's files to have new ones made")
-    return Certificate(key.encode(), read_certificate(folder / CERTIFICATE))
+    advice = f"delete {KEY} and {CERTIFICATE} there to have new ones made"
+    key = read_private(folder / KEY, OPTION, advice)
+    if not (folder / CERTIFICATE).exists():
+        raise UserError(f"{OPTION}: {folder} has a {KEY} without its {CERTIFICATE}: bring it back, or {advice}")
+    pair = Certificate(key.encode(), read_certificate(folder / CERTIFICATE))
+    try:
+        check_pair(pair)
+    except ValueError as error:
+        raise UserError(
+            f"{OPTION}: {folder / KEY} and {CERTIFICATE}: {error}: bring the right ones, or {advice}"
+        ) from error
+    if problem := outdated(pair.certificate, hosts):
+        others = f"then give others the new {CERTIFICATE}"
+        raise UserError(f"{OPTION}: {folder / CERTIFICATE} {problem}: {advice}, {others}")
+    return pair
 
 
 def read_certificate(file: Path) -> bytes:

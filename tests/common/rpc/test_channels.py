@@ -10,7 +10,7 @@ import pytest
 from cryptography import x509
 
 from common.errors import UserError
-from common.rpc.certificates import self_signed
+from common.rpc.certificates import Certificate, self_signed
 from common.rpc.channels import Limits, connect, is_loopback, new_token, serve
 
 TOKEN = new_token()
@@ -164,6 +164,16 @@ def test_a_port_is_never_shared():
         pytest.raises(UserError, match=f"port {server.port} taken"),
     ):
         serve(Echo().register, server.address, TOKEN)
+
+
+def test_a_key_that_is_not_the_certificates_is_not_taken_for_a_port_in_use():
+    for mixed, told in [
+        (Certificate(self_signed(["127.0.0.1"]).key, LOCAL.certificate), "not a pair"),
+        (Certificate(b"oops", LOCAL.certificate), "the key cannot be read"),
+        (Certificate(LOCAL.key, b"oops"), "the certificate cannot be read"),
+    ]:
+        with pytest.raises(UserError, match=f"cannot serve at 127.0.0.1:0 with TLS: .*{told}"):
+            serve(Echo().register, "127.0.0.1:0", TOKEN, mixed)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from cryptography import x509
 
 from common.errors import UserError
 from common.rpc import secrets
-from common.rpc.certificates import Certificate
+from common.rpc.certificates import Certificate, new_authority, self_signed, signed_by
 from common.rpc.secrets import read_certificate, read_or_make_certificate, read_or_make_token, read_token
 
 
@@ -69,7 +69,7 @@ def test_what_is_no_token_is_refused(tmp_path: Path) -> None:
 def test_a_certificate_outlives_restarts_and_names_its_hosts(tmp_path: Path) -> None:
     made = read_or_make_certificate(tmp_path, ["10.0.0.7"])
     assert (tmp_path / "key.pem").stat().st_mode & 0o777 == 0o600
-    again = read_or_make_certificate(tmp_path, ["elsewhere"])
+    again = read_or_make_certificate(tmp_path, ["10.0.0.7"])
     assert (again.key, again.certificate) == (made.key, made.certificate)
     assert read_certificate(tmp_path / "certificate.pem") == made.certificate
     names = x509.load_pem_x509_certificate(made.certificate).extensions.get_extension_for_class(
@@ -87,6 +87,51 @@ def test_a_key_that_others_may_read_and_what_is_no_certificate_are_refused(tmp_p
         read_certificate(tmp_path / "key.pem")
     with pytest.raises(UserError, match="cannot be read"):
         read_certificate(tmp_path / "absent.pem")
+
+
+def test_a_key_that_was_left_without_its_certificate_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secrets, "PATIENCE", 0.05)
+    read_or_make_certificate(tmp_path, ["a"])
+    (tmp_path / "certificate.pem").unlink()
+    with pytest.raises(UserError, match=r"key\.pem without its certificate\.pem: .*delete key\.pem"):
+        read_or_make_certificate(tmp_path, ["a"])
+    (tmp_path / "key.pem").unlink()
+    read_or_make_certificate(tmp_path, ["a"])
+
+
+@pytest.mark.parametrize("broken", ["key.pem", "certificate.pem"])
+def test_files_that_do_not_belong_together_are_told(tmp_path: Path, broken: str) -> None:
+    read_or_make_certificate(tmp_path, ["a"])
+    other = self_signed(["a"])
+    (tmp_path / broken).write_bytes(other.key if broken == "key.pem" else other.certificate)
+    with pytest.raises(UserError, match=f"{tmp_path / 'key.pem'} and certificate.pem: .*not a pair: .*delete"):
+        read_or_make_certificate(tmp_path, ["a"])
+    (tmp_path / broken).write_text("-----BEGIN CERTIFICATE-----")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_or_make_certificate(tmp_path, ["a"])
+
+
+def test_a_certificate_for_another_name_or_past_its_time_is_told(tmp_path: Path) -> None:
+    read_or_make_certificate(tmp_path, ["10.0.0.7", "cam"])
+    for known in ("10.0.0.7", "cam"):
+        read_or_make_certificate(tmp_path, [known])
+    with pytest.raises(UserError, match=r"is for 10\.0\.0\.7, cam and not for 10\.0\.0\.8: delete .* give others"):
+        read_or_make_certificate(tmp_path, ["10.0.0.8"])
+    old = self_signed(["cam"], days=0)
+    (tmp_path / "certificate.pem").write_bytes(old.certificate)
+    (tmp_path / "key.pem").write_bytes(old.key)
+    day = x509.load_pem_x509_certificate(old.certificate).not_valid_after_utc.date()
+    with pytest.raises(UserError, match=f"certificate.pem expired on {day}: delete key.pem"):
+        read_or_make_certificate(tmp_path, ["cam"])
+
+
+def test_the_users_own_pair_is_theirs_to_judge(tmp_path: Path) -> None:
+    authority = new_authority()
+    for folder, pair in {"signed": signed_by(authority, ["a"], days=0), "alone": authority}.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "certificate.pem").write_bytes(pair.certificate)
+        secrets.make_private(tmp_path / folder / "key.pem", pair.key)
+        assert read_or_make_certificate(tmp_path / folder, ["elsewhere"]) == pair
 
 
 def _certificate(folder: Path) -> Certificate:
