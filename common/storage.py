@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -60,7 +61,8 @@ def append_line(path: Path, line: str) -> None:
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """Give a path to write to, which then takes the place of `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # no process's number: two containers that share a folder may have the same; nor a file of `tempfile`: mode 600
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         yield temporary
         temporary.replace(path)

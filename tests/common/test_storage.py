@@ -1,3 +1,4 @@
+import os
 import resource
 
 import pytest
@@ -61,6 +62,21 @@ def test_text_is_replaced(tmp_path):
     write_text(tmp_path / "t", "new")
     assert (tmp_path / "t").read_text() == "new"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_processes_of_the_same_number_write_apart_and_others_may_read_as_the_user_has_said(tmp_path):
+    path = tmp_path / "t"
+    with storage._replacing(path) as one, storage._replacing(path) as two:  # as in two containers
+        one.write_text("one")
+        two.write_text("two")
+    assert path.read_text() == "one"
+    assert list(tmp_path.iterdir()) == [path]
+    umask = os.umask(0o022)
+    try:
+        write_text(path, "new")
+    finally:
+        os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o644
 
 
 def test_missing_and_damaged_files_are_told(tmp_path):
