@@ -36,6 +36,8 @@ def ask(stored: StoredStudents, options: argparse.Namespace, stack: ExitStack) -
         raise UserError(f"--deadline {options.deadline}: give seconds above 0")
     addresses = numbered(options.student, stored, "--student")
     certificates = numbered(options.certificate, stored, "--certificate")
+    if unasked := sorted(set(certificates) - set(addresses)):
+        raise UserError(f"--certificate {unasked[0]}=...: give --student {unasked[0]}=HOST:PORT too, or leave it out")
     if options.token_file is None:
         raise UserError("--student needs --token-file: a copy of the devices' token")
     token = read_token(options.token_file)
@@ -47,13 +49,20 @@ def ask(stored: StoredStudents, options: argparse.Namespace, stack: ExitStack) -
 
 
 def numbered(given: Sequence[str], stored: StoredStudents, option: str) -> Mapping[int, str]:
-    """Return student -> value of options like `1=VALUE`; raises `UserError` when one is not so, or of no student."""
+    """Return student -> value of options like `1=VALUE`.
+
+    Raises `UserError` when one is not so, is of no student, or of the same as another.
+    """
     found: dict[int, str] = {}
     for text in given:
         number, _, value = text.partition("=")
         if not number.isdecimal() or int(number) not in stored.students.spec.numbers or not value:
             known = ", ".join(map(str, stored.students.spec.numbers))
             raise UserError(f"{option} {text}: write NUMBER=VALUE, the number one of {known}")
+        if int(number) in found:
+            raise UserError(
+                f"{option} {text}: student {int(number)} has {found[int(number)]} already, give one of them"
+            )
         found[int(number)] = value
     return found
 

@@ -116,7 +116,6 @@ def test_a_latency_target_moves_devices_to_cheaper_exits(
         (["--student", "3=127.0.0.1:1"], "the number one of 1, 2"),
         (["--student", "127.0.0.1:1"], "write NUMBER=VALUE"),
         (["--target-ms", "0"], "latency target must be above 0"),
-        (["--student", "1=192.0.2.1:1"], "need TLS"),
     ],
 )
 def test_what_the_user_can_mend_ends_with_2_and_one_line(
