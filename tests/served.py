@@ -1,4 +1,4 @@
-"""Real processes that serve students."""
+"""Real processes that serve students, and what processes say first."""
 
 import os
 import subprocess
@@ -20,6 +20,15 @@ class Served:
     processes: dict[int, subprocess.Popen[str]]
 
 
+def said(process: "subprocess.Popen[str]") -> str:
+    """Return the next line that a process prints; if it ends without one, fail with what became of it."""
+    assert process.stdout
+    line = process.stdout.readline()
+    # what it wrote on stderr is in pytest's report of the test, or of its set-up
+    assert line, f"it ended with {process.wait(60)}, see its last words on stderr: {process.args}"
+    return line
+
+
 @contextmanager
 def served(folder: Path, extra: Sequence[str] = ()) -> Iterator[Served]:
     """Serve the students 1 and 2 of a folder; `extra`: further arguments of the second."""
@@ -36,7 +45,6 @@ def served(folder: Path, extra: Sequence[str] = ()) -> Iterator[Served]:
             stack.callback(process.kill)
             found.processes[number] = process
         for number, process in found.processes.items():
-            assert process.stdout is not None
-            found.arguments.extend(["--student", f"{number}={process.stdout.readline().split()[-1]}"])
+            found.arguments.extend(["--student", f"{number}={said(process).split()[-1]}"])
         found.arguments.extend(["--token-file", str(token)])
         yield found

@@ -25,6 +25,7 @@ from server.launch import PROJECT
 from strategies.distree.aggregator import Aggregator, Answer
 from strategies.distree.policies import LastExit
 from strategies.distree.stored import student_file
+from tests.served import said
 from tests.strategies.distree.devices import EXITS, PIXELS, Tiny
 
 LAST = {number: LastExit(EXITS) for number in (1, 2)}
@@ -42,8 +43,7 @@ class Process:
 
     def listens(self) -> "Process":
         """Wait until it says where."""
-        assert self.process.stdout
-        self.said, self.command = self.process.stdout.readline(), shlex.split(self.process.stdout.readline())
+        self.said, self.command = said(self.process), shlex.split(said(self.process))
         self.address = self.option("--student").partition("=")[2]
         self.token = Path(self.option("--token-file"))
         return self

@@ -41,6 +41,7 @@ from strategies.callbacks.run_folder import RunFolder
 from strategies.hetero_splitee.offload import Answer, NoAnswer, Remote, Suffixes
 from strategies.hetero_splitee.stream import Origin
 from strategies.setup import make_strategy, read_config
+from tests.served import said
 
 CPU = torch.device("cpu")
 IMAGES = 24
@@ -99,8 +100,7 @@ class Server:
             [sys.executable, "-m", "server", "offload", "--model", str(run.folder), "--device", "cpu", *arguments],
             cwd=PROJECT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
-        assert self.process.stdout
-        self.command = self.process.stdout.readline().split()
+        self.command = said(self.process).split()
         self.address, token = self.option("--server"), Path(self.option("--token-file"))
         self.token = token
 

@@ -15,6 +15,7 @@ import pytest
 from common.errors import UserError
 from server import launch
 from server.launch import Outcome, environment, local_superlink, simulate
+from tests.served import said
 
 
 class Flower:
@@ -162,9 +163,8 @@ with launch.local_superlink(Path(sys.argv[1])):
 
 def test_a_launcher_that_is_told_to_end_leaves_no_superlink_behind(tmp_path):
     command = [sys.executable, "-c", LAUNCHER, str(tmp_path / "home")]
-    with subprocess.Popen(command, cwd=launch.PROJECT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as launcher:
-        assert launcher.stdout
-        superlink = int(launcher.stdout.readline())
+    with subprocess.Popen(command, cwd=launch.PROJECT, stdout=subprocess.PIPE, text=True) as launcher:
+        superlink = int(said(launcher))
         launcher.terminate()
         assert launcher.wait(60) != 0
     assert not psutil.pid_exists(superlink)

@@ -23,6 +23,7 @@ from strategies.distree.finish import finish_students
 from strategies.distree.stored import StoredStudents, load_students, save_students, student_file
 from strategies.distree.students import build_students, students_spec
 from tests.namespaces import Host, namespaces_available, network
+from tests.served import said
 
 pytestmark = pytest.mark.skipif(bool(namespaces_available()), reason=namespaces_available())
 BATCH, IMAGES, SLOW = 128, 256, 4
@@ -52,7 +53,7 @@ class Devices:
         )  # fmt: skip
         self.processes[number] = self.stack.enter_context(process)
         self.stack.callback(process.kill)
-        address = process.stdout.readline().split()[-1]
+        address = said(process).split()[-1]
         self.arguments[number] = ["--student", f"{number}={address}", "--certificate", f"{number}={keys / CERTIFICATE}"]
 
     def kill(self, number: int) -> None:

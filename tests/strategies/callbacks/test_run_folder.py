@@ -27,6 +27,7 @@ from strategies.callbacks import run_folder
 from strategies.callbacks.run_folder import LOCK, RunFolder, read_events
 from strategies.setup import read_config
 from tests.killing import NODES, rounds, run_and_kill
+from tests.served import said
 
 DARKDISTILL = {
     "run.strategy": "darkdistill", "run.rounds": 4, "clients.per-round": 4, "server.evaluate-every": 2,
@@ -167,8 +168,7 @@ def writer(folder: Path) -> Iterator["subprocess.Popen[str]"]:
     )
     command = [sys.executable, "-c", code, str(folder / LOCK)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        process.stdout.readline()
+        said(process)
         yield process
         process.kill()
 
