@@ -96,7 +96,7 @@ def run_students(options: argparse.Namespace) -> int:
     """Partition, train, calibrate and write the students; raises `UserError` before anything starts."""
     config, samples, schedule, device = _prepare(options)
     settings: DistrEEConfig = config.methods["distree"]
-    taught = load_teacher(options.teacher, samples.train)
+    taught = load_teacher(options.teacher, samples.train, samples.normalize)
     with threads(config.server.threads):
         matches = match_devices(settings, samples.spec, taught, _lacks_to_serve)
         widths = tuple(match.width for match in matches) or settings.widths

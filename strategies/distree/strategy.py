@@ -78,10 +78,7 @@ class DistrEE(EarlyExitStrategy):
         """`spec` is the students' backbone. Raises `UserError` when there is no teacher that fits, or no images."""
         self.settings: DistrEEConfig = config.methods["distree"]
         images = self._check(config)
-        self.teacher = load_teacher(Path(self.settings.teacher), images)
-        constants = self.teacher.normalizer
-        if (constants.mean, constants.std) != (normalizer.mean, normalizer.std):
-            raise UserError("the teacher was trained with other data.mean and data.std: give this run the same")
+        self.teacher = load_teacher(Path(self.settings.teacher), images, normalizer)
         self.validation = images.subset(Population(config.data, config.clients.count, config.run.seed).validation())
         with threads(config.server.threads):
             students = self._plan(config, spec, normalizer)

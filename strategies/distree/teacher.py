@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from common.bundle import Bundle, load_bundle
-from common.data.images import SampleSet
+from common.data.images import Normalizer, SampleSet
 from common.errors import UserError
 
 
-def load_teacher(path: Path, images: SampleSet) -> Bundle:
-    """Return a stored network as a teacher of these images.
+def load_teacher(path: Path, images: SampleSet, normalize: Normalizer) -> Bundle:
+    """Return a stored network as a teacher of these images, which `normalize` prepares for it and for its students.
 
-    Raises `UserError` when there is none, it is a part of a network, or it is for other images or classes.
+    Raises `UserError` when there is none, it is a part of a network, or it is for other images, classes or constants.
     """
     teacher = load_bundle(path)
     network = teacher.network
@@ -21,4 +21,14 @@ def load_teacher(path: Path, images: SampleSet) -> Bundle:
             f"{path} was trained on images {network.input_shape} of {len(teacher.classes)} classes, "
             f"this run has {images.shape} of {len(images.classes)}: give the data.* of the teacher's run"
         )
+    known = teacher.normalizer
+    if (known.mean, known.std) != (normalize.mean, normalize.std):
+        raise UserError(
+            f"the teacher was trained with data.mean {_told(known.mean)} and data.std {_told(known.std)}, this run has "
+            f"{_told(normalize.mean)} and {_told(normalize.std)}: give this run the same"
+        )
     return teacher
+
+
+def _told(constants: tuple[float, ...]) -> str:
+    return ",".join(f"{value:g}" for value in constants)
