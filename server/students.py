@@ -8,6 +8,7 @@ import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,6 +77,7 @@ def add_parser(verbs: "Verbs") -> None:
 def run_teacher(options: argparse.Namespace) -> int:
     """Train a teacher and write its model; raises `UserError` before anything starts."""
     config, samples, schedule, device = _prepare(options)
+    _make_folder(options.out)
     teacher = build(without_early_exits(samples.spec), config.run.seed)
     with threads(config.server.threads):
         train_teacher(teacher, samples.train, samples.normalize, schedule, config.run.seed, device, _progress)
@@ -97,6 +99,7 @@ def run_students(options: argparse.Namespace) -> int:
     config, samples, schedule, device = _prepare(options)
     settings: DistrEEConfig = config.methods["distree"]
     taught = load_teacher(options.teacher, samples.train, samples.normalize)
+    _make_folder(options.out)
     with threads(config.server.threads):
         matches = match_devices(settings, samples.spec, taught, _lacks_to_serve)
         widths = tuple(match.width for match in matches) or settings.widths
@@ -135,13 +138,23 @@ def _prepare(options: argparse.Namespace) -> tuple[RunConfig, Samples, Schedule,
     schedule = Schedule(options.epochs, lr=options.lr, augment=not options.no_augmentation, autocast=options.autocast)
     if problems := schedule.problems():
         raise UserError("; ".join(problems))
-    if options.out.exists() and any(options.out.iterdir()):
-        raise UserError(f"--out {options.out} is not empty: name a new folder")
     if config.data.is_text:
         raise UserError("students are trained on images: choose another data.name")
     deterministic()
     keep_memory()
     return config, _samples(config), schedule, pick_device(config.server.device)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder of the results; raises `UserError` where none can be, or one that something is in."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        used = any(folder.iterdir())
+        TemporaryFile(dir=folder).close()  # one that is there need not be writable
+    except OSError as error:
+        raise UserError(f"--out {folder} cannot be a folder of results: {error.strerror}") from error
+    if used:
+        raise UserError(f"--out {folder} is not empty: name a new folder")
 
 
 def _samples(config: RunConfig) -> Samples:

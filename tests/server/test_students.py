@@ -1,5 +1,6 @@
 """`python -m server teacher`, `students` and `infer`: from images to answers of several real devices."""
 
+import errno
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -173,6 +174,9 @@ def test_students_are_as_wide_as_suits_the_declared_devices(
         (["students", "--teacher", "absent", "--out", "new"], "no model in absent"),
         (["teacher", "--out", "new", "--epochs", "0"], "epochs"),
         (["teacher", "--out", ".", "-c", "data.name=digits"], "is not empty"),
+        (["teacher", "--out", "something"], "--out something cannot be a folder of results: File exists"),
+        (["teacher", "--out", "something/new"], "--out something/new cannot be a folder of results: Not a directory"),
+        (["teacher", "--out", "/proc/new"], "--out /proc/new cannot be a folder of results"),
         (["teacher", "--out", "new", "-c", "data.name=bbc_news", "-c", "network.name=transformer4"], "images"),
     ],
 )
@@ -187,6 +191,18 @@ def test_training_refuses_before_it_starts(
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(**_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("server.students.TemporaryFile", refuse)  # an administrator may write anywhere
+    monkeypatch.setattr("server.students.train_teacher", lambda *_: pytest.fail("it has been trained"))
+    assert main(["teacher", "--out", str(tmp_path)]) == 2
+    assert "cannot be a folder of results: Permission denied" in capsys.readouterr().err
 
 
 def test_a_teacher_of_other_images_is_refused(trained: Trained, tmp_path: Path, data_root: Path, capsys) -> None:  # type: ignore[no-untyped-def]
