@@ -11,7 +11,7 @@ VERBS = (infer, serve_student, start, probe)  # each with add_parser(verbs), whi
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return the exit code: 2 with one line on stderr when the user can mend what is wrong."""
+    """Return the exit code: 2 with one line on stderr when the user can mend what is wrong, 130 if interrupted."""
     parser = argparse.ArgumentParser(prog="python -m client", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb in VERBS:
@@ -22,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130  # as a shell says it
 
 
 if __name__ == "__main__":

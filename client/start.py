@@ -19,7 +19,7 @@ from client.capacity import read_capacity, shown
 from client.clock import check_clock
 from client.probe import add_capacity, fits
 from common.errors import UserError
-from common.processes import child, environment, flower_home, free_port
+from common.processes import child, environment, flower_home, free_port, noted_signals
 from common.rpc.channels import is_loopback, split_address
 from common.rpc.credentials import DeviceFiles, device_files
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 NETWORK, SAMPLES, PIXELS = "resnet_slim", 1000, 32  # what is told of the choice before a run is known
 RETRY = 5.0  # seconds between two starts
+LOOK = 0.1  # seconds between two looks at whether to stop meanwhile
 
 
 def add_parser(verbs: "Verbs") -> None:
@@ -142,23 +143,33 @@ def _check_server(host: str, port: int, files: DeviceFiles | None) -> None:
 
 def _supervise(command: Sequence[str], env: Mapping[str, str], home: Path, options: argparse.Namespace) -> int:
     failing: float | None = None
-    while True:
-        begun = time.monotonic()
-        # a free port is looked for each time: another process may have taken the last one meanwhile
-        with child([*command, "--port", str(options.port or free_port())], env, home) as node:
-            code = node.wait()
-            if node.stopped:
-                return code
-        now = time.monotonic()
-        if now - begun > options.patience:  # it had been at work
-            failing = now
-        elif failing is None:
-            failing = begun
-        if now - failing >= options.patience:
-            again = shlex.join(["python", "-m", "server", "register", "--superlink", "HOST:PORT"])
-            raise UserError(
-                f"{options.superlink} does not take this device, Flower's own lines above say how: is its clock right, "
-                f"and its key known there? There: {again}"
-            )
-        print(f"the SuperNode ended; it is started again in {RETRY:.0f} s", flush=True)
-        time.sleep(RETRY)
+    with noted_signals() as told:
+        while True:
+            begun = time.monotonic()
+            # a free port is looked for each time: another process may have taken the last one meanwhile
+            with child([*command, "--port", str(options.port or free_port())], env, home, told) as node:
+                code = node.wait()
+                if node.stopped:
+                    return code
+            now = time.monotonic()
+            if now - begun > options.patience:  # it had been at work
+                failing = now
+            elif failing is None:
+                failing = begun
+            if now - failing >= options.patience:
+                again = shlex.join(["python", "-m", "server", "register", "--superlink", "HOST:PORT"])
+                raise UserError(
+                    f"{options.superlink} does not take this device, Flower's own lines above say how: is its clock "
+                    f"right, and its key known there? There: {again}"
+                )
+            print(f"the SuperNode ended; it is started again in {RETRY:.0f} s", flush=True)
+            if _told_within(RETRY, told):
+                return 0  # to end as told is no failure
+
+
+def _told_within(seconds: float, told: list[int]) -> bool:
+    for _ in range(round(seconds / LOOK)):
+        if told:
+            break
+        time.sleep(LOOK)  # a signal does not shorten it
+    return bool(told)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 PROJECT = Path(__file__).resolve().parent.parent
 GRACE = 15.0  # seconds that a child has to end before it is killed
@@ -72,13 +73,31 @@ class Child:
 
 
 @contextmanager
-def child(command: Sequence[str], env: Mapping[str, str], folder: Path) -> Iterator[Child]:
+def interrupted_by_sigterm() -> Iterator[None]:
+    """Make SIGTERM a KeyboardInterrupt inside, as SIGINT is, so that what runs ends with this process."""
+    with _handled([signal.SIGTERM], signal.default_int_handler):
+        yield
+
+
+@contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """Yield a list to which SIGINT and SIGTERM are added while this block lasts; they do nothing else."""
+    told: list[int] = []
+    with _handled(SIGNALS, lambda number, _: told.append(number)):
+        yield told
+
+
+@contextmanager
+def child(
+    command: Sequence[str], env: Mapping[str, str], folder: Path, told: list[int] | None = None
+) -> Iterator[Child]:
     """Run a process in a folder while this block lasts, and pass SIGINT and SIGTERM on to it.
 
     It has a session of its own: a terminal would send it Ctrl-C as well, and Flower dies of the second one untidily.
+    `told`: from `noted_signals`; what came before the process starts is passed on, too.
     """
     started: list[subprocess.Popen[bytes]] = []
-    told: list[int] = []
+    told = [] if told is None else told
 
     def pass_on(number: int, _: object) -> None:
         told.append(number)
@@ -87,8 +106,7 @@ def child(command: Sequence[str], env: Mapping[str, str], folder: Path) -> Itera
                 process.send_signal(number)
 
     # before it starts: a signal in that moment would end this process and leave the child behind
-    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
-    try:
+    with _handled(SIGNALS, pass_on):
         process = subprocess.Popen(command, cwd=folder, env=dict(env), start_new_session=True)
         started.append(process)
         try:
@@ -97,9 +115,16 @@ def child(command: Sequence[str], env: Mapping[str, str], folder: Path) -> Itera
             yield Child(process, lambda: bool(told))
         finally:
             end(process)
+
+
+@contextmanager
+def _handled(numbers: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:

@@ -16,7 +16,7 @@ from strategies.callbacks.report import compare_runs, write_comparison
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Return the exit code: 0 only if every run completed."""
+    """Return the exit code: 0 only if every run completed, 130 if it was interrupted."""
     parser = argparse.ArgumentParser(prog="python -m server", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     run = verbs.add_parser("run", help="run one simulation to its end")
@@ -44,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130  # as a shell says it
 
 
 def _environment(_: argparse.Namespace) -> int:

@@ -8,7 +8,6 @@ its metrics and asks Flower for the run's real status.
 import json
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -21,7 +20,7 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from common.errors import UserError
-from common.processes import end, environment, free_port, wait_for_port
+from common.processes import end, environment, free_port, interrupted_by_sigterm, wait_for_port
 from strategies.callbacks.run_folder import read_events
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -59,16 +58,15 @@ def local_superlink(home: Path) -> Iterator[dict[str, str]]:
         "flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess",
         "--host", "127.0.0.1", "--port", str(port), "--database", str(home / "launcher.db"),
     ]  # fmt: skip
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with (home / "superlink.log").open("ab") as log:
-        process = subprocess.Popen(command, cwd=home, env=env, stdout=log, stderr=log, start_new_session=True)
-    try:
-        if not wait_for_port("127.0.0.1", port, process):
-            raise UserError(f"the local SuperLink did not start, see {home / 'superlink.log'}")
-        yield env
-    finally:
-        end(process)
-        signal.signal(signal.SIGTERM, before)
+    with interrupted_by_sigterm():
+        with (home / "superlink.log").open("ab") as log:
+            process = subprocess.Popen(command, cwd=home, env=env, stdout=log, stderr=log, start_new_session=True)
+        try:
+            if not wait_for_port("127.0.0.1", port, process):
+                raise UserError(f"the local SuperLink did not start, see {home / 'superlink.log'}")
+            yield env
+        finally:
+            end(process)
 
 
 def simulate(
@@ -117,6 +115,7 @@ def _folder(overrides: Mapping[str, Any], root: Path) -> Path:
     return Path(str(overrides.get("run.root") or root)) / str(overrides["run.name"])
 
 
+@interrupted_by_sigterm()
 def _run(
     settings: Mapping[str, Any], folder: Path, connection: str, env: Mapping[str, str], show: bool, *options: str
 ) -> Outcome:

@@ -1,6 +1,7 @@
 """What a device decides before it joins, what it tells Flower, and when it gives up."""
 
 import argparse
+import os
 import signal
 import socket
 import threading
@@ -13,7 +14,7 @@ import pytest
 from flwr.common.config import parse_config_args
 
 from client import __main__ as command
-from client import start
+from client import probe, start
 from client.capacity import read_capacity, shown
 from client.probe import fits
 from common.capacity import CLASSES, Capacity, parse_capacity
@@ -43,7 +44,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     asked: list[tuple[str, ...]] = []
 
     @contextmanager
-    def child(words: Any, env: Any, folder: Path) -> Iterator[Child]:
+    def child(words: Any, env: Any, folder: Path, told: list[int]) -> Iterator[Child]:
         asked.append(tuple(words))
         yield Child()
 
@@ -105,6 +106,15 @@ def test_probe_prints_every_network(capsys):
     said = capsys.readouterr().out
     assert all(name in said for name in backbones())
     assert command.main(["probe", "--samples", "0"]) == 2
+
+
+def test_an_interrupted_command_shows_no_traceback(monkeypatch, capsys):
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(probe, "fits", interrupted)
+    assert command.main(["probe", "--capacity", "low"]) == 130
+    assert capsys.readouterr() == ("", "")
 
 
 def test_what_flower_gets_is_what_it_reads_back(tmp_path, commands):
@@ -176,6 +186,15 @@ def test_a_supernode_that_ends_is_started_again_until_patience_ends(commands, mo
     # 500 s of work; what fails after that is forgiven for 100 s
     assert commands == [("node", "--port", port) for port in "5678"]  # the last one's may be taken by now
     assert capsys.readouterr().out.count("started again") == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_device_that_is_told_to_stop_between_two_starts_ends_well(commands, monkeypatch, number):
+    monkeypatch.setattr(start, "RETRY", 60.0)
+    monkeypatch.setattr(start.time, "sleep", lambda seconds: os.kill(os.getpid(), number))
+    assert start._supervise(["node"], {}, Path(), argparse.Namespace(superlink="x:1", patience=100.0, port=0)) == 0
+    assert len(commands) == 1
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_device_that_was_told_to_stop_stays_stopped(commands, monkeypatch):

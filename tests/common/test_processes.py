@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from common.processes import child, environment, flower_home, free_port, wait_for_port
+from common.processes import (
+    SIGNALS,
+    child,
+    environment,
+    flower_home,
+    free_port,
+    interrupted_by_sigterm,
+    noted_signals,
+    wait_for_port,
+)
 from tests.deployment import wait_until
 
 NAP = [sys.executable, "-c", "import time; time.sleep(60)"]
@@ -65,6 +74,26 @@ def test_a_signal_in_the_moment_of_the_start_reaches_the_child(tmp_path, monkeyp
             assert process.wait() == 0
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_what_was_told_before_the_start_reaches_the_child(tmp_path):
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    with noted_signals() as told:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert told == [signal.SIGTERM]
+        with child(NAP, os.environ, tmp_path, told) as process:
+            assert process.stopped
+            assert process.wait() == 0
+        os.kill(os.getpid(), signal.SIGINT)  # afterwards it is noted again
+        assert told == [signal.SIGTERM, signal.SIGINT]
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
+
+
+def test_sigterm_interrupts_as_sigint_does():
+    for number in SIGNALS:
+        with pytest.raises(KeyboardInterrupt), interrupted_by_sigterm():
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_command_that_is_not_there_leaves_the_signals_as_they_were(tmp_path):

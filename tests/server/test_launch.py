@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tomllib
@@ -14,7 +15,7 @@ import pytest
 
 from common.errors import UserError
 from server import launch
-from server.launch import Outcome, environment, local_superlink, simulate
+from server.launch import Outcome, deploy, environment, local_superlink, simulate
 from tests.served import said
 
 
@@ -117,17 +118,15 @@ def test_a_refused_run_is_told_with_flowers_reason(env, tmp_path, monkeypatch):
         simulate({"run.name": "a"}, tmp_path, env, workers=1, show=False)
 
 
-def test_an_interrupted_launcher_stops_its_run(env, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_launcher_that_is_told_to_stop_stops_its_run(env, tmp_path, monkeypatch, number):
     flower = Flower()
-
-    def interrupted(*arguments: Any) -> Outcome:
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(launch, "_flwr", flower)
-    monkeypatch.setattr(launch, "_follow", interrupted)
+    monkeypatch.setattr(launch.time, "sleep", lambda seconds: os.kill(os.getpid(), number))
     with pytest.raises(KeyboardInterrupt):
-        simulate({"run.name": "a"}, tmp_path, env, workers=1, show=False)
-    assert flower.commands[-1][:3] == ["flwr", "stop", "7"]
+        deploy({"run.name": "a"}, tmp_path, env, "there", show=False)
+    assert flower.commands[-1][:4] == ["flwr", "stop", "7", "there"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_what_a_command_says_when_it_fails_is_passed_on(tmp_path):

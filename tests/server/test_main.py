@@ -1,11 +1,16 @@
 """The command line: configuration, presets, exit codes, and real simulations on Ray."""
 
 import argparse
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,11 +19,11 @@ import server.__main__ as command
 from client.app import app
 from common.errors import UserError
 from common.local_grid import LocalGrid
-from server.launch import Outcome
+from server.launch import PROJECT, Outcome
 from server.overrides import PRESETS, read_overrides
 from strategies.callbacks.run_folder import read_events
 from strategies.setup import make_strategy, read_config
-from tests.deployment import launched
+from tests.deployment import launched, wait_until
 
 SETTINGS = {
     "run.strategy": "darkdistill", "run.rounds": 2, "clients.count": 4, "clients.per-round": 4, "data.limit": 200,
@@ -39,8 +44,19 @@ def test_values_are_toml_and_a_bare_word_is_a_string():
     assert type(overrides("run.rounds=3")["run.rounds"]) is int
     assert overrides("run.name=2025-01-31")["run.name"] == "2025-01-31"
     assert overrides("run.name=a=b")["run.name"] == "a=b"
+    assert overrides("unknown=1") == {"unknown": 1}
     with pytest.raises(UserError, match=r"-c train\.lr: write KEY=VALUE"):
         overrides("train.lr")
+
+
+@pytest.mark.parametrize(
+    ("pair", "value"),
+    [("data.mean=0.90", "0.90"), ("data.mean='0.9'", "0.9"), ("run.name=true", "true"), ("distree.widths = 3", "3")],
+)
+def test_a_number_stays_as_it_was_typed_where_the_key_takes_text(pair, value):
+    found = overrides(pair)
+    assert list(found.values()) == [value]
+    read_config(found | {"distree.students": 1})
 
 
 def test_the_data_folder_is_found_from_where_the_user_stands(tmp_path, monkeypatch):
@@ -98,6 +114,21 @@ def test_exit_codes(simulations, capsys):
     assert capsys.readouterr().err.startswith("error: ")
     with pytest.raises(SystemExit):
         command.main([])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_interrupted_shows_no_traceback(tmp_path, number):
+    with subprocess.Popen(
+        [sys.executable, "-m", "server", "run", "-c", "data.limit=100"], cwd=PROJECT,
+        env=os.environ | {"FLWR_HOME": str(tmp_path / ".flwr")}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as process:  # fmt: skip
+        log = tmp_path / ".flwr" / "superlink.log"
+        wait_until(lambda: log.exists() and log.stat().st_size, 60, "no SuperLink")
+        (superlink,) = psutil.Process(process.pid).children()
+        process.send_signal(number)
+        assert process.communicate(timeout=60)[0] == b""
+        assert process.returncode == 130
+    assert not superlink.is_running()
 
 
 def test_methods_are_compared_on_the_same_configuration(simulations, capsys):
