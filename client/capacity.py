@@ -18,7 +18,11 @@ def read_capacity(text: str) -> tuple[Capacity, dict[str, str], str]:
         node = read_node(text)
     except UserError as error:
         raise UserError(f"--capacity {error}, or auto to measure this machine") from error
-    return parse_capacity(node), node, f"the class {text!r}" if text in CLASSES else "as declared"
+    capacity = parse_capacity(node)
+    for key in ("depth", "cut"):
+        if (chosen := getattr(capacity, key)) is not None and chosen < 1:
+            raise UserError(f"--capacity {key}={chosen}: give 1 or more")
+    return capacity, node, f"the class {text!r}" if text in CLASSES else "as declared"
 
 
 def declared(capacity: Capacity) -> dict[str, str]:

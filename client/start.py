@@ -6,6 +6,7 @@ minute until it takes the same device again.
 
 import argparse
 import json
+import math
 import shlex
 import socket
 import ssl
@@ -63,6 +64,7 @@ def add_parser(verbs: "Verbs") -> None:
 def run(options: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM, which are passed on. Raises `UserError`."""
     host, port = split_address(options.superlink)
+    _check_numbers(options)
     files = _security(options, host)
     capacity, node, source = read_capacity(options.capacity)
     home = flower_home(options.state)
@@ -87,6 +89,18 @@ def run(options: argparse.Namespace) -> int:
     command = ["flower-supernode", "--superlink", options.superlink]
     command += ["--node-config", node_config(values), *_links(files, encrypted)]
     return _supervise(command, spawner.environment(environment(home), home / "bin"), home, options)
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    """Raise `UserError` for what Flower or its runs would stumble over, or take for something else."""
+    if options.client < 0:
+        raise UserError(f"--client-id {options.client}: clients are counted from 0")
+    if options.worker is not None and not 0 <= options.worker < math.inf:
+        raise UserError(f"--worker {options.worker}: give minutes, 0 or more")
+    if not options.patience >= 0:  # nor is it no number
+        raise UserError(f"--patience {options.patience}: give seconds, 0 or more")
+    if not 0 <= options.port <= 65535:
+        raise UserError(f"--port {options.port}: give 1 to 65535, or 0 for a free one")
 
 
 def node_config(values: Mapping[str, object]) -> str:

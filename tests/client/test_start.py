@@ -150,6 +150,15 @@ def test_keys_go_to_flower(tmp_path, commands):
         (["--superlink", "nowhere"], "is not an address"),
         (["--superlink", "127.0.0.1:1", "--data", "/no/such"], "there is no such folder"),
         (["--superlink", "127.0.0.1:1", "--certificates", "/no/such"], "there is no /no/such/ca.pem"),
+        (["--superlink", "127.0.0.1:1", "--client-id", "-3"], "clients are counted from 0"),
+        (["--superlink", "127.0.0.1:1", "--capacity", "depth=0"], "--capacity depth=0: give 1 or more"),
+        (["--superlink", "127.0.0.1:1", "--capacity", "depth=1,cut=-1"], "--capacity cut=-1: give 1 or more"),
+        *(
+            (["--superlink", "127.0.0.1:1", "--worker", minutes], f"--worker {minutes}: give minutes")
+            for minutes in ("nan", "inf", "-1.0")
+        ),
+        (["--superlink", "127.0.0.1:1", "--patience", "nan"], "--patience nan: give seconds"),
+        (["--superlink", "127.0.0.1:1", "--port", "65536"], "--port 65536: give 1 to 65535"),
     ],
 )
 def test_what_cannot_work_does_not_start(commands, words, told):
