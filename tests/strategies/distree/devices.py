@@ -1,9 +1,10 @@
 """Two tiny students with random weights, and devices that serve them on real sockets."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import Event
 
 import grpc
 import torch
@@ -101,14 +102,31 @@ def saying(*replies: bytes) -> Service:
 
 
 @contextmanager
-def asking(tiny: Tiny, addresses: dict[int, str], deadline: float = 20.0, **options) -> Iterator[Aggregator]:
-    """Connect to devices, and disconnect."""
+def asking(
+    tiny: Tiny, addresses: dict[int, str], deadline: float = 20.0, absent: Collection[int] = (), **options
+) -> Iterator[Aggregator]:
+    """Connect to devices, and disconnect. It waits until all but the absent have said that they are there."""
     with ExitStack() as stack:
         channels = {number: stack.enter_context(connect(address, TOKEN)) for number, address in addresses.items()}
-        yield stack.enter_context(Aggregator(tiny.whole, channels, deadline, **options))
+        aggregator = stack.enter_context(Aggregator(tiny.whole, channels, deadline, **options))
+        for number in set(addresses) - set(absent):
+            seen(aggregator, number)
+        yield aggregator
+
+
+def seen(aggregator: Aggregator, number: int) -> None:
+    """Wait until a device has said that it is there: a busy machine takes longer for that than batches wait."""
+    assert aggregator._remotes[number]._there.wait(60), aggregator._remotes[number]._problem
 
 
 def slow_at(stored: StoredStudent, unit: int, seconds: float) -> StoredStudent:
     """Have a student's unit (from 0) take longer."""
     stored.network.units[str(unit)].register_forward_hook(lambda *_: time.sleep(seconds))
     return stored
+
+
+def held_at(stored: StoredStudent, unit: int) -> Event:
+    """Have a student's unit (from 0) wait for the event that is returned."""
+    released = Event()
+    stored.network.units[str(unit)].register_forward_hook(lambda *_: released.wait(60) and None)
+    return released

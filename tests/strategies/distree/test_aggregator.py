@@ -1,7 +1,6 @@
 """What several devices answer together: as one process would, and what stands in for those that do not answer."""
 
 import socket
-import time
 from contextlib import ExitStack
 
 import pytest
@@ -17,7 +16,8 @@ from common.rpc.tensors import encode
 from strategies.distree.aggregator import Aggregator, Answer
 from strategies.distree.policies import FeatureDifference, LastExit, Random
 from strategies.distree.service import own_policy
-from tests.strategies.distree.devices import EXITS, PIXELS, TOKEN, Tiny, asking, saying, service, serving, slow_at
+from tests.deployment import wait_until
+from tests.strategies.distree.devices import EXITS, PIXELS, TOKEN, Tiny, asking, held_at, saying, seen, service, serving
 
 IDS = tuple(range(len(PIXELS)))
 LAST = LastExit(EXITS)
@@ -98,54 +98,63 @@ def test_shorter_codings_change_little(tiny: Tiny, addresses, coding: str, error
 
 
 def test_what_a_late_device_sent_in_time_counts(tiny: Tiny, addresses) -> None:
+    student = tiny.student(2)
+    released = held_at(student, 5)
     with (
-        serving(service(slow_at(tiny.student(2), 5, 1.5))) as slow,
-        asking(tiny, addresses | {2: slow}, deadline=0.5) as aggregator,
+        serving(service(student)) as slow,
+        asking(tiny, addresses | {2: slow}, deadline=2.0) as aggregator,
     ):
-        aggregator.infer(PIXELS, {1: LAST, 2: Random((1,) + (0,) * 6)}, IDS)  # connects
         answer = aggregator.infer(PIXELS, {1: LAST, 2: HALF}, IDS)
+        released.set()
     expected = tiny.here(2, HALF, IDS).exits
     came = expected == 1
     assert 0 < came.sum() < len(PIXELS)
     assert answer.exits[2].tolist() == expected.where(came, -1).tolist()
-    assert answer.missing == {2: f"late: {came.sum()} of 6 samples came within 0.5 s"}
-    assert 0.5 <= answer.seconds < 1.4
+    assert answer.missing == {2: f"late: {came.sum()} of 6 samples came within 2 s"}
+    assert 2 <= answer.seconds < 30  # it is held for longer
     filled = tiny.filled(2, answer.exits[2], HALF, IDS)
     assert torch.equal(answer.logits, tiny.combined({1: tiny.here(1, LAST), 2: filled}))
     assert {1, 2} == set(answer.compute)
 
 
 def test_a_late_device_is_asked_again_at_once(tiny: Tiny, addresses) -> None:
+    student = tiny.student(2)
+    released = held_at(student, 5)
     with (
-        serving(service(slow_at(tiny.student(2), 5, 1.0))) as slow,
-        asking(tiny, addresses | {2: slow}, deadline=0.4) as aggregator,
+        serving(service(student)) as slow,
+        asking(tiny, addresses | {2: slow}, deadline=2.0) as aggregator,
     ):
-        aggregator.infer(PIXELS, {1: LAST, 2: Random((1,) + (0,) * 6)}, IDS)
         late = aggregator.infer(PIXELS, {1: LAST, 2: LAST})
-        time.sleep(0.7)  # it sleeps in the last units of what it stopped
+        released.set()
+        seen(aggregator, 2)
         again = aggregator.infer(PIXELS, {1: LAST, 2: Random((1,) + (0,) * 6)}, IDS)
     assert without(tiny, 2, late)
-    assert late.missing == {2: "late: 0 of 6 samples came within 0.4 s"}
+    assert late.missing == {2: "late: 0 of 6 samples came within 2 s"}
     assert not again.missing
 
 
 def test_a_device_that_is_down_costs_no_deadline(tiny: Tiny, addresses) -> None:
-    with asking(tiny, addresses | {2: nowhere()}, deadline=0.5) as aggregator:
+    with asking(tiny, addresses | {2: nowhere()}, deadline=10.0, absent={2}) as aggregator:
         answers = [aggregator.infer(PIXELS, {1: LAST}) for _ in range(6)]
     assert all(without(tiny, 2, answer) for answer in answers)
-    assert all(answer.missing[2].startswith(("down: ", "late: 0 of 6")) for answer in answers)
-    assert sum(answer.seconds for answer in answers) < 2.5  # six deadlines are 3
+    assert all(answer.missing[2].startswith("down: ") for answer in answers)
+    assert sum(answer.seconds for answer in answers) < 30  # six deadlines are 60
     assert (answers[1].sent[2], answers[1].received[2]) == (0, 0)
 
 
 def test_a_device_that_is_reached_and_silent_costs_no_more(tiny: Tiny, addresses) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
-        asking(tiny, addresses | {2: f"127.0.0.1:{silent.getsockname()[1]}"}, deadline=0.5) as aggregator,
+        asking(tiny, addresses | {2: f"127.0.0.1:{silent.getsockname()[1]}"}, 10.0, absent={2}) as aggregator,
     ):
         answers = [aggregator.infer(PIXELS, {1: LAST}) for _ in range(6)]
     assert all(without(tiny, 2, answer) for answer in answers)
-    assert sum(answer.seconds for answer in answers) < 2.5
+    assert sum(answer.seconds for answer in answers) < 30
+
+
+def told(aggregator: Aggregator) -> str:
+    """What is said of student 2 when it is asked."""
+    return aggregator.infer(PIXELS, {1: LAST, 2: LAST}).missing.get(2, "").lower()
 
 
 def test_what_is_wrong_with_a_devices_certificate_is_told(tiny: Tiny, addresses) -> None:
@@ -156,24 +165,23 @@ def test_what_is_wrong_with_a_devices_certificate_is_told(tiny: Tiny, addresses)
             2: stack.enter_context(connect(running.address, TOKEN, other.certificate)),
         }
         with Aggregator(tiny.whole, channels, 20.0) as aggregator:
-            answer = aggregator.infer(PIXELS, {1: LAST, 2: LAST})
-    assert "verification" in answer.missing[2].lower()
+            wait_until(lambda: told(aggregator).startswith("down: it cannot be reached"), 60, "it does not know")
+            assert "verification" in told(aggregator)
 
 
 def test_a_device_comes_back_by_itself(tiny: Tiny, addresses) -> None:
     with ExitStack() as first:
         address = first.enter_context(serving(service(tiny.student(2))))
-        with asking(tiny, addresses | {2: address}, deadline=5.0) as aggregator:
+        with asking(tiny, addresses | {2: address}) as aggregator:
             assert not aggregator.infer(PIXELS, POLICIES, IDS).missing
             first.close()
             gone = aggregator.infer(PIXELS, {1: LAST, 2: LAST})
             assert without(tiny, 2, gone)
             assert gone.missing[2].startswith("it cannot be reached: ")
-            assert gone.seconds < 2
+            assert gone.seconds < 15
             with serving(service(tiny.student(2)), address):
-                until = time.monotonic() + 10
-                while (answer := aggregator.infer(PIXELS, POLICIES, IDS)).missing and time.monotonic() < until:
-                    time.sleep(0.05)
+                seen(aggregator, 2)
+                answer = aggregator.infer(PIXELS, POLICIES, IDS)
     assert not answer.missing
     assert torch.equal(answer.logits, tiny.combined({k: tiny.here(k, POLICIES[k], IDS) for k in (1, 2)}))
 
@@ -187,7 +195,7 @@ def test_a_device_with_another_token_refuses_and_costs_no_deadline(tiny: Tiny, a
     assert all(without(tiny, 2, answer) for answer in answers)
     refusal = "it refused: UNAUTHENTICATED: the call does not carry the run's token"
     assert [answer.missing[2] for answer in answers] == [refusal] * 3
-    assert sum(answer.seconds for answer in answers) < 5
+    assert sum(answer.seconds for answer in answers) < 30  # three deadlines are 60
 
 
 @pytest.mark.parametrize(
@@ -212,7 +220,7 @@ def test_an_answer_that_is_none_is_missing(tiny: Tiny, addresses, replies: tuple
         answer = aggregator.infer(PIXELS, {1: LAST})
     assert without(tiny, 2, answer)
     assert reason in answer.missing[2]
-    assert answer.seconds < 5
+    assert answer.seconds < 15  # the deadline is 20
 
 
 def test_what_came_before_a_mistake_counts(tiny: Tiny, addresses) -> None:

@@ -20,6 +20,7 @@ from common.rpc.tensors import CODINGS, decode
 from strategies.distree.policies import PUBLISHED, ExitPolicy, FeatureDifference, LastExit, Random
 from strategies.distree.service import StudentService, message_bytes, own_policy
 from strategies.distree.stored import CALIBRATED
+from tests.deployment import wait_until
 from tests.strategies.distree.devices import EXITS, PIXELS, TOKEN, Tiny, service, serving, slow_at
 
 ANY = Random((1,) * EXITS, seed=1)
@@ -96,13 +97,20 @@ def test_nothing_is_computed_after_everybody_has_left(tiny: Tiny) -> None:
     assert (reply.exit, ran) == (2, ["0", "1", "2"])
 
 
-def test_computing_stops_when_the_caller_has_gone(tiny: Tiny) -> None:
-    student, reached, gone, ran = tiny.student(1), Event(), Event(), list[str]()
+def test_computing_stops_when_the_caller_has_gone(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    student, reached, gone, ended, ran = tiny.student(1), Event(), Event(), Event(), list[str]()
+    contexts, infer = list[grpc.ServicerContext](), StudentService._infer
+
+    def watched(self: StudentService, raw: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        contexts.append(context)
+        yield from infer(self, raw, context)
+        ended.set()
 
     def wait(*_: object) -> None:
         reached.set()
-        gone.wait(20)
+        gone.wait(60)
 
+    monkeypatch.setattr(StudentService, "_infer", watched)
     student.network.units["1"].register_forward_hook(wait)
     for index, unit in student.network.units.items():
         unit.register_forward_hook(lambda *_, index=index: ran.append(index))
@@ -110,8 +118,9 @@ def test_computing_stops_when_the_caller_has_gone(tiny: Tiny) -> None:
         call = channel.unary_stream(INFER)(request(LastExit(EXITS)), timeout=20)
         assert reached.wait(20)
         call.cancel()
-        time.sleep(0.3)  # until the server has been told
+        wait_until(lambda: not contexts[0].is_active(), 30, "the server has not been told")
         gone.set()
+        assert ended.wait(30)
     assert ran == ["0", "1"]
 
 
@@ -125,8 +134,9 @@ def test_set_up_is_over_before_the_first_image(tiny: Tiny) -> None:
 
 def test_a_slowed_device_takes_as_many_times_as_long_and_says_so(tiny: Tiny) -> None:
     with serving(service(slow_at(tiny.student(1), 0, 0.02), slowdown=4.0)) as address:
+        started = time.perf_counter()
         ((reply, _),) = replies(address, request(Random((1,) + (0,) * (EXITS - 1))))
-    assert 0.08 <= reply.seconds < 0.5
+    assert 0.08 <= reply.seconds < time.perf_counter() - started
 
 
 @pytest.mark.parametrize(
