@@ -6,7 +6,9 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from common.config import load_config
 from common.errors import UserError
+from strategies.registry import sections
 
 PRESETS = Path(__file__).parent / "presets"
 PATHS = ("data.root", "run.root", "clients.store", "distree.teacher")  # as where the command is typed sees them
@@ -20,17 +22,18 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 def read_overrides(options: argparse.Namespace) -> dict[str, Any]:
     """Return the preset's values with the command line's on top; raises `UserError`."""
-    values = _preset(options.preset) if options.preset else {}
+    values, known = _preset(options.preset) if options.preset else {}, load_config({}, sections()).flat()
     for pair in options.config:
-        key, found, text = pair.partition("=")
+        key, found, text = (part.strip() for part in pair.partition("="))
         if not found:
             raise UserError(f"-c {pair}: write KEY=VALUE, such as -c train.lr=0.1")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = None
-        # a bare word is a string, and so is a name that looks like a date
-        values[key.strip()] = value if isinstance(value, str | int | float) else text.strip()
+        # a bare word is text, and so is a name that looks like a date, or a number where the key takes text
+        wanted = (str,) if isinstance(known.get(key), str) else (str, int, float)
+        values[key] = value if isinstance(value, wanted) else text
     for key in PATHS:
         if values.get(key):
             values[key] = str(Path(values[key]).absolute())

@@ -1,0 +1,31 @@
+"""`-c KEY=VALUE`: what a key takes decides what the text after it is."""
+
+import argparse
+from typing import Any
+
+import pytest
+
+from server.overrides import read_overrides
+from strategies.setup import read_config
+
+
+def overrides(*pairs: str) -> dict[str, Any]:
+    return read_overrides(argparse.Namespace(config=list(pairs), preset=""))
+
+
+@pytest.mark.parametrize(
+    ("pair", "value"),
+    [("data.mean=0.90", "0.90"), ("data.mean='0.9'", "0.9"), ("run.name=true", "true"), ("distree.widths = 3", "3")],
+)
+def test_a_number_stays_as_it_was_typed_where_the_key_takes_text(pair: str, value: str) -> None:
+    found = overrides(pair)
+    assert list(found.values()) == [value]
+    read_config(found | {"distree.students": 1})
+
+
+def test_a_number_is_one_where_the_key_takes_numbers_or_is_unknown() -> None:
+    assert overrides("train.lr=0.1", "run.tensorboard=true", "x=1") == {
+        "train.lr": 0.1,
+        "run.tensorboard": True,
+        "x": 1,
+    }
