@@ -26,13 +26,14 @@ from common.data import DataConfig, client_split, load
 from common.exits import BUDGET_SWEEP
 from server.students import VALIDATION
 from strategies.distree.calibration import Policies, Samples, fit, operate, sweep_fractions, within
-from strategies.distree.finish import measure
+from strategies.distree.finish import comparable_policies, measure
 from strategies.distree.policies import FeatureDifference, NeighbourSimilarity, Random, diff_cos, oracle_exits
 from strategies.distree.scores import ScorePolicy
 from strategies.distree.stored import load_students
 
 SAVINGS = (0.2, 0.276, 0.4)  # of all MACs; the paper saves 27.6 %
 PAPER = {"exits": [0.47, 0.66, 0.73, 0.79, 0.87, 0.89, 0.91], "accuracy": 0.91, "saved": 0.276}
+MAX_LOSS = 0.01  # of the calibrated thresholds
 SEED = 1  # of the split in `server students`
 Fitted = Callable[[float], Policies]
 
@@ -57,7 +58,7 @@ def main() -> None:
         result[folder.name] = {
             "training": json.loads((folder / "report.json").read_text()),
             "sizes": [len(part) for part in stored.students.spec.partition],
-            **study(validation, test, stored.policies),
+            **study(validation, test, comparable_policies(validation, MAX_LOSS)),
         }
         print(folder.name, json.dumps(result[folder.name]["exits"]), flush=True)
     print(save(options.name, result))
@@ -70,7 +71,9 @@ def study(validation: Samples, test: Samples, policies: Mapping[str, Policies]) 
     ways: dict[str, Fitted] = {
         "difference": _scored(FeatureDifference, validation),
         "neighbour": _scored(NeighbourSimilarity, validation),
-        "random": lambda p: {k: Random(tuple(_fractions(f, p)), seed=k) for k, f in validation.features.items()},
+        "random": lambda p: {
+            k: Random(tuple(sweep_fractions(len(f), p, 1).tolist()), seed=k) for k, f in validation.features.items()
+        },
     }
     return {
         "full_macs": full,
@@ -105,20 +108,21 @@ def _at_saving(saving: float, validation: Samples, test: Samples, full: float) -
     }
     # a finer sweep: nothing is fitted to the samples, so that only a draw's cost can be aimed at
     draws = [
-        {k: Random(tuple(_fractions(f, step / 200)), seed=k) for k, f in validation.features.items()}
-        for step in range(10, 391)
+        {
+            k: Random(tuple(sweep_fractions(len(f), step / 50, begin).tolist()), seed=k)
+            for k, f in validation.features.items()
+        }
+        for begin in range(1, test.classifier.num_exits - 1)
+        for step in range(1, 98)
     ]
-    affordable = [draw for draw in draws if operate(draw, validation).cost <= target]
-    found["random"] = max(affordable, key=lambda draw: operate(draw, validation).accuracy)
+    points = [operate(draw, validation) for draw in draws]
+    affordable = [at for at, point in enumerate(points) if point.cost <= target]
+    found["random"] = draws[max(affordable, key=lambda at: points[at].accuracy)]
     return {name: _point(chosen, test, full) for name, chosen in found.items()}
 
 
 def _scored(kind: type[ScorePolicy], validation: Samples) -> Fitted:
-    return lambda p: {k: fit(kind, f, sweep_fractions(kind, len(f), p)) for k, f in validation.features.items()}
-
-
-def _fractions(features: torch.Tensor, p: float) -> list[float]:
-    return list(sweep_fractions(FeatureDifference, len(features), p).tolist())
+    return lambda p: {k: fit(kind, f, sweep_fractions(len(f), p, kind.first)) for k, f in validation.features.items()}
 
 
 def _point(policies: Policies, samples: Samples, full: float) -> dict[str, Any]:
