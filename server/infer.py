@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     """Ask, print and store. Raises `UserError` before anything is sent when something is missing."""
     stored = load_students(options.model)
     policies = _policies(stored, options.policy)
-    controller = _controller(stored, options.target_ms)
+    controller = _controller(stored, options.target_ms, options.deadline)
     skipped = Skipped()
     samples = read(options, stored.classes, stored.students.student(1).input_shape, skipped)
     with ExitStack() as stack:
@@ -98,8 +98,10 @@ def classify(
             policies = {k: stored.ladder[rung][k] for k, rung in controller.rungs.items()}
         answer = aggregator.infer(batch.pixels, policies, range(first, first + len(batch)))
         if controller:
-            late = dict.fromkeys(answer.missing, Seconds(answer.seconds, answer.seconds))
-            controller.observe({k: Seconds(answer.arrived[k], answer.compute[k]) for k in answer.arrived} | late)
+            whole = {
+                k: Seconds(answer.arrived[k], answer.compute[k]) for k in answer.arrived if k not in answer.missing
+            }
+            controller.observe(whole | dict.fromkeys(answer.late, Seconds(aggregator.deadline, aggregator.deadline)))
         yield from _predictions(batch, answer, stored.classes)
         first += len(batch)
 
@@ -158,5 +160,11 @@ def _policies(stored: StoredStudents, name: str | None) -> Policies | None:
     return stored.policies[name] if name else None
 
 
-def _controller(stored: StoredStudents, target_ms: float | None) -> LatencyController | None:
-    return None if target_ms is None else LatencyController(stored.ladder_costs, LatencyTarget(target_ms / 1000))
+def _controller(stored: StoredStudents, target_ms: float | None, deadline: float) -> LatencyController | None:
+    if target_ms is None:
+        return None
+    controller = LatencyController(stored.ladder_costs, LatencyTarget(target_ms / 1000))
+    if controller.target.seconds >= deadline:
+        # whatever misses the deadline counts as if it had taken just that long
+        raise UserError(f"--target-ms {target_ms:g}: give less than the --deadline, {1000 * deadline:g} ms")
+    return controller

@@ -32,6 +32,8 @@ class Answer:
     """Student -> int64 (B,), the exit from 0 that answered; -1 where the device's answer is missing."""
     missing: dict[int, str]
     """Student -> why something of it is missing."""
+    late: frozenset[int]
+    """The students of these whose device was asked, and had not sent everything at the deadline."""
     seconds: float
     """From the call to the logits."""
     compute: dict[int, float]
@@ -63,7 +65,8 @@ class Aggregator:
         spec = stored.students.spec
         if unknown := sorted(set(channels) - set(spec.numbers)):
             raise UserError(f"there is no student {unknown[0]}: there are {', '.join(map(str, spec.numbers))}")
-        self._stored, self._deadline, num_exits = stored, deadline, stored.students.num_exits
+        self.deadline = deadline
+        self._stored, num_exits = stored, stored.students.num_exits
         sizes = dict(zip(spec.numbers, map(len, spec.partition), strict=True))
         self._remotes = {
             number: RemoteStudent(channels[number], stored.run, number, sizes[number], num_exits, coding)
@@ -87,7 +90,7 @@ class Aggregator:
         collected: dict[int, Collected] = {}
         for number, remote in self._remotes.items():
             policy = policies[number].to_json() if number in policies else ""
-            collected[number] = remote.ask(images.shape, pixels, policy, ids, started, self._deadline)
+            collected[number] = remote.ask(images.shape, pixels, policy, ids, started, self.deadline)
         for number, remote in self._remotes.items():
             remote.finish(collected[number])
         spec, num_exits = self._stored.students.spec, self._stored.students.num_exits
@@ -101,6 +104,7 @@ class Aggregator:
             logits,
             {k: c.exits for k, c in collected.items()},
             {k: c.problem for k, c in collected.items() if c.problem},
+            frozenset(k for k, c in collected.items() if c.late),
             time.perf_counter() - started,
             {k: c.compute for k, c in spoke.items()},
             {k: c.arrived for k, c in spoke.items()},

@@ -6,7 +6,7 @@ change while they serve.
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -98,18 +98,20 @@ class LatencyController:
     def observe(self, seconds: Mapping[int, Seconds]) -> None:
         """Learn what every device took for one request, and move.
 
-        Devices that are left out stay where they are. For one that missed the deadline give the deadline twice.
+        Devices that are left out stay where they are: leave out whoever was not asked, or refused. For one that missed
+        the deadline, which has to be above the target, give the deadline twice.
         """
         self._window.append(dict(seconds))
         for number in seconds:
             self._devices[number].answered += 1
         late = sum(any(taken.total > self.target.seconds for taken in entry.values()) for entry in self._window)
         if late > (1 - self.target.quantile) * self.target.window + 1e-9:
-            self._down()
-        self._up()
+            self._down(seconds)
+        self._up(seconds)
 
-    def _down(self) -> None:
-        for number, device in self._devices.items():
+    def _down(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            device = self._devices[number]
             late = sum(taken.total > self.target.seconds for taken in self._seen(number))
             cheaper = range(device.rung + 1, len(device.costs))
             if late <= self.share * self.target.window + 1e-9 or not cheaper:
@@ -119,8 +121,9 @@ class LatencyController:
                 device.patience = min(2 * device.patience, SLOWEST * self.target.patience)
             self._move(number, next((rung for rung in cheaper if self._fits(number, rung)), cheaper[-1]))
 
-    def _up(self) -> None:
-        for number, device in self._devices.items():
+    def _up(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            device = self._devices[number]
             if device.answered >= self.target.window:
                 device.climbed = False
                 if device.rung <= device.failed:

@@ -46,6 +46,8 @@ class Collected:
         """int64 (B,), from 0; -1 where nothing came."""
         self.problem = ""
         """Why something is missing, if somebody knows."""
+        self.late = False
+        """Something is missing because the deadline passed after the device was asked."""
         self.absent = False
         """Nobody knows whether the device is there."""
         self.sent = self.received = 0
@@ -98,7 +100,7 @@ class Collected:
             if self._open and not self.problem:
                 came = len(self.exits) - len(self._open)
                 self.problem = f"late: {came} of {len(self.exits)} samples came within {self._deadline:g} s"
-                self.absent = not came
+                self.late, self.absent = True, not came
 
 
 class RemoteStudent:
@@ -138,6 +140,8 @@ class RemoteStudent:
     def finish(self, collected: Collected) -> None:
         """Wait for the answer, or its deadline; if nobody knows then whether the device is there, have it asked."""
         collected.wait()
+        if collected.late and not collected.sent and not self._there.is_set():  # it was waited for, not asked
+            collected.late, collected.problem = False, f"down: {self._problem}"
         if collected.absent and self._there.is_set():
             self._problem, self._trusted = collected.problem, time.perf_counter() + GRACE
             self._there.clear()

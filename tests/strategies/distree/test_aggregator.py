@@ -248,6 +248,7 @@ def test_a_student_without_a_device_is_missing(tiny: Tiny, addresses) -> None:
         answer = aggregator.infer(PIXELS, {1: LAST})
     assert without(tiny, 2, answer)
     assert answer.missing == {2: "no device serves it"}
+    assert not answer.late
 
 
 def test_a_student_that_is_none_is_an_error(tiny: Tiny, addresses) -> None:

@@ -209,6 +209,18 @@ def test_devices_that_are_left_out_stay() -> None:
     assert controller.rungs == {1: 0, 2: down}
 
 
+def test_a_device_that_is_left_out_does_not_climb_when_only_its_quick_answers_are_remembered() -> None:
+    controller = LatencyController({1: COSTS}, TARGET)
+    for seconds in [0.3] * 5 + [0.095] * 10 + [0.01] * 20:
+        controller.observe({1: Seconds(seconds, seconds)})
+    down = controller.rungs[1]
+    for _ in range(39):
+        controller.observe({})
+    assert controller.rungs == {1: down}
+    controller.observe({1: Seconds(0.01, 0.01)})
+    assert controller.rungs == {1: down - 1}
+
+
 def test_a_device_that_was_not_heard_of_for_a_window_stays() -> None:
     controller = LatencyController({1: COSTS, 2: COSTS}, TARGET)
     for _ in range(5):

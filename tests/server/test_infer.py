@@ -1,0 +1,94 @@
+"""What `infer` makes of the devices' answers: exits that hold a latency."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from common.console.samples import Samples
+from common.errors import UserError
+from server import infer
+from strategies.distree.aggregator import Answer
+from strategies.distree.controller import LatencyController, LatencyTarget
+from strategies.distree.policies import FeatureDifference, LastExit
+from strategies.distree.stored import StoredStudents
+from tests.strategies.distree.devices import EXITS, Tiny
+
+DEADLINE = 0.5
+COSTS = (4.0, 3.0, 2.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> StoredStudents:
+    """Two students with a ladder of four rungs."""
+    tiny = Tiny(tmp_path_factory.mktemp("tiny"))
+    rungs = [LastExit(EXITS), *(FeatureDifference((2.0 - rung,) * (EXITS - 1)) for rung in range(3))]
+    return replace(tiny.whole, ladder=[{1: rung, 2: rung} for rung in rungs], ladder_costs={1: COSTS, 2: COSTS})
+
+
+def answer(exits: dict[int, list[int]], missing: dict[int, str], late: Sequence[int] = (), seconds: float = 0.01):
+    """What devices answer that take all the time but a millisecond to compute."""
+    numbers = [k for k, own in exits.items() if max(own) >= 0]
+    size = len(exits[1])
+    logits = torch.arange(5.0).expand(size, -1)
+    return Answer(
+        logits, {k: torch.tensor(own) for k, own in exits.items()}, missing, frozenset(late), seconds,
+        dict.fromkeys(numbers, seconds - 0.001), dict.fromkeys(numbers, seconds), {1: 10, 2: 10}, {1: 10, 2: 10},
+    )  # fmt: skip
+
+
+class Scripted:
+    """Answers with what it was given, the last one for ever."""
+
+    deadline = DEADLINE
+
+    def __init__(self, *answers: Answer) -> None:
+        self._answers = list(answers)
+
+    def infer(self, images: Tensor, *_: object) -> Answer:
+        return self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+
+
+def batches(number: int, size: int = 1, truth: str | None = None) -> Iterator[Samples]:
+    for index in range(number):
+        yield Samples([f"{index}.{row}" for row in range(size)], [truth] * size, torch.zeros(size, 3, 8, 8))
+
+
+def after(requests: int, stored: StoredStudents, controller: LatencyController, *answers: Answer) -> dict[int, int]:
+    """Return the rungs after so many requests."""
+    predictions = infer.classify(stored, Scripted(*answers), batches(requests), None, controller)  # type: ignore[arg-type]
+    assert len(list(predictions)) == requests
+    return controller.rungs
+
+
+LATE = answer({1: [6], 2: [-1]}, {2: "late: 0 of 1 samples came within 0.5 s"}, late=[2])
+DOWN = answer({1: [6], 2: [-1]}, {2: "down: it cannot be reached: connection refused"})
+UNSERVED = answer({1: [6], 2: [-1]}, {2: "no device serves it"})
+
+
+def test_a_device_that_is_always_late_goes_to_the_cheapest_rung(stored: StoredStudents) -> None:
+    controller = LatencyController(stored.ladder_costs, LatencyTarget(0.2))
+    # it is as if it had taken the deadline, whatever the aggregator's clock says of the others' answers
+    assert after(5, stored, controller, replace(LATE, seconds=0.1)) == {1: 0, 2: 3}
+    assert after(20, stored, controller, LATE) == {1: 0, 2: 3}
+
+
+@pytest.mark.parametrize("gone", [DOWN, UNSERVED])
+def test_a_device_that_is_gone_comes_back_where_it_was(gone: Answer, stored: StoredStudents) -> None:
+    controller = LatencyController(stored.ladder_costs, LatencyTarget(0.2))
+    assert after(25, stored, controller, LATE) == {1: 0, 2: 3}
+    assert after(100, stored, controller, gone) == {1: 0, 2: 3}
+
+
+@pytest.mark.parametrize("target", [500.0, 501.0, float("inf")])
+def test_a_target_that_the_deadline_hides_is_refused(
+    target: float, stored: StoredStudents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(infer, "load_students", lambda _: stored)
+    options = argparse.Namespace(model=tmp_path, policy=None, target_ms=target, deadline=DEADLINE, compare=False)
+    with pytest.raises(UserError, match=f"--target-ms {target:g}: give less than the --deadline, 500 ms"):
+        infer.run(options)
