@@ -3,6 +3,7 @@
 import argparse
 import time
 import tomllib
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,17 @@ def read_overrides(options: argparse.Namespace) -> dict[str, Any]:
         if values.get(key):
             values[key] = str(Path(values[key]).absolute())
     return values
+
+
+def refuse_unread(options: argparse.Namespace, read: Set[str], options_for: Mapping[str, str]) -> None:
+    """Raise `UserError` when `-c` gives keys that a verb does not read, with the option that says the same, if any.
+
+    A preset may have other keys: it is made for several verbs.
+    """
+    given = dict.fromkeys(pair.partition("=")[0].strip() for pair in options.config)
+    found = [f"{key} (give {options_for[key]})" if key in options_for else key for key in given if key not in read]
+    if found:
+        raise UserError(f"`server {options.verb}` does not read {', '.join(found)}: leave out what has no effect")
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

@@ -1,12 +1,13 @@
 """`python -m server teacher` and `python -m server students`: DistrEE's offline half on a server that has data.
 
 Both take the run configuration's keys: `data.*` say which images, `network.*` the network to train (a student's
-backbone, or the teacher), `distree.*` how the teacher is partitioned and imitated.
+backbone, or the teacher), `distree.*` how the teacher is partitioned and imitated. A preset's other keys are
+passed over.
 """
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from torch import nn
 from common import paths
 from common.bundle import FILE, BundleInfo, save_bundle
 from common.capacity import Capacity, lacking
-from common.config import RunConfig
+from common.config import RunConfig, key
 from common.data import ClientSplit, client_split, load, normalizer
 from common.data.images import Normalizer, SampleSet
 from common.devices import deterministic, keep_memory, pick_device, threads
@@ -26,7 +27,7 @@ from common.errors import UserError
 from common.exits import anytime_accuracy, collect_logits
 from common.networks import NetworkSpec, build, without_early_exits
 from common.storage import write_text
-from server.overrides import add_overrides, read_overrides
+from server.overrides import add_overrides, read_overrides, refuse_unread
 from strategies.distree.central import Schedule, image_batches
 from strategies.distree.config import DistrEEConfig
 from strategies.distree.finish import finish_students
@@ -42,6 +43,24 @@ from strategies.setup import read_config
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
+BOTH_READ = frozenset({
+    "data.name", "data.root", "data.label", "data.image-size", "data.limit", "data.mean", "data.std",
+    "network.name", "network.width", "network.lora-rank", "run.seed", "server.device", "server.threads",
+})  # fmt: skip
+READ = {
+    "teacher": BOTH_READ | {"network.pretrained"},
+    "students": BOTH_READ
+    | {"network.exits"}
+    | {key("distree", f.name) for f in fields(DistrEEConfig)}
+    - {"distree.teacher", "distree.without-teacher", "distree.public", "distree.public-samples"},
+}
+"""Verb -> the keys that have an effect."""
+OPTIONS = {
+    "train.epochs": "--epochs", "train.lr": "--lr", "server.autocast": "--autocast", "clients.autocast": "--autocast",
+    "run.root": "--out", "run.name": "--out", "clients.device": "-c server.device",
+    "clients.threads": "-c server.threads",
+}  # fmt: skip
+"""Key of a run -> what says the same here."""
 VALIDATION = 0.1  # of the training images (NoNN, released code): for the partition and the thresholds
 
 
@@ -135,6 +154,7 @@ def _lacks_to_serve(device: Capacity, costs: StudentCosts, number: int) -> str:
 
 def _prepare(options: argparse.Namespace) -> tuple[RunConfig, Samples, Schedule, torch.device]:
     config = read_config(read_overrides(options))
+    refuse_unread(options, READ[options.verb], OPTIONS)
     schedule = Schedule(options.epochs, lr=options.lr, augment=not options.no_augmentation, autocast=options.autocast)
     if problems := schedule.problems():
         raise UserError("; ".join(problems))
@@ -160,6 +180,8 @@ def _make_folder(folder: Path) -> None:
 def _samples(config: RunConfig) -> Samples:
     source = load(config.data, paths.cache_root())
     split = own_split(len(source.train), config.run.seed)
+    if not len(split.validation):
+        raise UserError(f"there are {len(source.train)} training images on this server: too few to hold some out")
     section = config.network
     spec = NetworkSpec(
         section.name, len(source.classes), source.input_shape, section.exits, section.tiers, section.width,

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.config import load_config
 from common.data import DataConfig, load
 from server.__main__ import main
+from server.students import OPTIONS, READ
 from strategies.distree.stored import load_student, load_students, student_file
+from strategies.registry import sections
 from tests.served import Served, served
 
 IMAGES = ["-c", "data.name=digits", "-c", "network.name=wrn16", "--no-augmentation"]
@@ -173,6 +176,16 @@ def test_students_are_as_wide_as_suits_the_declared_devices(
         (["students", "--teacher", "absent", "--out", "new", "-c", "distree.devices=auto;low"], "measure the server"),
         (["students", "--teacher", "absent", "--out", "new"], "no model in absent"),
         (["teacher", "--out", "new", "--epochs", "0"], "epochs"),
+        (
+            ["teacher", "--out", "new", "-c", "train.epochs=7", "-c", "train.momentum=0", "-c", "run.seed=2"],
+            "`server teacher` does not read train.epochs (give --epochs), train.momentum: leave out",
+        ),
+        (["teacher", "--out", "new", "-c", "distree.beta=7"], "`server teacher` does not read distree.beta: leave out"),
+        (
+            ["students", "--teacher", "absent", "--out", "new", "-c", "distree.beta=7", "-c", "distree.public=digits"],
+            "`server students` does not read distree.public: leave out",
+        ),
+        (["teacher", "--out", "new", "-c", "data.limit=4"], "there are 4 training images on this server: too few"),
         (["teacher", "--out", ".", "-c", "data.name=digits"], "is not empty"),
         (["teacher", "--out", "something"], "--out something cannot be a folder of results: File exists"),
         (["teacher", "--out", "something/new"], "--out something/new cannot be a folder of results: Not a directory"),
@@ -191,6 +204,18 @@ def test_training_refuses_before_it_starts(
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_is_said_to_be_read_are_keys_and_so_is_what_takes_their_place() -> None:
+    known = load_config({}, sections()).flat()
+    assert set().union(*READ.values(), OPTIONS) <= set(known)
+    assert not set().union(*READ.values()) & set(OPTIONS)
+
+
+def test_a_preset_may_have_keys_that_training_does_not_read(tmp_path: Path) -> None:
+    preset = tmp_path / "preset.toml"
+    preset.write_text("[train]\nepochs = 7\n[data]\nlimit = 100\n[network]\nname = 'wrn16'\n")
+    assert main(["teacher", "--out", str(tmp_path / "new"), "--epochs", "1", "--preset", str(preset)]) == 0
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_training(
