@@ -10,21 +10,21 @@ import argparse
 import math
 import shlex
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common import paths
 from common.client_store import NAME
-from common.config import RunConfig
-from common.data import load
+from common.config import RunConfig, key
+from common.data import DataConfig, load
 from common.data.clients import Population
 from common.data.images import SampleSet
 from common.devices import deterministic, pick_device, threads
 from common.errors import UserError
 from server import devices
 from server.infer_compare import Row, show
-from server.overrides import add_overrides, read_overrides
+from server.overrides import add_overrides, read_overrides, refuse_unread
 from server.students import own_split
 from strategies.callbacks.report.records import load_run
 from strategies.distree.aggregator import Aggregator
@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
 BUILT_IN = frozenset({"entropy", "last", "neighbour", "oracle", "published", "random"})  # what others compare with
+READ = frozenset(
+    {"clients.count", "run.seed", "server.device", "server.threads", *(key("data", f.name) for f in fields(DataConfig))}
+)
+OPTIONS = {"distree.max-accuracy-loss": "--accuracy-loss"}  # key of a run -> what says the same here
 SAME = 3e-3  # of the mean features' length: rounding on another machine stays below, other images differ by more
 
 
@@ -97,6 +101,7 @@ def run(options: argparse.Namespace) -> int:
     if target.timed and set(devices.numbered(options.student, stored, "--student")) != set(numbers):
         raise UserError(f"{target.option} is measured on the devices: give --student NUMBER=HOST:PORT for each of them")
     config, images = validation_images(folder, read_overrides(options), stored)
+    refuse_unread(options, READ, OPTIONS)
     with ExitStack() as stack:
         measured = _measure(config, stored, images, devices.ask(stored, options, stack) if options.student else None)
     policies = fit(target, measured)

@@ -225,6 +225,10 @@ def test_a_runs_own_configuration_says_which_images_were_for_validation(
         (["--macs", "0.5", "--student", "1=127.0.0.1:1"], "--student needs --token-file"),
         (["--macs", "0.5", "-c", "run.seed=2"], "these are not the validation images of the students' training"),
         (["--macs", "0.5", "-c", "data.limit=1400"], "these are not the validation images of the students' training"),
+        (
+            ["--macs", "0.5", "-c", "distree.max-accuracy-loss=0.02"],
+            "`server calibrate` does not read distree.max-accuracy-loss (give --accuracy-loss): leave out",
+        ),
         (["--macs", "0.5", "-c", "data.limit=4"], "there are no validation images to calibrate on"),
         (["--macs", "0.5", "-c", "data.image-size=16"], "the students take images (1, 8, 8) of 10 classes, here are"),
         (["--macs", "0.5", "--model", "absent"], "no students in absent"),
