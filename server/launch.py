@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from common.errors import UserError
 from common.processes import end, environment, free_port, interrupted_by_sigterm, wait_for_port
-from strategies.callbacks.run_folder import read_events
+from server.tail import Tail
 
 PROJECT = Path(__file__).resolve().parent.parent
 ASK_EVERY = 5.0  # seconds between questions to Flower: each one is a process of a second
@@ -141,11 +141,12 @@ def _follow(run_id: str, folder: Path, connection: str, env: Mapping[str, str], 
         TextColumn("ETA"), TimeRemainingColumn(),
     )  # fmt: skip
     asked = heard = time.monotonic()
+    metrics = Tail(folder / "metrics.jsonl")
     with Progress(*columns, disable=not show) as progress:
         bar = progress.add_task(f"{folder.name}: starting", total=None)
         while True:
             time.sleep(0.5)
-            rounds = [event for event in read_events(folder / "metrics.jsonl") if event["event"] == "round"]
+            rounds = [event for event in metrics.read() if event["event"] == "round"]
             if rounds:
                 last = rounds[-1]
                 text = f"{folder.name}: round {last['round']}/{last['rounds']}"
@@ -155,8 +156,11 @@ def _follow(run_id: str, folder: Path, connection: str, env: Mapping[str, str], 
             if time.monotonic() - asked < ASK_EVERY:
                 continue
             asked = time.monotonic()
-            answer = _flwr(["flwr", "list", connection, "--run-id", run_id, "--format", "json"], env)
-            if "runs" not in answer:
+            try:
+                answer = _flwr(["flwr", "list", connection, "--run-id", run_id, "--format", "json"], env)
+            except UserError as error:  # it said nothing
+                answer = {"error-message": error}
+            if not answer.get("runs"):
                 if asked - heard > LOST:
                     problem = " ".join(str(answer.get("error-message", answer)).split())
                     raise UserError(

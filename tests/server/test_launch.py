@@ -80,16 +80,31 @@ def test_a_run_that_did_not_complete_is_not_called_completed(env, tmp_path, monk
     assert outcome.details == "because"
 
 
-def test_a_superlink_that_is_away_for_a_moment_is_asked_again_and_one_that_has_gone_is_told(env, tmp_path, monkeypatch):
-    refused = {"success": False, "error-message": "Connection refused"}
+REFUSED = {"success": False, "error-message": "Connection refused"}
+
+
+@pytest.mark.parametrize(
+    ("silence", "told"), [(REFUSED, "Connection refused"), ({"runs": []}, "{'runs': "), (None, "flwr list failed")]
+)
+def test_a_superlink_that_is_away_for_a_moment_is_asked_again_and_one_that_has_gone_is_told(
+    env, tmp_path, monkeypatch, silence, told
+):
     flower = Flower("finished:completed")
-    silences = [refused, refused]
-    monkeypatch.setattr(launch, "_flwr", lambda c, e: silences.pop() if c[1] == "list" and silences else flower(c, e))
+    silences = [silence, silence]
+
+    def answer(command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
+        if command[1] != "list" or not silences:
+            return flower(command, env)
+        if (said := silences.pop()) is None:
+            raise UserError("flwr list failed: ")
+        return said
+
+    monkeypatch.setattr(launch, "_flwr", answer)
     assert simulate({"run.name": "a"}, tmp_path, env, workers=1, show=False).completed
     assert not silences
     monkeypatch.setattr(launch, "LOST", -1.0)
-    silences = [refused]
-    with pytest.raises(UserError, match=f"has gone: Connection refused; .* continue with --resume {tmp_path / 'a'}"):
+    silences = [silence]
+    with pytest.raises(UserError, match=f"has gone: {told}.* continue with --resume {tmp_path / 'a'}"):
         simulate({"run.name": "a"}, tmp_path, env, workers=1, show=False)
 
 
@@ -156,7 +171,8 @@ popen = subprocess.Popen
 launch.subprocess.Popen = lambda command, **kwargs: popen(["sleep", "60"], **kwargs)
 launch.wait_for_port = lambda host, port, process: print(process.pid, flush=True) or True
 with launch.local_superlink(Path(sys.argv[1])):
-    time.sleep(60)
+    for _ in range(600):
+        time.sleep(0.1)  # a signal that comes in the moment in which a sleep begins does not shorten it
 """
 
 
