@@ -60,12 +60,11 @@ class RunFolder(Callback):
                 f"run.name {config.run.name!r}: use letters, digits, '.', '_' and '-' only, {LONGEST} at most"
             )
         folder = root / config.run.name
-        if folder.exists() and {file.name for file in folder.iterdir()} - BARE:
-            raise UserError(
-                f"there is a run in {folder} already: choose another run.name, or continue it with run.resume"
-            )
+        _refuse_taken(folder)
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        return RunFolder(folder)
+        created = RunFolder(folder)
+        _refuse_taken(folder)  # a process that had it until now has written there
+        return created
 
     @staticmethod
     def reopen(folder: Path) -> tuple["RunFolder", dict[str, Any]]:
@@ -170,6 +169,11 @@ class RunFolder(Callback):
 
     def _checkpoints(self) -> list[Path]:
         return sorted((self.folder / "checkpoints").glob("round-*.safetensors"))
+
+
+def _refuse_taken(folder: Path) -> None:
+    if folder.exists() and {file.name for file in folder.iterdir()} - BARE:
+        raise UserError(f"there is a run in {folder} already: choose another run.name, or continue it with run.resume")
 
 
 def _finite(value: Any) -> Any:

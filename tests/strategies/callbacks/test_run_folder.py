@@ -198,11 +198,19 @@ def test_a_run_is_continued_once_the_process_that_wrote_to_it_was_killed(setting
     assert len(pauses) == 1
 
 
-def test_a_name_that_is_taken_is_refused(settings):
-    config = read_config(settings)
-    RunFolder.create(Path(settings["run.root"]), config)
-    with pytest.raises(UserError, match=r"choose another run\.name, or continue it with run\.resume"):
-        RunFolder.create(Path(settings["run.root"]), config)
+def test_a_name_that_another_process_takes_meanwhile_is_refused(settings, monkeypatch):
+    config, root = read_config(settings), Path(settings["run.root"])
+    folder = RunFolder.create(root, config).folder
+    with writer(folder) as process:
+
+        def pause(_: float) -> None:
+            (folder / "config.toml").touch()
+            process.kill()
+            process.wait()
+
+        monkeypatch.setattr(run_folder.time, "sleep", pause)
+        with pytest.raises(UserError, match=r"choose another run\.name, or continue it with run\.resume"):
+            RunFolder.create(root, config)
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "a/b", ".hidden", "a b", "a" * 101])
