@@ -25,7 +25,7 @@ from benchmarks.common import save
 from common.data import DataConfig, client_split, load
 from common.exits import BUDGET_SWEEP
 from server.students import VALIDATION
-from strategies.distree.calibration import Policies, Samples, fit, operate, sweep_fractions, within
+from strategies.distree.calibration import Answers, Policies, fit, operate, sweep_fractions, within
 from strategies.distree.finish import comparable_policies, measure
 from strategies.distree.policies import FeatureDifference, NeighbourSimilarity, Random, diff_cos, oracle_exits
 from strategies.distree.scores import ScorePolicy
@@ -64,7 +64,7 @@ def main() -> None:
     print(save(options.name, result))
 
 
-def study(validation: Samples, test: Samples, policies: Mapping[str, Policies]) -> dict[str, Any]:
+def study(validation: Answers, test: Answers, policies: Mapping[str, Policies]) -> dict[str, Any]:
     """Return the test accuracy of every exit, of every named policy, and each kind's curve."""
     logits = torch.stack(list(test.votes().values())).sum(0)
     full = sum(costs[-1] for costs in test.costs.values())
@@ -87,7 +87,7 @@ def study(validation: Samples, test: Samples, policies: Mapping[str, Policies]) 
     }
 
 
-def rank_area(test: Samples) -> list[dict[str, Any]]:
+def rank_area(test: Answers) -> list[dict[str, Any]]:
     """Return, per exit from the second, how well scores rank its right answers before wrong ones (ROC area)."""
     logits = torch.stack(list(test.votes().values())).sum(0)
     right = logits.argmax(-1) == test.labels
@@ -100,7 +100,7 @@ def rank_area(test: Samples) -> list[dict[str, Any]]:
     ]
 
 
-def _at_saving(saving: float, validation: Samples, test: Samples, full: float) -> dict[str, Any]:
+def _at_saving(saving: float, validation: Answers, test: Answers, full: float) -> dict[str, Any]:
     """Return how each kind does when it may spend so much on validation images."""
     target = (1 - saving) * full
     found: dict[str, Policies] = {
@@ -121,16 +121,16 @@ def _at_saving(saving: float, validation: Samples, test: Samples, full: float) -
     return {name: _point(chosen, test, full) for name, chosen in found.items()}
 
 
-def _scored(kind: type[ScorePolicy], validation: Samples) -> Fitted:
+def _scored(kind: type[ScorePolicy], validation: Answers) -> Fitted:
     return lambda p: {k: fit(kind, f, sweep_fractions(len(f), p, kind.first)) for k, f in validation.features.items()}
 
 
-def _point(policies: Policies, samples: Samples, full: float) -> dict[str, Any]:
-    point = operate(policies, samples)
+def _point(policies: Policies, answers: Answers, full: float) -> dict[str, Any]:
+    point = operate(policies, answers)
     return {"saved": 1 - point.cost / full, **asdict(point)}
 
 
-def _oracle(test: Samples, full: float) -> dict[str, Any]:
+def _oracle(test: Answers, full: float) -> dict[str, Any]:
     logits = torch.stack(list(test.votes().values())).sum(0)
     exits = oracle_exits(logits, test.labels)
     rows = torch.arange(len(exits))

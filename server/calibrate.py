@@ -28,7 +28,7 @@ from server.overrides import add_overrides, read_overrides, refuse_unread
 from server.students import own_split
 from strategies.callbacks.report.records import load_run
 from strategies.distree.aggregator import Aggregator
-from strategies.distree.calibration import Measure, Policies, Samples, cheapest, operate, within
+from strategies.distree.calibration import Answers, Measure, Policies, cheapest, operate, within
 from strategies.distree.finish import measure
 from strategies.distree.policies import LastExit
 from strategies.distree.stored import CALIBRATED, StoredStudents, find_students, load_students, save_students
@@ -68,8 +68,8 @@ class Target:
 class Measured:
     """What the students answer to the validation images."""
 
-    macs: Samples
-    seconds: Samples | None
+    macs: Answers
+    seconds: Answers | None
     """Likewise, with the devices' seconds as costs; None where none was asked."""
 
     @property
@@ -163,12 +163,12 @@ def fit(target: Target, measured: Measured) -> Policies:
     """Return policies that meet a target on validation images; raises `UserError`, with the closest, if none do."""
     if target.measure is None:
         return cheapest(measured.macs, target.value)
-    samples, unit = measured.macs, measured.full
+    answers, unit = measured.macs, measured.full
     if target.timed:
         assert measured.seconds is not None
-        samples, unit = measured.seconds, 1e-3
-    policies = within(samples, target.value * unit, target.measure)
-    point = operate(policies, samples)
+        answers, unit = measured.seconds, 1e-3
+    policies = within(answers, target.value * unit, target.measure)
+    point = operate(policies, answers)
     least = getattr(point, target.measure) / unit
     if least > target.value * (1 + 1e-9):
         raise UserError(
@@ -199,17 +199,17 @@ def _measure(config: RunConfig, stored: StoredStudents, images: SampleSet, aggre
     """
     deterministic()
     with threads(config.server.threads):
-        samples = measure(stored.students, images, stored.normalizer, pick_device(config.server.device))
-    for k, features in samples.features.items():
+        answers = measure(stored.students, images, stored.normalizer, pick_device(config.server.device))
+    for k, features in answers.features.items():
         mean = features[-1].mean(0)
         if not (mean - stored.means[k]).norm() <= SAME * stored.means[k].norm():
             raise UserError(
                 "these are not the validation images of the students' training: give its data.* and its run.seed"
             )
     if aggregator is None:
-        return Measured(samples, None)
+        return Measured(answers, None)
     times = time_exits(aggregator, stored.students.spec.numbers, stored.students.num_exits, images.inputs)
-    return Measured(samples, replace(samples, costs=times.compute, links=times.links))
+    return Measured(answers, replace(answers, costs=times.compute, links=times.links))
 
 
 def _row(name: str, policies: Policies, measured: Measured) -> Row:

@@ -24,7 +24,7 @@ Measure = Literal["cost", "slowest_mean", "slowest_p99"]
 
 
 @dataclass(frozen=True)
-class Samples:
+class Answers:
     """What K students answer to N labelled samples, and what that costs; all on the CPU."""
 
     features: Mapping[int, Tensor]
@@ -71,20 +71,20 @@ class Point:
     """Device -> samples that stopped at each exit."""
 
 
-def operate(policies: Mapping[int, ExitPolicy], samples: Samples, ids: Sequence[int] = ()) -> Point:
+def operate(policies: Mapping[int, ExitPolicy], answers: Answers, ids: Sequence[int] = ()) -> Point:
     """Return how the policies do; `ids`: the samples' numbers, else 0..N-1."""
-    numbers = ids or range(len(samples.labels))
-    exits = {k: policies[k].exits(f, samples.classify(k), numbers) for k, f in samples.features.items()}
-    return _point(samples, samples.votes(), exits)
+    numbers = ids or range(len(answers.labels))
+    exits = {k: policies[k].exits(f, answers.classify(k), numbers) for k, f in answers.features.items()}
+    return _point(answers, answers.votes(), exits)
 
 
-def _point(samples: Samples, votes: Mapping[int, Tensor], exits: Mapping[int, Tensor]) -> Point:
-    rows = torch.arange(len(samples.labels))
+def _point(answers: Answers, votes: Mapping[int, Tensor], exits: Mapping[int, Tensor]) -> Point:
+    rows = torch.arange(len(answers.labels))
     logits = torch.stack([votes[k][exits[k], rows] for k in votes]).sum(0)
-    spent = {k: torch.tensor(samples.costs[k], dtype=torch.float64)[exits[k]] for k in votes}
-    slowest = torch.stack([seconds + samples.links.get(k, 0.0) for k, seconds in spent.items()]).amax(0)
+    spent = {k: torch.tensor(answers.costs[k], dtype=torch.float64)[exits[k]] for k in votes}
+    slowest = torch.stack([seconds + answers.links.get(k, 0.0) for k, seconds in spent.items()]).amax(0)
     return Point(
-        accuracy=(logits.argmax(1) == samples.labels).double().mean().item(),
+        accuracy=(logits.argmax(1) == answers.labels).double().mean().item(),
         cost=torch.stack(list(spent.values())).sum(0).mean().item(),
         costs={k: cost.mean().item() for k, cost in spent.items()},
         slowest_mean=slowest.mean().item(),
@@ -121,34 +121,34 @@ def sweep(num_exits: int, first: int) -> list[Tensor]:
     return shares
 
 
-def cheapest(samples: Samples, max_accuracy_loss: float, kind: type[ScorePolicy] = FeatureDifference) -> Policies:
+def cheapest(answers: Answers, max_accuracy_loss: float, kind: type[ScorePolicy] = FeatureDifference) -> Policies:
     """Return the cheapest policies that lose at most `max_accuracy_loss` against everybody at the last exit.
 
     Of equally cheap ones the most accurate; 0.01 is one point.
     """
-    search = _Search(samples, kind)
+    search = _Search(answers, kind)
     needed = search.point(search.uniform(0)).accuracy - max_accuracy_loss - 1e-9
     return search.best(lambda point: (max(0.0, needed - point.accuracy), point.cost, -point.accuracy))
 
 
 def within(
-    samples: Samples, target: float, of: Measure = "cost", kind: type[ScorePolicy] = FeatureDifference
+    answers: Answers, target: float, of: Measure = "cost", kind: type[ScorePolicy] = FeatureDifference
 ) -> Policies:
     """Return the most accurate policies whose `of` is at most `target`; if none is, the ones that come closest.
 
     With MACs as costs, "cost" bounds the mean MACs of all devices together; with seconds (and links), "slowest_mean"
     and "slowest_p99" bound the latency, which the last device decides.
     """
-    search = _Search(samples, kind)
+    search = _Search(answers, kind)
     return search.best(lambda point: (max(0.0, getattr(point, of) - target), -point.accuracy, point.cost))
 
 
-def ladder(samples: Samples, rungs: int = 12, kind: type[ScorePolicy] = FeatureDifference) -> list[Policies]:
+def ladder(answers: Answers, rungs: int = 12, kind: type[ScorePolicy] = FeatureDifference) -> list[Policies]:
     """Return policies from everybody at the last exit to the cheapest, at most `rungs`, about equally far apart.
 
     From rung to rung the sum of the devices' mean costs falls, and no device's rises.
     """
-    search = _Search(samples, kind)
+    search = _Search(answers, kind)
     chain = [(search.uniform(0), search.point(search.uniform(0)))]
     for choice, point in search.efficient():
         last = chain[-1][1]
@@ -168,12 +168,12 @@ def _scores(kind: type[ScorePolicy], features: Tensor, classify: Classify | None
 class _Search:
     """All students' candidates: the last exit, then the sweep."""
 
-    def __init__(self, samples: Samples, kind: type[ScorePolicy]) -> None:
-        self.samples, self.votes = samples, samples.votes()
+    def __init__(self, answers: Answers, kind: type[ScorePolicy]) -> None:
+        self.answers, self.votes = answers, answers.votes()
         self.candidates: dict[int, list[ExitPolicy]] = {}
         self.exits: dict[int, list[Tensor]] = {}
-        for k, features in samples.features.items():
-            last, scores = LastExit(len(features)), _scores(kind, features, samples.classify(k))
+        for k, features in answers.features.items():
+            last, scores = LastExit(len(features)), _scores(kind, features, answers.classify(k))
             fractions = sweep(len(features), kind.first)
             fitted = [kind(fit_scores(scores, share, strict=True)) for share in fractions]
             self.candidates[k] = [last, *fitted]
@@ -189,7 +189,7 @@ class _Search:
 
     def point(self, choice: Mapping[int, int]) -> Point:
         """Return how a choice does."""
-        return _point(self.samples, self.votes, {k: self.exits[k][index] for k, index in choice.items()})
+        return _point(self.answers, self.votes, {k: self.exits[k][index] for k, index in choice.items()})
 
     def uniform_choices(self) -> list[dict[int, int]]:
         """Return every choice of the same candidate for every student."""

@@ -8,7 +8,7 @@ import torch
 
 from common.data.images import Normalizer, SampleSet
 from common.errors import UserError
-from strategies.distree.calibration import Samples, cheapest, ladder, operate, within
+from strategies.distree.calibration import Answers, cheapest, ladder, operate, within
 from strategies.distree.joint import collect_features
 from strategies.distree.policies import PUBLISHED, Entropy, FeatureDifference, LastExit, NeighbourSimilarity, Random
 from strategies.distree.stored import CALIBRATED, Policies, StoredStudents, exit_macs
@@ -29,15 +29,15 @@ def finish_students(
     """
     if not len(validation):
         raise UserError("there are no validation images to calibrate the exits on: set data.validation above 0")
-    samples = measure(students, validation, normalize, device)
-    policies = comparable_policies(samples, max_accuracy_loss)
-    rungs, means = ladder(samples), {k: f[-1].mean(0) for k, f in samples.features.items()}
-    costs = [operate(rung, samples).costs for rung in rungs]
+    answers = measure(students, validation, normalize, device)
+    policies = comparable_policies(answers, max_accuracy_loss)
+    rungs, means = ladder(answers), {k: f[-1].mean(0) for k, f in answers.features.items()}
+    costs = [operate(rung, answers).costs for rung in rungs]
     stored = StoredStudents(
         students, validation.classes, normalize.to("cpu"), means, policies, rungs,
         {k: [rung[k] for rung in costs] for k in means}, run,
     )  # fmt: skip
-    return stored, {name: asdict(operate(chosen, samples)) for name, chosen in policies.items()}
+    return stored, {name: asdict(operate(chosen, answers)) for name, chosen in policies.items()}
 
 
 def measure(
@@ -46,26 +46,26 @@ def measure(
     normalize: Normalizer,
     device: torch.device,
     costs: Callable[[Any], Sequence[float]] = exit_macs,
-) -> Samples:
+) -> Answers:
     """Return what the students answer to images at every exit; `costs` of a student: MACs unless told otherwise."""
     features = collect_features(students, images, normalize.to(device), device)
     students.cpu()
-    return Samples(features, images.labels, students.classifier, {k: costs(s) for k, s in students.numbered()})
+    return Answers(features, images.labels, students.classifier, {k: costs(s) for k, s in students.numbered()})
 
 
-def comparable_policies(samples: Samples, max_accuracy_loss: float) -> Mapping[str, Policies]:
+def comparable_policies(answers: Answers, max_accuracy_loss: float) -> Mapping[str, Policies]:
     """Return the policies by name.
 
     "calibrated": feature difference, the cheapest that loses at most `max_accuracy_loss`; "neighbour" and, where one
     device sees all logits, "entropy": as accurate as they get with the same mean MACs; "random": uniform from the
     second exit on; "last"; with 7 exits "published", the paper's thresholds.
     """
-    exits: dict[int, int] = {k: len(features) for k, features in samples.features.items()}
-    calibrated: dict[str, Policies] = {CALIBRATED: cheapest(samples, max_accuracy_loss)}
-    budget = operate(calibrated[CALIBRATED], samples).cost
-    calibrated["neighbour"] = within(samples, budget, kind=NeighbourSimilarity)
+    exits: dict[int, int] = {k: len(features) for k, features in answers.features.items()}
+    calibrated: dict[str, Policies] = {CALIBRATED: cheapest(answers, max_accuracy_loss)}
+    budget = operate(calibrated[CALIBRATED], answers).cost
+    calibrated["neighbour"] = within(answers, budget, kind=NeighbourSimilarity)
     if len(exits) == 1:
-        calibrated["entropy"] = within(samples, budget, kind=Entropy)
+        calibrated["entropy"] = within(answers, budget, kind=Entropy)
     fixed: dict[str, Policies] = {
         "random": {k: Random((0.0, *[1.0] * (n - 1)) if n > 1 else (1.0,), seed=k) for k, n in exits.items()},
         "last": {k: LastExit(n) for k, n in exits.items()},

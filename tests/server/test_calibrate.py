@@ -17,7 +17,7 @@ from server.__main__ import main
 from server.app import prepare
 from server.students import VALIDATION
 from strategies.callbacks.run_folder import RunFolder
-from strategies.distree.calibration import Samples, operate
+from strategies.distree.calibration import Answers, operate
 from strategies.distree.finish import measure
 from strategies.distree.policies import LastExit
 from strategies.distree.stored import StoredStudents, load_student, load_students, student_file
@@ -51,7 +51,7 @@ def validation() -> SampleSet:
 
 
 @pytest.fixture(scope="module")
-def samples(trained: Path, validation: SampleSet) -> Samples:
+def answers(trained: Path, validation: SampleSet) -> Answers:
     """What the students answer to the validation images, with MACs as costs."""
     stored = load_students(trained)
     return measure(stored.students, validation, stored.normalizer, torch.device("cpu"))
@@ -63,8 +63,8 @@ def devices(trained: Path) -> Iterator[Served]:
         yield found
 
 
-def full(samples: Samples) -> float:
-    return sum(costs[-1] for costs in samples.costs.values())
+def full(answers: Answers) -> float:
+    return sum(costs[-1] for costs in answers.costs.values())
 
 
 def same_but_for_policies(one: StoredStudents, other: StoredStudents) -> bool:
@@ -77,11 +77,11 @@ def same_but_for_policies(one: StoredStudents, other: StoredStudents) -> bool:
     )
 
 
-def test_an_accuracy_loss_is_kept_at_fewer_macs(students: Path, samples: Samples, capsys) -> None:
+def test_an_accuracy_loss_is_kept_at_fewer_macs(students: Path, answers: Answers, capsys) -> None:
     before = load_students(students)
     assert main(["calibrate", "--model", str(students), *IMAGES, "--accuracy-loss", "0.05"]) == 0
     stored = load_students(students)
-    point, last = operate(stored.policies["loss-0.05"], samples), operate(LAST, samples)
+    point, last = operate(stored.policies["loss-0.05"], answers), operate(LAST, answers)
     assert point.accuracy >= last.accuracy - 0.05
     assert point.cost < last.cost
     shown = capsys.readouterr().out
@@ -99,13 +99,13 @@ def test_an_accuracy_loss_is_kept_at_fewer_macs(students: Path, samples: Samples
         assert own == {name: chosen[number] for name, chosen in stored.policies.items()}
 
 
-def test_a_looser_target_is_cheaper_and_a_tighter_share_less_accurate(students: Path, samples: Samples) -> None:
+def test_a_looser_target_is_cheaper_and_a_tighter_share_less_accurate(students: Path, answers: Answers) -> None:
     for target in (["--accuracy-loss", "0"], ["--accuracy-loss", "0.2"], ["--macs", "0.9"], ["--macs", "0.4"]):
         assert main(["calibrate", "--model", str(students), *IMAGES, *target]) == 0
-    points = {name: operate(chosen, samples) for name, chosen in load_students(students).policies.items()}
+    points = {name: operate(chosen, answers) for name, chosen in load_students(students).policies.items()}
     assert points["loss-0.2"].cost < points["loss-0"].cost
-    assert points["macs-0.9"].cost <= 0.9 * full(samples)
-    assert points["macs-0.4"].cost <= 0.4 * full(samples)
+    assert points["macs-0.9"].cost <= 0.9 * full(answers)
+    assert points["macs-0.4"].cost <= 0.4 * full(answers)
     assert points["macs-0.4"].accuracy < points["macs-0.9"].accuracy
 
 
@@ -120,11 +120,11 @@ def test_a_share_that_cannot_be_met_changes_nothing_and_the_closest_that_is_told
     assert f"macs-{float(closest):g}" in load_students(students).policies
 
 
-def test_calibrated_is_replaced_when_it_is_named(students: Path, samples: Samples) -> None:
+def test_calibrated_is_replaced_when_it_is_named(students: Path, answers: Answers) -> None:
     before = load_students(students).policies
     assert main(["calibrate", "--model", str(students), *IMAGES, "--macs", "0.5", "--name", "calibrated"]) == 0
     after = load_students(students).policies
-    assert operate(after["calibrated"], samples).cost <= 0.5 * full(samples) < operate(LAST, samples).cost
+    assert operate(after["calibrated"], answers).cost <= 0.5 * full(answers) < operate(LAST, answers).cost
     assert after.keys() == before.keys()
     assert {k: v for k, v in after.items() if k != "calibrated"} == {
         k: v for k, v in before.items() if k != "calibrated"
@@ -140,7 +140,7 @@ def test_policies_to_compare_with_cannot_be_replaced(students: Path, capsys) -> 
 
 @pytest.mark.parametrize("option", ["--latency-ms", "--p99-ms"])
 def test_latencies_of_real_devices_are_kept(
-    option: str, students: Path, samples: Samples, devices: Served, monkeypatch: pytest.MonkeyPatch, capsys
+    option: str, students: Path, answers: Answers, devices: Served, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     times: list[ExitTimes] = []
 
@@ -157,7 +157,7 @@ def test_latencies_of_real_devices_are_kept(
     assert all(taken[-1] > taken[0] > 0 for taken in times[0].compute.values())
     assert min(times[0].links.values()) > 0
 
-    seconds = Samples(samples.features, samples.labels, samples.classifier, times[0].compute, times[0].links)
+    seconds = Answers(answers.features, answers.labels, answers.classifier, times[0].compute, times[0].links)
     measure = "slowest_mean" if option == "--latency-ms" else "slowest_p99"
     last = getattr(operate(LAST, seconds), measure)
     assert last == pytest.approx(max(times[0].compute[k][-1] + times[0].links[k] for k in (1, 2)))
@@ -172,7 +172,7 @@ def test_latencies_of_real_devices_are_kept(
 
 
 def test_devices_follow_what_was_stored_and_are_timed_for_any_target(
-    students: Path, samples: Samples, devices: Served, tmp_path: Path, capsys
+    students: Path, answers: Answers, devices: Served, tmp_path: Path, capsys
 ) -> None:
     model = ["--model", str(students), *devices.arguments, *DEADLINE]
     assert main(["calibrate", *model, *IMAGES, "--macs", "0.5", "--name", "half"]) == 0
@@ -196,7 +196,7 @@ def test_a_runs_own_configuration_says_which_images_were_for_validation(
     strategy.start(LocalGrid(app, [{"partition-id": 0}]))
     folder = tmp_path / "runs" / "test"
     used: list[SampleSet] = []
-    fits: Callable[..., Samples] = calibrate.measure
+    fits: Callable[..., Answers] = calibrate.measure
     monkeypatch.setattr(calibrate, "measure", lambda *given: used.append(given[1]) or fits(*given))
     for path, name in ((folder, "a"), (folder / "final", "b"), (folder / "final" / "students.safetensors", "c")):
         assert main(["calibrate", "--model", str(path), "--macs", "0.6", "--name", name]) == 0

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.exits import BUDGET_SWEEP, exit_counts
-from strategies.distree.calibration import Samples, cheapest, fit, ladder, operate, sweep, sweep_fractions, within
+from strategies.distree.calibration import Answers, cheapest, fit, ladder, operate, sweep, sweep_fractions, within
 from strategies.distree.classifier import ColumnBlocks
 from strategies.distree.policies import (
     Entropy,
@@ -23,7 +23,7 @@ from strategies.distree.policies import (
 COSTS = (1.0, 2.0, 3.0, 4.0)
 
 
-def graded(samples: int = 400, exits: int = 4, seed: int = 0, students: Sequence[int] = (1, 2)) -> Samples:
+def graded(samples: int = 400, exits: int = 4, seed: int = 0, students: Sequence[int] = (1, 2)) -> Answers:
     """Students whose deeper exits say more about the label; those whose features turned most know most already."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(3, (samples,), generator=generator)
@@ -37,20 +37,20 @@ def graded(samples: int = 400, exits: int = 4, seed: int = 0, students: Sequence
         features[k] = noise + signal + torch.tensor([0, 0, 0, 1.0])
         classifier.blocks[str(k)].data = torch.eye(4)[:3].repeat(exits, 1, 1)
     classifier.bias.data.zero_()
-    return Samples(features, labels, classifier, dict.fromkeys(students, COSTS[:exits]))
+    return Answers(features, labels, classifier, dict.fromkeys(students, COSTS[:exits]))
 
 
-def last(samples: Samples) -> dict[int, LastExit]:
-    return {k: LastExit(len(f)) for k, f in samples.features.items()}
+def last(answers: Answers) -> dict[int, LastExit]:
+    return {k: LastExit(len(f)) for k, f in answers.features.items()}
 
 
 @pytest.mark.parametrize("kind", [FeatureDifference, NeighbourSimilarity, Entropy])
 @pytest.mark.parametrize("p", [0.5, 0.9, 1.0, 1.3])
 def test_fitted_thresholds_give_the_asked_fractions(kind: type[ScorePolicy], p: float) -> None:
-    samples = graded()
+    answers = graded()
     fractions = sweep_fractions(4, p, kind.first)
-    policy = fit(kind, samples.features[1], fractions, samples.classify(1))
-    exits = policy.exits(samples.features[1], samples.classify(1))
+    policy = fit(kind, answers.features[1], fractions, answers.classify(1))
+    exits = policy.exits(answers.features[1], answers.classify(1))
     assert exits.bincount(minlength=4).tolist() == exit_counts(400, fractions)
     assert type(policy) is kind
 
@@ -73,14 +73,14 @@ def test_sweep_begins_at_every_exit_from_the_first_that_may_be_left() -> None:
 
 def test_everybody_at_one_exit_is_found_where_no_earlier_one_says_anything() -> None:
     """Exits 1 and 2 guess, 3 is right: whatever leaves before is lost."""
-    samples = graded()
-    for k, features in samples.features.items():
+    answers = graded()
+    for k, features in answers.features.items():
         features[:2] = torch.rand(features[:2].shape, generator=torch.Generator().manual_seed(k))
         features[2] = features[3]
-    point = operate(cheapest(samples, 0.0), samples)
-    assert point.accuracy >= operate(last(samples), samples).accuracy
+    point = operate(cheapest(answers, 0.0), answers)
+    assert point.accuracy >= operate(last(answers), answers).accuracy
     assert point.cost == 6.0
-    assert operate(ladder(samples)[1], samples).cost == 6.0
+    assert operate(ladder(answers)[1], answers).cost == 6.0
 
 
 def test_nobody_can_be_asked_to_leave_at_the_first_exit_by_difference() -> None:
@@ -111,31 +111,31 @@ def test_operate_by_hand() -> None:
     classifier.blocks["2"].data = torch.tensor([[[0.0], [1.0]], [[0.0], [3.0]]])
     classifier.bias.data.zero_()
     ones = torch.ones(2, 4, 1)
-    samples = Samples({1: ones, 2: ones}, torch.tensor([0, 1, 1, 1]), classifier, {1: [1, 10], 2: [2, 4]}, {2: 7.0})
+    answers = Answers({1: ones, 2: ones}, torch.tensor([0, 1, 1, 1]), classifier, {1: [1, 10], 2: [2, 4]}, {2: 7.0})
     # student 1 at its last exit votes 2 for class 0; student 2 votes 3 for class 1 at the last exit, else 1
     chosen = Random((1.0, 1.0), seed=1)
     exits = chosen.exits(ones, ids=range(4))
-    point = operate({1: LastExit(2), 2: chosen}, samples)
+    point = operate({1: LastExit(2), 2: chosen}, answers)
     deep = exits.tolist().count(1)
     assert 0 < deep < 4
-    assert point.accuracy == ((exits == 1) == (samples.labels == 1)).double().mean().item()
+    assert point.accuracy == ((exits == 1) == (answers.labels == 1)).double().mean().item()
     assert point.costs == {1: 10.0, 2: (deep * 4 + (4 - deep) * 2) / 4}
     assert point.cost == point.costs[1] + point.costs[2]
     # 10 against 2 + 7 or 4 + 7
     assert point.slowest_mean == (deep * 11 + (4 - deep) * 10) / 4
     assert point.slowest_p99 == 11.0
     assert point.histogram == {1: (0, 4), 2: (4 - deep, deep)}
-    assert operate({1: LastExit(2), 2: chosen}, samples, ids=[0, 0, 0, 0]).histogram[2] in ((4, 0), (0, 4))
+    assert operate({1: LastExit(2), 2: chosen}, answers, ids=[0, 0, 0, 0]).histogram[2] in ((4, 0), (0, 4))
 
 
 def test_votes_add_up_to_the_classifiers_answer() -> None:
     generator = torch.Generator().manual_seed(3)
     features = {k: torch.rand(4, 50, size, generator=generator) for k, size in ((1, 5), (2, 7), (3, 2))}
     classifier = ColumnBlocks({1: 5, 2: 7, 3: 2}, 4, 6, seed=1)
-    samples = Samples(features, torch.zeros(50), classifier, dict.fromkeys(features, COSTS))
+    answers = Answers(features, torch.zeros(50), classifier, dict.fromkeys(features, COSTS))
     exits = {k: torch.randint(4, (50,), generator=generator) for k in features}
     rows = torch.arange(50)
-    votes = samples.votes()
+    votes = answers.votes()
     torch.testing.assert_close(
         torch.stack([votes[k][exits[k], rows] for k in votes]).sum(0),
         classifier.combine({k: f[exits[k], rows] for k, f in features.items()}, exits).detach(),
@@ -145,84 +145,84 @@ def test_votes_add_up_to_the_classifiers_answer() -> None:
 @pytest.mark.parametrize("kind", [FeatureDifference, Entropy])
 @pytest.mark.parametrize("loss", [0.0, 0.02, 0.1])
 def test_cheapest_keeps_to_the_loss_and_saves(kind: type[ScorePolicy], loss: float) -> None:
-    samples = graded()
-    point = operate(cheapest(samples, loss, kind), samples)
-    assert point.accuracy >= operate(last(samples), samples).accuracy - loss - 1e-9
+    answers = graded()
+    point = operate(cheapest(answers, loss, kind), answers)
+    assert point.accuracy >= operate(last(answers), answers).accuracy - loss - 1e-9
     assert point.cost < 8.0
 
 
 def test_cheapest_is_no_dearer_than_any_candidate_for_all_that_is_accurate_enough() -> None:
-    samples = graded()
-    chosen = operate(cheapest(samples, 0.02), samples)
-    needed = operate(last(samples), samples).accuracy - 0.02 - 1e-9
+    answers = graded()
+    chosen = operate(cheapest(answers, 0.02), answers)
+    needed = operate(last(answers), answers).accuracy - 0.02 - 1e-9
     for p in BUDGET_SWEEP:
         share = sweep_fractions(4, p, 1)
-        point = operate({k: fit(FeatureDifference, f, share) for k, f in samples.features.items()}, samples)
+        point = operate({k: fit(FeatureDifference, f, share) for k, f in answers.features.items()}, answers)
         assert point.accuracy < needed or point.cost >= chosen.cost
 
 
 def test_more_loss_is_cheaper() -> None:
-    samples = graded()
-    costs = [operate(cheapest(samples, loss), samples).cost for loss in (0.0, 0.02, 0.3)]
+    answers = graded()
+    costs = [operate(cheapest(answers, loss), answers).cost for loss in (0.0, 0.02, 0.3)]
     assert costs[0] > costs[1] > costs[2]
 
 
 def test_nothing_but_the_last_exit_when_no_other_is_right() -> None:
-    samples = graded(students=(1,))
-    samples.classifier.blocks["1"].data[:-1] *= -1
-    assert cheapest(samples, 0.0) == last(samples)
+    answers = graded(students=(1,))
+    answers.classifier.blocks["1"].data[:-1] *= -1
+    assert cheapest(answers, 0.0) == last(answers)
 
 
 def test_within_mean_cost() -> None:
-    samples = graded()
+    answers = graded()
     targets = (4.5, 5.5, 6.5, 8.0)
-    points = [operate(within(samples, target), samples) for target in targets]
+    points = [operate(within(answers, target), answers) for target in targets]
     assert all(point.cost <= target for point, target in zip(points, targets, strict=True))
     assert all(a.accuracy <= b.accuracy for a, b in pairwise(points))
     assert points[0].accuracy < points[-1].accuracy
-    assert points[-1].accuracy >= operate(last(samples), samples).accuracy
+    assert points[-1].accuracy >= operate(last(answers), answers).accuracy
 
 
 def test_an_impossible_target_comes_as_close_as_it_can() -> None:
-    samples = graded()
-    point = operate(within(samples, 0.5), samples)
-    assert point.cost == pytest.approx(operate(ladder(samples)[-1], samples).cost)
+    answers = graded()
+    point = operate(within(answers, 0.5), answers)
+    assert point.cost == pytest.approx(operate(ladder(answers)[-1], answers).cost)
 
 
 def test_a_latency_target_leaves_the_quick_device_at_its_last_exit() -> None:
-    samples = replace(graded(), costs={1: (1.0, 2.0, 3.0, 4.0), 2: (4.0, 8.0, 12.0, 16.0)}, links={1: 0.5, 2: 0.5})
-    policies = within(samples, 12.0, "slowest_mean")
-    point = operate(policies, samples)
+    answers = replace(graded(), costs={1: (1.0, 2.0, 3.0, 4.0), 2: (4.0, 8.0, 12.0, 16.0)}, links={1: 0.5, 2: 0.5})
+    policies = within(answers, 12.0, "slowest_mean")
+    point = operate(policies, answers)
     assert point.slowest_mean <= 12.0
     assert point.histogram[2][3] < 400
     # the quick one is done after 4.5, before the slow one leaves its second exit
-    alone = operate({1: LastExit(4), 2: policies[2]}, samples)
+    alone = operate({1: LastExit(4), 2: policies[2]}, answers)
     assert alone.slowest_mean == point.slowest_mean
     assert point.accuracy >= alone.accuracy
-    assert operate(within(samples, 12.5, "slowest_p99"), samples).slowest_p99 <= 12.5
+    assert operate(within(answers, 12.5, "slowest_p99"), answers).slowest_p99 <= 12.5
     # nobody can stay: 16.5 is above the target, and one sample in a hundred is already too many
-    assert operate(within(samples, 12.5, "slowest_p99"), samples).histogram[2][3] <= 4
+    assert operate(within(answers, 12.5, "slowest_p99"), answers).histogram[2][3] <= 4
 
 
 def test_a_link_counts() -> None:
-    samples = graded()
-    plain, late = (operate(last(samples), replace(samples, links=links)) for links in ({}, {2: 10.0}))
+    answers = graded()
+    plain, late = (operate(last(answers), replace(answers, links=links)) for links in ({}, {2: 10.0}))
     assert (plain.slowest_mean, late.slowest_mean) == (4.0, 14.0)
     assert plain.costs == late.costs
 
 
 def test_ladder_falls_from_the_last_exit() -> None:
-    samples = graded()
-    rungs = ladder(samples)
-    points = [operate(rung, samples) for rung in rungs]
-    assert rungs[0] == last(samples)
+    answers = graded()
+    rungs = ladder(answers)
+    points = [operate(rung, answers) for rung in rungs]
+    assert rungs[0] == last(answers)
     assert 8 <= len(rungs) <= 12
     assert all(a.cost > b.cost for a, b in pairwise(points))
     assert all(a.costs[k] >= b.costs[k] for a, b in pairwise(points) for k in (1, 2))
     assert points[-1].cost < 4.3
     # no step takes much more than its share of the way
     assert max(a.cost - b.cost for a, b in pairwise(points)) < 3 * (8.0 - points[-1].cost) / 11
-    assert ladder(samples, rungs=3)[::2] == [rungs[0], rungs[-1]]
+    assert ladder(answers, rungs=3)[::2] == [rungs[0], rungs[-1]]
 
 
 def test_no_rung_makes_a_device_dearer() -> None:
@@ -232,8 +232,8 @@ def test_no_rung_makes_a_device_dearer() -> None:
 
 def test_a_ladder_of_students_with_one_exit_has_one_rung() -> None:
     classifier = ColumnBlocks({1: 2}, 1, 2, seed=0)
-    samples = Samples({1: torch.ones(1, 5, 2)}, torch.zeros(5), classifier, {1: (3.0,)})
-    assert ladder(samples) == [{1: LastExit(1)}]
+    answers = Answers({1: torch.ones(1, 5, 2)}, torch.zeros(5), classifier, {1: (3.0,)})
+    assert ladder(answers) == [{1: LastExit(1)}]
 
 
 def test_the_same_samples_give_the_same_policies() -> None:
@@ -242,4 +242,4 @@ def test_the_same_samples_give_the_same_policies() -> None:
 
 def test_no_samples() -> None:
     with pytest.raises(UserError, match="no validation samples"):
-        Samples({}, torch.zeros(0), ColumnBlocks({1: 1}, 1, 2, seed=0), {})
+        Answers({}, torch.zeros(0), ColumnBlocks({1: 1}, 1, 2, seed=0), {})
