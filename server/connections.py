@@ -8,13 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from common.errors import UserError
+from common.storage import write_text
 from server.launch import flwr
 
 KNOWN = "already in use"  # how Flower says that it has a key
 
 
 def connection(home: Path, superlink: str, authority: Path | None, env: Mapping[str, str]) -> str:
-    """Return the name of a SuperLink at `host:port` in Flower's configuration, where it is added if it is missing.
+    """Return the name of a SuperLink at `host:port` in Flower's configuration, to which it is added if it is missing.
+
+    An entry that was written here and names another authority is written anew.
 
     Args:
         home: Flower's home folder.
@@ -23,7 +26,7 @@ def connection(home: Path, superlink: str, authority: Path | None, env: Mapping[
         env: from `environment(home)`.
 
     Raises:
-        UserError: the configuration has another entry of that name, or cannot be read.
+        UserError: the configuration has an entry of that name that a user has written, or cannot be read.
     """
     home.mkdir(parents=True, exist_ok=True)
     file = home / "config.toml"
@@ -35,17 +38,23 @@ def connection(home: Path, superlink: str, authority: Path | None, env: Mapping[
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not file.exists():
             flwr(["config", "list"], env)  # writes Flower's own entries, which simulations need
+        text = file.read_text()
         try:
-            found = tomllib.loads(file.read_text()).get("superlink", {}).get(name)
+            found = tomllib.loads(text).get("superlink", {}).get(name)
         except tomllib.TOMLDecodeError as error:
             raise UserError(f"{file} is no TOML: {error}") from error
         if found is None:
-            lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in entry.items())
-            with file.open("a") as stream:
-                stream.write(f"\n[superlink.{name}]\n{lines}")
+            write_text(file, text + _section(name, entry))
         elif found != entry:
-            raise UserError(f"{file} has another [superlink.{name}]: delete it there, a new one is written then")
+            if (old := _section(name, found)) not in text:
+                raise UserError(f"{file} has another [superlink.{name}]: delete it there, a new one is written then")
+            write_text(file, text.replace(old, _section(name, entry)))
     return name
+
+
+def _section(name: str, entry: Mapping[str, object]) -> str:
+    lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in entry.items())
+    return f"\n[superlink.{name}]\n{lines}"
 
 
 def register_keys(keys: Mapping[str, Path], name: str, env: Mapping[str, str]) -> list[str]:

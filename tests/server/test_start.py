@@ -110,11 +110,24 @@ def test_a_superlink_is_added_to_flowers_own_once(tmp_path, monkeypatch):
         "127-0-0-1-8000": {"address": "127.0.0.1:8000", "insecure": True},
         "ml-example-org-8000-tls": {"address": "ml.example.org:8000", "root-certificates": str(tmp_path / "ca.pem")},
     }  # fmt: skip
-    with pytest.raises(UserError, match="delete it there"):
-        connection(tmp_path, "ml.example.org:8000", tmp_path / "other.pem", {})
     (tmp_path / "config.toml").write_text("[oops")
     with pytest.raises(UserError, match="is no TOML"):
         connection(tmp_path, "127.0.0.1:8000", None, {})
+
+
+def test_an_authority_that_lies_elsewhere_now_takes_the_place_of_the_old_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(connections, "flwr", Flower(tmp_path))
+    file, there = tmp_path / "config.toml", "ml.example.org:8000"
+    name = connection(tmp_path, there, tmp_path / "ca.pem", {})
+    connection(tmp_path, "127.0.0.1:8000", None, {})
+    before = file.read_text()
+    assert connection(tmp_path, there, tmp_path / "other.pem", {}) == name
+    assert file.read_text() == before.replace("ca.pem", "other.pem")
+    file.write_text(file.read_text().replace("root-certificates =", "federation = 'mine'\nroot-certificates ="))
+    mine = file.read_text()
+    with pytest.raises(UserError, match=r"another \[superlink.ml-example-org-8000-tls\]: delete it there"):
+        connection(tmp_path, there, tmp_path / "ca.pem", {})
+    assert file.read_text() == mine
 
 
 def test_two_commands_at_once_add_a_superlink_once(tmp_path, monkeypatch):
