@@ -48,6 +48,12 @@ def ask(stored: StoredStudents, options: argparse.Namespace, stack: ExitStack) -
     return stack.enter_context(Aggregator(stored, channels, options.deadline, options.coding))
 
 
+def none_answered(missing: Mapping[int, str]) -> UserError:
+    """Return what to raise when nothing came from anybody; `missing`: student -> why."""
+    reasons = "; ".join(f"student {number}: {reason}" for number, reason in sorted(missing.items()))
+    return UserError(f"no device answered any image, see to them or give a longer --deadline: {reasons}")
+
+
 def numbered(given: Sequence[str], stored: StoredStudents, option: str) -> Mapping[int, str]:
     """Return student -> value of options like `1=VALUE`.
 

@@ -2,7 +2,7 @@
 
 Every device gets each image once, computes until its own exit policy stops it, and sends that exit's features; here
 they are added up. A device that is late or gone is left out after the deadline: the mean feature of the validation
-images stands in for it, and the table says so.
+images stands in for it, and the table says so. An image that no device answered has no label.
 """
 
 import argparse
@@ -33,7 +33,8 @@ class Prediction:
     """What the students together say of one image."""
 
     file: str
-    label: str
+    label: str | None
+    """None: no device answered."""
     truth: str | None
     exits: dict[int, int | None]
     """Student -> its exit, counted from 1; None where its features did not come in time."""
@@ -77,6 +78,8 @@ def run(options: argparse.Namespace) -> int:
         predictions = list(classify(stored, aggregator, samples, policies, controller))
     if not predictions:
         raise skipped.all_of(options.images)
+    if all(p.label is None for p in predictions):
+        raise devices.none_answered(predictions[-1].missing)
     show(predictions, stored, controller)
     if options.json:
         content = {"model": str(options.model), "images": [asdict(p) for p in predictions], "skipped": skipped.reasons}
@@ -114,9 +117,9 @@ def show(predictions: Sequence[Prediction], stored: StoredStudents, controller: 
     for name in (*(f"exit of {k}" for k in numbers), "ms", "bytes up", "down"):
         table.add_column(name, justify="right")
     for p in predictions:
-        exits = ("late" if p.exits[k] is None else str(p.exits[k]) for k in numbers)
+        exits = ("-" if p.exits[k] is None else str(p.exits[k]) for k in numbers)
         # Text, because a file name may hold what rich takes for markup
-        answer = Text(results.answer(p.label, p.truth))
+        answer = Text("-" if p.label is None else results.answer(p.label, p.truth))
         table.add_row(Text(p.file), answer, *exits, f"{p.ms:.2f}", f"{p.sent:.0f}", f"{p.received:.0f}")
     results.show(table, closing_lines(predictions, controller))
 
@@ -134,6 +137,8 @@ def closing_lines(predictions: Sequence[Prediction], controller: LatencyControll
         if gone:
             reasons = "; ".join(sorted({p.missing[number] for p in gone}))
             lines.append(f"student {number} is missing in {len(gone)} answers, its mean stands in: {reasons}")
+    if unlabelled := sum(p.label is None for p in predictions):
+        lines.append(f"{unlabelled} images have no label: no device answered them")
     if controller:
         lines.append(f"rungs of the ladder at the end: {controller.rungs} (0: everybody at the last exit)")
     labelled, accuracy = results.accuracy((p.label, p.truth) for p in predictions)
@@ -146,12 +151,11 @@ def _predictions(batch: Samples, answer: Answer, classes: Sequence[str]) -> Iter
     share = len(batch)
     sent, received = sum(answer.sent.values()) / share, sum(answer.received.values()) / share
     exits = {k: exits.tolist() for k, exits in answer.exits.items()}
-    for row, label in enumerate(answer.logits.argmax(1).tolist()):
+    for row, label in enumerate(answer.labels()):
         own = {k: None if found[row] < 0 else found[row] + 1 for k, found in exits.items()}
         missing = {k: answer.missing.get(k, "") for k, exit_ in own.items() if exit_ is None}
-        yield Prediction(
-            batch.names[row], classes[label], batch.truths[row], own, 1000 * answer.seconds, sent, received, missing
-        )
+        name = None if label is None else classes[label]
+        yield Prediction(batch.names[row], name, batch.truths[row], own, 1000 * answer.seconds, sent, received, missing)
 
 
 def _policies(stored: StoredStudents, name: str | None) -> Policies | None:

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from rich.table import Table
@@ -11,6 +11,7 @@ from rich.table import Table
 from common.console import results
 from common.console.samples import Samples
 from common.errors import UserError
+from server import devices
 from strategies.distree.aggregator import Aggregator
 from strategies.distree.policies import oracle_exits
 from strategies.distree.stored import Policies, StoredStudents, exit_macs
@@ -22,7 +23,7 @@ class Row:
 
     policy: str
     accuracy: float
-    """In [0, 1]."""
+    """In [0, 1]; an image that no device answered is wrong."""
     mean_macs: float
     """Of all devices together, per image."""
     share_of_full_macs: float
@@ -31,13 +32,15 @@ class Row:
     p99_ms: float | None
     histogram: dict[int, dict[int, int]]
     """Student -> exit, counted from 1 -> images; 0: its answer was missing."""
+    missing: dict[int, str] = field(default_factory=dict)
+    """Student -> why, the last time that its answer was missing."""
 
 
 def compare(stored: StoredStudents, aggregator: Aggregator, batches: Sequence[Samples]) -> list[Row]:
     """Ask the devices once per policy, print the table and return its rows.
 
     The oracle, which leaves at the first exit that is right, is computed here: it needs the labels and all exits.
-    Raises `UserError` when an image's class is not known.
+    Raises `UserError` when an image's class is not known, or no device answered anything.
     """
     if not batches or any(truth is None for batch in batches for truth in batch.truths):
         raise UserError("--compare needs the class of every image: give --dataset, or folders named after the classes")
@@ -45,8 +48,13 @@ def compare(stored: StoredStudents, aggregator: Aggregator, batches: Sequence[Sa
     warm_up = batches[0].pixels
     aggregator.infer(warm_up, stored.policies["last"], range(len(warm_up)))
     rows = [_asked(name, chosen, stored, aggregator, batches, macs) for name, chosen in stored.policies.items()]
+    missing = {k: reason for row in rows for k, reason in row.missing.items()}
+    if not any(exit_ for row in rows for counts in row.histogram.values() for exit_ in counts):
+        raise devices.none_answered(missing)
     rows.append(_oracle(stored, batches, macs))
-    show(rows, ["ms: of a batch, with its way there and back; oracle: the first exit that is right, a bound"])
+    lines = ["ms: of a batch, with its way there and back; oracle: the first exit that is right, a bound"]
+    lines += [f"student {k} is missing in some answers, its mean stands in: {missing[k]}" for k in sorted(missing)]
+    show(rows, lines)
     return rows
 
 
@@ -65,10 +73,12 @@ def _asked(
 ) -> Row:
     right, first, times, spent = 0, 0, list[float](), 0.0
     histogram: dict[int, Counter[int]] = {k: Counter() for k in macs}
+    missing = dict[int, str]()
     for batch in batches:
         answer = aggregator.infer(batch.pixels, policies, range(first, first + len(batch)))
-        labels = answer.logits.argmax(1).tolist()
-        right += sum(stored.classes[label] == truth for label, truth in zip(labels, batch.truths, strict=True))
+        for label, truth in zip(answer.labels(), batch.truths, strict=True):
+            right += label is not None and stored.classes[label] == truth
+        missing |= answer.missing
         times.append(1000 * answer.seconds)
         for k, exits in answer.exits.items():
             histogram[k].update((exits + 1).tolist())
@@ -77,7 +87,9 @@ def _asked(
     counts = {k: dict(sorted(counter.items())) for k, counter in histogram.items()}
     full = sum(own[-1] for own in macs.values())
     mean = spent / first
-    return Row(name, right / first, mean, mean / full, sum(times) / len(times), percentile(times, 0.99), counts)
+    return Row(
+        name, right / first, mean, mean / full, sum(times) / len(times), percentile(times, 0.99), counts, missing
+    )
 
 
 @torch.no_grad()
@@ -109,7 +121,7 @@ def show(rows: Sequence[Row], lines: Sequence[str]) -> None:
     for row in rows:
         times = ["" if ms is None else f"{ms:.2f}" for ms in (row.mean_ms, row.p99_ms)] if timed else []
         exits = "\n".join(
-            f"{k}: " + " ".join(f"{'late' if e == 0 else e}:{count}" for e, count in counts.items())
+            f"{k}: " + " ".join(f"{'missing' if e == 0 else e}:{count}" for e, count in counts.items())
             for k, counts in row.histogram.items()
         )
         share, macs = f"{100 * row.share_of_full_macs:.1f} %", f"{row.mean_macs / 1e6:.2f}"

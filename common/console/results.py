@@ -21,8 +21,11 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def accuracy(answers: Iterable[tuple[str, str | None]]) -> tuple[int, float | None]:
-    """Return how many (label, truth) have a truth and the share of those that are right; None without any."""
+def accuracy(answers: Iterable[tuple[str | None, str | None]]) -> tuple[int, float | None]:
+    """Return how many (label, truth) have a truth and the share of those that are right; None without any.
+
+    No label is a wrong one.
+    """
     right = [label == truth for label, truth in answers if truth is not None]
     return len(right), sum(right) / len(right) if right else None
 

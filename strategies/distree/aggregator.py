@@ -45,6 +45,11 @@ class Answer:
     received: dict[int, int]
     """Student -> bytes, likewise."""
 
+    def labels(self) -> list[int | None]:
+        """Return the class of each sample; None where no device answered: the means say the same of every image."""
+        answered = torch.stack(list(self.exits.values())).ge(0).any(0).tolist()
+        return [label if known else None for label, known in zip(self.logits.argmax(1).tolist(), answered, strict=True)]
+
 
 class Aggregator:
     """Asks the devices and adds up their answers; for one thread at a time. A context manager that stops asking.

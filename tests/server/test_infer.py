@@ -1,4 +1,4 @@
-"""What `infer` makes of the devices' answers: exits that hold a latency."""
+"""What `infer` makes of the devices' answers: labels, a comparison of policies, exits that hold a latency."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -12,6 +12,7 @@ from torch import Tensor
 from common.console.samples import Samples
 from common.errors import UserError
 from server import infer
+from server.infer_compare import compare
 from strategies.distree.aggregator import Answer
 from strategies.distree.controller import LatencyController, LatencyTarget
 from strategies.distree.policies import FeatureDifference, LastExit
@@ -92,3 +93,60 @@ def test_a_target_that_the_deadline_hides_is_refused(
     options = argparse.Namespace(model=tmp_path, policy=None, target_ms=target, deadline=DEADLINE, compare=False)
     with pytest.raises(UserError, match=f"--target-ms {target:g}: give less than the --deadline, 500 ms"):
         infer.run(options)
+
+
+HALF = answer({1: [2, -1], 2: [-1, -1]}, {1: "late: 1 of 2 samples came within 0.5 s", 2: "down: gone"}, late=[1])
+NOBODY = answer({1: [-1], 2: [-1]}, {1: "down: it cannot be reached: refused", 2: "no device serves it"})
+
+
+def test_an_image_that_no_device_answered_has_no_label(
+    stored: StoredStudents, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = list(infer.classify(stored, Scripted(HALF), batches(1, 2, "e"), None))  # type: ignore[arg-type]
+    assert [p.label for p in found] == ["e", None]
+    assert [p.exits for p in found] == [{1: 3, 2: None}, {1: None, 2: None}]
+    assert found[1].missing == HALF.missing
+    infer.show(found, stored, None)
+    said = capsys.readouterr().out
+    assert [cell.strip() for cell in said.splitlines()[4].split("│")[1:5]] == ["0.1", "-", "-", "-"]
+    assert "1 images have no label: no device answered them" in said
+    assert "accuracy 50.0 % of 2 images" in said
+
+
+def test_all_is_told_when_no_device_answered_anything(
+    stored: StoredStudents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "answers.json"
+    options = argparse.Namespace(
+        model=tmp_path, policy=None, target_ms=None, deadline=DEADLINE, compare=False, images=tmp_path, json=file
+    )
+    monkeypatch.setattr(infer, "load_students", lambda _: stored)
+    monkeypatch.setattr(infer, "read", lambda *_: batches(2))
+    monkeypatch.setattr(infer.devices, "ask", lambda *_: Scripted(NOBODY))
+    reasons = "student 1: down: it cannot be reached: refused; student 2: no device serves it"
+    with pytest.raises(UserError, match=f"no device answered any image, .*: {reasons}"):
+        infer.run(options)
+    assert not file.exists()
+    assert not capsys.readouterr().out
+
+
+def test_answers_of_means_alone_are_wrong_in_a_comparison(
+    stored: StoredStudents, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policies = {"last": {k: LastExit(EXITS) for k in (1, 2)}}
+    known = replace(stored, policies=policies)
+    whole = answer({1: [6, 6], 2: [6, 6]}, {})
+    rows = compare(known, Scripted(whole, HALF), list(batches(1, 2, "e")))  # type: ignore[arg-type]
+    assert rows[0].accuracy == 0.5
+    assert rows[0].histogram == {1: {0: 1, 3: 1}, 2: {0: 2}}
+    assert rows[0].missing == HALF.missing
+    assert "student 2 is missing in some answers, its mean stands in: down: gone" in capsys.readouterr().out
+
+
+def test_a_comparison_in_which_nobody_answered_is_none(
+    stored: StoredStudents, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = replace(stored, policies={"last": {k: LastExit(EXITS) for k in (1, 2)}})
+    with pytest.raises(UserError, match=r"no device answered any image, .*student 2: no device serves it"):
+        compare(known, Scripted(NOBODY), list(batches(2, 1, "e")))  # type: ignore[arg-type]
+    assert not capsys.readouterr().out

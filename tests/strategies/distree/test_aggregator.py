@@ -1,6 +1,7 @@
 """What several devices answer together: as one process would, and what stands in for those that do not answer."""
 
 import socket
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -16,7 +17,7 @@ from common.rpc.tensors import encode
 from strategies.distree.aggregator import Aggregator, Answer
 from strategies.distree.policies import FeatureDifference, LastExit, Random
 from strategies.distree.service import own_policy
-from tests.deployment import wait_until
+from tests.deployment import free_port, wait_until
 from tests.strategies.distree.devices import EXITS, PIXELS, TOKEN, Tiny, asking, held_at, saying, seen, service, serving
 
 IDS = tuple(range(len(PIXELS)))
@@ -36,10 +37,12 @@ def addresses(tiny: Tiny):
         yield {1: first, 2: second}
 
 
-def nowhere() -> str:
-    """An address where nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return f"127.0.0.1:{taken.getsockname()[1]}"
+@pytest.fixture
+def nowhere() -> Iterator[str]:
+    """An address where nobody listens, nor can begin to."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{taken.getsockname()[1]}"
 
 
 def without(tiny: Tiny, number: int, answer: Answer, policy=LAST) -> bool:
@@ -133,8 +136,8 @@ def test_a_late_device_is_asked_again_at_once(tiny: Tiny, addresses) -> None:
     assert not again.missing
 
 
-def test_a_device_that_is_down_costs_no_deadline(tiny: Tiny, addresses) -> None:
-    with asking(tiny, addresses | {2: nowhere()}, deadline=10.0, absent={2}) as aggregator:
+def test_a_device_that_is_down_costs_no_deadline(tiny: Tiny, addresses, nowhere: str) -> None:
+    with asking(tiny, addresses | {2: nowhere}, deadline=10.0, absent={2}) as aggregator:
         answers = [aggregator.infer(PIXELS, {1: LAST}) for _ in range(6)]
     assert all(without(tiny, 2, answer) for answer in answers)
     assert all(answer.missing[2].startswith("down: ") for answer in answers)
@@ -171,7 +174,7 @@ def test_what_is_wrong_with_a_devices_certificate_is_told(tiny: Tiny, addresses)
 
 def test_a_device_comes_back_by_itself(tiny: Tiny, addresses) -> None:
     with ExitStack() as first:
-        address = first.enter_context(serving(service(tiny.student(2))))
+        address = first.enter_context(serving(service(tiny.student(2)), f"127.0.0.1:{free_port()}"))
         with asking(tiny, addresses | {2: address}) as aggregator:
             assert not aggregator.infer(PIXELS, POLICIES, IDS).missing
             first.close()
@@ -228,6 +231,7 @@ def test_what_came_before_a_mistake_counts(tiny: Tiny, addresses) -> None:
     with serving(broken) as address, asking(tiny, addresses | {2: address}) as aggregator:
         answer = aggregator.infer(PIXELS, {1: LAST})
     assert answer.exits[2].tolist() == [-1, 2, -1, -1, 2, -1]
+    assert answer.labels() == answer.logits.argmax(1).tolist()  # the other device answered all
     features = tiny.whole.means[2].repeat(6, 1)
     features[1], features[4] = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 5.0, 6.0])
     theirs = Inference(features, torch.tensor([6, 2, 6, 6, 2, 6]))
@@ -249,6 +253,14 @@ def test_a_student_without_a_device_is_missing(tiny: Tiny, addresses) -> None:
     assert without(tiny, 2, answer)
     assert answer.missing == {2: "no device serves it"}
     assert not answer.late
+
+
+def test_what_no_device_answered_has_no_label(tiny: Tiny) -> None:
+    broken = saying(reply((4, 1), 2, torch.tensor([[4.0, 5.0, 6.0], [1.0, 2.0, 3.0]])))
+    with serving(broken) as address, asking(tiny, {2: address}) as aggregator:
+        answer = aggregator.infer(PIXELS)
+    labels = answer.logits.argmax(1).tolist()
+    assert answer.labels() == [None, labels[1], None, None, labels[4], None]
 
 
 def test_a_student_that_is_none_is_an_error(tiny: Tiny, addresses) -> None:
