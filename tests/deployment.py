@@ -2,18 +2,22 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from server.launch import PROJECT, environment
+
+PORTS = 16_000, 32_000
 
 
 class Deployment:
@@ -30,7 +34,9 @@ class Deployment:
         )
         self.start("superlink", "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(self.port),
                    "--database", str(folder / "state.db"))  # fmt: skip
-        wait_until(lambda: _listens(self.port), 30, "the SuperLink does not listen")
+        superlink = self.processes["superlink"]
+        wait_until(lambda: _listens(self.port) or superlink.poll() is not None, 120, "the SuperLink does not listen")
+        assert superlink.poll() is None, (folder / "superlink.log").read_text()
 
     def node(self, name: str, node_config: str) -> None:
         """Start a SuperNode with this node configuration."""
@@ -94,6 +100,7 @@ class Deployment:
             text=True,
             check=False,
         )
+        assert "{" in done.stdout, done.stdout + done.stderr
         found: dict[str, Any] = json.loads(done.stdout[done.stdout.find("{") :])
         return found
 
@@ -109,10 +116,11 @@ def launched(home: Path, settings: Mapping[str, Any]) -> subprocess.CompletedPro
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that nobody listens on, from below those that systems give to connections: it is bound later."""
+    while True:
+        port = random.SystemRandom().randrange(*PORTS)
+        with suppress(OSError), socket.create_server(("", port)):
+            return port
 
 
 def wait_until(condition: Any, seconds: float, message: str) -> None:

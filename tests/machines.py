@@ -10,8 +10,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from common.processes import PROJECT, end, free_port
-from tests.deployment import wait_until
+from common.processes import PROJECT, end
+from tests.deployment import free_port, wait_until
 from tests.namespaces import Host
 
 

@@ -31,7 +31,7 @@ from tests.deployment import wait_until
 
 NODE = {"client-ids": "0,1,2", "depth": 2}
 NODE_ID = 7
-LONG = 3000  # epochs: a minute of training
+LONG = 30_000  # epochs: ten minutes of training
 PROJECT = Path(__file__).resolve().parents[2]
 
 
@@ -151,7 +151,7 @@ def test_garbage_on_the_socket_is_sent_away_and_the_worker_stays(orders, garbage
         stranger.connect(str(handover.door(NODE_ID).path))
         stranger.sendall(garbage)
         stranger.shutdown(socket.SHUT_WR)
-        stranger.settimeout(20)
+        stranger.settimeout(60)
         with suppress(ConnectionResetError):  # when it leaves more than it has read
             assert stranger.recv(100) == b""
     ask(protocol.QUERY, orders[protocol.QUERY])
@@ -192,7 +192,7 @@ def test_a_killed_worker_fails_its_message_and_the_next_gets_a_new_one(orders):
     spent = sum(victim.cpu_times()[:2])
 
     def kill() -> None:
-        wait_until(lambda: sum(victim.cpu_times()[:2]) > spent + 0.3, 60, "it does not train")
+        wait_until(lambda: sum(victim.cpu_times()[:2]) > spent + 0.3, 120, "it does not train")
         victim.kill()
 
     killer = threading.Thread(target=kill)
@@ -225,9 +225,9 @@ def test_a_killed_client_app_ends_the_work_that_nobody_wants_any_more(orders, tm
     (tmp_path / "content").write_bytes(content)
     command = [sys.executable, "-c", CLIENT_APP, "--parent-pid", str(os.getpid()), str(tmp_path / "content")]
     with subprocess.Popen(command, cwd=PROJECT) as client_app:
-        wait_until(lambda: sum(process.cpu_times()[:2]) > spent + 0.3, 60, "it does not train")
+        wait_until(lambda: sum(process.cpu_times()[:2]) > spent + 0.3, 120, "it does not train")
         client_app.send_signal(signal.SIGKILL)
-    wait_until(lambda: not workers(), 5, "the worker trains on")
+    wait_until(lambda: not workers(), 60, "the worker trains on")
 
 
 def resident(door: Door, parent: int, idle: float) -> None:
@@ -239,8 +239,8 @@ def resident(door: Door, parent: int, idle: float) -> None:
 
 def test_it_leaves_when_nothing_comes(runtime):
     door = Door.named("idle")
-    resident(door, os.getpid(), idle=0.1)
-    wait_until(lambda: not running(str(door.path)), 20, "it stays")
+    resident(door, os.getpid(), idle=2)
+    wait_until(lambda: not running(str(door.path)), 60, "it stays")
     assert not door.path.exists()
 
 
@@ -251,9 +251,9 @@ def test_it_leaves_when_its_supernode_has_gone(runtime):
         time.sleep(1.5)  # longer than between two looks
         (process,) = running(str(door.path))
         supernode.kill()
-    wait_until(lambda: not running(str(door.path)), 20, "it stays")
+    wait_until(lambda: not running(str(door.path)), 60, "it stays")
     assert not door.path.exists()
-    resident(door, os.getpid(), idle=0.1)
+    resident(door, os.getpid(), idle=2)
     assert process not in running(str(door.path))
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from common.processes import PROJECT, free_port
+from common.processes import PROJECT
 from strategies.callbacks.run_folder import read_events
-from tests.deployment import wait_until
+from tests.deployment import free_port, wait_until
 from tests.docker.compose import read, words
 from tests.machines import Machines
 

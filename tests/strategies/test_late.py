@@ -1,6 +1,7 @@
 """A client that answers after the deadline: dropped, or folded into a later round with a staleness weight."""
 
 import threading
+import time
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from common.flat import FlatState, Layout
 from common.folding import Fold, fraction_bits
 from common.local_grid import LocalGrid
 from common.protocol import ClientReport, ClientResult, Reply
+from strategies import exchange, late
 from strategies.aggregation import RoundCollector
 from strategies.late import Latecomers
 
@@ -22,6 +24,30 @@ SLOW = 5
 SETTINGS = {"clients.per-node": 1, "run.rounds": 4, "data.limit": 300}
 KEEPING = {"objective.name": "l2w", "objective.l2w-hidden": 4, "objective.l2w-interval": 1}
 DEADLINE = 0.3
+
+
+class Clock:
+    """Goes on by what is slept, and a little whenever it is read: a busy machine makes nobody late."""
+
+    TICK = 0.01
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        self.now += self.TICK
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch) -> Clock:
+    made = Clock()
+    for module in (exchange, late):
+        monkeypatch.setattr(module, "time", made)
+    return made
 
 
 class Watched:
@@ -107,13 +133,13 @@ def test_with_the_option_it_counts_by_how_late_it_is(prepare_run, grid, rounds_l
     assert app.rounds_of(SLOW) == [1]  # still at work in the rounds after
     assert run.records[-1].clients == {1: 2, 2: 2, 3: 1}
     assert run.strategy.trained == set(range(6))
-    (ours, fresh), (theirs, late) = app.models[last, 4], app.models[1, SLOW]
+    (ours, fresh), (theirs, stale) = app.models[last, 4], app.models[1, SLOW]
     share = round(theirs * 0.5**rounds_late)
     deepest = set(run.strategy.layouts[3].keys) - set(run.strategy.layouts[2].keys)
     assert deepest
     for key, value in fresh.state_dict().items():
         if key in deepest:  # nobody else has these
-            mean = (ours * value.double() + share * late.state_dict()[key].double()) / (ours + share)
+            mean = (ours * value.double() + share * stale.state_dict()[key].double()) / (ours + share)
             assert torch.allclose(run.strategy.model[key].double(), mean, atol=1e-6), key
             assert not torch.allclose(run.strategy.model[key], value, atol=1e-6), key
 
@@ -145,7 +171,7 @@ def test_without_the_option_what_it_kept_is_discarded(run_strategy):
 def test_who_never_answers_is_asked_again(run_strategy):
     app = Watched()
     settings = {**SETTINGS, **KEEPING, "round.staleness": 1.0}
-    run = run_strategy(settings, NODES, app, Never, timeout=0.01)
+    run = run_strategy(settings, NODES, app, Never, timeout=2.5 * Clock.TICK)
     assert run.records[0].failures == {SLOW: "did not answer in time"}
     assert all(record.late == [] for record in run.records)
     again = app.rounds_of(SLOW)[1]
@@ -170,28 +196,43 @@ def test_a_late_answer_that_is_unfit_is_dropped(run_strategy, flower_log):
 
 
 @pytest.mark.parametrize("staleness", [0.0, 0.5])
-def test_a_node_that_is_really_slow(run_strategy, staleness):
+def test_a_node_that_is_really_slow(run_strategy, monkeypatch, clock, staleness):
     """Nodes on threads, one of which works until the others are in the next round."""
-    turn, next_round, done = threading.Lock(), threading.Event(), threading.Event()
+    turn, next_round, done, in_time = threading.Lock(), threading.Event(), threading.Event(), set[int]()
 
     def app(message, context):
-        node, round_ = context.node_config["partition-id"], message.metadata.group_id
         if message.metadata.message_type == protocol.TRAIN:
-            slow = (node, round_) == (SLOW, "1")
-            if slow:
-                next_round.wait(30)
-            elif round_ == "2":
+            if of_slow(message, context):
+                next_round.wait(60)
+            elif message.metadata.group_id == "2":
                 next_round.set()
-                done.wait(30)
+                done.wait(60)
         with turn:  # nodes of one process share their networks
-            answer = real_app(message, context)
-        if message.metadata.message_type == protocol.TRAIN and slow:
-            done.set()
-        return answer
+            return real_app(message, context)
+
+    def of_slow(message, context) -> bool:
+        return (context.node_config["partition-id"], message.metadata.group_id) == (SLOW, "1")
 
     class Threads(LocalGrid):
         def __init__(self, *args) -> None:
             super().__init__(*args, concurrent=True)
+
+        def _run(self, instruction):
+            super()._run(instruction)
+            context = self.contexts[instruction.metadata.dst_node_id]
+            if instruction.metadata.message_type == protocol.TRAIN:
+                if of_slow(instruction, context):
+                    done.set()
+                elif instruction.metadata.group_id == "1":
+                    in_time.add(instruction.metadata.dst_node_id)
+
+    def sleep(seconds: float) -> None:
+        time.sleep(0.01)
+        if len(in_time) == len(NODES) - 1 and not next_round.is_set():  # the first round, without the slow one
+            clock.now += seconds
+
+    monkeypatch.setattr(clock, "TICK", 0.0)
+    monkeypatch.setattr(clock, "sleep", sleep)
 
     run = run_strategy({**SETTINGS, "round.staleness": staleness}, NODES, app, Threads, timeout=3.0)
     assert [record.round for record in run.records] == [1, 2, 3, 4]
@@ -207,9 +248,9 @@ LAYOUT = Layout((("w", (2,)),), (("n", ()),))
 def test_the_weight_of_a_late_sum():
     """Two clients of one node, 10 and 20 samples, two rounds late at 0.5: 8 samples of 7.5, beside 24 fresh ones."""
     bits, reports = fraction_bits(30), [ClientReport(c, 1, "", n) for c, n in ((0, 10), (1, 20))]
-    late = Latecomers(0.5, {1: LAYOUT}, lambda client: client.depth, averages=True)
-    late.expect(1, bits, 60.0, {"first": reports})
-    assert (late.clients, late.samples, late.lives) == ({0, 1}, 30, 2)
+    latecomers = Latecomers(0.5, {1: LAYOUT}, lambda client: client.depth, averages=True)
+    latecomers.expect(1, bits, 60.0, {"first": reports})
+    assert (latecomers.clients, latecomers.samples, latecomers.lives) == ({0, 1}, 30, 2)
     fold = Fold(LAYOUT, bits)
     for client, value in ((0, 3.0), (1, 6.0)):
         state = FlatState(LAYOUT, torch.full((2,), value), torch.tensor([client]))
@@ -219,18 +260,18 @@ def test_the_weight_of_a_late_sum():
     LocalGrid(None, [])  # makes messages possible
     order = Message(content, dst_node_id=1, message_type=protocol.TRAIN)
     order.metadata.__dict__["_message_id"] = "first"
-    collector = RoundCollector({1: LAYOUT}, fraction_bits(24 + late.samples), {2: 1})
+    collector = RoundCollector({1: LAYOUT}, fraction_bits(24 + latecomers.samples), {2: 1})
     fresh = FlatState(LAYOUT, torch.tensor([1.0, 0.0]), torch.tensor([9]))
     collector.add(Reply([ClientResult(2, 1, 24)], lone={2: fresh}), [2])
-    assert late.take(Message(content, reply_to=order), collector, 3)
-    assert late.clients == set()
+    assert latecomers.take(Message(content, reply_to=order), collector, 3)
+    assert latecomers.clients == set()
     update = collector.finish()
     assert update.tiers[1].state["w"].tolist() == pytest.approx([(8 * 5 + 24) / 32, 8 * 5 / 32])
     assert update.tiers[1].state["n"] == 9
     assert (update.tiers[1].weight, update.tiers[1].clients) == (32, (0, 1, 2))
     assert list(update.results) == [2]
     assert {client: round_ for client, (round_, _) in update.late.items()} == {0: 1, 1: 1}
-    assert not late.take(Message(content, reply_to=order), collector, 3)
+    assert not latecomers.take(Message(content, reply_to=order), collector, 3)
 
 
 @pytest.mark.parametrize("changes", [{"run.strategy": "darkdistill"}, {"robust.reject": 4.0}])

@@ -12,7 +12,7 @@ def no_thread_stays() -> Iterator[None]:
     """Every test closes what it opens."""
     before = set(threading.enumerate())
     yield
-    until = time.monotonic() + 5
+    until = time.monotonic() + 60
     while (left := set(threading.enumerate()) - before) and time.monotonic() < until:
         time.sleep(0.01)
     assert not left

@@ -16,6 +16,7 @@ from server.app import prepare
 from strategies.callbacks.base import Callback
 from strategies.callbacks.prometheus import Prometheus
 from strategies.callbacks.run_folder import read_events
+from tests.deployment import free_port
 from tests.strategies.callbacks.samples import client_record, record
 
 pytest.importorskip("prometheus_client")
@@ -100,11 +101,6 @@ class Scraper(Callback):
 
     def on_round(self, strategy: Any, record: Any) -> None:
         self.seen.append(scrape(self.port))
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
 
 
 def test_the_option_serves_a_run_and_lets_go_of_the_port(flat: dict[str, Any], tmp_path: Path) -> None:

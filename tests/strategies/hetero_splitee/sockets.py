@@ -41,7 +41,7 @@ def same(taken: Batch | Missing, client: int, index: int, cut: int = 1) -> bool:
     return place and torch.equal(taken.features, features) and torch.equal(taken.labels, labels)
 
 
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait for something that other threads bring about."""
     end = time.monotonic() + seconds
     while not condition():
@@ -75,7 +75,7 @@ class Bench:
         return self._channels[-1]
 
     def stream(self, origin_: Origin | None = None, address: str = "", **options) -> FeatureStream:
-        return FeatureStream(self.channel(address), origin_ or origin(), **{"deadline": 20.0, **options})
+        return FeatureStream(self.channel(address), origin_ or origin(), **{"deadline": 60.0, **options})
 
     def stop(self) -> None:
         for channel in self._channels:
@@ -87,7 +87,7 @@ class Bench:
 def take_all(inbox: Inbox, client: int = 0, gradient: Callable[[Batch], Tensor] | None = None) -> list[Batch]:
     """Take one client's batches until its end, answering each with a gradient if asked to."""
     taken: list[Batch] = []
-    while isinstance(got := inbox.take(client, len(taken), 20), Batch):
+    while isinstance(got := inbox.take(client, len(taken), 60), Batch):
         taken.append(got)
         if gradient:
             inbox.reply(client, got.index, gradient(got))
@@ -110,7 +110,7 @@ class Trainer(threading.Thread):
             self._error = error
 
     def result(self):
-        self.join(20)
+        self.join(60)
         assert not self.is_alive(), "still running"
         if self._error is not None:
             raise self._error

@@ -141,20 +141,20 @@ def refusals(strategy):
             channel.close()
 
     def stream(*messages):
-        return lambda channel: list(channel.stream_stream(TRAIN)(iter(messages), timeout=20))
+        return lambda channel: list(channel.stream_stream(TRAIN)(iter(messages), timeout=60))
 
     def speak(channel):
-        with FeatureStream(channel, origin, deadline=20) as sender:
+        with FeatureStream(channel, origin, deadline=60) as sender:
             sender.send(torch.zeros(8, 2, 8, 8), torch.zeros(8, dtype=torch.long))
 
     attempt("wrong token", connect(address, new_token(), limits=large), speak)
-    attempt("wrong token offloads", connect(address, new_token()), lambda c: c.unary_unary(OFFLOAD)(b"", timeout=20))
+    attempt("wrong token offloads", connect(address, new_token()), lambda c: c.unary_unary(OFFLOAD)(b"", timeout=60))
     attempt("garbage", connect(address, strategy.token), stream(b"\xff\xfe garbage" * 50))
     attempt("nothing", connect(address, strategy.token), stream())
     attempt("oversized", connect(address, strategy.token, limits=large), stream(b"\0" * (strategy.message_bytes + 1)))
     attempt("oversized offload", connect(address, strategy.token, limits=large),
-            lambda c: c.unary_unary(OFFLOAD)(b"\0" * (strategy.message_bytes + 1), timeout=20))  # fmt: skip
-    with suppress(OSError), socket.create_connection(("127.0.0.1", strategy.running.port), timeout=5) as plain:
+            lambda c: c.unary_unary(OFFLOAD)(b"\0" * (strategy.message_bytes + 1), timeout=60))  # fmt: skip
+    with suppress(OSError), socket.create_connection(("127.0.0.1", strategy.running.port), timeout=60) as plain:
         plain.sendall(b"GET / HTTP/1.1\r\n\r\n" + bytes(10_000))
         while plain.recv(4096):
             pass

@@ -63,12 +63,12 @@ def plain_call(bench: Bench, messages: Iterable[TrainMessage], hold: bool = True
 
     def feed() -> Iterable[TrainMessage]:
         yield from messages
-        called.wait(10)
+        called.wait(60)
         while hold and call.is_active():  # otherwise the stream ends, which would be a mistake of its own
             time.sleep(0.01)
 
     called = threading.Event()
-    call = method(feed(), timeout=10)
+    call = method(feed(), timeout=60)
     called.set()
     return call
 
@@ -186,10 +186,10 @@ def test_noise_is_refused_and_the_service_goes_on(bench):
     for size in (1, 10, 100, 1000, 10_000):
         for start in (b"", hello().SerializeToString()):
             with pytest.raises(grpc.RpcError) as raised:
-                list(method(iter([start + noise.randbytes(size)]), timeout=10))
+                list(method(iter([start + noise.randbytes(size)]), timeout=60))
             codes.add(raised.value.code())
             with pytest.raises(grpc.RpcError) as raised:
-                list(method(iter([hello().SerializeToString(), noise.randbytes(size)]), timeout=10))
+                list(method(iter([hello().SerializeToString(), noise.randbytes(size)]), timeout=60))
             codes.add(raised.value.code())
     assert codes <= {INVALID, UNFIT}
     for start in (b"", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"):
@@ -205,7 +205,7 @@ def test_a_sender_that_ignores_its_credit_is_held_up(bench):
     until(lambda: inbox.accepted == {0: 2})
     time.sleep(0.1)
     assert inbox.accepted == {0: 2}
-    inbox.take(0, 0, 1)
+    inbox.take(0, 0, 60)
     until(lambda: inbox.accepted == {0: 3})
 
 
@@ -235,7 +235,7 @@ def test_open_streams_do_not_hold_up_a_stop(bench):
     until(lambda: inbox.accepted == {0: 1, 1: 1})
     start = time.monotonic()
     bench.server.stop(grace=0.1)  # that no thread is left, the fixture asserts
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 20  # the calls would go on for a minute
 
 
 def offload_call(bench: Bench, **changes) -> OffloadReply:
@@ -244,7 +244,7 @@ def offload_call(bench: Bench, **changes) -> OffloadReply:
     )
     described, data = encode(FEATURES, "fp32")
     request = {"header": header(), "features": described, "data": bytes(data), **changes}
-    return method(OffloadRequest(**request), timeout=10)
+    return method(OffloadRequest(**request), timeout=60)
 
 
 @pytest.fixture

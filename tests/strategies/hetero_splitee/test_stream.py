@@ -56,13 +56,13 @@ def test_over_tls_with_a_certificate_made_for_the_run():
 
 
 def test_a_wrong_token_is_final_and_a_wrong_certificate_is_no_server(bench, monkeypatch):
-    monkeypatch.setattr(stream_module, "PAUSE", (6.0, 6.0))
+    monkeypatch.setattr(stream_module, "PAUSE", (60.0, 60.0))
     bench.open({0: 1})
     start = time.monotonic()
     stream = FeatureStream(bench.channel(token="wrong"), origin())
     with pytest.raises(StreamError, match="client 0 in round 1: UNAUTHENTICATED"), stream:
         stream.send(*batch(0, 0))
-    assert time.monotonic() - start < 5  # not tried again
+    assert time.monotonic() - start < 30  # not tried again
     monkeypatch.setattr(stream_module, "PAUSE", (0.05, 0.05))
     monkeypatch.setattr(stream_module, "ATTEMPTS", 3)
     bench.certificate = self_signed(["127.0.0.1"])
@@ -85,8 +85,8 @@ def test_a_sender_waits_at_its_window_until_the_trainer_takes(bench):
         until(lambda taken=taken: len(sent) == min(4, 2 + taken))
         time.sleep(0.1)
         assert len(sent) == min(4, 2 + taken)
-        assert same(inbox.take(0, taken, 5), 0, taken)
-    inbox.take(0, 3, 5)
+        assert same(inbox.take(0, taken, 60), 0, taken)
+    inbox.take(0, 3, 60)
     sending.result()
 
 
@@ -98,7 +98,7 @@ def test_the_server_may_allow_less_than_the_clients_window(bench):
     until(lambda: inbox.accepted == {0: 1})
     time.sleep(0.1)
     assert sent == [0]
-    inbox.take(0, 0, 5)
+    inbox.take(0, 0, 60)
     sending.result()
     stream.close()
 
@@ -172,7 +172,7 @@ def test_a_gradient_that_is_lost_on_the_way_comes_again(bench, monkeypatch, limi
 
 def test_a_round_without_gradients_says_so(bench):
     inbox = bench.open({0: 1})
-    taking = Trainer(lambda: inbox.take(0, 0, 5))
+    taking = Trainer(lambda: inbox.take(0, 0, 60))
     with pytest.raises(StreamError, match="returns no gradients"), bench.stream() as stream:
         stream.send_and_wait_gradient(*batch(0, 0))
     taking.result()
@@ -182,7 +182,7 @@ def test_who_is_skipped_learns_it(bench):
     inbox = bench.open({0: 1, 1: 1})
     with bench.stream(batches=3) as stream:
         stream.send(*batch(0, 0))
-        assert same(inbox.take(0, 0, 5), 0, 0)
+        assert same(inbox.take(0, 0, 60), 0, 0)
         assert inbox.take(0, 1, 0.05) == Missing.LATE
         assert inbox.take(1, 0, 0.05) == Missing.LATE
         with pytest.raises(StreamError, match="goes on without it"):
@@ -200,7 +200,7 @@ def test_a_deadline_ends_the_wait_for_the_trainer(bench):
     with pytest.raises(StreamError, match=r"client 0 in round 1.*(?i:deadline)"), bench.stream(deadline=0.3) as stream:
         for index in range(3):
             stream.send(*batch(0, index))
-    assert 0.25 < time.monotonic() - start < 2
+    assert 0.25 < time.monotonic() - start < 30
 
 
 def test_a_server_that_is_not_there_is_given_up(bench, monkeypatch):
@@ -229,7 +229,7 @@ def test_a_client_without_batches_ends_at_once(bench):
         assert stream.finish() == 0
         with pytest.raises(ValueError, match="has ended"):
             stream.send(*batch(0, 0))
-    assert inbox.take(0, 0, 1) == Missing.ENDED
+    assert inbox.take(0, 0, 60) == Missing.ENDED
 
 
 def test_a_client_that_starts_over_repeats_nothing(bench):
@@ -240,9 +240,9 @@ def test_a_client_that_starts_over_repeats_nothing(bench):
     killed.send(*batch(0, 1))
     until(lambda: inbox.accepted == {0: 2})
     killed.close()
-    assert same(inbox.take(0, 0, 5), 0, 0)
+    assert same(inbox.take(0, 0, 60), 0, 0)
     with bench.stream() as stream:
-        taking = Trainer(lambda: [inbox.take(0, index, 5) for index in range(1, 5)])
+        taking = Trainer(lambda: [inbox.take(0, index, 60) for index in range(1, 5)])
         for index in range(4):
             stream.send(*batch(0, index))
         assert stream.finish() == 4
@@ -260,12 +260,12 @@ def test_answers_that_come_before_a_client_that_started_over_asks_are_kept(bench
         killed.send(*batch(0, index))
     answers = [torch.full((8, *SHAPES[1]), float(index)) for index in range(3)]
     for index in range(2):
-        assert same(inbox.take(0, index, 5), 0, index)
+        assert same(inbox.take(0, index, 60), 0, index)
         if gradients:
             inbox.reply(0, index, answers[index])
     killed.close()
     with bench.stream() as stream:
-        taking = Trainer(lambda: inbox.take(0, 2, 5))
+        taking = Trainer(lambda: inbox.take(0, 2, 60))
         for index in range(2):
             stream.send(*batch(0, index))
             if gradients:
@@ -302,8 +302,8 @@ def test_batches_of_two_clients_are_taken_in_the_same_order_whoever_is_faster(be
     sending = [Trainer(lambda client=client: send(client)) for client in (1, 0)]
     for index in range(5):
         for client in (0, 1):
-            assert same(inbox.take(client, index, 5), client, index, client + 1)
-    assert [inbox.take(client, 5, 5) for client in (0, 1)] == [Missing.ENDED] * 2
+            assert same(inbox.take(client, index, 60), client, index, client + 1)
+    assert [inbox.take(client, 5, 60) for client in (0, 1)] == [Missing.ENDED] * 2
     for trainer in sending:
         trainer.result()
 
@@ -311,14 +311,14 @@ def test_batches_of_two_clients_are_taken_in_the_same_order_whoever_is_faster(be
 def test_one_thread_advances_several_streams_over_one_channel(bench):
     inbox = bench.open(dict.fromkeys(range(3), 1))
     taking = Trainer(
-        lambda: [same(inbox.take(client, index, 5), client, index) for index in range(4) for client in range(3)]
+        lambda: [same(inbox.take(client, index, 60), client, index) for index in range(4) for client in range(3)]
     )
     channel = bench.channel()
-    streams = [FeatureStream(channel, origin(client), deadline=20) for client in range(3)]
+    streams = [FeatureStream(channel, origin(client), deadline=60) for client in range(3)]
     for index in range(4):
         for client, stream in enumerate(streams):
             stream.send(*batch(client, index))
-    ending = Trainer(lambda: [inbox.take(client, 4, 5) for client in range(3)] if all(taking.result()) else [])
+    ending = Trainer(lambda: [inbox.take(client, 4, 60) for client in range(3)] if all(taking.result()) else [])
     assert [stream.finish() for stream in streams] == [4, 4, 4]
     assert ending.result() == [Missing.ENDED] * 3
     for stream in streams:
@@ -331,9 +331,9 @@ def test_a_lost_batch_comes_again_while_its_node_is_waiting_for_another_client(b
     inbox = bench.open({0: 1, 1: 1}, gradients=True)
 
     def take():
-        got = [inbox.take(1, 0, 15), inbox.take(0, 0, 15)]
+        got = [inbox.take(1, 0, 60), inbox.take(0, 0, 60)]
         inbox.reply(1, 0, got[0].features)
-        got.append(inbox.take(1, 1, 15))
+        got.append(inbox.take(1, 1, 60))
         inbox.reply(0, 0, got[1].features)
         return got
 

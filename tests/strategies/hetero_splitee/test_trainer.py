@@ -93,9 +93,11 @@ def test_a_late_client_is_waited_for_once_and_what_it_sent_counts(together):
     Sender(inbox, 0).send(3).end()
     Sender(inbox, 1).send(2)
     Sender(inbox, 2).send(3).end()
-    started = time.monotonic()
+    take, started = inbox.take, time.monotonic()
+    # whoever were waited for a second time would be for long
+    inbox.take = lambda client, index, seconds: take(client, index, 60.0 if inbox.late else seconds)
     trained = trainer.start().finish()
-    assert 0.3 <= time.monotonic() - started < 0.6
+    assert 0.3 <= time.monotonic() - started < 30
     assert trained.batches == {0: 3, 1: 2, 2: 3}
     assert trained.missing == {0: 0, 1: 3, 2: 0}
     assert sum(1 in step for step in model.seen) == 2
@@ -155,7 +157,7 @@ def test_stop_ends_the_wait_at_once_and_without_a_complaint():
     Sender(inbox, 0).send()
     started = time.monotonic()
     trainer.stop()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30  # its patience is 60
     assert trainer.finish().error is None
     assert not [thread for thread in threading.enumerate() if thread.name == "split-trainer"]
 
