@@ -34,7 +34,7 @@ from common.networks import EarlyExitNetwork, build
 from common.objectives import Loss
 from common.objectives.base import StatelessObjective
 from strategies.distree.config import DistrEEConfig
-from strategies.distree.objective import exit_weights, joint_loss
+from strategies.distree.objective import JointLoss
 from strategies.distree.policies import policy_from_json
 from strategies.distree.stored import save_student, student_file
 from strategies.distree.students import Students, StudentsSpec, teacher_targets
@@ -70,13 +70,11 @@ class Imitation(StatelessObjective):
     """The loss of one student with the teacher in the place of all others."""
 
     lesson: Lesson
-    settings: DistrEEConfig
-    weights: Tensor
-    """w (J,), mean 1."""
+    joint_loss: JointLoss
 
     def loss(self, network: EarlyExitNetwork, x: Tensor, y: Tensor) -> Loss:
         """Return the loss of images (B, C, H, W) whose numbers in the lesson are `y` (B,)."""
-        part, lesson, settings = cast(Students, network), self.lesson, self.settings
+        part, lesson = cast(Students, network), self.lesson
         sizes = [len(filters) for filters in part.spec.partition]
         blocks = dict(zip(part.spec.numbers, lesson.features[y].split(sizes, dim=1), strict=True))
         features = part.features(x)
@@ -84,10 +82,8 @@ class Imitation(StatelessObjective):
             part.classifier(blocks | {number: own[j] for number, own in features.items()}, j)
             for j in range(part.num_exits)
         ]
-        total = joint_loss(
-            logits, features, lesson.logits[y], blocks, None if lesson.labels is None else lesson.labels[y],
-            self.weights, settings.alpha, settings.temperature, settings.beta,
-        )  # fmt: skip
+        labels = None if lesson.labels is None else lesson.labels[y]
+        total = self.joint_loss(logits, features, lesson.logits[y], blocks, labels)
         return Loss(total, total.detach().reshape(1, 1))
 
 
@@ -99,11 +95,8 @@ class DistrEELocal(LocalTraining):
         settings: DistrEEConfig = job.config.methods["distree"]
         answers = dict(job.kept.tensors) or _answers(job)
         lesson, part = _lesson(job, answers), cast(Students, job.model.module)
-        weights = exit_weights(settings.exit_weights, part.num_exits).to(job.device)
-        loss = self.fit(
-            replace(job, data=lesson.numbered), Imitation(lesson, settings, weights), job.model.trained,
-            job.config.train.epochs,
-        )  # fmt: skip
+        objective = Imitation(lesson, JointLoss.of(settings, part.num_exits, job.device))
+        loss = self.fit(replace(job, data=lesson.numbered), objective, job.model.trained, job.config.train.epochs)
         metrics = {} if loss is None else {"loss": loss}
         kept = None if job.kept.tensors else ClientState(answers)
         return Outcome(job.model.read(job.upload_layout), metrics, kept=kept)

@@ -16,7 +16,7 @@ from common.data.images import Normalizer, SampleSet
 from common.networks import EarlyExitNetwork
 from strategies.distree.central import Schedule, image_batches, train
 from strategies.distree.config import DistrEEConfig
-from strategies.distree.objective import exit_weights, joint_loss
+from strategies.distree.objective import JointLoss
 from strategies.distree.students import Students, blocks_of, teacher_targets
 
 OnEpoch = Callable[[int, float, float], None]
@@ -51,17 +51,14 @@ def train_students(
     on_epoch: OnEpoch,
 ) -> None:
     """Train all students and their classifier as one network, in place."""
-    weights = exit_weights(settings.exit_weights, students.num_exits).to(device)
+    joint_loss = JointLoss.of(settings, students.num_exits, device)
     teacher.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     def loss(x: Tensor, labels: Tensor) -> Tensor:
         filters, answers = teacher_targets(teacher, x)
         features = students.features(x)
         logits = [students.classifier({k: f[j] for k, f in features.items()}, j) for j in range(students.num_exits)]
-        blocks = blocks_of(filters, students.spec.partition)
-        return joint_loss(
-            logits, features, answers, blocks, labels, weights, settings.alpha, settings.temperature, settings.beta
-        )
+        return joint_loss(logits, features, answers, blocks_of(filters, students.spec.partition), labels)
 
     train(students, loss, images, normalize, schedule, seed, device, on_epoch)
 

@@ -7,12 +7,14 @@ published: the default doubles the middle exits, since the paper says that they 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from common.errors import UserError
+from strategies.distree.config import DistrEEConfig
 
 
 def exit_weights(given: Sequence[float], num_exits: int) -> Tensor:
@@ -61,33 +63,45 @@ def activation_transfer(student: Tensor, teacher: Tensor) -> Tensor:
     return (F.normalize(student, dim=1) - F.normalize(teacher, dim=1)).square().sum(1).mean()
 
 
-def joint_loss(
-    logits: Sequence[Tensor],
-    features: Mapping[int, Sequence[Tensor]],
-    teacher_logits: Tensor,
-    teacher_blocks: Mapping[int, Tensor],
-    labels: Tensor | None,
-    weights: Tensor,
-    alpha: float,
-    temperature: float,
-    beta: float,
-) -> Tensor:
-    """Return the mean over exits of w_j (L_KD + beta * mean_k L_AT), a scalar.
+@dataclass(frozen=True)
+class JointLoss:
+    """The mean over exits of w_j (L_KD + beta * mean_k L_AT)."""
 
-    Args:
-        logits: Z_j (B, classes) per exit.
-        features: student -> F_{k,j} (B, |P_k|) per exit, of the students that learn.
-        teacher_logits: (B, classes).
-        teacher_blocks: student -> its filters (B, |P_k|), of all students.
-        labels: (B,), or None.
-        weights: w (J,), mean 1.
-        alpha: of `kd_loss`.
-        temperature: of `kd_loss`.
-        beta: weight of the activation transfer.
-    """
-    total = logits[0].new_zeros(())
-    for j, z in enumerate(logits):
-        transfer = sum(activation_transfer(f[j], teacher_blocks[k]) for k, f in features.items())
-        loss = kd_loss(z, teacher_logits, labels, alpha, temperature) + beta / len(teacher_blocks) * transfer
-        total = total + weights[j].to(loss) * loss
-    return total / len(logits)
+    weights: Tensor
+    """w (J,), mean 1."""
+    alpha: float
+    """Of `kd_loss`."""
+    temperature: float
+    """Of `kd_loss`."""
+    beta: float
+    """Weight of the activation transfer."""
+
+    @classmethod
+    def of(cls, settings: DistrEEConfig, num_exits: int, device: torch.device) -> "JointLoss":
+        """Return what a run's settings ask for; raises what `exit_weights` does."""
+        weights = exit_weights(settings.exit_weights, num_exits).to(device)
+        return cls(weights, settings.alpha, settings.temperature, settings.beta)
+
+    def __call__(
+        self,
+        logits: Sequence[Tensor],
+        features: Mapping[int, Sequence[Tensor]],
+        teacher_logits: Tensor,
+        teacher_blocks: Mapping[int, Tensor],
+        labels: Tensor | None,
+    ) -> Tensor:
+        """Return the loss of a batch, a scalar.
+
+        Args:
+            logits: Z_j (B, classes) per exit.
+            features: student -> F_{k,j} (B, |P_k|) per exit, of the students that learn.
+            teacher_logits: (B, classes).
+            teacher_blocks: student -> its filters (B, |P_k|), of all students.
+            labels: (B,), or None.
+        """
+        total = logits[0].new_zeros(())
+        for j, z in enumerate(logits):
+            distillation = kd_loss(z, teacher_logits, labels, self.alpha, self.temperature)
+            transfer = sum(activation_transfer(f[j], teacher_blocks[k]) for k, f in features.items())
+            total = total + self.weights[j] * (distillation + self.beta / len(teacher_blocks) * transfer)
+        return total / len(logits)

@@ -139,11 +139,10 @@ class DistrEE(EarlyExitStrategy):
         result = dict(super().evaluate(final=final))
         if not final or self.evaluator is None:
             return result
-        self.finish()
-        assert self.finished is not None
+        finished = self.fitted()
         test = measure(self.students, self.evaluator.test, self.normalizer, self.device)
-        points = {name: operate(chosen, test) for name, chosen in self.finished.policies.items()}
-        curve = [operate(chosen, test) for chosen in reversed(self.finished.ladder)]
+        points = {name: operate(chosen, test) for name, chosen in finished.policies.items()}
+        curve = [operate(chosen, test) for chosen in reversed(finished.ladder)]
         chosen = points[CALIBRATED]
         return result | {
             "budgeted": [{"mean_macs": point.cost, "accuracy": point.accuracy} for point in curve],
@@ -155,18 +154,22 @@ class DistrEE(EarlyExitStrategy):
         }  # fmt: skip
 
     def finish(self) -> None:
-        """Fit the exit policies on validation images."""
+        """Fit the exit policies, which the devices get with their students."""
+        self.fitted()
+
+    def fitted(self) -> StoredStudents:
+        """Return the students with exit policies, which are fitted on validation images when first asked for."""
         if self.finished is None:
             self.global_network()
             self.finished, _ = finish_students(
                 self.students, self.validation, self.normalizer, self.settings.max_accuracy_loss, self.device,
                 self.config.run.name,
             )  # fmt: skip
+        return self.finished
 
     def save_final(self, folder: Path) -> None:
         """Write the aggregator's file and one per student."""
-        assert self.finished is not None
-        save_students(folder, self.finished)
+        save_students(folder, self.fitted())
 
     def state_dict(self) -> tuple[StateDict, dict[str, Any]]:
         """Return the partition, which another machine's last bits may turn out differently, and whose it is."""

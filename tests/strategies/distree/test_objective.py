@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from strategies.distree.objective import activation_transfer, exit_weights, joint_loss, kd_loss
+from strategies.distree.objective import JointLoss, activation_transfer, exit_weights, kd_loss
 
 
 @pytest.mark.parametrize(
@@ -71,13 +71,13 @@ BLOCKS = {1: torch.tensor([[10.0, 0.0]]), 2: torch.tensor([[0.0, 1.0]])}
 
 
 def test_the_joint_loss_by_hand(two_students: dict[int, list[Tensor]]) -> None:
-    loss = joint_loss(
-        [STUDENT, TEACHER], two_students, TEACHER, BLOCKS, None, torch.tensor([0.5, 1.5]), 0.9, 2.0, beta=10.0
-    )
+    joint_loss = JointLoss(torch.tensor([0.5, 1.5]), alpha=0.9, temperature=2.0, beta=10.0)
+    loss = joint_loss([STUDENT, TEACHER], two_students, TEACHER, BLOCKS, None)
     assert float(loss) == pytest.approx((0.5 * (3.6 * DIVERGENCE + 10 * (0.8 + 2) / 2) + 1.5 * 0) / 2)
 
 
 def test_a_student_that_learns_alone_has_the_weight_it_has_among_all(two_students: dict[int, list[Tensor]]) -> None:
     alone = {2: two_students[2]}
-    loss = joint_loss([TEACHER, TEACHER], alone, TEACHER, BLOCKS, None, torch.ones(2), 0.9, 2.0, beta=10.0)
+    joint_loss = JointLoss(torch.ones(2), alpha=0.9, temperature=2.0, beta=10.0)
+    loss = joint_loss([TEACHER, TEACHER], alone, TEACHER, BLOCKS, None)
     assert float(loss) == pytest.approx(10 * 2 / 2 / 2)
