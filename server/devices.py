@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
 
 
 def ask(stored: StoredStudents, options: argparse.Namespace, stack: ExitStack) -> Aggregator:
-    """Return what asks the devices that the options name, until the stack is left; nothing is sent to them yet.
+    """Return what asks the devices that the options name, until the stack is left; no image is sent yet.
 
     Raises `UserError` when the options make no sense.
     """

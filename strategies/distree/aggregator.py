@@ -22,6 +22,9 @@ from strategies.distree.remote import Collected, RemoteStudent
 from strategies.distree.stored import StoredStudents
 
 
+START = 3.0  # seconds that are waited for the devices to say that they are there
+
+
 @dataclass(frozen=True)
 class Answer:
     """What the devices said of a batch."""
@@ -52,7 +55,10 @@ class Answer:
 
 
 class Aggregator:
-    """Asks the devices and adds up their answers; for one thread at a time. A context manager that stops asking.
+    """Asks the devices and adds up their answers; for one thread at a time.
+
+    A context manager that waits for the devices to say that they are there, so that no batch's deadline is spent on
+    making connections, and in the end stops asking; batches go without a device that has not said so.
 
     Args:
         stored: the students' classifier, and what stands in for a device that is missing.
@@ -123,6 +129,9 @@ class Aggregator:
             remote.close()
 
     def __enter__(self) -> "Aggregator":
+        until = time.perf_counter() + START
+        for remote in self._remotes.values():
+            remote.meet(until)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -21,8 +21,7 @@ from common.rpc.methods import INFER, STUDENTS
 from common.rpc.students_pb2 import InferReply, InferRequest
 from common.rpc.tensors import CODINGS, decode
 
-START = 1.0  # seconds from the beginning in which batches wait for a device to say that it is there
-GRACE = 0.1  # the same after a batch that it did not answer
+GRACE = 0.1  # seconds after a batch that it did not answer in which others wait for it to say that it is there
 PROBE, PAUSE = 2.0, 0.2  # seconds that a probe may take, and between two
 HEALTH = "/grpc.health.v1.Health/Check"
 ABSENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
@@ -122,7 +121,7 @@ class RemoteStudent:
         # the second one so that a device which does not end its answer holds up nobody else, and itself not at once
         self._readers = ThreadPoolExecutor(2, thread_name_prefix=f"student-{number}")
         self._there, self._closed = Event(), Event()
-        self._problem, self._trusted = "it has not said that it is there", time.perf_counter() + START
+        self._problem, self._trusted = "it has not said that it is there", time.perf_counter()
         self._check: grpc.Future | None = None
         self._prober = self._probe()
 
@@ -146,6 +145,10 @@ class RemoteStudent:
             self._problem, self._trusted = collected.problem, time.perf_counter() + GRACE
             self._there.clear()
             self._prober = self._probe()
+
+    def meet(self, until: float) -> None:
+        """Wait until the device has said that it is there, or this moment of `time.perf_counter`."""
+        self._there.wait(max(0.0, until - time.perf_counter()))
 
     def close(self) -> None:
         """Ask no more; the channel stays open."""

@@ -14,6 +14,7 @@ from common.rpc.certificates import self_signed
 from common.rpc.channels import connect, serve
 from common.rpc.students_pb2 import InferReply
 from common.rpc.tensors import encode
+from strategies.distree import aggregator as aggregator_module
 from strategies.distree.aggregator import Aggregator, Answer
 from strategies.distree.policies import FeatureDifference, LastExit, Random
 from strategies.distree.service import own_policy
@@ -73,6 +74,14 @@ def test_devices_answer_the_bits_that_one_process_does(tiny: Tiny, addresses) ->
     assert all(0 < answer.compute[k] < answer.arrived[k] < answer.seconds for k in (1, 2))
     assert all(PIXELS.numel() < answer.sent[k] < PIXELS.numel() + 300 for k in (1, 2))
     assert all(4 * 3 * len(PIXELS) < answer.received[k] < 1000 for k in (1, 2))
+
+
+def test_devices_have_said_that_they_are_there_before_the_first_batch(tiny: Tiny, addresses, monkeypatch) -> None:
+    monkeypatch.setattr(aggregator_module, "START", 60.0)
+    with ExitStack() as stack:
+        channels = {number: stack.enter_context(connect(address, TOKEN)) for number, address in addresses.items()}
+        aggregator = stack.enter_context(Aggregator(tiny.whole, channels, deadline=20.0))
+        assert all(remote._there.is_set() for remote in aggregator._remotes.values())
 
 
 @torch.no_grad()
