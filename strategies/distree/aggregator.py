@@ -21,7 +21,6 @@ from strategies.distree.policies import ExitPolicy
 from strategies.distree.remote import Collected, RemoteStudent
 from strategies.distree.stored import StoredStudents
 
-
 START = 3.0  # seconds that are waited for the devices to say that they are there
 
 

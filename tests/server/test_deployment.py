@@ -50,6 +50,7 @@ def test_every_device_keeps_its_final_model(deployment: Deployment) -> None:
     ]
 
 
+@pytest.mark.slow  # Flower gives up a node within a minute
 def test_a_killed_node_is_left_out_and_the_run_ends(deployment: Deployment) -> None:
     run_id = deployment.run(
         {**SETTINGS, "run.name": "killed", "run.rounds": 3, "round.deadline": 25.0, "round.quorum": 0.5}

@@ -213,6 +213,7 @@ def assert_like_one_process(deployment: Deployment, settings: Mapping[str, Value
     assert_same_models(deployed, local, clients=3)
 
 
+@pytest.mark.slow
 @pytest.mark.deployment
 @pytest.mark.timeout(900)
 def test_personal_heads_survive_a_restart_of_their_node(deployment: Deployment, tmp_path: Path) -> None:
