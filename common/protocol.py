@@ -54,6 +54,7 @@ class Task:
     depth: int
     version: int = 0  # round of the client's last committed state in its store; 0: none
     arrays: str = MODEL  # which of the order's states this client starts from; it may be larger than its tier
+    samples: int = MAX_WEIGHT  # that it has announced: its model counts for no more
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 

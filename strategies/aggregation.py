@@ -1,6 +1,6 @@
 """Averaging inside a depth tier and layer by layer across tiers."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,10 +40,19 @@ class RoundCollector:
     """Takes replies in any order and holds one accumulator per tier, never one model per client (unless `apart`)."""
 
     def __init__(
-        self, layouts: Mapping[int, Layout], bits: int, asked: Mapping[int, int], *, apart: bool = False
+        self,
+        layouts: Mapping[int, Layout],
+        bits: int,
+        asked: Mapping[int, int],
+        announced: Mapping[int, int],
+        *,
+        apart: bool = False,
     ) -> None:
-        """`asked` maps the clients of this round to their depths."""
-        self.layouts, self.bits, self.asked, self.apart = layouts, bits, asked, apart
+        """`asked` maps the clients of this round to their depths, `announced` to the samples that they said they have.
+
+        `bits` follow from the latter, so that no sum of models overflows.
+        """
+        self.layouts, self.bits, self.asked, self.announced, self.apart = layouts, bits, asked, announced, apart
         self.folds: dict[int, Fold] = {}
         self.update = RoundUpdate()
 
@@ -52,19 +61,14 @@ class RoundCollector:
 
         `hosted` are the clients that this node was asked for; it cannot speak for others.
         """
-        good: dict[int, ClientResult] = {}
-        for result in reply.results:
-            if result.client in hosted and result.error:
-                (self.reject if result.unfit else self.fail)(result.client, result.error)
-            elif result.client in hosted:
-                good[result.client] = result
+        good = self._succeeded([result for result in reply.results if result.client in hosted])
         given: set[int] = set()  # clients whose model has been taken in: each counts once
         for depth, fold in reply.folds.items():
             try:
                 self._add_fold(depth, fold, good)
                 given |= set(fold.clients)
             except ValueError as error:
-                for client in (set(fold.clients) & set(hosted)) - given:
+                for client in (set(fold.clients) & set(hosted)) - given - set(self.update.failures):
                     self.reject(client, str(error))
         for client, state in reply.lone.items():
             if client not in good or client in given or client in self.update.failures:
@@ -106,6 +110,18 @@ class RoundCollector:
         for name in ("results", "failures", "entries", "states"):
             setattr(self.update, name, dict(sorted(getattr(self.update, name).items())))
         return self.update
+
+    def _succeeded(self, results: Iterable[ClientResult]) -> dict[int, ClientResult]:
+        good: dict[int, ClientResult] = {}
+        for result in results:
+            announced = self.announced[result.client]
+            if result.error:
+                (self.reject if result.unfit else self.fail)(result.client, result.error)
+            elif result.num_examples > announced:
+                self.reject(result.client, f"counts {result.num_examples} samples, where it announced {announced}")
+            else:
+                good[result.client] = result
+        return good
 
     def _add_fold(self, depth: int, fold: Fold, good: Mapping[int, ClientResult]) -> None:
         if self.apart:

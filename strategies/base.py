@@ -326,7 +326,10 @@ class EarlyExitStrategy(Strategy):
 
     def _collect(self, round_: int, replies: Iterable[Message]) -> RoundUpdate:
         asked = {c: self.depth(report) for c, report in self._asked.items()}
-        collector = make_collector(self.robust, self.uploads, self._bits(), asked, self.part_state, apart=self.apart)
+        announced = {c: report.num_examples for c, report in self._asked.items()}
+        collector = make_collector(
+            self.robust, self.uploads, self._bits(), asked, announced, self.part_state, apart=self.apart
+        )
         node_of = self._node_of
         for message in replies:
             self.traffic["up"] = self.traffic.get("up", 0) + protocol.message_bytes(message)
@@ -407,7 +410,8 @@ class EarlyExitStrategy(Strategy):
             }
             tasks = tuple(
                 Task(
-                    c.client, self.depth(c), self.committed.get(c.client, 0), names[serving[c.client]], self.extra(c)
+                    c.client, self.depth(c), self.committed.get(c.client, 0), names[serving[c.client]], c.num_examples,
+                    self.extra(c),
                 ) for c in sorted(members, key=lambda c: c.client)
             )  # fmt: skip
             states = {name: packed[depth] for depth, name in names.items()} | dict(self.shared(members))

@@ -46,7 +46,7 @@ def train(order: Order, payload: Payload, node: Mapping[str, object]) -> Reply:
         turns = (Turn(t, _train_client(site, payload, local, t, reply, sharing[t.depth] > 1)) for t in order.tasks)
         for turn in _in_turn(turns, together=bool(order.method.get("interleave"))):
             task, outcome = turn.task, turn.outcome
-            samples = 0 if turn.error else site.samples(task.client)
+            samples = 0 if turn.error else _weight(site, task)
             kept, metrics = outcome.kept is not None, outcome.metrics
             reply.results.append(
                 ClientResult(task.client, task.depth, samples, turn.seconds, turn.error, kept, metrics, turn.unfit)
@@ -139,7 +139,7 @@ def _train_client(
 ) -> Generator[None, None, Outcome]:
     if site.declares:
         report = site.report(task.client)
-        if report.depth != task.depth:
+        if (report.depth, report.num_examples) != (task.depth, task.samples):
             reply.reports.append(report)
         if report.depth < task.depth:
             raise UserError(f"asked for depth {task.depth}, but {report.reason}")
@@ -153,10 +153,15 @@ def _train_client(
         site.store.save(task.client, site.order.round, outcome.kept)
     if outcome.state is not None and site.order.fold and shares_tier:
         fold = reply.folds.setdefault(task.depth, Fold(outcome.state.layout, site.order.bits))
-        fold.add_state(outcome.state, site.samples(task.client), task.client)
+        fold.add_state(outcome.state, _weight(site, task), task.client)
     elif outcome.state is not None:
         reply.lone[task.client] = outcome.state
     return replace(outcome, state=None)  # let go of the model: a node may host many clients
+
+
+def _weight(site: Site, task: Task) -> int:
+    """Return how many samples a client's model counts for: new ones count once the server knows of them."""
+    return min(site.samples(task.client), task.samples)
 
 
 def _job(site: Site, payload: Payload, task: Task, *, training: bool) -> Job:

@@ -71,11 +71,13 @@ class Latecomers:
         owed = self.owed.pop(message.metadata.reply_to_message_id, None)
         if owed is None:
             return False
-        late = RoundCollector(self.layouts, owed.bits, {c.client: self.depth(c) for c in owed.clients})
+        asked = {client.client: self.depth(client) for client in owed.clients}
+        announced = {client.client: client.num_examples for client in owed.clients}
+        late = RoundCollector(self.layouts, owed.bits, asked, announced)
         try:
             if message.has_error():
                 raise ValueError("its node failed")
-            late.add(protocol.unpack_reply(message.content, self.layouts), late.asked)
+            late.add(protocol.unpack_reply(message.content, self.layouts), asked)
             share = self.staleness ** (round_ - owed.round)
             folds = {depth: fold.rescaled(share, collector.bits) for depth, fold in late.folds.items() if fold.clients}
         except (ValueError, TypeError, KeyError) as error:

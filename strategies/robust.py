@@ -67,14 +67,15 @@ def make_collector(
     layouts: Mapping[int, Layout],
     bits: int,
     asked: Mapping[int, int],
+    announced: Mapping[int, int],
     start: Callable[[int], FlatState],
     *,
     apart: bool,
 ) -> RoundCollector:
     """Return what takes a round's replies in; `start` gives the state that clients of a depth started from."""
     if settings.active:
-        return RobustCollector(settings, layouts, bits, asked, start)
-    return RoundCollector(layouts, bits, asked, apart=apart)
+        return RobustCollector(settings, layouts, bits, asked, announced, start)
+    return RoundCollector(layouts, bits, asked, announced, apart=apart)
 
 
 class RobustCollector(RoundCollector):
@@ -86,9 +87,10 @@ class RobustCollector(RoundCollector):
         layouts: Mapping[int, Layout],
         bits: int,
         asked: Mapping[int, int],
+        announced: Mapping[int, int],
         start: Callable[[int], FlatState],
     ) -> None:
-        super().__init__(layouts, bits, asked, apart=True)
+        super().__init__(layouts, bits, asked, announced, apart=True)
         self.settings, self.start = settings, start
 
     def finish(self) -> RoundUpdate:

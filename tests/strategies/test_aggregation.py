@@ -16,6 +16,7 @@ LAYOUTS = {1: SHALLOW, 2: DEEP}
 ASKED = {0: 1, 1: 1, 2: 2, 3: 2, 4: 2}
 EXAMPLES = {0: 10, 1: 30, 2: 20, 3: 20, 4: 7}
 BITS = fraction_bits(sum(EXAMPLES.values()))
+BITS_ALLOW = 2 ** sum(EXAMPLES.values()).bit_length() - 1  # samples: more than that would overflow the sum
 
 
 def state(client: int, value: float | None = None) -> FlatState:
@@ -41,7 +42,7 @@ def folded(*clients: int) -> Reply:
 
 
 def collect(*replies: Reply, asked=ASKED, **options):
-    collector = RoundCollector(LAYOUTS, BITS, asked, **options)
+    collector = RoundCollector(LAYOUTS, BITS, asked, EXAMPLES, **options)
     for reply in replies:
         collector.add(reply, collector.asked)
     return collector.finish()
@@ -108,11 +109,25 @@ def test_a_lone_model_is_checked(lone, reason):
     assert update.tiers[2].clients == (3, 4)
 
 
-@pytest.mark.parametrize("examples", [0, -3, 10**6])
+@pytest.mark.parametrize("examples", [0, -3])
 def test_an_impossible_number_of_samples_is_refused(examples):
     update = collect(Reply([result(2, num_examples=examples)], lone={2: state(2)}), folded(3, 4))
     assert "is impossible" in update.failures[2]
     assert update.tiers[2].weight == 27
+
+
+@pytest.mark.parametrize("examples", [21, BITS_ALLOW, 10**6])
+def test_who_counts_more_samples_than_it_announced_is_left_out_and_nobody_else(examples):
+    fold = Fold(DEEP, BITS, torch.ones(3, dtype=torch.int64), torch.ones(1, dtype=torch.int64), examples + 7, [2, 4])
+    for lying in (
+        Reply([result(2, num_examples=examples)], lone={2: state(2)}),
+        Reply([result(2, num_examples=examples), result(4)], folds={2: fold}),
+    ):
+        update = collect(lying, folded(0, 1), folded(3))
+        assert update.failures[2] == f"counts {examples} samples, where it announced 20"
+        assert 2 in update.rejected
+        assert update.tiers[2].clients == (3,)
+        assert update.tiers[1].weight == 40
 
 
 def test_a_fold_must_fit_the_round():
@@ -182,7 +197,7 @@ def tensors_of(value, seen: set[int]) -> int:
 def held(clients: int, **options) -> int:
     layout = Layout((("w", (1000,)),))
     asked = dict.fromkeys(range(clients), 1)
-    collector = RoundCollector({1: layout}, fraction_bits(clients), asked, **options)
+    collector = RoundCollector({1: layout}, fraction_bits(clients), asked, asked, **options)
     for client in range(clients):
         model = FlatState(layout, torch.full((1000,), float(client)), torch.zeros(0, dtype=torch.int64))
         collector.add(Reply([ClientResult(client, 1, 1)], lone={client: model}), [client])

@@ -154,9 +154,17 @@ def test_arrays_that_do_not_fit_fail_the_client(ordered):
 
 
 def test_a_client_never_trains_deeper_than_its_node_declares(ordered):
-    reply = host.train(*ordered(tasks=(Task(0, 2), Task(1, 1))), {"depth": 1})
+    reply = host.train(*ordered(tasks=(Task(0, 2, samples=32), Task(1, 1, samples=32))), {"depth": 1})
     assert [r.error for r in reply.results] == ["UserError: asked for depth 2, but declared depth 1", ""]
     assert [(r.client, r.depth) for r in reply.reports] == [(0, 1)]
+
+
+@pytest.mark.parametrize("clients", [(0,), (0, 1)])
+def test_samples_that_were_not_announced_do_not_count_until_the_server_knows_of_them(ordered, clients):
+    reply = host.train(*ordered(tasks=tuple(Task(client, 1, samples=10) for client in clients)), {"depth": 1})
+    assert [r.num_examples for r in reply.results] == [10] * len(clients)
+    assert [(r.client, r.depth, r.num_examples) for r in reply.reports] == [(client, 1, 32) for client in clients]
+    assert all(fold.weight == 10 * len(clients) for fold in reply.folds.values())
 
 
 def test_what_a_client_keeps_needs_its_committed_version(ordered):

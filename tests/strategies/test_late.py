@@ -260,7 +260,7 @@ def test_the_weight_of_a_late_sum():
     LocalGrid(None, [])  # makes messages possible
     order = Message(content, dst_node_id=1, message_type=protocol.TRAIN)
     order.metadata.__dict__["_message_id"] = "first"
-    collector = RoundCollector({1: LAYOUT}, fraction_bits(24 + latecomers.samples), {2: 1})
+    collector = RoundCollector({1: LAYOUT}, fraction_bits(24 + latecomers.samples), {2: 1}, {2: 24})
     fresh = FlatState(LAYOUT, torch.tensor([1.0, 0.0]), torch.tensor([9]))
     collector.add(Reply([ClientResult(2, 1, 24)], lone={2: fresh}), [2])
     assert latecomers.take(Message(content, reply_to=order), collector, 3)

@@ -34,8 +34,9 @@ def state(*values: float, counter: int = 1) -> FlatState:
 
 
 def collect(states: dict[int, FlatState], order=None, **options):
-    asked = dict.fromkeys(SAMPLES, 1)
-    collector = make_collector(RobustConfig(**options), {1: LAYOUT}, BITS, asked, lambda depth: START, apart=False)
+    collector = make_collector(
+        RobustConfig(**options), {1: LAYOUT}, BITS, dict.fromkeys(SAMPLES, 1), SAMPLES, lambda depth: START, apart=False
+    )
     for client in order or states:
         collector.add(Reply([ClientResult(client, 1, SAMPLES[client])], lone={client: states[client]}), [client])
     return collector.finish()
@@ -132,7 +133,7 @@ def test_rejecting_nobody_is_the_folded_mean_bit_for_bit():
     fold = Fold(LAYOUT, BITS)
     for client, one in STATES.items():
         fold.add_state(one, SAMPLES[client], client)
-    folded = RoundCollector({1: LAYOUT}, BITS, dict.fromkeys(SAMPLES, 1))
+    folded = RoundCollector({1: LAYOUT}, BITS, dict.fromkeys(SAMPLES, 1), SAMPLES)
     folded.add(Reply([ClientResult(c, 1, n) for c, n in SAMPLES.items()], folds={1: fold}), SAMPLES)
     assert torch.equal(folded.finish().tiers[1].state["w"], collect(STATES, reject=1e6).tiers[1].state["w"])
 
@@ -141,7 +142,7 @@ def test_a_sum_is_refused():
     fold = Fold(LAYOUT, BITS)
     fold.add_state(STATES[0], 10, 0)
     collector = make_collector(
-        RobustConfig("median"), {1: LAYOUT}, BITS, {0: 1, 1: 1}, lambda depth: START, apart=False
+        RobustConfig("median"), {1: LAYOUT}, BITS, {0: 1, 1: 1}, SAMPLES, lambda depth: START, apart=False
     )
     collector.add(Reply([ClientResult(0, 1, 10)], folds={1: fold}), [0])
     update = collector.finish()
