@@ -28,7 +28,7 @@ class DistrEEConfig:
     alpha: float = 0.9  # share of the teacher's answers against the labels
     temperature: float = 4.0
     beta: float = 100.0  # of the activation transfer as a squared distance; 10000 as the released code's mean
-    exit_weights: tuple[float, ...] = ()  # w, one per exit; empty: middle exits doubled (reconstructed)
+    exit_weights: tuple[float, ...] = ()  # w, one per exit; empty: all the same (reconstructed)
     without_teacher: str = "refuse"  # for whom it is too large: refuse, or send features of public images
     public: str = ""  # those images: NAME or NAME:FOLDER of a data set
     public_samples: int = 500
