@@ -21,6 +21,7 @@ from common.seeding import derive_seed
 from strategies.exchange import exchange
 
 PAUSE = 0.2  # seconds between two looks for nodes
+SIGN = 10.0  # seconds in which a node that lives answers a query: SuperNodes look for messages every 3 s
 
 
 @dataclass
@@ -30,7 +31,8 @@ class Roster:
     count: int  # virtual clients that roaming nodes speak for
     reports: dict[int, ClientReport] = field(default_factory=dict)  # by client; part of the checkpoint
     homes: dict[int, int] = field(default_factory=dict)  # client -> node, for clients that stay at home
-    nodes: dict[int, NodeReport] = field(default_factory=dict)  # by node id
+    nodes: dict[int, NodeReport] = field(default_factory=dict)  # by node id, in the order in which they came
+    rivals: dict[int, int] = field(default_factory=dict)  # client -> the last node that claimed another's
     word: str = "depth"  # what a client chooses
     offered: Collection[int] = ()  # what it can choose from; empty: anything
 
@@ -51,7 +53,6 @@ class Roster:
                     continue
                 self.nodes[node] = report
                 self._accept(report.clients)
-                self.homes |= {client.client: node for client in report.clients}
             answered = len(self.nodes) + len(failed.intersection(present))
             if answered >= min_nodes:
                 break
@@ -60,7 +61,7 @@ class Roster:
                     f"{answered} nodes answered within {wait:.0f} s, round.min-nodes asks for {min_nodes}"
                 )
             time.sleep(PAUSE)
-        self.homes = {client: node for client, node in self.homes.items() if node in self.nodes}
+        self._settle(grid, order, min(deadline, SIGN))
         self._describe(grid, order, deadline)
 
     def available(self) -> list[ClientReport]:
@@ -86,6 +87,26 @@ class Roster:
             dealt[node].append(client)
         return {node: clients for node, clients in dealt.items() if clients}
 
+    def _settle(self, grid: Grid, order: Order, deadline: float) -> None:
+        """Find every client that stays at home its node: of several that claim it, the first one that still answers.
+
+        One that was started again is another node for Flower, which lists the one that died for a minute more.
+        """
+        claims = [(c.client, node) for node, report in self.nodes.items() for c in report.clients]
+        last, first = dict(claims), dict(reversed(claims))
+        holders = first | {client: node for client, node in self.homes.items() if node in self.nodes}
+        contested = [c for c, node in sorted(holders.items()) if last[c] not in (node, self.rivals.get(c))]
+        asked = [(node, order) for node in sorted({holders[client] for client in contested})]
+        living = {node for node, report in self._query(grid, asked, deadline) if report is not None}
+        for client in contested:
+            self.rivals[client] = last[client]
+            if holders[client] in living:
+                log(WARNING, "client %d is at home on node %d, which answers: node %d is left out, give each device a "
+                             "client id of its own", client, holders[client], last[client])  # fmt: skip
+            else:
+                holders[client] = last[client]
+        self.homes = holders
+
     def _describe(self, grid: Grid, order: Order, deadline: float) -> None:
         roaming = [node for node, report in self.nodes.items() if report.roaming]
         unknown = [client for client in range(self.count) if client not in self.reports]
@@ -102,7 +123,8 @@ class Roster:
 
     def _accept(self, reports: Iterable[ClientReport], changed: bool = False) -> None:
         for told in reports:
-            if told.client in self.reports and not changed:
+            known = self.reports.get(told.client)
+            if known and not known.refused and not changed:
                 continue  # a resumed run keeps the choices of its checkpoint: probing is not reproducible
             report = told
             if not told.refused and self.offered and told.depth not in self.offered:

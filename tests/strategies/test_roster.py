@@ -184,3 +184,60 @@ def test_too_few_answers_are_told():
     grid, people = Deaf([NodeReport(0, False, (report(1),)), NodeReport(1, False, (report(2),))]), Roster(5)
     with pytest.raises(TimeoutError, match=r"1 nodes answered within 0 s, round\.min-nodes asks for 2"):
         people.discover(grid, Order("r", "{}"), 2, wait=0.0, deadline=0.05)
+
+
+def again(people: Roster, grid: Answering) -> int:
+    """Look for nodes once more; returns how many were asked something."""
+    before = len(grid.asked)
+    people.discover(grid, Order("r", "{}"), 1, wait=0.0, deadline=5.0)
+    return len(grid.asked) - before
+
+
+def test_of_two_living_nodes_the_first_keeps_a_client_that_both_claim(flower_log):
+    people, grid = discovered([NodeReport(0, False, (report(7),)), NodeReport(1, False, (report(7),))])
+    first = people.homes[7]
+    (second,) = set(grid.answers) - {first}
+    told = f"client 7 is at home on node {first}, which answers: node {second} is left out"
+    assert sum(line.startswith(told) for line in flower_log) == 1
+    assert again(people, grid) == 0  # it is settled
+    del grid.contexts[first]  # Flower lists it no more
+    assert again(people, grid) == 0
+    assert people.homes == {7: second}
+
+
+def test_a_node_that_comes_later_takes_no_client_from_one_that_answers(flower_log):
+    people, grid = discovered([NodeReport(0, False, (report(7),)), NodeReport(1, False, (report(8),))])
+    thief = add(grid, NodeReport(2, False, (report(7), report(8), report(9))))
+    assert again(people, grid) == 3
+    first, second = list(grid.answers)[:2]
+    assert people.homes == {7: first, 8: second, 9: thief}
+    assert sum(f"node {thief} is left out" in line for line in flower_log) == 2
+
+
+def test_a_device_that_was_started_again_takes_the_place_of_the_node_that_died():
+    people, grid = discovered([NodeReport(0, False, (report(7),))])
+    (died,) = grid.answers
+    grid.answers[died] = None  # Flower's answer for it, while it is still listed
+    back = add(grid, NodeReport(1, False, (report(7),)))
+    assert again(people, grid) == 2
+    assert people.homes == {7: back}
+
+
+def test_a_device_that_was_refused_may_come_back_with_more():
+    people, grid = discovered([NodeReport(0, False, (report(7, 0, refused="tier 1 needs 5 MB"),)), NodeReport(1, True)])
+    assert 7 not in [c.client for c in people.available()]
+    grid.contexts.pop(next(iter(grid.answers)))
+    add(grid, NodeReport(2, False, (report(7, 2),)))
+    again(people, grid)
+    assert [c.depth for c in people.available() if c.client == 7] == [2]
+
+
+def add(grid: Answering, answer: NodeReport) -> int:
+    """Let one more node come; returns its id."""
+    other = Answering([answer])
+    (node,) = other.contexts
+    number = max(grid.contexts, default=node) + 1
+    context = other.contexts[node]
+    context.node_id = number
+    grid.contexts[number], grid.answers[number] = context, answer
+    return number
