@@ -41,7 +41,7 @@ from strategies.distree.students import Students, StudentsSpec, teacher_targets
 from strategies.local import Job, LocalTraining, Outcome
 
 TEACHER = "teacher"  # name of its state in a message
-POLICIES = "policies"  # student -> name -> exit policy, in the order that delivers
+POLICIES, TRAINING = "policies", "training"  # in the order that delivers: student -> name -> policy; `stored.run`
 FEATURES, LOGITS, IMAGES, LABELS = "features", "logits", "images", "labels"  # of a lesson, sent and kept
 UNKNOWN = -1  # label of a public image
 
@@ -105,7 +105,10 @@ class DistrEELocal(LocalTraining):
         """Write the device's student with its exit policies, for `python -m client serve-student`."""
         students, constants = cast(Students, job.model.module), Normalizer(info.mean, info.std)
         policies = {name: policy_from_json(text) for name, text in job.method[POLICIES][str(job.depth)].items()}
-        save_student(student_file(folder, job.depth), students, job.depth, constants, policies, info.classes, info.run)
+        save_student(
+            student_file(folder, job.depth), students, job.depth, constants, policies, info.classes,
+            str(job.method[TRAINING]),
+        )  # fmt: skip
 
 
 def used_filters(features: Tensor, spec: StudentsSpec) -> Tensor:

@@ -1,5 +1,6 @@
 """What trained students get before they serve: calibrated exits, policies to compare with, and mean features."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 
 from common.data.images import Normalizer, SampleSet
 from common.errors import UserError
+from common.flat import FlatState
 from strategies.distree.calibration import Answers, cheapest, ladder, operate, within
 from strategies.distree.joint import collect_features
 from strategies.distree.policies import PUBLISHED, Entropy, FeatureDifference, LastExit, NeighbourSimilarity, Random
@@ -25,7 +27,7 @@ def finish_students(
 ) -> tuple[StoredStudents, dict[str, Any]]:
     """Return the students with all their policies, and how these do on the validation images, by name.
 
-    Raises `UserError` when there are no validation images.
+    `run` is the training's name, which `told_apart` completes. Raises `UserError` when there are no validation images.
     """
     if not len(validation):
         raise UserError("there are no validation images to calibrate the exits on: set data.validation above 0")
@@ -35,9 +37,15 @@ def finish_students(
     costs = [operate(rung, answers).costs for rung in rungs]
     stored = StoredStudents(
         students, validation.classes, normalize.to("cpu"), means, policies, rungs,
-        {k: [rung[k] for rung in costs] for k in means}, run,
+        {k: [rung[k] for rung in costs] for k in means}, told_apart(run, students),
     )  # fmt: skip
     return stored, {name: asdict(operate(chosen, answers)) for name, chosen in policies.items()}
+
+
+def told_apart(run: str, students: Students) -> str:
+    """Return a training's name with a digest of all weights: two trainings of one name must not answer together."""
+    weights = FlatState.of(students.state_dict()).floats.numpy().tobytes()
+    return f"{run}-{hashlib.sha256(weights).hexdigest()[:12]}"
 
 
 def measure(

@@ -132,6 +132,8 @@ class StudentService:
         if (request.run, request.student) != (self._stored.run, self._stored.number):
             here = f"student {self._stored.number} of run {self._stored.run!r}"
             reason = f"student {request.student} of run {request.run!r} was asked for, here is {here}"
+            if request.run != self._stored.run:
+                reason += ": copy the students of the same training"
             raise Refused(grpc.StatusCode.FAILED_PRECONDITION, reason)
         try:
             pixels = decode_pixels(request.shape, data, self._stored.network.input_shape, self._batch_size)

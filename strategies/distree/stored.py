@@ -37,6 +37,7 @@ class StoredStudents:
     ladder_costs: Mapping[int, Sequence[float]] = field(default_factory=dict)
     """Student -> its mean MACs at every rung, on validation images."""
     run: str = ""
+    """Which training they are of, see `strategies.distree.finish.told_apart`; devices' files have the same."""
 
 
 @dataclass(frozen=True)

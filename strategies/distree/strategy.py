@@ -45,7 +45,7 @@ from strategies.aggregation import RoundUpdate, average_layers
 from strategies.base import EarlyExitStrategy
 from strategies.callbacks.base import Callback
 from strategies.distree.calibration import operate
-from strategies.distree.client import IMAGES, LABELS, POLICIES, TEACHER, teach
+from strategies.distree.client import IMAGES, LABELS, POLICIES, TEACHER, TRAINING, teach
 from strategies.distree.config import DistrEEConfig, read_device
 from strategies.distree.finish import finish_students, measure
 from strategies.distree.joint import teacher_activations
@@ -107,13 +107,13 @@ class DistrEE(EarlyExitStrategy):
         return [sum(macs) for macs in zip(*(self.parts.exit_macs(self.costs, k) for k in self.tiers), strict=True)]
 
     def method_order(self, round_: int) -> Mapping[str, Any]:
-        """Tell the devices, with their finished students, the exit policies."""
+        """Tell the devices, with their finished students, the exit policies and whose students these are."""
         if self.finished is None:
             return {}
         policies = {
             k: {name: chosen[k].to_json() for name, chosen in self.finished.policies.items()} for k in self.tiers
         }
-        return {POLICIES: policies}
+        return {POLICIES: policies, TRAINING: self.finished.run}
 
     def shared(self, clients: Sequence[ClientReport]) -> Mapping[str, PackedState]:
         """Return the teacher if any of these clients is to ask it for the first time."""

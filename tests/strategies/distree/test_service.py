@@ -143,6 +143,7 @@ def test_a_slowed_device_takes_as_many_times_as_long_and_says_so(tiny: Tiny) -> 
     ("raw", "code", "reason"),
     [
         (request(run="other"), "FAILED_PRECONDITION", "student 1 of run 'other' was asked for, here is student 1 of"),
+        (request(run="other"), "FAILED_PRECONDITION", "run 'tiny': copy the students of the same training"),
         (request(student=2), "FAILED_PRECONDITION", "student 2 of run 'tiny' was asked for"),
         (request(shape=(6, 3, 8, 9)), "INVALID_ARGUMENT", "samples of shape"),
         (request(shape=(6, 192)), "INVALID_ARGUMENT", "samples of shape"),

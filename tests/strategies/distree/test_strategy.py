@@ -21,6 +21,7 @@ from strategies.aggregation import RoundUpdate, TierUpdate
 from strategies.callbacks.run_folder import RunFolder, read_events
 from strategies.distree.client import FEATURES, IMAGES, LABELS, LOGITS, TEACHER, UNKNOWN
 from strategies.distree.config import read_device
+from strategies.distree.finish import told_apart
 from strategies.distree.stored import CALIBRATED, load_student, load_students, student_file
 from strategies.distree.strategy import DistrEE
 from strategies.distree.students import students_spec
@@ -196,7 +197,7 @@ def test_students_learn_and_are_delivered_with_their_exits(start, students, tmp_
     assert sum(found["exit_histogram"]) == 2 * len(strategy.evaluator.test)
     stored = load_students(tmp_path / "runs" / "test")
     assert same(stored.students.state_dict(), strategy.model)
-    assert (stored.classes, stored.run) == (strategy.classes, "test")
+    assert (stored.classes, stored.run) == (strategy.classes, told_apart("test", stored.students))
     assert event["accuracy"]["exit_macs"] == [
         sum(macs) for macs in zip(*(strategy.parts.exit_macs(strategy.costs, k) for k in (1, 2)), strict=True)
     ]
@@ -207,7 +208,7 @@ def test_students_learn_and_are_delivered_with_their_exits(start, students, tmp_
         device = load_student(student_file(Path(str(students["clients.store"])) / "test" / f"student-{number}", number))
         assert same(device.network.state_dict(), dict(stored.students.student(number).state_dict()))
         assert {name: chosen[number] for name, chosen in stored.policies.items()} == device.policies
-        assert (device.number, device.run, device.classes) == (number, "test", strategy.classes)
+        assert (device.number, device.run, device.classes) == (number, stored.run, strategy.classes)
         left = device.network.infer(x, device.policies[CALIBRATED].start())
         answers[number] = left.logits, left.exits
     with torch.no_grad():
