@@ -62,7 +62,7 @@ def add_parser(verbs: "Verbs") -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serve until SIGINT or SIGTERM, which are passed on. Raises `UserError`."""
+    """Serve until SIGINT, SIGTERM or SIGHUP, which are passed on. Raises `UserError`."""
     host, port = split_address(options.superlink)
     _check_numbers(options)
     files = _security(options, host)

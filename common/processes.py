@@ -13,7 +13,15 @@ from types import FrameType
 
 PROJECT = Path(__file__).resolve().parent.parent
 GRACE = 15.0  # seconds that a child has to end before it is killed
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed, or ssh dropped
+
+# Asks Linux for SIGTERM when the launcher dies (1: PR_SET_PDEATHSIG), and becomes the command unless it is dead by now.
+TIE = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 15)
+if os.getppid() == int(sys.argv[1]):
+    os.execvp(sys.argv[2], sys.argv[2:])
+"""
 
 
 def flower_home(state: Path | None) -> Path:
@@ -55,6 +63,14 @@ def wait_for_port(host: str, port: int, process: "subprocess.Popen[bytes]", seco
     return False
 
 
+def tied(command: Sequence[str]) -> Sequence[str]:
+    """Return a command for a child that, on Linux, is told to end when this process is killed (SIGKILL), too.
+
+    Start it from the main thread: the child ends with the thread that started it.
+    """
+    return [sys.executable, "-ISc", TIE, str(os.getpid()), *command] if sys.platform == "linux" else command
+
+
 class Child:
     """A running process, and whether this one was told to stop since."""
 
@@ -63,7 +79,7 @@ class Child:
 
     @property
     def stopped(self) -> bool:
-        """Whether SIGINT or SIGTERM came, which the process got too."""
+        """Whether one of `SIGNALS` came, which the process got too."""
         return self._stopped()
 
     def wait(self) -> int:
@@ -73,17 +89,22 @@ class Child:
 
 
 @contextmanager
-def interrupted_by_sigterm() -> Iterator[None]:
-    """Make SIGTERM a KeyboardInterrupt inside, as SIGINT is, so that what runs ends with this process."""
-    with _handled([signal.SIGTERM], signal.default_int_handler):
+def interrupted_by_signals() -> Iterator[None]:
+    """Make all `SIGNALS` a KeyboardInterrupt inside, as SIGINT is, so that what runs ends with this process."""
+
+    def interrupt(number: int, _: object) -> None:
+        _first(number)
+        raise KeyboardInterrupt
+
+    with _handled(SIGNALS, interrupt):
         yield
 
 
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """Yield a list to which SIGINT and SIGTERM are added while this block lasts; they do nothing else."""
+    """Yield a list to which `SIGNALS` are added while this block lasts, as a child gets them; they do nothing else."""
     told: list[int] = []
-    with _handled(SIGNALS, lambda number, _: told.append(number)):
+    with _handled(SIGNALS, lambda number, _: told.append(_first(number))):
         yield told
 
 
@@ -91,7 +112,7 @@ def noted_signals() -> Iterator[list[int]]:
 def child(
     command: Sequence[str], env: Mapping[str, str], folder: Path, told: list[int] | None = None
 ) -> Iterator[Child]:
-    """Run a process in a folder while this block lasts, and pass SIGINT and SIGTERM on to it.
+    """Run a process in a folder while this block lasts, and pass SIGINT and SIGTERM on to it, and SIGHUP as SIGTERM.
 
     It has a session of its own: a terminal would send it Ctrl-C as well, and Flower dies of the second one untidily.
     `told`: from `noted_signals`; what came before the process starts is passed on, too.
@@ -100,14 +121,14 @@ def child(
     told = [] if told is None else told
 
     def pass_on(number: int, _: object) -> None:
-        told.append(number)
+        told.append(passed := _first(number))
         for process in started:
             if process.poll() is None:
-                process.send_signal(number)
+                process.send_signal(passed)
 
     # before it starts: a signal in that moment would end this process and leave the child behind
     with _handled(SIGNALS, pass_on):
-        process = subprocess.Popen(command, cwd=folder, env=dict(env), start_new_session=True)
+        process = subprocess.Popen(tied(command), cwd=folder, env=dict(env), start_new_session=True)
         started.append(process)
         try:
             for number in told:
@@ -117,9 +138,19 @@ def child(
             end(process)
 
 
+def _first(number: int) -> int:
+    """Return what to pass on for a signal: SIGTERM for the first SIGHUP, since Flower ends tidily at that one only."""
+    if number != signal.SIGHUP:
+        return number
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the shell sends one, and the system another when the shell ends
+    return signal.SIGTERM
+
+
 @contextmanager
 def _handled(numbers: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in numbers}
+    # `nohup` ignores SIGHUP for what is to outlive its terminal
+    heard = [n for n in numbers if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in heard}
     try:
         yield
     finally:

@@ -20,7 +20,7 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from common.errors import UserError
-from common.processes import end, environment, free_port, interrupted_by_sigterm, wait_for_port
+from common.processes import end, environment, free_port, interrupted_by_signals, tied, wait_for_port
 from server.tail import Tail
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -46,7 +46,7 @@ class Outcome:
 def local_superlink(home: Path) -> Iterator[dict[str, str]]:
     """Start a SuperLink for simulations on a free port; yields the environment that finds it.
 
-    SIGTERM is a KeyboardInterrupt inside, so that the run and the SuperLink end with this process.
+    SIGTERM and SIGHUP are a KeyboardInterrupt inside, so that the run and the SuperLink end with this process.
     """
     home.mkdir(parents=True, exist_ok=True)
     port, control = free_port(), free_port()
@@ -58,9 +58,9 @@ def local_superlink(home: Path) -> Iterator[dict[str, str]]:
         "flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess",
         "--host", "127.0.0.1", "--port", str(port), "--database", str(home / "launcher.db"),
     ]  # fmt: skip
-    with interrupted_by_sigterm():
+    with interrupted_by_signals():
         with (home / "superlink.log").open("ab") as log:
-            process = subprocess.Popen(command, cwd=home, env=env, stdout=log, stderr=log, start_new_session=True)
+            process = subprocess.Popen(tied(command), cwd=home, env=env, stdout=log, stderr=log, start_new_session=True)
         try:
             if not wait_for_port("127.0.0.1", port, process):
                 raise UserError(f"the local SuperLink did not start, see {home / 'superlink.log'}")
@@ -115,7 +115,7 @@ def _folder(overrides: Mapping[str, Any], root: Path) -> Path:
     return Path(str(overrides.get("run.root") or root)) / str(overrides["run.name"])
 
 
-@interrupted_by_sigterm()
+@interrupted_by_signals()
 def _run(
     settings: Mapping[str, Any], folder: Path, connection: str, env: Mapping[str, str], show: bool, *options: str
 ) -> Outcome:
@@ -128,49 +128,50 @@ def _run(
     if not answer.get("success"):
         raise UserError(f"Flower did not accept the run: {answer.get('error-message', answer)}")
     run_id = str(answer["run-id"])
-    try:
-        return _follow(run_id, folder, connection, env, show)
-    except KeyboardInterrupt:
-        _flwr(["flwr", "stop", run_id, connection, "--format", "json"], env)
-        raise
-
-
-def _follow(run_id: str, folder: Path, connection: str, env: Mapping[str, str], show: bool) -> Outcome:
     columns = (
         TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
         TextColumn("ETA"), TimeRemainingColumn(),
     )  # fmt: skip
+    with Progress(*columns, disable=not show) as progress:
+        try:
+            return _follow(run_id, folder, connection, env, progress)
+        except KeyboardInterrupt:
+            # before the progress is ended: that fails on a terminal that was closed
+            _flwr(["flwr", "stop", run_id, connection, "--format", "json"], env)
+            raise
+
+
+def _follow(run_id: str, folder: Path, connection: str, env: Mapping[str, str], progress: Progress) -> Outcome:
     asked = heard = time.monotonic()
     metrics = Tail(folder / "metrics.jsonl")
-    with Progress(*columns, disable=not show) as progress:
-        bar = progress.add_task(f"{folder.name}: starting", total=None)
-        while True:
-            time.sleep(0.5)
-            rounds = [event for event in metrics.read() if event["event"] == "round"]
-            if rounds:
-                last = rounds[-1]
-                text = f"{folder.name}: round {last['round']}/{last['rounds']}"
-                if last["accuracy"]:
-                    text += f", mean exit accuracy {100 * last['accuracy']['mean']:.1f} %"
-                progress.update(bar, description=text, completed=last["round"], total=last["rounds"])
-            if time.monotonic() - asked < ASK_EVERY:
-                continue
-            asked = time.monotonic()
-            try:
-                answer = _flwr(["flwr", "list", connection, "--run-id", run_id, "--format", "json"], env)
-            except UserError as error:  # it said nothing
-                answer = {"error-message": error}
-            if not answer.get("runs"):
-                if asked - heard > LOST:
-                    problem = " ".join(str(answer.get("error-message", answer)).split())
-                    raise UserError(
-                        f"the SuperLink has gone: {problem}; a run ends with it, so start it again, then continue with "
-                        f"--resume {folder}"
-                    )
-                continue
-            heard, run = asked, answer["runs"][0]
-            if str(run["status"]).startswith("finished"):
-                return Outcome(folder, str(run["status"]), str(run.get("status-details") or ""))
+    bar = progress.add_task(f"{folder.name}: starting", total=None)
+    while True:
+        time.sleep(0.5)
+        rounds = [event for event in metrics.read() if event["event"] == "round"]
+        if rounds:
+            last = rounds[-1]
+            text = f"{folder.name}: round {last['round']}/{last['rounds']}"
+            if last["accuracy"]:
+                text += f", mean exit accuracy {100 * last['accuracy']['mean']:.1f} %"
+            progress.update(bar, description=text, completed=last["round"], total=last["rounds"])
+        if time.monotonic() - asked < ASK_EVERY:
+            continue
+        asked = time.monotonic()
+        try:
+            answer = _flwr(["flwr", "list", connection, "--run-id", run_id, "--format", "json"], env)
+        except UserError as error:  # it said nothing
+            answer = {"error-message": error}
+        if not answer.get("runs"):
+            if asked - heard > LOST:
+                problem = " ".join(str(answer.get("error-message", answer)).split())
+                raise UserError(
+                    f"the SuperLink has gone: {problem}; a run ends with it, so start it again, then continue with "
+                    f"--resume {folder}"
+                )
+            continue
+        heard, run = asked, answer["runs"][0]
+        if str(run["status"]).startswith("finished"):
+            return Outcome(folder, str(run["status"]), str(run.get("status-details") or ""))
 
 
 def _flwr(command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:

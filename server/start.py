@@ -47,7 +47,7 @@ def add_state(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serve until SIGINT or SIGTERM, which are passed on. Raises `UserError` before anything starts."""
+    """Serve until SIGINT, SIGTERM or SIGHUP, which are passed on. Raises `UserError` before anything starts."""
     host, port = split_address(options.address)
     files = _security(options, host)
     _check_free(host, port)

@@ -6,21 +6,26 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from common.processes import (
+    PROJECT,
     SIGNALS,
     child,
     environment,
     flower_home,
     free_port,
-    interrupted_by_sigterm,
+    interrupted_by_signals,
     noted_signals,
+    tied,
     wait_for_port,
 )
 from tests.deployment import wait_until
+from tests.served import said
 
 NAP = [sys.executable, "-c", "import time; time.sleep(60)"]
 # says which signal it got
@@ -35,8 +40,19 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_are_passed_on_once(tmp_path, number):
+@pytest.fixture(autouse=True)
+def heard_hangup() -> Iterator[None]:
+    """Hear SIGHUP, which these tests may have been started without (`nohup`)."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("number", "passed"),
+    [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGTERM), (signal.SIGHUP, signal.SIGTERM)],
+)
+def test_signals_are_passed_on_once(tmp_path, number, passed):
     file = tmp_path / "told"
     before = signal.getsignal(number)
     with child([sys.executable, "-c", LISTENER, str(file)], os.environ, tmp_path) as process:
@@ -45,8 +61,72 @@ def test_signals_are_passed_on_once(tmp_path, number):
         os.kill(os.getpid(), number)
         assert process.wait() == 7
         assert process.stopped
-    assert file.read_text() == f"ready\n{int(number)}\n"
+    assert file.read_text() == f"ready\n{int(passed)}\n"
     assert signal.getsignal(number) is before
+
+
+def test_a_terminal_that_is_closed_tells_once(tmp_path):
+    with child(NAP, os.environ, tmp_path) as process:
+        sent: list[int] = []
+        process.process.send_signal = sent.append  # type: ignore[method-assign]
+        for _ in range(2):  # the shell's, and the system's when the shell has ended
+            os.kill(os.getpid(), signal.SIGHUP)
+        del process.process.send_signal
+        assert sent == [signal.SIGTERM]
+    with pytest.raises(KeyboardInterrupt), interrupted_by_signals():
+        try:
+            os.kill(os.getpid(), signal.SIGHUP)
+        finally:
+            os.kill(os.getpid(), signal.SIGHUP)  # must not interrupt what is done at the end
+            ended = True
+    assert ended
+
+
+def test_what_is_to_outlive_its_terminal_does(tmp_path):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` does
+    with interrupted_by_signals(), noted_signals() as told, child(NAP, os.environ, tmp_path, told) as process:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert (told, process.stopped, process.process.poll()) == ([], False, None)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def ended(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE  # nobody may be there to bury it
+    except psutil.NoSuchProcess:
+        return True
+
+
+KILLED = """
+import os, time
+from pathlib import Path
+from common.processes import child
+with child(["sleep", "60"], os.environ, Path()) as process:
+    while "sleep" not in Path(f"/proc/{process.process.pid}/comm").read_text():
+        time.sleep(0.01)
+    print(process.process.pid, flush=True)
+    process.wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent was killed")
+def test_a_child_ends_with_a_launcher_that_is_killed():
+    command = [sys.executable, "-c", KILLED]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as launcher:
+        sleeper = int(said(launcher))
+        launcher.kill()
+        wait_until(lambda: ended(sleeper), 30, "the child lives on")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent was killed")
+def test_a_child_whose_launcher_has_died_already_does_not_start(tmp_path):
+    command = [*tied(["touch", str(tmp_path / "started")])]
+    subprocess.run(command, check=True)
+    assert (tmp_path / "started").exists()
+    command[command.index(str(os.getpid()))] = str(os.getppid())
+    (tmp_path / "started").unlink()
+    subprocess.run(command, check=True)
+    assert not (tmp_path / "started").exists()
 
 
 def test_to_end_as_told_is_no_failure(tmp_path):
@@ -89,16 +169,16 @@ def test_what_was_told_before_the_start_reaches_the_child(tmp_path):
     assert {number: signal.getsignal(number) for number in SIGNALS} == before
 
 
-def test_sigterm_interrupts_as_sigint_does():
+def test_every_signal_interrupts_as_sigint_does():
     for number in SIGNALS:
-        with pytest.raises(KeyboardInterrupt), interrupted_by_sigterm():
+        with pytest.raises(KeyboardInterrupt), interrupted_by_signals():
             os.kill(os.getpid(), number)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_a_command_that_is_not_there_leaves_the_signals_as_they_were(tmp_path):
+def test_a_child_that_cannot_start_leaves_the_signals_as_they_were(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(FileNotFoundError), child(["/no/such"], os.environ, tmp_path):
+    with pytest.raises(FileNotFoundError), child(NAP, os.environ, tmp_path / "nowhere"):
         pass
     assert signal.getsignal(signal.SIGTERM) is before
 

@@ -1,5 +1,6 @@
 """The launcher's own logic: environment, what it hands to Flower, and what it makes of Flower's answers."""
 
+import errno
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import pytest
 from common.errors import UserError
 from server import launch
 from server.launch import Outcome, deploy, environment, local_superlink, simulate
+from tests.deployment import wait_until
 from tests.served import said
 
 
@@ -133,13 +135,27 @@ def test_a_refused_run_is_told_with_flowers_reason(env, tmp_path, monkeypatch):
         simulate({"run.name": "a"}, tmp_path, env, workers=1, show=False)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_launcher_that_is_told_to_stop_stops_its_run(env, tmp_path, monkeypatch, number):
+def terminal_has_gone(*_: object) -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize(
+    ("number", "ends", "stop"),
+    [
+        (signal.SIGINT, KeyboardInterrupt, launch.Progress.stop),
+        (signal.SIGTERM, KeyboardInterrupt, launch.Progress.stop),
+        (signal.SIGHUP, OSError, terminal_has_gone),
+    ],
+)
+def test_a_launcher_that_is_told_to_stop_stops_its_run(env, tmp_path, monkeypatch, number, ends, stop):
     flower = Flower()
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it may be ignored here (`nohup`)
+    monkeypatch.setattr(launch.Progress, "stop", stop)
     monkeypatch.setattr(launch, "_flwr", flower)
     monkeypatch.setattr(launch.time, "sleep", lambda seconds: os.kill(os.getpid(), number))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(ends):
         deploy({"run.name": "a"}, tmp_path, env, "there", show=False)
+    assert signal.signal(signal.SIGHUP, before) is signal.SIG_DFL
     assert flower.commands[-1][:4] == ["flwr", "stop", "7", "there"]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
@@ -164,11 +180,12 @@ def test_a_machine_without_git_can_submit(tmp_path, monkeypatch):
 
 
 LAUNCHER = """
-import subprocess, sys, time
+import signal, sys, time
 from pathlib import Path
 from server import launch
-popen = subprocess.Popen
-launch.subprocess.Popen = lambda command, **kwargs: popen(["sleep", "60"], **kwargs)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it may be ignored here (`nohup`)
+tied = launch.tied
+launch.tied = lambda command: tied(["sleep", "60"])
 launch.wait_for_port = lambda host, port, process: print(process.pid, flush=True) or True
 with launch.local_superlink(Path(sys.argv[1])):
     for _ in range(600):
@@ -176,10 +193,20 @@ with launch.local_superlink(Path(sys.argv[1])):
 """
 
 
-def test_a_launcher_that_is_told_to_end_leaves_no_superlink_behind(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_a_launcher_that_is_told_to_end_leaves_no_superlink_behind(tmp_path, number):
+    if number == signal.SIGKILL and sys.platform != "linux":
+        pytest.skip("only Linux tells a child that its parent was killed")
     command = [sys.executable, "-c", LAUNCHER, str(tmp_path / "home")]
     with subprocess.Popen(command, cwd=launch.PROJECT, stdout=subprocess.PIPE, text=True) as launcher:
         superlink = int(said(launcher))
-        launcher.terminate()
+        launcher.send_signal(number)
         assert launcher.wait(60) != 0
-    assert not psutil.pid_exists(superlink)
+    wait_until(lambda: ended(superlink), 20, "the SuperLink lives on")
+
+
+def ended(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE  # nobody may be there to bury it
+    except psutil.NoSuchProcess:
+        return True
