@@ -1,7 +1,8 @@
 """Robust aggregation: what a few broken or hostile clients send must not decide the model.
 
 1. An update is what a client's model moved from where it started. One whose L2 norm exceeds `reject` times the median
-   norm of its tier's updates of the round is rejected.
+   norm of its tier's updates of the round is rejected. In a tier of one or two nobody can tell which one is far off:
+   there the updates of all tiers are compared, on the layers that all of them hold.
 2. Of each tier's remaining models take the weighted mean, or coordinate by coordinate the trimmed mean or the median
    (Yin et al., ICML 2018). Then every client counts the same: its number of samples is only its own word. For the same
    reason a tier weighs, against other tiers, as if all its clients had the median number of samples.
@@ -13,7 +14,7 @@ Nothing depends on the order of arrival.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from logging import INFO
+from logging import WARNING
 
 import torch
 from flwr.supercore import log
@@ -29,6 +30,7 @@ from strategies.registry import Method
 
 MIN_NORMS = 3  # of two updates nobody can tell which one is far off
 COLUMNS = 1 << 18  # sorted at a time, which bounds the memory beyond the models themselves
+States = dict[int, FlatState]  # by client
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,11 @@ class RobustCollector(RoundCollector):
 
     def finish(self) -> RoundUpdate:
         """Reject what is far off, combine the rest, let go of the models."""
-        tiers = {depth: self._remaining(depth) for depth in sorted(set(self.asked.values()))}
+        tiers: dict[int, States] = {depth: {} for depth in sorted(set(self.asked.values()))}
+        for client, state in sorted(self.update.states.items()):
+            tiers[self.asked[client]][client] = state
+        if self.settings.reject:
+            self._reject_far_off(tiers)
         if self.settings.aggregation == "mean":
             for depth, states in tiers.items():
                 for client, state in states.items():
@@ -112,25 +118,36 @@ class RobustCollector(RoundCollector):
             raise ValueError(f"weight {result.num_examples} is impossible")
         self.update.states[client] = state
 
-    def _remaining(self, depth: int) -> dict[int, FlatState]:
-        """Return a tier's models in client order, without those that are rejected."""
-        states = {c: s for c, s in sorted(self.update.states.items()) if self.asked[c] == depth}
-        if not self.settings.reject:
-            return states
-        if len(states) < MIN_NORMS:
-            if states:
-                log(INFO, "tier %d: %d updates, too few to tell one that is far off", depth, len(states))
-            return states
-        start = self.start(depth).state_dict()
-        origin = torch.cat([start[key].reshape(-1) for key, _ in self.layouts[depth].floats]).double()
-        norms = {client: float((state.floats.double() - origin).norm()) for client, state in states.items()}
-        for client in far_off(norms, self.settings.reject):
-            self.reject(client, f"its update's norm of {norms[client]:.4g} is more than {self.settings.reject:g} times "
-                                f"the median of its tier, {lower_median(norms.values()):.4g}")  # fmt: skip
-            del states[client], self.update.results[client], self.update.entries[client]
-        return states
+    def _reject_far_off(self, tiers: Mapping[int, States]) -> None:
+        """Take updates whose norm is far beyond the others' out of their tiers."""
+        keys = {depth: [key for key, _ in self.layouts[depth].floats] for depth, states in tiers.items() if states}
+        own = {depth: self._norms(depth, tiers[depth], held) for depth, held in keys.items()}
+        shared = dict[int, float]()
+        if common := [key for key in next(iter(keys.values()), ()) if all(key in held for held in keys.values())]:
+            shared = {client: norm for d in keys for client, norm in self._norms(d, tiers[d], common).items()}
+        for depth in keys:
+            states, norms, whose = tiers[depth], own[depth], "of its tier"
+            if len(norms) < MIN_NORMS:
+                norms, whose = shared, "of all updates, on the layers that all hold"
+            if len(norms) < MIN_NORMS:
+                log(WARNING, "tier %d: %d updates, too few to tell one that is far off", depth, len(states))
+                continue
+            for client in set(far_off(norms, self.settings.reject)) & set(states):
+                self.reject(client, f"its update's norm of {norms[client]:.4g} is more than {self.settings.reject:g} "
+                                    f"times the median {whose}, {lower_median(norms.values()):.4g}")  # fmt: skip
+                del states[client], self.update.results[client], self.update.entries[client]
 
-    def _combine(self, depth: int, states: Mapping[int, FlatState]) -> TierUpdate:
+    def _norms(self, depth: int, states: States, keys: Sequence[str]) -> dict[int, float]:
+        """Return how far each client's model has moved from its start in these layers, an L2 norm."""
+        start = self.start(depth).state_dict()
+        moved = {}
+        for client, state in states.items():
+            values = state.state_dict()
+            squares = (float((values[key].double() - start[key].double()).square().sum()) for key in keys)
+            moved[client] = math.sqrt(math.fsum(squares))
+        return moved
+
+    def _combine(self, depth: int, states: States) -> TierUpdate:
         number = len(states)
         cut = trimmed(number, 0.5 if self.settings.aggregation == "median" else self.settings.trim)
         floats = trimmed_mean([state.floats for state in states.values()], cut)

@@ -116,6 +116,32 @@ def test_two_updates_are_not_compared(flower_log):
     assert collect({c: STATES[c] for c in (2, 3, 4)}, reject=1.5).rejected == {4}
 
 
+def apart(*moves: float, layouts: dict[int, Layout]) -> set[int]:
+    """Each client alone in its tier, with every layer moved by so much; returns who is rejected."""
+    starts = {d: FlatState(layout, torch.ones(layout.sizes[0]), torch.ones(1).long()) for d, layout in layouts.items()}
+    asked = dict(enumerate(layouts))
+    collector = make_collector(
+        RobustConfig(reject=3.0), layouts, BITS, asked, dict.fromkeys(asked, 10), starts.__getitem__, apart=False
+    )
+    for (client, depth), move in zip(asked.items(), moves, strict=True):
+        sent = FlatState(layouts[depth], starts[depth].floats + move, starts[depth].counters)
+        collector.add(Reply([ClientResult(client, depth, 10)], lone={client: sent}), [client])
+    update = collector.finish()
+    assert set(update.tiers) == set(layouts) - {asked[client] for client in update.rejected}
+    return update.rejected
+
+
+def test_in_tiers_of_few_the_updates_of_all_are_compared_on_the_layers_that_all_hold(flower_log):
+    deeper = [(f"deep-{unit}", (100,)) for unit in range(3)]
+    nested = {d: Layout((("w", (2,)), *deeper[: d - 1]), (("n", ()),)) for d in (1, 2, 3, 4)}
+    assert apart(0.01, 0.02, 0.015, 0.01, layouts=nested) == set()  # though the deepest has 150 times the weights
+    assert apart(0.01, 0.02, 400.0, 0.01, layouts=nested) == {2}
+    assert not [line for line in flower_log if "too few" in line]
+    unlike = {d: Layout(((f"part-{d}", (2,)),), (("n", ()),)) for d in (1, 2, 3)}
+    assert apart(0.01, 0.02, 400.0, layouts=unlike) == set()
+    assert len([line for line in flower_log if "1 updates, too few to tell one that is far off" in line]) == 3
+
+
 def test_norms():
     assert far_off({0: 1.0, 1: 2.0, 2: 4.0, 3: 4.1}, 2.0) == [3]
     assert far_off({0: 0.0, 1: 0.0, 2: 5.0}, 2.0) == []
