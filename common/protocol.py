@@ -176,10 +176,13 @@ def pack_reply(reply: Reply) -> RecordDict:
     return content
 
 
-def unpack_reply(content: RecordDict, layouts: Mapping[int, Layout] | None = None) -> Reply:
+def unpack_reply(
+    content: RecordDict, layouts: Mapping[int, Layout] | None = None, entry_bytes: int | None = None
+) -> Reply:
     """Inverse of `pack_reply`; raises `ValueError` on anything malformed.
 
-    Given the tiers' `layouts` by depth, a model that is not of one of these shapes is refused before it is read.
+    Given the tiers' `layouts` by depth, a model that is not of one of these shapes is refused before it is copied;
+    given `entry_bytes`, so are all clients' other arrays if they are larger together.
     """
     with _reading():
         head = _dict(content, ORDER)
@@ -197,7 +200,7 @@ def unpack_reply(content: RecordDict, layouts: Mapping[int, Layout] | None = Non
             reply.lone[int(number)] = unpack_state(content, name, expected)
         else:
             reply.folds[int(number)] = _fold(content, name, expected)
-    reply.entries = _entries(content)
+    reply.entries = _entries(content, entry_bytes)
     return reply
 
 
@@ -257,10 +260,13 @@ def _pack_entries(entries: Entries) -> PackedState:
     return record, ConfigRecord({"json": json.dumps(index)})
 
 
-def _entries(content: RecordDict) -> dict[int, dict[str, np.ndarray]]:
+def _entries(content: RecordDict, most: int | None = None) -> dict[int, dict[str, np.ndarray]]:
     if ENTRIES not in content:
         return {}
     arrays, index = _arrays(content, ENTRIES), _json(content, f"{ENTRIES}.{INDEX}")
+    sent = sum(array.nbytes for array in arrays.values())
+    if most is not None and sent > most:
+        raise ValueError(f"{sent} bytes of arrays came beside the models, where at most {most} are expected")
     position = dict.fromkeys(arrays, 0)
     entries: dict[int, dict[str, np.ndarray]] = {}
     with _reading():

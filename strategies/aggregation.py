@@ -35,6 +35,16 @@ class RoundUpdate:
     entries: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)  # by client, in client order
     states: dict[int, FlatState] = field(default_factory=dict)  # by client, where a method wants them apart
 
+    def mean_metrics(self) -> dict[str, float]:
+        """Average the clients' metrics, weighted by samples, in client order."""
+        sums: dict[str, float] = {}
+        weights: dict[str, int] = {}
+        for result in self.results.values():
+            for key, value in result.metrics.items():
+                sums[key] = sums.get(key, 0.0) + value * result.num_examples
+                weights[key] = weights.get(key, 0) + result.num_examples
+        return {key: sums[key] / weights[key] for key in sorted(sums)}
+
 
 class RoundCollector:
     """Takes replies in any order and holds one accumulator per tier, never one model per client (unless `apart`)."""

@@ -34,7 +34,7 @@ from common.networks import EarlyExitNetwork
 from common.protocol import ClientReport, Entries, Order, PackedState, Task
 from strategies.aggregation import RoundUpdate, average_layers
 from strategies.callbacks.base import Callback, Record
-from strategies.client_evaluation import check, summarise
+from strategies.client_evaluation import SCORE_BYTES, check, summarise
 from strategies.evaluation import ServerEvaluator
 from strategies.exchange import exchange
 from strategies.late import Latecomers
@@ -118,6 +118,10 @@ class EarlyExitStrategy(Strategy):
     def entries(self, clients: Sequence[ClientReport]) -> Entries:
         """Return arrays that each of these clients gets for itself, beside the global model."""
         return {}
+
+    def entry_bytes(self, client: ClientReport) -> int:
+        """Return the size of the arrays that this client may send for itself, beside its model, at most."""
+        return 0
 
     def extra(self, client: ClientReport) -> Mapping[str, Any]:
         """Return plain values that this client gets for itself."""
@@ -246,7 +250,7 @@ class EarlyExitStrategy(Strategy):
         update = self._collect(server_round, replies)
         with self._phase("server"), threads(self.config.server.threads):
             self.merge(server_round, update)
-        return self.arrays(), MetricRecord({**_mean_metrics(update)})
+        return self.arrays(), MetricRecord({**update.mean_metrics()})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord | None, config: ConfigRecord | None, grid: Grid
@@ -256,7 +260,8 @@ class EarlyExitStrategy(Strategy):
         last = self.personal and server_round == self.rounds
         if not last and (not every or server_round % every):
             return []
-        return self._messages(self._order(server_round), self.roster.available(), protocol.EVALUATE)
+        able = [c for c in self.roster.available() if c.client not in self.late.clients]
+        return self._messages(self._order(server_round), able, protocol.EVALUATE)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the mean over clients of each exit's accuracy."""
@@ -312,7 +317,7 @@ class EarlyExitStrategy(Strategy):
                 client_accuracy = self._client_scores(exchange(grid, questions, deadline))
         self.round = round_
         return Record(
-            round=round_, rounds=self.rounds, accuracy=accuracy, terms=terms, client_metrics=_mean_metrics(update),
+            round=round_, rounds=self.rounds, accuracy=accuracy, terms=terms, client_metrics=update.mean_metrics(),
             client_accuracy=client_accuracy,
             failures=update.failures, rejected=sorted(update.rejected), late=sorted(update.late),
             clients=dict(sorted(Counter(r.depth for r in update.results.values()).items())),
@@ -341,7 +346,8 @@ class EarlyExitStrategy(Strategy):
                     for client in clients:
                         collector.fail(client, f"its node failed: {_last_line(message.error.reason)}")
                 else:
-                    reply = protocol.unpack_reply(message.content, self.uploads)
+                    allowed = sum(self.entry_bytes(self._asked[client]) for client in clients)
+                    reply = protocol.unpack_reply(message.content, self.uploads, allowed)
                     self.roster.update(report for report in reply.reports if report.client in clients)
                     collector.add(reply, clients)
             except (ValueError, TypeError, KeyError) as error:
@@ -371,7 +377,7 @@ class EarlyExitStrategy(Strategy):
             try:
                 if message.has_error():
                     raise ValueError(_last_line(message.error.reason))
-                reply = protocol.unpack_reply(message.content, {})
+                reply = protocol.unpack_reply(message.content, {}, len(hosted) * SCORE_BYTES)
             except ValueError as error:
                 log(WARNING, "node %d could not evaluate: %s", message.metadata.src_node_id, error)
                 continue
@@ -475,18 +481,7 @@ def _problems(reply: Message) -> list[str]:
     if reply.has_error():
         return [_last_line(reply.error.reason)]
     try:
-        results = protocol.unpack_reply(reply.content).results
+        results = protocol.unpack_reply(reply.content, {}, 0).results
     except ValueError as error:
         return [str(error)]
     return [f"client {result.client}: {result.error}" for result in results if result.error]
-
-
-def _mean_metrics(update: RoundUpdate) -> dict[str, float]:
-    """Average the clients' metrics, weighted by samples, in client order."""
-    sums: dict[str, float] = {}
-    weights: dict[str, int] = {}
-    for result in update.results.values():
-        for key, value in result.metrics.items():
-            sums[key] = sums.get(key, 0.0) + value * result.num_examples
-            weights[key] = weights.get(key, 0) + result.num_examples
-    return {key: sums[key] / weights[key] for key in sorted(sums)}

@@ -24,6 +24,7 @@ THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, math.inf)
 # Unlike a probability, this confidence is near 0 for most samples of a weak exit; at 0 everybody leaves
 ENTROPY_THRESHOLDS = (*(step / 20 for step in range(20)), math.inf)
 BATCH = 256
+SCORE_BYTES = 1 << 16  # of what a client sends, at most: 90 exits
 VALIDATION, TEST = 0, 1  # rows of "sweep" and "examples"
 
 Scores = Mapping[str, NDArray[Any]]

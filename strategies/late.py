@@ -77,7 +77,7 @@ class Latecomers:
         try:
             if message.has_error():
                 raise ValueError("its node failed")
-            late.add(protocol.unpack_reply(message.content, self.layouts), asked)
+            late.add(protocol.unpack_reply(message.content, self.layouts, 0), asked)
             share = self.staleness ** (round_ - owed.round)
             folds = {depth: fold.rescaled(share, collector.bits) for depth, fold in late.folds.items() if fold.clients}
         except (ValueError, TypeError, KeyError) as error:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
-from common.rpc.certificates import Certificate, new_authority, new_node_key, public_node_key, signed_by
+from common.rpc.certificates import Certificate, check_pair, new_authority, new_node_key, public_node_key, signed_by
 from common.rpc.secrets import make_private, read_certificate, read_private
 
 LOCAL = ("localhost", "127.0.0.1", "::1")  # Flower's own processes beside the SuperLink reach it by these
@@ -48,22 +48,30 @@ def make_credentials(folder: Path, hosts: Sequence[str], devices: Sequence[str])
     for name in devices:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", name):
             raise UserError(f"device name {name!r}: write letters, digits, dots, dashes and underscores")
+    for host in hosts:
+        if not re.fullmatch(r"[A-Za-z0-9_.:*-]+", host):
+            raise UserError(f"--host {host!r}: give a name or address alone, other letters as DNS has them (xn--...)")
     if not hosts and not (folder / "server.pem").exists():
         raise UserError("--host is missing: give the names and addresses by which devices reach the server")
     made: list[str] = []
-    if not (folder / "ca.pem").exists():
-        # a new one would be trusted by no device, and take the place of a key that the old one may need
-        if left := next((name for name in ("ca.key", "server.pem", "devices") if (folder / name).exists()), None):
-            raise UserError(f"{folder / 'ca.pem'} is missing beside {left}: bring it back, or name a new --folder")
-        _write_pair(folder / "ca", new_authority())
-        made.append(f"{folder / 'ca.pem'}: a new authority")
+    known = (folder / "ca.pem").exists()
+    # a new one would be trusted by no device, and take the place of a key that the old one may need
+    left = next((name for name in ("ca.key", "server.pem", "devices") if (folder / name).exists()), None)
+    if not known and left:
+        raise UserError(f"{folder / 'ca.pem'} is missing beside {left}: bring it back, or name a new --folder")
     if hosts:
         names = list(dict.fromkeys([*hosts, *LOCAL]))
-        authority = Certificate(
-            read_private(folder / "ca.key", OPTION, "the authority's key signs servers: bring it back").encode(),
-            read_certificate(folder / "ca.pem"),
-        )
-        _write_pair(folder / "server", signed_by(authority, names))
+        authority = _read_authority(folder) if known else new_authority()
+        try:  # before anything is written: the old pair may be at work
+            check_pair(authority)
+            server = signed_by(authority, names)
+        except ValueError as error:
+            advice = "bring the two back that were made together"
+            raise UserError(f"{folder / 'ca.key'} and ca.pem: {error}: {advice}") from error
+        if not known:
+            _write_pair(folder / "ca", authority)
+            made.append(f"{folder / 'ca.pem'}: a new authority")
+        _write_pair(folder / "server", server)
         made.append(f"{folder / 'server.pem'}: for {', '.join(names)}")
     for name in devices:
         if new := _make_device(folder, folder / "devices" / name):
@@ -93,6 +101,13 @@ def device_files(folder: Path) -> DeviceFiles:
 def public_keys(folder: Path) -> dict[str, Path]:
     """Return every device's public key by the device's name."""
     return {file.parent.name: file for file in sorted(folder.glob("devices/*/node.pub"))}
+
+
+def _read_authority(folder: Path) -> Certificate:
+    return Certificate(
+        read_private(folder / "ca.key", OPTION, "the authority's key signs servers: bring it back").encode(),
+        read_certificate(folder / "ca.pem"),
+    )
 
 
 def _make_device(folder: Path, device: Path) -> str:

@@ -87,6 +87,10 @@ class CAFEDistill(PersonalStrategy):
                 sent[client.client] = {HEAD: known.head.numpy(), **teachers}
         return sent
 
+    def entry_bytes(self, client: ClientReport) -> int:
+        """Return the size of a last head in float64: one of a wrong kind only leaves its client out of matching."""
+        return 8 * self.heads[self.depth(client)].sizes[0]
+
     def merge(self, round_: int, update: RoundUpdate) -> Mapping[str, Any]:
         """Average the backbones, then match teachers among the clients that answered."""
         super().merge(round_, update)

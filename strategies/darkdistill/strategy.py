@@ -18,6 +18,7 @@ from flwr.supercore import log
 from common.flat import StateDict
 from common.folding import MAGNITUDE
 from common.networks import EarlyExitNetwork
+from common.protocol import ClientReport
 from common.seeding import derive_seed, generator
 from strategies.aggregation import RoundUpdate, average_layers
 from strategies.base import EarlyExitStrategy
@@ -51,6 +52,11 @@ class DarkDistill(EarlyExitStrategy):
         super().summary()
         sizes = ", ".join(f"{g.parameter_count / 1e6:.2f} M" for g in self.generators.values())
         log(INFO, "  generators: %s parameters, on the server only", sizes)
+
+    def entry_bytes(self, client: ClientReport) -> int:
+        """Return the size of a difficulty (float32) and a label (int64) per sample, or of a sketch's counts."""
+        pairs, sketch = 12 * client.num_examples, 4 * self.spec.num_classes * self.difficulty.bins
+        return pairs if self.difficulty.upload == "pairs" else sketch
 
     def merge(self, round_: int, update: RoundUpdate) -> Mapping[str, Any]:
         """Transfer across tiers, then average layer by layer; the parallel variant averages first."""

@@ -248,6 +248,15 @@ def test_a_malformed_reply_is_a_value_error(name, record):
         protocol.unpack_reply(content)
 
 
+def test_arrays_beside_the_models_may_be_bounded():
+    content = protocol.pack_reply(reply())
+    size = sum(array.nbytes for arrays in reply().entries.values() for array in arrays.values())
+    assert size
+    assert same_entries(protocol.unpack_reply(content, entry_bytes=size).entries, reply().entries)
+    with pytest.raises(ValueError, match=f"{size} bytes of arrays came beside the models, where at most {size - 1}"):
+        protocol.unpack_reply(content, entry_bytes=size - 1)
+
+
 def test_a_number_that_is_no_number():
     content = protocol.pack_reply(reply())
     content["lone.x"], content["lone.x.index"] = content["lone.9"], content["lone.9.index"]

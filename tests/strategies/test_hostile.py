@@ -120,9 +120,9 @@ def other_depth(reply: Reply, order) -> None:
     reply.folds[7].add_state(reply.lone.pop(HOSTILE), reply.results[0].num_examples, HOSTILE)
 
 
-def entry_of(index: str):
+def entry_of(index: str, size: int = 0):
     def change(content: RecordDict) -> None:
-        content["entries"] = ArrayRecord({"float32": Array(np.zeros(4, np.float32))})
+        content["entries"] = ArrayRecord({"float32": Array(np.zeros(size, np.float32))})
         content["entries.index"] = type(content["order"])({"json": index})
 
     return by_content(change)
@@ -143,6 +143,7 @@ ATTACKS = {
     "results without an end": (by_content(lambda c: c["order"].update({"json": "[" * 200_000})), "nested too deeply"),
     "samples": (result_of(num_examples=10**400), "cannot have trained on"),
     "negative samples": (result_of(num_examples=-4), "cannot have trained on"),
+    "more samples than announced": (result_of(num_examples=4095), "counts 4095 samples, where it announced"),
     "no samples": (result_of(num_examples=0), "is impossible"),
     "metric of text": (result_of(metrics={"loss": "x"}), "is no number"),
     "metric beyond floats": (result_of(metrics={"loss": 10**400}), "OverflowError"),
@@ -156,6 +157,7 @@ ATTACKS = {
     "sum of a weight beyond floats": (fold_of([HOSTILE], weight=10**400), "weight is not"),
     "sum in another scale": (fold_of([HOSTILE], bits=3), "does not fit"),
     "entry beyond what was sent": (entry_of(f'[[2, "x", "float32", [{2**32}, {2**32}]]]'), "more than was sent"),
+    "arrays that nobody expects": (entry_of('[[2, "x", "float32", [1000]]]', 1000), "4000 bytes of arrays came"),
     "entry of a negative size": (entry_of('[[2, "x", "float32", [-2, -2]]]'), "more than was sent"),
 }
 

@@ -168,6 +168,20 @@ def test_without_the_option_what_it_kept_is_discarded(run_strategy):
     assert run.strategy.committed == dict.fromkeys(range(6), 4)
 
 
+def test_who_is_still_at_work_is_not_asked_to_evaluate(run_strategy):
+    asked = []
+
+    def app(message, context):
+        if message.metadata.message_type == protocol.EVALUATE:
+            asked.append((message.metadata.group_id, context.node_config["partition-id"]))
+        return real_app(message, context)
+
+    settings = {**SETTINGS, "round.staleness": 0.5, "server.clients-evaluate-every": 1, "run.rounds": 3}
+    run_strategy(settings, NODES, app, Long, timeout=DEADLINE)
+    assert {round_ for round_, node in asked if node == SLOW} == {"3"}
+    assert {round_ for round_, node in asked if node != SLOW} == {"1", "2", "3"}
+
+
 def test_who_never_answers_is_asked_again(run_strategy):
     app = Watched()
     settings = {**SETTINGS, **KEEPING, "round.staleness": 1.0}

@@ -1,5 +1,6 @@
 """Authorities, what they sign, devices' keys, and the folder that holds them."""
 
+import datetime
 import socket
 import ssl
 import threading
@@ -7,8 +8,16 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_ssh_private_key,
+    load_ssh_public_key,
+)
+from cryptography.x509.oid import NameOID
 
 from common.errors import UserError
 from common.rpc.certificates import new_authority, new_node_key, signed_by
@@ -137,6 +146,47 @@ def test_an_authority_that_is_gone_is_not_replaced_without_a_word(tmp_path, left
         make_credentials(tmp_path, ["a"], ["two"])
     assert (tmp_path / left).exists()
     assert not (tmp_path / "ca.pem").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        (new_authority().key, "key and certificate are not a pair: bring the two back"),
+        (b"-----BEGIN PRIVATE KEY-----\noops\n-----END PRIVATE KEY-----\n", "the key cannot be read"),
+    ],
+    ids=["another's", "damaged"],
+)
+def test_a_wrong_authoritys_key_signs_nothing_and_the_old_pair_stays(tmp_path, key, told):
+    make_credentials(tmp_path, ["a"], ["one"])
+    (tmp_path / "ca.key").write_bytes(key)
+    before = {file: file.read_bytes() for file in tmp_path.glob("**/*") if file.is_file()}
+    with pytest.raises(UserError, match=f"ca.key and ca.pem: {told}"):
+        make_credentials(tmp_path, ["h2"], ["two"])
+    assert {file: file.read_bytes() for file in tmp_path.glob("**/*") if file.is_file()} == before
+
+
+def test_an_authority_of_another_kind_is_told(tmp_path):
+    make_credentials(tmp_path, ["a"], [])
+    key = rsa.generate_private_key(65537, 2048)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ours")])
+    start = datetime.datetime(2026, 1, 1)
+    certificate = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        .serial_number(1).not_valid_before(start).not_valid_after(start + datetime.timedelta(days=9))
+        .sign(key, hashes.SHA256())
+    )  # fmt: skip
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "ca.key").write_bytes(private)
+    (tmp_path / "ca.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+    with pytest.raises(UserError, match="no elliptic-curve key"):
+        make_credentials(tmp_path, ["h2"], [])
+
+
+@pytest.mark.parametrize("host", ["münchen.local", "", "a b", "https://a", "[::1]"])
+def test_what_is_no_hosts_name_is_told_before_anything_is_made(tmp_path, host):
+    with pytest.raises(UserError, match=r"--host .*: give a name or address alone"):
+        make_credentials(tmp_path / "new", ["a", host], ["one"])
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_device_may_have_no_key(tmp_path):
