@@ -85,10 +85,16 @@ def run(options: argparse.Namespace) -> int:
         print(f"    split training: cut {fit.cut.depth} of {fit.cuts}: {fit.cut.reason}")
     security = _security_word(files, encrypted)
     print(f"client {options.client} at {options.superlink}: {security}; keeps all in {home.parent}")
-    print("next, on the server:  python -m server submit -c KEY=VALUE", flush=True)
+    print(_next_command(encrypted), flush=True)
     command = ["flower-supernode", "--superlink", options.superlink]
     command += ["--node-config", node_config(values), *_links(files, encrypted)]
     return _supervise(command, spawner.environment(environment(home), home / "bin"), home, options)
+
+
+def _next_command(encrypted: bool) -> str:
+    authority = "--root-certificates certificates/ca.pem " if encrypted else ""  # where the server makes its own
+    numbers = "-c clients.count=N -c clients.per-round=N -c round.min-nodes=N"
+    return f"next, on the server, for the N devices that are started:  python -m server submit {authority}{numbers}"
 
 
 def _check_numbers(options: argparse.Namespace) -> None:

@@ -46,5 +46,6 @@ def run(options: argparse.Namespace) -> int:
     if devices:
         print(f"if it runs already:  python -m server register --certificates {folder} --superlink HOST:PORT")
         print(f"device:  copy {options.folder / 'devices' / devices[0]} there, then")
-        print("         python -m client start --certificates THAT_FOLDER --superlink HOST:PORT --client-id 0")
+        print("         python -m client start --certificates THAT_FOLDER --superlink HOST:PORT --client-id N")
+        print("         N: 0, 1, 2, ...: every device has a number of its own")
     return 0

@@ -114,14 +114,18 @@ def _next_commands(options: argparse.Namespace, host: str, port: int, state: Pat
         submit += ["--root-certificates", str(files.authority)]
     elif options.insecure:
         device.append("--insecure")
+        submit += [] if host in ANY or is_loopback(host) else ["--insecure"]
     if options.state:
         submit += ["--state", str(state)]
     warning = (
         "" if is_loopback(host) else "whoever reaches this address can submit code: give devices the proxy instead\n"
     )
     security = "TLS, devices need keys" if options.require_node_keys else "TLS" if files else "not encrypted"
+    numbers = "-c clients.count=2 -c clients.per-round=2 -c round.min-nodes=2"
     return "\n".join((
         f"{warning}SuperLink at {options.address}: {security}; runs in {state / 'runs'}",
-        f"next, on every device:  python -m client start {shlex.join(device)} --client-id 0",
-        f"then, here:  python -m server submit {shlex.join(submit)} -c clients.count=1 -c clients.per-round=1",
+        "next, on the devices, each with a number of its own:",
+        f"    python -m client start {shlex.join(device)} --client-id 0",
+        f"    python -m client start {shlex.join(device)} --client-id 1",
+        f"then, here:  python -m server submit {shlex.join(submit)} {numbers}",
     ))  # fmt: skip

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import signal
 import socket
 import threading
@@ -18,9 +19,14 @@ from client import probe, start
 from client.capacity import read_capacity, shown
 from client.probe import fits
 from common.capacity import CLASSES, Capacity, parse_capacity
+from common.config import load_config
 from common.errors import UserError
 from common.networks import backbones
 from common.rpc.credentials import make_credentials
+from server import submit
+from server.certificates import FOLDER
+from server.overrides import read_run
+from strategies.registry import sections
 
 
 def started(*words: str) -> argparse.Namespace:
@@ -141,6 +147,20 @@ def test_keys_go_to_flower(tmp_path, commands):
     assert commands[0][-6:-2] == (
         "--root-certificates", str(device / "ca.pem"), "--auth-supernode-private-key", str(device / "node.key"),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_the_next_command_can_be_typed(encrypted):
+    words = shlex.split(start._next_command(encrypted).partition("python -m server ")[2].replace("=N", "=3"))
+    parser = argparse.ArgumentParser()
+    submit.add_parsers(parser.add_subparsers(dest="verb"))
+    options = parser.parse_args(words)
+    overrides = read_run(options)
+    assert {key: value for key, value in overrides.items() if key != "run.name"} == {
+        "clients.count": 3, "clients.per-round": 3, "round.min-nodes": 3,
+    }  # fmt: skip
+    load_config(overrides, sections())  # refuses a key that there is not
+    assert options.root_certificates == (FOLDER / "ca.pem" if encrypted else None)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What the server's launchers decide before they start anything, and what they tell Flower."""
 
 import argparse
+import shlex
 import socket
 import time
 import tomllib
@@ -11,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from client import start as device_start
 from common.errors import UserError
+from common.rpc.channels import split_address
 from common.rpc.credentials import make_credentials, public_keys
 from server import __main__ as command
 from server import connections, launch, start, submit
@@ -78,6 +81,38 @@ def test_the_next_command_fits_the_server(tmp_path, certificates):
     assert "whoever reaches this address can submit code" in text
     assert f"--superlink 127.0.0.1:8000 --root-certificates {certificates / 'ca.pem'}" in text
     assert "whoever" not in start._next_commands(started(), "127.0.0.1", 8000, tmp_path, None)
+
+
+@pytest.mark.parametrize(
+    ("address", "security"), [("127.0.0.1:8000", []), ("10.0.0.5:8000", ["--insecure"]), ("0.0.0.0:8000", ["--tls"])]
+)
+def test_the_next_commands_work_as_they_are_printed(tmp_path, monkeypatch, certificates, address, security):
+    host, port = address.split(":")
+    if security == ["--tls"]:
+        security = ["--certificates", str(certificates)]
+    options = started("--address", address, *security, "--state", str(tmp_path))
+    text = start._next_commands(options, host, int(port), tmp_path, start._security(options, host))
+    lines = [shlex.split(line.partition("python -m ")[2]) for line in text.splitlines() if "python -m" in line]
+    (one, two, run), parser = lines, argparse.ArgumentParser()
+    device_start.add_parser(parser.add_subparsers())
+    devices = [parser.parse_args(words[1:]) for words in (one, two)]
+    assert [device.client for device in devices] == [0, 1]  # two nodes of one number would be one client
+    for device in devices:
+        device.certificates = device.certificates and certificates / "devices" / "one"
+        device_start._security(device, split_address(device.superlink)[0])
+
+    asked: dict[str, Any] = {}
+
+    def deploy(overrides: Mapping[str, Any], root: Path, env: Mapping[str, str], name: str) -> Outcome:
+        asked.update(overrides)
+        return Outcome(root / "a", "finished:completed", "")
+
+    monkeypatch.setattr(submit, "deploy", deploy)
+    monkeypatch.setattr(submit, "connection", lambda *_: "there")
+    assert command.main(run[1:]) == 0
+    assert {key: value for key, value in asked.items() if key != "run.name"} == {
+        "clients.count": 2, "clients.per-round": 2, "round.min-nodes": 2,
+    }  # fmt: skip
 
 
 class Flower:
@@ -210,6 +245,7 @@ def test_certificates_say_what_comes_next(tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"python -m server start --certificates {folder} --require-node-keys" in said
     assert f"copy {folder / 'devices' / 'device-0'}" in said
+    assert "--client-id N\n" in said
     assert command.main(["certificates", "--folder", str(folder), "--add-device", "cam"]) == 0
     assert sorted(public_keys(folder)) == ["cam", "device-0", "device-1"]
     assert command.main(["certificates", "--folder", str(folder), "--devices", "-1"]) == 2
