@@ -64,20 +64,6 @@ class Target:
         return self.measure in ("slowest_mean", "slowest_p99")
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What the students answer to the validation images."""
-
-    macs: Answers
-    seconds: Answers | None
-    """Likewise, with the devices' seconds as costs; None where none was asked."""
-
-    @property
-    def full(self) -> float:
-        """MACs of an image that goes to the last exit of all students."""
-        return sum(costs[-1] for costs in self.macs.costs.values())
-
-
 def add_parser(verbs: "Verbs") -> None:
     """Add this verb and its options."""
     parser = verbs.add_parser("calibrate", help="fit finished students' exits to a target", description=__doc__)
@@ -86,7 +72,7 @@ def add_parser(verbs: "Verbs") -> None:
     wanted.add_argument("--accuracy-loss", type=float, metavar="LOSS", help="at most, such as 0.02: two points")
     wanted.add_argument("--macs", type=float, metavar="SHARE", help="of what everybody at the last exit takes")
     wanted.add_argument("--latency-ms", type=float, metavar="MS", help="on average, of the slowest device")
-    wanted.add_argument("--p99-ms", type=float, metavar="MS", help="the same, of 99 in 100 images")
+    wanted.add_argument("--p99-ms", type=float, metavar="MS", help="the same, that 99 in 100 images keep")
     parser.add_argument("--name", help="of the policies (default: the target, such as loss-0.02 or p99-8ms)")
     add_overrides(parser)
     devices.add_arguments(parser, required=False)
@@ -109,7 +95,8 @@ def run(options: argparse.Namespace) -> int:
     last: Policies = {k: LastExit(stored.students.num_exits) for k in numbers}
     lines = [f"on {len(images)} validation images"]
     if measured.seconds:
-        lines[0] += "; ms: of the slowest device, by the medians of its exits and its link: jitter comes on top"
+        times = next(iter(measured.seconds.values())).shape[1]
+        lines[0] += f"; ms: until the last device's features are here, every exit timed {times} times"
     unasked = "" if name == CALIBRATED else f" and --policy {name}"
     lines.append(f"stored as {name!r} in {folder}; a device uses it unasked when started with its new file{unasked}")
     show(
@@ -159,14 +146,11 @@ def validation_images(
     return config, images.subset(chosen)
 
 
-def fit(target: Target, measured: Measured) -> Policies:
+def fit(target: Target, answers: Answers) -> Policies:
     """Return policies that meet a target on validation images; raises `UserError`, with the closest, if none do."""
     if target.measure is None:
-        return cheapest(measured.macs, target.value)
-    answers, unit = measured.macs, measured.full
-    if target.timed:
-        assert measured.seconds is not None
-        answers, unit = measured.seconds, 1e-3
+        return cheapest(answers, target.value)
+    unit = 1e-3 if target.timed else _full(answers)
     policies = within(answers, target.value * unit, target.measure)
     point = operate(policies, answers)
     least = getattr(point, target.measure) / unit
@@ -192,8 +176,13 @@ def _name(name: str) -> str:
     return name
 
 
-def _measure(config: RunConfig, stored: StoredStudents, images: SampleSet, aggregator: Aggregator | None) -> Measured:
-    """Return what the students answer to the images here, and what that takes on the devices that are asked.
+def _full(answers: Answers) -> float:
+    """Return the MACs of an image that goes to the last exit of all students."""
+    return sum(costs[-1] for costs in answers.costs.values())
+
+
+def _measure(config: RunConfig, stored: StoredStudents, images: SampleSet, aggregator: Aggregator | None) -> Answers:
+    """Return what the students answer to the images here, and the seconds of the devices if they are asked.
 
     Raises `UserError` when the students were not calibrated on these images before: they may have trained on them.
     """
@@ -207,17 +196,16 @@ def _measure(config: RunConfig, stored: StoredStudents, images: SampleSet, aggre
                 "these are not the validation images of the students' training: give its data.* and its run.seed"
             )
     if aggregator is None:
-        return Measured(answers, None)
-    times = time_exits(aggregator, stored.students.spec.numbers, stored.students.num_exits, images.inputs)
-    return Measured(answers, replace(answers, costs=times.compute, links=times.links))
+        return answers
+    seconds = time_exits(aggregator, stored.students.spec.numbers, stored.students.num_exits, images.inputs)
+    return replace(answers, seconds=seconds)
 
 
-def _row(name: str, policies: Policies, measured: Measured) -> Row:
-    point = operate(policies, measured.macs)
-    timed = operate(policies, measured.seconds) if measured.seconds else None
+def _row(name: str, policies: Policies, answers: Answers) -> Row:
+    point = operate(policies, answers)
     counts = {k: {e: n for e, n in enumerate(exits, start=1) if n} for k, exits in point.histogram.items()}
-    mean, p99 = (1000 * timed.slowest_mean, 1000 * timed.slowest_p99) if timed else (None, None)
-    return Row(name, point.accuracy, point.cost, point.cost / measured.full, mean, p99, counts)
+    mean, p99 = (1000 * point.slowest_mean, 1000 * point.slowest_p99) if answers.seconds else (None, None)
+    return Row(name, point.accuracy, point.cost, point.cost / _full(answers), mean, p99, counts)
 
 
 def _up(value: float) -> str:

@@ -40,6 +40,11 @@ def graded(samples: int = 400, exits: int = 4, seed: int = 0, students: Sequence
     return Answers(features, labels, classifier, dict.fromkeys(students, COSTS[:exits]))
 
 
+def waits(*seconds: float) -> Tensor:
+    """Seconds of each exit, timed once."""
+    return torch.tensor(seconds, dtype=torch.float64)[:, None]
+
+
 def last(answers: Answers) -> dict[int, LastExit]:
     return {k: LastExit(len(f)) for k, f in answers.features.items()}
 
@@ -111,7 +116,8 @@ def test_operate_by_hand() -> None:
     classifier.blocks["2"].data = torch.tensor([[[0.0], [1.0]], [[0.0], [3.0]]])
     classifier.bias.data.zero_()
     ones = torch.ones(2, 4, 1)
-    answers = Answers({1: ones, 2: ones}, torch.tensor([0, 1, 1, 1]), classifier, {1: [1, 10], 2: [2, 4]}, {2: 7.0})
+    seconds = {1: torch.tensor([[1.0], [10]]), 2: torch.tensor([[9.0], [11]])}
+    answers = Answers({1: ones, 2: ones}, torch.tensor([0, 1, 1, 1]), classifier, {1: [1, 10], 2: [2, 4]}, seconds)
     # student 1 at its last exit votes 2 for class 0; student 2 votes 3 for class 1 at the last exit, else 1
     chosen = Random((1.0, 1.0), seed=1)
     exits = chosen.exits(ones, ids=range(4))
@@ -121,7 +127,7 @@ def test_operate_by_hand() -> None:
     assert point.accuracy == ((exits == 1) == (answers.labels == 1)).double().mean().item()
     assert point.costs == {1: 10.0, 2: (deep * 4 + (4 - deep) * 2) / 4}
     assert point.cost == point.costs[1] + point.costs[2]
-    # 10 against 2 + 7 or 4 + 7
+    # 10 against 9 or 11
     assert point.slowest_mean == (deep * 11 + (4 - deep) * 10) / 4
     assert point.slowest_p99 == 11.0
     assert point.histogram == {1: (0, 4), 2: (4 - deep, deep)}
@@ -190,7 +196,7 @@ def test_an_impossible_target_comes_as_close_as_it_can() -> None:
 
 
 def test_a_latency_target_leaves_the_quick_device_at_its_last_exit() -> None:
-    answers = replace(graded(), costs={1: (1.0, 2.0, 3.0, 4.0), 2: (4.0, 8.0, 12.0, 16.0)}, links={1: 0.5, 2: 0.5})
+    answers = replace(graded(), seconds={1: waits(1.5, 2.5, 3.5, 4.5), 2: waits(4.5, 8.5, 12.5, 16.5)})
     policies = within(answers, 12.0, "slowest_mean")
     point = operate(policies, answers)
     assert point.slowest_mean <= 12.0
@@ -204,11 +210,34 @@ def test_a_latency_target_leaves_the_quick_device_at_its_last_exit() -> None:
     assert operate(within(answers, 12.5, "slowest_p99"), answers).histogram[2][3] <= 4
 
 
-def test_a_link_counts() -> None:
+def test_without_seconds_the_latency_is_told_in_costs() -> None:
+    answers = replace(graded(), costs={1: COSTS, 2: (4.0, 8.0, 12.0, 16.0)})
+    point = operate(last(answers), answers)
+    assert (point.slowest_mean, point.slowest_p99) == (16.0, 16.0)
+
+
+@pytest.mark.parametrize(("hiccups", "p99"), [(1, 5.0), (2, 105.0)])
+def test_jitter_counts(hiccups: int, p99: float) -> None:
+    """One time in a hundred may take long, two may not; devices that hiccup together do so once."""
+    steady, uneven = torch.full((4, 100), 4.0), torch.full((4, 100), 5.0)
+    uneven[:, :hiccups] += 100
     answers = graded()
-    plain, late = (operate(last(answers), replace(answers, links=links)) for links in ({}, {2: 10.0}))
-    assert (plain.slowest_mean, late.slowest_mean) == (4.0, 14.0)
-    assert plain.costs == late.costs
+    point = operate(last(answers), replace(answers, seconds={1: steady, 2: uneven}))
+    assert point.slowest_mean == pytest.approx(5 + hiccups)
+    assert point.slowest_p99 == p99
+    together = operate(last(answers), replace(answers, seconds={1: uneven, 2: uneven}))
+    assert together.slowest_p99 == p99
+
+
+def test_a_target_of_99_in_100_is_kept_in_spite_of_jitter() -> None:
+    """Samples and times count alike: where 2 in 100 times take long, hardly anybody may stay."""
+    seconds = torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None].repeat(1, 100)
+    seconds[2:, :2] += 100
+    answers = replace(graded(), seconds={1: seconds, 2: seconds})
+    point = operate(within(answers, 5.0, "slowest_p99"), answers)
+    assert point.slowest_p99 <= 5.0
+    stayed = max(sum(point.histogram[k][2:]) for k in (1, 2))
+    assert 0 < stayed <= 200
 
 
 def test_ladder_falls_from_the_last_exit() -> None:
