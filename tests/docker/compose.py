@@ -20,10 +20,11 @@ class Override(list[Any]):
 
 
 class Loader(yaml.SafeLoader):
-    """Reads Compose's own tag, too."""
+    """Reads Compose's own tags, too."""
 
 
 Loader.add_constructor("!override", lambda loader, node: Override(loader.construct_sequence(node, deep=True)))
+Loader.add_constructor("!reset", lambda loader, node: Override())
 
 
 def read(*names: str, env: Mapping[str, str] = os.environ) -> dict[str, Any]:

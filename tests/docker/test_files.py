@@ -63,6 +63,9 @@ def test_every_device_has_limits_a_capacity_and_a_volume_of_its_own():
 def test_under_tls_devices_get_their_own_key_only_and_reach_the_proxy_only():
     demo, tls = read("compose.yml"), read("compose.tls.yml")
     assert tls["services"]["server"]["networks"] == ["inside"]
+    proxy = tls["services"]["proxy"]
+    assert (proxy["networks"], proxy["ports"]) == (["inside", "devices"], ["8443:8443", "8009:8009"])
+    assert "./streams.conf:/etc/earlybloom/streams.conf:ro" in proxy["volumes"]
     for number in range(4):
         service = tls["services"][f"client-{number}"]
         assert [volume["volume"]["subpath"] for volume in service["volumes"]] == [f"devices/device-{number}"]
@@ -95,7 +98,7 @@ def test_files_are_merged_as_compose_merges_them():
     }  # fmt: skip
     server = read("compose.yml", "compose.tls.yml", env={"TORCH_INDEX": "there"})["services"]["server"]
     assert server["volumes"] == ["state:/state", "certificates:/certificates:ro"]
-    assert (server["networks"], server["ports"]) == (["inside"], ["8009:8009"])
+    assert (server["networks"], server["ports"]) == (["inside"], [])
     assert "--insecure" not in server["command"]
     assert server["build"]["args"]["TORCH_INDEX"] == "there"
 
