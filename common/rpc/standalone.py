@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection
 
 from common.errors import UserError
 from common.rpc.certificates import Certificate
-from common.rpc.channels import Limits, is_loopback, serve
+from common.rpc.channels import Limits, is_loopback, serve, split_address
 from common.rpc.secrets import CERTIFICATE, read_or_make_certificate, read_or_make_token
 
 
@@ -48,9 +48,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def access(options: argparse.Namespace, folder: Path, token_name: str) -> Access:
     """Return what the options say, with `folder` for files that they do not name; makes missing secrets.
 
-    Raises `UserError` when nobody knows the host's name, or a file cannot be read or made.
+    Raises `UserError` when the address is none, nobody knows the host's name, or a file cannot be read or made.
     """
-    host = str(options.address.rpartition(":")[0])
+    host, _ = split_address(options.address)
     if not options.name and host.strip("[]") in ("0.0.0.0", "::"):
         raise UserError(f"--address {options.address} is every interface: say by which --name others reach it")
     name = str(options.name or host)
