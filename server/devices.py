@@ -12,6 +12,8 @@ from common.rpc.tensors import CODINGS
 from strategies.distree.aggregator import Aggregator
 from strategies.distree.stored import StoredStudents
 
+DEADLINE, CODING = 1.0, "fp32"  # unless others are given
+
 
 def add_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
     """Add the options that `ask` reads."""
@@ -23,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
     parser.add_argument(
         "--certificate", action="append", default=[], metavar="NUMBER=PEM", help="a device's, off loopback"
     )
-    parser.add_argument("--deadline", type=float, default=1.0, metavar="S", help="seconds (default: %(default)s)")
-    parser.add_argument("--coding", choices=tuple(CODINGS), default="fp32", help="of the features that come back")
+    parser.add_argument("--deadline", type=float, default=DEADLINE, metavar="S", help="seconds (default: %(default)s)")
+    parser.add_argument("--coding", choices=tuple(CODINGS), default=CODING, help="of the features that come back")
 
 
 def ask(stored: StoredStudents, options: argparse.Namespace, stack: ExitStack) -> Aggregator:
@@ -78,4 +80,6 @@ def words(options: argparse.Namespace, stored: StoredStudents) -> list[str]:
     given = options.student or [f"{number}=HOST:PORT" for number in stored.students.spec.numbers]
     found = [word for text in given for word in ("--student", text)]
     found += ["--token-file", str(options.token_file or "FILE")]
-    return found + [word for text in options.certificate for word in ("--certificate", text)]
+    found += [word for text in options.certificate for word in ("--certificate", text)]
+    found += ["--deadline", str(options.deadline)] if options.deadline != DEADLINE else []
+    return found + (["--coding", options.coding] if options.coding != CODING else [])

@@ -36,6 +36,14 @@ def test_numbers_name_students(stored: StoredStudents) -> None:
 
 
 @pytest.mark.parametrize(
+    "more", [[], ["--certificate", "1=a"], ["--deadline", "20.0"], ["--deadline", "0.5", "--coding", "uint8"]]
+)
+def test_options_are_told_again_as_they_were_given(more: list[str], stored: StoredStudents, token: Path) -> None:
+    options = read(["--student", "1=a:1", *more], token)
+    assert devices.words(options, stored) == ["--student", "1=a:1", "--token-file", str(token), *more]
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--student", "1=127.0.0.1:1", "--student", "1=127.0.0.1:2"], "--student 1=127.0.0.1:2: student 1 has 127.0"),
