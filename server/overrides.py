@@ -38,6 +38,9 @@ def read_overrides(options: argparse.Namespace) -> dict[str, Any]:
     for key in PATHS:
         if values.get(key):
             values[key] = str(Path(values[key]).absolute())
+    name, _, folder = str(values.get("distree.public", "")).partition(":")
+    if folder:
+        values["distree.public"] = f"{name}:{Path(folder).absolute()}"
     return values
 
 

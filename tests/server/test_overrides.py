@@ -1,6 +1,7 @@
 """`-c KEY=VALUE`: what a key takes decides what the text after it is."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,3 +30,14 @@ def test_a_number_is_one_where_the_key_takes_numbers_or_is_unknown() -> None:
         "run.tensorboard": True,
         "x": 1,
     }
+
+
+def test_folders_are_as_where_the_command_is_typed_sees_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = overrides("data.root=photos", "distree.public=cifar100:photos/all", "distree.teacher=/runs/t")
+    assert found == {
+        "data.root": f"{tmp_path}/photos",
+        "distree.public": f"cifar100:{tmp_path}/photos/all",
+        "distree.teacher": "/runs/t",
+    }
+    assert overrides("distree.public=digits") == {"distree.public": "digits"}
