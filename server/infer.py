@@ -71,7 +71,10 @@ def run(options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         aggregator = devices.ask(stored, options, stack)
         if options.compare:
-            rows = compare(stored, aggregator, list(samples))
+            batches = list(samples)
+            if not batches:
+                raise skipped.all_of(options.images)
+            rows = compare(stored, aggregator, batches)
             if options.json:
                 results.store(options.json, {"model": str(options.model), "policies": [asdict(row) for row in rows]})
             return 0

@@ -25,8 +25,9 @@ class Row:
     accuracy: float
     """In [0, 1]; an image that no device answered is wrong."""
     mean_macs: float
-    """Of all devices together, per image."""
-    share_of_full_macs: float
+    """Of all devices that answered together, per image."""
+    share_of_full_macs: float | None
+    """Of what the same answers take at the last exit; None where nobody answered."""
     mean_ms: float | None
     """From the image's way out to the answer; None where no device was asked."""
     p99_ms: float | None
@@ -41,8 +42,13 @@ def compare(stored: StoredStudents, aggregator: Aggregator, batches: Sequence[Sa
 
     The oracle, which leaves at the first exit that is right, is computed here: it needs the labels and all exits.
     Raises `UserError` when an image's class is not known, or no device answered anything.
+
+    Args:
+        stored: the students.
+        aggregator: asks the devices.
+        batches: one or more.
     """
-    if not batches or any(truth is None for batch in batches for truth in batch.truths):
+    if any(truth is None for batch in batches for truth in batch.truths):
         raise UserError("--compare needs the class of every image: give --dataset, or folders named after the classes")
     macs = {k: exit_macs(student) for k, student in stored.students.numbered()}
     warm_up = batches[0].pixels
@@ -71,7 +77,7 @@ def _asked(
     batches: Sequence[Samples],
     macs: Mapping[int, Sequence[float]],
 ) -> Row:
-    right, first, times, spent = 0, 0, list[float](), 0.0
+    right, first, times, spent, full = 0, 0, list[float](), 0.0, 0.0
     histogram: dict[int, Counter[int]] = {k: Counter() for k in macs}
     missing = dict[int, str]()
     for batch in batches:
@@ -82,13 +88,14 @@ def _asked(
         times.append(1000 * answer.seconds)
         for k, exits in answer.exits.items():
             histogram[k].update((exits + 1).tolist())
-            spent += sum(macs[k][exit_] for exit_ in exits.tolist() if exit_ >= 0)
+            came = [exit_ for exit_ in exits.tolist() if exit_ >= 0]
+            spent += sum(macs[k][exit_] for exit_ in came)
+            full += len(came) * macs[k][-1]
         first += len(batch)
     counts = {k: dict(sorted(counter.items())) for k, counter in histogram.items()}
-    full = sum(own[-1] for own in macs.values())
-    mean = spent / first
+    share = spent / full if full else None
     return Row(
-        name, right / first, mean, mean / full, sum(times) / len(times), percentile(times, 0.99), counts, missing
+        name, right / first, spent / first, share, sum(times) / len(times), percentile(times, 0.99), counts, missing
     )
 
 
@@ -124,6 +131,7 @@ def show(rows: Sequence[Row], lines: Sequence[str]) -> None:
             f"{k}: " + " ".join(f"{'missing' if e == 0 else e}:{count}" for e, count in counts.items())
             for k, counts in row.histogram.items()
         )
-        share, macs = f"{100 * row.share_of_full_macs:.1f} %", f"{row.mean_macs / 1e6:.2f}"
+        share = "-" if row.share_of_full_macs is None else f"{100 * row.share_of_full_macs:.1f} %"
+        macs = f"{row.mean_macs / 1e6:.2f}"
         table.add_row(row.policy, f"{100 * row.accuracy:.1f} %", macs, share, *times, exits)
     results.show(table, lines)

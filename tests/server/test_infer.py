@@ -16,7 +16,7 @@ from server.infer_compare import compare
 from strategies.distree.aggregator import Answer
 from strategies.distree.controller import LatencyController, LatencyTarget
 from strategies.distree.policies import FeatureDifference, LastExit
-from strategies.distree.stored import StoredStudents
+from strategies.distree.stored import StoredStudents, exit_macs
 from tests.strategies.distree.devices import EXITS, Tiny
 
 DEADLINE = 0.5
@@ -140,7 +140,35 @@ def test_answers_of_means_alone_are_wrong_in_a_comparison(
     assert rows[0].accuracy == 0.5
     assert rows[0].histogram == {1: {0: 1, 3: 1}, 2: {0: 2}}
     assert rows[0].missing == HALF.missing
+    # what is missing was not saved: one answer came, of student 1 at its third exit
+    macs = exit_macs(known.students.student(1))
+    assert rows[0].mean_macs == macs[2] / 2
+    assert rows[0].share_of_full_macs == macs[2] / macs[-1]
     assert "student 2 is missing in some answers, its mean stands in: down: gone" in capsys.readouterr().out
+
+
+def test_a_policy_that_nobody_answered_has_no_share_of_macs(
+    stored: StoredStudents, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = replace(stored, policies={"last": {k: LastExit(EXITS) for k in (1, 2)}, "first": dict(stored.ladder[1])})
+    whole = answer({1: [6], 2: [6]}, {})
+    rows = compare(known, Scripted(whole, whole, NOBODY), list(batches(1, 1, "e")))  # type: ignore[arg-type]
+    assert [row.share_of_full_macs for row in rows[:2]] == [1.0, None]
+    assert [cell.strip() for cell in capsys.readouterr().out.splitlines()[5].split("│")[1:5]][-1] == "-"
+
+
+def test_a_folder_of_which_no_image_can_be_read_is_told(
+    stored: StoredStudents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.png").write_bytes(b"no image")
+    monkeypatch.setattr(infer, "load_students", lambda _: stored)
+    monkeypatch.setattr(infer.devices, "ask", lambda *_: Scripted(NOBODY))
+    options = argparse.Namespace(
+        model=tmp_path, policy=None, target_ms=None, deadline=DEADLINE, compare=True, images=tmp_path, dataset=None,
+        batch=1, limit=0,
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"none of the 1 images in .* can be read"):
+        infer.run(options)
 
 
 def test_a_comparison_in_which_nobody_answered_is_none(
