@@ -31,7 +31,7 @@ from strategies.distree.aggregator import Aggregator
 from strategies.distree.calibration import Answers, Measure, Policies, cheapest, operate, within
 from strategies.distree.finish import measure
 from strategies.distree.policies import LastExit
-from strategies.distree.stored import CALIBRATED, StoredStudents, find_students, load_students, save_students
+from strategies.distree.stored import CALIBRATED, FILE, StoredStudents, find_students, load_students, save_students
 from strategies.distree.timing import time_exits
 from strategies.setup import read_config
 
@@ -83,7 +83,12 @@ def run(options: argparse.Namespace) -> int:
     """Fit, store and show. Raises `UserError`, with nothing changed, when the target cannot be met."""
     target = read_target(options)
     name, stored = _name(options.name or target.name), load_students(options.model)
-    folder, numbers = find_students(options.model).parent, stored.students.spec.numbers
+    file, numbers = find_students(options.model), stored.students.spec.numbers
+    if file.name != FILE:
+        raise UserError(
+            f"--model {file}: calibrate writes {FILE} anew, which may be of others; rename the file to that"
+        )
+    folder = file.parent
     if target.timed and set(devices.numbered(options.student, stored, "--student")) != set(numbers):
         raise UserError(f"{target.option} is measured on the devices: give --student NUMBER=HOST:PORT for each of them")
     config, images = validation_images(folder, read_overrides(options), stored)

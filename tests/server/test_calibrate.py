@@ -121,6 +121,15 @@ def test_a_share_that_cannot_be_met_changes_nothing_and_the_closest_that_is_told
     assert f"macs-{float(closest):g}" in load_students(students).policies
 
 
+def test_students_beside_those_that_are_meant_are_not_overwritten(students: Path, capsys) -> None:
+    (students / "students.safetensors").rename(students / "old.safetensors")
+    (students / "students.safetensors").write_bytes(b"others")
+    files = {path: path.read_bytes() for path in students.iterdir()}
+    assert main(["calibrate", "--model", str(students / "old.safetensors"), *IMAGES, "--macs", "0.5"]) == 2
+    assert "old.safetensors: calibrate would write students.safetensors beside it" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in students.iterdir()} == files
+
+
 def test_calibrated_is_replaced_when_it_is_named(students: Path, answers: Answers) -> None:
     before = load_students(students).policies
     assert main(["calibrate", "--model", str(students), *IMAGES, "--macs", "0.5", "--name", "calibrated"]) == 0
