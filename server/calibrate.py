@@ -85,9 +85,7 @@ def run(options: argparse.Namespace) -> int:
     name, stored = _name(options.name or target.name), load_students(options.model)
     file, numbers = find_students(options.model), stored.students.spec.numbers
     if file.name != FILE:
-        raise UserError(
-            f"--model {file}: calibrate writes {FILE} anew, which may be of others; rename the file to that"
-        )
+        raise UserError(f"--model {file}: calibrate would write {FILE} beside it: rename the file to that")
     folder = file.parent
     if target.timed and set(devices.numbered(options.student, stored, "--student")) != set(numbers):
         raise UserError(f"{target.option} is measured on the devices: give --student NUMBER=HOST:PORT for each of them")
