@@ -12,7 +12,7 @@ Thresholds are fitted on validation images, the figures are of the test images.
 import argparse
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,6 @@ from strategies.distree.stored import load_students
 
 SAVINGS = (0.2, 0.276, 0.4)  # of all MACs; the paper saves 27.6 %
 PAPER = {"exits": [0.47, 0.66, 0.73, 0.79, 0.87, 0.89, 0.91], "accuracy": 0.91, "saved": 0.276}
-ALIKE = 0.003  # of all MACs: draws within it cost the same
 MAX_LOSS = 0.01  # of the calibrated thresholds
 SEED = 1  # of the split in `server students`
 Fitted = Callable[[float], Policies]
@@ -108,19 +107,24 @@ def _at_saving(saving: float, validation: Answers, test: Answers, full: float) -
         kind.name: within(validation, target, kind=kind) for kind in (FeatureDifference, NeighbourSimilarity)
     }
     spent = operate(found[FeatureDifference.name], validation).cost
-    # a finer sweep: nothing is fitted to the samples, so that only a draw's cost can be aimed at
-    draws = [
-        {
-            k: Random(tuple(sweep_fractions(len(f), step / 50, begin).tolist()), seed=k)
-            for k, f in validation.features.items()
-        }
-        for begin in range(1, test.classifier.num_exits - 1)
-        for step in range(1, 98)
-    ]
-    points = [operate(draw, validation) for draw in draws]
-    alike = [at for at, point in enumerate(points) if abs(point.cost - spent) <= ALIKE * full]
-    found["random"] = draws[max(alike, key=lambda at: points[at].accuracy)]
+    shares = draws(spent, [sum(costs) for costs in zip(*validation.costs.values(), strict=True)])
+    random: list[Policies] = [{k: Random(draw, seed=k) for k in validation.features} for draw in shares]
+    found[Random.name] = max(random, key=lambda policies: operate(policies, validation).accuracy)
     return {name: _point(chosen, test, full) for name, chosen in found.items()}
+
+
+def draws(cost: float, costs: Sequence[float]) -> Iterator[tuple[float, ...]]:
+    """Yield the shares of ways to draw exits that cost just so on average, where exits cost `costs`.
+
+    Of what is drawn from a sweep, as many go to the last exit instead as that takes.
+    """
+    for begin in range(1, len(costs) - 1):
+        for step in range(1, 98):
+            shares = sweep_fractions(len(costs), step / 50, begin).tolist()
+            drawn = sum(share * own for share, own in zip(shares, costs, strict=True)) / sum(shares)
+            if drawn <= cost:
+                kept = (costs[-1] - cost) / (costs[-1] - drawn)
+                yield (*(kept * share for share in shares[:-1]), kept * shares[-1] + (1 - kept) * sum(shares))
 
 
 def _scored(kind: type[ScorePolicy], validation: Answers) -> Fitted:

@@ -18,8 +18,8 @@ from common.seeding import derive_seed
 from strategies.distree.classifier import ColumnBlocks
 
 FIRST_BIAS = 0.5
-"""Of the exit heads. Around 0, as torch has it, up to half of a shallow exit's features would be 0 for every image, get
-no gradient and stay so: pooled maps differ too little between images to lift them."""
+"""Of the exit heads. Around 0, as torch has it, many of a shallow exit's features would be 0 for every image, get no
+gradient and stay so: pooled maps differ too little between images to lift them."""
 
 
 class Student(EarlyExitNetwork):
