@@ -25,9 +25,9 @@ from benchmarks.common import save
 from common.data import DataConfig, client_split, load
 from common.exits import BUDGET_SWEEP
 from server.students import VALIDATION
-from strategies.distree.calibration import Answers, Policies, fit, operate, sweep_fractions, within
+from strategies.distree.calibration import Answers, fit, operate, sweep_fractions, within
 from strategies.distree.finish import comparable_policies, measure
-from strategies.distree.policies import FeatureDifference, NeighbourSimilarity, Random, diff_cos, oracle_exits
+from strategies.distree.policies import FeatureDifference, NeighbourSimilarity, Policies, Random, diff_cos, oracle_exits
 from strategies.distree.scores import ScorePolicy
 from strategies.distree.stored import load_students
 

@@ -28,9 +28,9 @@ from server.overrides import add_overrides, read_overrides, refuse_unread
 from server.students import own_split
 from strategies.callbacks.report.records import load_run
 from strategies.distree.aggregator import Aggregator
-from strategies.distree.calibration import Answers, Measure, Policies, cheapest, operate, within
+from strategies.distree.calibration import Answers, Measure, cheapest, operate, within
 from strategies.distree.finish import measure
-from strategies.distree.policies import LastExit
+from strategies.distree.policies import LastExit, Policies
 from strategies.distree.stored import CALIBRATED, FILE, StoredStudents, find_students, load_students, save_students
 from strategies.distree.timing import time_exits
 from strategies.setup import read_config

@@ -22,7 +22,8 @@ from server import devices
 from server.infer_compare import compare, percentile
 from strategies.distree.aggregator import Aggregator, Answer
 from strategies.distree.controller import LatencyController, LatencyTarget, Seconds
-from strategies.distree.stored import Policies, StoredStudents, load_students
+from strategies.distree.policies import Policies
+from strategies.distree.stored import StoredStudents, load_students
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]

@@ -13,8 +13,8 @@ from common.console.samples import Samples
 from common.errors import UserError
 from server import devices
 from strategies.distree.aggregator import Aggregator
-from strategies.distree.policies import oracle_exits
-from strategies.distree.stored import Policies, StoredStudents, exit_macs
+from strategies.distree.policies import Policies, oracle_exits
+from strategies.distree.stored import StoredStudents, exit_macs
 
 
 @dataclass(frozen=True)

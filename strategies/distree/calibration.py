@@ -16,10 +16,8 @@ from torch import Tensor
 from common.errors import UserError
 from common.exits import BUDGET_SWEEP, budget_fractions, fit_scores
 from strategies.distree.classifier import ColumnBlocks
-from strategies.distree.policies import Classify, ExitPolicy, FeatureDifference, LastExit, ScorePolicy
+from strategies.distree.policies import Classify, ExitPolicy, FeatureDifference, LastExit, Policies, ScorePolicy
 
-Policies = dict[int, ExitPolicy]
-"""Student -> its exit policy."""
 Measure = Literal["cost", "slowest_mean", "slowest_p99"]
 """Of a `Point`."""
 

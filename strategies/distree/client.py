@@ -59,7 +59,7 @@ class Lesson:
     logits: Tensor
     """(N, classes)."""
 
-    def numbered(self) -> ClientData:
+    def numbers_as_labels(self) -> ClientData:
         """Return the images with their numbers in the place of labels, so that a batch finds its answers."""
         nothing = self.x[:0], torch.arange(0)
         return ClientData(self.x, torch.arange(len(self.x), device=self.x.device), *nothing, *nothing)
@@ -96,7 +96,9 @@ class DistrEELocal(LocalTraining):
         answers = dict(job.kept.tensors) or _answers(job)
         lesson, part = _lesson(job, answers), cast(Students, job.model.module)
         objective = Imitation(lesson, JointLoss.of(settings, part.num_exits, job.device))
-        loss = self.fit(replace(job, data=lesson.numbered), objective, job.model.trained, job.config.train.epochs)
+        loss = self.fit(
+            replace(job, data=lesson.numbers_as_labels), objective, job.model.trained, job.config.train.epochs
+        )
         metrics = {} if loss is None else {"loss": loss}
         kept = None if job.kept.tensors else ClientState(answers)
         return Outcome(job.model.read(job.upload_layout), metrics, kept=kept)

@@ -12,8 +12,16 @@ from common.errors import UserError
 from common.flat import FlatState
 from strategies.distree.calibration import Answers, cheapest, ladder, operate, within
 from strategies.distree.joint import collect_features
-from strategies.distree.policies import PUBLISHED, Entropy, FeatureDifference, LastExit, NeighbourSimilarity, Random
-from strategies.distree.stored import CALIBRATED, Policies, StoredStudents, exit_macs
+from strategies.distree.policies import (
+    PUBLISHED,
+    Entropy,
+    FeatureDifference,
+    LastExit,
+    NeighbourSimilarity,
+    Policies,
+    Random,
+)
+from strategies.distree.stored import CALIBRATED, StoredStudents, exit_macs
 from strategies.distree.students import Students
 
 

@@ -126,7 +126,8 @@ class Partition:
 
     def __post_init__(self) -> None:
         filters = [f for part in (*self.parts, self.dropped) for f in part]
-        assert len(set(filters)) == len(filters), "parts overlap"
+        if len(set(filters)) != len(filters):
+            raise ValueError("students would imitate the same filters: parts overlap")
 
     def report(self) -> list[str]:
         """Return lines that tell a user how the teacher was partitioned."""

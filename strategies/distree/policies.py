@@ -5,7 +5,7 @@ Source: DistrEE (Peng et al., arXiv 2502.15735): feature difference, and the pol
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, ClassVar, Protocol
@@ -34,6 +34,7 @@ __all__ = [
     "FeatureDifference",
     "LastExit",
     "NeighbourSimilarity",
+    "Policies",
     "Random",
     "ScorePolicy",
     "check_exits",
@@ -80,6 +81,10 @@ class ExitPolicy(Protocol):
 
     def to_json(self) -> str:
         """Return the policy as one line of JSON, see `policy_from_json`."""
+
+
+Policies = Mapping[int, ExitPolicy]
+"""Student -> its exit policy."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,14 @@ from common.rpc.methods import INFER
 from common.rpc.refusals import Refused, abort, malformed, read
 from common.rpc.students_pb2 import InferReply, InferRequest
 from common.rpc.tensors import CODINGS, decode_pixels, encode
-from strategies.distree.policies import PUBLISHED, ExitPolicy, FeatureDifference, LastExit, policy_from_json
+from strategies.distree.policies import (
+    PUBLISHED,
+    ExitPolicy,
+    FeatureDifference,
+    LastExit,
+    check_exits,
+    policy_from_json,
+)
 from strategies.distree.stored import CALIBRATED, StoredStudent
 
 OVERHEAD = 1 << 16  # bytes of a message beside what it holds of each sample
@@ -63,7 +70,8 @@ class StudentService:
         policy: the device's own; requests may bring another.
         batch_size: samples per request, at most.
         device: where to compute.
-        slowdown: sleeps this many times less one as long as it computed, to stand in for a slower device.
+        slowdown: sleeps this many times less one as long as it computed, to stand in for a slower device; may change
+            while it serves.
     """
 
     def __init__(
@@ -77,7 +85,7 @@ class StudentService:
     ) -> None:
         self._device = device or torch.device("cpu")
         self._stored, self._policy = stored.to(self._device), policy
-        self._batch_size, self._slowdown = batch_size, slowdown
+        self._batch_size, self.slowdown = batch_size, slowdown
         self._turn = Lock()
 
     def register(self, server: grpc.Server) -> None:
@@ -117,8 +125,8 @@ class StudentService:
                     return
                 started = now(self._device)
                 left = next(steps)
-                if self._slowdown > 1:
-                    time.sleep((now(self._device) - started) * (self._slowdown - 1))
+                if self.slowdown > 1:
+                    time.sleep((now(self._device) - started) * (self.slowdown - 1))
                 seconds += now(self._device) - started
             missing -= len(left.rows)
             yield left, seconds
@@ -151,9 +159,7 @@ class StudentService:
     def _chosen(self, text: str) -> ExitPolicy:
         """Return the policy of a request; raises `UserError` when it is damaged or for another student."""
         policy = _policy(text) if text else self._policy
-        num_exits = len(self._stored.network.exit_positions)
-        if policy.num_exits != num_exits:
-            raise UserError(f"the exit policy is for {policy.num_exits} exits, the student has {num_exits}")
+        check_exits(policy.num_exits, len(self._stored.network.exit_positions))
         return policy
 
 

@@ -12,13 +12,11 @@ from common.data.images import Normalizer
 from common.errors import UserError
 from common.networks import NetworkSpec, build, cost_table
 from common.storage import read_tensors, write_tensors
-from strategies.distree.policies import ExitPolicy, policy_from_json
+from strategies.distree.policies import ExitPolicy, Policies, policy_from_json
 from strategies.distree.students import Student, Students, StudentsSpec, build_students
 
 FILE = "students.safetensors"
 CALIBRATED = "calibrated"  # the operating point that devices use unless they are told otherwise
-Policies = Mapping[int, ExitPolicy]
-"""Student -> its exit policy."""
 
 
 @dataclass(frozen=True)

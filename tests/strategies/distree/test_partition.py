@@ -244,7 +244,7 @@ def test_strong_filters_are_spread_over_students() -> None:
 
 
 def test_parts_that_overlap_are_never_built() -> None:
-    with pytest.raises(AssertionError, match="overlap"):
+    with pytest.raises(ValueError, match="overlap"):
         Partition(((1, 2), (2, 3)), (), (2, 2), 0.0, (0.5, 0.5))
 
 
