@@ -4,6 +4,7 @@ python -m benchmarks.distree_processes device ARGUMENTS of `python -m client ser
 python -m benchmarks.distree_processes ask JSON     then takes orders on stdin, a line of JSON each
 """
 
+import argparse
 import json
 import signal
 import sys
@@ -18,7 +19,6 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from client import serve_student
-from client.__main__ import main as client
 from common.console.samples import Samples
 from common.data import DataConfig, load
 from common.rpc.channels import connect
@@ -26,26 +26,25 @@ from common.rpc.secrets import read_certificate, read_token
 from server.infer import classify
 from strategies.distree.aggregator import Aggregator
 from strategies.distree.controller import LatencyController, LatencyTarget
+from strategies.distree.policies import Policies
 from strategies.distree.service import StudentService
-from strategies.distree.stored import CALIBRATED, Policies, StoredStudents, load_students
+from strategies.distree.stored import CALIBRATED, StoredStudents, load_students
 
 SLOW = 4.0
 CHEAP = 0.5  # of all MACs: the rung of the ladder that comes closest is the cheap operating point
 
 
-class Changeable(StudentService):
-    """A student that is as slow as `--slowdown 4` makes it from SIGUSR1 on, until SIGUSR2."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        for number, factor in ((signal.SIGUSR1, SLOW), (signal.SIGUSR2, 1.0)):
-            signal.signal(number, lambda *_, factor=factor: setattr(self, "_slowdown", factor))
+def slowed_by_signals(service: StudentService) -> None:
+    """Have a student be as slow as `--slowdown 4` makes it from SIGUSR1 on, until SIGUSR2."""
+    for number, factor in ((signal.SIGUSR1, SLOW), (signal.SIGUSR2, 1.0)):
+        signal.signal(number, lambda *_, factor=factor: setattr(service, "slowdown", factor))
 
 
 def device(arguments: list[str]) -> int:
     """Serve a student."""
-    serve_student.StudentService = Changeable
-    return client(["serve-student", *arguments])
+    parser = argparse.ArgumentParser()
+    serve_student.add_parser(parser.add_subparsers())
+    return serve_student.run(parser.parse_args(["serve-student", *arguments]), slowed_by_signals)
 
 
 class Asker:

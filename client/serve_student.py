@@ -8,6 +8,7 @@ health service and reflection answer here as well.
 import argparse
 import math
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,8 +45,8 @@ def add_parser(verbs: "Verbs") -> None:
     parser.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Serve until SIGINT or SIGTERM. Raises `UserError` before anything starts."""
+def run(options: argparse.Namespace, made: Callable[[StudentService], None] = lambda service: None) -> int:
+    """Serve until SIGINT or SIGTERM; `made` gets the service first. Raises `UserError` before anything starts."""
     for name in ("batch", "threads"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} {getattr(options, name)}: give 1 or more")
@@ -59,6 +60,7 @@ def run(options: argparse.Namespace) -> int:
     service = StudentService(
         stored, policy, batch_size=options.batch, device=pick_device(options.device), slowdown=options.slowdown
     )
+    made(service)
     service.warm_up()
     limits = Limits(message_bytes(stored.network, options.batch), CALLS)
     standalone.serve_until_stopped(
