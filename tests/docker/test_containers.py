@@ -1,6 +1,5 @@
 """The compose files' services, word for word, each on a host and in a root folder of its own, as the image's user."""
 
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from copy import deepcopy
@@ -13,9 +12,14 @@ from strategies.callbacks.run_folder import read_events
 from tests.deployment import wait_until
 from tests.docker.compose import read, words
 from tests.docker.containers import Containers
+from tests.docker.nginx import stream_module
 from tests.namespaces import namespaces_available, network
 
 CLIENTS = [f"client-{number}" for number in range(4)]
+SPLIT = [
+    "-c", "run.strategy=hetero_splitee", "-c", "run.name=split", "-c", "run.rounds=2", "-c", "stream.host=proxy",
+    "-c", "stream.bind=0.0.0.0", "-c", "stream.port=8009",
+]  # fmt: skip
 STRANGER = {"volume": {"subpath": "devices/stranger"}}
 PATIENCE = 300.0  # seconds that a busy machine may take for anything
 pytestmark = [
@@ -69,6 +73,13 @@ def assert_complete(made: Containers, rounds: int) -> None:
     assert told == [{"1": 1, "2": 1, "3": 1, "4": 1}] * rounds
 
 
+def assert_streamed(made: Containers) -> None:
+    events = read_events(made.volume("state") / "runs" / "split" / "metrics.jsonl")
+    told = [event for event in events if event["event"] == "round"]
+    assert [(sum(event["clients"].values()), event["terms"]["missing"]) for event in told] == [(4, 0)] * 2
+    assert all(event["terms"]["batches"] for event in told)
+
+
 def assert_stops(made: Containers) -> None:
     for name in reversed(list(made.processes)):
         assert made.stop(name) == 0, made.log(name).read_text()
@@ -89,9 +100,10 @@ def test_the_demo(tmp_path, stack):
     assert_stops(made)
 
 
-@pytest.mark.skipif(not shutil.which("nginx", path="/usr/sbin:/usr/bin"), reason="nginx is not installed")
+@pytest.mark.skipif(stream_module() is None, reason="nginx or its stream module is not installed")
 def test_the_demo_under_tls_with_keys_and_the_proxy(tmp_path, stack):
     services = read("compose.yml", "compose.tls.yml", env={})["services"]
+    services["proxy"]["entrypoint"][-1] = f"{stream_module()}{services['proxy']['entrypoint'][-1]}"
     stranger = deepcopy(services["client-0"])
     stranger["command"] += ["--patience", "0"]
     stranger["volumes"] = [volume | STRANGER if isinstance(volume, dict) else volume for volume in stranger["volumes"]]
@@ -113,6 +125,9 @@ def test_the_demo_under_tls_with_keys_and_the_proxy(tmp_path, stack):
     done = made.run("run", 900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert_complete(made, rounds=5)
+    done = made.execute("run", [*made.line("run"), *SPLIT], 900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_streamed(made)
     for name in CLIENTS:
         assert made.execute(name, ["python", "-c", "open('/certificates/ca.key')"], 60).returncode == 1
         assert "server" not in (tmp_path / "etc" / name / "hosts").read_text()
