@@ -37,6 +37,7 @@ from strategies.distree.policies import (
 from strategies.distree.stored import CALIBRATED, StoredStudent
 
 OVERHEAD = 1 << 16  # bytes of a message beside what it holds of each sample
+LOOK = 0.1  # seconds between two looks at whether a caller who waits is still there
 NAMES = {number: name for name, number in CODINGS.items()}
 _policy = lru_cache(256)(policy_from_json)  # the same few come again and again
 
@@ -120,7 +121,10 @@ class StudentService:
         steps, missing, seconds = self._steps(pixels, leaves), len(pixels), 0.0
         while missing:
             # not for the whole batch: a caller who does not read would hold up all others
-            with self._turn:
+            while not self._turn.acquire(timeout=LOOK):
+                if not context.is_active():
+                    return
+            try:
                 if not context.is_active():
                     return
                 started = now(self._device)
@@ -128,6 +132,8 @@ class StudentService:
                 if self.slowdown > 1:
                     time.sleep((now(self._device) - started) * (self.slowdown - 1))
                 seconds += now(self._device) - started
+            finally:
+                self._turn.release()
             missing -= len(left.rows)
             yield left, seconds
 

@@ -101,7 +101,7 @@ def devices(tiny: Tiny) -> Iterator[Devices]:
 
 def until(aggregator: Aggregator, there: bool) -> Answer:
     """Ask until student 2 answers, or does not."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while True:
         answer = aggregator.infer(PIXELS, LAST)
         if (2 not in answer.missing) == there or time.monotonic() > end:
@@ -148,16 +148,16 @@ def test_devices_answer_as_one_process_does_the_slowed_one_later(tiny: Tiny, dev
 
 
 def test_a_device_that_hangs_costs_few_deadlines_and_comes_back(devices: Devices) -> None:
-    with devices.asked(deadline=1.0) as aggregator:
+    with devices.asked(deadline=3.0) as aggregator:
         assert not until(aggregator, there=True).missing
         devices.processes[2].process.send_signal(signal.SIGSTOP)
         try:
             answers = [aggregator.infer(PIXELS, LAST) for _ in range(10)]
         finally:
             devices.processes[2].process.send_signal(signal.SIGCONT)
-        late = "late: 0 of 6 samples came within 1 s"
-        assert (answers[0].missing[2], answers[-1].missing[2]) == (late, f"down: {late}")
-        assert sum(answer.seconds for answer in answers) < 5.0  # ten deadlines are 10
+        assert answers[0].missing[2] == "late: 0 of 6 samples came within 3 s"
+        assert answers[-1].missing[2].startswith("down: ")
+        assert sum(answer.seconds for answer in answers) < 24  # ten deadlines are 30
         assert not until(aggregator, there=True).missing
 
 

@@ -36,8 +36,7 @@ def test_what_the_user_can_mend_ends_with_2_and_one_line(tmp_path: Path, capsys:
         (["--model", run, "--token-file", str(public)], "chmod 600"),
         (["--model", run, "--address", "0.0.0.0:0"], "by which --name others reach it"),
         (["--model", run, "--address", "127.0.0.1"], "is not an address"),
-        (["--model", run, "--address", "192.0.2.1:0"], "certificate.pem is for"),
-        (["--model", stored(tmp_path / "new", SPLIT), "--address", "192.0.2.1:0"], "cannot listen at"),
+        (["--model", run, "--address", "192.0.2.1:0"], "cannot listen at"),
     ):
         assert main(["offload", "--device", "cpu", *arguments]) == 2
         error = capsys.readouterr().err

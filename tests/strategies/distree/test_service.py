@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import Event
 
@@ -12,7 +13,7 @@ import torch
 
 from common.errors import UserError
 from common.rpc import framing
-from common.rpc.channels import connect
+from common.rpc.channels import Limits, connect, serve
 from common.rpc.methods import INFER
 from common.rpc.split_pb2 import FP32
 from common.rpc.students_pb2 import InferReply, InferRequest
@@ -21,7 +22,7 @@ from strategies.distree.policies import PUBLISHED, ExitPolicy, FeatureDifference
 from strategies.distree.service import StudentService, message_bytes, own_policy
 from strategies.distree.stored import CALIBRATED
 from tests.deployment import wait_until
-from tests.strategies.distree.devices import EXITS, PIXELS, TOKEN, Tiny, service, serving, slow_at
+from tests.strategies.distree.devices import EXITS, PIXELS, TOKEN, Tiny, held_at, service, serving, slow_at
 
 ANY = Random((1,) * EXITS, seed=1)
 IDS = tuple(range(len(PIXELS)))
@@ -122,6 +123,30 @@ def test_computing_stops_when_the_caller_has_gone(tiny: Tiny, monkeypatch: pytes
         gone.set()
         assert ended.wait(30)
     assert ran == ["0", "1"]
+
+
+def test_callers_who_have_gone_do_not_wait_for_their_turn(tiny: Tiny) -> None:
+    student = tiny.student(1)
+    released = held_at(student, 0)
+    with (
+        serve(service(student), "127.0.0.1:0", TOKEN, limits=Limits(calls=2)) as server,
+        connect(server.address, TOKEN) as channel,
+        ThreadPoolExecutor(1) as first,
+    ):
+
+        def asked(seconds: float) -> grpc.StatusCode | None:
+            try:
+                list(channel.unary_stream(INFER)(request(), timeout=seconds))
+            except grpc.RpcError as error:
+                return error.code()
+            return None
+
+        computing = first.submit(asked, 60.0)
+        assert asked(0.5) == grpc.StatusCode.DEADLINE_EXCEEDED  # one of the two waits behind the other
+        wait_until(lambda: asked(0.5) == grpc.StatusCode.DEADLINE_EXCEEDED, 20, "there is no room")
+        released.set()
+        assert computing.result() is None
+        assert asked(60.0) is None
 
 
 def test_set_up_is_over_before_the_first_image(tiny: Tiny) -> None:
