@@ -5,8 +5,13 @@ from typing import Any
 
 from benchmarks.readme.cells import Read, exits, percent, table
 
-STUDENTS = {"k2 uniform": "two students", "k2": "two, middle exits doubled", "k4": "four, middle exits doubled"}
-HOSTED = ("k2", "k4")  # what was measured between hosts
+STUDENTS = {
+    "k2 uniform": "two students",
+    "k2": "two, middle exits doubled",
+    "k4 uniform": "four students",
+    "k4": "four, middle exits doubled",
+}
+HOSTED = ("k2 uniform", "k4 uniform")  # what was measured between hosts
 POLICIES = {"difference": "feature difference", "neighbour": "neighbour similarity", "random": "random exits"}
 MEMORY, NETWORK = "memory kept", "WRN-16-1"
 LINKS = {
