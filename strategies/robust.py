@@ -121,13 +121,15 @@ class RobustCollector(RoundCollector):
     def _reject_far_off(self, tiers: Mapping[int, States]) -> None:
         """Take updates whose norm is far beyond the others' out of their tiers."""
         keys = {depth: [key for key, _ in self.layouts[depth].floats] for depth, states in tiers.items() if states}
-        own = {depth: self._norms(depth, tiers[depth], held) for depth, held in keys.items()}
+        common = [key for key in next(iter(keys.values()), ()) if all(key in held for held in keys.values())]
         shared = dict[int, float]()
-        if common := [key for key in next(iter(keys.values()), ()) if all(key in held for held in keys.values())]:
+        if common and any(len(tiers[depth]) < MIN_NORMS for depth in keys):
             shared = {client: norm for d in keys for client, norm in self._norms(d, tiers[d], common).items()}
-        for depth in keys:
-            states, norms, whose = tiers[depth], own[depth], "of its tier"
-            if len(norms) < MIN_NORMS:
+        for depth, held in keys.items():
+            states, whose = tiers[depth], "of its tier"
+            if len(states) >= MIN_NORMS:
+                norms = self._norms(depth, states, held)
+            else:
                 norms, whose = shared, "of all updates, on the layers that all hold"
             if len(norms) < MIN_NORMS:
                 log(WARNING, "tier %d: %d updates, too few to tell one that is far off", depth, len(states))
