@@ -15,10 +15,10 @@ import torch
 
 from client.app import app
 from common.config import Value
-from common.local_grid import LocalGrid
-from strategies.base import EarlyExitStrategy
+from common.flower.local_grid import LocalGrid
 from strategies.callbacks.base import Callback, Record
-from strategies.setup import make_strategy, read_config
+from strategies.engine.strategy import EarlyExitStrategy
+from strategies.factory import make_strategy, read_config
 
 RESULTS = Path(__file__).parent / "results"
 

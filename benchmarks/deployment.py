@@ -1,8 +1,8 @@
 """Where the seconds of a deployed round go: a SuperLink and two SuperNodes on loopback, next to no training.
 
     flower     as Flower starts it: a new process imports Flower, torch and the images' decoder for every message
-    worker     that process hands the work to a worker that stays beside the SuperNode (`client/worker.py`)
-    stand-in   the process, too, comes from one that stays, and SuperExec asks more often (`client/spawner.py`)
+    worker     that process hands the work to a worker that stays beside the SuperNode (`client/warm/worker.py`)
+    stand-in   the process, too, comes from one that stays, and SuperExec asks more often (`client/warm/flower_shim.py`)
 
 All three have this project's own exchange of messages on the server, which asks for replies every 0.25 s; Flower's asks
 every 3 s. Run `python -m benchmarks.deployment`; cases take turns. Phases are read off the SuperNodes' log lines, as
@@ -39,9 +39,9 @@ from typing import Any
 import psutil
 
 from benchmarks.common import save
-from client.spawner import environment
+from client.warm.flower_shim import environment
 from strategies.callbacks.run_folder import read_events
-from tests.deployment import Deployment, wait_until
+from tests.support.deployment import Deployment, wait_until
 
 NODES, WARM_UP = 2, 2
 SETTINGS = {

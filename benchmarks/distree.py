@@ -24,12 +24,19 @@ from sklearn.metrics import roc_auc_score
 from benchmarks.common import save
 from common.data import DataConfig, client_split, load
 from common.exits import BUDGET_SWEEP
-from server.students import VALIDATION
-from strategies.distree.calibration import Answers, fit, operate, sweep_fractions, within
-from strategies.distree.finish import comparable_policies, measure
-from strategies.distree.policies import FeatureDifference, NeighbourSimilarity, Policies, Random, diff_cos, oracle_exits
-from strategies.distree.scores import ScorePolicy
-from strategies.distree.stored import load_students
+from server.commands.distree.students import VALIDATION
+from strategies.distree.exits.calibration import Answers, fit, operate, sweep_fractions, within
+from strategies.distree.exits.policies import (
+    FeatureDifference,
+    NeighbourSimilarity,
+    Policies,
+    Random,
+    diff_cos,
+    oracle_exits,
+)
+from strategies.distree.exits.scores import ScorePolicy
+from strategies.distree.model.stored import load_students
+from strategies.distree.training.finish import comparable_policies, measure
 
 SAVINGS = (0.2, 0.276, 0.4)  # of all MACs; the paper saves 27.6 %
 PAPER = {"exits": [0.47, 0.66, 0.73, 0.79, 0.87, 0.89, 0.91], "accuracy": 0.91, "saved": 0.276}

@@ -33,11 +33,11 @@ from typing import Any
 from benchmarks.common import save
 from benchmarks.distree_processes import SLOW
 from common.rpc.secrets import CERTIFICATE, read_or_make_token
-from server.infer_compare import percentile
-from server.launch import PROJECT
-from strategies.distree.controller import LatencyTarget
-from strategies.distree.stored import load_students, student_file
-from tests.namespaces import Host, namespaces_available, network
+from server.commands.distree.infer_compare import percentile
+from server.commands.launch import PROJECT
+from strategies.distree.exits.controller import LatencyTarget
+from strategies.distree.model.stored import load_students, student_file
+from tests.support.namespaces import Host, namespaces_available, network
 
 DEADLINE = 1.0  # seconds, as `server infer` has it
 NEAR = 0.0005  # seconds one way

@@ -18,17 +18,17 @@ import grpc
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from client import serve_student
+from client.commands import serve_student
 from common.console.samples import Samples
 from common.data import DataConfig, load
 from common.rpc.channels import connect
 from common.rpc.secrets import read_certificate, read_token
-from server.infer import classify
-from strategies.distree.aggregator import Aggregator
-from strategies.distree.controller import LatencyController, LatencyTarget
-from strategies.distree.policies import Policies
-from strategies.distree.service import StudentService
-from strategies.distree.stored import CALIBRATED, StoredStudents, load_students
+from server.commands.distree.infer import classify
+from strategies.distree.exits.controller import LatencyController, LatencyTarget
+from strategies.distree.exits.policies import Policies
+from strategies.distree.model.stored import CALIBRATED, StoredStudents, load_students
+from strategies.distree.serving.aggregator import Aggregator
+from strategies.distree.serving.service import StudentService
 
 SLOW = 4.0
 CHEAP = 0.5  # of all MACs: the rung of the ladder that comes closest is the cheap operating point

@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.common import save
 from common.devices import keep_memory
 from common.networks import NetworkSpec, build, cost_table
-from strategies.distree.students import Student
+from strategies.distree.model.students import Student
 
 SHAPE, FEATURES, TINY = (3, 32, 32), 64, 4
 NETWORKS = {"WRN-16-1": ("wrn16", 1), "WRN-16-2": ("wrn16", 2), "resnet_slim": ("resnet_slim", 0)}

@@ -23,13 +23,13 @@ from flwr.app import Message, RecordDict
 
 from benchmarks.common import save
 from client.app import app
-from common import protocol
-from common.flat import FlatState, Layout
-from common.local_grid import LocalGrid
-from common.protocol import ClientReport, ClientResult, NodeReport, Reply
-from strategies.base import EarlyExitStrategy
+from common.flower.local_grid import LocalGrid
+from common.messages import protocol
+from common.messages.protocol import ClientReport, ClientResult, NodeReport, Reply
+from common.weights.flat import FlatState, Layout
 from strategies.darkdistill.client import DIFFICULTY, LABELS
-from strategies.setup import make_strategy, read_config
+from strategies.engine.strategy import EarlyExitStrategy
+from strategies.factory import make_strategy, read_config
 
 CLIENTS = (10, 100, 1000)
 SAMPLES = 50  # per client

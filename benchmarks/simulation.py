@@ -32,12 +32,12 @@ from client.app import app as our_client
 from common.config import RunConfig
 from common.data.batches import batches
 from common.data.clients import Population, shared_data
-from common.local_grid import LocalGrid
+from common.flower.local_grid import LocalGrid
 from common.networks import NetworkSpec, build
 from common.objectives import make_objective
 from common.seeding import generator
 from strategies.callbacks.base import Callback, Record
-from strategies.setup import make_strategy, read_config
+from strategies.factory import make_strategy, read_config
 
 WIDTHS = {"lenet": 6, "1.6M": 34}  # of the LeNet backbone: 51 k and 1.6 M parameters
 CLIENTS, COHORT = 1000, 50

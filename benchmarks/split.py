@@ -24,21 +24,21 @@ from torch import Tensor
 
 from benchmarks.common import RESULTS, Meter, save
 from benchmarks.memory import tensor_bytes
-from common.client_store import ClientStore
 from common.config import RunConfig
 from common.networks import EarlyExitNetwork, NetworkSpec, build, without_early_exits
 from common.rpc.certificates import self_signed
 from common.rpc.channels import connect, new_token, serve
 from common.rpc.config import StreamConfig
+from common.storage.client_store import ClientStore
+from strategies.factory import read_config
 from strategies.hetero_splitee.client_step import finish, forward, local_step
 from strategies.hetero_splitee.inbox import Batch, Inbox, OpenRound
 from strategies.hetero_splitee.learner import Learner, Sgd, device_part
-from strategies.hetero_splitee.reference import Client, Reference
 from strategies.hetero_splitee.server_model import make_server_model
 from strategies.hetero_splitee.service import Expected, SplitService
 from strategies.hetero_splitee.stream import FeatureStream, Origin
 from strategies.hetero_splitee.trainer import Trainer
-from strategies.setup import read_config
+from tests.strategies.hetero_splitee.reference import Client, Reference
 
 SHAPE, CLASSES, CLIENTS, RUN = (3, 32, 32), 10, (0, 1), "split"
 CUTS = {"resnet_slim": (1, 3), "resnet18": (3, 7)}

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from client import infer, probe, serve_student, start
+from client.commands import infer, probe, serve_student, start
 from common.errors import UserError
 
 VERBS = (infer, serve_student, start, probe)  # each with add_parser(verbs), which sets `run`

@@ -7,7 +7,7 @@ worker that stays.
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client import handover
+from client.warm import dispatch
 from common import logs
 
 app = ClientApp()
@@ -40,5 +40,5 @@ def deliver(message: Message, context: Context) -> Message:
 def _respond(message: Message, context: Context) -> Message:
     node = {**context.node_config, logs.NODE_ID: str(context.node_id)}
     with logs.of_message(message.content, node):
-        content = handover.respond(message.metadata.message_type, message.content, context.node_id, node)
+        content = dispatch.respond(message.metadata.message_type, message.content, context.node_id, node)
     return Message(content, reply_to=message)

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from flwr.app import RecordDict
 
-from common import protocol
-from strategies import host
+from common.messages import protocol
+from strategies.node import host
 
 ACTIONS = {protocol.TRAIN: host.train, protocol.EVALUATE: host.evaluate, protocol.DELIVER: host.deliver}
 

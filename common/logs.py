@@ -14,7 +14,7 @@ from typing import Any
 from flwr.app import RecordDict
 from flwr.supercore.logger import ConsoleHandler
 
-from common.wire import ORDER, record_text
+from common.messages.header import ORDER, record_text
 
 FORMATS = ("text", "json")
 NODE_ID = "node-id"  # Flower's id of a node, beside what its node configuration says

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from server import calibrate, certificates, infer, offload, start, students, submit
-from server.launch import PROJECT, Outcome, environment, local_superlink, simulate
-from server.overrides import add_overrides, add_run, read_overrides, read_run
+from server.commands import certificates, offload, start, submit
+from server.commands.distree import calibrate, infer, students
+from server.commands.launch import PROJECT, Outcome, environment, local_superlink, simulate
+from server.commands.overrides import add_overrides, add_run, read_overrides, read_run
 from strategies.callbacks.report import compare_runs, write_comparison
 
 

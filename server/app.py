@@ -13,14 +13,14 @@ from common import logs, paths
 from common.config import RunConfig, Value, replace
 from common.devices import deterministic, keep_memory
 from common.errors import UserError
-from strategies.base import EarlyExitStrategy
 from strategies.callbacks.base import Callback
 from strategies.callbacks.progress import Progress
 from strategies.callbacks.prometheus import Prometheus
 from strategies.callbacks.report import Report
 from strategies.callbacks.run_folder import RunFolder
 from strategies.callbacks.tensorboard import TensorBoard
-from strategies.setup import make_strategy, read_config
+from strategies.engine.strategy import EarlyExitStrategy
+from strategies.factory import make_strategy, read_config
 
 app = ServerApp()
 

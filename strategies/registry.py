@@ -8,37 +8,37 @@ from typing import Any
 
 from common.config import RunConfig
 from common.errors import UserError
-from strategies.local import LocalMethod
+from strategies.node.local_training import LocalMethod
 from strategies.parts import TIERS, Parts
 
 MODULES = {
     "cafedistill": "strategies.cafedistill",
     "darkdistill": "strategies.darkdistill",
-    "depthfl": "strategies.depthfl",
+    "depthfl": "strategies.baselines.depthfl",
     "distree": "strategies.distree",
-    "ditto": "strategies.ditto",
-    "eefl": "strategies.eefl",
-    "exclusivefl": "strategies.exclusivefl",
-    "fedavg": "strategies.fedavg",
-    "fedavg_ft": "strategies.fedavg_ft",
-    "fedbabu": "strategies.fedbabu",
-    "fedper": "strategies.fedper",
-    "fedprox": "strategies.fedprox",
-    "fedrep": "strategies.fedrep",
+    "ditto": "strategies.personalised.ditto",
+    "eefl": "strategies.baselines.eefl",
+    "exclusivefl": "strategies.baselines.exclusivefl",
+    "fedavg": "strategies.baselines.fedavg",
+    "fedavg_ft": "strategies.personalised.fedavg_ft",
+    "fedbabu": "strategies.personalised.fedbabu",
+    "fedper": "strategies.personalised.fedper",
+    "fedprox": "strategies.baselines.fedprox",
+    "fedrep": "strategies.personalised.fedrep",
     "hetero_splitee": "strategies.hetero_splitee",
-    "local": "strategies.standalone",
+    "local": "strategies.personalised.local_only",
 }
 SECTIONS = {
     "cafedistill": "strategies.cafedistill.config:CAFEDistillConfig",
     "darkdistill": "strategies.darkdistill.config:DarkDistillConfig",
-    "depthfl": "strategies.depthfl:DepthFLConfig",
+    "depthfl": "strategies.baselines.depthfl:DepthFLConfig",
     "difficulty": "strategies.darkdistill.config:DifficultyConfig",
     "distree": "strategies.distree.config:DistrEEConfig",
-    "ditto": "strategies.ditto:DittoConfig",
-    "fedprox": "strategies.fedprox:FedProxConfig",
-    "fedrep": "strategies.fedrep:FedRepConfig",
-    "personal": "strategies.personal:PersonalConfig",
-    "robust": "strategies.robust:RobustConfig",
+    "ditto": "strategies.personalised.ditto:DittoConfig",
+    "fedprox": "strategies.baselines.fedprox:FedProxConfig",
+    "fedrep": "strategies.personalised.fedrep:FedRepConfig",
+    "personal": "strategies.personalised.base:PersonalConfig",
+    "robust": "strategies.engine.robust:RobustConfig",
     "splitee": "strategies.hetero_splitee.config:SplitEEConfig",
     "stream": "common.rpc.config:StreamConfig",
 }

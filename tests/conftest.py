@@ -15,10 +15,10 @@ from flwr.serverapp.strategy import Result
 
 from client.app import app
 from common.config import Value
-from common.local_grid import LocalGrid
-from strategies.base import EarlyExitStrategy
+from common.flower.local_grid import LocalGrid
 from strategies.callbacks.base import Callback, Record
-from strategies.setup import make_strategy, read_config
+from strategies.engine.strategy import EarlyExitStrategy
+from strategies.factory import make_strategy, read_config
 
 PROJECT = Path(__file__).resolve().parents[1]
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.errors import UserError
-from common.storage import write_text
+from common.storage.files import write_text
 
 
 def now(device: torch.device) -> float:

@@ -10,7 +10,7 @@ from tempfile import NamedTemporaryFile
 from common.errors import UserError
 from common.rpc.certificates import Certificate, check_pair, outdated, self_signed
 from common.rpc.channels import new_token
-from common.storage import write_text
+from common.storage.files import write_text
 
 OPTION = "--certificate-dir"
 KEY, CERTIFICATE = "key.pem", "certificate.pem"

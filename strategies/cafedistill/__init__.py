@@ -2,7 +2,7 @@
 
 from strategies.cafedistill.client import CAFEDistillTraining
 from strategies.cafedistill.strategy import CAFEDistill
-from strategies.personal import backbone
+from strategies.personalised.base import backbone
 from strategies.registry import Method
 
 METHOD = Method(CAFEDistill, CAFEDistillTraining, ensemble=lambda config: 0.0, travels=backbone, robust=False)

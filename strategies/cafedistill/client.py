@@ -8,14 +8,14 @@
 import torch
 from torch import Tensor
 
-from common.flat import FlatState
 from common.networks.base import EarlyExitNetwork, ExitOutputs
 from common.objectives.base import Objective
+from common.weights.flat import FlatState
 from strategies.cafedistill.config import CAFEDistillConfig
 from strategies.cafedistill.heads import exit_head, head_layout, head_state, head_vector, with_parameters
 from strategies.cafedistill.objective import Distillation, Teacher, last_exit
-from strategies.local import Job, Outcome
-from strategies.personal import PersonalTraining
+from strategies.node.local_training import Job, Outcome
+from strategies.personalised.base import PersonalTraining
 
 HEAD, TEACHER = "head", "teacher."  # names of arrays: the last head (P,), and those of teachers of other depths
 STUDENTS, SHARES = "students", "shares"  # plain values of a task: k, and depth -> weight of its teachers

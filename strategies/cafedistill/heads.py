@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.flat import FlatState, Layout, StateDict
 from common.networks import EarlyExitNetwork
 from common.networks.heads import ExitHead
+from common.weights.flat import FlatState, Layout, StateDict
 
 
 def head_layout(network: EarlyExitNetwork, position: int) -> Layout:

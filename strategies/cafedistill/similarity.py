@@ -14,7 +14,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from common.flat import StateDict
+from common.weights.flat import StateDict
 
 
 @dataclass(frozen=True)

@@ -22,18 +22,18 @@ import torch
 from flwr.supercore import log
 from torch import Tensor
 
-from common.flat import Layout, StateDict
-from common.folding import MAGNITUDE
-from common.protocol import ClientReport, Entries
+from common.messages.protocol import ClientReport, Entries
 from common.seeding import generator
-from strategies.aggregation import RoundUpdate
+from common.weights.flat import Layout, StateDict
+from common.weights.folding import MAGNITUDE
 from strategies.cafedistill.client import HEAD, SHARES, STUDENTS, TEACHER
 from strategies.cafedistill.config import CAFEDistillConfig
 from strategies.cafedistill.heads import head_bias, head_layout, head_state, head_vector
 from strategies.cafedistill.matching import teacher_weights
 from strategies.cafedistill.schedule import mean_conflict, quota, select
 from strategies.cafedistill.similarity import LastHead, Similarities
-from strategies.personal import PersonalStrategy
+from strategies.engine.aggregation import RoundUpdate
+from strategies.personalised.base import PersonalStrategy
 
 
 @dataclass

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from strategies.base import EarlyExitStrategy
+    from strategies.engine.strategy import EarlyExitStrategy
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from strategies.callbacks.base import Callback, Record
 from strategies.callbacks.units import bytes_text, percent_text, rejected_text, seconds_text, spread_text
 
 if TYPE_CHECKING:
-    from strategies.base import EarlyExitStrategy
+    from strategies.engine.strategy import EarlyExitStrategy
 
 
 class Progress(Callback):

@@ -22,7 +22,7 @@ from common.errors import UserError
 from strategies.callbacks.base import Callback, Record
 
 if TYPE_CHECKING:
-    from strategies.base import EarlyExitStrategy
+    from strategies.engine.strategy import EarlyExitStrategy
 
 PREFIX = "earlybloom_"
 MEMORY: Mapping[str, Callable[[torch.device], int]] = {

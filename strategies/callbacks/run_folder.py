@@ -3,7 +3,7 @@
     runs/<name>/config.toml            all resolved values, versions, commit, device
                 metrics.jsonl          a line per event
                 checkpoints/           the last complete rounds, safetensors with JSON in the header
-                final/model.safetensors  the finished model, see `common.bundle`
+                final/model.safetensors  the finished model, see `common.storage.model_file`
 
 A round's metrics line is written before its checkpoint: a line beyond the checkpoint belongs to a round that will be
 run again and is cut off on resume, so no round is counted twice. Only one process writes at a time: a ServerApp lives
@@ -26,13 +26,13 @@ from typing import Any
 import torch
 from flwr.supercore import log
 
-from common.client_store import NAME
 from common.config import RunConfig
 from common.errors import UserError
-from common.protocol import ClientReport
-from common.storage import StorageError, append_line, read_tensors, write_tensors, write_text
-from strategies.base import EarlyExitStrategy
+from common.messages.protocol import ClientReport
+from common.storage.client_store import NAME
+from common.storage.files import StorageError, append_line, read_tensors, write_tensors, write_text
 from strategies.callbacks.base import Callback, Record
+from strategies.engine.strategy import EarlyExitStrategy
 
 KEPT = 2  # checkpoints
 METHOD = "method."  # prefix of the method's own tensors, beside the model's

@@ -10,7 +10,7 @@ from strategies.callbacks.base import Callback, Record
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from strategies.base import EarlyExitStrategy
+    from strategies.engine.strategy import EarlyExitStrategy
 
 FOLDER = "tensorboard"
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from common.objectives import Loss
 from strategies.darkdistill.config import DifficultyConfig
 from strategies.darkdistill.difficulty import DifficultyPairs, DifficultySketch
-from strategies.local import Job, LocalTraining, Outcome
+from strategies.node.local_training import Job, LocalTraining, Outcome
 
 DIFFICULTY, LABELS, SKETCH = "difficulty", "labels", "sketch"  # names of the uploaded arrays
 

@@ -15,13 +15,11 @@ from typing import Any
 import torch
 from flwr.supercore import log
 
-from common.flat import StateDict
-from common.folding import MAGNITUDE
+from common.messages.protocol import ClientReport
 from common.networks import EarlyExitNetwork
-from common.protocol import ClientReport
 from common.seeding import derive_seed, generator
-from strategies.aggregation import RoundUpdate, average_layers
-from strategies.base import EarlyExitStrategy
+from common.weights.flat import StateDict
+from common.weights.folding import MAGNITUDE
 from strategies.darkdistill.client import DIFFICULTY, LABELS, SKETCH
 from strategies.darkdistill.config import DarkDistillConfig, DifficultyConfig
 from strategies.darkdistill.difficulty import DifficultyPairs, DifficultyPool, DifficultySketch, pool
@@ -31,6 +29,8 @@ from strategies.darkdistill.parallel import transfer_parallel
 from strategies.darkdistill.runtime import Optimizers, Runtime, Tier
 from strategies.darkdistill.server_step import make_meter, transfer
 from strategies.darkdistill.summary import summarise, summarise_parallel
+from strategies.engine.aggregation import RoundUpdate, average_layers
+from strategies.engine.strategy import EarlyExitStrategy
 
 
 class DarkDistill(EarlyExitStrategy):

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from flwr.supercore import log
 
-from common import paths, protocol
+from common import paths
 from common.capacity import Capacity
 from common.config import RunConfig
 from common.data import Normalizer, load
@@ -38,26 +38,27 @@ from common.data.clients import Population
 from common.data.images import SampleSet
 from common.devices import pick_device, threads
 from common.errors import UserError
-from common.flat import FlatState, StateDict
+from common.messages import protocol
+from common.messages.protocol import ClientReport, Entries, PackedState
 from common.networks import NetworkSpec, cost_table
-from common.protocol import ClientReport, Entries, PackedState
-from strategies.aggregation import RoundUpdate, average_layers
-from strategies.base import EarlyExitStrategy
+from common.weights.flat import FlatState, StateDict
 from strategies.callbacks.base import Callback
-from strategies.distree.calibration import operate
-from strategies.distree.client import IMAGES, LABELS, POLICIES, TEACHER, TRAINING, teach
 from strategies.distree.config import DistrEEConfig, read_device
-from strategies.distree.finish import finish_students, measure
-from strategies.distree.joint import teacher_activations
-from strategies.distree.objective import exit_weights
-from strategies.distree.partition import partition
-from strategies.distree.parts import LEARN_FROM_PUBLIC, StudentCosts, teacher_too_large, untrainable
-from strategies.distree.public import public_images
-from strategies.distree.stored import CALIBRATED, StoredStudents, save_students
-from strategies.distree.students import Students, StudentsSpec, students_spec
-from strategies.distree.teacher import load_teacher
-from strategies.distree.widths import Match, match_devices, told
-from strategies.evaluation import ServerEvaluator
+from strategies.distree.exits.calibration import operate
+from strategies.distree.model.partition import partition
+from strategies.distree.model.parts import LEARN_FROM_PUBLIC, StudentCosts, teacher_too_large, untrainable
+from strategies.distree.model.stored import CALIBRATED, StoredStudents, save_students
+from strategies.distree.model.students import Students, StudentsSpec, students_spec
+from strategies.distree.model.teacher import load_teacher
+from strategies.distree.model.widths import Match, match_devices, told
+from strategies.distree.training.client import IMAGES, LABELS, POLICIES, TEACHER, TRAINING, teach
+from strategies.distree.training.finish import finish_students, measure
+from strategies.distree.training.joint import teacher_activations
+from strategies.distree.training.objective import exit_weights
+from strategies.distree.training.public import public_images
+from strategies.engine.aggregation import RoundUpdate, average_layers
+from strategies.engine.server_evaluation import ServerEvaluator
+from strategies.engine.strategy import EarlyExitStrategy
 
 
 class DistrEE(EarlyExitStrategy):

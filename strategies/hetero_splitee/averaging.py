@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.client_store import ClientState, ClientStore
-from common.flat import StateDict
 from common.networks import EarlyExitNetwork
-from strategies.aggregation import LayerMean
+from common.storage.client_store import ClientState, ClientStore
+from common.weights.flat import StateDict
+from strategies.engine.aggregation import LayerMean
 from strategies.hetero_splitee.config import SplitEEConfig
 from strategies.hetero_splitee.learner import MOMENTUM, Learner, Sgd, StepResult, final_logits, server_part, train_step
 from strategies.hetero_splitee.vectorised import train_together

@@ -19,19 +19,19 @@ import grpc
 import torch
 from torch import Tensor, nn
 
-from common.bundle import FILE, BundleInfo, save_bundle
-from common.client_store import ClientState
 from common.data.batches import batches
-from common.flat import FlatState
 from common.networks import EarlyExitNetwork
 from common.rpc.channels import Limits, connect
 from common.rpc.config import StreamConfig
 from common.seeding import derive_seed, generator, seed_global
+from common.storage.client_store import ClientState
+from common.storage.model_file import FILE, BundleInfo, save_bundle
+from common.weights.flat import FlatState
 from strategies.hetero_splitee.client_step import finish, forward, local_step
 from strategies.hetero_splitee.config import SplitEEConfig
 from strategies.hetero_splitee.learner import MOMENTUM, Learner, Sgd
 from strategies.hetero_splitee.stream import FeatureStream, Origin, offload
-from strategies.local import Job, Outcome
+from strategies.node.local_training import Job, Outcome
 
 ADDRESS, TOKEN, CERTIFICATE, MESSAGE_BYTES = "address", "token", "certificate", "message_bytes"  # the stream's facts
 VERSION, FRESH = "version", "fresh"  # round that the server's models are of; modules of which its average is newer

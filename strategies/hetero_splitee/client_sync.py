@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from common.flat import StateDict
-from strategies.aggregation import average_layers
+from common.weights.flat import StateDict
+from strategies.engine.aggregation import average_layers
 
 
 def synchronised(

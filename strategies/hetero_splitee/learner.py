@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.errors import UserError
-from common.flat import FlatModel, StateDict
 from common.networks import EarlyExitNetwork
 from common.networks.heads import ExitHead
+from common.weights.flat import FlatModel, StateDict
 
 MOMENTUM = "momentum."
 """Before the parameter's key: its momentum in what `Learner.state_dict` returns."""

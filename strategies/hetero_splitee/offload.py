@@ -12,12 +12,12 @@ import grpc
 import torch
 from torch import Tensor
 
-from common.flat import StateDict
 from common.networks import EarlyExitNetwork
 from common.rpc import framing
 from common.rpc.methods import OFFLOAD
 from common.rpc.split_pb2 import OffloadReply, OffloadRequest
 from common.rpc.tensors import decode, encode
+from common.weights.flat import StateDict
 from strategies.hetero_splitee.learner import server_part, with_statistics
 from strategies.hetero_splitee.stream import Origin
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.bundle import statistics_by_cut, with_cuts
-from common.flat import StateDict
 from common.networks import EarlyExitNetwork
+from common.storage.model_file import statistics_by_cut, with_cuts
+from common.weights.flat import StateDict
 from strategies.hetero_splitee.config import SplitEEConfig
 from strategies.hetero_splitee.learner import (
     Learner,

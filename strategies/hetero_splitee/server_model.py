@@ -6,9 +6,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from common.client_store import ClientStore
-from common.flat import StateDict
 from common.networks import EarlyExitNetwork
+from common.storage.client_store import ClientStore
+from common.weights.flat import StateDict
 from strategies.hetero_splitee.averaging import Averaging
 from strategies.hetero_splitee.config import SplitEEConfig
 from strategies.hetero_splitee.learner import Sgd, StepResult

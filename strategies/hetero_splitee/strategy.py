@@ -21,24 +21,24 @@ from flwr.serverapp.strategy import Result
 from flwr.supercore import log
 
 from common import paths
-from common.bundle import with_cuts
-from common.client_store import ClientStore
 from common.config import RunConfig
 from common.data.batches import batch_count
 from common.errors import UserError
-from common.flat import FlatState, StateDict
-from common.protocol import ClientReport
+from common.messages.protocol import ClientReport
 from common.rpc.certificates import Certificate, self_signed
 from common.rpc.channels import Limits, RunningServer, is_loopback, new_token, serve
 from common.rpc.config import StreamConfig
-from strategies.aggregation import RoundUpdate, average_layers
+from common.storage.client_store import ClientStore
+from common.storage.model_file import with_cuts
+from common.weights.flat import FlatState, StateDict
+from strategies.engine.aggregation import RoundUpdate, average_layers
 from strategies.hetero_splitee.client import ADDRESS, CERTIFICATE, FRESH, MESSAGE_BYTES, TOKEN, VERSION, module_of
 from strategies.hetero_splitee.config import SplitEEConfig
 from strategies.hetero_splitee.inbox import Inbox, OpenRound
 from strategies.hetero_splitee.server_model import make_server_model
 from strategies.hetero_splitee.service import Expected, SplitService
 from strategies.hetero_splitee.trainer import Trained, Trainer
-from strategies.personal import PersonalStrategy
+from strategies.personalised.base import PersonalStrategy
 
 OVERHEAD = 1 << 16  # bytes of a message beside its features
 

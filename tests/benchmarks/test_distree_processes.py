@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.distree_processes import SLOW, device, slowed_by_signals
-from client import serve_student
-from strategies.distree.policies import LastExit
-from strategies.distree.service import StudentService
-from strategies.distree.stored import student_file
+from client.commands import serve_student
+from strategies.distree.exits.policies import LastExit
+from strategies.distree.model.stored import student_file
+from strategies.distree.serving.service import StudentService
 from tests.strategies.distree.devices import EXITS, Tiny
 
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)

@@ -14,13 +14,14 @@ from flwr.app import ConfigRecord, Context, RecordDict
 from flwr.supercore import log
 
 from client.app import app
-from common import logs, protocol
+from common import logs
 from common.errors import UserError
-from common.local_grid import LocalGrid
-from common.protocol import Order
+from common.flower.local_grid import LocalGrid
+from common.messages import protocol
+from common.messages.protocol import Order
 from server.app import app as server_app
-from strategies.local import LocalTraining
-from strategies.setup import read_config
+from strategies.factory import read_config
+from strategies.node.local_training import LocalTraining
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from common.processes import PROJECT
+from common.flower.processes import PROJECT
 
 DOCKER = PROJECT / "docker"
 REPLACED = ("command", "entrypoint", "test")  # of all lists these only; others grow

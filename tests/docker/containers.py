@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.processes import PROJECT, end
+from common.flower.processes import PROJECT, end
 from tests.docker.compose import DOCKER, copied, instructions, words
-from tests.namespaces import Host
+from tests.support.namespaces import Host
 
 SYSTEM = ("bin", "sbin", "lib", "lib64", "usr")
 PASSWD = "root:x:0:0::/root:/bin/sh\nbloom:x:{user}:{user}::/home/bloom:/bin/sh\n"

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from common.processes import PROJECT
+from common.flower.processes import PROJECT
 from strategies.callbacks.run_folder import read_events
-from tests.deployment import free_port, wait_until
 from tests.docker.compose import read, words
-from tests.machines import Machines
+from tests.support.deployment import free_port, wait_until
+from tests.support.machines import Machines
 
 DEMO = read("compose.yml")["services"]
 CLIENTS = [name for name in DEMO if name.startswith("client-")]

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from strategies.callbacks.run_folder import read_events
-from tests.deployment import wait_until
 from tests.docker.compose import read, words
 from tests.docker.containers import Containers
 from tests.docker.nginx import stream_module
-from tests.namespaces import namespaces_available, network
+from tests.support.deployment import wait_until
+from tests.support.namespaces import namespaces_available, network
 
 CLIENTS = [f"client-{number}" for number in range(4)]
 SPLIT = [

@@ -10,7 +10,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from common.processes import PROJECT
+from common.flower.processes import PROJECT
 from tests.docker.compose import DOCKER, copied, merged, read
 
 IMAGES = sorted(DOCKER.glob("*.Dockerfile"))

@@ -7,12 +7,12 @@ from pathlib import Path
 import grpc
 import pytest
 
-from common.processes import end, wait_for_port
+from common.flower.processes import end, wait_for_port
 from common.rpc.certificates import self_signed
 from common.rpc.channels import connect, new_token, serve
-from tests.deployment import free_port
 from tests.docker.compose import DOCKER
 from tests.docker.nginx import stream_module
+from tests.support.deployment import free_port
 
 TOKEN = new_token()
 OURS = self_signed(["localhost"])  # what devices call the proxy

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from common.bundle import load_bundle
 from common.rpc.secrets import CERTIFICATE
+from common.storage.model_file import load_bundle
 from server.__main__ import main
-from strategies.distree.stored import load_student, load_students, student_file
-from tests.field import PATIENCE, Field, assert_whole, trained
-from tests.machines import settings
-from tests.namespaces import namespaces_available, network
+from strategies.distree.model.stored import load_student, load_students, student_file
+from tests.support.field import PATIENCE, Field, assert_whole, trained
+from tests.support.machines import settings
+from tests.support.namespaces import namespaces_available, network
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment, pytest.mark.timeout(1200)]
 DEVICES = {f"device-{n}": f"depth={n + 1},cut={n + 1}" for n in range(4)}

@@ -9,11 +9,11 @@ from flwr.app import Context, RecordDict
 from client.app import app as client_app
 from common.config import Value
 from common.errors import UserError
-from common.local_grid import LocalGrid
+from common.flower.local_grid import LocalGrid
 from server.app import app, prepare
-from strategies.base import QuorumError
 from strategies.callbacks.run_folder import read_events
 from strategies.callbacks.tensorboard import TensorBoard
+from strategies.engine.strategy import QuorumError
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from client.app import app
-from common.local_grid import LocalGrid
+from common.flower.local_grid import LocalGrid
 from strategies.callbacks.run_folder import read_events
-from strategies.setup import make_strategy, read_config
-from tests.deployment import Deployment, wait_until
+from strategies.factory import make_strategy, read_config
+from tests.support.deployment import Deployment, wait_until
 
 SETTINGS = {
     "run.strategy": "darkdistill", "run.rounds": 2, "clients.count": 4, "clients.per-round": 4, "data.limit": 400,

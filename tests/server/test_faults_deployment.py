@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from strategies.callbacks.run_folder import read_events
-from tests.clocks import clock_off_by, clocks_available
-from tests.field import JOINED, ORDERED, Field, assert_whole, trained
-from tests.namespaces import namespaces_available, network
-from tests.relay import Relay
+from tests.support.clocks import clock_off_by, clocks_available
+from tests.support.field import JOINED, ORDERED, Field, assert_whole, trained
+from tests.support.namespaces import namespaces_available, network
+from tests.support.relay import Relay
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment, pytest.mark.timeout(1200)]
 DEVICES = {"device-0": "depth=1", "device-1": "depth=2"}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from strategies.callbacks.run_folder import read_events
-from tests.deployment import Deployment, free_port, wait_until
+from tests.support.deployment import Deployment, free_port, wait_until
 
 pytestmark = [pytest.mark.deployment, pytest.mark.timeout(600)]
 pytest.importorskip("prometheus_client")
@@ -33,7 +33,7 @@ def rounds(metrics: Path) -> list[dict[str, Any]]:
     return [event for event in read_events(metrics) if event["event"] == "round"]
 
 
-@pytest.mark.slow  # tests/strategies/test_late.py is quick
+@pytest.mark.slow  # tests/strategies/engine/test_late.py is quick
 def test_a_device_that_stands_still_counts_late(deployment: Deployment) -> None:
     port, metrics = free_port(), deployment.folder / "runs" / "late" / "metrics.jsonl"
     run_id = deployment.run({

@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 import server.__main__ as command
 from client.app import app
 from common.errors import UserError
-from common.local_grid import LocalGrid
-from server.launch import PROJECT, Outcome
-from server.overrides import PRESETS, read_overrides
+from common.flower.local_grid import LocalGrid
+from server.commands.launch import PROJECT, Outcome
+from server.commands.overrides import PRESETS, read_overrides
 from strategies.callbacks.run_folder import read_events
-from strategies.setup import make_strategy, read_config
-from tests.deployment import launched, wait_until
+from strategies.factory import make_strategy, read_config
+from tests.support.deployment import launched, wait_until
 
 SETTINGS = {
     "run.strategy": "darkdistill", "run.rounds": 2, "clients.count": 4, "clients.per-round": 4, "data.limit": 200,

@@ -9,17 +9,17 @@ import torch
 from flwr.app import Context, Message
 
 from client.app import app
-from common import protocol
-from common.client_store import ClientStore
 from common.config import Value
-from common.local_grid import LocalGrid
+from common.flower.local_grid import LocalGrid
+from common.messages import protocol
 from common.paths import runs_root
-from common.storage import read_tensors
+from common.storage.client_store import ClientStore
+from common.storage.files import read_tensors
 from server.app import prepare
-from strategies.base import EarlyExitStrategy
 from strategies.callbacks.run_folder import METHOD, read_events
-from tests.deployment import Deployment, launched, wait_until
-from tests.killing import NODES, rounds, run_and_kill
+from strategies.engine.strategy import EarlyExitStrategy
+from tests.support.deployment import Deployment, launched, wait_until
+from tests.support.killing import NODES, rounds, run_and_kill
 
 # Networks of unequal depth, and teachers across depths: every way by which one client's head reaches another.
 DEPTHS = (4, 2, 4)

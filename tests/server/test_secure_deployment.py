@@ -10,10 +10,10 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from common.processes import PROJECT, end, free_port, wait_for_port
+from common.flower.processes import PROJECT, end, free_port, wait_for_port
 from common.rpc.credentials import make_credentials
 from strategies.callbacks.run_folder import read_events
-from tests.machines import Machines, settings
+from tests.support.machines import Machines, settings
 
 pytestmark = [pytest.mark.deployment, pytest.mark.timeout(600)]
 JOINED = "SuperNode ID:"

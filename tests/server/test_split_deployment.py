@@ -8,12 +8,12 @@ import torch
 
 from client.app import app
 from common.config import Value
-from common.local_grid import LocalGrid
-from common.storage import read_tensors
+from common.flower.local_grid import LocalGrid
+from common.storage.files import read_tensors
 from server.app import prepare
-from strategies.base import EarlyExitStrategy
 from strategies.callbacks.run_folder import METHOD, read_events
-from tests.deployment import Deployment, launched
+from strategies.engine.strategy import EarlyExitStrategy
+from tests.support.deployment import Deployment, launched
 
 SETTINGS: dict[str, Value] = {
     "run.strategy": "hetero_splitee", "run.rounds": 2, "clients.count": 24, "clients.per-round": 12,

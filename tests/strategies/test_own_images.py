@@ -7,10 +7,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from client.app import app
-from common.bundle import load_bundle
-from common.local_grid import LocalGrid
-from strategies.base import QuorumError
-from strategies.setup import make_strategy, read_config
+from common.flower.local_grid import LocalGrid
+from common.storage.model_file import load_bundle
+from strategies.engine.strategy import QuorumError
+from strategies.factory import make_strategy, read_config
 
 SETTINGS = {
     "run.strategy": "darkdistill", "run.rounds": 2, "clients.count": 4, "clients.per-round": 4, "data.name": "devices",

@@ -3,7 +3,7 @@ import pytest
 from common.config import RunConfig, load_config
 from common.errors import UserError
 from common.objectives import ObjectiveConfig
-from strategies.base import EarlyExitStrategy
+from strategies.engine.strategy import EarlyExitStrategy
 from strategies.registry import MODULES, SECTIONS, method, sections
 
 OWN_LOSS = ("cafedistill", "depthfl", "distree", "fedavg", "hetero_splitee")  # the run's objective does not apply

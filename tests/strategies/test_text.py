@@ -5,12 +5,12 @@ import argparse
 import pytest
 import torch
 
-from client.infer import add_parser
-from common.bundle import load_bundle
+from client.commands.infer import add_parser
 from common.data import load
 from common.errors import UserError
 from common.paths import cache_root
-from strategies.setup import make_strategy, read_config
+from common.storage.model_file import load_bundle
+from strategies.factory import make_strategy, read_config
 
 TEXTS = {
     "data.name": "bbc_news", "data.vocabulary": 4000, "network.name": "transformer4", "network.width": 32,

@@ -6,7 +6,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.storage import write_text
+from common.storage.files import write_text
 from strategies.callbacks.accuracy import mean_text
 from strategies.callbacks.report.clients import draw_sweep
 from strategies.callbacks.report.page import document, figures, heading, table

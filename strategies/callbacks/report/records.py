@@ -8,7 +8,7 @@ from typing import Any
 
 from common.config import RunConfig, Value, load_config
 from common.errors import UserError
-from common.storage import read_tensors
+from common.storage.files import read_tensors
 from strategies.callbacks.accuracy import exit_accuracies
 from strategies.callbacks.run_folder import read_events
 from strategies.registry import sections

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.client_store import ClientState
-from common.flat import FlatState
+from common.storage.client_store import ClientState
+from common.weights.flat import FlatState
 from strategies.cafedistill import METHOD
 from strategies.cafedistill.client import HEAD, SHARES, STUDENTS, TEACHER, CAFEDistillTraining, mixed_teacher
 from strategies.cafedistill.heads import head_layout, head_vector
-from tests.strategies.personal_runs import close, heads, make_job, own_data, same, seeded, trunk
+from tests.support.personal_runs import close, heads, make_job, own_data, same, seeded, trunk
 
 LAST = ("exits.3.linear.weight", "exits.3.linear.bias")
 

@@ -9,17 +9,17 @@ import torch
 from flwr.app import Message
 
 from client.app import app as real_app
-from common import protocol
-from common.client_store import ClientStore
-from common.local_grid import LocalGrid
-from common.protocol import ClientReport, ClientResult
+from common.flower.local_grid import LocalGrid
+from common.messages import protocol
+from common.messages.protocol import ClientReport, ClientResult
+from common.storage.client_store import ClientStore
 from server.app import prepare
-from strategies.aggregation import RoundUpdate
 from strategies.cafedistill.client import HEAD, STUDENTS
 from strategies.cafedistill.heads import head_layout, head_state
-from strategies.personal import PersonalTraining
-from tests.killing import run_and_kill
-from tests.strategies.personal_runs import (
+from strategies.engine.aggregation import RoundUpdate
+from strategies.personalised.base import PersonalTraining
+from tests.support.killing import run_and_kill
+from tests.support.personal_runs import (
     DEEP,
     HOME,
     NODES,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from common.storage import write_tensors
+from common.storage.files import write_tensors
 from strategies.callbacks.base import Record
 from tests.strategies.callbacks.samples import final_record, record
 

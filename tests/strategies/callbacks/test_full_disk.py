@@ -13,12 +13,12 @@ import torch
 from client.app import app
 from common.config import Value
 from common.errors import UserError
-from common.local_grid import LocalGrid
-from common.storage import read_tensors
+from common.flower.local_grid import LocalGrid
+from common.storage.files import read_tensors
 from server.app import prepare
-from strategies.base import EarlyExitStrategy
 from strategies.callbacks.base import Callback
-from tests.killing import NODES, rounds
+from strategies.engine.strategy import EarlyExitStrategy
+from tests.support.killing import NODES, rounds
 
 ROUNDS = 4
 FULL = 3  # the round in which the disk is full

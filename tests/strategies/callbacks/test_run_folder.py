@@ -15,19 +15,19 @@ import pytest
 import torch
 
 from client.app import app
-from common.bundle import load_bundle
-from common.client_store import ClientStore
 from common.config import Value, replace
 from common.errors import UserError
-from common.local_grid import LocalGrid
-from common.storage import read_tensors
+from common.flower.local_grid import LocalGrid
+from common.storage.client_store import ClientStore
+from common.storage.files import read_tensors
+from common.storage.model_file import load_bundle
 from server.app import prepare
-from strategies.base import EarlyExitStrategy
 from strategies.callbacks import run_folder
 from strategies.callbacks.run_folder import LOCK, RunFolder, read_events
-from strategies.setup import read_config
-from tests.killing import NODES, rounds, run_and_kill
-from tests.served import said
+from strategies.engine.strategy import EarlyExitStrategy
+from strategies.factory import read_config
+from tests.support.killing import NODES, rounds, run_and_kill
+from tests.support.served import said
 
 DARKDISTILL = {
     "run.strategy": "darkdistill", "run.rounds": 4, "clients.per-round": 4, "server.evaluate-every": 2,

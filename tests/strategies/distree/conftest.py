@@ -8,7 +8,7 @@ import pytest
 from client.app import app
 from common import paths
 from common.config import Value
-from common.local_grid import LocalGrid
+from common.flower.local_grid import LocalGrid
 from server.app import prepare
 from strategies.callbacks.run_folder import RunFolder
 

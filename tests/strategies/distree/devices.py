@@ -16,10 +16,8 @@ from common.networks import Inference, NetworkSpec
 from common.rpc.channels import connect, new_token, serve
 from common.rpc.methods import INFER, STUDENTS
 from common.seeding import generator
-from strategies.distree.aggregator import Aggregator
-from strategies.distree.policies import ExitPolicy
-from strategies.distree.service import StudentService, own_policy
-from strategies.distree.stored import (
+from strategies.distree.exits.policies import ExitPolicy
+from strategies.distree.model.stored import (
     StoredStudent,
     StoredStudents,
     load_student,
@@ -27,7 +25,9 @@ from strategies.distree.stored import (
     save_students,
     student_file,
 )
-from strategies.distree.students import build_students, students_spec
+from strategies.distree.model.students import build_students, students_spec
+from strategies.distree.serving.aggregator import Aggregator
+from strategies.distree.serving.service import StudentService, own_policy
 
 TOKEN = new_token()
 BACKBONE = NetworkSpec("wrn16", 5, (3, 8, 8), width=1)

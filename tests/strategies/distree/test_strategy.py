@@ -10,24 +10,24 @@ import torch
 from flwr.app import Message
 from torch import Tensor
 
-from common import protocol
-from common.client_store import ClientStore
 from common.config import Value
 from common.errors import UserError
-from common.local_grid import LocalGrid
-from common.protocol import ClientResult
+from common.flower.local_grid import LocalGrid
+from common.messages import protocol
+from common.messages.protocol import ClientResult
+from common.storage.client_store import ClientStore
 from server.app import prepare
-from strategies.aggregation import RoundUpdate, TierUpdate
 from strategies.callbacks.run_folder import RunFolder, read_events
-from strategies.distree.client import FEATURES, IMAGES, LABELS, LOGITS, TEACHER, UNKNOWN
 from strategies.distree.config import read_device
-from strategies.distree.finish import told_apart
-from strategies.distree.stored import CALIBRATED, load_student, load_students, student_file
+from strategies.distree.model.stored import CALIBRATED, load_student, load_students, student_file
+from strategies.distree.model.students import students_spec
 from strategies.distree.strategy import DistrEE
-from strategies.distree.students import students_spec
-from strategies.setup import make_strategy, read_config
+from strategies.distree.training.client import FEATURES, IMAGES, LABELS, LOGITS, TEACHER, UNKNOWN
+from strategies.distree.training.finish import told_apart
+from strategies.engine.aggregation import RoundUpdate, TierUpdate
+from strategies.factory import make_strategy, read_config
 from tests.strategies.distree.conftest import teach
-from tests.strategies.personal_runs import HOME, NODES, Recorder, same
+from tests.support.personal_runs import HOME, NODES, Recorder, same
 
 Flat = dict[str, Value]
 ROAMING = ({"partition-id": 0},)

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.client_store import ClientStore
 from common.config import Value
 from common.networks import EarlyExitNetwork, NetworkSpec, build
+from common.storage.client_store import ClientStore
 from tests.conftest import Run
 from tests.strategies.hetero_splitee.runs import GRID, NODES, SPLIT
 from tests.strategies.hetero_splitee.sockets import Bench, until

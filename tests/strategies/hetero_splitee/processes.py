@@ -13,7 +13,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app
-from common.local_grid import LocalGrid
+from common.flower.local_grid import LocalGrid
 
 PROCESSES = multiprocessing.get_context("spawn")
 Parcel = tuple[str, dict[str, bytes]]  # a message's id and the objects that it is made of

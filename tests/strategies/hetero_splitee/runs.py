@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 
-from common.client_store import ClientState, ClientStore
 from common.config import Value
 from common.data.clients import Population, shared_data
-from common.flat import StateDict
-from common.local_grid import LocalGrid
+from common.flower.local_grid import LocalGrid
 from common.networks import build
-from strategies.base import EarlyExitStrategy
+from common.storage.client_store import ClientState, ClientStore
+from common.weights.flat import StateDict
+from strategies.engine.strategy import EarlyExitStrategy
 from strategies.hetero_splitee.client import SplitTraining
 from strategies.hetero_splitee.learner import MOMENTUM
-from strategies.hetero_splitee.reference import Client, Reference
-from strategies.local import Job
+from strategies.node.local_training import Job
+from tests.strategies.hetero_splitee.reference import Client, Reference
 
 # six clients of three cuts, four batches each
 SPLIT: dict[str, Value] = {

@@ -4,13 +4,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from common.client_store import ClientStore
 from common.config import load_config
 from common.data.batches import batches
 from common.networks import EarlyExitNetwork
 from common.seeding import generator
+from common.storage.client_store import ClientStore
 from strategies.hetero_splitee.config import SplitEEConfig
-from strategies.hetero_splitee.reference import Client, Reference
+from tests.strategies.hetero_splitee.reference import Client, Reference
 
 CUTS = {0: 1, 1: 2, 2: 2, 3: 4}
 

@@ -4,7 +4,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from common.bundle import STATISTICS, statistics_by_cut
+from common.storage.model_file import STATISTICS, statistics_by_cut
 from strategies.hetero_splitee.config import SplitEEConfig
 from strategies.hetero_splitee.learner import MOMENTUM, Sgd, server_part
 from strategies.hetero_splitee.sequential import Sequential

@@ -2,7 +2,7 @@
 
 import torch
 
-from common.client_store import ClientStore
+from common.storage.client_store import ClientStore
 from strategies.hetero_splitee.averaging import Averaging
 from strategies.hetero_splitee.config import SplitEEConfig
 from strategies.hetero_splitee.learner import Sgd

@@ -8,22 +8,22 @@ import pytest
 import torch
 
 from client.app import app
-from common.client_store import ClientState
 from common.data.batches import batch_count
 from common.errors import UserError
-from common.flat import FlatModel
-from common.local_grid import LocalGrid
-from common.protocol import ClientReport
+from common.flower.local_grid import LocalGrid
+from common.messages.protocol import ClientReport
+from common.storage.client_store import ClientState
+from common.weights.flat import FlatModel
 from server.app import prepare
-from strategies.aggregation import RoundUpdate, TierUpdate
+from strategies.engine.aggregation import RoundUpdate, TierUpdate
+from strategies.factory import make_strategy
 from strategies.hetero_splitee.client import FRESH, SplitTraining, module_of
 from strategies.hetero_splitee.client_sync import synchronised
 from strategies.hetero_splitee.learner import device_part, server_part
-from strategies.local import Job
-from strategies.setup import make_strategy
+from strategies.node.local_training import Job
 from tests.conftest import Run
-from tests.killing import run_and_kill
 from tests.strategies.hetero_splitee.runs import GRID, NODES, SPLIT, Spy, everything, kept, reference, same, told
+from tests.support.killing import run_and_kill
 
 SEQUENTIAL = {"splitee.mode": "sequential"}
 EPOCH = {"splitee.mode": "sequential", "splitee.granularity": "epoch", "train.epochs": 2}

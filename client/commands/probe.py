@@ -1,0 +1,89 @@
+"""`python -m client probe`: measure this machine, and show what it would hold of every known network.
+
+The depth is that of methods with depth tiers, the cut that of split training. Which network a run has is the server's
+choice, and so are the image size and the number of images; here they are the defaults or what the options say.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from client.commands.capacity import read_capacity, shown
+from common.capacity import Capacity, Choice
+from common.config import RunConfig
+from common.console.results import show
+from common.errors import UserError
+from common.networks import NetworkSpec, backbones, build, cost_table, without_early_exits
+from strategies.factory import read_config
+from strategies.hetero_splitee.cut import CUTS
+from strategies.parts import TIERS
+
+if TYPE_CHECKING:
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+
+CLASSES, CHANNELS = 10, 3
+TEXTS = ("transformer4",)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a device would hold of a network."""
+
+    network: str
+    tiers: int
+    cuts: int
+    depth: Choice
+    cut: Choice
+
+
+def add_parser(verbs: "Verbs") -> None:
+    """Add this verb and its options."""
+    parser = verbs.add_parser("probe", help="what this machine would hold of every network", description=__doc__)
+    add_capacity(parser)
+    parser.add_argument("--samples", type=int, default=1000, help="images of an epoch (default: %(default)s)")
+    parser.add_argument("--image-size", type=int, default=32, help="pixels a side (default: %(default)s)")
+    parser.set_defaults(run=run)
+
+
+def add_capacity(parser: argparse.ArgumentParser) -> None:
+    """Add the option that `read_capacity` reads."""
+    parser.add_argument(
+        "--capacity", default="auto", metavar="WHAT",
+        help="auto (measure), low, medium, high, or such as memory=512MB,compute=2GFLOPS (default: %(default)s)",
+    )  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the table. Raises `UserError`."""
+    if options.samples < 1 or options.image_size < 1:
+        raise UserError("--samples and --image-size: give 1 or more")
+    capacity, _, source = read_capacity(options.capacity)
+    table = Table()
+    for name in ("network", "depth", "why", "cut", "why"):
+        table.add_column(name, overflow="fold", no_wrap=name != "why")
+    for fit in fits(capacity, options.samples, options.image_size):
+        depth, cut = f"{fit.depth.depth} of {fit.tiers}", f"{fit.cut.depth} of {fit.cuts}"
+        table.add_row(fit.network, depth, Text(fit.depth.reason), cut, Text(fit.cut.reason))
+    show(table, [f"{shown(capacity)} ({source}); for {options.samples} images an epoch"])
+    return 0
+
+
+def fits(capacity: Capacity, samples: int, image_size: int, *names: str) -> Iterator[Fit]:
+    """Yield what a capacity carries of each of these networks, all of them by default."""
+    config = read_config({})
+    for name in names or backbones():
+        spec = _spec(name, image_size, config)
+        costs, bare = cost_table(build(spec, 0)), cost_table(build(without_early_exits(spec), 0))
+        depth = TIERS.choose(capacity, costs, config, samples)
+        cut = CUTS.choose(capacity, bare, config, samples)
+        yield Fit(name, len(costs.tiers), len(CUTS.numbers(bare, config)), depth, cut)
+
+
+def _spec(name: str, image_size: int, config: RunConfig) -> NetworkSpec:
+    if name in TEXTS:
+        return NetworkSpec(name, CLASSES, (config.data.length,), vocabulary=config.data.vocabulary)
+    return NetworkSpec(name, CLASSES, (CHANNELS, image_size, image_size))

@@ -1,0 +1,80 @@
+"""`python -m client serve-student`: answer with a student's features, as one device of several (DistrEE).
+
+Whoever adds the answers up asks with `python -m server infer`. All devices of a run share one token in a file: copy the
+first one's to the others and to the aggregator, and off loopback each device's certificate too. With the token, gRPC's
+health service and reflection answer here as well.
+"""
+
+import argparse
+import math
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from common.devices import keep_memory, pick_device
+from common.errors import UserError
+from common.rpc import standalone
+from common.rpc.channels import Limits
+from common.rpc.methods import STUDENTS
+from strategies.distree.model.stored import FILE, StoredStudent, load_student
+from strategies.distree.serving.service import StudentService, message_bytes, own_policy
+
+if TYPE_CHECKING:
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+
+CALLS = 16  # at a time; one is computed, the others wait
+
+
+def add_parser(verbs: "Verbs") -> None:
+    """Add this verb and its options."""
+    parser = verbs.add_parser("serve-student", help="answer with a student's features", description=__doc__)
+    parser.add_argument("--model", type=Path, required=True, metavar="FILE", help="student-NUMBER.safetensors")
+    standalone.add_options(parser)
+    parser.add_argument("--policy", default="", metavar="NAME", help="where samples stop (default: as calibrated)")
+    parser.add_argument("--batch", type=int, default=64, help="images that a call may bring (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="threads that compute (default: %(default)s)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--slowdown", type=float, default=1.0, metavar="FACTOR",
+        help="stand in for a device that takes FACTOR times as long: after each exit, sleep in proportion to what "
+        "computing took (default: %(default)s, no sleep)",
+    )  # fmt: skip
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, made: Callable[[StudentService], None] = lambda service: None) -> int:
+    """Serve until SIGINT or SIGTERM; `made` gets the service first. Raises `UserError` before anything starts."""
+    for name in ("batch", "threads"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} {getattr(options, name)}: give 1 or more")
+    if not 1 <= options.slowdown < math.inf:
+        raise UserError(f"--slowdown {options.slowdown}: give 1 or more")
+    stored = load_student(options.model)
+    policy = own_policy(stored, options.policy)
+    torch.set_num_threads(options.threads)
+    keep_memory()
+    reached = standalone.access(options, options.model.parent, "students.token")
+    service = StudentService(
+        stored, policy, batch_size=options.batch, device=pick_device(options.device), slowdown=options.slowdown
+    )
+    made(service)
+    service.warm_up()
+    limits = Limits(message_bytes(stored.network, options.batch), CALLS)
+    standalone.serve_until_stopped(
+        service.register, STUDENTS, reached, limits,
+        lambda address: _next_command(address, reached, stored, options.model.parent),
+    )  # fmt: skip
+    return 0
+
+
+def _next_command(address: str, reached: standalone.Access, stored: StoredStudent, folder: Path) -> str:
+    """Return where the student answers, and what to type where the answers are added up."""
+    model = str(folder) if (folder / FILE).is_file() else "FOLDER"
+    words = ["python", "-m", "server", "infer", "--model", model, "--student", f"{stored.number}={address}"]
+    words += ["--token-file", str(reached.token_file)]
+    if reached.certificate_file:
+        words += ["--certificate", f"{stored.number}={reached.certificate_file}"]
+    return f"student {stored.number} answers at {address}\n{shlex.join([*words, '--images', 'FOLDER'])}"

@@ -1,0 +1,289 @@
+"""Split inference: a device's own exit answers what it is sure of, the server the rest (Hetero-SplitEE, Oda et al.).
+
+For each batch of images:
+
+1. Run the device's units and its exit.
+2. A sample whose entropy H / log C at the exit is at most tau is answered here.
+3. The features of the others go up in one call, the server's answer comes back.
+4. If it does not come, the device's exit answers those too, and says so; then the server is left alone for a while.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from client.commands.split_sweep import sweep
+from common.console import results
+from common.console.samples import Samples, Skipped, read
+from common.devices import keep_memory, pick_device
+from common.errors import UserError
+from common.exits import ThresholdPolicy, confidence, entropy_gate
+from common.rpc.channels import Limits, connect
+from common.rpc.secrets import read_certificate, read_token
+from common.storage.model_file import Bundle, load_bundle
+from strategies.hetero_splitee.offload import OVERHEAD, NoAnswer, Remote, bytes_per_sample
+from strategies.hetero_splitee.stream import Origin
+
+DEVICE, SERVER = "device", "server"
+
+
+@dataclass(frozen=True)
+class Half:
+    """What the device computes of a batch."""
+
+    logits: Tensor
+    """(b, classes) of its exit."""
+    features: Tensor
+    """(b, ...) at the cut."""
+    stays: Tensor
+    """(b,) bool: sure enough."""
+    ms: float
+    """Milliseconds per sample."""
+
+
+@dataclass(frozen=True)
+class SplitPrediction:
+    """What was said of one image, and where."""
+
+    file: str
+    """Relative to the folder; of a data set the number in its test split."""
+    label: str
+    truth: str | None
+    answered: str
+    """By whom: "device" or "server"."""
+    entropy: float
+    """At the device's exit, divided by log C: in [0, 1]."""
+    ms: float
+    """Milliseconds, the network's included, decoding left out; a batch's times are shared evenly."""
+    sent: float
+    """Bytes up; a batch's are shared evenly among those that went up in it."""
+    received: float
+    """Bytes down, likewise."""
+    problem: str = ""
+    """Why the device answered in the server's place; empty: it did not."""
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """What all predictions come to; means are over images, None where there are none."""
+
+    images: int
+    skipped: int
+    tau: float
+    on_device: int
+    """Answered by the device's exit, those included that the server did not answer."""
+    in_place: int
+    """Of these, answered in the server's place."""
+    share_on_device: float
+    mean_ms: float
+    mean_ms_device: float | None
+    """Of images that stayed on the device by themselves."""
+    mean_ms_server: float | None
+    mean_sent: float
+    mean_received: float
+    labelled: int
+    accuracy: float | None
+    """In [0, 1], of the labelled images; None without any."""
+    problems: dict[str, int]
+    """Why the server did not answer -> images."""
+
+
+def run(options: argparse.Namespace) -> int:
+    """Classify, print and store. Raises `UserError` when there is no device's part, token or readable image."""
+    keep_memory()
+    bundle, device = load_device(options.model), pick_device(options.device)
+    gate = choose_gate(bundle, options.tau)
+    skipped = Skipped()
+    samples = read(options, bundle.classes, bundle.network.input_shape, skipped)
+    remote = _remote(options, bundle)
+    if options.sweep:
+        halves = ((batch, device_half(bundle, batch.pixels, gate, device)) for batch in samples)
+        warm_up(bundle, gate, remote, device, quiet=True)
+        return sweep(options, bundle, remote, halves, tau_of(gate), skipped)
+    warm_up(bundle, gate, remote, device)
+    predictions = list(classify(bundle, samples, gate, remote, device))
+    if not predictions:
+        raise skipped.all_of(options.images)
+    summary = summarise(predictions, tau_of(gate), len(skipped.reasons))
+    show(predictions, summary, options.server)
+    if options.json:
+        content = {
+            "model": str(options.model), "cut": bundle.cut, "server": options.server,
+            "coding": options.coding or "fp32", "summary": asdict(summary),
+            "images": [asdict(prediction) for prediction in predictions], "skipped": skipped.reasons,
+        }  # fmt: skip
+        results.store(options.json, content)
+    return 0
+
+
+def load_device(path: Path) -> Bundle:
+    """Return a device's part; raises `UserError` when this is another model."""
+    bundle = load_bundle(path)
+    if not bundle.cut:
+        raise UserError(
+            f"{path} is not a device's part of a split network: give the folder client-... that a device stored after "
+            "a run of hetero_splitee"
+        )
+    return bundle
+
+
+def choose_gate(bundle: Bundle, tau: float | None = None) -> ThresholdPolicy:
+    """Return who stays on the device: by `tau`, else by what the device tuned; without either everything goes up."""
+    if tau is not None:
+        return entropy_gate(tau)
+    tuned = bundle.policy.measure == "entropy" and bundle.policy.num_exits == 2
+    return bundle.policy if tuned else entropy_gate(0.0)
+
+
+def tau_of(gate: ThresholdPolicy) -> float:
+    """Return the entropy up to which a sample stays."""
+    return max(0.0, round(1.0 - gate.thresholds[0], 12))  # an infinite threshold is a tau of 0
+
+
+def warm_up(
+    bundle: Bundle, gate: ThresholdPolicy, remote: Remote, device: torch.device, *, quiet: bool = False
+) -> None:
+    """Run one blank image through everything: the first one also pays for set-up, on both sides and between them.
+
+    Tells when the server does not answer, unless nothing would go there.
+    """
+    network = bundle.network
+    half = device_half(bundle, network.example(1).to(torch.uint8), gate, device)
+    if tau_of(gate) == 1.0 and not quiet:
+        return
+    try:
+        remote.ask(half.features)
+    except NoAnswer as error:
+        if not quiet:
+            print(f"note: {error}; until it answers, this device's own exit does", file=sys.stderr)
+
+
+@torch.no_grad()
+def device_half(bundle: Bundle, pixels: Tensor, gate: ThresholdPolicy, device: torch.device) -> Half:
+    """Return what the device computes of pixels, uint8 (b, C, H, W)."""
+    network, normalise = bundle.network.to(device), bundle.normalizer.to(device)
+    started = results.now(device)
+    outputs = network.forward_exits(normalise(pixels.to(device)))
+    stays = gate(0, outputs.logits[-1])
+    ms = (results.now(device) - started) * 1000 / len(pixels)
+    return Half(outputs.logits[-1], outputs.trunk, stays, ms)
+
+
+def classify(
+    bundle: Bundle, batches: Iterable[Samples], gate: ThresholdPolicy, remote: Remote, device: torch.device
+) -> Iterator[SplitPrediction]:
+    """Yield a prediction per sample, in order."""
+    for batch in batches:
+        half = device_half(bundle, batch.pixels, gate, device)
+        labels, away = half.logits.argmax(-1).tolist(), (~half.stays).nonzero().flatten().tolist()
+        sent = received = 0
+        problem, started = "", results.now(device)
+        if away:
+            try:
+                answer = remote.ask(half.features[away])
+                sent, received = answer.sent, answer.received
+                for row, label in zip(away, answer.logits.argmax(-1).tolist(), strict=True):
+                    labels[row] = label
+            except NoAnswer as error:
+                problem = str(error)
+        waited = (results.now(device) - started) * 1000
+        entropies = (1.0 - confidence(half.logits, "entropy")).tolist()
+        rows = zip(batch.names, batch.truths, labels, half.stays.tolist(), entropies, strict=True)
+        for name, truth, label, stays, entropy in rows:
+            share = 0.0 if stays else 1 / len(away)
+            yield SplitPrediction(
+                name, bundle.classes[label], truth, DEVICE if stays or problem else SERVER, entropy,
+                half.ms + share * waited, share * sent, share * received, "" if stays else problem,
+            )  # fmt: skip
+
+
+def summarise(predictions: Sequence[SplitPrediction], tau: float, skipped: int) -> SplitSummary:
+    """Add up predictions, of which there is at least one."""
+    number = len(predictions)
+    labelled, accuracy = results.accuracy((p.label, p.truth) for p in predictions)
+    on_device = [p for p in predictions if p.answered == DEVICE]
+    problems = Counter(p.problem for p in predictions if p.problem)
+    return SplitSummary(
+        images=number,
+        skipped=skipped,
+        tau=tau,
+        on_device=len(on_device),
+        in_place=problems.total(),
+        share_on_device=len(on_device) / number,
+        mean_ms=sum(p.ms for p in predictions) / number,
+        mean_ms_device=_mean([p.ms for p in on_device if not p.problem]),
+        mean_ms_server=_mean([p.ms for p in predictions if p.answered == SERVER]),
+        mean_sent=sum(p.sent for p in predictions) / number,
+        mean_received=sum(p.received for p in predictions) / number,
+        labelled=labelled,
+        accuracy=accuracy,
+        problems=dict(problems),
+    )
+
+
+def show(predictions: Sequence[SplitPrediction], summary: SplitSummary, server: str) -> None:
+    """Print the table and the closing lines."""
+    table = Table()
+    table.add_column("file", overflow="fold")
+    table.add_column("label", overflow="fold")
+    for name in ("answered by", "entropy", "ms", "bytes up", "bytes down"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for p in predictions:
+        where = f"{p.answered} (no server)" if p.problem else p.answered
+        numbers = (f"{p.entropy:.3f}", f"{p.ms:.2f}", f"{p.sent:.0f}", f"{p.received:.0f}")
+        table.add_row(Text(p.file), Text(results.answer(p.label, p.truth)), where, *numbers)
+    results.show(table, closing_lines(summary, server))
+
+
+def closing_lines(summary: SplitSummary, server: str) -> list[str]:
+    """Return what to say after the table."""
+    asked = summary.images - summary.on_device
+    lines = [
+        f"{summary.images} images, tau {summary.tau:g}: {summary.on_device} answered on the device "
+        f"({100 * summary.share_on_device:.1f} %), {asked} by {server}",
+        f"{summary.mean_ms:.2f} ms each on average ({_ms(summary.mean_ms_device)} on the device, "
+        f"{_ms(summary.mean_ms_server)} with the server), {summary.mean_sent:.0f} bytes up, "
+        f"{summary.mean_received:.0f} down",
+    ]
+    for problem, number in summary.problems.items():
+        lines.append(f"{number} of them the device answered in the server's place: {problem}")
+    if summary.accuracy is not None:
+        lines.append(f"accuracy {100 * summary.accuracy:.1f} % of {summary.labelled} images whose class is known")
+    if summary.skipped:
+        lines.append(f"{summary.skipped} unreadable files skipped")
+    return lines
+
+
+def _remote(options: argparse.Namespace, bundle: Bundle) -> Remote:
+    """Return the server that the options name; nothing is sent yet."""
+    if not options.server or not options.token_file:
+        raise UserError(
+            "--mode split needs --server HOST:PORT and --token-file FILE, as `python -m server offload` says"
+        )
+    deadline = 2.0 if options.deadline is None else options.deadline
+    if not 0 < deadline < float("inf"):
+        raise UserError(f"--deadline {options.deadline}: give seconds above 0")
+    network = bundle.network
+    with torch.no_grad():
+        shape = tuple(network.features_at(network.example(1), bundle.cut).shape[1:])
+    limits = Limits(OVERHEAD + options.batch * bytes_per_sample(shape))
+    certificate = read_certificate(options.certificate) if options.certificate else None
+    channel = connect(options.server, read_token(options.token_file), certificate, limits)
+    origin = Origin(bundle.run, client=0, cut=bundle.cut, round=0)
+    return Remote(channel, origin, network.num_classes, coding=options.coding or "fp32", deadline=deadline)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _ms(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2f}"

@@ -1,0 +1,133 @@
+"""What split inference costs and gives at every tau, from one pass.
+
+Every image runs on the device and goes to the server once, both are measured; what a tau would have cost and answered
+follows from that image by image. Sent in batches of all images, which a gate would have thinned: with `--batch 1` the
+numbers are those of images one by one.
+"""
+
+import argparse
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from common.console import results
+from common.console.samples import Samples, Skipped
+from common.errors import UserError
+from common.exits import entropy_gate
+from common.storage.model_file import Bundle
+from strategies.hetero_splitee.offload import NoAnswer, Remote
+
+if TYPE_CHECKING:
+    from client.commands.split_infer import Half
+
+TAUS = tuple(step / 20 for step in range(21))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Both answers to every image and what they cost; all tensors (N,) unless noted."""
+
+    logits: Tensor
+    """(N, classes) of the device's exit."""
+    right_here: Tensor
+    """bool: the device's exit is right."""
+    right_there: Tensor
+    """bool: the server is right."""
+    ms_here: Tensor
+    """float64: milliseconds on the device."""
+    ms_there: Tensor
+    """float64: further milliseconds to the server and back."""
+    sent: Tensor
+    """float64: bytes up."""
+    received: Tensor
+    """float64: bytes down."""
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """Split inference at one tau; means are over all images."""
+
+    tau: float
+    accuracy: float
+    share_on_device: float
+    mean_ms: float
+    mean_sent: float
+    mean_received: float
+
+
+def sweep(
+    options: argparse.Namespace,
+    bundle: Bundle,
+    remote: Remote,
+    halves: Iterable[tuple[Samples, "Half"]],
+    tuned: float,
+    skipped: Skipped,
+) -> int:
+    """Measure, print and store. Raises `UserError` when the server does not answer or a class is not known."""
+    measured = measure(bundle, remote, halves)
+    if not len(measured.logits):
+        raise skipped.all_of(options.images)
+    points = [at(measured, tau) for tau in TAUS]
+    _show(points, len(measured.logits), tuned)
+    if options.json:
+        content = {
+            "model": str(options.model), "cut": bundle.cut, "server": options.server,
+            "coding": options.coding or "fp32", "images": len(measured.logits), "tuned_tau": tuned,
+            "sweep": [asdict(point) for point in points], "skipped": skipped.reasons,
+        }  # fmt: skip
+        results.store(options.json, content)
+    return 0
+
+
+def measure(bundle: Bundle, remote: Remote, halves: Iterable[tuple[Samples, "Half"]]) -> Measured:
+    """Ask the server for everything; `halves` are what the device computed of each batch."""
+    logits: list[Tensor] = [torch.empty(0, bundle.network.num_classes)]
+    columns: list[list[float]] = []
+    for batch, half in halves:
+        unknown = [name for name, truth in zip(batch.names, batch.truths, strict=True) if truth is None]
+        if unknown:
+            raise UserError(f"--sweep: {unknown[0]} is in no folder that is named after its class, so nobody is right")
+        device = half.logits.device
+        started = results.now(device)
+        try:
+            answer = remote.ask(half.features)
+        except NoAnswer as error:
+            raise UserError(f"--sweep needs an answer to every image: {error}") from error
+        waited = (results.now(device) - started) * 1000
+        costs = [half.ms] + [value / len(batch) for value in (waited, answer.sent, answer.received)]
+        here, there = half.logits.argmax(-1).tolist(), answer.logits.argmax(-1).tolist()
+        for truth, one, other in zip(batch.truths, here, there, strict=True):
+            columns.append([bundle.classes[one] == truth, bundle.classes[other] == truth, *costs])
+        logits.append(half.logits.cpu())
+    right_here, right_there, *costs_ = torch.tensor(columns, dtype=torch.float64).reshape(-1, 6).unbind(1)
+    return Measured(torch.cat(logits), right_here.bool(), right_there.bool(), *costs_)
+
+
+def at(measured: Measured, tau: float) -> SweepPoint:
+    """Return what this tau would have cost and given."""
+    stays = entropy_gate(tau)(0, measured.logits)
+    goes = (~stays).double()
+    right = torch.where(stays, measured.right_here, measured.right_there)
+    return SweepPoint(
+        tau=tau,
+        accuracy=right.double().mean().item(),
+        share_on_device=stays.double().mean().item(),
+        mean_ms=(measured.ms_here + goes * measured.ms_there).mean().item(),
+        mean_sent=(goes * measured.sent).mean().item(),
+        mean_received=(goes * measured.received).mean().item(),
+    )
+
+
+def _show(points: Sequence[SweepPoint], images: int, tuned: float) -> None:
+    table = Table()
+    for name in ("tau", "accuracy", "on the device", "ms", "bytes up", "bytes down"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for p in points:
+        shares = (f"{100 * p.accuracy:.1f} %", f"{100 * p.share_on_device:.1f} %")
+        table.add_row(f"{p.tau:.2f}", *shares, f"{p.mean_ms:.2f}", f"{p.mean_sent:.0f}", f"{p.mean_received:.0f}")
+    line = f"{images} images; tau 0: all to the server, 1: all on the device; this device tuned {tuned:g} in training"
+    results.show(table, [line])

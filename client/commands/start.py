@@ -1,0 +1,195 @@
+"""`python -m client start`: run a SuperNode, through which a server's runs train on this device.
+
+It keeps trying while the server is away, and starts anew when Flower gives up: after a crash the server needs up to a
+minute until it takes the same device again.
+"""
+
+import argparse
+import json
+import math
+import shlex
+import socket
+import ssl
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from client.commands.capacity import read_capacity, shown
+from client.commands.clock import check_clock
+from client.commands.probe import add_capacity, fits
+from client.warm import flower_shim
+from common.errors import UserError
+from common.flower.processes import child, environment, flower_home, free_port, noted_signals
+from common.rpc.channels import is_loopback, split_address
+from common.rpc.credentials import DeviceFiles, device_files
+
+if TYPE_CHECKING:
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+
+NETWORK, SAMPLES, PIXELS = "resnet_slim", 1000, 32  # what is told of the choice before a run is known
+RETRY = 5.0  # seconds between two starts
+LOOK = 0.1  # seconds between two looks at whether to stop meanwhile
+
+
+def add_parser(verbs: "Verbs") -> None:
+    """Add this verb and its options."""
+    parser = verbs.add_parser("start", help="run a SuperNode on this device", description=__doc__)
+    parser.add_argument("--superlink", required=True, metavar="HOST:PORT", help="the server, or the proxy before it")
+    parser.add_argument(
+        "--client-id", "--partition", dest="client", type=int, required=True, metavar="N",
+        help="which of the run's clients this is, from 0; its share of the data if it has none of its own",
+    )  # fmt: skip
+    add_capacity(parser)
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="this device's images, one folder per class")
+    parser.add_argument("--tls", action="store_true", help="encrypt; without --certificates trust the system's")
+    parser.add_argument(
+        "--certificates", type=Path, metavar="FOLDER", help="encrypt, with this device's folder: ca.pem, node.key"
+    )
+    parser.add_argument("--insecure", action="store_true", help="no TLS off loopback: in a private network")
+    parser.add_argument(
+        "--state", type=Path, metavar="FOLDER", help="what is kept: models, Flower's home (default: beside $FLWR_HOME)"
+    )
+    parser.add_argument(
+        "--worker", type=float, metavar="MINUTES",
+        help="how long the process that trains stays in memory without an order; 0: not at all (default: 10)",
+    )  # fmt: skip
+    parser.add_argument("--port", type=int, default=0, help="of this device's own processes (default: a free one)")
+    parser.add_argument(
+        "--patience", type=float, default=120.0, metavar="S", help="seconds of failing starts (default: %(default)s)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve until SIGINT, SIGTERM or SIGHUP, which are passed on. Raises `UserError`."""
+    host, port = split_address(options.superlink)
+    _check_numbers(options)
+    files = _security(options, host)
+    capacity, node, source = read_capacity(options.capacity)
+    home = flower_home(options.state)
+    home.mkdir(parents=True, exist_ok=True)
+    if options.data and not options.data.is_dir():
+        raise UserError(f"--data {options.data}: there is no such folder")
+    values: dict[str, object] = {"client-id": options.client, **node}
+    values |= {"data": str(options.data.absolute())} if options.data else {}
+    values |= {"state": str(home.parent)} if options.state else {}
+    values |= {} if options.worker is None else {"worker": options.worker}
+    if encrypted := files is not None or options.tls:
+        _check_server(host, port, files)
+    check_clock(host.strip("[]"), port, _context(files) if encrypted else None)
+    print(f"capacity: {shown(capacity)} ({source})")
+    for fit in fits(capacity, SAMPLES, PIXELS, NETWORK):
+        print(f"{fit.network}, {SAMPLES} images an epoch (others: python -m client probe):")
+        print(f"    depth {fit.depth.depth} of {fit.tiers}: {fit.depth.reason}")
+        print(f"    split training: cut {fit.cut.depth} of {fit.cuts}: {fit.cut.reason}")
+    security = _security_word(files, encrypted)
+    print(f"client {options.client} at {options.superlink}: {security}; keeps all in {home.parent}")
+    print(_next_command(encrypted), flush=True)
+    command = ["flower-supernode", "--superlink", options.superlink]
+    command += ["--node-config", node_config(values), *_links(files, encrypted)]
+    return _supervise(command, flower_shim.environment(environment(home), home / "bin"), home, options)
+
+
+def _next_command(encrypted: bool) -> str:
+    authority = "--root-certificates certificates/ca.pem " if encrypted else ""  # where the server makes its own
+    numbers = "-c clients.count=N -c clients.per-round=N -c round.min-nodes=N"
+    return f"next, on the server, for the N devices that are started:  python -m server submit {authority}{numbers}"
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    """Raise `UserError` for what Flower or its runs would stumble over, or take for something else."""
+    if options.client < 0:
+        raise UserError(f"--client-id {options.client}: clients are counted from 0")
+    if options.worker is not None and not 0 <= options.worker < math.inf:
+        raise UserError(f"--worker {options.worker}: give minutes, 0 or more")
+    if not options.patience >= 0:  # nor is it no number
+        raise UserError(f"--patience {options.patience}: give seconds, 0 or more")
+    if not 0 <= options.port <= 65535:
+        raise UserError(f"--port {options.port}: give 1 to 65535, or 0 for a free one")
+
+
+def node_config(values: Mapping[str, object]) -> str:
+    """Return values as Flower's command line takes them; raises `UserError` for what its quotes cannot carry."""
+    for value in values.values():
+        if any(sign in str(value) for sign in "\"'\\\n"):
+            raise UserError(f"{value}: choose a path without quotes and backslashes, Flower cannot pass it on")
+    return " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items())
+
+
+def _security(options: argparse.Namespace, host: str) -> DeviceFiles | None:
+    if options.certificates:
+        return device_files(options.certificates.absolute())
+    if not options.tls and not is_loopback(host) and not options.insecure:
+        raise UserError(
+            f"{host} is not loopback: give --certificates, or --tls if the server's certificate is one that everybody "
+            "trusts, or --insecure in a network of your own"
+        )
+    return None
+
+
+def _links(files: DeviceFiles | None, encrypted: bool) -> Sequence[str]:
+    if not encrypted:
+        return ["--insecure"]
+    if files is None:
+        return []
+    key = ["--auth-supernode-private-key", str(files.key)] if files.key else []
+    return ["--root-certificates", str(files.authority), *key]
+
+
+def _security_word(files: DeviceFiles | None, encrypted: bool) -> str:
+    if files and files.key:
+        return f"TLS, known by {files.key}"
+    return "TLS" if encrypted else "not encrypted"
+
+
+def _context(files: DeviceFiles | None) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=files.authority if files else None)
+
+
+def _check_server(host: str, port: int, files: DeviceFiles | None) -> None:
+    """Raise `UserError` when a server answers that is not the right one: Flower would try again for ever."""
+    try:
+        with socket.create_connection((host.strip("[]"), port), timeout=5) as plain:
+            _context(files).wrap_socket(plain, server_hostname=host.strip("[]")).close()
+    except ssl.SSLCertVerificationError as error:
+        trusted = files.authority if files else "an authority that this system trusts"
+        raise UserError(f"{host}:{port} is not vouched for by {trusted}: {error.verify_message}") from error
+    except ssl.SSLError as error:
+        raise UserError(f"{host}:{port} does not speak TLS: leave --tls and --certificates out?") from error
+    except OSError:
+        print(f"{host}:{port} does not answer yet: the device will keep trying")
+
+
+def _supervise(command: Sequence[str], env: Mapping[str, str], home: Path, options: argparse.Namespace) -> int:
+    failing: float | None = None
+    with noted_signals() as told:
+        while True:
+            begun = time.monotonic()
+            # a free port is looked for each time: another process may have taken the last one meanwhile
+            with child([*command, "--port", str(options.port or free_port())], env, home, told) as node:
+                code = node.wait()
+                if node.stopped:
+                    return code
+            now = time.monotonic()
+            if now - begun > options.patience:  # it had been at work
+                failing = now
+            elif failing is None:
+                failing = begun
+            if now - failing >= options.patience:
+                again = shlex.join(["python", "-m", "server", "register", "--superlink", "HOST:PORT"])
+                raise UserError(
+                    f"{options.superlink} does not take this device, Flower's own lines above say how: is its clock "
+                    f"right, and its key known there? There: {again}"
+                )
+            print(f"the SuperNode ended; it is started again in {RETRY:.0f} s", flush=True)
+            if _told_within(RETRY, told):
+                return 0  # to end as told is no failure
+
+
+def _told_within(seconds: float, told: list[int]) -> bool:
+    for _ in range(round(seconds / LOOK)):
+        if told:
+            break
+        time.sleep(LOOK)  # a signal does not shorten it
+    return bool(told)

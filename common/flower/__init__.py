@@ -1,0 +1,1 @@
+"""Flower's own processes, and a grid without any."""

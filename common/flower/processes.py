@@ -1,0 +1,169 @@
+"""Flower's processes: the environment they need, free ports, and children that end when this process is told to."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+PROJECT = Path(__file__).resolve().parents[2]
+GRACE = 15.0  # seconds that a child has to end before it is killed
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed, or ssh dropped
+
+# Asks Linux for SIGTERM when the launcher dies (1: PR_SET_PDEATHSIG), and becomes the command unless it is dead by now.
+TIE = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 15)
+if os.getppid() == int(sys.argv[1]):
+    os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+def flower_home(state: Path | None) -> Path:
+    """Return Flower's home: in the folder that a user names, else `$FLWR_HOME`, else in the project's folder."""
+    return state.absolute() / ".flwr" if state else Path(os.environ.get("FLWR_HOME") or PROJECT / ".flwr").absolute()
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Return the environment that every Flower process needs; `home` is Flower's home folder."""
+    binaries = str(Path(sys.executable).parent)
+    return os.environ | {
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # else every run installs its dependencies anew
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else workers without a GPU share see none of the server's
+        "RAY_DEDUP_LOGS": "0",
+        "PATH": binaries + os.pathsep + os.environ.get("PATH", ""),
+    }
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody listens at just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for_port(host: str, port: int, process: "subprocess.Popen[bytes]", seconds: float = 30.0) -> bool:
+    """Return whether a process listens within so many seconds, and before it ends."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            socket.create_connection((host, port), timeout=0.5).close()
+            return True
+        except OSError:
+            time.sleep(0.1)
+    return False
+
+
+def tied(command: Sequence[str]) -> Sequence[str]:
+    """Return a command for a child that, on Linux, is told to end when this process is killed (SIGKILL), too.
+
+    Start it from the main thread: the child ends with the thread that started it.
+    """
+    return [sys.executable, "-ISc", TIE, str(os.getpid()), *command] if sys.platform == "linux" else command
+
+
+class Child:
+    """A running process, and whether this one was told to stop since."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", stopped: Callable[[], bool]) -> None:
+        self.process, self._stopped = process, stopped
+
+    @property
+    def stopped(self) -> bool:
+        """Whether one of `SIGNALS` came, which the process got too."""
+        return self._stopped()
+
+    def wait(self) -> int:
+        """Return the process's exit code; to end by a signal that was passed on is no failure."""
+        code = self.process.wait()
+        return 0 if self.stopped and -code in SIGNALS else code
+
+
+@contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """Make all `SIGNALS` a KeyboardInterrupt inside, as SIGINT is, so that what runs ends with this process."""
+
+    def interrupt(number: int, _: object) -> None:
+        _first(number)
+        raise KeyboardInterrupt
+
+    with _handled(SIGNALS, interrupt):
+        yield
+
+
+@contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """Yield a list to which `SIGNALS` are added while this block lasts, as a child gets them; they do nothing else."""
+    told: list[int] = []
+    with _handled(SIGNALS, lambda number, _: told.append(_first(number))):
+        yield told
+
+
+@contextmanager
+def child(
+    command: Sequence[str], env: Mapping[str, str], folder: Path, told: list[int] | None = None
+) -> Iterator[Child]:
+    """Run a process in a folder while this block lasts, and pass SIGINT and SIGTERM on to it, and SIGHUP as SIGTERM.
+
+    It has a session of its own: a terminal would send it Ctrl-C as well, and Flower dies of the second one untidily.
+    `told`: from `noted_signals`; what came before the process starts is passed on, too.
+    """
+    started: list[subprocess.Popen[bytes]] = []
+    told = [] if told is None else told
+
+    def pass_on(number: int, _: object) -> None:
+        told.append(passed := _first(number))
+        for process in started:
+            if process.poll() is None:
+                process.send_signal(passed)
+
+    # before it starts: a signal in that moment would end this process and leave the child behind
+    with _handled(SIGNALS, pass_on):
+        process = subprocess.Popen(tied(command), cwd=folder, env=dict(env), start_new_session=True)
+        started.append(process)
+        try:
+            for number in told:
+                process.send_signal(number)
+            yield Child(process, lambda: bool(told))
+        finally:
+            end(process)
+
+
+def _first(number: int) -> int:
+    """Return what to pass on for a signal: SIGTERM for the first SIGHUP, since Flower ends tidily at that one only."""
+    if number != signal.SIGHUP:
+        return number
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the shell sends one, and the system another when the shell ends
+    return signal.SIGTERM
+
+
+@contextmanager
+def _handled(numbers: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    # `nohup` ignores SIGHUP for what is to outlive its terminal
+    heard = [n for n in numbers if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in heard}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """Terminate a process if it runs, and kill it if it does not end in time."""
+    if process.poll() is None:
+        process.terminate()
+    try:
+        process.wait(timeout=GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,115 @@
+"""A reproducible weighted sum: the same bits however clients are grouped and in whatever order they arrive.
+
+Floating-point addition is not associative, so clients' models are summed as 64-bit integers in fixed point. The number
+of fraction bits follows from the total weight of the clients that were asked, so no sum can overflow. A client that is
+alone on its node sends its model as fp32 and the server quantises it with the same function.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from common.weights.flat import FlatState, Layout
+
+MAGNITUDE_BITS = 12
+MAGNITUDE = float(2**MAGNITUDE_BITS)  # a weight or running variance beyond this comes from a client that diverged
+MAX_FRACTION_BITS = 40
+SUM_BITS = 62  # of an int64's 63, so that rounding cannot overflow either
+MAX_WEIGHT = 2**29 - 1  # of one client: what `quantise` computes exactly
+MAX_COUNTER = 2**53  # batches that nobody ever counts to; far from where an int64 wraps around
+
+
+def fraction_bits(total_weight: int) -> int:
+    """Return the fraction bits for which a sum of |w| < 4096 with this total weight stays below 2**62."""
+    return min(MAX_FRACTION_BITS, SUM_BITS - MAGNITUDE_BITS - max(1, total_weight).bit_length())
+
+
+def quantise(values: Tensor, weight: int, bits: int) -> Tensor:
+    """Return round(values * weight * 2**bits) as int64; exact up to the rounding, which is to even.
+
+    The product of a float32 (24 bits) with a weight below 2**29 is exact in float64, the scale is a power of two.
+    """
+    return values.double().mul_(float(weight) * 2.0**bits).round_().to(torch.int64)
+
+
+class UnfitError(ValueError):
+    """A client's update cannot be averaged: not finite, out of range, of another shape, or far from all others."""
+
+
+def check_layout(given: Layout, layout: Layout) -> None:
+    """Raise `UnfitError` unless keys and shapes are the tier's."""
+    if given != layout:
+        expected, found = (dict(one.floats + one.counters) for one in (layout, given))
+        wrong = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
+        raise UnfitError(f"keys or shapes differ from the tier's, first: {', '.join(wrong[:3])[:200] or 'order'}")
+
+
+def check(state: FlatState, layout: Layout) -> None:
+    """Raise `UnfitError` unless a client's state has the right keys and shapes and is finite and in range."""
+    check_layout(state.layout, layout)
+    if (len(state.floats), len(state.counters)) != layout.sizes:
+        raise UnfitError(f"sizes {len(state.floats)}, {len(state.counters)} differ from the tier's {layout.sizes}")
+    low, high = torch.aminmax(state.floats) if len(state.floats) else (torch.zeros(()), torch.zeros(()))
+    # written so that NaN, which compares false, fails as well
+    if not (low > -MAGNITUDE and high < MAGNITUDE):
+        raise UnfitError("weights are not finite" if not low.isfinite() & high.isfinite() else "weights out of range")
+    _check_counters(state.counters)
+
+
+def _check_counters(counters: Tensor) -> None:
+    if len(counters) and (int(counters.min()) < 0 or int(counters.max()) > MAX_COUNTER):
+        raise UnfitError("counters out of range")
+
+
+@dataclass
+class Fold:
+    """Running weighted sum of one tier's clients."""
+
+    layout: Layout
+    bits: int
+    sums: Tensor | None = None  # (P,) int64
+    counters: Tensor | None = None  # (Q,) int64
+    weight: int = 0
+    clients: list[int] = field(default_factory=list)
+
+    def add_state(self, state: FlatState, weight: int, client: int) -> None:
+        """Fold one client's checked model in; raises `ValueError` for a weight beyond what the bits allow for."""
+        self._add(quantise(state.floats, weight, self.bits), state.counters, weight, [client])
+
+    def add(self, other: "Fold") -> None:
+        """Fold another partial sum of the same tier and round in; raises `ValueError` unless it can be one."""
+        if other.bits != self.bits or other.layout != self.layout:
+            raise ValueError("partial sums of different rounds or tiers cannot be added")
+        if other.sums is not None and other.counters is not None:
+            low, high = torch.aminmax(other.sums) if len(other.sums) else (torch.zeros(()), torch.zeros(()))
+            if max(-int(low), int(high)) > MAGNITUDE * other.weight * 2.0**self.bits:
+                raise UnfitError("the folded sum is out of range")
+            _check_counters(other.counters)
+            self._add(other.sums, other.counters, other.weight, other.clients)
+
+    def rescaled(self, share: float, bits: int) -> "Fold":
+        """Return a sum of the same mean with this share of the weight, at least 1, and other fraction bits."""
+        if self.sums is None or self.counters is None:
+            raise ValueError("nothing was folded")
+        weight = max(1, round(self.weight * share))
+        sums = self.sums.double().mul_(weight / self.weight * 2.0 ** (bits - self.bits)).round_().to(torch.int64)
+        return Fold(self.layout, bits, sums, self.counters, weight, list(self.clients))
+
+    def mean(self) -> FlatState:
+        """Return the weighted mean; counters are the maximum, since a count of batches has no mean."""
+        if self.sums is None or self.counters is None:
+            raise ValueError("nothing was folded")
+        mean = self.sums.double().div_(float(self.weight) * 2.0**self.bits).float()
+        return FlatState(self.layout, mean, self.counters)
+
+    def _add(self, sums: Tensor, counters: Tensor, weight: int, clients: list[int]) -> None:
+        if weight < 1 or (self.weight + weight).bit_length() > SUM_BITS - MAGNITUDE_BITS - self.bits:
+            raise ValueError(f"weight {weight} is impossible: the clients of this round announced fewer samples")
+        if self.sums is None or self.counters is None:
+            self.sums, self.counters = sums, counters.clone()
+        else:
+            self.sums += sums
+            torch.maximum(self.counters, counters, out=self.counters)
+        self.weight += weight
+        self.clients += clients

@@ -1,0 +1,85 @@
+"""The devices that serve students, as a command line names them: `--student 1=HOST:PORT`, with what it takes to ask."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from common.errors import UserError
+from common.rpc.channels import connect
+from common.rpc.secrets import read_certificate, read_token
+from common.rpc.tensors import CODINGS
+from strategies.distree.model.stored import StoredStudents
+from strategies.distree.serving.aggregator import Aggregator
+
+DEADLINE, CODING = 1.0, "fp32"  # unless others are given
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """Add the options that `ask` reads."""
+    parser.add_argument(
+        "--student", action="append", default=[], metavar="NUMBER=HOST:PORT", required=required,
+        help="where `python -m client serve-student` listens; once per student",
+    )  # fmt: skip
+    parser.add_argument("--token-file", type=Path, metavar="FILE", required=required, help="a copy of the devices'")
+    parser.add_argument(
+        "--certificate", action="append", default=[], metavar="NUMBER=PEM", help="a device's, off loopback"
+    )
+    parser.add_argument("--deadline", type=float, default=DEADLINE, metavar="S", help="seconds (default: %(default)s)")
+    parser.add_argument("--coding", choices=tuple(CODINGS), default=CODING, help="of the features that come back")
+
+
+def ask(stored: StoredStudents, options: argparse.Namespace, stack: ExitStack) -> Aggregator:
+    """Return what asks the devices that the options name, until the stack is left; no image is sent yet.
+
+    Raises `UserError` when the options make no sense.
+    """
+    if not 0 < options.deadline < float("inf"):
+        raise UserError(f"--deadline {options.deadline}: give seconds above 0")
+    addresses = numbered(options.student, stored, "--student")
+    certificates = numbered(options.certificate, stored, "--certificate")
+    if unasked := sorted(set(certificates) - set(addresses)):
+        raise UserError(f"--certificate {unasked[0]}=...: give --student {unasked[0]}=HOST:PORT too, or leave it out")
+    if options.token_file is None:
+        raise UserError("--student needs --token-file: a copy of the devices' token")
+    token = read_token(options.token_file)
+    pem = {number: read_certificate(Path(file)) for number, file in certificates.items()}
+    channels = {
+        number: stack.enter_context(connect(address, token, pem.get(number))) for number, address in addresses.items()
+    }
+    return stack.enter_context(Aggregator(stored, channels, options.deadline, options.coding))
+
+
+def none_answered(missing: Mapping[int, str]) -> UserError:
+    """Return what to raise when nothing came from anybody; `missing`: student -> why."""
+    reasons = "; ".join(f"student {number}: {reason}" for number, reason in sorted(missing.items()))
+    return UserError(f"no device answered any image, see to them or give a longer --deadline: {reasons}")
+
+
+def numbered(given: Sequence[str], stored: StoredStudents, option: str) -> Mapping[int, str]:
+    """Return student -> value of options like `1=VALUE`.
+
+    Raises `UserError` when one is not so, is of no student, or of the same as another.
+    """
+    found: dict[int, str] = {}
+    for text in given:
+        number, _, value = text.partition("=")
+        if not number.isdecimal() or int(number) not in stored.students.spec.numbers or not value:
+            known = ", ".join(map(str, stored.students.spec.numbers))
+            raise UserError(f"{option} {text}: write NUMBER=VALUE, the number one of {known}")
+        if int(number) in found:
+            raise UserError(
+                f"{option} {text}: student {int(number)} has {found[int(number)]} already, give one of them"
+            )
+        found[int(number)] = value
+    return found
+
+
+def words(options: argparse.Namespace, stored: StoredStudents) -> list[str]:
+    """Return the options again, as another command takes them; placeholders where none were given."""
+    given = options.student or [f"{number}=HOST:PORT" for number in stored.students.spec.numbers]
+    found = [word for text in given for word in ("--student", text)]
+    found += ["--token-file", str(options.token_file or "FILE")]
+    found += [word for text in options.certificate for word in ("--certificate", text)]
+    found += ["--deadline", str(options.deadline)] if options.deadline != DEADLINE else []
+    return found + (["--coding", options.coding] if options.coding != CODING else [])

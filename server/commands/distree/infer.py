@@ -1,0 +1,178 @@
+"""`python -m server infer`: classify images with students on several devices, which stop by themselves.
+
+Every device gets each image once, computes until its own exit policy stops it, and sends that exit's features; here
+they are added up. A device that is late or gone is left out after the deadline: the mean feature of the validation
+images stands in for it, and the table says so. An image that no device answered has no label.
+"""
+
+import argparse
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from common.console import results
+from common.console.samples import Samples, Skipped, add_arguments, read
+from common.errors import UserError
+from server.commands.distree import devices
+from server.commands.distree.infer_compare import compare, percentile
+from strategies.distree.exits.controller import LatencyController, LatencyTarget, Seconds
+from strategies.distree.exits.policies import Policies
+from strategies.distree.model.stored import StoredStudents, load_students
+from strategies.distree.serving.aggregator import Aggregator, Answer
+
+if TYPE_CHECKING:
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the students together say of one image."""
+
+    file: str
+    label: str | None
+    """None: no device answered."""
+    truth: str | None
+    exits: dict[int, int | None]
+    """Student -> its exit, counted from 1; None where its features did not come in time."""
+    ms: float
+    """From the image's way out to the answer; a batch's is that of each of its images."""
+    sent: float
+    """Bytes to all devices; a batch's are shared evenly."""
+    received: float
+    missing: dict[int, str]
+    """Student -> why something of it is missing."""
+
+
+def add_parser(verbs: "Verbs") -> None:
+    """Add this verb and its options."""
+    parser = verbs.add_parser("infer", help="classify with students on several devices", description=__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="a finished distree run, or what `students` made")
+    devices.add_arguments(parser, required=True)
+    add_arguments(parser)
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--policy", metavar="NAME", help="where samples stop (default: what each device has)")
+    how.add_argument("--target-ms", type=float, help="adapt the exits to answer nine in ten batches within this time")
+    how.add_argument("--compare", action="store_true", help="all policies side by side, on images of known class")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file too")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Ask, print and store. Raises `UserError` before anything is sent when something is missing."""
+    stored = load_students(options.model)
+    policies = _policies(stored, options.policy)
+    controller = _controller(stored, options.target_ms, options.deadline)
+    skipped = Skipped()
+    samples = read(options, stored.classes, stored.students.student(1).input_shape, skipped)
+    with ExitStack() as stack:
+        aggregator = devices.ask(stored, options, stack)
+        if options.compare:
+            batches = list(samples)
+            if not batches:
+                raise skipped.all_of(options.images)
+            rows = compare(stored, aggregator, batches)
+            if options.json:
+                results.store(options.json, {"model": str(options.model), "policies": [asdict(row) for row in rows]})
+            return 0
+        predictions = list(classify(stored, aggregator, samples, policies, controller))
+    if not predictions:
+        raise skipped.all_of(options.images)
+    if all(p.label is None for p in predictions):
+        raise devices.none_answered(predictions[-1].missing)
+    show(predictions, stored, controller)
+    if options.json:
+        content = {"model": str(options.model), "images": [asdict(p) for p in predictions], "skipped": skipped.reasons}
+        results.store(options.json, content)
+    return 0
+
+
+def classify(
+    stored: StoredStudents,
+    aggregator: Aggregator,
+    batches: Iterable[Samples],
+    policies: Policies | None,
+    controller: LatencyController | None = None,
+) -> Iterator[Prediction]:
+    """Yield a prediction per sample, in order. A controller chooses the policies anew before each batch."""
+    first = 0
+    for batch in batches:
+        if controller:
+            policies = {k: stored.ladder[rung][k] for k, rung in controller.rungs.items()}
+        answer = aggregator.infer(batch.pixels, policies, range(first, first + len(batch)))
+        if controller:
+            whole = {
+                k: Seconds(answer.arrived[k], answer.compute[k]) for k in answer.arrived if k not in answer.missing
+            }
+            controller.observe(whole | dict.fromkeys(answer.late, Seconds(aggregator.deadline, aggregator.deadline)))
+        yield from _predictions(batch, answer, stored.classes)
+        first += len(batch)
+
+
+def show(predictions: Sequence[Prediction], stored: StoredStudents, controller: LatencyController | None) -> None:
+    """Print the table and the closing lines."""
+    numbers, table = stored.students.spec.numbers, Table()
+    table.add_column("file", overflow="fold")
+    table.add_column("label", overflow="fold")
+    for name in (*(f"exit of {k}" for k in numbers), "ms", "bytes up", "down"):
+        table.add_column(name, justify="right")
+    for p in predictions:
+        exits = ("-" if p.exits[k] is None else str(p.exits[k]) for k in numbers)
+        # Text, because a file name may hold what rich takes for markup
+        answer = Text("-" if p.label is None else results.answer(p.label, p.truth))
+        table.add_row(Text(p.file), answer, *exits, f"{p.ms:.2f}", f"{p.sent:.0f}", f"{p.received:.0f}")
+    results.show(table, closing_lines(predictions, controller))
+
+
+def closing_lines(predictions: Sequence[Prediction], controller: LatencyController | None = None) -> list[str]:
+    """Return what to say after the table."""
+    times = [p.ms for p in predictions]
+    lines = [
+        f"{len(predictions)} images, {sum(times) / len(times):.2f} ms on average, 99 in 100 within "
+        f"{percentile(times, 0.99):.2f} ms, {sum(p.received for p in predictions) / len(predictions):.0f} bytes of "
+        "features each"
+    ]
+    for number in predictions[0].exits:
+        gone = [p for p in predictions if p.exits[number] is None]
+        if gone:
+            reasons = "; ".join(sorted({p.missing[number] for p in gone}))
+            lines.append(f"student {number} is missing in {len(gone)} answers, its mean stands in: {reasons}")
+    if unlabelled := sum(p.label is None for p in predictions):
+        lines.append(f"{unlabelled} images have no label: no device answered them")
+    if controller:
+        lines.append(f"rungs of the ladder at the end: {controller.rungs} (0: everybody at the last exit)")
+    labelled, accuracy = results.accuracy((p.label, p.truth) for p in predictions)
+    if accuracy is not None:
+        lines.append(f"accuracy {100 * accuracy:.1f} % of {labelled} images whose class is known")
+    return lines
+
+
+def _predictions(batch: Samples, answer: Answer, classes: Sequence[str]) -> Iterator[Prediction]:
+    share = len(batch)
+    sent, received = sum(answer.sent.values()) / share, sum(answer.received.values()) / share
+    exits = {k: exits.tolist() for k, exits in answer.exits.items()}
+    for row, label in enumerate(answer.labels()):
+        own = {k: None if found[row] < 0 else found[row] + 1 for k, found in exits.items()}
+        missing = {k: answer.missing.get(k, "") for k, exit_ in own.items() if exit_ is None}
+        name = None if label is None else classes[label]
+        yield Prediction(batch.names[row], name, batch.truths[row], own, 1000 * answer.seconds, sent, received, missing)
+
+
+def _policies(stored: StoredStudents, name: str | None) -> Policies | None:
+    if name is not None and name not in stored.policies:
+        raise UserError(f"--policy {name}: choose one of {', '.join(sorted(stored.policies))}")
+    return stored.policies[name] if name else None
+
+
+def _controller(stored: StoredStudents, target_ms: float | None, deadline: float) -> LatencyController | None:
+    if target_ms is None:
+        return None
+    controller = LatencyController(stored.ladder_costs, LatencyTarget(target_ms / 1000))
+    if controller.target.seconds >= deadline:
+        # whatever misses the deadline counts as if it had taken just that long
+        raise UserError(f"--target-ms {target_ms:g}: give less than the --deadline, {1000 * deadline:g} ms")
+    return controller

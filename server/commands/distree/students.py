@@ -1,0 +1,212 @@
+"""`python -m server teacher` and `python -m server students`: DistrEE's offline half on a server that has data.
+
+Both take the run configuration's keys: `data.*` say which images, `network.*` the network to train (a student's
+backbone, or the teacher), `distree.*` how the teacher is partitioned and imitated. A preset's other keys are
+passed over.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from common import paths
+from common.capacity import Capacity, lacking
+from common.config import RunConfig, key
+from common.data import ClientSplit, client_split, load, normalizer
+from common.data.images import Normalizer, SampleSet
+from common.devices import deterministic, keep_memory, pick_device, threads
+from common.errors import UserError
+from common.exits import anytime_accuracy, collect_logits
+from common.networks import NetworkSpec, build, without_early_exits
+from common.storage.files import write_text
+from common.storage.model_file import FILE, BundleInfo, save_bundle
+from server.commands.overrides import add_overrides, read_overrides, refuse_unread
+from strategies.distree.config import DistrEEConfig
+from strategies.distree.model.partition import partition
+from strategies.distree.model.parts import StudentCosts
+from strategies.distree.model.stored import save_students, student_file
+from strategies.distree.model.students import build_students, students_spec
+from strategies.distree.model.teacher import load_teacher
+from strategies.distree.model.widths import match_devices, told
+from strategies.distree.training.central import Schedule, image_batches
+from strategies.distree.training.finish import finish_students
+from strategies.distree.training.joint import teacher_activations, train_students, train_teacher
+from strategies.factory import read_config
+
+if TYPE_CHECKING:
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+
+BOTH_READ = frozenset({
+    "data.name", "data.root", "data.label", "data.image-size", "data.limit", "data.mean", "data.std",
+    "network.name", "network.width", "network.lora-rank", "run.seed", "server.device", "server.threads",
+})  # fmt: skip
+READ = {
+    "teacher": BOTH_READ | {"network.pretrained"},
+    "students": BOTH_READ
+    | {"network.exits"}
+    | {key("distree", f.name) for f in fields(DistrEEConfig)}
+    - {"distree.teacher", "distree.without-teacher", "distree.public", "distree.public-samples"},
+}
+"""Verb -> the keys that have an effect."""
+OPTIONS = {
+    "train.epochs": "--epochs", "train.lr": "--lr", "server.autocast": "--autocast", "clients.autocast": "--autocast",
+    "run.root": "--out", "run.name": "--out", "clients.device": "-c server.device",
+    "clients.threads": "-c server.threads",
+}  # fmt: skip
+"""Key of a run -> what says the same here."""
+VALIDATION = 0.1  # of the training images (NoNN, released code): for the partition and the thresholds
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A server's own images."""
+
+    train: SampleSet
+    validation: SampleSet
+    test: SampleSet
+    normalize: Normalizer
+    spec: NetworkSpec
+    """The configured network for these images."""
+
+
+def add_parser(verbs: "Verbs") -> None:
+    """Add both verbs and their options."""
+    teacher = verbs.add_parser("teacher", help="train a network with its last exit only, on the server's own images")
+    teacher.set_defaults(run=run_teacher)
+    students = verbs.add_parser("students", help="partition a teacher and train its students jointly")
+    students.add_argument("--teacher", type=Path, required=True, help="a finished run's folder, or a model file")
+    students.set_defaults(run=run_students)
+    for parser, epochs in ((teacher, 30), (students, 30)):
+        parser.description = __doc__
+        add_overrides(parser)
+        parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the result goes")
+        parser.add_argument("--epochs", type=int, default=epochs, help="default: %(default)s")
+        parser.add_argument("--lr", type=float, default=Schedule.lr, help="the highest rate (default: %(default)s)")
+        parser.add_argument("--no-augmentation", action="store_true", help="neither crop nor flip")
+        parser.add_argument("--autocast", action="store_true", help="bf16 where torch trusts it")
+
+
+def run_teacher(options: argparse.Namespace) -> int:
+    """Train a teacher and write its model; raises `UserError` before anything starts."""
+    config, samples, schedule, device = _prepare(options)
+    _make_folder(options.out)
+    teacher = build(without_early_exits(samples.spec), config.run.seed)
+    with threads(config.server.threads):
+        train_teacher(teacher, samples.train, samples.normalize, schedule, config.run.seed, device, _progress)
+        scores = {name: _accuracy(teacher, getattr(samples, name), samples, device) for name in ("validation", "test")}
+    spec = without_early_exits(samples.spec)
+    constants = samples.normalize.mean, samples.normalize.std
+    info = BundleInfo(spec.to_json(), 1, samples.train.classes, *constants, "", run=options.out.name)
+    save_bundle(options.out / FILE, teacher.state_dict(), info)
+    _tell(
+        options.out,
+        {"exits": scores},
+        f"teacher: {options.out}; next: python -m server students --teacher {options.out}",
+    )
+    return 0
+
+
+def run_students(options: argparse.Namespace) -> int:
+    """Partition, train, calibrate and write the students; raises `UserError` before anything starts."""
+    config, samples, schedule, device = _prepare(options)
+    settings: DistrEEConfig = config.methods["distree"]
+    taught = load_teacher(options.teacher, samples.train, samples.normalize)
+    _make_folder(options.out)
+    with threads(config.server.threads):
+        matches = match_devices(settings, samples.spec, taught, _lacks_to_serve)
+        widths = tuple(match.width for match in matches) or settings.widths
+        activations = teacher_activations(taught.network, samples.validation, samples.normalize, device)
+        found = partition(activations, settings, widths, config.run.seed)
+        for line in (*found.report(), *told(matches)):
+            print(line, flush=True)
+        spec = students_spec(taught.spec, samples.spec, found.parts, widths, [match.device for match in matches])
+        students = build_students(spec, config.run.seed)
+        train_students(
+            students, taught.network, samples.train, samples.normalize, settings, schedule, config.run.seed, device,
+            _progress,
+        )  # fmt: skip
+        stored, report = finish_students(
+            students, samples.validation, samples.normalize, settings.max_accuracy_loss, device, options.out.name
+        )
+        scores = {name: _accuracy(students, getattr(samples, name), samples, device) for name in ("validation", "test")}
+    save_students(options.out, stored)
+    serve = f"python -m client serve-student --model {student_file(options.out, 1)} --address 127.0.0.1:0"
+    _tell(options.out, {"exits": scores, "partition": found.parts, **report}, f"next, on each device: {serve}")
+    return 0
+
+
+def own_split(images: int, seed: int) -> ClientSplit:
+    """Return how a server that trains by itself splits its training images."""
+    return client_split(np.arange(images), VALIDATION, seed, 0)
+
+
+def _lacks_to_serve(device: Capacity, costs: StudentCosts, number: int) -> str:
+    """Return what a device lacks to hold a student and what one image is between two of its units."""
+    return lacking(device, costs.table(number).forward_memory(batch_size=1), macs=0, bits=0)
+
+
+def _prepare(options: argparse.Namespace) -> tuple[RunConfig, Samples, Schedule, torch.device]:
+    config = read_config(read_overrides(options))
+    refuse_unread(options, READ[options.verb], OPTIONS)
+    schedule = Schedule(options.epochs, lr=options.lr, augment=not options.no_augmentation, autocast=options.autocast)
+    if problems := schedule.problems():
+        raise UserError("; ".join(problems))
+    if config.data.is_text:
+        raise UserError("students are trained on images: choose another data.name")
+    deterministic()
+    keep_memory()
+    return config, _samples(config), schedule, pick_device(config.server.device)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder of the results; raises `UserError` where none can be, or one that something is in."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        used = any(folder.iterdir())
+        TemporaryFile(dir=folder).close()  # one that is there need not be writable
+    except OSError as error:
+        raise UserError(f"--out {folder} cannot be a folder of results: {error.strerror}") from error
+    if used:
+        raise UserError(f"--out {folder} is not empty: name a new folder")
+
+
+def _samples(config: RunConfig) -> Samples:
+    source = load(config.data, paths.cache_root())
+    split = own_split(len(source.train), config.run.seed)
+    if not len(split.validation):
+        raise UserError(f"there are {len(source.train)} training images on this server: too few to hold some out")
+    section = config.network
+    spec = NetworkSpec(
+        section.name, len(source.classes), source.input_shape, section.exits, section.tiers, section.width,
+        lora_rank=section.lora_rank, pretrained=section.pretrained,
+    )  # fmt: skip
+    normalize = normalizer(config.data, source.input_shape[0])
+    train, validation = source.train.subset(split.train), source.train.subset(split.validation)
+    return Samples(train, validation, source.test, normalize, spec)
+
+
+def _progress(epoch: int, loss: float, seconds: float) -> None:
+    print(f"epoch {epoch}: loss {loss:.4f}, {seconds:.0f} s", flush=True)
+
+
+def _accuracy(network: nn.Module, images: SampleSet, samples: Samples, device: torch.device) -> list[float]:
+    """Return the accuracy of every exit."""
+    accuracy: list[float] = anytime_accuracy(
+        *collect_logits(network, image_batches(images, samples.normalize, device))
+    ).tolist()
+    return accuracy
+
+
+def _tell(folder: Path, report: dict[str, Any], next_: str) -> None:
+    """Write what was found beside the models, and show the accuracies and the next command."""
+    write_text(folder / "report.json", json.dumps(report, indent=1) + "\n")
+    for name, exits in report["exits"].items():
+        print(f"{name} accuracy per exit: {', '.join(f'{100 * a:.1f} %' for a in exits)}")
+    print(next_)

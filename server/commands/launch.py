@@ -1,0 +1,196 @@
+"""Run the app, in a local simulation or on a SuperLink that is there, and tell the truth about how it ended.
+
+`flwr run --stream` exits 0 even when a run failed, and a local SuperLink started from a project's folder would hand its
+clients that folder's live files; so this launcher starts one of its own from a neutral folder, submits the run, follows
+its metrics and asks Flower for the run's real status.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from common.errors import UserError
+from common.flower.processes import end, environment, free_port, interrupted_by_signals, tied, wait_for_port
+from server.commands.tail import Tail
+
+PROJECT = Path(__file__).resolve().parents[2]
+ASK_EVERY = 5.0  # seconds between questions to Flower: each one is a process of a second
+LOST = 20.0  # seconds without an answer
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    folder: Path
+    status: str  # Flower's, such as "finished:completed"
+    details: str
+
+    @property
+    def completed(self) -> bool:
+        """Whether the run reached its last round."""
+        return self.status == "finished:completed"
+
+
+@contextmanager
+def local_superlink(home: Path) -> Iterator[dict[str, str]]:
+    """Start a SuperLink for simulations on a free port; yields the environment that finds it.
+
+    SIGTERM and SIGHUP are a KeyboardInterrupt inside, so that the run and the SuperLink end with this process.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    port, control = free_port(), free_port()
+    env = environment(home) | {
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
+        "FLWR_LOCAL_CONTROL_API_PORT": str(control),
+    }
+    command = [
+        "flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess",
+        "--host", "127.0.0.1", "--port", str(port), "--database", str(home / "launcher.db"),
+    ]  # fmt: skip
+    with interrupted_by_signals():
+        with (home / "superlink.log").open("ab") as log:
+            process = subprocess.Popen(tied(command), cwd=home, env=env, stdout=log, stderr=log, start_new_session=True)
+        try:
+            if not wait_for_port("127.0.0.1", port, process):
+                raise UserError(f"the local SuperLink did not start, see {home / 'superlink.log'}")
+            yield env
+        finally:
+            end(process)
+
+
+def simulate(
+    overrides: Mapping[str, Any],
+    root: Path,
+    env: Mapping[str, str],
+    *,
+    workers: int = 0,
+    gpus: float = 0.0,
+    show: bool = True,
+) -> Outcome:
+    """Run the project in a simulation with `workers` worker processes (0: one per core) and wait for its end.
+
+    `overrides` are configuration keys; `run.name` must be among them unless a run is resumed.
+    """
+    workers = workers or os.cpu_count() or 1
+    settings = {"run.root": str(root), "run.commit": _commit(), **overrides}
+    federation = (
+        f"num-supernodes={workers} client-resources-num-cpus=1 client-resources-num-gpus={gpus} "
+        f"init-args-num-cpus={workers} init-args-log-to-driver=false"
+    )
+    return _run(settings, _folder(overrides, root), "local", env, show, "--federation-config", federation)
+
+
+def deploy(
+    overrides: Mapping[str, Any], root: Path, env: Mapping[str, str], connection: str, *, show: bool = True
+) -> Outcome:
+    """Run the project on a connection of Flower's configuration and wait for its end.
+
+    `overrides` are configuration keys; `run.name` must be among them unless a run is resumed. `root` is the folder
+    where the SuperLink's machine keeps runs: if that is this machine, the run's progress is shown.
+    """
+    settings = {"run.commit": _commit(), **overrides}
+    return _run(settings, _folder(overrides, root), connection, env, show)
+
+
+def flwr(command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
+    """Return what a `flwr` command answers as JSON, refusals included; raises `UserError` when it says nothing."""
+    return _flwr(["flwr", *command, "--format", "json"], env)
+
+
+def _folder(overrides: Mapping[str, Any], root: Path) -> Path:
+    """Return the folder of a new run below `run.root`, else `root`, or of the one that is resumed."""
+    if overrides.get("run.resume"):
+        return Path(str(overrides["run.resume"]))
+    return Path(str(overrides.get("run.root") or root)) / str(overrides["run.name"])
+
+
+@interrupted_by_signals()
+def _run(
+    settings: Mapping[str, Any], folder: Path, connection: str, env: Mapping[str, str], show: bool, *options: str
+) -> Outcome:
+    command = ["flwr", "run", str(PROJECT), connection, "--format", "json", *options]
+    # One file: of several -c, Flower 1.41 keeps only the last one's keys of a section.
+    with tempfile.NamedTemporaryFile("w", suffix=".toml", dir=env["FLWR_HOME"]) as file:
+        file.write("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+        file.flush()
+        answer = _flwr([*command, "-c", file.name], env)
+    if not answer.get("success"):
+        raise UserError(f"Flower did not accept the run: {answer.get('error-message', answer)}")
+    run_id = str(answer["run-id"])
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
+        TextColumn("ETA"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, disable=not show) as progress:
+        try:
+            return _follow(run_id, folder, connection, env, progress)
+        except KeyboardInterrupt:
+            # before the progress is ended: that fails on a terminal that was closed
+            _flwr(["flwr", "stop", run_id, connection, "--format", "json"], env)
+            raise
+
+
+def _follow(run_id: str, folder: Path, connection: str, env: Mapping[str, str], progress: Progress) -> Outcome:
+    asked = heard = time.monotonic()
+    metrics = Tail(folder / "metrics.jsonl")
+    bar = progress.add_task(f"{folder.name}: starting", total=None)
+    while True:
+        time.sleep(0.5)
+        rounds = [event for event in metrics.read() if event["event"] == "round"]
+        if rounds:
+            last = rounds[-1]
+            text = f"{folder.name}: round {last['round']}/{last['rounds']}"
+            if last["accuracy"]:
+                text += f", mean exit accuracy {100 * last['accuracy']['mean']:.1f} %"
+            progress.update(bar, description=text, completed=last["round"], total=last["rounds"])
+        if time.monotonic() - asked < ASK_EVERY:
+            continue
+        asked = time.monotonic()
+        try:
+            answer = _flwr(["flwr", "list", connection, "--run-id", run_id, "--format", "json"], env)
+        except UserError as error:  # it said nothing
+            answer = {"error-message": error}
+        if not answer.get("runs"):
+            if asked - heard > LOST:
+                problem = " ".join(str(answer.get("error-message", answer)).split())
+                raise UserError(
+                    f"the SuperLink has gone: {problem}; a run ends with it, so start it again, then continue with "
+                    f"--resume {folder}"
+                )
+            continue
+        heard, run = asked, answer["runs"][0]
+        if str(run["status"]).startswith("finished"):
+            return Outcome(folder, str(run["status"]), str(run.get("status-details") or ""))
+
+
+def _flwr(command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
+    done = subprocess.run(command, cwd=env["FLWR_HOME"], env=dict(env), capture_output=True, text=True, check=False)
+    start = done.stdout.find("{")
+    try:
+        found: dict[str, Any] = json.loads(done.stdout[start:]) if start >= 0 else {}
+    except json.JSONDecodeError:
+        found = {}
+    if not found:
+        raise UserError(f"{' '.join(command[:2])} failed: {(done.stderr or done.stdout).strip()[-800:]}")
+    return found
+
+
+def _commit() -> str:
+    """Return the project's state in git; empty where git or its history is missing, as in an image."""
+    if not (git := shutil.which("git")):
+        return ""
+    done = subprocess.run(
+        [git, "-C", str(PROJECT), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip()

@@ -1,0 +1,1 @@
+"""Methods that others are measured against: one global early-exit network."""

@@ -1,0 +1,97 @@
+"""DepthFL (Kim et al., ICLR 2023): depth-scaled federated learning with mutual self-distillation among the exits.
+
+1. Clients train prefixes of unequal depth. Local loss over their E exits, p_e = softmax(z_e / T):
+
+       sum_e CE(z_e, y)  +  weight / (E - 1) * sum_e sum_{j != e} T^2 * KL(stopgrad(p_j) || p_e)
+
+2. The server averages each layer over the clients that hold it (EEFL's average).
+
+Left out: FedDyn's dynamic regulariser, which the paper adds for heterogeneous data, and its prediction by the ensemble
+of all exits. Here every exit is evaluated by itself, as for all methods of this project.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.config import at_least
+from common.networks.base import EarlyExitNetwork
+from common.objectives import Loss, Objective, exit_losses
+from common.objectives.base import StatelessObjective
+from strategies.engine.strategy import EarlyExitStrategy
+from strategies.node.local_training import Job, LocalTraining
+from strategies.registry import Method
+
+
+@dataclass(frozen=True)
+class DepthFLConfig:
+    """Hyper-parameters of the self-distillation."""
+
+    kd_weight: float = 1.0  # of the distillation against the cross-entropies
+    temperature: float = 1.0  # T
+    ramp_up: int = 0  # rounds until the weight is full, as exp(-5 (1 - t / ramp_up)^2); published code: 300 of 1000
+
+    def problems(self) -> list[str]:
+        """Return every mistake as a sentence."""
+        found = at_least(self, kd_weight=0.0, temperature=0.0, ramp_up=0)
+        return found + (["depthfl.temperature must be above 0"] if self.temperature == 0 else [])
+
+    def weight(self, round_: int) -> float:
+        """Return the distillation's weight in a round, counted from 1."""
+        if round_ >= self.ramp_up:
+            return self.kd_weight
+        return self.kd_weight * math.exp(-5 * (1 - round_ / self.ramp_up) ** 2)
+
+
+def mutual_distillation(logits: Sequence[Tensor], temperature: float) -> Tensor:
+    """Return `1 / (E - 1) * sum_e sum_{j != e} mean_b T^2 KL(p_j || p_e)`, a scalar; 0 for a single exit.
+
+    Args:
+        logits: one `(B, C)` per exit; as a teacher an exit gets no gradient.
+        temperature: T of the softmax.
+    """
+    students = [F.log_softmax(z / temperature, dim=1) for z in logits]
+    teachers = [student.detach() for student in students]
+    total = torch.zeros((), device=logits[0].device)
+    for e, student in enumerate(students):
+        for j, teacher in enumerate(teachers):
+            if j != e:
+                total = total + F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    return total * temperature**2 / max(1, len(logits) - 1)
+
+
+@dataclass(frozen=True)
+class SelfDistillation(StatelessObjective):
+    """Cross-entropies of all exits, and mutual self-distillation with this weight and temperature."""
+
+    weight: float
+    temperature: float
+
+    def loss(self, network: EarlyExitNetwork, x: Tensor, y: Tensor) -> Loss:
+        """Return the loss of images `(B, C, H, W)` with labels `(B,)`."""
+        logits = network(x)
+        losses = exit_losses(logits, y)
+        total = losses.mean(1).sum() + self.weight * mutual_distillation(logits, self.temperature)
+        return Loss(total, losses.detach())
+
+
+class DepthFL(EarlyExitStrategy):
+    """Average each layer over the clients that train it, weighted by their samples."""
+
+    name = "depthfl"
+
+
+class DepthFLLocal(LocalTraining):
+    """E local epochs of SGD on the exits' losses with self-distillation."""
+
+    def objective(self, job: Job, exits: int) -> Objective:
+        """Return this round's objective; the run's `objective` section does not apply."""
+        config: DepthFLConfig = job.config.methods["depthfl"]
+        return SelfDistillation(config.weight(job.round), config.temperature)
+
+
+METHOD = Method(DepthFL, DepthFLLocal, ensemble=lambda config: 0.0)

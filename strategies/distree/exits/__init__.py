@@ -1,0 +1,1 @@
+"""Where a sample leaves its student, and how that is chosen."""

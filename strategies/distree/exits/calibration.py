@@ -1,0 +1,245 @@
+"""Thresholds for all students together, chosen on validation samples alone: for a loss, a cost or a latency.
+
+The paper's thresholds are set by hand (DistrEE, Peng et al., arXiv 2502.15735); features of other heads do not share
+their scale. Here they are fitted to fractions of samples, as in MSDNet's sweep (Huang et al., ICLR 2018).
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from common.exits import BUDGET_SWEEP, budget_fractions, fit_scores
+from strategies.distree.exits.policies import Classify, ExitPolicy, FeatureDifference, LastExit, Policies, ScorePolicy
+from strategies.distree.model.classifier import ColumnBlocks
+
+Measure = Literal["cost", "slowest_mean", "slowest_p99"]
+"""Of a `Point`."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What K students answer to N labelled samples, and what that costs; all on the CPU."""
+
+    features: Mapping[int, Tensor]
+    """Student -> F_{k,j} of all exits (J, N, |P_k|)."""
+    labels: Tensor
+    """(N,)."""
+    classifier: ColumnBlocks
+    costs: Mapping[int, Sequence[float]]
+    """Student -> cost of a sample that stops at each exit, J numbers."""
+    seconds: Mapping[int, Tensor] = field(default_factory=dict)
+    """Student -> what a sample that stops at each exit waits for its device, each of R times (J, R), see `timing.py`;
+    without any, the latency is told in costs."""
+
+    def __post_init__(self) -> None:
+        if len(self.labels) == 0:
+            raise UserError("there are no validation samples to choose exit thresholds on; set data.validation")
+
+    def classify(self, number: int) -> Classify:
+        """Return the classifier that student `number` would have if it were alone."""
+        block, bias = self.classifier.blocks[str(number)].detach(), self.classifier.bias.detach()
+        return lambda exit_index, features: features @ block[exit_index].T + bias[exit_index]
+
+    def votes(self) -> dict[int, Tensor]:
+        """Return each student's share of the logits at all its exits (J, N, classes): their sum is Z."""
+        bias = self.classifier.bias.detach()[:, None] / len(self.features)
+        blocks = {k: self.classifier.blocks[str(k)].detach() for k in self.features}
+        return {k: f @ blocks[k].transpose(1, 2) + bias for k, f in self.features.items()}
+
+
+@dataclass(frozen=True)
+class Point:
+    """How a set of policies does on some samples."""
+
+    accuracy: float
+    """Of the aggregated logits, in [0, 1]."""
+    cost: float
+    """Mean over samples of the sum over devices."""
+    costs: dict[int, float]
+    """Device -> mean over samples."""
+    slowest_mean: float
+    """What a sample waits for the device that is last, on average over samples and times."""
+    slowest_p99: float
+    """What 99 in 100 do not exceed of the same."""
+    histogram: dict[int, tuple[int, ...]]
+    """Device -> samples that stopped at each exit."""
+
+
+def operate(policies: Mapping[int, ExitPolicy], answers: Answers, ids: Sequence[int] = ()) -> Point:
+    """Return how the policies do; `ids`: the samples' numbers, else 0..N-1."""
+    numbers = ids or range(len(answers.labels))
+    exits = {k: policies[k].exits(f, answers.classify(k), numbers) for k, f in answers.features.items()}
+    return _point(answers, answers.votes(), exits)
+
+
+def _point(answers: Answers, votes: Mapping[int, Tensor], exits: Mapping[int, Tensor]) -> Point:
+    rows = torch.arange(len(answers.labels))
+    logits = torch.stack([votes[k][exits[k], rows] for k in votes]).sum(0)
+    spent = {k: torch.tensor(answers.costs[k], dtype=torch.float64)[exits[k]] for k in votes}
+    slowest_mean, slowest_p99 = _slowest(answers, exits)
+    return Point(
+        accuracy=(logits.argmax(1) == answers.labels).double().mean().item(),
+        cost=torch.stack(list(spent.values())).sum(0).mean().item(),
+        costs={k: cost.mean().item() for k, cost in spent.items()},
+        slowest_mean=slowest_mean,
+        slowest_p99=slowest_p99,
+        histogram={k: tuple(exits[k].bincount(minlength=len(votes[k])).tolist()) for k in votes},
+    )
+
+
+def _slowest(answers: Answers, exits: Mapping[int, Tensor]) -> tuple[float, float]:
+    """Return mean and 99th percentile, over samples and times, of the device that is last.
+
+    Samples that leave all devices at the same exits wait alike: each such group is looked at once.
+    """
+    num_exits = len(next(iter(answers.features.values())))
+    # a sample's exits as the digits of one number: to look for equal rows takes five times as long
+    numbers = num_exits ** np.arange(len(exits)) @ np.stack([own.numpy() for own in exits.values()])
+    _, first, samples = np.unique(numbers, return_index=True, return_counts=True)
+    waits = [
+        answers.seconds.get(k, torch.tensor(answers.costs[k], dtype=torch.float64)[:, None])[own[first]]
+        for k, own in exits.items()
+    ]
+    slowest = torch.stack(waits).amax(0)
+    weights = torch.from_numpy(samples)[:, None].expand_as(slowest).double()
+    ordered, places = slowest.flatten().sort()
+    passed = weights.flatten()[places].cumsum(0) / weights.sum()
+    p99 = ordered[(passed < 0.99 - 1e-9).sum()]
+    return float((slowest * weights).sum() / weights.sum()), float(p99)
+
+
+def fit(kind: type[ScorePolicy], features: Tensor, fractions: Tensor, classify: Classify | None = None) -> ScorePolicy:
+    """Return the policy that lets the given fractions (J,) of samples leave at each exit, of features (J, N, P).
+
+    Raises `ValueError` when some are to leave at an exit whose score says nothing yet, see `ScorePolicy.first`.
+    """
+    if fractions[:-1][: kind.first].any():
+        raise ValueError(f"nobody can leave before exit {kind.first} (from 0) by {kind.name}")
+    return kind(fit_scores(_scores(kind, features, classify), fractions, strict=True))
+
+
+def sweep_fractions(num_exits: int, p: float, first: int) -> Tensor:
+    """Return the fractions (J,) of `budget_fractions` over the exits from `first` (from 0) on; nobody leaves before."""
+    silent = min(first, num_exits - 1)
+    return torch.cat([torch.zeros(silent, dtype=torch.float64), budget_fractions(num_exits - silent, p)])
+
+
+def sweep(num_exits: int, first: int) -> list[Tensor]:
+    """Return the fractions (J,) of all candidates: from every exit on, beginning with `first`, MSDNet's sweep and all.
+
+    Without the later beginnings, saving more would always mean that more leave at the first exits, the least accurate.
+    """
+    shares: list[Tensor] = []
+    for begin in range(first, num_exits - 1):
+        shares += [sweep_fractions(num_exits, p, begin) for p in reversed(BUDGET_SWEEP)]
+        shares.append(torch.eye(num_exits, dtype=torch.float64)[begin])
+    return shares
+
+
+def cheapest(answers: Answers, max_accuracy_loss: float, kind: type[ScorePolicy] = FeatureDifference) -> Policies:
+    """Return the cheapest policies that lose at most `max_accuracy_loss` against everybody at the last exit.
+
+    Of equally cheap ones the most accurate; 0.01 is one point.
+    """
+    search = _Search(answers, kind)
+    needed = search.point(search.uniform(0)).accuracy - max_accuracy_loss - 1e-9
+    return search.best(lambda point: (max(0.0, needed - point.accuracy), point.cost, -point.accuracy))
+
+
+def within(
+    answers: Answers, target: float, of: Measure = "cost", kind: type[ScorePolicy] = FeatureDifference
+) -> Policies:
+    """Return the most accurate policies whose `of` is at most `target`; if none is, the ones that come closest.
+
+    "cost" bounds the mean cost of all devices together; "slowest_mean" and "slowest_p99" bound the latency, which the
+    last device decides.
+    """
+    search = _Search(answers, kind)
+    return search.best(lambda point: (max(0.0, getattr(point, of) - target), -point.accuracy, point.cost))
+
+
+def ladder(answers: Answers, rungs: int = 12, kind: type[ScorePolicy] = FeatureDifference) -> list[Policies]:
+    """Return policies from everybody at the last exit to the cheapest, at most `rungs`, about equally far apart.
+
+    From rung to rung the sum of the devices' mean costs falls, and no device's rises.
+    """
+    search = _Search(answers, kind)
+    chain = [(search.uniform(0), search.point(search.uniform(0)))]
+    for choice, point in search.efficient():
+        last = chain[-1][1]
+        if point.cost < last.cost and all(cost <= last.costs[k] for k, cost in point.costs.items()):
+            chain.append((choice, point))
+    dear, cheap = chain[0][1].cost, chain[-1][1].cost
+    targets = [dear + (cheap - dear) * step / max(1, rungs - 1) for step in range(rungs)]
+    # A dict keeps the order and drops what two targets have in common.
+    nearest = {min(range(len(chain)), key=lambda at: abs(chain[at][1].cost - target)): None for target in targets}
+    return [search.policies(chain[at][0]) for at in nearest]
+
+
+def _scores(kind: type[ScorePolicy], features: Tensor, classify: Classify | None) -> Tensor:
+    return kind((math.inf,) * (len(features) - 1)).scores(features, classify)
+
+
+class _Search:
+    """All students' candidates: the last exit, then the sweep."""
+
+    def __init__(self, answers: Answers, kind: type[ScorePolicy]) -> None:
+        self.answers, self.votes = answers, answers.votes()
+        self.candidates: dict[int, list[ExitPolicy]] = {}
+        self.exits: dict[int, list[Tensor]] = {}
+        for k, features in answers.features.items():
+            last, scores = LastExit(len(features)), _scores(kind, features, answers.classify(k))
+            fractions = sweep(len(features), kind.first)
+            fitted = [kind(fit_scores(scores, share, strict=True)) for share in fractions]
+            self.candidates[k] = [last, *fitted]
+            self.exits[k] = [last.exits(features), *(policy.exits_by(scores) for policy in fitted)]
+
+    def uniform(self, index: int) -> dict[int, int]:
+        """Return the choice of the same candidate for every student."""
+        return dict.fromkeys(self.candidates, index)
+
+    def policies(self, choice: Mapping[int, int]) -> Policies:
+        """Return the chosen policies."""
+        return {k: self.candidates[k][index] for k, index in choice.items()}
+
+    def point(self, choice: Mapping[int, int]) -> Point:
+        """Return how a choice does."""
+        return _point(self.answers, self.votes, {k: self.exits[k][index] for k, index in choice.items()})
+
+    def uniform_choices(self) -> list[dict[int, int]]:
+        """Return every choice of the same candidate for every student."""
+        return [self.uniform(index) for index in range(min(map(len, self.candidates.values())))]
+
+    def efficient(self) -> list[tuple[dict[int, int], Point]]:
+        """Return the uniform choices than which no cheaper one is as accurate, from dear to cheap."""
+        found = [(choice, self.point(choice)) for choice in self.uniform_choices()]
+        best, efficient = -1.0, []
+        for choice, point in sorted(found, key=lambda one: (one[1].cost, -one[1].accuracy)):
+            if point.accuracy > best:
+                best = point.accuracy
+                efficient.append((choice, point))
+        return efficient[::-1]
+
+    def best(self, key: Callable[[Point], tuple[float, ...]]) -> Policies:
+        """Return the policies of least key: the best with one candidate for all, then one student after the other.
+
+        Devices differ, so students do not have to leave alike; all combinations would be too many.
+        """
+        choices = self.uniform_choices()
+        least, best = min((key(self.point(choice)), at) for at, choice in enumerate(choices))
+        choice, moved = choices[best], True
+        while moved:
+            moved = False
+            for k, candidates in self.candidates.items():
+                for index in range(len(candidates)):
+                    other = {**choice, k: index}
+                    value = key(self.point(other))
+                    if value < least:
+                        least, choice, moved = value, other, True
+        return self.policies(choice)

@@ -1,0 +1,214 @@
+"""Where a sample leaves its student: every device decides for itself, without talking to anybody.
+
+Source: DistrEE (Peng et al., arXiv 2502.15735): feature difference, and the policies it is compared with.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from common.networks.base import Leaves
+from common.seeding import derive_seed
+from strategies.distree.exits.scores import (
+    Classify,
+    Entropy,
+    FeatureDifference,
+    NeighbourSimilarity,
+    ScorePolicy,
+    check_exits,
+    diff_cos,
+)
+
+__all__ = [
+    "PUBLISHED",
+    "Classify",
+    "Entropy",
+    "ExitPolicy",
+    "FeatureDifference",
+    "LastExit",
+    "NeighbourSimilarity",
+    "Policies",
+    "Random",
+    "ScorePolicy",
+    "check_exits",
+    "diff_cos",
+    "oracle_exits",
+    "policy_from_json",
+]
+
+PUBLISHED = (1.0, 1.08, 1.12, 1.16, 1.20, 1.24)
+"""T_1..T_6 of the paper's 7 exits; the last exit takes all, whatever its T_7 = 1.28."""
+
+LONGEST = 4096
+"""Characters of a policy's JSON: it comes from outside."""
+
+
+class ExitPolicy(Protocol):
+    """Decides at which exit samples leave one student. Frozen and hashable."""
+
+    name: ClassVar[str]
+
+    @property
+    def num_exits(self) -> int:
+        """Exits of the student that the policy is for."""
+
+    def start(self, classify: Classify | None = None, ids: Sequence[int] = ()) -> Leaves:
+        """Return a fresh decision maker for one batch: (exit index, features (b, P) of those still here) -> bool (b,).
+
+        Args:
+            classify: needed by "entropy" alone.
+            ids: numbers of the batch's samples, needed by "random" alone.
+
+        Raises:
+            UserError: what the policy needs is missing.
+        """
+
+    def exits(self, features: Tensor, classify: Classify | None = None, ids: Sequence[int] = ()) -> Tensor:
+        """Return the exit (from 0) where every sample leaves, int64 (N,), of features (J, N, P).
+
+        The answer of `start`, for samples whose features of all exits are there.
+
+        Raises:
+            UserError: what the policy needs is missing, or the number of exits is another one.
+        """
+
+    def to_json(self) -> str:
+        """Return the policy as one line of JSON, see `policy_from_json`."""
+
+
+Policies = Mapping[int, ExitPolicy]
+"""Student -> its exit policy."""
+
+
+@dataclass(frozen=True)
+class LastExit:
+    """Everybody goes to the last exit."""
+
+    num_exits: int
+    name: ClassVar[str] = "last"
+
+    def __post_init__(self) -> None:
+        if self.num_exits < 1:
+            raise UserError(f"an exit policy for {self.num_exits} exits; a student has 1 or more")
+
+    def start(self, classify: Classify | None = None, ids: Sequence[int] = ()) -> Leaves:
+        """Return a decision maker that lets nobody go."""
+        return lambda exit_index, features: torch.zeros(len(features), dtype=torch.bool, device=features.device)
+
+    def exits(self, features: Tensor, classify: Classify | None = None, ids: Sequence[int] = ()) -> Tensor:
+        """Return the last exit for everybody, int64 (N,), of features (J, N, P)."""
+        check_exits(self.num_exits, len(features))
+        return torch.full((features.shape[1],), self.num_exits - 1, device=features.device)
+
+    def to_json(self) -> str:
+        """Return the policy as one line of JSON."""
+        return json.dumps({"policy": self.name, "num_exits": self.num_exits})
+
+
+@dataclass(frozen=True)
+class Random:
+    """A sample's exit is drawn from its number and the seed, however samples are grouped into batches."""
+
+    shares: tuple[float, ...]
+    """How many leave at each exit, of any sum; the paper's comparison is taken as (0, 1, 1, 1, 1, 1, 1)."""
+    seed: int = 0
+    name: ClassVar[str] = "random"
+
+    def __post_init__(self) -> None:
+        if not all(0 <= share < math.inf for share in self.shares) or not 0 < sum(self.shares) < math.inf:
+            raise UserError("the shares of a random exit policy must be 0 or more, and not all 0")
+
+    @property
+    def num_exits(self) -> int:
+        """Exits of the student that the policy is for."""
+        return len(self.shares)
+
+    def start(self, classify: Classify | None = None, ids: Sequence[int] = ()) -> Leaves:
+        """Return a fresh decision maker for the batch of the samples `ids`."""
+        staying = self._draw(ids)
+
+        def leaves(exit_index: int, features: Tensor) -> Tensor:
+            nonlocal staying
+            _check_ids(len(staying), len(features))
+            gone = staying <= exit_index
+            staying = staying[~gone]
+            return gone.to(features.device)
+
+        return leaves
+
+    def exits(self, features: Tensor, classify: Classify | None = None, ids: Sequence[int] = ()) -> Tensor:
+        """Return the drawn exits, int64 (N,), of the samples `ids`, whose features (J, N, P) do not matter."""
+        check_exits(self.num_exits, len(features))
+        _check_ids(len(ids), features.shape[1])
+        return self._draw(ids).to(features.device)
+
+    def to_json(self) -> str:
+        """Return the policy as one line of JSON."""
+        return json.dumps({"policy": self.name, "shares": self.shares, "seed": self.seed})
+
+    def _draw(self, ids: Sequence[int]) -> Tensor:
+        drawn = torch.tensor([derive_seed(self.seed, "random exit", i) / 2**63 for i in ids], dtype=torch.float64)
+        bounds = torch.tensor(list(accumulate(self.shares)), dtype=torch.float64)
+        # Without the last bound, so that rounding leads nobody past the last exit.
+        return torch.searchsorted(bounds[:-1] / bounds[-1], drawn, right=True)
+
+
+def oracle_exits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the first exit (from 0) that is right, else the last, int64 (N,): no policy can know it, a bound.
+
+    Args:
+        logits: (J, N, classes) where all students stop at the same exit.
+        labels: (N,).
+    """
+    right = logits.argmax(-1) == labels
+    right[-1] = True
+    return right.to(torch.uint8).argmax(0)
+
+
+def policy_from_json(text: str) -> ExitPolicy:
+    """Return the policy that `to_json` wrote; raises `UserError` when it is damaged or longer than `LONGEST`."""
+    if len(text) > LONGEST:
+        raise UserError(f"an exit policy of {len(text)} characters; {LONGEST} is the most")
+    try:
+        values = json.loads(text)
+        kind = values.pop("policy")
+        return _READERS[kind](**values)
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        raise UserError("the exit policy is damaged; calibrate the students again") from error
+
+
+def _read_last(num_exits: Any) -> LastExit:
+    return LastExit(_whole(num_exits))
+
+
+def _read_random(shares: Any, seed: Any) -> Random:
+    return Random(tuple(float(share) for share in shares), _whole(seed))
+
+
+def _read_scores(kind: type[ScorePolicy]) -> Any:
+    return lambda thresholds: kind(tuple(math.inf if value is None else float(value) for value in thresholds))
+
+
+_READERS: dict[str, Any] = {
+    LastExit.name: _read_last,
+    Random.name: _read_random,
+    **{kind.name: _read_scores(kind) for kind in (FeatureDifference, NeighbourSimilarity, Entropy)},
+}
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError(f"{value!r} is not a whole number")
+    return value
+
+
+def _check_ids(given: int, samples: int) -> None:
+    if given != samples:
+        raise UserError(f"the random exit policy needs the number of every sample: {given} for {samples}")

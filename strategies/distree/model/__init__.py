@@ -1,0 +1,1 @@
+"""Teacher, students and classifier: how the teacher is divided, and what is stored."""

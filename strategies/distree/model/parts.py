@@ -1,0 +1,188 @@
+"""Which student a device trains, of K that one device alone could not hold together."""
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from typing import Any
+
+from common.capacity import Capacity, Choice, lacking
+from common.config import RunConfig
+from common.errors import UserError
+from common.networks import CostTable, build, cost_table
+from strategies.distree.config import DistrEEConfig, read_device
+from strategies.distree.model.students import Students, StudentsSpec, build_students
+
+BYTES = 4  # of a float32
+LEARN_FROM_PUBLIC = 'distree.without-teacher="public" lets it learn from public images'
+
+
+@dataclass(frozen=True)
+class StudentCosts:
+    """Costs of each student, of the classifier's columns, and of the teacher."""
+
+    students: tuple[CostTable, ...]
+    """From student 1 on, cheap to dear but for the number of filters."""
+    columns: tuple[int, ...]
+    """Parameters of each one's columns of the classifier, at all exits."""
+    bias: int
+    """Parameters that all have."""
+    alike: tuple[tuple[int, ...], ...]
+    """Numbers of students that differ in nothing but the number of their filters, cheap to dear."""
+    teacher: CostTable
+    devices: tuple[str, ...] = ()
+    """What each student's device has, as declared, if widths were matched to devices."""
+
+    def table(self, number: int) -> CostTable:
+        """Return a student's own table."""
+        return self.students[number - 1]
+
+    def parameters(self, number: int) -> int:
+        """Return the parameters that a device holds: its student and the whole classifier."""
+        return self.table(number).cut_parameters(len(self.table(number).units)) + sum(self.columns) + self.bias
+
+    def training_memory(self, number: int, batch_size: int) -> int:
+        """Return bytes that training a student takes; of the classifier its own columns and the bias are trained."""
+        table = self.table(number)
+        trained = self.columns[number - 1] + self.bias
+        classifier = BYTES * (3 * trained + sum(self.columns) - self.columns[number - 1])
+        return table.cut_training_memory(len(table.units), batch_size) + classifier
+
+    def teacher_memory(self, batch_size: int) -> int:
+        """Return bytes that the teacher's forward pass takes."""
+        return self.teacher.forward_memory(batch_size)
+
+    def to_json(self) -> str:
+        """Return the costs as one line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "StudentCosts":
+        """Return the costs that `to_json` wrote."""
+        values = json.loads(text)
+        return cls(
+            tuple(_table(student) for student in values["students"]), tuple(values["columns"]), values["bias"],
+            tuple(tuple(group) for group in values["alike"]), _table(values["teacher"]), tuple(values["devices"]),
+        )  # fmt: skip
+
+
+class StudentParts:
+    """A device's own student, with the classifier's columns of all."""
+
+    word = "student"
+
+    def spec(self, text: str) -> StudentsSpec:
+        """Return the students' spec."""
+        return StudentsSpec.from_json(text)
+
+    def whole(self, spec: StudentsSpec, seed: int) -> Students:
+        """Return all students."""
+        return build_students(spec, seed)
+
+    def costs(self, whole: Students) -> StudentCosts:
+        """Return what the students and their teacher cost."""
+        spec, classifier = whole.spec, whole.classifier
+        plain = [replace(backbone, num_classes=0) for backbone in spec.backbones]
+        devices = tuple(map(read_device, spec.devices)) or (None,) * len(plain)
+        groups = groupby(spec.numbers, key=lambda number: (plain[number - 1], devices[number - 1]))
+        return StudentCosts(
+            tuple(cost_table(student) for _, student in whole.numbered()),
+            tuple(classifier.blocks[str(number)].numel() for number in spec.numbers), classifier.bias.numel(),
+            tuple(tuple(group) for _, group in groups), cost_table(build(spec.teacher, seed=0)), spec.devices,
+        )  # fmt: skip
+
+    def read_costs(self, text: str) -> StudentCosts:
+        """Return the costs that `to_json` wrote."""
+        return StudentCosts.from_json(text)
+
+    def numbers(self, costs: StudentCosts, config: RunConfig) -> Sequence[int]:
+        """Return the students' numbers, cheap to dear."""
+        return range(1, len(costs.students) + 1)
+
+    def take(self, network: Students, number: int) -> Students:
+        """Return a copy of one student and of the classifier; the other students' columns are frozen."""
+        if number not in network.spec.numbers:
+            raise UserError(f"student {number}: this run has the students 1..{len(network.spec.numbers)}")
+        classifier = copy.deepcopy(network.classifier)
+        for other, block in classifier.blocks.items():
+            block.requires_grad_(other == str(number))
+        part = Students(network.spec, {number: copy.deepcopy(network.student(number))}, classifier)
+        return part.train(network.training)
+
+    def named(self, number: int) -> tuple[int, int]:
+        """Return the student's number and 0."""
+        return number, 0
+
+    def macs(self, costs: StudentCosts, number: int) -> int:
+        """Return the MACs of one sample's forward pass through a student and all its exits."""
+        return costs.table(number).cut_macs(len(costs.table(number).units))
+
+    def parameters(self, costs: StudentCosts, number: int) -> int:
+        """Return the number of parameters that a device holds."""
+        return costs.parameters(number)
+
+    def exit_macs(self, costs: StudentCosts, number: int) -> list[float]:
+        """Return the MACs of a sample that stops at each exit of a student."""
+        table = costs.table(number)
+        return [float(table.macs(index)) for index in range(len(table.exits))]
+
+    def choose(
+        self, capacity: Capacity, costs: StudentCosts, config: RunConfig, samples: int, client: int = 0
+    ) -> Choice:
+        """Return the dearest student that the capacity carries; of students that are alike, clients take turns by id.
+
+        Where widths were matched to devices, a student is for devices with no less than its own, the first for all: to
+        carry a wider one through training is not yet to answer with it in time. A device must also hold the teacher,
+        once, to see what it answers to the device's own images. One that cannot is refused, or learns from public
+        images that the teacher has answered elsewhere.
+        """
+        settings: DistrEEConfig = config.methods["distree"]
+        choice = self._student(capacity, costs, config, samples, client)
+        problem = teacher_too_large(capacity, costs.teacher_memory(config.train.batch_size))
+        if not choice.depth or not problem:
+            return choice
+        if settings.without_teacher == "refuse":
+            return Choice(0, f"{problem}; {LEARN_FROM_PUBLIC}")
+        return Choice(choice.depth, f"{choice.reason}; {problem}, so it learns from public images", lean=True)
+
+    def _student(self, capacity: Capacity, costs: StudentCosts, config: RunConfig, samples: int, client: int) -> Choice:
+        offered = self.numbers(costs, config)
+        if capacity.depth is not None:
+            if capacity.depth in offered:
+                return Choice(capacity.depth, f"declared student {capacity.depth}")
+            return Choice(0, f"declared student {capacity.depth}, but this run has the students 1..{len(offered)}")
+        if capacity.cut is not None:
+            return Choice(0, f"declared cut {capacity.cut}, but this run has students: declare depth= instead")
+        reason = "no limit declared"
+        for group in reversed(costs.alike):
+            least = costs.devices[group[0] - 1] if costs.devices and group != costs.alike[0] else ""
+            if least and not capacity.covers(read_device(least)):
+                reason = f"student {group[0]} is for devices of at least {least}"
+                continue
+            problems = {number: untrainable(capacity, costs, config, samples, number) for number in group}
+            if not any(problems.values()):
+                return Choice(group[client % len(group)], reason)
+            reason = next(f"student {number} {problem}" for number, problem in problems.items() if problem)
+        return Choice(0, f"nothing fits: {reason}")
+
+
+def untrainable(capacity: Capacity, costs: StudentCosts, config: RunConfig, samples: int, number: int) -> str:
+    """Return why a device cannot train a student on so many samples, as a phrase after its subject, or nothing."""
+    needs, table = costs.training_memory(number, config.train.batch_size), costs.table(number)
+    bits = 2 * 8 * BYTES * costs.parameters(number)  # down and up
+    return lacking(capacity, needs, table.cut_macs(len(table.units)) * samples, bits)
+
+
+def teacher_too_large(capacity: Capacity, needs: int) -> str:
+    """Return why a device cannot ask a teacher that needs so many bytes, or nothing."""
+    if capacity.memory is None or needs <= capacity.memory:
+        return ""
+    return f"the teacher needs {needs / 1e6:.1f} MB of {capacity.memory / 1e6:.1f} MB"
+
+
+def _table(values: Mapping[str, Any]) -> CostTable:
+    return CostTable.from_json(json.dumps(values))
+
+
+STUDENTS = StudentParts()

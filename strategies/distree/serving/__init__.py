@@ -1,0 +1,1 @@
+"""Students on several devices that answer together."""

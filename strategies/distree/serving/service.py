@@ -1,0 +1,178 @@
+"""A device's end of distributed inference: it runs its student and sends each sample's features where it leaves.
+
+For each batch of images (DistrEE, arXiv 2502.15735, online algorithm):
+
+1. Run the student up to its next exit.
+2. The samples that the exit policy lets go are sent; nothing more is computed for them.
+3. Go on with the others, unless whoever asked has gone.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from functools import lru_cache
+from threading import Lock
+
+import grpc
+import torch
+from torch import Tensor
+
+from common.console.results import now
+from common.errors import UserError
+from common.networks import EarlyExitNetwork, Left
+from common.networks.base import Leaves
+from common.rpc import framing
+from common.rpc.methods import INFER
+from common.rpc.refusals import Refused, abort, malformed, read
+from common.rpc.students_pb2 import InferReply, InferRequest
+from common.rpc.tensors import CODINGS, decode_pixels, encode
+from strategies.distree.exits.policies import (
+    PUBLISHED,
+    ExitPolicy,
+    FeatureDifference,
+    LastExit,
+    check_exits,
+    policy_from_json,
+)
+from strategies.distree.model.stored import CALIBRATED, StoredStudent
+
+OVERHEAD = 1 << 16  # bytes of a message beside what it holds of each sample
+LOOK = 0.1  # seconds between two looks at whether a caller who waits is still there
+NAMES = {number: name for name, number in CODINGS.items()}
+_policy = lru_cache(256)(policy_from_json)  # the same few come again and again
+
+
+def own_policy(stored: StoredStudent, name: str = "") -> ExitPolicy:
+    """Return the exit policy that a device uses unless it is told otherwise.
+
+    It is the stored one of this name; without a name the calibrated one, else the paper's if the student has its 7
+    exits, else everybody goes to the last exit. Raises `UserError` when there is none of this name.
+    """
+    if name and name not in stored.policies:
+        known = ", ".join(sorted(stored.policies)) or "none"
+        raise UserError(f"the student has no policy {name!r}; stored are: {known}")
+    num_exits = len(stored.network.exit_positions)
+    published = len(PUBLISHED) + 1 == num_exits
+    fallback = FeatureDifference(PUBLISHED) if published else LastExit(num_exits)
+    return stored.policies.get(name or CALIBRATED, fallback)
+
+
+def message_bytes(network: EarlyExitNetwork, batch_size: int) -> int:
+    """Return the bytes that a request or a reply of `batch_size` samples takes at most."""
+    # a varint of 64 bits takes 10 bytes, a scale and an offset 8
+    return OVERHEAD + batch_size * (max(math.prod(network.input_shape), 4 * network.num_classes) + 32)
+
+
+class StudentService:
+    """The servicer of `Students`. One exit of one batch is computed at a time, whoever else waits.
+
+    Args:
+        stored: the student; moved to `device`.
+        policy: the device's own; requests may bring another.
+        batch_size: samples per request, at most.
+        device: where to compute.
+        slowdown: sleeps this many times less one as long as it computed, to stand in for a slower device; may change
+            while it serves.
+    """
+
+    def __init__(
+        self,
+        stored: StoredStudent,
+        policy: ExitPolicy,
+        *,
+        batch_size: int = 64,
+        device: torch.device | None = None,
+        slowdown: float = 1.0,
+    ) -> None:
+        self._device = device or torch.device("cpu")
+        self._stored, self._policy = stored.to(self._device), policy
+        self._batch_size, self.slowdown = batch_size, slowdown
+        self._turn = Lock()
+
+    def register(self, server: grpc.Server) -> None:
+        """Add the service to a server that has not been started; bytes in, bytes out."""
+        service, method = INFER.removeprefix("/").split("/")
+        handlers = {method: grpc.unary_stream_rpc_method_handler(self._infer)}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+
+    def warm_up(self) -> None:
+        """Run one blank image to the last exit: the first one also pays for set-up."""
+        network = self._stored.network
+        blank = self._stored.normalizer(network.example(1).to(self._device, torch.uint8))
+        network.infer(blank, LastExit(len(network.exit_positions)).start())
+
+    def _infer(self, raw: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        """Yield the samples that leave at each exit."""
+        try:
+            request, data = read(InferRequest, raw)
+            pixels, coding = self._pixels(request, data), self._coding(request)
+            policy = self._chosen(request.policy)
+            leaves = policy.start(self._stored.classify, request.ids)
+            for left, seconds in self._compute(pixels, leaves, context):
+                if len(left.rows):
+                    yield _reply(left, seconds, coding)
+        except UserError as error:  # the policy cannot be followed
+            abort(context, malformed(str(error)))
+        except Refused as refused:
+            abort(context, refused)
+
+    def _compute(self, pixels: Tensor, leaves: Leaves, context: grpc.ServicerContext) -> Iterator[tuple[Left, float]]:
+        """Yield who leaves at each exit and the seconds so far, until nobody is left or the caller has gone."""
+        steps, missing, seconds = self._steps(pixels, leaves), len(pixels), 0.0
+        while missing:
+            # not for the whole batch: a caller who does not read would hold up all others
+            while not self._turn.acquire(timeout=LOOK):
+                if not context.is_active():
+                    return
+            try:
+                if not context.is_active():
+                    return
+                started = now(self._device)
+                left = next(steps)
+                if self.slowdown > 1:
+                    time.sleep((now(self._device) - started) * (self.slowdown - 1))
+                seconds += now(self._device) - started
+            finally:
+                self._turn.release()
+            missing -= len(left.rows)
+            yield left, seconds
+
+    def _steps(self, pixels: Tensor, leaves: Leaves) -> Iterator[Left]:
+        x = self._stored.normalizer(pixels.to(self._device))
+        yield from self._stored.network.leave(x, leaves)
+
+    def _pixels(self, request: InferRequest, data: framing.Data) -> Tensor:
+        """Return uint8 (B, C, H, W); raises `Refused` before memory is taken for anything else."""
+        if (request.run, request.student) != (self._stored.run, self._stored.number):
+            here = f"student {self._stored.number} of run {self._stored.run!r}"
+            reason = f"student {request.student} of run {request.run!r} was asked for, here is {here}"
+            if request.run != self._stored.run:
+                reason += ": copy the students of the same training"
+            raise Refused(grpc.StatusCode.FAILED_PRECONDITION, reason)
+        try:
+            pixels = decode_pixels(request.shape, data, self._stored.network.input_shape, self._batch_size)
+        except ValueError as error:
+            raise malformed(str(error)) from error
+        if len(request.ids) not in (0, len(pixels)):
+            raise malformed(f"{len(request.ids)} ids came with {len(pixels)} samples")
+        return pixels
+
+    def _coding(self, request: InferRequest) -> str:
+        if request.coding not in NAMES:
+            raise malformed(f"unknown coding {request.coding}")
+        return NAMES[request.coding]
+
+    def _chosen(self, text: str) -> ExitPolicy:
+        """Return the policy of a request; raises `UserError` when it is damaged or for another student."""
+        policy = _policy(text) if text else self._policy
+        check_exits(policy.num_exits, len(self._stored.network.exit_positions))
+        return policy
+
+
+def _reply(left: Left, seconds: float, coding: str) -> bytes:
+    try:
+        # samples in the place of channels: "uint8" then sends a scale for each of them, not for each feature
+        features, data = encode(left.logits[None, :, :, None], coding)
+    except ValueError as error:
+        raise Refused(grpc.StatusCode.INTERNAL, f"exit {left.exit + 1}: {error}") from error
+    return framing.join(InferReply(exit=left.exit, rows=left.rows.tolist(), features=features, seconds=seconds), data)

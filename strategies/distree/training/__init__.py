@@ -1,0 +1,1 @@
+"""How students learn: on a server that has data, and federated."""

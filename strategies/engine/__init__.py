@@ -1,0 +1,1 @@
+"""The server's frame: one round loop that every method shares."""

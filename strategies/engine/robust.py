@@ -1,0 +1,196 @@
+"""Robust aggregation: what a few broken or hostile clients send must not decide the model.
+
+1. An update is what a client's model moved from where it started. One whose L2 norm exceeds `reject` times the median
+   norm of its tier's updates of the round is rejected. In a tier of one or two nobody can tell which one is far off:
+   there the updates of all tiers are compared, on the layers that all of them hold.
+2. Of each tier's remaining models take the weighted mean, or coordinate by coordinate the trimmed mean or the median
+   (Yin et al., ICML 2018). Then every client counts the same: its number of samples is only its own word. For the same
+   reason a tier weighs, against other tiers, as if all its clients had the median number of samples.
+
+Every model is needed by itself, so nodes fold nothing and the server holds one model per client while a round lasts.
+Nothing depends on the order of arrival.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from logging import WARNING
+
+import torch
+from flwr.supercore import log
+from torch import Tensor
+
+from common.config import RunConfig, at_least, one_of
+from common.errors import UserError
+from common.messages.protocol import ClientResult
+from common.weights.flat import FlatState, Layout
+from common.weights.folding import check
+from strategies.engine.aggregation import RoundCollector, RoundUpdate, TierUpdate
+from strategies.registry import Method
+
+MIN_NORMS = 3  # of two updates nobody can tell which one is far off
+COLUMNS = 1 << 18  # sorted at a time, which bounds the memory beyond the models themselves
+States = dict[int, FlatState]  # by client
+
+
+@dataclass(frozen=True)
+class RobustConfig:
+    """How updates are combined inside a tier, and which are left out."""
+
+    aggregation: str = "mean"  # "mean" weighted by samples, "trimmed-mean" or "median"
+    trim: float = 0.1  # share of a tier's clients cut off at each end of every coordinate, rounded up
+    reject: float = 0.0  # times the median norm beyond which an update is rejected; 0: none is
+
+    def problems(self) -> list[str]:
+        """Return every mistake as a sentence."""
+        found = one_of(self, aggregation=("mean", "trimmed-mean", "median")) + at_least(self, trim=0.0, reject=0.0)
+        found += ["robust.trim must be below 0.5"] if self.trim >= 0.5 else []
+        return found + (["robust.reject must be 0 (off) or above 1"] if 0 < self.reject <= 1 else [])
+
+    @property
+    def active(self) -> bool:
+        """Whether every model is needed by itself."""
+        return self.aggregation != "mean" or self.reject > 0
+
+
+def robust_settings(config: RunConfig, method: Method) -> RobustConfig:
+    """Return the run's section; raises `UserError` where clients send more than models to be averaged."""
+    settings: RobustConfig = config.methods["robust"]
+    if settings.active and not method.robust:
+        raise UserError(
+            f"run.strategy {config.run.strategy!r} learns from more than averaged models, which robust aggregation "
+            "cannot guard: set robust.aggregation to mean and robust.reject to 0"
+        )
+    return settings
+
+
+def make_collector(
+    settings: RobustConfig,
+    layouts: Mapping[int, Layout],
+    bits: int,
+    asked: Mapping[int, int],
+    announced: Mapping[int, int],
+    start: Callable[[int], FlatState],
+    *,
+    apart: bool,
+) -> RoundCollector:
+    """Return what takes a round's replies in; `start` gives the state that clients of a depth started from."""
+    if settings.active:
+        return RobustCollector(settings, layouts, bits, asked, announced, start)
+    return RoundCollector(layouts, bits, asked, announced, apart=apart)
+
+
+class RobustCollector(RoundCollector):
+    """Holds every model until all have come."""
+
+    def __init__(
+        self,
+        settings: RobustConfig,
+        layouts: Mapping[int, Layout],
+        bits: int,
+        asked: Mapping[int, int],
+        announced: Mapping[int, int],
+        start: Callable[[int], FlatState],
+    ) -> None:
+        super().__init__(layouts, bits, asked, announced, apart=True)
+        self.settings, self.start = settings, start
+
+    def finish(self) -> RoundUpdate:
+        """Reject what is far off, combine the rest, let go of the models."""
+        tiers: dict[int, States] = {depth: {} for depth in sorted(set(self.asked.values()))}
+        for client, state in sorted(self.update.states.items()):
+            tiers[self.asked[client]][client] = state
+        if self.settings.reject:
+            self._reject_far_off(tiers)
+        if self.settings.aggregation == "mean":
+            for depth, states in tiers.items():
+                for client, state in states.items():
+                    self._fold(depth).add_state(state, self.update.results[client].num_examples, client)
+        update = super().finish()
+        if self.settings.aggregation != "mean":
+            update.tiers = {depth: self._combine(depth, states) for depth, states in tiers.items() if states}
+        update.states = {}
+        return update
+
+    def _add_lone(self, client: int, state: FlatState, result: ClientResult) -> None:
+        check(state, self.layouts[self.asked[client]])
+        if result.num_examples < 1:
+            raise ValueError(f"weight {result.num_examples} is impossible")
+        self.update.states[client] = state
+
+    def _reject_far_off(self, tiers: Mapping[int, States]) -> None:
+        """Take updates whose norm is far beyond the others' out of their tiers."""
+        keys = {depth: [key for key, _ in self.layouts[depth].floats] for depth, states in tiers.items() if states}
+        common = [key for key in next(iter(keys.values()), ()) if all(key in held for held in keys.values())]
+        shared = dict[int, float]()
+        if common and any(len(tiers[depth]) < MIN_NORMS for depth in keys):
+            shared = {client: norm for d in keys for client, norm in self._norms(d, tiers[d], common).items()}
+        for depth, held in keys.items():
+            states, whose = tiers[depth], "of its tier"
+            if len(states) >= MIN_NORMS:
+                norms = self._norms(depth, states, held)
+            else:
+                norms, whose = shared, "of all updates, on the layers that all hold"
+            if len(norms) < MIN_NORMS:
+                log(WARNING, "tier %d: %d updates, too few to tell one that is far off", depth, len(states))
+                continue
+            for client in set(far_off(norms, self.settings.reject)) & set(states):
+                self.reject(client, f"its update's norm of {norms[client]:.4g} is more than {self.settings.reject:g} "
+                                    f"times the median {whose}, {lower_median(norms.values()):.4g}")  # fmt: skip
+                del states[client], self.update.results[client], self.update.entries[client]
+
+    def _norms(self, depth: int, states: States, keys: Sequence[str]) -> dict[int, float]:
+        """Return how far each client's model has moved from its start in these layers, an L2 norm."""
+        start = self.start(depth).state_dict()
+        moved = {}
+        for client, state in states.items():
+            values = state.state_dict()
+            squares = (float((values[key].double() - start[key].double()).square().sum()) for key in keys)
+            moved[client] = math.sqrt(math.fsum(squares))
+        return moved
+
+    def _combine(self, depth: int, states: States) -> TierUpdate:
+        number = len(states)
+        cut = trimmed(number, 0.5 if self.settings.aggregation == "median" else self.settings.trim)
+        floats = trimmed_mean([state.floats for state in states.values()], cut)
+        counters = torch.stack([state.counters for state in states.values()]).sort(dim=0).values[(number - 1) // 2]
+        samples = lower_median(self.update.results[client].num_examples for client in states)
+        state = FlatState(self.layouts[depth], floats, counters)
+        return TierUpdate(state.state_dict(), number * int(samples), tuple(states))
+
+
+def far_off(norms: Mapping[int, float], factor: float) -> list[int]:
+    """Return the clients whose norm exceeds `factor` times the lower median; none if half of them did not move."""
+    bound = factor * lower_median(norms.values())
+    return [client for client, norm in sorted(norms.items()) if norm > bound > 0]
+
+
+def lower_median(values: Iterable[float]) -> float:
+    """Return the median, of an even number the smaller of the two in the middle."""
+    ordered = sorted(values)
+    return ordered[(len(ordered) - 1) // 2]
+
+
+def trimmed(number: int, share: float) -> int:
+    """Return how many of `number` values to cut off at each end; at least one value stays, a half leaves the median."""
+    # rounded up, but not for what floating point adds to a whole number
+    return min(math.ceil(share * number - 1e-9), (number - 1) // 2)
+
+
+def trimmed_mean(vectors: Sequence[Tensor], cut: int) -> Tensor:
+    """Return the mean of each coordinate without its `cut` smallest and largest values (Yin et al., section 4).
+
+    Args:
+        vectors: N vectors `(P,)`, finite; their order does not matter to the last bit.
+        cut: 0 is the plain mean, (N - 1) // 2 the median.
+
+    Returns:
+        `(P,)` float32.
+    """
+    result = torch.empty_like(vectors[0])
+    for part in range(0, len(result), COLUMNS):
+        columns = slice(part, part + COLUMNS)
+        ordered = torch.stack([vector[columns] for vector in vectors]).sort(dim=0).values
+        # + 0.0 because zeros of either sign are equal, so they stay in the order in which they came
+        result[columns] = ordered[cut : len(vectors) - cut].double().mean(dim=0).float() + 0.0
+    return result

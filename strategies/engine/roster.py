@@ -1,0 +1,198 @@
+"""Who takes part: discovery of nodes, their clients' declared depths, stratified sampling and dealing to nodes.
+
+A node is a process on a machine, a client a data owner. A node either has clients of its own, which stay at home, or
+roams: it may host any virtual client of a simulation.
+"""
+
+import dataclasses
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from logging import INFO, WARNING
+
+import torch
+from flwr.app import Message
+from flwr.serverapp import Grid
+from flwr.supercore import log
+
+from common.messages import protocol
+from common.messages.protocol import ClientReport, NodeReport, Order
+from common.seeding import derive_seed
+from strategies.engine.messaging import exchange
+
+PAUSE = 0.2  # seconds between two looks for nodes
+SIGN = 10.0  # seconds in which a node that lives answers a query: SuperNodes look for messages every 3 s
+
+
+@dataclass
+class Roster:
+    """The nodes that are there and the clients they speak for."""
+
+    count: int  # virtual clients that roaming nodes speak for
+    reports: dict[int, ClientReport] = field(default_factory=dict)  # by client; part of the checkpoint
+    homes: dict[int, int] = field(default_factory=dict)  # client -> node, for clients that stay at home
+    nodes: dict[int, NodeReport] = field(default_factory=dict)  # by node id, in the order in which they came
+    rivals: dict[int, int] = field(default_factory=dict)  # client -> the last node that claimed another's
+    word: str = "depth"  # what a client chooses
+    offered: Collection[int] = ()  # what it can choose from; empty: anything
+
+    def discover(self, grid: Grid, order: Order, min_nodes: int, wait: float, deadline: float) -> None:
+        """Query nodes that are new; forget nodes that left. Raises `TimeoutError` when too few nodes come or answer.
+
+        A node that is listed need not be there: Flower lists one that died for a minute more, and one that was half-way
+        through receiving a message when its sender was killed stays deaf for as long. Both count once they answer.
+        """
+        end, failed = time.monotonic() + wait, set[int]()
+        while True:
+            present = self._wait(grid, min_nodes, wait, end)
+            self.nodes = {node: report for node, report in self.nodes.items() if node in present}
+            new = [node for node in present if node not in self.nodes and node not in failed]
+            for node, report in self._query(grid, [(node, order) for node in new], deadline):
+                if report is None:
+                    failed.add(node)
+                    continue
+                self.nodes[node] = report
+                self._accept(report.clients)
+            answered = len(self.nodes) + len(failed.intersection(present))
+            if answered >= min_nodes:
+                break
+            if time.monotonic() > end:
+                raise TimeoutError(
+                    f"{answered} nodes answered within {wait:.0f} s, round.min-nodes asks for {min_nodes}"
+                )
+            time.sleep(PAUSE)
+        self._settle(grid, order, min(deadline, SIGN))
+        self._describe(grid, order, deadline)
+
+    def available(self) -> list[ClientReport]:
+        """Return the clients that can be reached and take part, by id."""
+        roaming = any(report.roaming for report in self.nodes.values())
+        there = set(self.homes) | (set(range(self.count)) if roaming else set())
+        return [self.reports[c] for c in sorted(there) if c in self.reports and not self.reports[c].refused]
+
+    def update(self, reports: Iterable[ClientReport]) -> None:
+        """Take in choices that clients changed."""
+        self._accept(reports, changed=True)
+
+    def deal(self, sampled: Sequence[ClientReport], cost: Mapping[int, float]) -> dict[int, list[ClientReport]]:
+        """Return node -> clients: at home where they have one, else on the node with least work, dear ones first."""
+        roaming = sorted((n for n, r in self.nodes.items() if r.roaming), key=lambda n: (self.nodes[n].partition, n))
+        dealt: dict[int, list[ClientReport]] = {node: [] for node in self.nodes}
+        load = dict.fromkeys(roaming, 0.0)
+        for client in sorted(sampled, key=lambda c: (-cost[c.client], c.client)):
+            node = self.homes.get(client.client)
+            if node is None:
+                node = min(roaming, key=lambda n: (load[n], roaming.index(n)))
+                load[node] += cost[client.client]
+            dealt[node].append(client)
+        return {node: clients for node, clients in dealt.items() if clients}
+
+    def _settle(self, grid: Grid, order: Order, deadline: float) -> None:
+        """Find every client that stays at home its node: of several that claim it, the first one that still answers.
+
+        One that was started again is another node for Flower, which lists the one that died for a minute more.
+        """
+        claims = [(c.client, node) for node, report in self.nodes.items() for c in report.clients]
+        last, first = dict(claims), dict(reversed(claims))
+        holders = first | {client: node for client, node in self.homes.items() if node in self.nodes}
+        contested = [c for c, node in sorted(holders.items()) if last[c] not in (node, self.rivals.get(c))]
+        asked = [(node, order) for node in sorted({holders[client] for client in contested})]
+        living = {node for node, report in self._query(grid, asked, deadline) if report is not None}
+        for client in contested:
+            self.rivals[client] = last[client]
+            if holders[client] in living:
+                log(WARNING, "client %d is at home on node %d, which answers: node %d is left out, give each device a "
+                             "client id of its own", client, holders[client], last[client])  # fmt: skip
+            else:
+                holders[client] = last[client]
+        self.homes = holders
+
+    def _describe(self, grid: Grid, order: Order, deadline: float) -> None:
+        roaming = [node for node, report in self.nodes.items() if report.roaming]
+        unknown = [client for client in range(self.count) if client not in self.reports]
+        if not roaming or not unknown:
+            return
+        shares = [unknown[i :: len(roaming)] for i in range(len(roaming))]
+        orders = [
+            (node, dataclasses.replace(order, describe=tuple(share)))
+            for node, share in zip(roaming, shares, strict=True)
+            if share
+        ]
+        for _, report in self._query(grid, orders, deadline):
+            self._accept(report.clients if report else ())
+
+    def _accept(self, reports: Iterable[ClientReport], changed: bool = False) -> None:
+        for told in reports:
+            known = self.reports.get(told.client)
+            if known and not known.refused and not changed:
+                continue  # a resumed run keeps the choices of its checkpoint: probing is not reproducible
+            report = told
+            if not told.refused and self.offered and told.depth not in self.offered:
+                report = dataclasses.replace(told, refused=f"there is no {self.word} {told.depth}")
+            self.reports[report.client] = report
+            if report.refused:
+                log(WARNING, "client %d cannot take part: %s", report.client, report.refused)
+            elif self.homes or changed:
+                log(INFO, "client %d chose %s %d: %s", report.client, self.word, report.depth, report.reason)
+
+    @staticmethod
+    def _wait(grid: Grid, min_nodes: int, wait: float, end: float) -> list[int]:
+        while len(nodes := sorted(grid.get_node_ids())) < min_nodes:
+            if time.monotonic() > end:
+                raise TimeoutError(f"{len(nodes)} nodes after {wait:.0f} s, round.min-nodes asks for {min_nodes}")
+            time.sleep(PAUSE)
+        return nodes
+
+    @staticmethod
+    def _query(grid: Grid, orders: Iterable[tuple[int, Order]], deadline: float) -> list[tuple[int, NodeReport | None]]:
+        """Return each answer with its node: None if it says that the query failed, or cannot be read."""
+        messages = [
+            Message(content=protocol.pack_order(order), dst_node_id=node, message_type=protocol.QUERY, ttl=deadline)
+            for node, order in orders
+        ]
+        answers: list[tuple[int, NodeReport | None]] = []
+        for reply in exchange(grid, messages, deadline):
+            node, report = reply.metadata.src_node_id, None
+            if reply.has_error():
+                log(WARNING, "node %d did not answer the query: %s", node, reply.error.reason)
+            else:
+                try:
+                    report = protocol.unpack_report(reply.content)
+                except ValueError as error:
+                    log(WARNING, "node %d: its answer to the query cannot be read: %s", node, error)
+            answers.append((node, report))
+        return answers
+
+
+def sample(clients: Sequence[ClientReport], number: int, seed: int, round_: int) -> list[ClientReport]:
+    """Return `number` clients, stratified over the tiers that have clients: every tier in proportion, at least one.
+
+    With fewer places than tiers, all clients have the same chance: fixed shares would leave some tiers out forever.
+    The same seed and round give the same clients, whatever happened before.
+    """
+    tiers: dict[int, list[ClientReport]] = {}
+    stratified = number >= len({client.depth for client in clients})
+    for client in clients:
+        tiers.setdefault(client.depth if stratified else 0, []).append(client)
+    quotas = stratify({depth: len(members) for depth, members in tiers.items()}, number)
+    chosen: list[ClientReport] = []
+    for depth, quota in quotas.items():
+        source = torch.Generator().manual_seed(derive_seed(seed, "sample", round_, depth))
+        order = torch.randperm(len(tiers[depth]), generator=source).tolist()
+        chosen += [tiers[depth][i] for i in order[:quota]]
+    return sorted(chosen, key=lambda c: c.client)
+
+
+def stratify(sizes: Mapping[int, int], number: int) -> dict[int, int]:
+    """Split `number` places, no fewer than strata, by largest remainder and at least one each."""
+    total = sum(sizes.values())
+    number = min(number, total)
+    exact = {depth: number * size / total for depth, size in sorted(sizes.items())}
+    quotas = {depth: min(max(1, int(share)), sizes[depth]) for depth, share in exact.items()}
+    while sum(quotas.values()) != number:
+        surplus = sum(quotas.values()) > number
+        open_ = [d for d in quotas if (quotas[d] > 1 if surplus else quotas[d] < sizes[d])]
+        off = {d: quotas[d] - exact[d] for d in open_}
+        depth = max(off, key=lambda d: (off[d], -d)) if surplus else min(off, key=lambda d: (off[d], d))
+        quotas[depth] += -1 if surplus else 1
+    return quotas

@@ -1,0 +1,1 @@
+"""Baselines in which every client ends with a network of its own."""

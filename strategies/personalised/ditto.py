@@ -1,0 +1,62 @@
+"""Ditto (Li et al., ICML 2021): a global network, and a personal one beside it that is pulled towards the global one.
+
+1. A client trains the server's weights w on all exits and uploads them: FedAvg, unchanged.
+2. It trains its own network v by  loss(v) + lambda / 2 * ||v - w_server||^2  and keeps it; v starts as w_server.
+"""
+
+from dataclasses import dataclass
+
+from common.config import at_least
+from common.storage.client_store import ClientState
+from common.weights.flat import FlatState
+from strategies.baselines.fedprox import Proximal
+from strategies.node.local_training import Job, Outcome
+from strategies.personalised.base import OWN, PersonalStrategy
+from strategies.registry import Method
+
+
+@dataclass(frozen=True)
+class DittoConfig:
+    """Hyper-parameters of Ditto."""
+
+    pull: float = 0.1  # lambda: 0 is local training beside FedAvg, large values are FedAvg
+    epochs: int = 0  # of the personal network; 0: train.epochs
+
+    def problems(self) -> list[str]:
+        """Return every mistake as a sentence."""
+        return at_least(self, pull=0.0, epochs=0)
+
+
+class Ditto(PersonalStrategy):
+    """Average everything; the personal networks stay with the clients."""
+
+    name = "ditto"
+
+
+class DittoLocal(Proximal):
+    """FedAvg's client, then the personal network."""
+
+    def load(self, job: Job, state: FlatState) -> None:
+        """Start from the server's weights, and remember them."""
+        self.server, self.anchor = state, None
+        job.model.load(state)
+
+    def finish(self, job: Job, outcome: Outcome) -> Outcome:
+        """Train the personal network, anchored at the server's weights; keep it whole."""
+        config: DittoConfig = job.config.methods["ditto"]
+        job.model.load(self.server)
+        self.pull, self.anchor = config.pull, job.model.trained.detach().clone()
+        self.personalise(job)
+        objective = self.objective(job, len(job.model.module.exit_positions))
+        self.fit(job, objective, job.model.trained, config.epochs or job.config.train.epochs, "personal")
+        own = job.model.read(job.model.upload_layout).state_dict()
+        tensors = {OWN + key: value for key, value in own.items()}
+        outcome.kept = ClientState(tensors | (outcome.kept.tensors if outcome.kept else {}))
+        return outcome
+
+    def personalise(self, job: Job) -> None:
+        """Take the client's own network; one that never trained has the global one."""
+        job.model.load_dict({**self.server.state_dict(), **job.stored(OWN)})
+
+
+METHOD = Method(Ditto, DittoLocal)

@@ -1,0 +1,17 @@
+"""Fine-tuned FedAvg: the global early-exit network, trained some more on each client before it is used.
+
+The rounds are EEFL's; `personal.finetune-epochs` of the local objective follow on each client's own samples. The
+plainest of all personalised methods, and a strong one (Cheng et al., arXiv 2108.07313).
+"""
+
+from strategies.personalised.base import FineTuning, PersonalStrategy
+from strategies.registry import Method
+
+
+class FineTunedFedAvg(PersonalStrategy):
+    """Average everything."""
+
+    name = "fedavg_ft"
+
+
+METHOD = Method(FineTunedFedAvg, FineTuning)

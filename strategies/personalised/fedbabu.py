@@ -1,0 +1,28 @@
+"""FedBABU (Oh et al., ICLR 2022): only the body is updated and aggregated; heads wait for the end.
+
+1. A client trains the backbone alone under heads that stay as the run's seed made them, the same for everybody.
+2. The server averages the backbones, weighted by samples.
+3. Before its network is used, a client fine-tunes all of it on its own samples for `personal.finetune-epochs`.
+"""
+
+from common.objectives.base import Objective
+from strategies.node.local_training import Job
+from strategies.personalised.base import FineTuning, PersonalStrategy, PersonalTraining, backbone, is_head
+from strategies.registry import Method
+
+
+class FedBABU(PersonalStrategy):
+    """Average the backbone."""
+
+    name = "fedbabu"
+
+
+class FedBABULocal(FineTuning, PersonalTraining):
+    """The body under fixed heads; everything at the end."""
+
+    def local_epochs(self, job: Job, objective: Objective) -> float | None:
+        """Train the backbone."""
+        return self.fit(job, objective, job.model.leaf(lambda key: not is_head(key)), job.config.train.epochs)
+
+
+METHOD = Method(FedBABU, FedBABULocal, travels=backbone)

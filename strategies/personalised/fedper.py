@@ -1,0 +1,17 @@
+"""FedPer (Arivazhagan et al., arXiv 1912.00818): the backbone is averaged, the heads are personal.
+
+1. A client puts its own exit heads on the server's backbone and trains both together on all exits.
+2. The server averages the backbones, weighted by samples; the heads never leave the client.
+"""
+
+from strategies.personalised.base import PersonalStrategy, PersonalTraining, backbone
+from strategies.registry import Method
+
+
+class FedPer(PersonalStrategy):
+    """Average the backbone."""
+
+    name = "fedper"
+
+
+METHOD = Method(FedPer, PersonalTraining, travels=backbone)

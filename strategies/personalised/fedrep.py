@@ -1,0 +1,44 @@
+"""FedRep (Collins et al., ICML 2021): a shared representation under personal heads, trained in turn.
+
+1. A client trains its own heads for several epochs on the server's backbone, which is fixed meanwhile.
+2. It then trains the backbone for `train.epochs` under those heads, fixed in their turn.
+3. The server averages the backbones, weighted by samples.
+"""
+
+from dataclasses import dataclass
+
+from common.config import at_least
+from common.objectives.base import Objective
+from strategies.node.local_training import Job
+from strategies.personalised.base import PersonalStrategy, PersonalTraining, backbone, is_head
+from strategies.registry import Method
+
+
+@dataclass(frozen=True)
+class FedRepConfig:
+    """Hyper-parameters of FedRep."""
+
+    head_epochs: int = 5  # epochs of the heads before the backbone's
+
+    def problems(self) -> list[str]:
+        """Return every mistake as a sentence."""
+        return at_least(self, head_epochs=0)
+
+
+class FedRep(PersonalStrategy):
+    """Average the backbone."""
+
+    name = "fedrep"
+
+
+class FedRepLocal(PersonalTraining):
+    """Heads first, then the backbone."""
+
+    def local_epochs(self, job: Job, objective: Objective) -> float | None:
+        """Train the two parts one after the other; return the loss of the second phase."""
+        config: FedRepConfig = job.config.methods["fedrep"]
+        self.fit(job, objective, job.model.leaf(is_head), config.head_epochs, "heads")
+        return self.fit(job, objective, job.model.leaf(lambda key: not is_head(key)), job.config.train.epochs)
+
+
+METHOD = Method(FedRep, FedRepLocal, travels=backbone)

@@ -1,0 +1,310 @@
+"""A worker beside a SuperNode, as a real process: what it answers, whom it serves, when it ends."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.common.serde import recorddict_to_proto
+
+from client.warm import dispatch
+from client.warm import frames, worker
+from client.warm.listener import Door, Keeper
+from client.work import answer
+from common.errors import UserError
+from common.flower.local_grid import LocalGrid
+from common.messages import protocol
+from strategies.factory import make_strategy, read_config
+from tests.support.deployment import wait_until
+
+NODE = {"client-ids": "0,1,2", "depth": 2}
+NODE_ID = 7
+LONG = 30_000  # epochs: ten minutes of training
+PROJECT = Path(__file__).resolve().parents[3]
+
+
+class Recording(LocalGrid):
+    """Keeps what was sent, by message type."""
+
+    sent: dict[str, RecordDict]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        messages = list(messages)
+        self.sent = getattr(self, "sent", {}) | {m.metadata.message_type: m.content for m in messages}
+        return super().push_messages(messages)
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Iterator[Path]:
+    """The folder of sockets, with a short path; workers that are left end with it."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", folder)
+        # as Flower starts it beside a SuperNode
+        patch.setattr(sys, "argv", ["/somewhere/flwr-clientapp", "--parent-pid", str(os.getpid())])
+        yield Path(folder)
+        for process in workers():
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def orders(runtime: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RecordDict]:
+    """One message's content of each type, as a run of one round sends them."""
+    flat = {
+        "run.name": "test", "run.strategy": "eefl", "run.rounds": 1, "clients.count": 3, "clients.per-round": 3,
+        "clients.device": "cpu", "network.name": "lenet", "network.width": 3, "data.limit": 120,
+        "clients.store": str(tmp_path_factory.mktemp("clients")), "server.clients-evaluate-every": 1,
+    }  # fmt: skip
+    strategy, node = make_strategy(read_config(flat)), dict(NODE)
+    from client.app import app
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["pytest"])  # in this process, as in a simulation
+        strategy.start(grid := Recording(app, [node]))
+    assert set(grid.sent) == {protocol.QUERY, protocol.TRAIN, protocol.EVALUATE, protocol.DELIVER}
+    return grid.sent
+
+
+def workers() -> list[psutil.Process]:
+    """The workers that this process started and that still run."""
+    return running("client.warm.worker")
+
+
+def running(word: str) -> list[psutil.Process]:
+    """The processes started from here that have this word in their command and still run."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # or it is one that has ended and nobody has asked about
+            if word in process.cmdline():
+                found.append(process)
+    return found
+
+
+def ask(kind: str, content: RecordDict, node: dict[str, Any] = NODE, idle: float = 600) -> dispatch.Reply:
+    reply = dispatch.ask(dispatch.door(NODE_ID), kind, content, node, idle)
+    assert reply is not None
+    return reply
+
+
+def with_epochs(content: RecordDict, epochs: int) -> RecordDict:
+    """The same order to train for longer."""
+    order, payload = protocol.unpack_order(content)
+    config = order.config.replace('"train.epochs": 1', f'"train.epochs": {epochs}')
+    assert config != order.config
+    packed = {name: protocol.pack_state(state) for name, state in payload.states.items()}
+    return protocol.pack_order(replace(order, config=config), packed)
+
+
+def as_bytes(content: RecordDict) -> bytes:
+    """A reply as it travels, without how long its clients took."""
+    if "results" in str(content[protocol.ORDER]):
+        reply = protocol.unpack_reply(content)
+        reply.results = [replace(result, seconds=0.0) for result in reply.results]
+        content = protocol.pack_reply(reply)
+    return recorddict_to_proto(content).SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize("kind", [protocol.QUERY, protocol.TRAIN, protocol.EVALUATE, protocol.DELIVER])
+def test_the_workers_reply_is_that_of_a_direct_call_byte_for_byte(orders, kind):
+    by_worker, _ = ask(kind, orders[kind])
+    direct = as_bytes(answer(kind, orders[kind], NODE))
+    assert as_bytes(by_worker) == direct
+    assert len(direct) > 100
+    assert len(workers()) == 1  # one for all of them
+
+
+def test_what_the_work_raises_is_raised_and_the_worker_stays(orders):
+    before = workers()
+    with pytest.raises(dispatch.WorkerError, match="ValueError: the message has no"):
+        ask(protocol.TRAIN, RecordDict({"nonsense": ConfigRecord({"a": 1})}))
+    with pytest.raises(UserError, match=r"train\.epochs"):
+        ask(protocol.TRAIN, with_epochs(orders[protocol.TRAIN], -1))
+    assert workers() == before
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        frames.HEAD.pack(frames.MAGIC, frames.REQUEST, 2**40),  # far more than will come
+        frames.HEAD.pack(frames.MAGIC, frames.RECORD, 4) + b"\x80\x04N.",  # a pickle, out of turn
+        frames.HEAD.pack(frames.MAGIC, frames.REQUEST, 2) + b"[]",
+        frames.HEAD.pack(frames.MAGIC, frames.REQUEST, 2) + b"{}",
+        b"",
+    ],
+)
+def test_garbage_on_the_socket_is_sent_away_and_the_worker_stays(orders, garbage):
+    ask(protocol.QUERY, orders[protocol.QUERY])
+    before = workers()
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.connect(str(dispatch.door(NODE_ID).path))
+        stranger.sendall(garbage)
+        stranger.shutdown(socket.SHUT_WR)
+        stranger.settimeout(60)
+        with suppress(ConnectionResetError):  # when it leaves more than it has read
+            assert stranger.recv(100) == b""
+    ask(protocol.QUERY, orders[protocol.QUERY])
+    assert workers() == before
+
+
+def test_a_message_that_takes_long_to_be_written_keeps_no_worker_waiting(orders, monkeypatch):
+    written: list[str] = []
+    encode, enter = frames.encode, Door.enter
+    monkeypatch.setattr(frames, "encode", lambda record: (written.append("written"), encode(record))[1])
+    monkeypatch.setattr(Door, "enter", lambda *arguments: (written.append("in"), enter(*arguments))[1])
+    ask(protocol.QUERY, orders[protocol.QUERY])
+    assert written == ["written", "in"]
+
+
+def test_only_this_user_can_reach_the_socket(orders, runtime):
+    ask(protocol.QUERY, orders[protocol.QUERY])
+    path = dispatch.door(NODE_ID).path
+    assert path.is_relative_to(runtime)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_two_messages_are_worked_on_one_after_the_other(orders):
+    content = with_epochs(orders[protocol.TRAIN], 12)
+    ask(protocol.QUERY, orders[protocol.QUERY])
+    before, started = workers(), time.monotonic()
+    with ThreadPoolExecutor(2) as pool:
+        replies = list(pool.map(lambda _: ask(protocol.TRAIN, content), range(2)))
+    assert time.monotonic() - started > sum(seconds for _, seconds in replies)
+    assert as_bytes(replies[0][0]) == as_bytes(replies[1][0])
+    assert workers() == before
+
+
+def test_a_killed_worker_fails_its_message_and_the_next_gets_a_new_one(orders):
+    ask(protocol.QUERY, orders[protocol.QUERY])
+    (victim,) = workers()
+    spent = sum(victim.cpu_times()[:2])
+
+    def kill() -> None:
+        wait_until(lambda: sum(victim.cpu_times()[:2]) > spent + 0.3, 120, "it does not train")
+        victim.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(dispatch.WorkerError, match="ended while it worked"):
+        ask(protocol.TRAIN, with_epochs(orders[protocol.TRAIN], LONG))
+    killer.join()
+    reply, _ = ask(protocol.TRAIN, orders[protocol.TRAIN])
+    assert as_bytes(reply) == as_bytes(answer(protocol.TRAIN, orders[protocol.TRAIN], NODE))
+    (successor,) = workers()
+    assert successor.pid != victim.pid
+
+
+CLIENT_APP = """
+import sys
+from pathlib import Path
+from flwr.common.serde import recorddict_from_proto
+from flwr.proto.recorddict_pb2 import RecordDict
+from client.warm import dispatch
+content = recorddict_from_proto(RecordDict.FromString(Path(sys.argv[3]).read_bytes()))
+dispatch.ask(dispatch.door(7), "train", content, {"client-ids": "0,1,2", "depth": 2}, 600)
+"""
+
+
+def test_a_killed_client_app_ends_the_work_that_nobody_wants_any_more(orders, tmp_path):
+    ask(protocol.QUERY, orders[protocol.QUERY])
+    (process,) = workers()
+    spent = sum(process.cpu_times()[:2])
+    content = recorddict_to_proto(with_epochs(orders[protocol.TRAIN], LONG)).SerializeToString()
+    (tmp_path / "content").write_bytes(content)
+    command = [sys.executable, "-c", CLIENT_APP, "--parent-pid", str(os.getpid()), str(tmp_path / "content")]
+    with subprocess.Popen(command, cwd=PROJECT) as client_app:
+        wait_until(lambda: sum(process.cpu_times()[:2]) > spent + 0.3, 120, "it does not train")
+        client_app.send_signal(signal.SIGKILL)
+    wait_until(lambda: not workers(), 60, "the worker trains on")
+
+
+def resident(door: Door, parent: int, idle: float) -> None:
+    """Start a process that keeps a door and lets everybody in."""
+    code = f"import sys; from client.warm.listener import Keeper; Keeper.of(*sys.argv[1:], {parent}, {idle}).serve(id)"
+    door.enter([sys.executable, "-c", code], os.environ).close()
+    assert running(str(door.path))
+
+
+def test_it_leaves_when_nothing_comes(runtime):
+    door = Door.named("idle")
+    resident(door, os.getpid(), idle=2)
+    wait_until(lambda: not running(str(door.path)), 60, "it stays")
+    assert not door.path.exists()
+
+
+def test_it_leaves_when_its_supernode_has_gone(runtime):
+    door = Door.named("left")
+    with subprocess.Popen(["sleep", "60"]) as supernode:
+        resident(door, supernode.pid, idle=600)
+        time.sleep(1.5)  # longer than between two looks
+        (process,) = running(str(door.path))
+        supernode.kill()
+    wait_until(lambda: not running(str(door.path)), 60, "it stays")
+    assert not door.path.exists()
+    resident(door, os.getpid(), idle=2)
+    assert process not in running(str(door.path))
+
+
+@pytest.mark.parametrize("change", [{"bundle": "/apps/newer"}, {"parent": 1}])
+def test_it_makes_way_for_another_version_and_another_supernode(runtime, change):
+    door = Door.named("version")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(door.path))
+    keeper = Keeper(listener, door, os.getpid(), 600)
+    request = {"bundle": str(dispatch.BUNDLE), "parent": os.getpid(), "kind": "query", "node": {}, "idle": 1, **change}
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        frames.send_json(theirs, frames.REQUEST, request)
+        worker.admit(keeper, ours)
+        assert frames.receive(theirs, frames.OTHER)[0] == frames.OTHER
+    assert listener.fileno() == -1
+    assert not door.path.exists()  # whoever comes next starts its own
+
+
+def test_without_a_private_folder_the_process_does_the_work_itself(orders, tmp_path, monkeypatch, flower_log):
+    (tmp_path / f"earlybloom-{os.getuid()}").mkdir(mode=0o755)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    before = workers()
+    reply = dispatch.respond(protocol.QUERY, orders[protocol.QUERY], NODE_ID, NODE)
+    assert as_bytes(reply) == as_bytes(answer(protocol.QUERY, orders[protocol.QUERY], NODE))
+    assert "only this user can enter" in flower_log[0]
+    assert flower_log[-1].endswith("(own process)")
+    assert workers() == before
+
+
+@pytest.mark.parametrize("node", [{"worker": False}, {"worker": 0}])
+def test_a_node_may_keep_no_worker(orders, monkeypatch, node):
+    monkeypatch.setattr(dispatch, "ask", lambda *arguments: pytest.fail("asked a worker"))
+    dispatch.respond(protocol.QUERY, orders[protocol.QUERY], NODE_ID, NODE | node)
+
+
+def test_a_simulation_keeps_no_worker(orders, monkeypatch):
+    monkeypatch.setattr(dispatch, "ask", lambda *arguments: pytest.fail("asked a worker"))
+    monkeypatch.setattr(sys, "argv", ["default_worker.py"])
+    dispatch.respond(protocol.QUERY, orders[protocol.QUERY], NODE_ID, NODE)
+
+
+def test_how_long_a_worker_waits_is_the_nodes_to_say():
+    assert dispatch.idle_seconds({}) == dispatch.idle_seconds({"worker": True}) == 600
+    assert dispatch.idle_seconds({"worker": 2.5}) == 150
+    assert dispatch.idle_seconds({"worker": -1}) == dispatch.idle_seconds({"worker": False}) == 0
+    with pytest.raises(UserError, match="worker='often'"):
+        dispatch.idle_seconds({"worker": "often"})
+
+
+def test_the_client_app_is_there_without_torch():
+    code = "import sys, client.app; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=False).returncode == 0

@@ -1,0 +1,211 @@
+"""Children that get this process's signals, and are gone when its block ends."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from common.flower.processes import (
+    PROJECT,
+    SIGNALS,
+    child,
+    environment,
+    flower_home,
+    free_port,
+    interrupted_by_signals,
+    noted_signals,
+    tied,
+    wait_for_port,
+)
+from tests.support.deployment import wait_until
+from tests.support.served import said
+
+NAP = [sys.executable, "-c", "import time; time.sleep(60)"]
+# says which signal it got
+LISTENER = """
+import signal, sys, time
+def told(number, _):
+    open(sys.argv[1], "a").write(f"{number}\\n")
+    sys.exit(7)
+signal.signal(signal.SIGINT, told); signal.signal(signal.SIGTERM, told)
+open(sys.argv[1], "a").write("ready\\n")
+time.sleep(60)
+"""
+
+
+@pytest.fixture(autouse=True)
+def heard_hangup() -> Iterator[None]:
+    """Hear SIGHUP, which these tests may have been started without (`nohup`)."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("number", "passed"),
+    [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGTERM), (signal.SIGHUP, signal.SIGTERM)],
+)
+def test_signals_are_passed_on_once(tmp_path, number, passed):
+    file = tmp_path / "told"
+    before = signal.getsignal(number)
+    with child([sys.executable, "-c", LISTENER, str(file)], os.environ, tmp_path) as process:
+        wait_until(lambda: file.exists() and file.read_text() == "ready\n", 60, "the child did not start")
+        assert not process.stopped
+        os.kill(os.getpid(), number)
+        assert process.wait() == 7
+        assert process.stopped
+    assert file.read_text() == f"ready\n{int(passed)}\n"
+    assert signal.getsignal(number) is before
+
+
+def test_a_terminal_that_is_closed_tells_once(tmp_path):
+    with child(NAP, os.environ, tmp_path) as process:
+        sent: list[int] = []
+        process.process.send_signal = sent.append  # type: ignore[method-assign]
+        for _ in range(2):  # the shell's, and the system's when the shell has ended
+            os.kill(os.getpid(), signal.SIGHUP)
+        del process.process.send_signal
+        assert sent == [signal.SIGTERM]
+    with pytest.raises(KeyboardInterrupt), interrupted_by_signals():
+        try:
+            os.kill(os.getpid(), signal.SIGHUP)
+        finally:
+            os.kill(os.getpid(), signal.SIGHUP)  # must not interrupt what is done at the end
+            ended = True
+    assert ended
+
+
+def test_what_is_to_outlive_its_terminal_does(tmp_path):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` does
+    with interrupted_by_signals(), noted_signals() as told, child(NAP, os.environ, tmp_path, told) as process:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert (told, process.stopped, process.process.poll()) == ([], False, None)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def ended(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE  # nobody may be there to bury it
+    except psutil.NoSuchProcess:
+        return True
+
+
+KILLED = """
+import os, time
+from pathlib import Path
+from common.flower.processes import child
+with child(["sleep", "60"], os.environ, Path()) as process:
+    while "sleep" not in Path(f"/proc/{process.process.pid}/comm").read_text():
+        time.sleep(0.01)
+    print(process.process.pid, flush=True)
+    process.wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent was killed")
+def test_a_child_ends_with_a_launcher_that_is_killed():
+    command = [sys.executable, "-c", KILLED]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as launcher:
+        sleeper = int(said(launcher))
+        launcher.kill()
+        wait_until(lambda: ended(sleeper), 30, "the child lives on")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent was killed")
+def test_a_child_whose_launcher_has_died_already_does_not_start(tmp_path):
+    command = [*tied(["touch", str(tmp_path / "started")])]
+    subprocess.run(command, check=True)
+    assert (tmp_path / "started").exists()
+    command[command.index(str(os.getpid()))] = str(os.getppid())
+    (tmp_path / "started").unlink()
+    subprocess.run(command, check=True)
+    assert not (tmp_path / "started").exists()
+
+
+def test_to_end_as_told_is_no_failure(tmp_path):
+    with child(NAP, os.environ, tmp_path) as process:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert process.wait() == 0
+    with child(NAP, os.environ, tmp_path) as process:
+        process.process.kill()
+        assert process.wait() == -signal.SIGKILL
+
+
+def test_a_signal_in_the_moment_of_the_start_reaches_the_child(tmp_path, monkeypatch):
+    popen = subprocess.Popen
+
+    def told_meanwhile(*arguments, **options):
+        process = popen(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return process
+
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("nobody passed it on"))
+    try:
+        monkeypatch.setattr(subprocess, "Popen", told_meanwhile)
+        with child(NAP, os.environ, tmp_path) as process:
+            assert process.stopped
+            assert process.wait() == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_what_was_told_before_the_start_reaches_the_child(tmp_path):
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    with noted_signals() as told:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert told == [signal.SIGTERM]
+        with child(NAP, os.environ, tmp_path, told) as process:
+            assert process.stopped
+            assert process.wait() == 0
+        os.kill(os.getpid(), signal.SIGINT)  # afterwards it is noted again
+        assert told == [signal.SIGTERM, signal.SIGINT]
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
+
+
+def test_every_signal_interrupts_as_sigint_does():
+    for number in SIGNALS:
+        with pytest.raises(KeyboardInterrupt), interrupted_by_signals():
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_child_that_cannot_start_leaves_the_signals_as_they_were(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(FileNotFoundError), child(NAP, os.environ, tmp_path / "nowhere"):
+        pass
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_child_does_not_outlive_its_block(tmp_path):
+    with pytest.raises(RuntimeError, match="oops"), child(NAP, os.environ, tmp_path) as process:
+        raise RuntimeError("oops")
+    assert process.process.poll() == -signal.SIGTERM
+
+
+def test_a_port_is_waited_for_while_its_process_lives(tmp_path):
+    port = free_port()
+    with child(NAP, os.environ, tmp_path) as process:
+        assert not wait_for_port("127.0.0.1", port, process.process, 0.3)
+        with socket.create_server(("127.0.0.1", port)):
+            assert wait_for_port("127.0.0.1", port, process.process)
+    started = time.monotonic()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    assert not wait_for_port("127.0.0.1", port, ended)
+    assert time.monotonic() - started < 20  # where a process lives it would wait for 30
+
+
+def test_flowers_home_is_the_users_then_the_environments(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "env"))
+    assert flower_home(None) == tmp_path / "env"
+    assert flower_home(tmp_path) == tmp_path / ".flwr"
+    monkeypatch.chdir(tmp_path)
+    assert flower_home(Path("here")) == tmp_path / "here" / ".flwr"
+    assert environment(tmp_path)["FLWR_HOME"] == str(tmp_path)

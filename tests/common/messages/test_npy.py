@@ -1,0 +1,85 @@
+import io
+import pickle
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from common.messages.npy import read_npy
+
+ARRAYS = [
+    np.arange(6.0).reshape(2, 3), np.asfortranarray(np.arange(6, dtype=np.int32).reshape(2, 3)), np.array([True]),
+    np.zeros(0, np.float16), np.zeros((0, 3)), np.array(3), np.array([np.nan, -np.inf], np.float32),
+]  # fmt: skip
+
+
+def written(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def announcing(text: str, body: bytes = bytes(24)) -> bytes:
+    header = text.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + body
+
+
+@pytest.mark.parametrize("array", ARRAYS, ids=lambda a: f"{a.dtype}-{a.shape}")
+def test_numbers_come_back(array):
+    got = read_npy(written(array))
+    assert (got.dtype, got.shape) == (array.dtype, array.shape)
+    assert np.array_equal(got, array, equal_nan=array.dtype.kind == "f")
+
+
+def test_it_is_a_view():
+    data = written(np.arange(3.0))
+    assert not read_npy(data).flags.writeable
+    assert np.shares_memory(read_npy(data), np.frombuffer(data, np.uint8))
+
+
+class Bomb:
+    def __reduce__(self):
+        return pytest.fail, ("it was unpickled",)
+
+
+GOOD = "{'descr': '<f8', 'fortran_order': False, 'shape': (3,), }"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x93NUMPY",
+        pickle.dumps(Bomb()),
+        written(np.array([Bomb()], dtype=object)),
+        written(np.array(["text"])),
+        written(np.zeros(2, complex)),
+        written(np.zeros(2, [("a", "f4")])),
+        written(np.zeros(3))[:-1],
+        written(np.zeros(3)) + b"x",
+        b"\x93NUMPY\x02\x00" + announcing(GOOD)[8:],
+        announcing(GOOD.replace("(3,)", f"({10**13},)")),
+        announcing(GOOD.replace("(3,)", f"({2**32}, {2**32})")),
+        announcing(GOOD.replace("(3,)", "(-3, -1)")),
+        announcing(GOOD.replace("(3,)", "(3.0,)")),
+        announcing(GOOD.replace("<f8", "O")),
+        announcing(GOOD.replace("<f8", "V0")),
+        announcing(GOOD.replace("(3,)", "-" * 60 + "3")),
+        announcing(GOOD + "(" * 2000),
+        announcing("__import__('os')"),
+    ],
+)
+def test_anything_else_is_a_value_error(data):
+    assert read_npy(announcing(GOOD)).shape == (3,)
+    with pytest.raises(ValueError):
+        read_npy(data)
+
+
+def test_what_is_only_announced_takes_no_memory():
+    data = announcing(GOOD.replace("(3,)", f"({10**8},)"))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="an array of 24 bytes announces shape"):
+        read_npy(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10**6

@@ -1,0 +1,237 @@
+"""`python -m server teacher`, `students` and `infer`: from images to answers of several real devices."""
+
+import errno
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.config import load_config
+from common.data import DataConfig, load
+from server.__main__ import main
+from server.commands.distree.students import OPTIONS, READ
+from strategies.distree.model.stored import load_student, load_students, student_file
+from strategies.registry import sections
+from tests.support.served import Served, served
+
+IMAGES = ["-c", "data.name=digits", "-c", "network.name=wrn16", "--no-augmentation"]
+TEST = 40
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Folders of a teacher and of its two students."""
+
+    teacher: Path
+    students: Path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("distree")
+    found = Trained(folder / "teacher", folder / "students")
+    assert main(["teacher", "--out", str(found.teacher), "--epochs", "8", *IMAGES]) == 0
+    arguments = ["--teacher", str(found.teacher), "--out", str(found.students), "--epochs", "6"]
+    assert main(["students", *arguments, *IMAGES]) == 0
+    return found
+
+
+@pytest.fixture(scope="module")
+def devices(trained: Trained) -> Iterator[Served]:
+    with served(trained.students) as found:
+        yield replace(
+            found,
+            arguments=[*found.arguments, "--model", str(trained.students), "--dataset", "digits", "--limit", str(TEST)],
+        )
+
+
+def test_students_learn_from_the_teacher_and_what_was_found_is_written(trained: Trained) -> None:
+    teacher = json.loads((trained.teacher / "report.json").read_text())
+    report = json.loads((trained.students / "report.json").read_text())
+    assert teacher["exits"]["test"][0] > 0.9
+    exits = report["exits"]["test"]
+    assert len(exits) == 7
+    assert exits[-1] > 0.9
+    assert exits[-1] > exits[0] + 0.3
+    stored = load_students(trained.students)
+    parts = stored.students.spec.partition
+    assert [list(part) for part in parts] == report["partition"]
+    assert not set(parts[0]) & set(parts[1])
+    assert report["calibrated"]["accuracy"] >= report["last"]["accuracy"] - 0.01
+    assert report["calibrated"]["cost"] <= report["last"]["cost"]
+    assert set(stored.policies) == {"calibrated", "neighbour", "random", "last", "published"}
+    for number in (1, 2):
+        own = load_student(student_file(trained.students, number))
+        assert own.policies["calibrated"] == stored.policies["calibrated"][number]
+
+
+def test_devices_answer_what_one_process_would(trained: Trained, devices: Served, tmp_path: Path) -> None:
+    file = tmp_path / "answers.json"
+    assert main(["infer", *devices.arguments, "--policy", "last", "--deadline", "20", "--json", str(file)]) == 0
+    images = json.loads(file.read_text())["images"]
+    stored, test = load_students(trained.students), load(DataConfig(), None).test
+    rows = [int(image["file"]) for image in images]
+    with torch.no_grad():
+        expected = stored.students(stored.normalizer(test.inputs[rows]))[-1].argmax(1).tolist()
+    assert [int(image["label"]) for image in images] == expected
+    assert len(rows) == TEST
+    for image in images:
+        assert image["exits"] == {"1": 7, "2": 7}
+        assert image["missing"] == {}
+        assert image["sent"] > 2 * 64
+        assert image["received"] > 4 * sum(map(len, stored.students.spec.partition))
+
+
+def test_policies_are_compared_side_by_side(trained: Trained, devices: Served, tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    assert (
+        main(["infer", *devices.arguments, "--compare", "--deadline", "20", "--batch", "8", "--json", str(file)]) == 0
+    )
+    rows = {row["policy"]: row for row in json.loads(file.read_text())["policies"]}
+    assert set(rows) == {"calibrated", "neighbour", "random", "last", "published", "oracle"}
+    assert rows["last"]["share_of_full_macs"] == 1
+    assert all(0 < row["share_of_full_macs"] <= 1 for row in rows.values())
+    assert rows["oracle"]["accuracy"] >= max(row["accuracy"] for row in rows.values())
+    assert rows["random"]["share_of_full_macs"] < 1
+    for row in rows.values():
+        assert all(sum(counts.values()) == TEST for counts in row["histogram"].values())
+
+
+def test_a_latency_target_moves_devices_to_cheaper_exits(
+    trained: Trained, devices: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "answers.json"
+    assert main(["infer", *devices.arguments, "--target-ms", "0.01", "--deadline", "20", "--json", str(file)]) == 0
+    images = json.loads(file.read_text())["images"]
+    exits = [image["exits"][k] for image in images for k in ("1", "2")]
+    assert exits[:2] == [7, 7]  # the ladder begins with everybody at the last exit
+    assert sum(exits[-20:]) / 20 < 5  # some samples differ from no first feature enough to leave
+    assert "rungs of the ladder" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--policy", "best"], "choose one of calibrated, last, neighbour, published, random"),
+        (["--deadline", "0"], "give seconds above 0"),
+        (["--student", "3=127.0.0.1:1"], "the number one of 1, 2"),
+        (["--student", "127.0.0.1:1"], "write NUMBER=VALUE"),
+        (["--target-ms", "0"], "latency target must be above 0"),
+    ],
+)
+def test_what_the_user_can_mend_ends_with_2_and_one_line(
+    arguments: list[str], message: str, trained: Trained, devices: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["infer", *devices.arguments, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_images_of_unknown_class_cannot_be_compared(
+    trained: Trained, devices: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    given = devices.arguments[: devices.arguments.index("--dataset")]
+    assert main(["infer", *given, "--images", str(tmp_path), "--compare"]) == 2
+    assert "needs the class of every image" in capsys.readouterr().err
+
+
+def test_a_device_that_was_killed_is_left_out_and_the_answer_says_so(
+    trained: Trained, devices: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    devices.processes[2].kill()
+    devices.processes[2].wait()
+    file = tmp_path / "answers.json"
+    assert main(["infer", *devices.arguments, "--policy", "last", "--deadline", "5", "--json", str(file)]) == 0
+    images = json.loads(file.read_text())["images"]
+    assert all(image["exits"] == {"1": 7, "2": None} and image["missing"]["2"] for image in images)
+    assert "student 2 is missing in 40 answers" in capsys.readouterr().out
+
+
+def test_students_are_as_wide_as_suits_the_declared_devices(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--teacher", str(trained.teacher), "--out", str(tmp_path / "new"), "--epochs", "1", *IMAGES]
+    # a student twice as wide costs 3.8 times as much, one of three times the width 8.4 times
+    devices = ["-c", "distree.devices=memory=64MB,compute=5GFLOPS;low", "-c", "data.limit=300"]
+    assert main(["students", *arguments, *devices]) == 0
+    spec = load_students(tmp_path / "new").students.spec
+    assert [backbone.width for backbone in spec.backbones] == [2, 1]
+    assert spec.devices == ("memory=64MB,compute=5GFLOPS", "low")
+    assert len(spec.partition[0]) > len(spec.partition[1])
+    told = capsys.readouterr().out
+    assert "student 1, for memory=64MB,compute=5GFLOPS: width 2, since width 3 would take" in told
+    assert "student 2, for low: width 1, since width 2 would take 12.66 ms an image, more than the slowest" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["students", "--teacher", "absent", "--out", "new", "-c", "distree.devices=auto;low"], "measure the server"),
+        (["students", "--teacher", "absent", "--out", "new"], "no model in absent"),
+        (["teacher", "--out", "new", "--epochs", "0"], "epochs"),
+        (
+            ["teacher", "--out", "new", "-c", "train.epochs=7", "-c", "train.momentum=0", "-c", "run.seed=2"],
+            "`server teacher` does not read train.epochs (give --epochs), train.momentum: leave out",
+        ),
+        (["teacher", "--out", "new", "-c", "distree.beta=7"], "`server teacher` does not read distree.beta: leave out"),
+        (
+            ["students", "--teacher", "absent", "--out", "new", "-c", "distree.beta=7", "-c", "distree.public=digits"],
+            "`server students` does not read distree.public: leave out",
+        ),
+        (["teacher", "--out", "new", "-c", "data.limit=4"], "there are 4 training images on this server: too few"),
+        (["teacher", "--out", ".", "-c", "data.name=digits"], "is not empty"),
+        (["teacher", "--out", "something"], "--out something cannot be a folder of results: File exists"),
+        (["teacher", "--out", "something/new"], "--out something/new cannot be a folder of results: Not a directory"),
+        (["teacher", "--out", "/proc/new"], "--out /proc/new cannot be a folder of results"),
+        (["teacher", "--out", "new", "-c", "data.name=bbc_news", "-c", "network.name=transformer4"], "images"),
+    ],
+)
+def test_training_refuses_before_it_starts(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "something").touch()
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_is_said_to_be_read_are_keys_and_so_is_what_takes_their_place() -> None:
+    known = load_config({}, sections()).flat()
+    assert set().union(*READ.values(), OPTIONS) <= set(known)
+    assert not set().union(*READ.values()) & set(OPTIONS)
+
+
+def test_a_preset_may_have_keys_that_training_does_not_read(tmp_path: Path) -> None:
+    preset = tmp_path / "preset.toml"
+    preset.write_text("[train]\nepochs = 7\n[data]\nlimit = 100\n[network]\nname = 'wrn16'\n")
+    assert main(["teacher", "--out", str(tmp_path / "new"), "--epochs", "1", "--preset", str(preset)]) == 0
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(**_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("server.commands.distree.students.TemporaryFile", refuse)  # an administrator may write anywhere
+    monkeypatch.setattr("server.commands.distree.students.train_teacher", lambda *_: pytest.fail("it has been trained"))
+    assert main(["teacher", "--out", str(tmp_path)]) == 2
+    assert "cannot be a folder of results: Permission denied" in capsys.readouterr().err
+
+
+def test_a_teacher_of_other_images_is_refused(trained: Trained, tmp_path: Path, data_root: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    arguments = ["--teacher", str(trained.teacher), "--out", str(tmp_path / "new"), "-c", "network.name=wrn16"]
+    tiny = ["-c", "data.name=cifar10", "-c", f"data.root={data_root / 'cifar10_tiny'}"]
+    assert main(["students", *arguments, *tiny]) == 2
+    assert "was trained on images (1, 8, 8) of 10 classes" in capsys.readouterr().err

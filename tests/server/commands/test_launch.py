@@ -1,0 +1,212 @@
+"""The launcher's own logic: environment, what it hands to Flower, and what it makes of Flower's answers."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from common.errors import UserError
+from server.commands import launch
+from server.commands.launch import Outcome, deploy, environment, local_superlink, simulate
+from tests.support.deployment import wait_until
+from tests.support.served import said
+
+
+class Flower:
+    """Stands for the `flwr` command: answers as told and keeps what it was asked."""
+
+    def __init__(self, *statuses: str, accepted: bool = True) -> None:
+        self.statuses, self.accepted = list(statuses), accepted
+        self.commands: list[list[str]] = []
+        self.config: dict[str, Any] = {}
+
+    def __call__(self, command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
+        self.commands.append(list(command))
+        if command[1] == "run":
+            text = Path(command[command.index("-c") + 1]).read_text()
+            tables = tomllib.loads(text)
+            self.config = {f"{s}.{k}": v for s, values in tables.items() for k, v in values.items()}
+            return {"success": self.accepted, "run-id": "7", "error-message": "" if self.accepted else "no such app"}
+        if command[1] == "list":
+            return {"runs": [{"run-id": "7", "status": self.statuses.pop(0), "status-details": "because"}]}
+        return {"success": True}
+
+
+@pytest.fixture
+def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    monkeypatch.setattr(launch, "ASK_EVERY", 0.0)
+    monkeypatch.setattr(launch.time, "sleep", lambda seconds: None)
+    return {"FLWR_HOME": str(tmp_path)}
+
+
+def test_the_environment_keeps_flower_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/bin")
+    found = environment(tmp_path)
+    assert found["FLWR_HOME"] == str(tmp_path)
+    assert found["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert found["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
+    assert found["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] == "0"
+    # Flower starts `flwr-serverapp` and the like by name: they must be those of this Python
+    assert found["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/bin"]
+    assert (Path(sys.executable).parent / "flower-superlink").exists()
+
+
+def test_the_run_is_handed_over_as_one_file_and_its_status_is_flowers(env, tmp_path, monkeypatch):
+    flower = Flower("running", "running", "finished:completed")
+    monkeypatch.setattr(launch, "_flwr", flower)
+    overrides = {"run.name": "a", "train.lr": 0.1, "run.tensorboard": True, "clients.mix": 'small "x"'}
+    outcome = simulate(overrides, tmp_path / "runs", env, workers=3, gpus=0.5, show=False)
+    assert outcome == Outcome(tmp_path / "runs" / "a", "finished:completed", "because")
+    assert outcome.completed
+    assert flower.config.pop("run.commit") == launch._commit()
+    assert flower.config == {"run.root": str(tmp_path / "runs"), **overrides}
+    federation = flower.commands[0][flower.commands[0].index("--federation-config") + 1].split()
+    assert {"num-supernodes=3", "client-resources-num-gpus=0.5", "init-args-num-cpus=3"} <= set(federation)
+    assert not list(tmp_path.glob("*.toml"))
+
+
+@pytest.mark.parametrize("status", ["finished:failed", "finished:stopped"])
+def test_a_run_that_did_not_complete_is_not_called_completed(env, tmp_path, monkeypatch, status):
+    monkeypatch.setattr(launch, "_flwr", Flower(status))
+    outcome = simulate({"run.name": "a"}, tmp_path, env, workers=1, show=False)
+    assert not outcome.completed
+    assert outcome.details == "because"
+
+
+REFUSED = {"success": False, "error-message": "Connection refused"}
+
+
+@pytest.mark.parametrize(
+    ("silence", "told"), [(REFUSED, "Connection refused"), ({"runs": []}, "{'runs': "), (None, "flwr list failed")]
+)
+def test_a_superlink_that_is_away_for_a_moment_is_asked_again_and_one_that_has_gone_is_told(
+    env, tmp_path, monkeypatch, silence, told
+):
+    flower = Flower("finished:completed")
+    silences = [silence, silence]
+
+    def answer(command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
+        if command[1] != "list" or not silences:
+            return flower(command, env)
+        if (said := silences.pop()) is None:
+            raise UserError("flwr list failed: ")
+        return said
+
+    monkeypatch.setattr(launch, "_flwr", answer)
+    assert simulate({"run.name": "a"}, tmp_path, env, workers=1, show=False).completed
+    assert not silences
+    monkeypatch.setattr(launch, "LOST", -1.0)
+    silences = [silence]
+    with pytest.raises(UserError, match=f"has gone: {told}.* continue with --resume {tmp_path / 'a'}"):
+        simulate({"run.name": "a"}, tmp_path, env, workers=1, show=False)
+
+
+def test_a_resumed_run_is_followed_in_its_own_folder(env, tmp_path, monkeypatch):
+    flower = Flower("finished:completed")
+    monkeypatch.setattr(launch, "_flwr", flower)
+    folder = tmp_path / "elsewhere" / "old"
+    folder.mkdir(parents=True)
+    line = {"event": "round", "round": 3, "rounds": 4, "accuracy": {"mean": 0.5}}
+    (folder / "metrics.jsonl").write_text(json.dumps(line) + '\n{"event": "rou')
+    assert simulate({"run.resume": str(folder)}, tmp_path, env, workers=1, show=True).folder == folder
+    assert flower.config["run.resume"] == str(folder)
+
+
+def test_a_run_is_followed_where_the_user_wants_it_kept(env, tmp_path, monkeypatch):
+    flower, root = Flower("finished:completed"), tmp_path / "kept"
+    monkeypatch.setattr(launch, "_flwr", flower)
+    overrides = {"run.name": "a", "run.root": str(root)}
+    assert simulate(overrides, tmp_path / "runs", env, workers=1, show=False).folder == root / "a"
+    assert flower.config["run.root"] == str(root)
+
+
+def test_a_refused_run_is_told_with_flowers_reason(env, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "_flwr", Flower(accepted=False))
+    with pytest.raises(UserError, match="did not accept the run: no such app"):
+        simulate({"run.name": "a"}, tmp_path, env, workers=1, show=False)
+
+
+def terminal_has_gone(*_: object) -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize(
+    ("number", "ends", "stop"),
+    [
+        (signal.SIGINT, KeyboardInterrupt, launch.Progress.stop),
+        (signal.SIGTERM, KeyboardInterrupt, launch.Progress.stop),
+        (signal.SIGHUP, OSError, terminal_has_gone),
+    ],
+)
+def test_a_launcher_that_is_told_to_stop_stops_its_run(env, tmp_path, monkeypatch, number, ends, stop):
+    flower = Flower()
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it may be ignored here (`nohup`)
+    monkeypatch.setattr(launch.Progress, "stop", stop)
+    monkeypatch.setattr(launch, "_flwr", flower)
+    monkeypatch.setattr(launch.time, "sleep", lambda seconds: os.kill(os.getpid(), number))
+    with pytest.raises(ends):
+        deploy({"run.name": "a"}, tmp_path, env, "there", show=False)
+    assert signal.signal(signal.SIGHUP, before) is signal.SIG_DFL
+    assert flower.commands[-1][:4] == ["flwr", "stop", "7", "there"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_what_a_command_says_when_it_fails_is_passed_on(tmp_path):
+    env = os.environ | {"FLWR_HOME": str(tmp_path)}
+    with pytest.raises(UserError, match="No such file"):
+        launch._flwr([sys.executable, "nothing.py"], env)
+    assert launch._flwr([sys.executable, "-c", "print('note {\"a\": 1}')"], env) == {"a": 1}
+
+
+def test_a_superlink_that_does_not_start_is_told_with_its_log(tmp_path, monkeypatch):
+    popen = subprocess.Popen
+    monkeypatch.setattr(launch.subprocess, "Popen", lambda command, **kwargs: popen(["false"], **kwargs))
+    with pytest.raises(UserError, match=r"did not start, see .*superlink\.log"), local_superlink(tmp_path / "home"):
+        pass
+
+
+def test_a_machine_without_git_can_submit(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert launch._commit() == ""
+
+
+LAUNCHER = """
+import signal, sys, time
+from pathlib import Path
+from server.commands import launch
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it may be ignored here (`nohup`)
+tied = launch.tied
+launch.tied = lambda command: tied(["sleep", "60"])
+launch.wait_for_port = lambda host, port, process: print(process.pid, flush=True) or True
+with launch.local_superlink(Path(sys.argv[1])):
+    for _ in range(600):
+        time.sleep(0.1)  # a signal that comes in the moment in which a sleep begins does not shorten it
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_a_launcher_that_is_told_to_end_leaves_no_superlink_behind(tmp_path, number):
+    if number == signal.SIGKILL and sys.platform != "linux":
+        pytest.skip("only Linux tells a child that its parent was killed")
+    command = [sys.executable, "-c", LAUNCHER, str(tmp_path / "home")]
+    with subprocess.Popen(command, cwd=launch.PROJECT, stdout=subprocess.PIPE, text=True) as launcher:
+        superlink = int(said(launcher))
+        launcher.send_signal(number)
+        assert launcher.wait(60) != 0
+    wait_until(lambda: ended(superlink), 20, "the SuperLink lives on")
+
+
+def ended(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE  # nobody may be there to bury it
+    except psutil.NoSuchProcess:
+        return True

@@ -1,0 +1,45 @@
+"""What `python -m server offload` refuses before it listens; what it answers is in
+tests/client/commands/test_split_infer.py."""
+
+from pathlib import Path
+
+import pytest
+
+from common.networks import NetworkSpec, build, without_early_exits
+from common.storage.model_file import FILE, BundleInfo, save_bundle
+from server.__main__ import main
+
+TIERED = NetworkSpec("lenet", 3, (1, 8, 8), width=1)
+SPLIT = without_early_exits(TIERED)
+
+
+def stored(folder: Path, spec: NetworkSpec, cut: int = 0) -> str:
+    """A finished run's folder, or a device's."""
+    network = build(spec, seed=1)
+    part, depth = (network.prefix_units(cut), 0) if cut else (network, len(network.tier_positions))
+    info = BundleInfo(
+        spec.to_json(), depth, ("a", "b", "c"), (0.5,), (0.5,), "", cut, "first", half=not cut and spec is SPLIT
+    )
+    save_bundle(folder / ("" if cut else "final") / FILE, part.state_dict(), info)
+    return str(folder)
+
+
+def test_what_the_user_can_mend_ends_with_2_and_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = stored(tmp_path / "run", SPLIT)
+    public = tmp_path / "public"
+    public.write_text("token")
+    public.chmod(0o644)
+    for arguments, message in (
+        (["--model", str(tmp_path / "absent")], "no model in"),
+        (["--model", stored(tmp_path / "device", SPLIT, cut=1)], "is a device's part: give --model the run's folder"),
+        (["--model", stored(tmp_path / "tiered", TIERED)], "is no split training run"),
+        (["--model", run, "--batch", "0"], "give 1 or more"),
+        (["--model", run, "--token-file", str(public)], "chmod 600"),
+        (["--model", run, "--address", "0.0.0.0:0"], "by which --name others reach it"),
+        (["--model", run, "--address", "127.0.0.1"], "is not an address"),
+        (["--model", run, "--address", "192.0.2.1:0"], "cannot listen at"),
+    ):
+        assert main(["offload", "--device", "cpu", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1

@@ -1,0 +1,101 @@
+"""EEFL end to end: the real ClientApp on the in-process grid, and the promise that grouping changes no bit."""
+
+import pytest
+import torch
+
+from common.messages import protocol
+from common.networks import build
+from strategies.engine.aggregation import average_layers
+
+ROAMING = [[{"partition-id": p} for p in range(n)] for n in (1, 2, 5)]
+
+
+def hosted(per_node: int, count: int = 6) -> list[dict[str, int]]:
+    return [{"partition-id": p} for p in range(-(-count // per_node))]
+
+
+def same(one, two) -> bool:
+    return set(one) == set(two) and all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_a_run_learns(run_strategy):
+    run = run_strategy({
+        "run.rounds": 4, "data.limit": 800, "network.name": "resnet_slim", "network.width": 8, "clients.count": 8,
+        "clients.per-round": 8, "clients.mix": "1,1,1,1", "train.epochs": 2, "server.evaluate-every": 4,
+    })  # fmt: skip
+    assert [record.round for record in run.records] == [1, 2, 3, 4]
+    assert run.records[-1].clients == {1: 2, 2: 2, 3: 2, 4: 2}
+    assert run.records[-1].accuracy["mean"] > 0.5  # chance is 0.1
+    assert run.records[-1].client_metrics["loss"] < run.records[0].client_metrics["loss"]
+    assert run.failure == ""
+    assert same(run.result.arrays.to_torch_state_dict(), run.strategy.model)
+
+
+def test_the_weights_are_the_same_bit_for_bit_however_clients_are_grouped(run_strategy):
+    reference = run_strategy({"clients.per-round": 4}).strategy.model
+    for nodes in ROAMING[1:]:
+        assert same(run_strategy({"clients.per-round": 4}, nodes).strategy.model, reference)
+    for per_node in (1, 3, 6):
+        run = run_strategy({"clients.per-round": 4, "clients.per-node": per_node}, hosted(per_node))
+        assert same(run.strategy.model, reference)
+
+
+def test_batchnorm_on_real_images_is_the_same_bit_for_bit_too(run_strategy, data_root):
+    images = {
+        "data.name": "cifar10", "data.root": str(data_root / "cifar10_tiny"), "data.limit": 120,
+        "network.name": "resnet_slim", "network.width": 4, "clients.mix": "small", "train.batch-size": 8,
+    }  # fmt: skip
+    one = run_strategy({**images, "server.evaluate-every": 2})
+    many = run_strategy({**images, "clients.per-node": 1}, hosted(1))
+    assert same(one.strategy.model, many.strategy.model)
+    counters = {k: v for k, v in one.strategy.model.items() if k.endswith("num_batches_tracked")}
+    assert counters
+    # a client sees 2 batches a round; counters are the maximum, not a mean
+    assert {int(v) for v in counters.values()} == {4}
+    assert set(one.records[-1].clients) == {1, 2, 3, 4}
+    assert len(one.records[-1].accuracy["exits"]) == 4
+
+
+def test_another_seed_gives_other_weights(run_strategy):
+    assert not same(run_strategy({"run.seed": 2}).strategy.model, run_strategy().strategy.model)
+
+
+def test_what_clients_keep_is_the_same_too(run_strategy):
+    learned = {"objective.name": "l2w", "objective.l2w-hidden": 4, "objective.l2w-interval": 1, "run.rounds": 3}
+    one = run_strategy({**learned, "run.name": "a"})
+    many = run_strategy({**learned, "run.name": "b", "clients.per-node": 1}, hosted(1))
+    assert same(one.strategy.model, many.strategy.model)
+    assert one.strategy.committed == dict.fromkeys(range(6), 3)
+    assert not same(
+        one.strategy.model, run_strategy({**learned, "run.name": "c", "objective.name": "joint"}).strategy.model
+    )
+
+
+def test_a_round_is_the_average_of_what_its_clients_trained(prepare_run):
+    run = prepare_run({"clients.per-node": 1}, hosted(1))
+    strategy = run.strategy
+    initial = {k: v.clone() for k, v in strategy.model.items()}
+    replies = run.grid.send_and_receive(strategy.configure_train(1, None, None, run.grid))
+    models: dict[int, dict] = {}
+    samples: dict[int, int] = {}
+    for message in replies:
+        reply = protocol.unpack_reply(message.content)
+        (result,) = reply.results
+        models[result.client] = reply.lone[result.client].state_dict()
+        samples[result.client] = result.num_examples
+    strategy.aggregate_train(1, replies)
+    assert sorted(models) == [0, 1, 2, 3, 4, 5]
+    expected = average_layers(models, samples)
+    assert set(expected) == set(initial)
+    for key, value in strategy.model.items():
+        assert torch.allclose(value, expected[key], rtol=1e-6, atol=1e-8), key
+        assert not torch.equal(value, initial[key])
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_layers_that_nobody_trains_stay_as_they_are(run_strategy, depth):
+    run = run_strategy({"clients.mix": ",".join("1" if d == depth else "0" for d in (1, 2, 3))})
+    initial = build(run.strategy.spec, 1).state_dict()
+    trained = set(build(run.strategy.spec, 1).prefix(depth).state_dict())
+    for key, value in run.strategy.model.items():
+        assert torch.equal(value, initial[key]) == (key not in trained), key

@@ -1,0 +1,274 @@
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from common.exits import BUDGET_SWEEP, exit_counts
+from strategies.distree.exits.calibration import Answers, cheapest, fit, ladder, operate, sweep, sweep_fractions, within
+from strategies.distree.exits.policies import (
+    Entropy,
+    FeatureDifference,
+    LastExit,
+    NeighbourSimilarity,
+    Random,
+    ScorePolicy,
+)
+from strategies.distree.model.classifier import ColumnBlocks
+
+COSTS = (1.0, 2.0, 3.0, 4.0)
+
+
+def graded(samples: int = 400, exits: int = 4, seed: int = 0, students: Sequence[int] = (1, 2)) -> Answers:
+    """Students whose deeper exits say more about the label; those whose features turned most know most already."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(3, (samples,), generator=generator)
+    classifier = ColumnBlocks(dict.fromkeys(students, 4), exits, 3, seed=0)
+    features: dict[int, Tensor] = {}
+    truth = torch.cat([torch.nn.functional.one_hot(labels, 3).float(), torch.zeros(samples, 1)], dim=1)
+    for k in students:
+        ease = torch.rand(samples, 1, generator=generator)
+        noise = torch.rand(exits, samples, 4, generator=generator) * torch.tensor([4, 4, 4, 0.0])
+        signal = torch.stack([(ease + j / (exits - 1)).clamp_max(1) * truth * j for j in range(exits)])
+        features[k] = noise + signal + torch.tensor([0, 0, 0, 1.0])
+        classifier.blocks[str(k)].data = torch.eye(4)[:3].repeat(exits, 1, 1)
+    classifier.bias.data.zero_()
+    return Answers(features, labels, classifier, dict.fromkeys(students, COSTS[:exits]))
+
+
+def waits(*seconds: float) -> Tensor:
+    """Seconds of each exit, timed once."""
+    return torch.tensor(seconds, dtype=torch.float64)[:, None]
+
+
+def last(answers: Answers) -> dict[int, LastExit]:
+    return {k: LastExit(len(f)) for k, f in answers.features.items()}
+
+
+@pytest.mark.parametrize("kind", [FeatureDifference, NeighbourSimilarity, Entropy])
+@pytest.mark.parametrize("p", [0.5, 0.9, 1.0, 1.3])
+def test_fitted_thresholds_give_the_asked_fractions(kind: type[ScorePolicy], p: float) -> None:
+    answers = graded()
+    fractions = sweep_fractions(4, p, kind.first)
+    policy = fit(kind, answers.features[1], fractions, answers.classify(1))
+    exits = policy.exits(answers.features[1], answers.classify(1))
+    assert exits.bincount(minlength=4).tolist() == exit_counts(400, fractions)
+    assert type(policy) is kind
+
+
+def test_sweep_starts_where_the_score_says_something() -> None:
+    # p = 0.5: p^4 = 1/16
+    torch.testing.assert_close(sweep_fractions(3, 0.5, 1), torch.tensor([0, 16, 1], dtype=torch.float64) / 17)
+    torch.testing.assert_close(sweep_fractions(2, 0.5, 0), torch.tensor([16, 1], dtype=torch.float64) / 17)
+    assert sweep_fractions(1, 0.5, 1).tolist() == [1.0]
+
+
+def test_sweep_begins_at_every_exit_from_the_first_that_may_be_left() -> None:
+    shares, each = sweep(4, 1), len(BUDGET_SWEEP) + 1
+    assert len(shares) == 2 * each
+    assert [tuple((share[:3] > 0).tolist()) for share in shares[::each]] == [(False, True, True), (False, False, True)]
+    assert [share.tolist() for share in shares[each - 1 :: each]] == [[0, 1, 0, 0], [0, 0, 1, 0]]
+    assert all(float(share.sum()) == pytest.approx(1) for share in shares)
+    assert sweep(1, 1) == []
+
+
+def test_everybody_at_one_exit_is_found_where_no_earlier_one_says_anything() -> None:
+    """Exits 1 and 2 guess, 3 is right: whatever leaves before is lost."""
+    answers = graded()
+    for k, features in answers.features.items():
+        features[:2] = torch.rand(features[:2].shape, generator=torch.Generator().manual_seed(k))
+        features[2] = features[3]
+    point = operate(cheapest(answers, 0.0), answers)
+    assert point.accuracy >= operate(last(answers), answers).accuracy
+    assert point.cost == 6.0
+    assert operate(ladder(answers)[1], answers).cost == 6.0
+
+
+def test_nobody_can_be_asked_to_leave_at_the_first_exit_by_difference() -> None:
+    with pytest.raises(ValueError, match="before exit 1"):
+        fit(FeatureDifference, graded().features[1], torch.tensor([0.5, 0.5, 0.0, 0.0]))
+    assert fit(FeatureDifference, graded().features[1][:1], torch.ones(1)) == FeatureDifference(())
+
+
+def test_thresholds_by_hand() -> None:
+    # cosines to (1, 0): sample 0 0.6, sample 1 0.8; the lower cosine leaves first
+    features = torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[3.0, 4.0], [4.0, 3.0]], [[0.0, 1.0], [0.0, 1.0]]])
+    policy = fit(FeatureDifference, features, torch.tensor([0.0, 0.5, 0.5]))
+    assert policy.thresholds[0] == math.inf
+    assert policy.thresholds[1] == pytest.approx(1 / 0.6)
+    assert policy.exits(features).tolist() == [1, 2]
+
+
+def test_infinite_differences_can_leave_and_the_policy_survives_its_json() -> None:
+    features = torch.tensor([[[1.0, 0.0]] * 2, [[0.0, 1.0], [1.0, 1.0]], [[1.0, 0.0]] * 2])
+    policy = fit(FeatureDifference, features, torch.tensor([0.0, 0.5, 0.5]))
+    assert math.isfinite(policy.thresholds[1])
+    assert policy.exits(features).tolist() == [1, 2]
+
+
+def test_operate_by_hand() -> None:
+    classifier = ColumnBlocks({1: 1, 2: 1}, 2, 2, seed=0)
+    classifier.blocks["1"].data = torch.tensor([[[1.0], [0.0]], [[2.0], [0.0]]])
+    classifier.blocks["2"].data = torch.tensor([[[0.0], [1.0]], [[0.0], [3.0]]])
+    classifier.bias.data.zero_()
+    ones = torch.ones(2, 4, 1)
+    seconds = {1: torch.tensor([[1.0], [10]]), 2: torch.tensor([[9.0], [11]])}
+    answers = Answers({1: ones, 2: ones}, torch.tensor([0, 1, 1, 1]), classifier, {1: [1, 10], 2: [2, 4]}, seconds)
+    # student 1 at its last exit votes 2 for class 0; student 2 votes 3 for class 1 at the last exit, else 1
+    chosen = Random((1.0, 1.0), seed=1)
+    exits = chosen.exits(ones, ids=range(4))
+    point = operate({1: LastExit(2), 2: chosen}, answers)
+    deep = exits.tolist().count(1)
+    assert 0 < deep < 4
+    assert point.accuracy == ((exits == 1) == (answers.labels == 1)).double().mean().item()
+    assert point.costs == {1: 10.0, 2: (deep * 4 + (4 - deep) * 2) / 4}
+    assert point.cost == point.costs[1] + point.costs[2]
+    # 10 against 9 or 11
+    assert point.slowest_mean == (deep * 11 + (4 - deep) * 10) / 4
+    assert point.slowest_p99 == 11.0
+    assert point.histogram == {1: (0, 4), 2: (4 - deep, deep)}
+    assert operate({1: LastExit(2), 2: chosen}, answers, ids=[0, 0, 0, 0]).histogram[2] in ((4, 0), (0, 4))
+
+
+def test_votes_add_up_to_the_classifiers_answer() -> None:
+    generator = torch.Generator().manual_seed(3)
+    features = {k: torch.rand(4, 50, size, generator=generator) for k, size in ((1, 5), (2, 7), (3, 2))}
+    classifier = ColumnBlocks({1: 5, 2: 7, 3: 2}, 4, 6, seed=1)
+    answers = Answers(features, torch.zeros(50), classifier, dict.fromkeys(features, COSTS))
+    exits = {k: torch.randint(4, (50,), generator=generator) for k in features}
+    rows = torch.arange(50)
+    votes = answers.votes()
+    torch.testing.assert_close(
+        torch.stack([votes[k][exits[k], rows] for k in votes]).sum(0),
+        classifier.combine({k: f[exits[k], rows] for k, f in features.items()}, exits).detach(),
+    )
+
+
+@pytest.mark.parametrize("kind", [FeatureDifference, Entropy])
+@pytest.mark.parametrize("loss", [0.0, 0.02, 0.1])
+def test_cheapest_keeps_to_the_loss_and_saves(kind: type[ScorePolicy], loss: float) -> None:
+    answers = graded()
+    point = operate(cheapest(answers, loss, kind), answers)
+    assert point.accuracy >= operate(last(answers), answers).accuracy - loss - 1e-9
+    assert point.cost < 8.0
+
+
+def test_cheapest_is_no_dearer_than_any_candidate_for_all_that_is_accurate_enough() -> None:
+    answers = graded()
+    chosen = operate(cheapest(answers, 0.02), answers)
+    needed = operate(last(answers), answers).accuracy - 0.02 - 1e-9
+    for p in BUDGET_SWEEP:
+        share = sweep_fractions(4, p, 1)
+        point = operate({k: fit(FeatureDifference, f, share) for k, f in answers.features.items()}, answers)
+        assert point.accuracy < needed or point.cost >= chosen.cost
+
+
+def test_more_loss_is_cheaper() -> None:
+    answers = graded()
+    costs = [operate(cheapest(answers, loss), answers).cost for loss in (0.0, 0.02, 0.3)]
+    assert costs[0] > costs[1] > costs[2]
+
+
+def test_nothing_but_the_last_exit_when_no_other_is_right() -> None:
+    answers = graded(students=(1,))
+    answers.classifier.blocks["1"].data[:-1] *= -1
+    assert cheapest(answers, 0.0) == last(answers)
+
+
+def test_within_mean_cost() -> None:
+    answers = graded()
+    targets = (4.5, 5.5, 6.5, 8.0)
+    points = [operate(within(answers, target), answers) for target in targets]
+    assert all(point.cost <= target for point, target in zip(points, targets, strict=True))
+    assert all(a.accuracy <= b.accuracy for a, b in pairwise(points))
+    assert points[0].accuracy < points[-1].accuracy
+    assert points[-1].accuracy >= operate(last(answers), answers).accuracy
+
+
+def test_an_impossible_target_comes_as_close_as_it_can() -> None:
+    answers = graded()
+    point = operate(within(answers, 0.5), answers)
+    assert point.cost == pytest.approx(operate(ladder(answers)[-1], answers).cost)
+
+
+def test_a_latency_target_leaves_the_quick_device_at_its_last_exit() -> None:
+    answers = replace(graded(), seconds={1: waits(1.5, 2.5, 3.5, 4.5), 2: waits(4.5, 8.5, 12.5, 16.5)})
+    policies = within(answers, 12.0, "slowest_mean")
+    point = operate(policies, answers)
+    assert point.slowest_mean <= 12.0
+    assert point.histogram[2][3] < 400
+    # the quick one is done after 4.5, before the slow one leaves its second exit
+    alone = operate({1: LastExit(4), 2: policies[2]}, answers)
+    assert alone.slowest_mean == point.slowest_mean
+    assert point.accuracy >= alone.accuracy
+    assert operate(within(answers, 12.5, "slowest_p99"), answers).slowest_p99 <= 12.5
+    # nobody can stay: 16.5 is above the target, and one sample in a hundred is already too many
+    assert operate(within(answers, 12.5, "slowest_p99"), answers).histogram[2][3] <= 4
+
+
+def test_without_seconds_the_latency_is_told_in_costs() -> None:
+    answers = replace(graded(), costs={1: COSTS, 2: (4.0, 8.0, 12.0, 16.0)})
+    point = operate(last(answers), answers)
+    assert (point.slowest_mean, point.slowest_p99) == (16.0, 16.0)
+
+
+@pytest.mark.parametrize(("hiccups", "p99"), [(1, 5.0), (2, 105.0)])
+def test_jitter_counts(hiccups: int, p99: float) -> None:
+    """One time in a hundred may take long, two may not; devices that hiccup together do so once."""
+    steady, uneven = torch.full((4, 100), 4.0), torch.full((4, 100), 5.0)
+    uneven[:, :hiccups] += 100
+    answers = graded()
+    point = operate(last(answers), replace(answers, seconds={1: steady, 2: uneven}))
+    assert point.slowest_mean == pytest.approx(5 + hiccups)
+    assert point.slowest_p99 == p99
+    together = operate(last(answers), replace(answers, seconds={1: uneven, 2: uneven}))
+    assert together.slowest_p99 == p99
+
+
+def test_a_target_of_99_in_100_is_kept_in_spite_of_jitter() -> None:
+    """Samples and times count alike: where 2 in 100 times take long, hardly anybody may stay."""
+    seconds = torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None].repeat(1, 100)
+    seconds[2:, :2] += 100
+    answers = replace(graded(), seconds={1: seconds, 2: seconds})
+    point = operate(within(answers, 5.0, "slowest_p99"), answers)
+    assert point.slowest_p99 <= 5.0
+    stayed = max(sum(point.histogram[k][2:]) for k in (1, 2))
+    assert 0 < stayed <= 200
+
+
+def test_ladder_falls_from_the_last_exit() -> None:
+    answers = graded()
+    rungs = ladder(answers)
+    points = [operate(rung, answers) for rung in rungs]
+    assert rungs[0] == last(answers)
+    assert 8 <= len(rungs) <= 12
+    assert all(a.cost > b.cost for a, b in pairwise(points))
+    assert all(a.costs[k] >= b.costs[k] for a, b in pairwise(points) for k in (1, 2))
+    assert points[-1].cost < 4.3
+    # no step takes much more than its share of the way
+    assert max(a.cost - b.cost for a, b in pairwise(points)) < 3 * (8.0 - points[-1].cost) / 11
+    assert ladder(answers, rungs=3)[::2] == [rungs[0], rungs[-1]]
+
+
+def test_no_rung_makes_a_device_dearer() -> None:
+    odd = replace(graded(), costs={1: (1.0, 20.0, 30.0, 40.0), 2: (1.0, 6.0, 5.0, 4.0)})
+    assert ladder(odd) == [last(odd)]
+
+
+def test_a_ladder_of_students_with_one_exit_has_one_rung() -> None:
+    classifier = ColumnBlocks({1: 2}, 1, 2, seed=0)
+    answers = Answers({1: torch.ones(1, 5, 2)}, torch.zeros(5), classifier, {1: (3.0,)})
+    assert ladder(answers) == [{1: LastExit(1)}]
+
+
+def test_the_same_samples_give_the_same_policies() -> None:
+    assert cheapest(graded(), 0.01) == cheapest(graded(), 0.01)
+
+
+def test_no_samples() -> None:
+    with pytest.raises(UserError, match="no validation samples"):
+        Answers({}, torch.zeros(0), ColumnBlocks({1: 1}, 1, 2, seed=0), {})

@@ -1,0 +1,77 @@
+"""What exits take on devices: many times, of each exit alone."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from common.errors import UserError
+from strategies.distree.exits import timing
+from strategies.distree.exits.timing import REPEATS, WARM_UP, leaving_at, time_exits
+from tests.strategies.distree.devices import EXITS, PIXELS, Tiny, asking, service, serving
+
+
+class Clock:
+    """An aggregator whose student 2 takes twice as long; every third image takes a second more."""
+
+    def __init__(self, late_after: int = 10**6, reached: int = EXITS) -> None:
+        self.asked, self.late_after, self.reached = 0, late_after, reached
+
+    def infer(self, image, policies):
+        assert image.shape == (1, 3, 8, 8)
+        step, self.asked = self.asked // EXITS, self.asked + 1
+        exit_index = min(EXITS - 1 - sum(t == 0 for t in policies[1].thresholds), self.reached - 1)
+        hiccup = float(step % 3 == 0) + 10 * (step < WARM_UP)
+        compute = {k: 0.001 * k * (1 + exit_index) + hiccup for k in (1, 2)}
+        return SimpleNamespace(
+            missing={2: "late: it sleeps"} if self.asked > self.late_after else {},
+            exits={k: torch.tensor([exit_index]) for k in (1, 2)},
+            compute=compute,
+            arrived={k: taken + 0.5 / k for k, taken in compute.items()},
+        )
+
+
+@pytest.mark.parametrize("exit_index", range(EXITS))
+def test_everybody_leaves_at_the_exit_that_is_timed(exit_index: int, tmp_path) -> None:
+    tiny = Tiny(tmp_path)
+    for number in (1, 2):
+        assert tiny.here(number, leaving_at(exit_index, EXITS)).exits.tolist() == [exit_index] * len(PIXELS)
+
+
+def test_a_student_of_one_exit_leaves_there() -> None:
+    assert leaving_at(0, 1).exits(torch.ones(1, 4, 2)).tolist() == [0] * 4
+
+
+def test_all_times_are_kept_but_those_of_the_warm_up() -> None:
+    clock = Clock()
+    times = time_exits(clock, (1, 2), EXITS, PIXELS)  # type: ignore[arg-type]
+    assert clock.asked == (WARM_UP + REPEATS) * EXITS
+    hiccups = torch.tensor([float(step % 3 == 0) for step in range(WARM_UP, WARM_UP + REPEATS)], dtype=torch.float64)
+    for number, link in ((1, 0.5), (2, 0.25)):
+        quiet = torch.tensor([0.001 * number * (1 + j) + link for j in range(EXITS)], dtype=torch.float64)
+        torch.testing.assert_close(times[number], quiet[:, None] + hiccups)
+
+
+def test_a_device_that_does_not_answer_cannot_be_timed() -> None:
+    with pytest.raises(UserError, match="student 2 cannot be timed: late: it sleeps"):
+        time_exits(Clock(late_after=9), (1, 2), EXITS, PIXELS)  # type: ignore[arg-type]
+
+
+def test_an_exit_that_no_image_reaches_cannot_be_timed() -> None:
+    with pytest.raises(UserError, match="student 1: no image gets to exit 6"):
+        time_exits(Clock(reached=5), (1, 2), EXITS, PIXELS)  # type: ignore[arg-type]
+
+
+def test_devices_that_serve_are_timed(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(timing, "REPEATS", 20)
+    tiny = Tiny(tmp_path)
+    with (
+        serving(service(tiny.student(1))) as first,
+        serving(service(tiny.student(2), slowdown=5.0)) as second,
+        asking(tiny, {1: first, 2: second}) as aggregator,
+    ):
+        times = time_exits(aggregator, (1, 2), EXITS, PIXELS)
+    assert all(taken.shape == (EXITS, 20) for taken in times.values())
+    middle = {number: taken.median(1).values for number, taken in times.items()}
+    assert all(0 < taken[0] < taken[-1] for taken in middle.values())
+    assert middle[2][-1] > 2 * middle[1][-1]

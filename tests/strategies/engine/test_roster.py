@@ -1,0 +1,243 @@
+import pytest
+from flwr.app import Error, Message
+
+from common.flower.local_grid import LocalGrid
+from common.messages import protocol
+from common.messages.protocol import ClientReport, NodeReport, Order
+from strategies.engine.roster import Roster, sample, stratify
+
+
+def report(client: int, depth: int = 1, examples: int = 10, refused: str = "") -> ClientReport:
+    return ClientReport(client, depth, "because", examples, refused)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "number", "expected"),
+    [
+        ({1: 25, 2: 25, 3: 25, 4: 25}, 8, {1: 2, 2: 2, 3: 2, 4: 2}),
+        ({1: 40, 2: 30, 3: 20, 4: 10}, 10, {1: 4, 2: 3, 3: 2, 4: 1}),
+        ({1: 97, 2: 1, 3: 1, 4: 1}, 10, {1: 7, 2: 1, 3: 1, 4: 1}),
+        ({1: 1, 2: 99}, 5, {1: 1, 2: 4}),
+        ({1: 5, 3: 5}, 5, {1: 3, 3: 2}),
+        ({1: 3, 2: 2}, 100, {1: 3, 2: 2}),
+        ({2: 7}, 3, {2: 3}),
+        ({1: 10, 2: 10, 3: 10}, 10, {1: 4, 2: 3, 3: 3}),
+        ({1: 1, 2: 1, 3: 8}, 9, {1: 1, 2: 1, 3: 7}),
+        ({}, 4, {}),
+    ],
+)
+def test_strata_get_their_share_and_at_least_one(sizes, number, expected):
+    assert stratify(sizes, number) == expected
+
+
+def test_no_split_is_ever_wrong():
+    for sizes in ({1: 3, 2: 17, 3: 1}, {1: 1, 2: 1, 3: 1, 4: 50}, {1: 9, 4: 2}):
+        for number in range(len(sizes), 60):
+            quotas = stratify(sizes, number)
+            assert sum(quotas.values()) == min(number, sum(sizes.values()))
+            assert set(quotas) == set(sizes)
+            assert all(1 <= quota <= sizes[depth] for depth, quota in quotas.items())
+
+
+def test_sampling_depends_on_seed_and_round_only():
+    clients = [report(c, depth=1 + c % 3) for c in range(30)]
+    first = sample(clients, 6, seed=1, round_=4)
+    assert first == sample(list(clients), 6, seed=1, round_=4)
+    assert [c.client for c in first] == sorted(c.client for c in first)
+    assert sorted(c.depth for c in first) == [1, 1, 2, 2, 3, 3]
+    assert first != sample(clients, 6, seed=1, round_=5)
+    assert first != sample(clients, 6, seed=2, round_=4)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_everybody_is_sampled_sooner_or_later_even_with_fewer_places_than_tiers(number):
+    clients = [report(c, depth=1 + c % 3) for c in range(12)]
+    rounds = [sample(clients, number, 1, round_) for round_ in range(60)]
+    assert all(len({c.client for c in chosen}) == number for chosen in rounds)
+    assert {c.client for chosen in rounds for c in chosen} == set(range(12))
+
+
+def roster(nodes: dict[int, NodeReport], count: int = 12) -> Roster:
+    homes = {c.client: node for node, report in nodes.items() for c in report.clients}
+    return Roster(count, homes=homes, nodes=nodes)
+
+
+def test_dealing_balances_the_cost():
+    people = [report(c) for c in range(7)]
+    cost = dict(enumerate((8.0, 1.0, 1.0, 4.0, 4.0, 2.0, 4.0)))
+    dealt = roster({20: NodeReport(1, True), 10: NodeReport(0, True)}).deal(people, cost)
+    assert {n: [c.client for c in members] for n, members in dealt.items()} == {10: [0, 6, 1], 20: [3, 4, 5, 2]} or (
+        {n: sum(cost[c.client] for c in members) for n, members in dealt.items()} == {10: 12.0, 20: 12.0}
+    )
+
+
+def test_dealing_is_the_same_whatever_the_nodes_are_called():
+    people = [report(c) for c in range(9)]
+    cost = {c: float(1 + c % 4) for c in range(9)}
+    one = roster({5: NodeReport(0, True), 9: NodeReport(1, True)}).deal(people, cost)
+    two = roster({77: NodeReport(1, True), 99: NodeReport(0, True)}).deal(people, cost)
+    assert (one[5], one[9]) == (two[99], two[77])
+
+
+def test_clients_at_home_stay_there_and_idle_nodes_get_nothing():
+    home = report(3)
+    nodes = {1: NodeReport(0, False, (home,)), 2: NodeReport(1, True), 4: NodeReport(2, False, (report(4),))}
+    dealt = roster(nodes).deal([home, report(0)], {3: 1.0, 0: 1.0})
+    assert dealt == {1: [home], 2: [report(0)]}
+
+
+class Answering(LocalGrid):
+    """A grid whose nodes answer queries with prepared reports (`None`: an error, text: nonsense)."""
+
+    def __init__(self, answers: list) -> None:
+        super().__init__(None, [{}] * len(answers))
+        self.answers = dict(zip(self.contexts, answers, strict=True))
+        self.asked: list[tuple[int, Order]] = []
+        self.app = self.answer
+
+    def answer(self, message: Message, context) -> Message:
+        order, _ = protocol.unpack_order(message.content)
+        self.asked.append((context.node_id, order))
+        answer = self.answers[context.node_id]
+        if answer is None:
+            return Message(Error(1, "broken"), reply_to=message)
+        if isinstance(answer, str):
+            return Message(protocol.pack_order(Order(answer, "{}")), reply_to=message)
+        if answer.roaming:
+            answer = NodeReport(answer.partition, True, tuple(report(c) for c in order.describe))
+        return Message(protocol.pack_report(answer), reply_to=message)
+
+
+def discovered(answers: list, count: int = 5, min_nodes: int = 1) -> tuple[Roster, Answering]:
+    grid, people = Answering(answers), Roster(count)
+    people.discover(grid, Order("r", "{}"), min_nodes, wait=0.0, deadline=5.0)
+    return people, grid
+
+
+def test_roaming_nodes_share_the_work_of_describing():
+    people, grid = discovered([NodeReport(0, True), NodeReport(1, True)])
+    assert [c.client for c in people.available()] == [0, 1, 2, 3, 4]
+    described = [order.describe for _, order in grid.asked if order.describe]
+    assert sorted(c for share in described for c in share) == [0, 1, 2, 3, 4]
+    assert len(described) == 2
+    before = len(grid.asked)
+    people.discover(grid, Order("r", "{}"), 1, 0.0, 5.0)
+    assert len(grid.asked) == before
+
+
+def test_homes_are_learned_and_refusals_told(flower_log):
+    refused = report(8, 0, refused="nothing fits: tier 1 needs 5.0 MB of 1.0 MB")
+    people, _ = discovered([NodeReport(0, False, (report(7, 2), refused)), NodeReport(1, False, (report(9, 1),))])
+    assert [c.client for c in people.available()] == [7, 9]
+    assert set(people.homes) == {7, 8, 9}
+    assert "client 8 cannot take part: nothing fits: tier 1 needs 5.0 MB of 1.0 MB" in flower_log
+
+
+def test_a_node_that_fails_or_talks_nonsense_is_left_out(flower_log):
+    people, _ = discovered([None, NodeReport(1, False, (report(9),)), "nonsense"])
+    assert [c.client for c in people.available()] == [9]
+    assert sum("broken" in line for line in flower_log) == 1
+    assert sum("cannot be read" in line for line in flower_log) == 1
+
+
+def test_a_node_that_left_takes_its_clients_along_and_brings_them_back():
+    people, grid = discovered([NodeReport(0, False, (report(1),)), NodeReport(1, False, (report(2),))])
+    node, context = next(iter(grid.contexts.items()))
+    del grid.contexts[node]
+    people.discover(grid, Order("r", "{}"), 1, 0.0, 5.0)
+    assert [c.client for c in people.available()] == [2]
+    grid.contexts[node] = context
+    people.discover(grid, Order("r", "{}"), 1, 0.0, 5.0)
+    assert [c.client for c in people.available()] == [1, 2]
+
+
+def test_a_resumed_run_keeps_the_choices_of_its_checkpoint():
+    grid, people = Answering([NodeReport(0, False, (report(1, depth=3),))]), Roster(5)
+    people.reports[1] = report(1, depth=2)
+    people.discover(grid, Order("r", "{}"), 1, 0.0, 5.0)
+    assert people.available() == [report(1, depth=2)]
+    people.update([report(1, depth=1)])
+    assert people.available() == [report(1, depth=1)]
+
+
+def test_too_few_nodes_are_told():
+    with pytest.raises(TimeoutError, match=r"1 nodes after 0 s, round\.min-nodes asks for 2"):
+        discovered([NodeReport(0, True)], min_nodes=2)
+
+
+class Deaf(Answering):
+    """A grid whose first node does not answer the first query."""
+
+    def pull_messages(self, message_ids):
+        replies = super().pull_messages(message_ids)
+        return [r for r in replies if r.metadata.src_node_id != next(iter(self.contexts)) or len(self.asked) > 2]
+
+
+@pytest.mark.parametrize(("min_nodes", "found"), [(1, [2]), (2, [1, 2])])
+def test_a_listed_node_that_does_not_answer_is_no_node(min_nodes, found):
+    grid, people = Deaf([NodeReport(0, False, (report(1),)), NodeReport(1, False, (report(2),))]), Roster(5)
+    people.discover(grid, Order("r", "{}"), min_nodes, wait=5.0, deadline=0.05)
+    assert [c.client for c in people.available()] == found
+
+
+def test_too_few_answers_are_told():
+    grid, people = Deaf([NodeReport(0, False, (report(1),)), NodeReport(1, False, (report(2),))]), Roster(5)
+    with pytest.raises(TimeoutError, match=r"1 nodes answered within 0 s, round\.min-nodes asks for 2"):
+        people.discover(grid, Order("r", "{}"), 2, wait=0.0, deadline=0.05)
+
+
+def again(people: Roster, grid: Answering) -> int:
+    """Look for nodes once more; returns how many were asked something."""
+    before = len(grid.asked)
+    people.discover(grid, Order("r", "{}"), 1, wait=0.0, deadline=5.0)
+    return len(grid.asked) - before
+
+
+def test_of_two_living_nodes_the_first_keeps_a_client_that_both_claim(flower_log):
+    people, grid = discovered([NodeReport(0, False, (report(7),)), NodeReport(1, False, (report(7),))])
+    first = people.homes[7]
+    (second,) = set(grid.answers) - {first}
+    told = f"client 7 is at home on node {first}, which answers: node {second} is left out"
+    assert sum(line.startswith(told) for line in flower_log) == 1
+    assert again(people, grid) == 0  # it is settled
+    del grid.contexts[first]  # Flower lists it no more
+    assert again(people, grid) == 0
+    assert people.homes == {7: second}
+
+
+def test_a_node_that_comes_later_takes_no_client_from_one_that_answers(flower_log):
+    people, grid = discovered([NodeReport(0, False, (report(7),)), NodeReport(1, False, (report(8),))])
+    thief = add(grid, NodeReport(2, False, (report(7), report(8), report(9))))
+    assert again(people, grid) == 3
+    first, second = list(grid.answers)[:2]
+    assert people.homes == {7: first, 8: second, 9: thief}
+    assert sum(f"node {thief} is left out" in line for line in flower_log) == 2
+
+
+def test_a_device_that_was_started_again_takes_the_place_of_the_node_that_died():
+    people, grid = discovered([NodeReport(0, False, (report(7),))])
+    (died,) = grid.answers
+    grid.answers[died] = None  # Flower's answer for it, while it is still listed
+    back = add(grid, NodeReport(1, False, (report(7),)))
+    assert again(people, grid) == 2
+    assert people.homes == {7: back}
+
+
+def test_a_device_that_was_refused_may_come_back_with_more():
+    people, grid = discovered([NodeReport(0, False, (report(7, 0, refused="tier 1 needs 5 MB"),)), NodeReport(1, True)])
+    assert 7 not in [c.client for c in people.available()]
+    grid.contexts.pop(next(iter(grid.answers)))
+    add(grid, NodeReport(2, False, (report(7, 2),)))
+    again(people, grid)
+    assert [c.depth for c in people.available() if c.client == 7] == [2]
+
+
+def add(grid: Answering, answer: NodeReport) -> int:
+    """Let one more node come; returns its id."""
+    other = Answering([answer])
+    (node,) = other.contexts
+    number = max(grid.contexts, default=node) + 1
+    context = other.contexts[node]
+    context.node_id = number
+    grid.contexts[number], grid.answers[number] = context, answer
+    return number

@@ -1,0 +1,110 @@
+"""The whole method in one process and without a network: what tests and benchmarks compare a run with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from common.config import RunConfig
+from common.data.batches import batches
+from common.networks import EarlyExitNetwork
+from common.seeding import generator
+from common.storage.client_store import ClientStore
+from common.weights.flat import StateDict
+from strategies.hetero_splitee.client_step import finish, forward, local_step
+from strategies.hetero_splitee.client_sync import synchronised
+from strategies.hetero_splitee.config import SplitEEConfig
+from strategies.hetero_splitee.learner import Learner, Sgd, device_part
+from strategies.hetero_splitee.schedule import turns
+from strategies.hetero_splitee.server_model import ServerModel, make_server_model
+
+
+@dataclass(frozen=True)
+class Client:
+    """A data owner with its device's cut."""
+
+    cut: int
+    x: Tensor
+    """(N, C, H, W), normalised."""
+    y: Tensor
+    """(N,) int64."""
+
+
+@dataclass
+class Losses:
+    """A round's losses, one per batch in the order of training, by client."""
+
+    device: dict[int, list[float]] = field(default_factory=dict)
+    server: dict[int, list[float]] = field(default_factory=dict)
+
+
+class Reference:
+    """Devices and server side by side; everything happens in the order (round, batch, client)."""
+
+    def __init__(
+        self, network: EarlyExitNetwork, clients: Mapping[int, Client], config: RunConfig, store: ClientStore
+    ) -> None:
+        """All clients take part in every round; devices keep their momentum from round to round."""
+        self.clients, self.config = clients, config
+        self.method: SplitEEConfig = config.methods["splitee"]
+        cpu = torch.device("cpu")
+        self.devices = {c: Learner.copy_of(device_part(network, clients[c].cut), cpu) for c in sorted(clients)}
+        self.server: ServerModel = make_server_model(network, self.method, cpu, store)
+
+    def run_round(self, round_: int) -> Losses:
+        """Train one round, counted from 1."""
+        train, losses = self.config.train, Losses({c: [] for c in self.devices}, {c: [] for c in self.devices})
+        sgd = Sgd(train.lr * train.lr_decay ** (round_ - 1), train.momentum, train.weight_decay)
+        self.server.open_round(
+            round_, {c: client.cut for c, client in self.clients.items()}, self.method.optimiser(train, round_)
+        )
+        dealt = {c: self._batches(round_, c) for c in self.devices}
+        order = {c: iter(lists) for c, lists in dealt.items()}
+        per_epoch = {c: len(lists) // train.epochs if train.epochs else 0 for c, lists in dealt.items()}
+        for turn in turns(per_epoch, train.epochs, self.method.granularity):
+            self._train({c: next(order[c]) for c in turn}, sgd, losses)
+        self._finish_round(round_)
+        return losses
+
+    def _train(self, rows: Mapping[int, Tensor], sgd: Sgd, losses: Losses) -> None:
+        """Train one batch per client."""
+        x = {c: self.clients[c].x[batch] for c, batch in rows.items()}
+        y = {c: self.clients[c].y[batch] for c, batch in rows.items()}
+        if self.method.gradient == "stop":
+            sent = {}
+            for c in rows:
+                sent[c], loss = local_step(self.devices[c], sgd, x[c], y[c])
+                losses.device[c].append(float(loss))
+            answers = self.server.step_many({c: (sent[c], y[c]) for c in rows})
+        else:
+            outputs = {c: forward(self.devices[c], x[c]) for c in rows}
+            answers = self.server.step_many({c: (outputs[c].trunk.detach(), y[c]) for c in rows})
+            for c, answer in answers.items():
+                assert answer.gradient is not None
+                loss = finish(self.devices[c], sgd, outputs[c], y[c], answer.gradient, self.method.exit_weight)
+                losses.device[c].append(float(loss))
+        for c, answer in answers.items():
+            losses.server[c].append(float(answer.loss))
+
+    def _finish_round(self, round_: int) -> None:
+        samples = {c: len(client.y) for c, client in self.clients.items()}
+        cuts = {c: client.cut for c, client in self.clients.items()}
+        parts: dict[int, StateDict] = {c: device.network.state_dict() for c, device in self.devices.items()}
+        self.server.close_round(samples, parts if self.method.aggregate_scope == "global" else {})
+        if not self.method.aggregates(round_):
+            return
+        if self.method.aggregate_scope == "global":
+            average = self.server.model()
+            for device in self.devices.values():
+                device.load_state_dict(average)
+        elif self.method.client_sync != "none":
+            by_cut = synchronised(parts, cuts, samples, self.method.client_sync)
+            for c, device in self.devices.items():
+                device.load_state_dict(by_cut[cuts[c]])
+
+    def _batches(self, round_: int, client: int) -> list[Tensor]:
+        section = self.config.train
+        source = generator(self.config.run.seed, "batches", round_, client)
+        size, number = len(self.clients[client].y), section.epochs
+        return [batch for _ in range(number) for batch in batches(size, section.batch_size, source)]

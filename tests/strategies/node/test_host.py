@@ -1,0 +1,219 @@
+"""What a node does with an order, without any server."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from common.errors import UserError
+from common.messages import protocol
+from common.messages.protocol import Payload, Task
+from common.storage.model_file import load_bundle
+from common.weights.folding import Fold
+from strategies.factory import make_strategy, read_config
+from strategies.node import host
+from strategies.node.local_training import LocalTraining
+
+EVERYBODY = tuple(Task(client, 1 + client // 2) for client in range(6))
+
+
+@pytest.fixture
+def ordered(flat):
+    """An order for all six clients and the whole model, as the server would send it; `changes` to the configuration."""
+
+    def make(changes=None, tasks=EVERYBODY):
+        strategy = make_strategy(read_config({**flat, **(changes or {})}))
+        order = replace(strategy._order(1), tasks=tasks, bits=30)
+        return order, Payload({protocol.MODEL: strategy.part_state(3)})
+
+    return make
+
+
+def clients(ordered, node, changes=None):
+    order, _ = ordered(changes)
+    report = host.describe(replace(order, describe=(4, 5)), node)
+    return report.roaming, [c.client for c in report.clients]
+
+
+@pytest.mark.parametrize(
+    ("node", "changes", "expected"),
+    [
+        ({}, {}, (True, [4, 5])),
+        ({"partition-id": 3, "num-partitions": 9}, {}, (True, [4, 5])),
+        ({"client-id": 2}, {}, (False, [2])),
+        ({"client-ids": "0,3, 5", "partition-id": 7}, {}, (False, [0, 3, 5])),
+        ({"partition-id": 1}, {"clients.per-node": 2}, (False, [2, 3])),
+        ({"partition-id": 1}, {"clients.per-node": 4}, (False, [4, 5])),
+        ({"partition-id": 9}, {"clients.per-node": 4}, (False, [])),
+        ({}, {"clients.per-node": 4}, (False, [0, 1, 2, 3])),
+    ],
+)
+def test_whose_node_it_is(ordered, node, changes, expected):
+    assert clients(ordered, node, changes) == expected
+
+
+def test_a_client_says_what_it_chose_and_why(ordered):
+    order, _ = ordered()
+    by_mix = host.describe(replace(order, describe=(0, 2, 5)), {}).clients
+    assert [(c.depth, c.reason, c.refused) for c in by_mix] == [(d, "mix 0.34,0.33,0.33", "") for d in (1, 2, 3)]
+    assert [c.num_examples for c in by_mix] == [32, 32, 32]
+    (declared,) = host.describe(order, {"client-id": 0, "depth": 2}).clients
+    assert (declared.depth, declared.reason) == (2, "declared depth 2")
+    (refused,) = host.describe(order, {"client-id": 0, "depth": 9}).clients
+    assert (refused.depth, refused.refused) == (0, "declared depth 9, but the network has tiers 1..3")
+    (probed,) = host.describe(order, {"client-id": 0, "capacity": "auto"}).clients
+    assert (probed.depth, probed.reason) == (3, "the whole network fits")
+
+
+def test_a_client_without_images_is_refused(ordered):
+    skewed = {"data.partitioner": "dirichlet", "data.alpha": 0.001, "data.limit": 60, "clients.count": 30}
+    order, _ = ordered(skewed, ())
+    reports = host.describe(replace(order, describe=tuple(range(30))), {}).clients
+    assert {c.refused for c in reports if c.num_examples == 0} == {"it has no training images"}
+    assert all(c.refused == "" for c in reports if c.num_examples)
+
+
+def test_clients_of_a_tier_are_folded_and_a_lone_one_is_not(ordered):
+    tasks = (Task(0, 1), Task(1, 1), Task(2, 2))
+    reply = host.train(*ordered(tasks=tasks), {})
+    assert {d: (f.clients, f.weight) for d, f in reply.folds.items()} == {1: ([0, 1], 64)}
+    assert set(reply.lone) == {2}
+    assert [(r.client, r.depth, r.num_examples, r.error) for r in reply.results] == [
+        (0, 1, 32, ""), (1, 1, 32, ""), (2, 2, 32, ""),
+    ]  # fmt: skip
+    assert all(r.metrics["loss"] > 0 and r.seconds > 0 for r in reply.results)
+
+
+def test_a_lone_client_quantised_by_the_server_equals_its_fold(ordered):
+    def mean(tasks):
+        reply = host.train(*ordered(tasks=tasks), {})
+        fold = Fold(next(iter(reply.folds.values())).layout, 30) if reply.folds else None
+        for part in reply.folds.values():
+            fold.add(part)
+        return fold, reply
+
+    together, _ = mean((Task(0, 2), Task(1, 2)))
+    server = Fold(together.layout, 30)
+    for client in (1, 0):
+        _, reply = mean((Task(client, 2),))
+        server.add_state(reply.lone[client], 32, client)
+    assert torch.equal(server.sums, together.sums)
+
+
+def test_models_apart_are_never_folded(ordered):
+    order, payload = ordered()
+    reply = host.train(replace(order, fold=False), payload, {})
+    assert reply.folds == {}
+    assert sorted(reply.lone) == [0, 1, 2, 3, 4, 5]
+
+
+def test_no_client_sees_what_another_left_behind(ordered):
+    whole = host.train(*ordered(), {})
+    alone = host.train(*ordered(tasks=(Task(5, 3),)), {})
+    pair = host.train(*ordered(tasks=(Task(4, 3),)), {})
+    fold = Fold(whole.folds[3].layout, 30)
+    fold.add_state(alone.lone[5], 32, 5)
+    fold.add_state(pair.lone[4], 32, 4)
+    assert torch.equal(fold.sums, whole.folds[3].sums)
+
+
+def test_the_orders_arrays_are_not_changed(ordered):
+    order, payload = ordered()
+    before = payload.states[protocol.MODEL].floats.clone()
+    host.train(order, payload, {})
+    assert torch.equal(payload.states[protocol.MODEL].floats, before)
+
+
+def test_training_leaves_the_number_of_threads_alone(ordered):
+    before = torch.get_num_threads()
+    host.train(*ordered({"clients.threads": before + 1}), {})
+    assert torch.get_num_threads() == before
+
+
+def test_a_failure_is_a_result(ordered, monkeypatch):
+    train = LocalTraining.train
+
+    def sometimes(self, job):
+        if job.client in (1, 2):
+            raise ValueError("bad luck")
+        return train(self, job)
+
+    monkeypatch.setattr(LocalTraining, "train", sometimes)
+    reply = host.train(*ordered(), {})
+    assert {r.client: r.error for r in reply.results if r.error} == dict.fromkeys((1, 2), "ValueError: bad luck")
+    assert {d: f.clients for d, f in reply.folds.items()} == {1: [0], 2: [3], 3: [4, 5]}
+
+
+def test_arrays_that_do_not_fit_fail_the_client(ordered):
+    order, _ = ordered(tasks=(Task(0, 1), Task(5, 3)))
+    strategy_state = make_strategy(read_config({"run.name": "x", "network.name": "lenet", "clients.mix": "1,1,1"}))
+    wrong = Payload({protocol.MODEL: strategy_state.part_state(1)})
+    reply = host.train(order, wrong, {})
+    assert all("expected shape" in r.error for r in reply.results)
+    assert (reply.folds, reply.lone) == ({}, {})
+
+
+def test_a_client_never_trains_deeper_than_its_node_declares(ordered):
+    reply = host.train(*ordered(tasks=(Task(0, 2, samples=32), Task(1, 1, samples=32))), {"depth": 1})
+    assert [r.error for r in reply.results] == ["UserError: asked for depth 2, but declared depth 1", ""]
+    assert [(r.client, r.depth) for r in reply.reports] == [(0, 1)]
+
+
+@pytest.mark.parametrize("clients", [(0,), (0, 1)])
+def test_samples_that_were_not_announced_do_not_count_until_the_server_knows_of_them(ordered, clients):
+    reply = host.train(*ordered(tasks=tuple(Task(client, 1, samples=10) for client in clients)), {"depth": 1})
+    assert [r.num_examples for r in reply.results] == [10] * len(clients)
+    assert [(r.client, r.depth, r.num_examples) for r in reply.reports] == [(client, 1, 32) for client in clients]
+    assert all(fold.weight == 10 * len(clients) for fold in reply.folds.values())
+
+
+def test_what_a_client_keeps_needs_its_committed_version(ordered):
+    learned = {"objective.name": "l2w", "objective.l2w-hidden": 4}
+    order, payload = ordered(learned, (Task(0, 2),))
+    assert host.train(order, payload, {}).results[0].kept
+    second = replace(order, round=2, tasks=(Task(0, 2, version=1),))
+    assert host.train(second, payload, {}).results[0].error == ""
+    lost = replace(order, round=3, tasks=(Task(0, 2, version=1),))
+    assert host.train(lost, payload, {}).results[0].error == ""
+    gone = replace(order, round=3, tasks=(Task(0, 2, version=2),))
+    assert "its state of round 2 is not in" in host.train(gone, payload, {}).results[0].error
+
+
+def test_every_client_counts_whole_samples(ordered):
+    reply = host.evaluate(*ordered(), {})
+    for result in reply.results:
+        scores = reply.entries[result.client]
+        assert (result.error, scores["exits"].shape) == ("", (result.depth,))
+        assert scores["examples"].tolist() == [8, 8]
+
+
+def test_without_validation_images_there_is_nothing_to_count(ordered):
+    reply = host.evaluate(*ordered({"data.validation": 0.0}), {})
+    assert [result.error for result in reply.results] == [""] * 6
+    assert not any(reply.entries.values())
+
+
+def test_a_client_that_cannot_evaluate_does_not_take_the_others_along(ordered):
+    order, payload = ordered(tasks=(Task(0, 1), Task(99, 1), Task(1, 1)))
+    reply = host.evaluate(order, payload, {})
+    assert [bool(result.error) for result in reply.results] == [False, True, False]
+    assert sorted(reply.entries) == [0, 1]
+
+
+def test_delivery_writes_one_file_per_depth(ordered, tmp_path):
+    order, payload = ordered()
+    facts = {"mean": [0.5], "std": [0.25], "policy": "", "personal": False}
+    host.deliver(replace(order, method=facts), payload, {"state": str(tmp_path / "node")})
+    folder = tmp_path / "node" / "test"
+    assert sorted(path.name for path in folder.iterdir()) == ["depth-1", "depth-2", "depth-3"]
+    bundle = load_bundle(folder / "depth-2")
+    assert bundle.normalizer.std == (0.25,)
+    whole = payload.states[protocol.MODEL].state_dict()
+    assert all(torch.equal(value, whole[key]) for key, value in bundle.network.state_dict().items())
+    assert len(bundle.policy.thresholds) == 1
+
+
+def test_a_configuration_that_cannot_be_read_is_told(ordered):
+    order, payload = ordered()
+    with pytest.raises(UserError, match=r"unknown key 'future\.option'"):
+        host.train(replace(order, config='{"future.option": 1}'), payload, {})

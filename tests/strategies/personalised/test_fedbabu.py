@@ -1,0 +1,55 @@
+"""FedBABU: the body alone is trained; a client fine-tunes everything before its network is used."""
+
+import copy
+
+import torch
+
+from strategies.personalised.fedbabu import FedBABULocal
+from tests.support.personal_runs import (
+    DEEP,
+    Recorder,
+    close,
+    delivered,
+    heads,
+    kept,
+    make_job,
+    same,
+    seeded,
+    sgd,
+    trunk,
+)  # fmt: skip
+
+FEDBABU = {"run.strategy": "fedbabu", "personal.finetune-epochs": 2}
+
+
+def test_only_the_backbone_travels(run_strategy):
+    app = Recorder()
+    run = run_strategy(FEDBABU, app=app)
+    assert app.down() == app.up() == set(trunk(run.strategy.model))
+
+
+def test_heads_stay_at_the_seed_until_a_client_fine_tunes(run_strategy):
+    strategy = run_strategy({**FEDBABU, **DEEP, "clients.per-round": 3}).strategy
+    start = heads(seeded(strategy))
+    assert all(same(kept(strategy, client), start) for client in strategy.trained)
+    for client in range(6):
+        own = delivered(strategy, client)
+        assert not any(torch.equal(own[key], value) for key, value in start.items())
+    assert not same(heads(delivered(strategy, 0)), heads(delivered(strategy, 1)))
+
+
+def test_the_bodys_step_by_hand(prepare_run):
+    strategy = prepare_run({**FEDBABU, **DEEP, "train.epochs": 2}).strategy
+    outcome = FedBABULocal().train(make_job(strategy, 2))
+    network = strategy.network
+    sgd(strategy, network, 2, 1, 2, part="units.")
+    assert close(outcome.state.state_dict(), trunk(network.state_dict()))
+    assert same(heads(network.state_dict()), heads(seeded(strategy)))
+
+
+def test_fine_tuning_by_hand(run_strategy):
+    strategy = run_strategy({**FEDBABU, **DEEP, "clients.per-round": 3}).strategy
+    for client in range(6):  # whether they were sampled or not
+        network = copy.deepcopy(strategy.global_network())
+        sgd(strategy, network, client, 2, 2, "fine-tuning")
+        assert close(delivered(strategy, client), network.state_dict())

@@ -1,0 +1,73 @@
+"""FedRep: heads on a fixed backbone, then the backbone under fixed heads."""
+
+import pytest
+import torch
+
+from strategies.personalised.base import backbone
+from strategies.personalised.fedrep import FedRepConfig, FedRepLocal
+from tests.support.personal_runs import DEEP, Recorder, close, heads, make_job, same, seeded, sgd, trunk
+
+FEDREP = {"run.strategy": "fedrep", "fedrep.head-epochs": 3, "train.epochs": 2}
+
+
+@pytest.fixture
+def strategy(prepare_run):
+    return prepare_run({**FEDREP, **DEEP}).strategy
+
+
+def test_only_the_backbone_travels(run_strategy):
+    app = Recorder()
+    run = run_strategy(FEDREP, app=app)
+    assert app.down() == app.up() == set(trunk(run.strategy.model))
+
+
+def test_each_phase_touches_its_part_only(strategy, monkeypatch):
+    phases = []
+    fit = FedRepLocal.fit
+
+    def watched(self, job, objective, leaf, epochs, purpose="batches"):
+        before = job.model.read(job.model.layout).state_dict()
+        loss = fit(self, job, objective, leaf, epochs, purpose)
+        after = job.model.read(job.model.layout).state_dict()
+        phases.append((purpose, epochs, {key for key in after if not torch.equal(before[key], after[key])}))
+        return loss
+
+    monkeypatch.setattr(FedRepLocal, "fit", watched)
+    FedRepLocal().train(make_job(strategy, 1))
+    everything = seeded(strategy)
+    assert phases == [("heads", 3, set(heads(everything))), ("batches", 2, set(trunk(everything)))]
+
+
+def test_a_round_by_hand(strategy):
+    job = make_job(strategy, 1)
+    outcome = FedRepLocal().train(job)
+    network = strategy.network
+    sgd(strategy, network, 1, 1, 3, "heads", part="exits.")
+    sgd(strategy, network, 1, 1, 2, "batches", part="units.")
+    expected = network.state_dict()
+    assert close(outcome.state.state_dict(), trunk(expected))
+    own = {key.removeprefix("own."): value for key, value in outcome.kept.tensors.items()}
+    assert close(own, heads(expected))
+
+
+def test_without_head_epochs_the_heads_stay_as_they_are(prepare_run):
+    strategy = prepare_run({**FEDREP, **DEEP, "fedrep.head-epochs": 0}).strategy
+    outcome = FedRepLocal().train(make_job(strategy, 1))
+    own = {key.removeprefix("own."): value for key, value in outcome.kept.tensors.items()}
+    assert same(own, heads(seeded(strategy)))
+
+
+def test_a_kept_head_goes_on(strategy):
+    first = FedRepLocal().train(make_job(strategy, 1))
+    job = make_job(strategy, 1, 2, kept=first.kept)
+    FedRepLocal().load(job, first.state)
+    state = job.model.read(job.model.layout).state_dict()
+    assert same(trunk(state), first.state.state_dict())
+    assert same({f"own.{key}": value for key, value in heads(state).items()}, first.kept.tensors)
+
+
+def test_mistakes_are_told(strategy):
+    assert FedRepConfig(head_epochs=-1).problems() == ["fedrep.head-epochs is -1, must be at least 0"]
+    assert FedRepConfig().problems() == []
+    assert backbone(strategy.config, "units.0.0.weight")
+    assert not backbone(strategy.config, "exits.1.linear.weight")

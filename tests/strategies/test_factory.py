@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from common.errors import UserError
+from strategies.baselines.eefl import EEFL
+from strategies.factory import make_strategy, read_config
+
+
+def test_the_configuration_becomes_a_strategy(flat):
+    strategy = make_strategy(
+        read_config({**flat, "network.tiers": "1,3", "clients.mix": "1,1", "server.evaluate-every": 3})
+    )
+    assert isinstance(strategy, EEFL)
+    assert strategy.spec.name == "lenet"
+    assert strategy.spec.num_classes == 10
+    assert strategy.spec.input_shape == (1, 8, 8)
+    assert strategy.tiers == (1, 2)
+    assert strategy.classes == tuple("0123456789")
+    assert strategy.evaluator is not None
+    assert strategy.round == 0
+
+
+def test_the_same_seed_gives_the_same_start(flat):
+    one, two = (make_strategy(read_config({**flat, "run.seed": 4})) for _ in range(2))
+    other = make_strategy(read_config({**flat, "run.seed": 5}))
+    assert all(torch.equal(v, two.model[k]) for k, v in one.model.items())
+    assert not all(torch.equal(v, other.model[k]) for k, v in one.model.items())
+
+
+def test_the_server_validates_on_what_its_clients_hold_out(flat):
+    strategy = make_strategy(read_config({**flat, "server.evaluate-every": 1, "data.validation": 0.25}))
+    assert len(strategy.evaluator.validation) == 60  # 6 clients hold out 10 of 40 each
+    assert len(strategy.evaluator.test) > 100
+
+
+def test_without_evaluation_no_images_are_held(flat):
+    assert make_strategy(read_config({**flat, "server.evaluate-every": 0})).evaluator is None
+
+
+def test_a_server_whose_clients_keep_all_test_samples_evaluates_nothing(flat):
+    strategy = make_strategy(read_config({**flat, "server.evaluate-every": 1, "data.client-test": 0.25}))
+    assert strategy.evaluator is None
+
+
+def test_the_boosted_objective_needs_an_ensemble(flat):
+    assert make_strategy(read_config({**flat, "objective.name": "boosted"})).spec.ensemble == 0.2
+    assert make_strategy(read_config(flat)).spec.ensemble == 0.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"run.strategy": "fedsgd"}, "run.strategy 'fedsgd' is unknown"),
+        ({"clients.mix": "0.5,0.5"}, "clients.mix '0.5,0.5' must give one share, 0 or more, for each of the 3 tiers"),
+        ({"network.name": "alexnet"}, "unknown network 'alexnet'"),
+        ({"network.exits": "1,9"}, "exits = (1, 9)"),
+        ({"data.name": "folder", "data.root": "/nowhere/at/all"}, "there is no folder /nowhere/at/all"),
+        ({"clients.count": 5000, "server.evaluate-every": 1}, "5000 clients"),
+    ],
+)
+def test_what_cannot_be_had_is_told_before_anything_starts(flat, changes, message):
+    with pytest.raises(UserError) as caught:
+        make_strategy(read_config({**flat, **changes}))
+    assert message in str(caught.value)
+
+
+def test_a_missing_gpu_is_told(flat, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="no GPU"):
+        make_strategy(read_config({**flat, "server.device": "cuda"}))
+
+
+def test_mistakes_in_any_methods_section_are_told_together(flat):
+    with pytest.raises(UserError) as caught:
+        read_config({**flat, "depthfl.temperature": -1.0, "darkdistill.batch": 0, "eefl.lr": 0.1})
+    message = str(caught.value)
+    assert "depthfl.temperature is -1.0" in message
+    assert "darkdistill: batch is 0" in message
+    assert "unknown key 'eefl.lr'" in message

@@ -1,0 +1,137 @@
+"""What tests of personalised methods share: an app that remembers what travelled, clients by hand, what was stored."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Message
+from torch import Tensor
+
+from client.app import app as real_app
+from common.data.batches import batches
+from common.data.clients import ClientData, Population, shared_data
+from common.messages import protocol
+from common.networks import EarlyExitNetwork, build
+from common.seeding import generator
+from common.storage.files import read_tensors
+from common.storage.model_file import FILE
+from common.weights.flat import FlatModel, StateDict
+from strategies.engine.strategy import EarlyExitStrategy
+from strategies.node.local_training import Job
+
+CPU = torch.device("cpu")
+HOME = {"clients.per-node": 1}
+NODES = [{"partition-id": p} for p in range(6)]
+DEEP = {"clients.mix": "0,0,1"}  # every client has the whole network
+
+
+class Recorder:
+    """The real ClientApp, which remembers every order to train and its reply."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[protocol.Order, protocol.Payload]] = []
+        self.replies: list[protocol.Reply] = []
+
+    def __call__(self, message: Message, context: Any) -> Message:
+        answer: Message = real_app(message, context)
+        if message.metadata.message_type == protocol.TRAIN:
+            self.sent.append(protocol.unpack_order(message.content))
+            self.replies.append(protocol.unpack_reply(answer.content))
+        return answer
+
+    def down(self) -> set[str]:
+        """Keys of weights that any client was sent."""
+        return {key for _, payload in self.sent for state in payload.states.values() for key in state.layout.keys}
+
+    def up(self) -> set[str]:
+        """Keys of weights that any client sent."""
+        layouts = [part.layout for r in self.replies for part in [*r.folds.values(), *r.lone.values()]]
+        return {key for layout in layouts for key in layout.keys}
+
+    def uploads(self, round_: int) -> dict[int, dict[str, Any]]:
+        """What each client sent for itself in a round, by client."""
+        pairs = zip(self.sent, self.replies, strict=True)
+        return {c: arrays for (o, _), r in pairs if o.round == round_ for c, arrays in r.entries.items()}
+
+
+def same(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
+    """Same keys, same bits."""
+    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def heads(state: Mapping[str, Tensor]) -> StateDict:
+    """The exits' part."""
+    return {key: value for key, value in state.items() if key.startswith("exits.")}
+
+
+def trunk(state: Mapping[str, Tensor]) -> StateDict:
+    """All but the exits."""
+    return {key: value for key, value in state.items() if not key.startswith("exits.")}
+
+
+def seeded(strategy: EarlyExitStrategy) -> StateDict:
+    """The network as the run's seed makes it."""
+    return build(strategy.spec, strategy.config.run.seed).state_dict()
+
+
+def folder(strategy: EarlyExitStrategy) -> Path:
+    """Where the run's clients keep what they keep."""
+    return Path(strategy.config.clients.store) / strategy.config.run.name
+
+
+def kept(strategy: EarlyExitStrategy, client: int) -> StateDict:
+    """What a client keeps of its network, as of its last committed round."""
+    file = folder(strategy) / f"client-{client:06d}" / f"round-{strategy.committed[client]:06d}.safetensors"
+    tensors = read_tensors(file)[0]
+    return {key.removeprefix("own."): value for key, value in tensors.items() if key.startswith("own.")}
+
+
+def delivered(strategy: EarlyExitStrategy, client: int) -> StateDict:
+    """The network that a client ended with."""
+    return read_tensors(folder(strategy) / f"client-{client:06d}" / FILE)[0]
+
+
+def own_data(strategy: EarlyExitStrategy, client: int) -> ClientData:
+    """A virtual client's samples."""
+    config = strategy.config
+    return shared_data(Population(config.data, config.clients.count, config.run.seed), client, CPU)
+
+
+def make_job(strategy: EarlyExitStrategy, client: int, round_: int = 1, **changes: Any) -> Job:
+    """A client's job on a model of its own, outside any node."""
+    report_depth = changes.pop("depth", len(strategy.tiers))
+    model = FlatModel(build(strategy.spec, strategy.config.run.seed).prefix(report_depth))
+    method = {"lr": strategy.lr(round_)}
+    return Job(
+        client, report_depth, round_, strategy.config, model, CPU, lambda: own_data(strategy, client), method,
+        travels=lambda key: key in strategy.layouts[report_depth].keys, initial=lambda: seeded(strategy), **changes,
+    )  # fmt: skip
+
+
+def sgd(
+    strategy: EarlyExitStrategy, network: EarlyExitNetwork, client: int, round_: int, epochs: int,
+    purpose: str = "batches", part: str = "", pull: float = 0.0, anchor: Mapping[str, Tensor] | None = None,
+) -> None:  # fmt: skip
+    """Train by hand, with torch's own optimiser on the parameters whose names begin with `part`."""
+    section, data = strategy.config.train, own_data(strategy, client)
+    options = {"lr": strategy.lr(round_), "momentum": section.momentum, "weight_decay": section.weight_decay}
+    chosen = [p for name, p in network.named_parameters() if name.startswith(part)]
+    optimizer = torch.optim.SGD(chosen, **options)  # type: ignore[arg-type]
+    source = generator(strategy.config.run.seed, purpose, round_, client)
+    network.train()
+    for _ in range(epochs):
+        for batch in batches(len(data.y), section.batch_size, source):
+            network.zero_grad()
+            loss = torch.stack([torch.nn.functional.cross_entropy(z, data.y[batch]) for z in network(data.x[batch])])
+            term = loss.new_zeros(())
+            if anchor is not None:
+                gaps = [(p - anchor[name]).square().sum() for name, p in network.named_parameters()]
+                term = pull / 2 * torch.stack(gaps).sum()
+            (loss.sum() + term).backward()
+            optimizer.step()
+
+
+def close(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
+    """Same keys, the same numbers but for the order in which they were added."""
+    return one.keys() == two.keys() and all(torch.allclose(one[k], two[k], rtol=1e-4, atol=2e-6) for k in one)
