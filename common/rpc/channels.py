@@ -101,7 +101,7 @@ def serve(
     except RuntimeError as error:
         pool.shutdown()
         raise UserError(f"cannot listen at {address}: is port {port} taken, or {host} not this machine's?") from error
-    server.commands.start()
+    server.start()
     return RunningServer(server, pool, host, bound)
 
 

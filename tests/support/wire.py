@@ -1,8 +1,8 @@
 """A switch in user space between network namespaces, with delay, rate and loss on each host's link.
 
 `tests.support.namespaces` starts it as a script, with one interface (TAP) per host. It stands in for `tc netem`, which
-many kernels lack. Links are changed by lines on stdin, `{"port": 0, "delay": seconds, "rate": bytes/s, "loss": share}`, each
-answered by a line; it ends with stdin. A frame passes its sender's link, then its receiver's.
+many kernels lack. Links are changed by lines on stdin, `{"port": 0, "delay": seconds, "rate": bytes/s, "loss": share}`,
+each answered by a line; it ends with stdin. A frame passes its sender's link, then its receiver's.
 """
 
 import fcntl

@@ -20,8 +20,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common.serde import recorddict_to_proto
 
-from client.warm import dispatch
-from client.warm import frames, worker
+from client.warm import dispatch, frames, worker
 from client.warm.listener import Door, Keeper
 from client.work import answer
 from common.errors import UserError

@@ -266,7 +266,7 @@ def test_a_server_carries_an_ensemble_on() -> None:
     network, x = warmed(SLIM), images(SLIM)
     expected = network(x)
     server = network.suffix(3)
-    stays = server.commands.distree.infer(
+    stays = server.infer(
         network.features_at(x, 3), lambda _, f: torch.zeros(len(f), dtype=torch.bool), carried=expected[1]
     )
     assert torch.equal(stays.logits, expected[-1])

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from common.errors import UserError
-from common.storage.client_store import ClientState, ClientStore
 from common.storage import files as storage
+from common.storage.client_store import ClientState, ClientStore
 
 
 def state(number: int) -> ClientState:

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from common.errors import UserError
-from common.storage.files import StorageError, append_line, read_tensors, write_tensors, write_text
 from common.storage import files as storage
+from common.storage.files import StorageError, append_line, read_tensors, write_tensors, write_text
 
 
 def test_tensors_and_values_come_back(tmp_path):
