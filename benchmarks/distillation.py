@@ -24,18 +24,18 @@ from benchmarks.common import save
 from common.devices import deterministic, pick_device, threads
 from common.networks import NetworkSpec, build
 from common.seeding import generator
-from strategies.darkdistill.config import DarkDistillConfig
 from strategies.darkdistill.difficulty import DifficultyPairs
 from strategies.darkdistill.generator import make_generator
 from strategies.darkdistill.runtime import Optimizers, Runtime, Tier
 from strategies.darkdistill.server_step import TransferReport, make_meter, transfer
+from strategies.darkdistill.settings import DarkDistillSettings
 
 SIZES = {
     "demo": NetworkSpec("resnet_slim", 10, (1, 8, 8), ensemble=0.2),
     "cifar10": NetworkSpec("resnet_slim", 10, (3, 32, 32), ensemble=0.2),
     "paper": NetworkSpec("deit_tiny", 100, (3, 224, 224)),
 }
-PUBLISHED = DarkDistillConfig()  # S = 2, R = 5, batches of 32
+PUBLISHED = DarkDistillSettings()  # S = 2, R = 5, batches of 32
 SAMPLES = 1000  # difficulties told per tier
 MATRIX_PRODUCTS = (
     "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::mkldnn_convolution", "aten::cudnn_convolution",

@@ -83,12 +83,12 @@ class Replies(LocalGrid):
     def _train(self, message: Message) -> RecordDict:
         order, payload = protocol.unpack_order(message.content)
         (task,) = order.tasks
-        layout, given = self.layouts[task.depth], payload.states[task.arrays].state_dict()
+        layout, given = self.layouts[task.part], payload.states[task.arrays].state_dict()
         state = FlatState.of({key: given[key] for key, _ in layout.floats + layout.counters})
         state.floats += 0.01 * torch.randn(state.floats.shape, generator=self.rng)
-        reply = Reply([ClientResult(task.client, task.depth, SAMPLES)], lone={task.client: state})
+        reply = Reply([ClientResult(task.client, task.part, SAMPLES)], lone={task.client: state})
         difficulty = torch.rand(SAMPLES, generator=self.rng).numpy()
-        reply.entries[task.client] = {DIFFICULTY: difficulty, LABELS: np.arange(SAMPLES, dtype=np.int64) % 10}
+        reply.client_arrays[task.client] = {DIFFICULTY: difficulty, LABELS: np.arange(SAMPLES, dtype=np.int64) % 10}
         return protocol.pack_reply(reply)
 
 

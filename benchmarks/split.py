@@ -28,7 +28,7 @@ from common.config import RunConfig
 from common.networks import EarlyExitNetwork, NetworkSpec, build, without_early_exits
 from common.rpc.certificates import self_signed
 from common.rpc.channels import connect, new_token, serve
-from common.rpc.config import StreamConfig
+from common.rpc.settings import StreamSettings
 from common.storage.client_store import ClientStore
 from strategies.factory import read_config
 from strategies.hetero_splitee.client_step import finish, forward, local_step
@@ -36,6 +36,7 @@ from strategies.hetero_splitee.inbox import Batch, Inbox, OpenRound
 from strategies.hetero_splitee.learner import Learner, Sgd, device_part
 from strategies.hetero_splitee.server_model import make_server_model
 from strategies.hetero_splitee.service import Expected, SplitService
+from strategies.hetero_splitee.settings import SplitEESettings
 from strategies.hetero_splitee.stream import FeatureStream, Origin
 from strategies.hetero_splitee.trainer import Trainer
 from tests.strategies.hetero_splitee.reference import Client, Reference
@@ -193,7 +194,7 @@ class Streams:
         """`nodes`: the clients of each device process."""
         network, store = case.build(), ClientStore(Path(folder), "server")
         self.case, self.processes = case, processes
-        self.model = make_server_model(network, case.config.methods["splitee"], torch.device("cpu"), store)
+        self.model = make_server_model(network, case.config.of(SplitEESettings), torch.device("cpu"), store)
         shape = tuple(network.features_at(network.example(1), case.cut).shape[1:])
         self.service = SplitService(Expected(RUN, {case.cut: shape}, CLASSES, BATCH[case.network]), coding=case.coding)
         pair, token = self_signed(["127.0.0.1"]) if tls else None, new_token()
@@ -203,7 +204,7 @@ class Streams:
 
     def run(self, round_: int) -> int:
         """Train a round; return the bytes that the devices sent."""
-        case, stream = self.case, StreamConfig()
+        case, stream = self.case, StreamSettings()
         cuts = {client: case.cut for place in self.places for client in place.clients}
         inbox = Inbox(OpenRound(RUN, round_, 0, cuts, stream.window, case.gradient == "return"))
         self.model.open_round(round_, cuts, case.sgd)
@@ -281,7 +282,7 @@ def held_bytes(mode: str, clients: int, cuts: Sequence[int]) -> dict[str, Any]:
     found: dict[str, Any] = {"clients": clients}
     with tempfile.TemporaryDirectory() as folder:
         server = make_server_model(
-            network, case.config.methods["splitee"], torch.device("cpu"), ClientStore(Path(folder), "held")
+            network, case.config.of(SplitEESettings), torch.device("cpu"), ClientStore(Path(folder), "held")
         )
         for round_, number, name in ((1, clients, ""), (2, 2, "_two_later")):
             dealt = {c: cuts[c % len(cuts)] for c in range(number)}

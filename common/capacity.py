@@ -60,9 +60,9 @@ class Capacity:
 
 @dataclass(frozen=True)
 class Choice:
-    """The depth a client trains (0: none fits) and why."""
+    """The part that a client trains (0: none fits) and why."""
 
-    depth: int
+    part: int
     reason: str
     lean: bool = False  # it fits, but what the server would send along to learn from does not
 

@@ -6,24 +6,26 @@ a comma-separated string. A section is a frozen dataclass; every method brings i
 
 import dataclasses
 import json
-import math
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from common.data.config import DataConfig
 from common.errors import UserError
 from common.logs import FORMATS
 from common.objectives import ObjectiveConfig
+from common.settings import Settings, at_least, at_most, key, one_of
 
 Value = str | int | float | bool
-S = TypeVar("S")
+S = TypeVar("S", bound=Settings)
 
 
 @dataclass(frozen=True)
-class RunSection:
+class RunSection(Settings):
     """What is run, and where it is kept."""
+
+    SECTION = "run"
 
     name: str = ""  # empty: made from the strategy and the time
     strategy: str = "darkdistill"
@@ -39,13 +41,15 @@ class RunSection:
 
     def problems(self) -> list[str]:
         """Return every mistake as a sentence."""
-        found = at_least(self, rounds=1, seed=0, metrics_port=0) + one_of(self, log_format=FORMATS)
-        return found + (["run.metrics-port must be below 65536"] if self.metrics_port > 65535 else [])
+        bounds = at_least(self, rounds=1, seed=0, metrics_port=0) + at_most(self, metrics_port=65535)
+        return bounds + one_of(self, log_format=FORMATS)
 
 
 @dataclass(frozen=True)
-class ClientsSection:
+class ClientsSection(Settings):
     """The virtual or real clients and how they are hosted."""
+
+    SECTION = "clients"
 
     count: int = 20  # virtual clients of a simulation; real devices count themselves
     per_round: int = 8
@@ -65,8 +69,10 @@ class ClientsSection:
 
 
 @dataclass(frozen=True)
-class TrainSection:
+class TrainSection(Settings):
     """Local training; defaults of DarkDistill's experiments but for the schedule, which suits small runs."""
+
+    SECTION = "train"
 
     epochs: int = 1
     batch_size: int = 32
@@ -81,8 +87,10 @@ class TrainSection:
 
 
 @dataclass(frozen=True)
-class NetworkSection:
+class NetworkSection(Settings):
     """Which early-exit network, and where its exits and tiers are."""
+
+    SECTION = "network"
 
     name: str = "resnet_slim"
     exits: tuple[int, ...] = ()
@@ -97,8 +105,10 @@ class NetworkSection:
 
 
 @dataclass(frozen=True)
-class RoundSection:
+class RoundSection(Settings):
     """When a round is good enough, and when it is given up."""
+
+    SECTION = "round"
 
     quorum: float = 0.5  # share of the sampled clients that must answer
     deadline: float = 3600.0  # seconds a client may take
@@ -109,14 +119,14 @@ class RoundSection:
     def problems(self) -> list[str]:
         """Return every mistake as a sentence."""
         found = at_least(self, quorum=0.0, deadline=1.0, min_nodes=1, wait=0.0, staleness=0.0)
-        return found + [
-            f"round.{name} must not exceed 1" for name in ("quorum", "staleness") if getattr(self, name) > 1
-        ]
+        return found + at_most(self, quorum=1.0, staleness=1.0)
 
 
 @dataclass(frozen=True)
-class ServerSection:
+class ServerSection(Settings):
     """The server's own work: distillation and evaluation."""
+
+    SECTION = "server"
 
     device: str = "auto"
     threads: int = 1
@@ -134,7 +144,7 @@ class ServerSection:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """All sections; `methods` holds each method's hyper-parameters by section name."""
+    """All sections: those that every run has, and those that its method reads."""
 
     run: RunSection = field(default_factory=RunSection)
     clients: ClientsSection = field(default_factory=ClientsSection)
@@ -144,18 +154,29 @@ class RunConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     round: RoundSection = field(default_factory=RoundSection)
     server: ServerSection = field(default_factory=ServerSection)
-    methods: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[type[Settings], Settings] = field(default_factory=dict)
 
-    SECTIONS: ClassVar[tuple[str, ...]] = (
-        "run", "clients", "train", "network", "data", "objective", "round", "server",
+    COMMON: ClassVar[tuple[type[Settings], ...]] = (
+        RunSection, ClientsSection, TrainSection, NetworkSection, DataConfig, ObjectiveConfig, RoundSection,
+        ServerSection,
     )  # fmt: skip
+
+    def of(self, kind: type[S]) -> S:
+        """Return the section of this kind; raises `LookupError` if it was not read: the method's card must list it."""
+        if kind not in self.settings:
+            raise LookupError(f"section {kind.SECTION!r} was not read: list {kind.__name__} on the method's card")
+        return cast(S, self.settings[kind])
+
+    def only(self, kinds: Iterable[type[Settings]]) -> "RunConfig":
+        """Return the configuration without the sections that are not of these kinds."""
+        return dataclasses.replace(self, settings={kind: self.settings[kind] for kind in kinds})
 
     def flat(self) -> dict[str, Value]:
         """Return Flower's flat form, the inverse of `load_config`."""
-        sections = {name: getattr(self, name) for name in self.SECTIONS} | dict(self.methods)
+        sections: list[Settings] = [getattr(self, kind.SECTION) for kind in self.COMMON]
         return {
-            key(name, f.name): _plain(getattr(section, f.name))
-            for name, section in sections.items()
+            key(section.SECTION, f.name): _plain(getattr(section, f.name))
+            for section in (*sections, *self.settings.values())
             for f in fields(section)
         }
 
@@ -164,65 +185,35 @@ class RunConfig:
         return json.dumps(self.flat(), sort_keys=True)
 
 
-def load_config(flat: Mapping[str, Value], methods: Mapping[str, type]) -> RunConfig:
-    """Read a flat configuration; absent keys keep their defaults.
+def load_config(flat: Mapping[str, Value], kinds: Iterable[type[Settings]] = ()) -> RunConfig:
+    """Read a flat configuration with sections of these kinds beside the common ones; absent keys keep their defaults.
 
     Raises `UserError` with every unknown key, wrong type and impossible value at once.
     """
     problems: list[str] = []
-    hints = get_type_hints(RunConfig)
-    sections = {name: hints[name] for name in RunConfig.SECTIONS} | dict(methods)
-    known = {key(name, f.name) for name, cls in sections.items() for f in fields(cls)}
+    kinds = tuple(kinds)
+    known = {key(kind.SECTION, f.name) for kind in (*RunConfig.COMMON, *kinds) for f in fields(kind)}
     problems += [f"unknown key {k!r}" for k in sorted(set(flat) - known)]
-    read = {name: _read(cls, name, flat, problems) for name, cls in sections.items()}
+    common = {kind.SECTION: _read(kind, flat, problems) for kind in RunConfig.COMMON}
+    settings = {kind: _read(kind, flat, problems) for kind in kinds}
     if problems:
         raise UserError("the configuration has mistakes:\n  - " + "\n  - ".join(problems))
-    return RunConfig(**{n: read[n] for n in RunConfig.SECTIONS}, methods={n: read[n] for n in methods})
+    return RunConfig(**common, settings=settings)  # type: ignore[arg-type]
 
 
-def key(section: str, name: str) -> str:
-    """Return the key of a field as written in TOML: `clients.per-round`."""
-    return f"{section}.{name.replace('_', '-')}"
-
-
-def at_least(section: object, **bounds: float) -> list[str]:
-    """Return a sentence for every named field that is below its bound or not finite."""
-    name = _section_name(section)
-    return [
-        f"{key(name, f)} is {getattr(section, f)}, must be at least {low}"
-        for f, low in bounds.items()
-        if not (math.isfinite(getattr(section, f)) and getattr(section, f) >= low)
-    ]
-
-
-def one_of(section: object, **choices: tuple[str, ...]) -> list[str]:
-    """Return a sentence for every named field whose value is not among its choices."""
-    name = _section_name(section)
-    return [
-        f"{key(name, f)} is {getattr(section, f)!r}, must be one of {', '.join(allowed)}"
-        for f, allowed in choices.items()
-        if getattr(section, f) not in allowed
-    ]
-
-
-def _section_name(section: object) -> str:
-    return type(section).__name__.removesuffix("Section").removesuffix("Config").lower()
-
-
-def _read(cls: type[S], name: str, flat: Mapping[str, Value], problems: list[str]) -> S:
-    hints = get_type_hints(cls)
+def _read(kind: type[S], flat: Mapping[str, Value], problems: list[str]) -> S:
+    hints = get_type_hints(kind)
     values: dict[str, Any] = {}
-    for f in fields(cls):  # type: ignore[arg-type]
-        k = key(name, f.name)
+    for f in fields(kind):
+        k = key(kind.SECTION, f.name)
         if k not in flat:
             continue
         try:
             values[f.name] = _convert(flat[k], hints[f.name])
         except (TypeError, ValueError) as error:
             problems.append(f"{k} = {flat[k]!r}: {error}")
-    section = cls(**values)
-    found: list[str] = section.problems()  # type: ignore[attr-defined]
-    problems += [problem if problem.startswith(name) else f"{name}: {problem}" for problem in found]
+    section = kind(**values)
+    problems += section.problems()
     return section
 
 

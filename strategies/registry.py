@@ -8,6 +8,7 @@ from typing import Any
 
 from common.config import RunConfig
 from common.errors import UserError
+from common.settings import Settings
 from strategies.node.local_training import LocalMethod
 from strategies.parts import TIERS, Parts
 
@@ -29,18 +30,18 @@ MODULES = {
     "local": "strategies.personalised.local_only",
 }
 SECTIONS = {
-    "cafedistill": "strategies.cafedistill.config:CAFEDistillConfig",
-    "darkdistill": "strategies.darkdistill.config:DarkDistillConfig",
-    "depthfl": "strategies.baselines.depthfl:DepthFLConfig",
-    "difficulty": "strategies.darkdistill.config:DifficultyConfig",
-    "distree": "strategies.distree.config:DistrEEConfig",
-    "ditto": "strategies.personalised.ditto:DittoConfig",
-    "fedprox": "strategies.baselines.fedprox:FedProxConfig",
-    "fedrep": "strategies.personalised.fedrep:FedRepConfig",
-    "personal": "strategies.personalised.base:PersonalConfig",
-    "robust": "strategies.engine.robust:RobustConfig",
-    "splitee": "strategies.hetero_splitee.config:SplitEEConfig",
-    "stream": "common.rpc.config:StreamConfig",
+    "cafedistill": "strategies.cafedistill.settings:CAFEDistillSettings",
+    "darkdistill": "strategies.darkdistill.settings:DarkDistillSettings",
+    "depthfl": "strategies.baselines.depthfl:DepthFLSettings",
+    "difficulty": "strategies.darkdistill.settings:DifficultySettings",
+    "distree": "strategies.distree.settings:DistrEESettings",
+    "ditto": "strategies.personalised.ditto:DittoSettings",
+    "fedprox": "strategies.baselines.fedprox:FedProxSettings",
+    "fedrep": "strategies.personalised.fedrep:FedRepSettings",
+    "personal": "strategies.personalised.base:PersonalSettings",
+    "robust": "strategies.engine.robust:RobustSettings",
+    "splitee": "strategies.hetero_splitee.settings:SplitEESettings",
+    "stream": "common.rpc.settings:StreamSettings",
 }
 
 
@@ -68,6 +69,6 @@ def method(name: str) -> Method:
 
 
 @cache
-def sections() -> dict[str, type]:
+def sections() -> tuple[type[Settings], ...]:
     """Return every method's section of hyper-parameters, whatever method runs: a mistake in any of them is told."""
-    return {name: getattr(import_module(path.split(":")[0]), path.split(":")[1]) for name, path in SECTIONS.items()}
+    return tuple(getattr(import_module(path.split(":")[0]), path.split(":")[1]) for path in SECTIONS.values())

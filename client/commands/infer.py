@@ -24,7 +24,7 @@ from common.errors import UserError
 from common.exits import ThresholdPolicy, confidence
 from common.networks import cost_table
 from common.rpc.tensors import CODINGS
-from common.storage.model_file import Bundle, load_bundle
+from common.storage.model_file import StoredModel, load_model
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
         from client.commands import split_infer  # its imports take seconds that a device alone need not spend
 
         return split_infer.run(options)
-    bundle = load_bundle(options.model)
+    bundle = load_model(options.model)
     if bundle.half:
         raise UserError(
             f"{options.model} is the server's half of a split network: serve it with `python -m server offload`, "
@@ -130,7 +130,9 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def choose_policy(bundle: Bundle, *, accuracy_first: bool = False, threshold: float | None = None) -> ThresholdPolicy:
+def choose_policy(
+    bundle: StoredModel, *, accuracy_first: bool = False, threshold: float | None = None
+) -> ThresholdPolicy:
     """Return the stored policy, or one threshold for every exit but the last; `accuracy_first`: nobody leaves early."""
     early = len(bundle.network.exit_positions) - 1
     if accuracy_first:
@@ -140,20 +142,20 @@ def choose_policy(bundle: Bundle, *, accuracy_first: bool = False, threshold: fl
     return bundle.policy
 
 
-def exit_macs(bundle: Bundle) -> tuple[int, ...]:
+def exit_macs(bundle: StoredModel) -> tuple[int, ...]:
     """Return MACs of a sample that leaves at each exit, shallow to deep."""
     costs = cost_table(bundle.network)
     return tuple(costs.macs(index) for index in range(len(bundle.network.exit_positions)))
 
 
-def warm_up(bundle: Bundle, device: torch.device) -> None:
+def warm_up(bundle: StoredModel, device: torch.device) -> None:
     """Run one blank image through all units: the first pass of a process also pays for its set-up."""
     network = bundle.network.to(device)
     network.infer(network.example(1).to(device), choose_policy(bundle, accuracy_first=True))
 
 
 def classify(
-    bundle: Bundle, batches: Iterable[Samples], *, macs: Sequence[int], device: torch.device
+    bundle: StoredModel, batches: Iterable[Samples], *, macs: Sequence[int], device: torch.device
 ) -> Iterator[Prediction]:
     """Yield a prediction per sample, in order; `macs` are of each exit, see `exit_macs`."""
     network, normalise, policy = bundle.network.to(device), bundle.normalizer.to(device), bundle.policy

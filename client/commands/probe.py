@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     for name in ("network", "depth", "why", "cut", "why"):
         table.add_column(name, overflow="fold", no_wrap=name != "why")
     for fit in fits(capacity, options.samples, options.image_size):
-        depth, cut = f"{fit.depth.depth} of {fit.tiers}", f"{fit.cut.depth} of {fit.cuts}"
+        depth, cut = f"{fit.depth.part} of {fit.tiers}", f"{fit.cut.part} of {fit.cuts}"
         table.add_row(fit.network, depth, Text(fit.depth.reason), cut, Text(fit.cut.reason))
     show(table, [f"{shown(capacity)} ({source}); for {options.samples} images an epoch"])
     return 0

@@ -28,7 +28,7 @@ from common.errors import UserError
 from common.exits import ThresholdPolicy, confidence, entropy_gate
 from common.rpc.channels import Limits, connect
 from common.rpc.secrets import read_certificate, read_token
-from common.storage.model_file import Bundle, load_bundle
+from common.storage.model_file import StoredModel, load_model
 from strategies.hetero_splitee.offload import OVERHEAD, NoAnswer, Remote, bytes_per_sample
 from strategies.hetero_splitee.stream import Origin
 
@@ -124,9 +124,9 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def load_device(path: Path) -> Bundle:
+def load_device(path: Path) -> StoredModel:
     """Return a device's part; raises `UserError` when this is another model."""
-    bundle = load_bundle(path)
+    bundle = load_model(path)
     if not bundle.cut:
         raise UserError(
             f"{path} is not a device's part of a split network: give the folder client-... that a device stored after "
@@ -135,7 +135,7 @@ def load_device(path: Path) -> Bundle:
     return bundle
 
 
-def choose_gate(bundle: Bundle, tau: float | None = None) -> ThresholdPolicy:
+def choose_gate(bundle: StoredModel, tau: float | None = None) -> ThresholdPolicy:
     """Return who stays on the device: by `tau`, else by what the device tuned; without either everything goes up."""
     if tau is not None:
         return entropy_gate(tau)
@@ -149,7 +149,7 @@ def tau_of(gate: ThresholdPolicy) -> float:
 
 
 def warm_up(
-    bundle: Bundle, gate: ThresholdPolicy, remote: Remote, device: torch.device, *, quiet: bool = False
+    bundle: StoredModel, gate: ThresholdPolicy, remote: Remote, device: torch.device, *, quiet: bool = False
 ) -> None:
     """Run one blank image through everything: the first one also pays for set-up, on both sides and between them.
 
@@ -167,7 +167,7 @@ def warm_up(
 
 
 @torch.no_grad()
-def device_half(bundle: Bundle, pixels: Tensor, gate: ThresholdPolicy, device: torch.device) -> Half:
+def device_half(bundle: StoredModel, pixels: Tensor, gate: ThresholdPolicy, device: torch.device) -> Half:
     """Return what the device computes of pixels, uint8 (b, C, H, W)."""
     network, normalise = bundle.network.to(device), bundle.normalizer.to(device)
     started = results.now(device)
@@ -178,7 +178,7 @@ def device_half(bundle: Bundle, pixels: Tensor, gate: ThresholdPolicy, device: t
 
 
 def classify(
-    bundle: Bundle, batches: Iterable[Samples], gate: ThresholdPolicy, remote: Remote, device: torch.device
+    bundle: StoredModel, batches: Iterable[Samples], gate: ThresholdPolicy, remote: Remote, device: torch.device
 ) -> Iterator[SplitPrediction]:
     """Yield a prediction per sample, in order."""
     for batch in batches:
@@ -262,7 +262,7 @@ def closing_lines(summary: SplitSummary, server: str) -> list[str]:
     return lines
 
 
-def _remote(options: argparse.Namespace, bundle: Bundle) -> Remote:
+def _remote(options: argparse.Namespace, bundle: StoredModel) -> Remote:
     """Return the server that the options name; nothing is sent yet."""
     if not options.server or not options.token_file:
         raise UserError(

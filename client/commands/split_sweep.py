@@ -18,7 +18,7 @@ from common.console import results
 from common.console.samples import Samples, Skipped
 from common.errors import UserError
 from common.exits import entropy_gate
-from common.storage.model_file import Bundle
+from common.storage.model_file import StoredModel
 from strategies.hetero_splitee.offload import NoAnswer, Remote
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class SweepPoint:
 
 def sweep(
     options: argparse.Namespace,
-    bundle: Bundle,
+    bundle: StoredModel,
     remote: Remote,
     halves: Iterable[tuple[Samples, "Half"]],
     tuned: float,
@@ -83,7 +83,7 @@ def sweep(
     return 0
 
 
-def measure(bundle: Bundle, remote: Remote, halves: Iterable[tuple[Samples, "Half"]]) -> Measured:
+def measure(bundle: StoredModel, remote: Remote, halves: Iterable[tuple[Samples, "Half"]]) -> Measured:
     """Ask the server for everything; `halves` are what the device computed of each batch."""
     logits: list[Tensor] = [torch.empty(0, bundle.network.num_classes)]
     columns: list[list[float]] = []

@@ -81,8 +81,8 @@ def run(options: argparse.Namespace) -> int:
     print(f"capacity: {shown(capacity)} ({source})")
     for fit in fits(capacity, SAMPLES, PIXELS, NETWORK):
         print(f"{fit.network}, {SAMPLES} images an epoch (others: python -m client probe):")
-        print(f"    depth {fit.depth.depth} of {fit.tiers}: {fit.depth.reason}")
-        print(f"    split training: cut {fit.cut.depth} of {fit.cuts}: {fit.cut.reason}")
+        print(f"    depth {fit.depth.part} of {fit.tiers}: {fit.depth.reason}")
+        print(f"    split training: cut {fit.cut.part} of {fit.cuts}: {fit.cut.reason}")
     security = _security_word(files, encrypted)
     print(f"client {options.client} at {options.superlink}: {security}; keeps all in {home.parent}")
     print(_next_command(encrypted), flush=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.data.catalogue import DEVICES, EMBEDDED, FOLDER, NAMES, NEWS, TEXT, TEXT_SETS
+from common.settings import Settings
 
 PARTITIONERS: tuple[str, ...] = ("iid", "dirichlet", "shards", "natural")
 # Outside this range numpy's Dirichlet sampler underflows or overflows; 0.001 is one client per class, 1e6 is IID.
@@ -15,7 +16,7 @@ LARGEST_VOCABULARY = 2**24
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Settings):
     """Which images or texts, and how they are dealt to clients.
 
     name               a set known by name, `folder` for your own images in `root`, `text` for your own texts there, or
@@ -42,6 +43,8 @@ class DataConfig:
                        square, so the default holds a title and a sentence; CAFEDistill (arXiv 2601.10015) keeps 200
     vocabulary         of texts: the number of token ids that words are hashed into (32,000 as there)
     """
+
+    SECTION = "data"
 
     name: str = EMBEDDED
     root: str = ""

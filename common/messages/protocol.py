@@ -43,7 +43,7 @@ class Order:
     costs: str = ""  # JSON of the CostTable, in a query
     describe: tuple[int, ...] = ()  # virtual clients that a roaming node is asked to speak for, in a query
     tasks: tuple["Task", ...] = ()
-    method: Mapping[str, Any] = field(default_factory=dict)  # what the strategy's client half needs this round
+    round_values: Mapping[str, Any] = field(default_factory=dict)  # what the strategy's client half needs this round
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class Task:
     """One client's part of an order."""
 
     client: int
-    depth: int
+    part: int
     version: int = 0  # round of the client's last committed state in its store; 0: none
     arrays: str = MODEL  # which of the order's states this client starts from; it may be larger than its tier
     samples: int = MAX_WEIGHT  # that it has announced: its model counts for no more
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    client_values: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class ClientReport:
     """What a client declares: its choice of depth, why, and how many samples it trains on."""
 
     client: int
-    depth: int
+    part: int
     reason: str
     num_examples: int
     refused: str = ""  # why this client cannot take part, if it cannot
@@ -84,7 +84,7 @@ class ClientResult:
     """One client's outcome; `error` is empty when all went well."""
 
     client: int
-    depth: int
+    part: int
     num_examples: int = 0
     seconds: float = 0.0
     error: str = ""
@@ -101,10 +101,10 @@ class Reply:
     reports: list[ClientReport] = field(default_factory=list)  # choices that changed since the last report
     folds: dict[int, Fold] = field(default_factory=dict)
     lone: dict[int, FlatState] = field(default_factory=dict)  # by client
-    entries: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)  # by client, then name
+    client_arrays: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)  # by client, then name
 
 
-Entries = Mapping[int, Mapping[str, np.ndarray]]  # client -> name -> array
+ClientArrays = Mapping[int, Mapping[str, np.ndarray]]  # client -> name -> array
 PackedState = tuple[ArrayRecord, ConfigRecord]  # made once by `pack_state`, however many messages carry it
 
 
@@ -113,11 +113,11 @@ class Payload:
     """Arrays of an order as a node reads them: states by name, and arrays per client."""
 
     states: Mapping[str, FlatState] = field(default_factory=dict)
-    entries: Entries = field(default_factory=dict)
+    client_arrays: ClientArrays = field(default_factory=dict)
 
 
 def pack_order(
-    order: Order, states: Mapping[str, PackedState] | None = None, entries: Entries | None = None
+    order: Order, states: Mapping[str, PackedState] | None = None, entries: ClientArrays | None = None
 ) -> RecordDict:
     """Return the content of a message to a node: each state once, however many of its clients start from it."""
     content = RecordDict({ORDER: _record(order)})
@@ -171,23 +171,23 @@ def pack_reply(reply: Reply) -> RecordDict:
         content[f"{FOLD}.{depth}.{INDEX}"] = ConfigRecord({"json": json.dumps(index)})
     for client, state in reply.lone.items():
         content[f"{LONE}.{client}"], content[f"{LONE}.{client}.{INDEX}"] = pack_state(state)
-    if reply.entries:
-        content[ENTRIES], content[f"{ENTRIES}.{INDEX}"] = _pack_entries(reply.entries)
+    if reply.client_arrays:
+        content[ENTRIES], content[f"{ENTRIES}.{INDEX}"] = _pack_entries(reply.client_arrays)
     return content
 
 
 def unpack_reply(
-    content: RecordDict, layouts: Mapping[int, Layout] | None = None, entry_bytes: int | None = None
+    content: RecordDict, layouts: Mapping[int, Layout] | None = None, client_array_bytes: int | None = None
 ) -> Reply:
     """Inverse of `pack_reply`; raises `ValueError` on anything malformed.
 
     Given the tiers' `layouts` by depth, a model that is not of one of these shapes is refused before it is copied;
-    given `entry_bytes`, so are all clients' other arrays if they are larger together.
+    given `client_array_bytes`, so are all clients' other arrays if they are larger together.
     """
     with _reading():
         head = _dict(content, ORDER)
         reply = Reply([_result(r) for r in head["results"]], [_report(r) for r in head["reports"]])
-    depths = {result.client: result.depth for result in reply.results}
+    depths = {result.client: result.part for result in reply.results}
     for name in content:
         kind, _, number = name.partition(".")
         if name.endswith(f".{INDEX}") or kind not in (FOLD, LONE):
@@ -200,7 +200,7 @@ def unpack_reply(
             reply.lone[int(number)] = unpack_state(content, name, expected)
         else:
             reply.folds[int(number)] = _fold(content, name, expected)
-    reply.entries = _entries(content, entry_bytes)
+    reply.client_arrays = _entries(content, client_array_bytes)
     return reply
 
 
@@ -249,7 +249,7 @@ def message_bytes(message: Message) -> int:
     )
 
 
-def _pack_entries(entries: Entries) -> PackedState:
+def _pack_entries(entries: ClientArrays) -> PackedState:
     parts: dict[str, list[np.ndarray]] = {}
     index: list[tuple[int, str, str, Sequence[int]]] = []
     for client, arrays in entries.items():

@@ -8,10 +8,10 @@ from typing import Any
 
 from common.errors import UserError
 from common.networks.base import (
+    Architecture,
     EarlyExitNetwork,
     ExitOutputs,
     Inference,
-    Layout,
     Left,
     Trunk,
     rescale_gradient,
@@ -130,7 +130,7 @@ def build(spec: NetworkSpec, seed: int) -> EarlyExitNetwork:
     with seeded("trunk", seed):
         trunk = _trunk(spec)
     exits = _exit_positions(spec, trunk)
-    layout = Layout(
+    architecture = Architecture(
         num_classes=spec.num_classes,
         input_shape=spec.input_shape,
         tier_positions=_tier_positions(spec, exits),
@@ -142,8 +142,8 @@ def build(spec: NetworkSpec, seed: int) -> EarlyExitNetwork:
         seed=seed,
         vocabulary=spec.vocabulary,
     )
-    heads = {position: layout.new_head(position) for position in exits}
-    network = EarlyExitNetwork(dict(enumerate(trunk.units)), heads, layout)
+    heads = {position: architecture.new_head(position) for position in exits}
+    network = EarlyExitNetwork(dict(enumerate(trunk.units)), heads, architecture)
     if spec.pretrained:
         load_pretrained(network, spec.pretrained)
     if spec.lora_rank:

@@ -32,7 +32,7 @@ class Trunk:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Architecture:
     """What a network and all parts of it know about the whole."""
 
     num_classes: int
@@ -117,11 +117,13 @@ class EarlyExitNetwork(nn.Module):
     An exit's position is the number of units before it, counted in the whole network.
     """
 
-    def __init__(self, units: Mapping[int, nn.Module], exits: Mapping[int, ExitHead], layout: Layout) -> None:
+    def __init__(
+        self, units: Mapping[int, nn.Module], exits: Mapping[int, ExitHead], architecture: Architecture
+    ) -> None:
         super().__init__()
         self.units = nn.ModuleDict({str(index): units[index] for index in sorted(units)})
         self.exits = nn.ModuleDict({str(position): exits[position] for position in sorted(exits)})
-        self.layout = layout
+        self.architecture = architecture
         self.start = min(units)
         """Position where x enters this part: 0 in a prefix, the cut in a suffix."""
         self.end = max(units) + 1
@@ -131,37 +133,37 @@ class EarlyExitNetwork(nn.Module):
     @property
     def tier_positions(self) -> tuple[int, ...]:
         """Units of each depth tier of the whole: tier k, from 1, holds the first tier_positions[k - 1]."""
-        return self.layout.tier_positions
+        return self.architecture.tier_positions
 
     @property
     def num_classes(self) -> int:
         """Length of a logit vector."""
-        return self.layout.num_classes
+        return self.architecture.num_classes
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of the whole network's input without the batch: (C, H, W), or (L,) of a text's token ids."""
-        return self.layout.input_shape
+        return self.architecture.input_shape
 
     @property
     def vocabulary(self) -> int:
         """Number of token ids if the network takes texts, else 0."""
-        return self.layout.vocabulary
+        return self.architecture.vocabulary
 
     @property
     def latent_unit(self) -> int:
         """A latent enters before this unit."""
-        return self.layout.latent_unit
+        return self.architecture.latent_unit
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """Shape of one latent, without the batch."""
-        return self.layout.latent_shape
+        return self.architecture.latent_shape
 
     @property
     def ensemble(self) -> float:
         """0: logits are each exit's own z_e. Above: F_1 = z_1, F_e = z_e + ensemble * stopgrad(F_{e-1})."""
-        return self.layout.ensemble
+        return self.architecture.ensemble
 
     @property
     def num_units(self) -> int:
@@ -301,10 +303,10 @@ class EarlyExitNetwork(nn.Module):
         if not exit_head or cut in part.exit_positions:
             return part
         like = next(part.parameters(), None)
-        head = self.layout.new_head(cut).to(like)
+        head = self.architecture.new_head(cut).to(like)
         exits = {position: part._head(position) for position in part.exit_positions}
         return EarlyExitNetwork(
-            {int(index): unit for index, unit in part.units.items()}, {**exits, cut: head}, self.layout
+            {int(index): unit for index, unit in part.units.items()}, {**exits, cut: head}, self.architecture
         ).train(self.training)
 
     def suffix(self, cut: int) -> "EarlyExitNetwork":
@@ -323,7 +325,7 @@ class EarlyExitNetwork(nn.Module):
         part = EarlyExitNetwork(
             {index: copy.deepcopy(self.units[str(index)]) for index in range(start, end)},
             {position: copy.deepcopy(self._head(position)) for position in exits},
-            self.layout,
+            self.architecture,
         )
         return part.train(self.training)
 

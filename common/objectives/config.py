@@ -4,12 +4,13 @@ import math
 from dataclasses import dataclass
 
 from common.objectives.boosted import ENSEMBLE
+from common.settings import Settings
 
 OBJECTIVES = ("joint", "boosted", "l2w")
 
 
 @dataclass(frozen=True)
-class ObjectiveConfig:
+class ObjectiveConfig(Settings):
     """What a client minimises over its exits.
 
     Attributes:
@@ -23,6 +24,8 @@ class ObjectiveConfig:
         l2w_interval: batches from one meta update to the next (10 in DarkDistill; L2W-DEN 100).
         l2w_p: skew of the meta loss's exit assignment, 20 = uniform (30 in DarkDistill; L2W-DEN 15).
     """
+
+    SECTION = "objective"
 
     name: str = "joint"
     exit_weights: tuple[float, ...] = ()

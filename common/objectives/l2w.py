@@ -79,18 +79,18 @@ class LearnedWeights:
     batches' device.
     """
 
-    def __init__(self, config: "ObjectiveConfig", num_exits: int, seed: int) -> None:
-        self.config = config
+    def __init__(self, settings: "ObjectiveConfig", num_exits: int, seed: int) -> None:
+        self.settings = settings
         self.num_exits = num_exits
-        self.weight_network = WeightNetwork(num_exits, config.l2w_hidden, seed)
+        self.weight_network = WeightNetwork(num_exits, settings.l2w_hidden, seed)
         self.optimizer = torch.optim.Adam(
-            self.weight_network.parameters(), lr=config.l2w_lr, weight_decay=config.l2w_weight_decay
+            self.weight_network.parameters(), lr=settings.l2w_lr, weight_decay=settings.l2w_weight_decay
         )
         self.batches = 0
 
     def weights(self, losses: Tensor) -> Tensor:
         """Return the weight of every sample at every exit, `(E, B)`, from its losses `(E, B)`."""
-        return centred_weights(self.weight_network(losses.detach().T), self.config.l2w_strength).T
+        return centred_weights(self.weight_network(losses.detach().T), self.settings.l2w_strength).T
 
     def loss(self, network: EarlyExitNetwork, x: Tensor, y: Tensor) -> Loss:
         """Return the loss of images `(B, C, H, W)` with labels `(B,)`."""
@@ -109,7 +109,7 @@ class LearnedWeights:
             y: labels `(B,)`.
             lr: learning rate of the pseudo step, plain SGD.
         """
-        due = self.batches % self.config.l2w_interval == 0
+        due = self.batches % self.settings.l2w_interval == 0
         self.batches += 1
         if not due or self.num_exits == 1 or len(x) < SMALLEST_META_BATCH:
             return
@@ -144,7 +144,7 @@ class LearnedWeights:
                 for (name, parameter), gradient in zip(trainable.items(), gradients, strict=True)
             }
             logits = functional_call(network, {**stepped, **buffers}, (x[half:],))
-        return assigned_loss(logits, y[half:], self.config.l2w_p)
+        return assigned_loss(logits, y[half:], self.settings.l2w_p)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the weight network, its Adam moments and the batch counter, detached clones on the CPU."""
@@ -168,7 +168,7 @@ class LearnedWeights:
         if {name: value.shape for name, value in state.items()} != {n: v.shape for n, v in own.items()}:
             raise UserError(
                 f"the stored weight network is not one for {self.num_exits} exits with "
-                f"{self.config.l2w_hidden} hidden units; start under another run name"
+                f"{self.settings.l2w_hidden} hidden units; start under another run name"
             )
         self.batches = int(state["batches"])
         for name, parameter in self.weight_network.named_parameters():

@@ -20,7 +20,7 @@ STATISTICS = "statistics."
 
 
 @dataclass(frozen=True)
-class Bundle:
+class StoredModel:
     """A network (a tier's prefix, the units before a cut, or the whole) and how to use it."""
 
     network: EarlyExitNetwork
@@ -37,7 +37,7 @@ class Bundle:
 
 
 @dataclass(frozen=True)
-class BundleInfo:
+class ModelInfo:
     """The plain part of a bundle, as stored in the file's header."""
 
     spec: str  # JSON
@@ -51,7 +51,7 @@ class BundleInfo:
     half: bool = False  # a split run's server side: devices have the first units
 
 
-def save_bundle(path: Path, state: StateDict, info: BundleInfo) -> None:
+def save_model(path: Path, state: StateDict, info: ModelInfo) -> None:
     """Write a bundle; `state` may hold more than the tier needs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(path, state, vars(info))
@@ -72,7 +72,7 @@ def statistics_by_cut(state: StateDict) -> dict[int, StateDict]:
     return by_cut
 
 
-def load_bundle(path: Path) -> Bundle:
+def load_model(path: Path) -> StoredModel:
     """Read a bundle from its file, or from a run's or client's folder that has one.
 
     Raises `UserError` when there is none or it is damaged.
@@ -84,7 +84,7 @@ def load_bundle(path: Path) -> Bundle:
     tensors, values = read_tensors(found)
     try:
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        info = BundleInfo(**plain)
+        info = ModelInfo(**plain)
         spec = NetworkSpec.from_json(info.spec)
         whole = build(spec, seed=0)
         network = whole.prefix_units(info.cut) if info.cut else whole.prefix(info.depth)
@@ -95,7 +95,7 @@ def load_bundle(path: Path) -> Bundle:
     last = (float("inf"),) * (len(network.exit_positions) - 1)
     policy = ThresholdPolicy.from_json(info.policy) if info.policy else ThresholdPolicy(last)
     constants = Normalizer(info.mean, info.std)
-    return Bundle(network.eval(), spec, info.classes, constants, policy, info.cut, info.run, info.half, statistics)
+    return StoredModel(network.eval(), spec, info.classes, constants, policy, info.cut, info.run, info.half, statistics)
 
 
 def _advice(path: Path) -> str:

@@ -17,7 +17,7 @@ from common.paths import store_root
 from common.rpc import standalone
 from common.rpc.channels import Limits
 from common.rpc.methods import SPLIT
-from common.storage.model_file import FILE, Bundle, load_bundle
+from common.storage.model_file import FILE, StoredModel, load_model
 from strategies.hetero_splitee.offload import Suffixes
 from strategies.hetero_splitee.service import Expected, SplitService
 
@@ -56,9 +56,9 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def load_server(path: Path) -> Bundle:
+def load_server(path: Path) -> StoredModel:
     """Return a split training run's finished network; raises `UserError` when this is another model."""
-    bundle = load_bundle(path)
+    bundle = load_model(path)
     if bundle.cut:
         raise UserError(f"{path} is a device's part: give --model the run's folder, it holds the server's layers")
     if not bundle.half:

@@ -18,18 +18,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.config import at_least
 from common.networks.base import EarlyExitNetwork
 from common.objectives import Loss, Objective, exit_losses
 from common.objectives.base import StatelessObjective
+from common.settings import Settings, at_least
 from strategies.engine.strategy import EarlyExitStrategy
 from strategies.node.local_training import Job, LocalTraining
 from strategies.registry import Method
 
 
 @dataclass(frozen=True)
-class DepthFLConfig:
+class DepthFLSettings(Settings):
     """Hyper-parameters of the self-distillation."""
+
+    SECTION = "depthfl"
 
     kd_weight: float = 1.0  # of the distillation against the cross-entropies
     temperature: float = 1.0  # T
@@ -90,8 +92,8 @@ class DepthFLLocal(LocalTraining):
 
     def objective(self, job: Job, exits: int) -> Objective:
         """Return this round's objective; the run's `objective` section does not apply."""
-        config: DepthFLConfig = job.config.methods["depthfl"]
-        return SelfDistillation(config.weight(job.round), config.temperature)
+        settings = job.config.of(DepthFLSettings)
+        return SelfDistillation(settings.weight(job.round), settings.temperature)
 
 
 METHOD = Method(DepthFL, DepthFLLocal, ensemble=lambda config: 0.0)

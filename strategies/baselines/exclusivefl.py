@@ -17,7 +17,7 @@ class ExclusiveFL(EarlyExitStrategy):
 
     def eligible(self, client: ClientReport) -> bool:
         """Return whether the client declared the full depth."""
-        return client.depth == len(self.tiers)
+        return client.part == len(self.tiers)
 
 
 METHOD = Method(ExclusiveFL, LocalTraining)

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from common.config import at_least
 from common.objectives.base import Objective
+from common.settings import Settings, at_least
 from strategies.engine.strategy import EarlyExitStrategy
 from strategies.node.local_training import Job, LocalTraining
 from strategies.registry import Method
 
 
 @dataclass(frozen=True)
-class FedProxConfig:
+class FedProxSettings(Settings):
     """Hyper-parameters of FedProx."""
+
+    SECTION = "fedprox"
 
     mu: float = 0.05  # weight of the proximal term
 
@@ -50,8 +52,8 @@ class FedProxLocal(Proximal):
 
     def local_epochs(self, job: Job, objective: Objective) -> float | None:
         """Train the loaded model."""
-        config: FedProxConfig = job.config.methods["fedprox"]
-        self.pull, self.anchor = config.mu, job.model.trained.detach().clone()
+        settings = job.config.of(FedProxSettings)
+        self.pull, self.anchor = settings.mu, job.model.trained.detach().clone()
         return super().local_epochs(job, objective)
 
 

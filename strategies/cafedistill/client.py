@@ -11,9 +11,9 @@ from torch import Tensor
 from common.networks.base import EarlyExitNetwork, ExitOutputs
 from common.objectives.base import Objective
 from common.weights.flat import FlatState
-from strategies.cafedistill.config import CAFEDistillConfig
 from strategies.cafedistill.heads import exit_head, head_layout, head_state, head_vector, with_parameters
 from strategies.cafedistill.objective import Distillation, Teacher, last_exit
+from strategies.cafedistill.settings import CAFEDistillSettings
 from strategies.node.local_training import Job, Outcome
 from strategies.personalised.base import PersonalTraining
 
@@ -32,19 +32,19 @@ class CAFEDistillTraining(PersonalTraining):
         """
         super().load(job, state)
         layout = head_layout(*_last(job))
-        last = head_state(job.entries[HEAD], layout) if HEAD in job.entries else job.initial()
+        last = head_state(job.client_arrays[HEAD], layout) if HEAD in job.client_arrays else job.initial()
         job.model.load_dict({**job.model.module.state_dict(), **{key: last[key] for key in layout.keys}})
 
     def objective(self, job: Job, exits: int) -> Objective:
         """Return this round's objective; the run's `objective` section does not apply."""
-        config: CAFEDistillConfig = job.config.methods["cafedistill"]
-        return Distillation(config, int(job.extra[STUDENTS]), mixed_teacher(job))
+        settings = job.config.of(CAFEDistillSettings)
+        return Distillation(settings, int(job.client_values[STUDENTS]), mixed_teacher(job))
 
     def finish(self, job: Job, outcome: Outcome) -> Outcome:
         """Upload the last head, keep the others."""
         network, position = _last(job)
         head = head_vector(network.state_dict(), head_layout(network, position))
-        outcome.entries[HEAD] = head.cpu().numpy()
+        outcome.client_arrays[HEAD] = head.cpu().numpy()
         return super().finish(job, outcome)
 
 
@@ -54,7 +54,7 @@ def mixed_teacher(job: Job) -> Teacher:
     A shallower client's last head stands on a unit that this client has too, so its logits can be computed here
     without anything but the head having travelled (our extension for clients of unequal depth).
     """
-    shares = {int(depth): float(share) for depth, share in job.extra.get(SHARES, {}).items()}
+    shares = {int(depth): float(share) for depth, share in job.client_values.get(SHARES, {}).items()}
     if not shares:
         return last_exit
     network = job.model.module
@@ -62,7 +62,7 @@ def mixed_teacher(job: Job) -> Teacher:
     for depth, share in sorted(shares.items()):
         position = network.tier_positions[depth - 1]
         head = with_parameters(
-            exit_head(network, position), job.entries[f"{TEACHER}{depth}"], head_layout(network, position)
+            exit_head(network, position), job.client_arrays[f"{TEACHER}{depth}"], head_layout(network, position)
         )
         teachers.append((network.exit_positions.index(position), head.to(job.device), share))
     own = 1.0 - sum(shares.values())

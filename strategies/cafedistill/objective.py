@@ -21,7 +21,7 @@ from torch import Tensor
 
 from common.networks.base import EarlyExitNetwork, ExitOutputs
 from common.objectives.base import Loss, StatelessObjective, exit_losses
-from strategies.cafedistill.config import CAFEDistillConfig
+from strategies.cafedistill.settings import CAFEDistillSettings
 
 Teacher = Callable[[ExitOutputs], Tensor]
 
@@ -58,7 +58,7 @@ class Distillation(StatelessObjective):
             other heads on the features of the exits (`across_depths`).
     """
 
-    config: CAFEDistillConfig
+    settings: CAFEDistillSettings
     students: int
     teacher: Teacher = last_exit
 
@@ -69,12 +69,12 @@ class Distillation(StatelessObjective):
         means = losses.mean(1)
         labelled, distilled = self.sets(len(means))
         ce = (means[:labelled].sum() + means[-1]) / len(means)
-        kd = distillation(outputs.logits[:distilled], self.teacher(outputs), self.config.temperature)
-        return Loss(self.config.ce_weight * ce + self.config.kd_weight * kd, losses.detach())
+        kd = distillation(outputs.logits[:distilled], self.teacher(outputs), self.settings.temperature)
+        return Loss(self.settings.ce_weight * ce + self.settings.kd_weight * kd, losses.detach())
 
     def sets(self, exits: int) -> tuple[int, int]:
         """Return how many shallow exits get a cross-entropy and how many are distilled, of a network's `exits`."""
         students = min(self.students, exits - 1)
-        if self.config.legacy_offset:
+        if self.settings.legacy_offset:
             return max(students - 1, 0), min(max(students, 1), exits - 1)
         return students, students

@@ -22,15 +22,15 @@ import torch
 from flwr.supercore import log
 from torch import Tensor
 
-from common.messages.protocol import ClientReport, Entries
+from common.messages.protocol import ClientArrays, ClientReport
 from common.seeding import generator
 from common.weights.flat import Layout, StateDict
 from common.weights.folding import MAGNITUDE
 from strategies.cafedistill.client import HEAD, SHARES, STUDENTS, TEACHER
-from strategies.cafedistill.config import CAFEDistillConfig
 from strategies.cafedistill.heads import head_bias, head_layout, head_state, head_vector
 from strategies.cafedistill.matching import teacher_weights
 from strategies.cafedistill.schedule import mean_conflict, quota, select
+from strategies.cafedistill.settings import CAFEDistillSettings
 from strategies.cafedistill.similarity import LastHead, Similarities
 from strategies.engine.aggregation import RoundUpdate
 from strategies.personalised.base import PersonalStrategy
@@ -52,7 +52,7 @@ class CAFEDistill(PersonalStrategy):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.settings: CAFEDistillConfig = self.config.methods["cafedistill"]
+        self.settings = self.config.of(CAFEDistillSettings)
         positions = {depth: self.network.tier_positions[depth - 1] for depth in self.tiers}
         self.exits = {depth: self.network.exit_positions.index(p) + 1 for depth, p in positions.items()}
         self.heads: dict[int, Layout] = {d: head_layout(self.network, p) for d, p in positions.items()}
@@ -64,7 +64,7 @@ class CAFEDistill(PersonalStrategy):
 
     def prepare(self, round_: int, clients: Sequence[ClientReport]) -> None:
         """Unlock students among this round's clients."""
-        possible = {c.client: self.exits[self.depth(c)] - 1 for c in clients}
+        possible = {c.client: self.exits[self.part(c)] - 1 for c in clients}
         conflict = 0.0
         if self.settings.conflict_penalty:
             conflict = mean_conflict(self.similarities.matrix(sorted(possible)))
@@ -72,13 +72,13 @@ class CAFEDistill(PersonalStrategy):
         rng = generator(self.config.run.seed, "students", round_)
         self.students |= select(self.admitted, self.students, possible, self.similarities.matrix, rng)
 
-    def extra(self, client: ClientReport) -> Mapping[str, Any]:
+    def client_values(self, client: ClientReport) -> Mapping[str, Any]:
         """Tell a client how many of its exits learn, and how much it learns from clients of other depths."""
         known = self._known(client)
         shares = {str(depth): share for depth, (share, _) in known.teachers.items()} if known else {}
         return {STUDENTS: self.students.get(client.client, 0), SHARES: shares}
 
-    def entries(self, clients: Sequence[ClientReport]) -> Entries:
+    def client_arrays(self, clients: Sequence[ClientReport]) -> ClientArrays:
         """Send every client that has trained before its aggregated last head."""
         sent: dict[int, dict[str, np.ndarray]] = {}
         for client in clients:
@@ -87,16 +87,16 @@ class CAFEDistill(PersonalStrategy):
                 sent[client.client] = {HEAD: known.head.numpy(), **teachers}
         return sent
 
-    def entry_bytes(self, client: ClientReport) -> int:
+    def client_array_bytes(self, client: ClientReport) -> int:
         """Return the size of a last head in float64: one of a wrong kind only leaves its client out of matching."""
-        return 8 * self.heads[self.depth(client)].sizes[0]
+        return 8 * self.heads[self.part(client)].sizes[0]
 
     def merge(self, round_: int, update: RoundUpdate) -> Mapping[str, Any]:
         """Average the backbones, then match teachers among the clients that answered."""
         super().merge(round_, update)
-        uploaded = {client: self._read(client, arrays) for client, arrays in update.entries.items()}
+        uploaded = {client: self._read(client, arrays) for client, arrays in update.client_arrays.items()}
         heads = {client: head for client, head in uploaded.items() if head is not None}
-        depths = {client: self.depth(self._asked[client]) for client in heads}
+        depths = {client: self.part(self._asked[client]) for client in heads}
         self._compare(heads, depths)
         weights = {}
         for client in heads:
@@ -138,7 +138,7 @@ class CAFEDistill(PersonalStrategy):
 
     def _known(self, client: ClientReport) -> Personal | None:
         known = self.known.get(client.client)
-        return known if known and known.depth == self.depth(client) else None  # a re-rated client starts anew
+        return known if known and known.depth == self.part(client) else None  # a re-rated client starts anew
 
     def _teaches(self, teacher: int, student: int) -> bool:
         # a deeper client's last head stands on units that a shallower one does not have
@@ -155,7 +155,7 @@ class CAFEDistill(PersonalStrategy):
         self.similarities.update(compared, across_depths=self.settings.across_depths)
 
     def _read(self, client: int, arrays: Mapping[str, np.ndarray]) -> Tensor | None:
-        layout = self.heads[self.depth(self._asked[client])]
+        layout = self.heads[self.part(self._asked[client])]
         try:
             if HEAD not in arrays:
                 raise ValueError("it sent none")

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from common.objectives import Loss
-from strategies.darkdistill.config import DifficultyConfig
 from strategies.darkdistill.difficulty import DifficultyPairs, DifficultySketch
+from strategies.darkdistill.settings import DifficultySettings
 from strategies.node.local_training import Job, LocalTraining, Outcome
 
 DIFFICULTY, LABELS, SKETCH = "difficulty", "labels", "sketch"  # names of the uploaded arrays
@@ -32,18 +32,23 @@ class DarkDistillTraining(LocalTraining):
 
     def finish(self, job: Job, outcome: Outcome) -> Outcome:
         """Upload the pairs, or a histogram of them per label."""
-        config: DifficultyConfig = job.config.methods["difficulty"]
+        settings = job.config.of(DifficultySettings)
         pairs = DifficultyPairs.pool([DifficultyPairs(*pair) for pair in self.pairs]) if self.pairs else None
         if pairs is None:
             return outcome
         outcome.metrics["difficulty"] = float(pairs.difficulty.mean())
-        if config.upload == "pairs":
-            outcome.entries |= {DIFFICULTY: pairs.difficulty.numpy(), LABELS: pairs.labels.numpy()}
+        if settings.upload == "pairs":
+            outcome.client_arrays |= {DIFFICULTY: pairs.difficulty.numpy(), LABELS: pairs.labels.numpy()}
             return outcome
         # noise that protects must not follow from the run's seed, which the server knows
         noise = torch.Generator().manual_seed(secrets.randbits(63))
         sketch = DifficultySketch.build(
-            pairs, job.model.module.num_classes, bins=config.bins, clip=config.clip, epsilon=config.epsilon, rng=noise
+            pairs,
+            job.model.module.num_classes,
+            bins=settings.bins,
+            clip=settings.clip,
+            epsilon=settings.epsilon,
+            rng=noise,
         )
-        outcome.entries[SKETCH] = np.asarray(sketch.to_array())
+        outcome.client_arrays[SKETCH] = np.asarray(sketch.to_array())
         return outcome

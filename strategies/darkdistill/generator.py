@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.networks.base import EarlyExitNetwork
-from strategies.darkdistill.config import DarkDistillConfig
+from strategies.darkdistill.settings import DarkDistillSettings
 
 
 class Conditions(nn.Module):
@@ -120,20 +120,20 @@ def _upsample(in_channels: int, out_channels: int, size: tuple[int, int]) -> lis
     ]
 
 
-def makes_pixels(network: EarlyExitNetwork, config: DarkDistillConfig) -> bool:
+def makes_pixels(network: EarlyExitNetwork, settings: DarkDistillSettings) -> bool:
     """Tell whether generated samples enter as images rather than after the stem."""
-    return config.generator_output == "pixels" or network.latent_unit == 0
+    return settings.generator_output == "pixels" or network.latent_unit == 0
 
 
-def make_generator(network: EarlyExitNetwork, config: DarkDistillConfig, seed: int) -> Generator:
+def make_generator(network: EarlyExitNetwork, settings: DarkDistillSettings, seed: int) -> Generator:
     """Build the generator that fits a network's latent; the same seed gives the same weights.
 
     Feature maps get a ConvGenerator, token matrices a TokenGenerator. The parallel variant's generators take no
     difficulty. Raises `UserError` for pixels of a network that takes texts.
     """
-    classes, noise_dim = network.num_classes, config.noise_width(network.num_classes)
-    conditional = config.difficulty_condition and config.variant == "progressive"
-    pixels = makes_pixels(network, config)
+    classes, noise_dim = network.num_classes, settings.noise_width(network.num_classes)
+    conditional = settings.difficulty_condition and settings.variant == "progressive"
+    pixels = makes_pixels(network, settings)
     if pixels and network.vocabulary:
         raise UserError("darkdistill.generator-output: texts have no pixels, choose 'latent'")
     shape = tuple(network.input_shape if pixels else network.latent_shape)
@@ -141,15 +141,15 @@ def make_generator(network: EarlyExitNetwork, config: DarkDistillConfig, seed: i
         # Not torch.manual_seed: that would also reseed the accelerators.
         torch.default_generator.manual_seed(seed)
         if len(shape) == 2:
-            return TokenGenerator(shape, classes, noise_dim, config.generator_hidden, conditional=conditional)
+            return TokenGenerator(shape, classes, noise_dim, settings.generator_hidden, conditional=conditional)
         head = "pixels" if pixels else "non-negative" if _stem_is_non_negative(network) else "signed"
         return ConvGenerator(
             (shape[0], shape[1], shape[2]),
             classes,
             noise_dim,
-            config.generator_channels,
+            settings.generator_channels,
             head=head,
-            pixel_range=config.pixel_range,
+            pixel_range=settings.pixel_range,
             conditional=conditional,
         )
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from strategies.darkdistill.config import DarkDistillConfig
+from strategies.darkdistill.settings import DarkDistillSettings
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,14 @@ class LearnedDistance(nn.Module):
         return self.layers(torch.stack([column.expand(shape) for column in columns], dim=2)).squeeze(2)
 
 
-def make_matcher(config: DarkDistillConfig, seed: int) -> LearnedDistance | None:
+def make_matcher(settings: DarkDistillSettings, seed: int) -> LearnedDistance | None:
     """Return the trainable distance, or None where the configured matcher has no parameters."""
-    if config.matcher != "learned":
+    if settings.matcher != "learned":
         return None
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would also reseed the accelerators.
         torch.default_generator.manual_seed(seed)
-        return LearnedDistance(config.matcher_hidden)
+        return LearnedDistance(settings.matcher_hidden)
 
 
 def matching_weights(distances: Tensor, present: Tensor, *, temperature: float, hard: bool = False) -> Tensor:
@@ -92,7 +92,7 @@ def match(
     difficulty: Tensor,
     kept: Tensor,
     student_sets: Sequence[Tensor],
-    config: DarkDistillConfig,
+    settings: DarkDistillSettings,
     learned: LearnedDistance | None = None,
 ) -> Tensor:
     """Weigh the student's exits for the samples that the teacher's last exit keeps.
@@ -101,7 +101,7 @@ def match(
         difficulty: of the whole generated batch (B,).
         kept: indices (S,) of the samples assigned to the teacher's last exit, at least one.
         student_sets: the batch's assignment to the student's E exits.
-        config: matcher and temperature.
+        settings: matcher and temperature.
         learned: the distance to use with `matcher = "learned"`.
 
     Returns:
@@ -109,4 +109,4 @@ def match(
     """
     exits = exit_difficulty(difficulty, student_sets)
     distances = (learned or difficulty_distance)(difficulty[kept], exits)
-    return matching_weights(distances, exits.present, temperature=config.temperature, hard=config.matcher == "hard")
+    return matching_weights(distances, exits.present, temperature=settings.temperature, hard=settings.matcher == "hard")

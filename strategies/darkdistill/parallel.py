@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from common.networks.base import EarlyExitNetwork, ExitOutputs
-from strategies.darkdistill.config import DarkDistillConfig
 from strategies.darkdistill.difficulty import DifficultyPairs
 from strategies.darkdistill.generator import Generator, diversity_loss, makes_pixels
 from strategies.darkdistill.relational import rkd_angle, rkd_distance
 from strategies.darkdistill.runtime import Optimizers, Runtime, Tier, evaluating, training_without_statistics
+from strategies.darkdistill.settings import DarkDistillSettings
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def transfer_parallel(
     generators: Mapping[int, Generator],
     optimizers: Optimizers,
     *,
-    config: DarkDistillConfig,
+    settings: DarkDistillSettings,
     runtime: Runtime,
 ) -> ParallelReport:
     """Run a round's whole loop. The student and the generators change in place; the tiers only teach.
@@ -71,15 +71,15 @@ def transfer_parallel(
         student: the global model W, averaged layer by layer over the tiers.
         generators: by exit index from 0. Exits that no present tier has sit out.
         optimizers: over the student and these generators.
-        config: hyper-parameters.
+        settings: hyper-parameters.
         runtime: device, precision and random numbers.
     """
     report = ParallelReport([], [])
     if not tiers:
         return report
-    for _ in range(config.server_epochs):
-        conditions = draw_conditions(tiers, config.batch, runtime)
-        for _ in range(config.generator_steps):
+    for _ in range(settings.server_epochs):
+        conditions = draw_conditions(tiers, settings.batch, runtime)
+        for _ in range(settings.generator_steps):
             report.generators.append(
                 train_generators(
                     tiers,
@@ -87,11 +87,11 @@ def transfer_parallel(
                     generators,
                     optimizers.generators,
                     conditions=conditions,
-                    config=config,
+                    settings=settings,
                     runtime=runtime,
                 )
             )
-        for _ in range(config.distill_steps):
+        for _ in range(settings.distill_steps):
             report.distillation.append(
                 distill_step(
                     tiers,
@@ -99,7 +99,7 @@ def transfer_parallel(
                     generators,
                     optimizers.distillation,
                     conditions=conditions,
-                    config=config,
+                    settings=settings,
                     runtime=runtime,
                 )
             )
@@ -128,7 +128,7 @@ def train_generators(
     optimizers: Mapping[int, Optimizer],
     *,
     conditions: list[DifficultyPairs],
-    config: DarkDistillConfig,
+    settings: DarkDistillSettings,
     runtime: Runtime,
 ) -> GeneratorsReport:
     """Take one joint step of all generators: labels of each exit's ensemble + diversity - difficulty increase.
@@ -136,7 +136,7 @@ def train_generators(
     A sample's difficulty is its cross-entropy averaged over the student's exits; the previous exit's is constant.
     Networks stay as they are.
     """
-    latent = not makes_pixels(student, config)
+    latent = not makes_pixels(student, settings)
     labels, diversities, difficulties = [], [], []
     with evaluating([student, *(tier.model for tier in tiers.values())]):
         for index, condition in enumerate(conditions):
@@ -149,9 +149,9 @@ def train_generators(
     label, diversity, difficulty = (torch.stack(terms) for terms in (labels, diversities, difficulties))
     increase = difficulty[1:] - difficulty[:-1].detach()
     total = (
-        config.label_weight * label.sum()
-        + config.diversity_weight * diversity.sum()
-        - config.gap_weight * increase.sum()
+        settings.label_weight * label.sum()
+        + settings.diversity_weight * diversity.sum()
+        - settings.gap_weight * increase.sum()
     )
 
     taking_part = range(len(conditions))
@@ -170,7 +170,7 @@ def distill_step(
     optimizers: list[Optimizer],
     *,
     conditions: list[DifficultyPairs],
-    config: DarkDistillConfig,
+    settings: DarkDistillSettings,
     runtime: Runtime,
 ) -> ParallelDistillReport:
     """Take one step of the student: exit s learns from the tiers' ensembles at the exits s - 1, s and s + 1.
@@ -178,7 +178,7 @@ def distill_step(
     Each teacher exit is compared on the samples of its own generator. To the relational losses the student adds the
     absolute gaps between the mean difficulties of adjacent exits' samples. Batch norm statistics stay as they are.
     """
-    latent = not makes_pixels(student, config)
+    latent = not makes_pixels(student, settings)
     exits = len(student.exit_positions)
     relational: dict[tuple[int, int], Tensor] = {}
     difficulties = []
@@ -189,16 +189,16 @@ def distill_step(
                 _, generated = runtime.generate(generators[teacher_exit].eval(), condition)
                 target = _ensemble(tiers, teacher_exit, generated, runtime, latent=latent).features[-1]
             # The difficulty gap asks every exit of the student, the relational losses only the neighbours.
-            reach = exits if config.gap_weight > 0 else min(teacher_exit + 2, exits)
+            reach = exits if settings.gap_weight > 0 else min(teacher_exit + 2, exits)
             outputs = runtime.forward(_first_exits(student, reach), generated, latent=latent)
             difficulties.append(_difficulty(outputs.logits, condition.labels))
             for student_exit in range(max(0, teacher_exit - 1), min(teacher_exit + 2, exits)):
                 phi = outputs.features[student_exit]
-                relational[teacher_exit, student_exit] = config.rkd_distance * rkd_distance(
+                relational[teacher_exit, student_exit] = settings.rkd_distance * rkd_distance(
                     phi, target
-                ) + config.rkd_angle * rkd_angle(phi, target)
+                ) + settings.rkd_angle * rkd_angle(phi, target)
     gap = torch.stack(difficulties).diff().abs().sum()
-    total = _mean_over_teachers(relational).mean() + config.gap_weight * gap
+    total = _mean_over_teachers(relational).mean() + settings.gap_weight * gap
 
     for optimizer in optimizers:
         optimizer.zero_grad()
@@ -246,5 +246,5 @@ def _first_exits(network: EarlyExitNetwork, count: int) -> EarlyExitNetwork:
     return EarlyExitNetwork(
         {index: network.units[str(index)] for index in range(positions[-1])},
         {position: network._head(position) for position in positions},
-        network.layout,
+        network.architecture,
     )

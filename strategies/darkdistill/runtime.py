@@ -10,10 +10,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Adam, Optimizer
 
 from common.networks.base import EarlyExitNetwork, ExitOutputs
-from strategies.darkdistill.config import DarkDistillConfig
 from strategies.darkdistill.difficulty import DifficultyPairs, DifficultyPool
 from strategies.darkdistill.generator import Generator
 from strategies.darkdistill.matching import LearnedDistance
+from strategies.darkdistill.settings import DarkDistillSettings
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Optimizers:
         cls,
         models: Iterable[EarlyExitNetwork],
         generators: Mapping[int, Generator],
-        config: DarkDistillConfig,
+        settings: DarkDistillSettings,
         matcher: LearnedDistance | None = None,
     ) -> "Optimizers":
         """Return Adam per generator, plain SGD over all `models` and, with a learned matcher, its Adam.
@@ -88,11 +88,13 @@ class Optimizers:
         decay.
         """
         trainable = [p for model in models for p in model.parameters() if p.requires_grad]
-        distillation: list[Optimizer] = [SGD(trainable, config.distill_lr, weight_decay=config.distill_weight_decay)]
+        distillation: list[Optimizer] = [
+            SGD(trainable, settings.distill_lr, weight_decay=settings.distill_weight_decay)
+        ]
         if matcher is not None:
-            distillation.append(Adam(matcher.parameters(), config.matcher_lr))
+            distillation.append(Adam(matcher.parameters(), settings.matcher_lr))
         adams: dict[int, Optimizer] = {
-            key: Adam(generator.parameters(), config.generator_lr) for key, generator in generators.items()
+            key: Adam(generator.parameters(), settings.generator_lr) for key, generator in generators.items()
         }
         return cls(adams, distillation)
 

@@ -19,7 +19,6 @@ from torch.optim import Optimizer
 
 from common.exits.assignment import assign_exits
 from common.networks.base import EarlyExitNetwork
-from strategies.darkdistill.config import DarkDistillConfig
 from strategies.darkdistill.difficulty import DifficultyPairs, rank_correlation
 from strategies.darkdistill.generator import (
     Generator,
@@ -31,6 +30,7 @@ from strategies.darkdistill.generator import (
 from strategies.darkdistill.matching import LearnedDistance, match
 from strategies.darkdistill.relational import rkd_angle, rkd_distance
 from strategies.darkdistill.runtime import Optimizers, Runtime, Tier, evaluating, training_without_statistics
+from strategies.darkdistill.settings import DarkDistillSettings
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def transfer(
     meter: EarlyExitNetwork,
     optimizers: Optimizers,
     *,
-    config: DarkDistillConfig,
+    settings: DarkDistillSettings,
     runtime: Runtime,
     matcher: LearnedDistance | None = None,
 ) -> TransferReport:
@@ -102,15 +102,15 @@ def transfer(
         generators: by depth, at least those of `tiers`.
         meter: last round's global model up to its first exit (see make_meter).
         optimizers: over these very models, generators and matcher.
-        config: hyper-parameters.
+        settings: hyper-parameters.
         runtime: device, precision and random numbers.
         matcher: the learned distance, with `matcher = "learned"`.
     """
     report = TransferReport([], [])
     depths = sorted(tiers)
-    for _ in range(config.server_epochs):
-        conditions = {k: tiers[k].pool.sample(config.batch, runtime.rng).to(runtime.device) for k in depths}
-        for _ in range(config.generator_steps):
+    for _ in range(settings.server_epochs):
+        conditions = {k: tiers[k].pool.sample(settings.batch, runtime.rng).to(runtime.device) for k in depths}
+        for _ in range(settings.generator_steps):
             steps = {
                 k: train_generator(
                     generators[k],
@@ -118,20 +118,20 @@ def transfer(
                     tiers[k].model,
                     meter,
                     conditions=conditions[k],
-                    config=config,
+                    settings=settings,
                     runtime=runtime,
                 )
                 for k in depths
             }
             report.generators.append(steps)
-        for _ in range(config.distill_steps):
+        for _ in range(settings.distill_steps):
             step = distill_step(
                 tiers,
                 generators,
                 meter,
                 optimizers.distillation,
                 conditions=conditions,
-                config=config,
+                settings=settings,
                 runtime=runtime,
                 matcher=matcher,
             )
@@ -146,7 +146,7 @@ def train_generator(
     meter: EarlyExitNetwork,
     *,
     conditions: DifficultyPairs,
-    config: DarkDistillConfig,
+    settings: DarkDistillSettings,
     runtime: Runtime,
 ) -> GeneratorReport:
     """Take one step on L_G = L_y + L_diff + L_div, each weighted; an unconditional generator has no L_diff.
@@ -157,21 +157,21 @@ def train_generator(
         model: W_k, which has to recognise the labels; left as it is.
         meter: M, which measures the difficulty of what was generated; left as it is.
         conditions: difficulties and labels (B,) to generate for.
-        config: hyper-parameters.
+        settings: hyper-parameters.
         runtime: device, precision and random numbers.
     """
-    latent = not makes_pixels(model, config)
+    latent = not makes_pixels(model, settings)
     noise, generated = runtime.generate(generator.train(), conditions)
     with evaluating([model, meter]):
         logits = runtime.forward(model, generated, latent=latent).logits
         measured = measure(meter, generated, conditions.labels, runtime, latent=latent)
 
-    label = label_loss(logits, conditions.labels, assign_exits(logits, config.exit_spread))
+    label = label_loss(logits, conditions.labels, assign_exits(logits, settings.exit_spread))
     difficulty = difficulty_loss(measured, conditions.difficulty)
     diversity = diversity_loss(generated, noise)
-    total = config.label_weight * label + config.diversity_weight * diversity
+    total = settings.label_weight * label + settings.diversity_weight * diversity
     if generator.conditional:
-        total = total + config.difficulty_weight * difficulty
+        total = total + settings.difficulty_weight * difficulty
 
     optimizer.zero_grad()
     total.backward(inputs=list(generator.parameters()))
@@ -192,7 +192,7 @@ def distill_step(
     optimizers: list[Optimizer],
     *,
     conditions: Mapping[int, DifficultyPairs],
-    config: DarkDistillConfig,
+    settings: DarkDistillSettings,
     runtime: Runtime,
     matcher: LearnedDistance | None = None,
 ) -> DistillReport:
@@ -207,7 +207,7 @@ def distill_step(
         meter: M, measures what was generated.
         optimizers: of the models and, if learned, the matcher.
         conditions: by depth, difficulties and labels (B,) to generate for.
-        config: hyper-parameters.
+        settings: hyper-parameters.
         runtime: device, precision and random numbers.
         matcher: the learned distance, with `matcher = "learned"`.
     """
@@ -225,7 +225,7 @@ def distill_step(
                 generators[teacher],
                 meter,
                 conditions=conditions[teacher],
-                config=config,
+                settings=settings,
                 runtime=runtime,
                 matcher=matcher,
             )
@@ -252,7 +252,7 @@ def _pair_loss(
     meter: EarlyExitNetwork,
     *,
     conditions: DifficultyPairs,
-    config: DarkDistillConfig,
+    settings: DarkDistillSettings,
     runtime: Runtime,
     matcher: LearnedDistance | None,
 ) -> tuple[Tensor, PairReport]:
@@ -260,22 +260,22 @@ def _pair_loss(
 
     Only samples that the teacher's last exit keeps take part.
     """
-    latent = not makes_pixels(teacher, config)
+    latent = not makes_pixels(teacher, settings)
     with torch.no_grad():
         _, generated = runtime.generate(generator.eval(), conditions)
         measured = measure(meter, generated, conditions.labels, runtime, latent=latent)
         taught = runtime.forward(teacher, generated, latent=latent)
     learned = runtime.forward(student, generated, latent=latent)
 
-    kept = assign_exits(taught.logits, config.exit_spread)[-1]
-    student_sets = assign_exits(learned.logits, config.exit_spread)
+    kept = assign_exits(taught.logits, settings.exit_spread)[-1]
+    student_sets = assign_exits(learned.logits, settings.exit_spread)
     difficulty = conditions.difficulty if generator.conditional else measured
-    weights = match(difficulty, kept, student_sets, config, matcher)
+    weights = match(difficulty, kept, student_sets, settings, matcher)
 
     target = taught.features[-1][kept]
     distance = torch.stack([rkd_distance(phi[kept], target) for phi in learned.features])
     angle = torch.stack([rkd_angle(phi[kept], target) for phi in learned.features])
-    loss = (weights * (config.rkd_distance * distance + config.rkd_angle * angle)).mean()
+    loss = (weights * (settings.rkd_distance * distance + settings.rkd_angle * angle)).mean()
     return loss, PairReport(
         loss.item(),
         tuple(distance.tolist()),

@@ -21,13 +21,13 @@ from common.seeding import derive_seed, generator
 from common.weights.flat import StateDict
 from common.weights.folding import MAGNITUDE
 from strategies.darkdistill.client import DIFFICULTY, LABELS, SKETCH
-from strategies.darkdistill.config import DarkDistillConfig, DifficultyConfig
 from strategies.darkdistill.difficulty import DifficultyPairs, DifficultyPool, DifficultySketch, pool
 from strategies.darkdistill.generator import make_generator
 from strategies.darkdistill.matching import make_matcher
 from strategies.darkdistill.parallel import transfer_parallel
 from strategies.darkdistill.runtime import Optimizers, Runtime, Tier
 from strategies.darkdistill.server_step import make_meter, transfer
+from strategies.darkdistill.settings import DarkDistillSettings, DifficultySettings
 from strategies.darkdistill.summary import summarise, summarise_parallel
 from strategies.engine.aggregation import RoundUpdate, average_layers
 from strategies.engine.strategy import EarlyExitStrategy
@@ -40,8 +40,8 @@ class DarkDistill(EarlyExitStrategy):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.method: DarkDistillConfig = self.config.methods["darkdistill"]
-        self.difficulty: DifficultyConfig = self.config.methods["difficulty"]
+        self.settings = self.config.of(DarkDistillSettings)
+        self.difficulty = self.config.of(DifficultySettings)
         self.network.to(self.device)
         self.models = {depth: self.network.prefix(depth).to(self.device) for depth in self.tiers}
         self.meter = make_meter(self.network).to(self.device)
@@ -53,7 +53,7 @@ class DarkDistill(EarlyExitStrategy):
         sizes = ", ".join(f"{g.parameter_count / 1e6:.2f} M" for g in self.generators.values())
         log(INFO, "  generators: %s parameters, on the server only", sizes)
 
-    def entry_bytes(self, client: ClientReport) -> int:
+    def client_array_bytes(self, client: ClientReport) -> int:
         """Return the size of a difficulty (float32) and a label (int64) per sample, or of a sketch's counts."""
         pairs, sketch = 12 * client.num_examples, 4 * self.spec.num_classes * self.difficulty.bins
         return pairs if self.difficulty.upload == "pairs" else sketch
@@ -63,10 +63,10 @@ class DarkDistill(EarlyExitStrategy):
         averages = {depth: tier.state for depth, tier in update.tiers.items()}
         weights = {depth: float(tier.weight) for depth, tier in update.tiers.items()}
         terms: Mapping[str, Any] = {}
-        if self.method.variant == "progressive" and self.method.distillation:
+        if self.settings.variant == "progressive" and self.settings.distillation:
             averages, terms = self._transfer(round_, update, averages)
         self.model |= average_layers(averages, weights)
-        if self.method.variant == "parallel" and self.method.distillation:
+        if self.settings.variant == "parallel" and self.settings.distillation:
             terms = self._transfer_parallel(round_, update)
         return terms
 
@@ -77,7 +77,7 @@ class DarkDistill(EarlyExitStrategy):
         tiers, runtime = self._present(update), self._runtime(round_)
         report = transfer(
             tiers, self.generators, self.meter, self.optimizers,
-            config=self.method, runtime=runtime, matcher=self.matcher,
+            settings=self.settings, runtime=runtime, matcher=self.matcher,
         )  # fmt: skip
         taught = {depth: _on_cpu(tier.model) for depth, tier in tiers.items()}
         if not self._sound(round_, taught.values()):
@@ -90,7 +90,7 @@ class DarkDistill(EarlyExitStrategy):
         """Distil the tiers into the averaged model; returns what is logged."""
         tiers, runtime, student = self._present(update), self._runtime(round_), self.global_network()
         report = transfer_parallel(
-            tiers, student, self.generators, self.optimizers, config=self.method, runtime=runtime
+            tiers, student, self.generators, self.optimizers, settings=self.settings, runtime=runtime
         )
         if self._sound(round_, [taught := _on_cpu(student)]):
             self.model |= taught
@@ -98,9 +98,9 @@ class DarkDistill(EarlyExitStrategy):
 
     def _runtime(self, round_: int) -> Runtime:
         """Prepare the optimisers for a round; returns how its maths runs."""
-        if not self.method.keep_optimizers:
+        if not self.settings.keep_optimizers:
             self.optimizers = self._new_optimizers()
-        self.optimizers.decay(round_ - 1, self.method.server_lr_decay)
+        self.optimizers.decay(round_ - 1, self.settings.server_lr_decay)
         rng = generator(self.config.run.seed, "server", round_)
         return Runtime(self.device, rng, self.config.server.autocast)
 
@@ -118,7 +118,7 @@ class DarkDistill(EarlyExitStrategy):
         tensors = {
             f"{name}.{key}": value for name, module in self._modules() for key, value in module.state_dict().items()
         }
-        if self.method.keep_optimizers:
+        if self.settings.keep_optimizers:
             tensors |= self.optimizers.state_dict()
         return tensors, {}
 
@@ -127,7 +127,7 @@ class DarkDistill(EarlyExitStrategy):
         for name, module in self._modules():
             prefix = f"{name}."
             module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-        if self.method.keep_optimizers:
+        if self.settings.keep_optimizers:
             self.optimizers.load_state_dict(tensors)
 
     def _present(self, update: RoundUpdate) -> dict[int, Tier]:
@@ -142,7 +142,7 @@ class DarkDistill(EarlyExitStrategy):
 
     def _told(self, client: int, update: RoundUpdate) -> DifficultyPool | None:
         """Return what a client told of its difficulties; its model counts even if that cannot be read."""
-        entries = {name: torch.from_numpy(array) for name, array in update.entries.get(client, {}).items()}
+        entries = {name: torch.from_numpy(array) for name, array in update.client_arrays.get(client, {}).items()}
         classes, section = self.spec.num_classes, self.difficulty
         try:
             if section.upload == "pairs":
@@ -156,17 +156,17 @@ class DarkDistill(EarlyExitStrategy):
         """Make generators (progressive: one per tier; parallel: one per exit), matcher and optimisers."""
         seed, exits = self.config.run.seed, range(len(self.network.exit_positions))
         self.generators = {
-            k: make_generator(self.network, self.method, derive_seed(seed, "generator", k, round_)).to(self.device)
-            for k in (self.tiers if self.method.variant == "progressive" else exits)
+            k: make_generator(self.network, self.settings, derive_seed(seed, "generator", k, round_)).to(self.device)
+            for k in (self.tiers if self.settings.variant == "progressive" else exits)
         }
-        self.matcher = make_matcher(self.method, derive_seed(seed, "matcher", round_))
+        self.matcher = make_matcher(self.settings, derive_seed(seed, "matcher", round_))
         if self.matcher is not None:
             self.matcher.to(self.device)
         self.optimizers = self._new_optimizers()
 
     def _new_optimizers(self) -> Optimizers:
-        models = self.models.values() if self.method.variant == "progressive" else [self.network]
-        return Optimizers.create(models, self.generators, self.method, self.matcher)
+        models = self.models.values() if self.settings.variant == "progressive" else [self.network]
+        return Optimizers.create(models, self.generators, self.settings, self.matcher)
 
     def _modules(self) -> Iterable[tuple[str, torch.nn.Module]]:
         yield from ((f"generator-{k}", module) for k, module in self.generators.items())

@@ -39,11 +39,10 @@ from common.data.images import SampleSet
 from common.devices import pick_device, threads
 from common.errors import UserError
 from common.messages import protocol
-from common.messages.protocol import ClientReport, Entries, PackedState
+from common.messages.protocol import ClientArrays, ClientReport, PackedState
 from common.networks import NetworkSpec, cost_table
 from common.weights.flat import FlatState, StateDict
 from strategies.callbacks.base import Callback
-from strategies.distree.config import DistrEEConfig, read_device
 from strategies.distree.exits.calibration import operate
 from strategies.distree.model.partition import partition
 from strategies.distree.model.parts import LEARN_FROM_PUBLIC, StudentCosts, teacher_too_large, untrainable
@@ -51,6 +50,7 @@ from strategies.distree.model.stored import CALIBRATED, StoredStudents, save_stu
 from strategies.distree.model.students import Students, StudentsSpec, students_spec
 from strategies.distree.model.teacher import load_teacher
 from strategies.distree.model.widths import Match, match_devices, told
+from strategies.distree.settings import DistrEESettings, read_device
 from strategies.distree.training.client import IMAGES, LABELS, POLICIES, TEACHER, TRAINING, teach
 from strategies.distree.training.finish import finish_students, measure
 from strategies.distree.training.joint import teacher_activations
@@ -77,7 +77,7 @@ class DistrEE(EarlyExitStrategy):
         callbacks: Iterable[Callback] = (),
     ) -> None:
         """`spec` is the students' backbone. Raises `UserError` when there is no teacher that fits, or no images."""
-        self.settings: DistrEEConfig = config.methods["distree"]
+        self.settings = config.of(DistrEESettings)
         images = self._check(config)
         self.teacher = load_teacher(Path(self.settings.teacher), images, normalizer)
         self.validation = images.subset(Population(config.data, config.clients.count, config.run.seed).validation())
@@ -99,7 +99,7 @@ class DistrEE(EarlyExitStrategy):
     def prepare(self, round_: int, clients: Sequence[ClientReport]) -> None:
         """Note who needs the teacher, and tell when a student has no device to train it."""
         self._untaught = frozenset(c.client for c in clients if c.client not in self.committed)
-        held = {self.depth(client) for client in self.roster.available()}
+        held = {self.part(client) for client in self.roster.available()}
         for number in sorted(set(self.tiers) - held) if round_ == 1 else ():
             log(WARNING, "no device trains student %d: declare depth=%d on one, or take fewer students", number, number)
 
@@ -107,7 +107,7 @@ class DistrEE(EarlyExitStrategy):
         """Return the MACs of a sample that leaves all students at the same exit."""
         return [sum(macs) for macs in zip(*(self.parts.exit_macs(self.costs, k) for k in self.tiers), strict=True)]
 
-    def method_order(self, round_: int) -> Mapping[str, Any]:
+    def round_values(self, round_: int) -> Mapping[str, Any]:
         """Tell the devices, with their finished students, the exit policies and whose students these are."""
         if self.finished is None:
             return {}
@@ -116,12 +116,12 @@ class DistrEE(EarlyExitStrategy):
         }
         return {POLICIES: policies, TRAINING: self.finished.run}
 
-    def shared(self, clients: Sequence[ClientReport]) -> Mapping[str, PackedState]:
+    def shared_states(self, clients: Sequence[ClientReport]) -> Mapping[str, PackedState]:
         """Return the teacher if any of these clients is to ask it for the first time."""
         asking = any(c.client in self._untaught and not c.lean for c in clients)
         return {TEACHER: self._packed_teacher} if asking else {}
 
-    def entries(self, clients: Sequence[ClientReport]) -> Entries:
+    def client_arrays(self, clients: Sequence[ClientReport]) -> ClientArrays:
         """Return public images with the teacher's answers for clients that cannot hold it, once."""
         return {c.client: self._public_lesson for c in clients if c.client in self._untaught and c.lean}
 

@@ -32,7 +32,7 @@ class RoundUpdate:
     late: dict[int, tuple[int, ClientResult]] = field(
         default_factory=dict
     )  # client -> (round it was asked in, outcome)
-    entries: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)  # by client, in client order
+    client_arrays: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)  # by client, in client order
     states: dict[int, FlatState] = field(default_factory=dict)  # by client, where a method wants them apart
 
     def mean_metrics(self) -> dict[str, float]:
@@ -93,7 +93,7 @@ class RoundCollector:
                 self.reject(client, "sent no model")
             if client not in self.update.failures:
                 self.update.results[client] = result
-                self.update.entries[client] = reply.entries.get(client, {})
+                self.update.client_arrays[client] = reply.client_arrays.get(client, {})
 
     def fold_late(self, depth: int, fold: Fold) -> None:
         """Take in a checked sum of clients that were asked in an earlier round."""
@@ -117,7 +117,7 @@ class RoundCollector:
             if not fold.clients:  # all that its tier sent was refused
                 continue
             self.update.tiers[depth] = TierUpdate(fold.mean().state_dict(), fold.weight, tuple(sorted(fold.clients)))
-        for name in ("results", "failures", "entries", "states"):
+        for name in ("results", "failures", "client_arrays", "states"):
             setattr(self.update, name, dict(sorted(getattr(self.update, name).items())))
         return self.update
 

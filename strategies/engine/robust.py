@@ -20,9 +20,10 @@ import torch
 from flwr.supercore import log
 from torch import Tensor
 
-from common.config import RunConfig, at_least, one_of
+from common.config import RunConfig
 from common.errors import UserError
 from common.messages.protocol import ClientResult
+from common.settings import Settings, at_least, one_of
 from common.weights.flat import FlatState, Layout
 from common.weights.folding import check
 from strategies.engine.aggregation import RoundCollector, RoundUpdate, TierUpdate
@@ -34,8 +35,10 @@ States = dict[int, FlatState]  # by client
 
 
 @dataclass(frozen=True)
-class RobustConfig:
+class RobustSettings(Settings):
     """How updates are combined inside a tier, and which are left out."""
+
+    SECTION = "robust"
 
     aggregation: str = "mean"  # "mean" weighted by samples, "trimmed-mean" or "median"
     trim: float = 0.1  # share of a tier's clients cut off at each end of every coordinate, rounded up
@@ -53,9 +56,9 @@ class RobustConfig:
         return self.aggregation != "mean" or self.reject > 0
 
 
-def robust_settings(config: RunConfig, method: Method) -> RobustConfig:
+def robust_settings(config: RunConfig, method: Method) -> RobustSettings:
     """Return the run's section; raises `UserError` where clients send more than models to be averaged."""
-    settings: RobustConfig = config.methods["robust"]
+    settings = config.of(RobustSettings)
     if settings.active and not method.robust:
         raise UserError(
             f"run.strategy {config.run.strategy!r} learns from more than averaged models, which robust aggregation "
@@ -65,7 +68,7 @@ def robust_settings(config: RunConfig, method: Method) -> RobustConfig:
 
 
 def make_collector(
-    settings: RobustConfig,
+    settings: RobustSettings,
     layouts: Mapping[int, Layout],
     bits: int,
     asked: Mapping[int, int],
@@ -85,7 +88,7 @@ class RobustCollector(RoundCollector):
 
     def __init__(
         self,
-        settings: RobustConfig,
+        settings: RobustSettings,
         layouts: Mapping[int, Layout],
         bits: int,
         asked: Mapping[int, int],
@@ -137,7 +140,7 @@ class RobustCollector(RoundCollector):
             for client in set(far_off(norms, self.settings.reject)) & set(states):
                 self.reject(client, f"its update's norm of {norms[client]:.4g} is more than {self.settings.reject:g} "
                                     f"times the median {whose}, {lower_median(norms.values()):.4g}")  # fmt: skip
-                del states[client], self.update.results[client], self.update.entries[client]
+                del states[client], self.update.results[client], self.update.client_arrays[client]
 
     def _norms(self, depth: int, states: States, keys: Sequence[str]) -> dict[int, float]:
         """Return how far each client's model has moved from its start in these layers, an L2 norm."""

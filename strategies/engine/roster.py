@@ -127,13 +127,13 @@ class Roster:
             if known and not known.refused and not changed:
                 continue  # a resumed run keeps the choices of its checkpoint: probing is not reproducible
             report = told
-            if not told.refused and self.offered and told.depth not in self.offered:
-                report = dataclasses.replace(told, refused=f"there is no {self.word} {told.depth}")
+            if not told.refused and self.offered and told.part not in self.offered:
+                report = dataclasses.replace(told, refused=f"there is no {self.word} {told.part}")
             self.reports[report.client] = report
             if report.refused:
                 log(WARNING, "client %d cannot take part: %s", report.client, report.refused)
             elif self.homes or changed:
-                log(INFO, "client %d chose %s %d: %s", report.client, self.word, report.depth, report.reason)
+                log(INFO, "client %d chose %s %d: %s", report.client, self.word, report.part, report.reason)
 
     @staticmethod
     def _wait(grid: Grid, min_nodes: int, wait: float, end: float) -> list[int]:
@@ -171,9 +171,9 @@ def sample(clients: Sequence[ClientReport], number: int, seed: int, round_: int)
     The same seed and round give the same clients, whatever happened before.
     """
     tiers: dict[int, list[ClientReport]] = {}
-    stratified = number >= len({client.depth for client in clients})
+    stratified = number >= len({client.part for client in clients})
     for client in clients:
-        tiers.setdefault(client.depth if stratified else 0, []).append(client)
+        tiers.setdefault(client.part if stratified else 0, []).append(client)
     quotas = stratify({depth: len(members) for depth, members in tiers.items()}, number)
     chosen: list[ClientReport] = []
     for depth, quota in quotas.items():

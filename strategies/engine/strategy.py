@@ -28,9 +28,9 @@ from common.config import RunConfig
 from common.data.images import Normalizer
 from common.devices import pick_device, threads
 from common.messages import protocol
-from common.messages.protocol import ClientReport, Entries, Order, PackedState, Task
+from common.messages.protocol import ClientArrays, ClientReport, Order, PackedState, Task
 from common.networks import EarlyExitNetwork
-from common.storage.model_file import FILE, BundleInfo, save_bundle
+from common.storage.model_file import FILE, ModelInfo, save_model
 from common.weights.flat import FlatModel, FlatState, Layout, StateDict
 from common.weights.folding import fraction_bits
 from strategies.callbacks.base import Callback, Record
@@ -78,7 +78,7 @@ class EarlyExitStrategy(Strategy):
         self.apart = self.robust.active
         self._build(spec)
         averages = type(self).merge is EarlyExitStrategy.merge and not self.robust.active
-        self.late = Latecomers(config.round.staleness, self.uploads, self.depth, averages=averages)
+        self.late = Latecomers(config.round.staleness, self.uploads, self.part, averages=averages)
         self.roster = Roster(config.clients.count, word=self.parts.word, offered=self.tiers)
         self.committed: dict[int, int] = {}  # client -> round of its last committed state
         self.trained: set[int] = set()  # clients that took part in a round at least once
@@ -105,30 +105,30 @@ class EarlyExitStrategy(Strategy):
         """Return whether the method trains this client at all."""
         return True
 
-    def depth(self, client: ClientReport) -> int:
+    def part(self, client: ClientReport) -> int:
         """Return the tier to train, never deeper than declared."""
-        return client.depth
+        return client.part
 
     def prepare(self, round_: int, clients: Sequence[ClientReport]) -> None:
         """Get ready for a round with these clients, before anything is packed."""
 
-    def method_order(self, round_: int) -> Mapping[str, Any]:
+    def round_values(self, round_: int) -> Mapping[str, Any]:
         """Return plain values that the method's client half needs this round."""
         return {}
 
-    def entries(self, clients: Sequence[ClientReport]) -> Entries:
+    def client_arrays(self, clients: Sequence[ClientReport]) -> ClientArrays:
         """Return arrays that each of these clients gets for itself, beside the global model."""
         return {}
 
-    def entry_bytes(self, client: ClientReport) -> int:
+    def client_array_bytes(self, client: ClientReport) -> int:
         """Return the size of the arrays that this client may send for itself, beside its model, at most."""
         return 0
 
-    def extra(self, client: ClientReport) -> Mapping[str, Any]:
+    def client_values(self, client: ClientReport) -> Mapping[str, Any]:
         """Return plain values that this client gets for itself."""
         return {}
 
-    def shared(self, clients: Sequence[ClientReport]) -> Mapping[str, PackedState]:
+    def shared_states(self, clients: Sequence[ClientReport]) -> Mapping[str, PackedState]:
         """Return states by name that these clients, all of one node, need beside their parts."""
         return {}
 
@@ -146,7 +146,7 @@ class EarlyExitStrategy(Strategy):
 
     def exit_macs(self, client: int) -> list[float]:
         """Return the MACs of a sample that leaves at each exit of the network that this client evaluates."""
-        return self.parts.exit_macs(self.costs, self.depth(self.roster.reports[client]))
+        return self.parts.exit_macs(self.costs, self.part(self.roster.reports[client]))
 
     def whole_macs(self) -> list[float]:
         """Return the MACs of a sample that leaves at each exit of the whole network."""
@@ -175,11 +175,11 @@ class EarlyExitStrategy(Strategy):
         """Write what the run leaves behind for inference into its folder."""
         if model := self.final_model():
             policy = self.evaluator.policy if self.evaluator else None
-            info = BundleInfo(
+            info = ModelInfo(
                 self.spec.to_json(), len(self.network.tier_positions), self.classes, self.normalizer.mean,
                 self.normalizer.std, policy.to_json() if policy else "", run=self.config.run.name, half=self.half,
             )  # fmt: skip
-            save_bundle(folder / FILE, model, info)
+            save_model(folder / FILE, model, info)
 
     def state_dict(self) -> tuple[StateDict, dict[str, Any]]:
         """Return tensors and plain values that a resumed run needs beyond the global model."""
@@ -321,7 +321,7 @@ class EarlyExitStrategy(Strategy):
             round=round_, rounds=self.rounds, accuracy=accuracy, terms=terms, client_metrics=update.mean_metrics(),
             client_accuracy=client_accuracy,
             failures=update.failures, rejected=sorted(update.rejected), late=sorted(update.late),
-            clients=dict(sorted(Counter(r.depth for r in update.results.values()).items())),
+            clients=dict(sorted(Counter(r.part for r in update.results.values()).items())),
             seconds=self.seconds | {"round": time.perf_counter() - started}, traffic=dict(self.traffic),
         )  # fmt: skip
 
@@ -331,7 +331,7 @@ class EarlyExitStrategy(Strategy):
             self.roster.discover(grid, self._order(0), section.min_nodes, section.wait, section.deadline)
 
     def _collect(self, round_: int, replies: Iterable[Message]) -> RoundUpdate:
-        asked = {c: self.depth(report) for c, report in self._asked.items()}
+        asked = {c: self.part(report) for c, report in self._asked.items()}
         announced = {c: report.num_examples for c, report in self._asked.items()}
         collector = make_collector(
             self.robust, self.uploads, self._bits(), asked, announced, self.part_state, apart=self.apart
@@ -347,7 +347,7 @@ class EarlyExitStrategy(Strategy):
                     for client in clients:
                         collector.fail(client, f"its node failed: {_last_line(message.error.reason)}")
                 else:
-                    allowed = sum(self.entry_bytes(self._asked[client]) for client in clients)
+                    allowed = sum(self.client_array_bytes(self._asked[client]) for client in clients)
                     reply = protocol.unpack_reply(message.content, self.uploads, allowed)
                     self.roster.update(report for report in reply.reports if report.client in clients)
                     collector.add(reply, clients)
@@ -383,17 +383,17 @@ class EarlyExitStrategy(Strategy):
                 log(WARNING, "node %d could not evaluate: %s", message.metadata.src_node_id, error)
                 continue
             problems = {result.client: result.error for result in reply.results if result.error}
-            for client in set(reply.entries) & set(hosted):
+            for client in set(reply.client_arrays) & set(hosted):
                 try:
-                    check(reply.entries[client], len(self.exit_macs(client)), self.measure)
-                    scores[client] = reply.entries[client]
+                    check(reply.client_arrays[client], len(self.exit_macs(client)), self.measure)
+                    scores[client] = reply.client_arrays[client]
                 except ValueError as error:
                     problems[client] = str(error)
             for client, problem in sorted(problems.items()):
                 log(WARNING, "client %d could not evaluate: %s", client, problem)
         loss, macs = self.config.server.accuracy_loss, {client: self.exit_macs(client) for client in scores}
         result = summarise(scores, self.trained, macs, loss, self.measure)
-        depths = {client: self.depth(self.roster.reports[client]) for client in scores}
+        depths = {client: self.part(self.roster.reports[client]) for client in scores}
         if len(set(depths.values())) > 1:
             groups = {d: {c: s for c, s in scores.items() if depths[c] == d} for d in sorted(set(depths.values()))}
             result["by_depth"] = {
@@ -402,12 +402,12 @@ class EarlyExitStrategy(Strategy):
         return result
 
     def _messages(self, order: Order, clients: Sequence[ClientReport], kind: str) -> list[Message]:
-        cost = {c.client: float(self.parts.macs(self.costs, self.depth(c)) * c.num_examples) for c in clients}
+        cost = {c.client: float(self.parts.macs(self.costs, self.part(c)) * c.num_examples) for c in clients}
         dealt = self.roster.deal(clients, cost)
         self._node_of = {node: tuple(c.client for c in members) for node, members in dealt.items()}
         # where parts are nested, the largest one that a node needs serves all its clients
-        largest = {node: max(self.depth(c) for c in members) for node, members in dealt.items()}
-        serving = {c.client: largest[n] if self.nested else self.depth(c) for n, cs in dealt.items() for c in cs}
+        largest = {node: max(self.part(c) for c in members) for node, members in dealt.items()}
+        serving = {c.client: largest[n] if self.nested else self.part(c) for n, cs in dealt.items() for c in cs}
         packed = {depth: protocol.pack_state(self.part_state(depth)) for depth in set(serving.values())}
         messages = []
         for node, members in dealt.items():
@@ -417,12 +417,12 @@ class EarlyExitStrategy(Strategy):
             }
             tasks = tuple(
                 Task(
-                    c.client, self.depth(c), self.committed.get(c.client, 0), names[serving[c.client]], c.num_examples,
-                    self.extra(c),
+                    c.client, self.part(c), self.committed.get(c.client, 0), names[serving[c.client]], c.num_examples,
+                    self.client_values(c),
                 ) for c in sorted(members, key=lambda c: c.client)
             )  # fmt: skip
-            states = {name: packed[depth] for depth, name in names.items()} | dict(self.shared(members))
-            content = protocol.pack_order(replace(order, tasks=tasks), states, self.entries(members))
+            states = {name: packed[depth] for depth, name in names.items()} | dict(self.shared_states(members))
+            content = protocol.pack_order(replace(order, tasks=tasks), states, self.client_arrays(members))
             message = Message(
                 content=content, dst_node_id=node, message_type=kind,
                 ttl=self.config.round.deadline * self.late.lives, group_id=str(order.round),
@@ -447,7 +447,7 @@ class EarlyExitStrategy(Strategy):
                 "personal": self.personal,
             }
             messages = self._messages(
-                replace(order, method={**order.method, **facts}), self.roster.available(), protocol.DELIVER
+                replace(order, round_values={**order.round_values, **facts}), self.roster.available(), protocol.DELIVER
             )
             for reply in exchange(grid, messages, self.config.round.deadline):
                 for problem in _problems(reply):
@@ -457,7 +457,7 @@ class EarlyExitStrategy(Strategy):
         return Order(
             run=self.config.run.name, config=self.config.to_json(), round=round_, bits=self._bits(),
             fold=not self.apart, network=self.spec.to_json(), classes=self.classes, costs=self.costs.to_json(),
-            method={"lr": self.lr(round_), **self.method_order(round_)},
+            round_values={"lr": self.lr(round_), **self.round_values(round_)},
         )  # fmt: skip
 
     def _bits(self) -> int:

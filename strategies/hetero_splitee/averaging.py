@@ -11,8 +11,8 @@ from common.networks import EarlyExitNetwork
 from common.storage.client_store import ClientState, ClientStore
 from common.weights.flat import StateDict
 from strategies.engine.aggregation import LayerMean
-from strategies.hetero_splitee.config import SplitEEConfig
 from strategies.hetero_splitee.learner import MOMENTUM, Learner, Sgd, StepResult, final_logits, server_part, train_step
+from strategies.hetero_splitee.settings import SplitEESettings
 from strategies.hetero_splitee.vectorised import train_together
 
 DEVICE = "device."
@@ -42,10 +42,10 @@ class Averaging:
     """
 
     def __init__(
-        self, network: EarlyExitNetwork, config: SplitEEConfig, device: torch.device, store: ClientStore
+        self, network: EarlyExitNetwork, settings: SplitEESettings, device: torch.device, store: ClientStore
     ) -> None:
         """Start from the whole network's weights; the store is the server's own."""
-        self.network, self.config, self.device, self.store = network, config, device, store
+        self.network, self.settings, self.device, self.store = network, settings, device, store
         last = f"exits.{network.end}."
         self.average: StateDict = {
             key: value.cpu().clone() for key, value in network.state_dict().items() if key.startswith(("units.", last))
@@ -54,7 +54,7 @@ class Averaging:
         self.kept: dict[int, Kept] = {}
         self.copies: dict[int, Learner] = {}  # of this round's clients
         self._guest: tuple[tuple[int, int], Learner] | None = None  # evaluated last, outside its rounds
-        self._vectorises = config.vectorise == "always" or (config.vectorise == "auto" and device.type == "cuda")
+        self._vectorises = settings.vectorise == "always" or (settings.vectorise == "auto" and device.type == "cuda")
 
     def open_round(self, round_: int, cuts: Mapping[int, int], sgd: Sgd) -> None:
         """Begin a round: read the copies of these clients, given with their cuts."""
@@ -63,7 +63,7 @@ class Averaging:
 
     def step(self, client: int, features: Tensor, labels: Tensor) -> StepResult:
         """Train a client's copy on one batch: features (B, ...) at its cut, labels (B,)."""
-        copy, wanted = self.copies[client], self.config.gradient == "return"
+        copy, wanted = self.copies[client], self.settings.gradient == "return"
         return train_step(
             copy, copy.network, 0, self.sgd, features.to(self.device), labels.to(self.device), wanted=wanted
         )
@@ -83,7 +83,7 @@ class Averaging:
             features, labels = (torch.stack(column) for column in zip(*(batches[c] for c in clients), strict=True))
             together = train_together(
                 [self.copies[client] for client in clients], self.sgd,
-                features.to(self.device), labels.to(self.device), wanted=self.config.gradient == "return",
+                features.to(self.device), labels.to(self.device), wanted=self.settings.gradient == "return",
             )  # fmt: skip
             results |= dict(zip(clients, together, strict=True))
         return dict(sorted(results.items()))
@@ -97,7 +97,7 @@ class Averaging:
         """
         for client in sorted(samples):
             self.kept[client] = Kept(self.round, self.copies[client].network.start, samples[client])
-        if self.config.aggregates(self.round):
+        if self.settings.aggregates(self.round):
             self._aggregate(devices)
         for client in sorted(samples):
             # right after averaging, the weights are the average's
@@ -157,7 +157,7 @@ class Averaging:
         """Return what is averaged of a client of this round: its copy and, with scope "global", its device's units."""
         copy = self.copies[client].network
         own = {key: value.detach().cpu() for key, value in copy.state_dict().items()}
-        if self.config.aggregate_scope == "global":
+        if self.settings.aggregate_scope == "global":
             units = {key: value for key, value in devices[client].items() if key.startswith("units.")}
             if {int(key.split(".")[1]) for key in units} != set(range(copy.start)):
                 raise ValueError(f"client {client}: its device's layers are not those before its cut {copy.start}")

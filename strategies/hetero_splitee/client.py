@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from common.data.batches import batches
 from common.networks import EarlyExitNetwork
 from common.rpc.channels import Limits, connect
-from common.rpc.config import StreamConfig
+from common.rpc.settings import StreamSettings
 from common.seeding import derive_seed, generator, seed_global
 from common.storage.client_store import ClientState
-from common.storage.model_file import FILE, BundleInfo, save_bundle
+from common.storage.model_file import FILE, ModelInfo, save_model
 from common.weights.flat import FlatState
 from strategies.hetero_splitee.client_step import finish, forward, local_step
-from strategies.hetero_splitee.config import SplitEEConfig
 from strategies.hetero_splitee.learner import MOMENTUM, Learner, Sgd
+from strategies.hetero_splitee.settings import SplitEESettings
 from strategies.hetero_splitee.stream import FeatureStream, Origin, offload
 from strategies.node.local_training import Job, Outcome
 
@@ -42,7 +42,7 @@ class SplitTraining:
 
     def load(self, job: Job, state: FlatState) -> None:
         """Take the client's own part, what it never had from the server, and the server's average where it is newer."""
-        sent, fresh = state.state_dict(), set(job.extra.get(FRESH, ()))
+        sent, fresh = state.state_dict(), set(job.client_values.get(FRESH, ()))
         newer = {key: value for key, value in sent.items() if module_of(key) in fresh}
         job.model.load_dict({**job.initial(), **sent, **job.kept.tensors, **newer})
 
@@ -52,25 +52,25 @@ class SplitTraining:
         Their order must be the server's, or the node would wait for an answer that waits for its other clients: by
         mini-batch, and then with all of a turn's batches sent before any gradient is waited for, or by epoch.
         """
-        config: SplitEEConfig = job.config.methods["splitee"]
+        settings = job.config.of(SplitEESettings)
         section, device = job.config.train, self._learner(job)
-        sgd = Sgd(float(job.method["lr"]), section.momentum, section.weight_decay)
+        sgd = Sgd(float(job.round_values["lr"]), section.momentum, section.weight_decay)
         source = generator(job.config.run.seed, "batches", job.round, job.client)
         epochs = [batches(len(job.y), section.batch_size, source) for _ in range(section.epochs)]
-        order, by_batch = [batch for epoch in epochs for batch in epoch], config.granularity == "batch"
+        order, by_batch = [batch for epoch in epochs for batch in epoch], settings.granularity == "batch"
         total = torch.zeros((), device=job.device)
-        with self._stream(job, config, len(order)) as stream:
+        with self._stream(job, settings, len(order)) as stream:
             for index, batch in enumerate(order):
                 # dropout draws from the global state, which a node's clients share
                 seed_global(job.device, derive_seed(job.config.run.seed, "dropout", job.round, job.client, index))
                 x, y = job.x[batch], job.y[batch]
-                if config.gradient == "return":
+                if settings.gradient == "return":
                     outputs = forward(device, x)
                     sent = stream.send(outputs.trunk.detach().cpu(), y.cpu())
                     if by_batch:
                         yield
                     gradient = stream.wait_gradient(sent, outputs.trunk.shape)
-                    loss = finish(device, sgd, outputs, y, gradient.to(job.device), config.exit_weight)
+                    loss = finish(device, sgd, outputs, y, gradient.to(job.device), settings.exit_weight)
                 else:
                     features, loss = local_step(device, sgd, x, y)
                     stream.send(features.cpu(), y.cpu())
@@ -90,9 +90,9 @@ class SplitTraining:
         """Return the device's exit and, behind it, the server's last one."""
         return cast(EarlyExitNetwork, SplitNetwork(job))
 
-    def store(self, job: Job, folder: Path, info: BundleInfo) -> None:
+    def store(self, job: Job, folder: Path, info: ModelInfo) -> None:
         """Write the device's part."""
-        save_bundle(folder / FILE, job.model.module.state_dict(), info)
+        save_model(folder / FILE, job.model.module.state_dict(), info)
 
     def _learner(self, job: Job) -> Learner:
         device = Learner(job.model)
@@ -100,10 +100,10 @@ class SplitTraining:
         device.load_state_dict({k: v for k, v in job.kept.tensors.items() if k.startswith(MOMENTUM)})
         return device
 
-    def _stream(self, job: Job, config: SplitEEConfig, number: int) -> FeatureStream:
-        stream: StreamConfig = job.config.methods["stream"]
+    def _stream(self, job: Job, settings: SplitEESettings, number: int) -> FeatureStream:
+        stream = job.config.of(StreamSettings)
         return FeatureStream(
-            _channel(job), _origin(job), coding=config.coding, window=stream.window,
+            _channel(job), _origin(job), coding=settings.coding, window=stream.window,
             deadline=job.config.round.deadline, batches=number,
         )  # fmt: skip
 
@@ -118,9 +118,9 @@ class SplitNetwork(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the logits (B, classes) of the device's exit and of the server's."""
         job, outputs = self.job, self.device_part.forward_exits(x)
-        config: SplitEEConfig = job.config.methods["splitee"]
+        settings = job.config.of(SplitEESettings)
         answers = [
-            offload(_channel(job), _origin(job), part.cpu(), self.device_part.num_classes, coding=config.coding)
+            offload(_channel(job), _origin(job), part.cpu(), self.device_part.num_classes, coding=settings.coding)
             for part in outputs.trunk.split(job.config.train.batch_size)
         ]
         return [outputs.logits[-1], torch.cat(answers).to(x.device)]
@@ -132,11 +132,11 @@ def module_of(key: str) -> str:
 
 
 def _origin(job: Job) -> Origin:
-    return Origin(job.config.run.name, job.client, job.depth, job.round, int(job.method[VERSION]))
+    return Origin(job.config.run.name, job.client, job.part, job.round, int(job.round_values[VERSION]))
 
 
 def _channel(job: Job) -> grpc.Channel:
-    facts = job.method
+    facts = job.round_values
     return _connected(facts[ADDRESS], facts[TOKEN], facts[CERTIFICATE], facts[MESSAGE_BYTES])
 
 

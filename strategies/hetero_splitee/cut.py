@@ -10,8 +10,8 @@ from common.capacity import Capacity, Choice, lacking
 from common.config import RunConfig
 from common.networks import EarlyExitNetwork
 from common.networks.cost import CostTable
-from strategies.hetero_splitee.config import SplitEEConfig
 from strategies.hetero_splitee.learner import device_part
+from strategies.hetero_splitee.settings import SplitEESettings
 from strategies.parts import NetworkParts
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "uint8": 1}  # per value on the wire
@@ -24,8 +24,8 @@ class Cuts(NetworkParts):
 
     def numbers(self, costs: CostTable, config: RunConfig) -> Sequence[int]:
         """Return the cuts that are offered, shallow to deep: those of `splitee.cuts`, or all."""
-        method: SplitEEConfig = config.methods["splitee"]
-        return method.cuts or range(1, len(costs.units))
+        settings = config.of(SplitEESettings)
+        return settings.cuts or range(1, len(costs.units))
 
     def take(self, network: EarlyExitNetwork, number: int) -> EarlyExitNetwork:
         """Return a copy of a device's part; raises `UserError` unless both sides have layers."""
@@ -72,10 +72,10 @@ class Cuts(NetworkParts):
 
 def _problem(capacity: Capacity, costs: CostTable, config: RunConfig, samples: int, cut: int) -> str:
     """Return why a device cannot take a cut, or nothing."""
-    method: SplitEEConfig = config.methods["splitee"]
+    settings = config.of(SplitEESettings)
     needs = costs.cut_training_memory(cut, config.train.batch_size)
     values = costs.units[cut - 1].activation_bytes / BYTES["fp32"]
-    bits = 8 * values * BYTES[method.coding] * (2 if method.gradient == "return" else 1)
+    bits = 8 * values * BYTES[settings.coding] * (2 if settings.gradient == "return" else 1)
     on_link = "sends features for {:.0f} s an epoch"
     return lacking(capacity, needs, costs.cut_macs(cut) * samples, bits * samples, on_link)
 

@@ -51,7 +51,7 @@ def device_part(network: EarlyExitNetwork, cut: int) -> EarlyExitNetwork:
     _check(network, cut)
     part = network.prefix_units(cut)
     units = {index: part.units[str(index)] for index in range(cut)}
-    return EarlyExitNetwork(units, {cut: _exit(part, cut)}, part.layout).train(network.training)
+    return EarlyExitNetwork(units, {cut: _exit(part, cut)}, part.architecture).train(network.training)
 
 
 def server_part(network: EarlyExitNetwork, cut: int) -> EarlyExitNetwork:
@@ -62,7 +62,9 @@ def server_part(network: EarlyExitNetwork, cut: int) -> EarlyExitNetwork:
     """
     _check(network, cut)
     units = {index: network.units[str(index)] for index in range(cut, network.end)}
-    return EarlyExitNetwork(units, {network.end: _exit(network, network.end)}, network.layout).train(network.training)
+    return EarlyExitNetwork(units, {network.end: _exit(network, network.end)}, network.architecture).train(
+        network.training
+    )
 
 
 def statistics(part: EarlyExitNetwork) -> StateDict:

@@ -10,7 +10,6 @@ from torch import Tensor
 from common.networks import EarlyExitNetwork
 from common.storage.model_file import statistics_by_cut, with_cuts
 from common.weights.flat import StateDict
-from strategies.hetero_splitee.config import SplitEEConfig
 from strategies.hetero_splitee.learner import (
     Learner,
     Sgd,
@@ -21,6 +20,7 @@ from strategies.hetero_splitee.learner import (
     train_step,
     with_statistics,
 )
+from strategies.hetero_splitee.settings import SplitEESettings
 
 
 class Sequential:
@@ -32,9 +32,9 @@ class Sequential:
     use a batch's own statistics, so which running ones there are changes no weight.
     """
 
-    def __init__(self, network: EarlyExitNetwork, config: SplitEEConfig, device: torch.device) -> None:
+    def __init__(self, network: EarlyExitNetwork, settings: SplitEESettings, device: torch.device) -> None:
         """Start from the whole network's weights."""
-        self.config, self.device = config, device
+        self.settings, self.device = settings, device
         self.learner = Learner.copy_of(server_part(network, 1), device)
         self.parts: dict[int, tuple[EarlyExitNetwork, int]] = {}  # of cuts that trained; begin in the learner's vectors
         self.cuts: dict[int, int] = {}
@@ -48,7 +48,7 @@ class Sequential:
         part, start = self._part(self.cuts[client])
         return train_step(
             self.learner, part, start, self.sgd,
-            features.to(self.device), labels.to(self.device), wanted=self.config.gradient == "return",
+            features.to(self.device), labels.to(self.device), wanted=self.settings.gradient == "return",
         )  # fmt: skip
 
     def step_many(self, batches: Mapping[int, tuple[Tensor, Tensor]]) -> dict[int, StepResult]:
@@ -77,7 +77,7 @@ class Sequential:
 
     def statistics(self) -> dict[int, StateDict]:
         """Return a copy of the running statistics by cut, of cuts that trained; nothing where all share one set."""
-        if self.config.statistics == "shared":
+        if self.settings.statistics == "shared":
             return {}
         return {
             cut: {key: value.cpu().clone() for key, value in statistics(part).items()}
@@ -104,7 +104,7 @@ class Sequential:
         """Return the layers after a cut and where they begin; new ones begin with given statistics or the initial."""
         if cut not in self.parts:
             part = server_part(self.learner.network, cut)
-            own = part if self.config.statistics == "shared" else with_statistics(part, given)
+            own = part if self.settings.statistics == "shared" else with_statistics(part, given)
             self.parts[cut] = own, self.learner.offset(cut)
         return self.parts[cut]
 

@@ -10,9 +10,9 @@ from common.networks import EarlyExitNetwork
 from common.storage.client_store import ClientStore
 from common.weights.flat import StateDict
 from strategies.hetero_splitee.averaging import Averaging
-from strategies.hetero_splitee.config import SplitEEConfig
 from strategies.hetero_splitee.learner import Sgd, StepResult
 from strategies.hetero_splitee.sequential import Sequential
+from strategies.hetero_splitee.settings import SplitEESettings
 
 
 class ServerModel(Protocol):
@@ -63,9 +63,9 @@ class ServerModel(Protocol):
 
 
 def make_server_model(
-    network: EarlyExitNetwork, config: SplitEEConfig, device: torch.device, store: ClientStore
+    network: EarlyExitNetwork, settings: SplitEESettings, device: torch.device, store: ClientStore
 ) -> ServerModel:
     """Return the configured strategy's model, which starts from the network's weights; only "averaging" stores."""
-    if config.mode == "sequential":
-        return Sequential(network, config, device)
-    return Averaging(network, config, device, store)
+    if settings.mode == "sequential":
+        return Sequential(network, settings, device)
+    return Averaging(network, settings, device, store)

@@ -27,16 +27,16 @@ from common.errors import UserError
 from common.messages.protocol import ClientReport
 from common.rpc.certificates import Certificate, self_signed
 from common.rpc.channels import Limits, RunningServer, is_loopback, new_token, serve
-from common.rpc.config import StreamConfig
+from common.rpc.settings import StreamSettings
 from common.storage.client_store import ClientStore
 from common.storage.model_file import with_cuts
 from common.weights.flat import FlatState, StateDict
 from strategies.engine.aggregation import RoundUpdate, average_layers
 from strategies.hetero_splitee.client import ADDRESS, CERTIFICATE, FRESH, MESSAGE_BYTES, TOKEN, VERSION, module_of
-from strategies.hetero_splitee.config import SplitEEConfig
 from strategies.hetero_splitee.inbox import Inbox, OpenRound
 from strategies.hetero_splitee.server_model import make_server_model
 from strategies.hetero_splitee.service import Expected, SplitService
+from strategies.hetero_splitee.settings import SplitEESettings
 from strategies.hetero_splitee.trainer import Trained, Trainer
 from strategies.personalised.base import PersonalStrategy
 
@@ -45,8 +45,8 @@ OVERHEAD = 1 << 16  # bytes of a message beside its features
 
 def travels(config: RunConfig, key: str) -> bool:
     """Return whether devices upload their parts: only to be averaged."""
-    method: SplitEEConfig = config.methods["splitee"]
-    return method.client_sync != "none" or method.aggregate_scope == "global"
+    settings = config.of(SplitEESettings)
+    return settings.client_sync != "none" or settings.aggregate_scope == "global"
 
 
 class HeteroSplitEE(PersonalStrategy):
@@ -58,8 +58,8 @@ class HeteroSplitEE(PersonalStrategy):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.settings: SplitEEConfig = self.config.methods["splitee"]
-        self.streams: StreamConfig = self.config.methods["stream"]
+        self.settings = self.config.of(SplitEESettings)
+        self.streams = self.config.of(StreamSettings)
         if self.config.network.pretrained and not travels(self.config, ""):
             raise UserError("devices' layers do not travel here, so set splitee.client-sync with network.pretrained")
         self.apart = self.settings.aggregate_scope == "global"
@@ -78,7 +78,7 @@ class HeteroSplitEE(PersonalStrategy):
 
     def prepare(self, round_: int, clients: Sequence[ClientReport]) -> None:
         """Open the round's inbox and begin to train on what arrives."""
-        section, cuts = self.config.train, {c.client: self.depth(c) for c in clients}
+        section, cuts = self.config.train, {c.client: self.part(c) for c in clients}
         opened = OpenRound(
             self.config.run.name, round_, round_ - 1, cuts, self.streams.window, self.settings.gradient == "return"
         )
@@ -92,7 +92,7 @@ class HeteroSplitEE(PersonalStrategy):
             seed=self.config.run.seed, device=self.device,
         ).start()  # fmt: skip
 
-    def method_order(self, round_: int) -> Mapping[str, Any]:
+    def round_values(self, round_: int) -> Mapping[str, Any]:
         """Tell the clients where to stream to, and that a node's clients take turns."""
         if self.running is None:
             return {}
@@ -102,9 +102,9 @@ class HeteroSplitEE(PersonalStrategy):
             VERSION: round_ - 1, "interleave": True,
         }  # fmt: skip
 
-    def extra(self, client: ClientReport) -> Mapping[str, Any]:
+    def client_values(self, client: ClientReport) -> Mapping[str, Any]:
         """Tell a client of which units and exits the devices' average is newer than its own."""
-        own, averaged = self.committed.get(client.client, 0), self.averaged.get(self.depth(client), {})
+        own, averaged = self.committed.get(client.client, 0), self.averaged.get(self.part(client), {})
         return {FRESH: [module for module, round_ in averaged.items() if round_ >= own]}
 
     def lost(self, client: int) -> None:

@@ -19,7 +19,7 @@ from common.devices import deterministic, keep_memory, threads
 from common.errors import UserError
 from common.exits import ThresholdPolicy
 from common.messages.protocol import ClientResult, NodeReport, Order, Payload, Reply, Task
-from common.storage.model_file import BundleInfo
+from common.storage.model_file import ModelInfo
 from common.weights.folding import Fold, UnfitError, check
 from strategies.client_evaluation import score
 from strategies.node.local_training import Job, LocalMethod, Outcome
@@ -39,20 +39,20 @@ def train(order: Order, payload: Payload, node: Mapping[str, object]) -> Reply:
     site, reply = Site(order, node), Reply([])
     local = site.method.local()
     # A client that is alone in its tier here sends fp32: the 64-bit sum of one would double its uplink.
-    sharing = Counter(task.depth for task in order.tasks)
+    sharing = Counter(task.part for task in order.tasks)
     deterministic()
     keep_memory()
     with threads(site.config.clients.threads):
-        turns = (Turn(t, _train_client(site, payload, local, t, reply, sharing[t.depth] > 1)) for t in order.tasks)
-        for turn in _in_turn(turns, together=bool(order.method.get("interleave"))):
+        turns = (Turn(t, _train_client(site, payload, local, t, reply, sharing[t.part] > 1)) for t in order.tasks)
+        for turn in _in_turn(turns, together=bool(order.round_values.get("interleave"))):
             task, outcome = turn.task, turn.outcome
             samples = 0 if turn.error else _weight(site, task)
             kept, metrics = outcome.kept is not None, outcome.metrics
             reply.results.append(
-                ClientResult(task.client, task.depth, samples, turn.seconds, turn.error, kept, metrics, turn.unfit)
+                ClientResult(task.client, task.part, samples, turn.seconds, turn.error, kept, metrics, turn.unfit)
             )
-            if outcome.entries:
-                reply.entries[task.client] = outcome.entries
+            if outcome.client_arrays:
+                reply.client_arrays[task.client] = outcome.client_arrays
     return reply
 
 
@@ -62,7 +62,7 @@ def evaluate(order: Order, payload: Payload, node: Mapping[str, object]) -> Repl
     local = site.method.local()
 
     def measure(task: Task) -> None:
-        reply.entries[task.client] = _scores(site, local, _personal_job(site, payload, local, task))
+        reply.client_arrays[task.client] = _scores(site, local, _personal_job(site, payload, local, task))
 
     return _each(site, order.tasks, measure, "could not evaluate", reply)
 
@@ -71,7 +71,7 @@ def deliver(order: Order, payload: Payload, node: Mapping[str, object]) -> Reply
     """Store the clients' final models: one per client if they are personal, else one per depth, whoever shares it."""
     site = Site(order, node)
     local = site.method.local()
-    tasks = order.tasks if order.method["personal"] else tuple({t.depth: t for t in order.tasks}.values())
+    tasks = order.tasks if order.round_values["personal"] else tuple({t.part: t for t in order.tasks}.values())
     return _each(
         site, tasks, lambda task: _store_model(site, payload, local, task), "did not store its model", Reply([])
     )
@@ -89,7 +89,7 @@ def _each(site: Site, tasks: Iterable[Task], act: Callable[[Task], None], failed
             except Exception as problem:
                 log(WARNING, f"client %d {failed}", task.client, exc_info=problem)
                 error = f"{type(problem).__name__}: {problem}"
-            reply.results.append(ClientResult(task.client, task.depth, error=error))
+            reply.results.append(ClientResult(task.client, task.part, error=error))
     return reply
 
 
@@ -139,10 +139,10 @@ def _train_client(
 ) -> Generator[None, None, Outcome]:
     if site.declares:
         report = site.report(task.client)
-        if (report.depth, report.num_examples) != (task.depth, task.samples):
+        if (report.part, report.num_examples) != (task.part, task.samples):
             reply.reports.append(report)
-        if report.depth < task.depth:
-            raise UserError(f"asked for depth {task.depth}, but {report.reason}")
+        if report.part < task.part:
+            raise UserError(f"asked for depth {task.part}, but {report.reason}")
     job = _job(site, payload, task, training=True)
     local.load(job, payload.states[task.arrays])
     outcome = yield from local.steps(job)
@@ -152,7 +152,7 @@ def _train_client(
         # before the fold: a client whose disk is full must not fail once its model is part of a sum that others share
         site.store.save(task.client, site.order.round, outcome.kept)
     if outcome.state is not None and site.order.fold and shares_tier:
-        fold = reply.folds.setdefault(task.depth, Fold(outcome.state.layout, site.order.bits))
+        fold = reply.folds.setdefault(task.part, Fold(outcome.state.layout, site.order.bits))
         fold.add_state(outcome.state, _weight(site, task), task.client)
     elif outcome.state is not None:
         reply.lone[task.client] = outcome.state
@@ -168,11 +168,11 @@ def _job(site: Site, payload: Payload, task: Task, *, training: bool) -> Job:
     order = site.order
     # a round's evaluation comes before its checkpoint
     kept = site.store.load(task.client, task.version, prune=training)
-    model = site.model(task.depth, shared=not order.method.get("interleave"))
+    model = site.model(task.part, shared=not order.round_values.get("interleave"))
     return Job(
-        task.client, task.depth, order.round, site.config, model, site.device, partial(site.data, task.client),
-        order.method, task.extra, payload.entries.get(task.client, {}), kept,
-        partial(site.method.travels, site.config), partial(site.initial, task.depth), payload.states,
+        task.client, task.part, order.round, site.config, model, site.device, partial(site.data, task.client),
+        order.round_values, task.client_values, payload.client_arrays.get(task.client, {}), kept,
+        partial(site.method.travels, site.config), partial(site.initial, task.part), payload.states,
     )  # fmt: skip
 
 
@@ -184,22 +184,22 @@ def _personal_job(site: Site, payload: Payload, local: LocalMethod, task: Task) 
 
 
 def _store_model(site: Site, payload: Payload, local: LocalMethod, task: Task) -> None:
-    order, facts = site.order, site.order.method
+    order, facts = site.order, site.order.round_values
     folder = paths.store_root(site.config.clients.store, site.node.get("state")) / order.run
     job, policy = _personal_job(site, payload, local, task), str(facts["policy"])
-    name = f"{site.method.parts.word}-{task.depth}"
+    name = f"{site.method.parts.word}-{task.part}"
     if facts["personal"]:
         policy = _own_policy(_scores(site, local, job), site.method.measure)
         name = f"client-{task.client:06d}"
-    depth, cut = site.method.parts.named(task.depth)
-    info = BundleInfo(
+    depth, cut = site.method.parts.named(task.part)
+    info = ModelInfo(
         order.network, depth, order.classes, tuple(facts["mean"]), tuple(facts["std"]), policy, cut, order.run
     )
     local.store(job, folder / name, info)
 
 
 def _scores(site: Site, local: LocalMethod, job: Job) -> dict[str, NDArray[Any]]:
-    macs = site.method.parts.exit_macs(site.costs, job.depth)
+    macs = site.method.parts.exit_macs(site.costs, job.part)
     return score(local.network(job), job.data(), macs, job.config.server.accuracy_loss, site.method.measure)
 
 

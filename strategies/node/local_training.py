@@ -23,7 +23,7 @@ from common.objectives import Loss, make_objective
 from common.objectives.base import Objective
 from common.seeding import derive_seed, generator, seed_global
 from common.storage.client_store import ClientState
-from common.storage.model_file import FILE, BundleInfo, save_bundle
+from common.storage.model_file import FILE, ModelInfo, save_model
 from common.weights.flat import FlatModel, FlatState, Layout, StateDict
 
 OBJECTIVE = "objective.{}."  # prefix of the local objective's state for so many exits in the client's store
@@ -39,15 +39,15 @@ class Job:
     """One client's work in one round. The model already holds the weights to start from."""
 
     client: int
-    depth: int
+    part: int
     round: int
     config: RunConfig
     model: FlatModel[EarlyExitNetwork]
     device: torch.device
     data: Callable[[], ClientData]  # called only by who needs them
-    method: Mapping[str, Any] = field(default_factory=dict)  # the order's plain values
-    extra: Mapping[str, Any] = field(default_factory=dict)  # the task's plain values
-    entries: Mapping[str, np.ndarray] = field(default_factory=dict)  # the task's arrays
+    round_values: Mapping[str, Any] = field(default_factory=dict)  # the order's plain values
+    client_values: Mapping[str, Any] = field(default_factory=dict)  # the task's plain values
+    client_arrays: Mapping[str, np.ndarray] = field(default_factory=dict)  # the task's arrays
     kept: ClientState = field(default_factory=ClientState)  # what this client kept from its last committed round
     travels: Callable[[str], bool] = everything  # which keys of the model the server averages
     initial: Callable[[], StateDict] = dict  # the model as the run's seed makes it
@@ -80,7 +80,7 @@ class Outcome:
 
     state: FlatState | None
     metrics: dict[str, float] = field(default_factory=dict)
-    entries: dict[str, np.ndarray] = field(default_factory=dict)
+    client_arrays: dict[str, np.ndarray] = field(default_factory=dict)
     kept: ClientState | None = None
 
 
@@ -103,7 +103,7 @@ class LocalMethod(Protocol):
         """Return the network that this client evaluates, made of the personalised model."""
         ...
 
-    def store(self, job: Job, folder: Path, info: BundleInfo) -> None:
+    def store(self, job: Job, folder: Path, info: ModelInfo) -> None:
         """Write the personalised model for inference without a server."""
         ...
 
@@ -136,9 +136,9 @@ class LocalTraining:
         """Return the model's."""
         return job.model.module
 
-    def store(self, job: Job, folder: Path, info: BundleInfo) -> None:
+    def store(self, job: Job, folder: Path, info: ModelInfo) -> None:
         """Write a bundle."""
-        save_bundle(folder / FILE, job.model.module.state_dict(), info)
+        save_model(folder / FILE, job.model.module.state_dict(), info)
 
     def steps(self, job: Job) -> Generator[None, None, Outcome]:
         """Train one client for one round, in one go."""
@@ -174,7 +174,7 @@ class LocalTraining:
 
         `purpose` seeds the order of the batches, so that two phases of a round see different ones.
         """
-        section, network, lr = job.config.train, job.model.module, float(job.method["lr"])
+        section, network, lr = job.config.train, job.model.module, float(job.round_values["lr"])
         optimizer = torch.optim.SGD([leaf], lr=lr, momentum=section.momentum, weight_decay=section.weight_decay)
         source = generator(job.config.run.seed, purpose, job.round, job.client)
         # dropout draws from the global state, which a worker's clients share

@@ -71,8 +71,8 @@ class Site:
             choice = self._choose(client, samples)
         except UserError as error:
             return ClientReport(client, 0, str(error), 0, refused=str(error))
-        refused = choice.reason if choice.depth == 0 else "" if samples else "it has no training images"
-        return ClientReport(client, choice.depth, choice.reason, samples, refused, choice.lean)
+        refused = choice.reason if choice.part == 0 else "" if samples else "it has no training images"
+        return ClientReport(client, choice.part, choice.reason, samples, refused, choice.lean)
 
     def samples(self, client: int) -> int:
         """Return how many images a client trains on; a virtual client's images are not touched for that."""

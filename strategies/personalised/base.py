@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch.optim.swa_utils import update_bn
 
-from common.config import RunConfig, one_of
+from common.config import RunConfig
 from common.data.batches import batches
 from common.seeding import generator
+from common.settings import Settings, one_of
 from common.storage.client_store import ClientState
 from common.weights.flat import FlatState
 from strategies.engine.strategy import EarlyExitStrategy
@@ -24,8 +25,10 @@ OWN = "own."  # prefix of the client's part of the network in its store
 
 
 @dataclass(frozen=True)
-class PersonalConfig:
+class PersonalSettings(Settings):
     """What all personalised methods share."""
+
+    SECTION = "personal"
 
     batchnorm: str = "local"  # running statistics: local (FedBN, Li et al., ICLR 2021), or averaged like weights
     finetune_epochs: int = 5  # FedBABU's and fine-tuned FedAvg's last epochs, on each client before it is evaluated
@@ -48,8 +51,8 @@ def is_statistic(key: str) -> bool:
 
 def backbone(config: RunConfig, key: str) -> bool:
     """Return whether a key is averaged where heads are personal."""
-    personal: PersonalConfig = config.methods["personal"]
-    return not is_head(key) and (personal.batchnorm == "averaged" or not is_statistic(key))
+    settings = config.of(PersonalSettings)
+    return not is_head(key) and (settings.batchnorm == "averaged" or not is_statistic(key))
 
 
 class PersonalStrategy(EarlyExitStrategy):
@@ -86,10 +89,10 @@ class FineTuning(LocalTraining):
 
     def personalise(self, job: Job) -> None:
         """Train for `personal.finetune-epochs` with the local objective."""
-        config: PersonalConfig = job.config.methods["personal"]
+        settings = job.config.of(PersonalSettings)
         super().personalise(job)
         objective = self.remembered_objective(job)
-        self.fit(job, objective, job.model.leaf(self.part), config.finetune_epochs, "fine-tuning")
+        self.fit(job, objective, job.model.leaf(self.part), settings.finetune_epochs, "fine-tuning")
 
 
 @torch.no_grad()

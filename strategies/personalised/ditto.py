@@ -6,7 +6,7 @@
 
 from dataclasses import dataclass
 
-from common.config import at_least
+from common.settings import Settings, at_least
 from common.storage.client_store import ClientState
 from common.weights.flat import FlatState
 from strategies.baselines.fedprox import Proximal
@@ -16,8 +16,10 @@ from strategies.registry import Method
 
 
 @dataclass(frozen=True)
-class DittoConfig:
+class DittoSettings(Settings):
     """Hyper-parameters of Ditto."""
+
+    SECTION = "ditto"
 
     pull: float = 0.1  # lambda: 0 is local training beside FedAvg, large values are FedAvg
     epochs: int = 0  # of the personal network; 0: train.epochs
@@ -43,12 +45,12 @@ class DittoLocal(Proximal):
 
     def finish(self, job: Job, outcome: Outcome) -> Outcome:
         """Train the personal network, anchored at the server's weights; keep it whole."""
-        config: DittoConfig = job.config.methods["ditto"]
+        settings = job.config.of(DittoSettings)
         job.model.load(self.server)
-        self.pull, self.anchor = config.pull, job.model.trained.detach().clone()
+        self.pull, self.anchor = settings.pull, job.model.trained.detach().clone()
         self.personalise(job)
         objective = self.objective(job, len(job.model.module.exit_positions))
-        self.fit(job, objective, job.model.trained, config.epochs or job.config.train.epochs, "personal")
+        self.fit(job, objective, job.model.trained, settings.epochs or job.config.train.epochs, "personal")
         own = job.model.read(job.model.upload_layout).state_dict()
         tensors = {OWN + key: value for key, value in own.items()}
         outcome.kept = ClientState(tensors | (outcome.kept.tensors if outcome.kept else {}))

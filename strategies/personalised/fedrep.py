@@ -7,16 +7,18 @@
 
 from dataclasses import dataclass
 
-from common.config import at_least
 from common.objectives.base import Objective
+from common.settings import Settings, at_least
 from strategies.node.local_training import Job
 from strategies.personalised.base import PersonalStrategy, PersonalTraining, backbone, is_head
 from strategies.registry import Method
 
 
 @dataclass(frozen=True)
-class FedRepConfig:
+class FedRepSettings(Settings):
     """Hyper-parameters of FedRep."""
+
+    SECTION = "fedrep"
 
     head_epochs: int = 5  # epochs of the heads before the backbone's
 
@@ -36,8 +38,8 @@ class FedRepLocal(PersonalTraining):
 
     def local_epochs(self, job: Job, objective: Objective) -> float | None:
         """Train the two parts one after the other; return the loss of the second phase."""
-        config: FedRepConfig = job.config.methods["fedrep"]
-        self.fit(job, objective, job.model.leaf(is_head), config.head_epochs, "heads")
+        settings = job.config.of(FedRepSettings)
+        self.fit(job, objective, job.model.leaf(is_head), settings.head_epochs, "heads")
         return self.fit(job, objective, job.model.leaf(lambda key: not is_head(key)), job.config.train.epochs)
 
 

@@ -70,30 +70,30 @@ def test_without_limits_everything_fits():
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_memory_is_a_bound_that_may_be_reached(depth):
-    assert choose_depth(Capacity(memory=memory(depth)), COSTS, BATCH, 100).depth == depth
-    assert choose_depth(Capacity(memory=memory(depth) - 1), COSTS, BATCH, 100).depth == depth - 1
+    assert choose_depth(Capacity(memory=memory(depth)), COSTS, BATCH, 100).part == depth
+    assert choose_depth(Capacity(memory=memory(depth) - 1), COSTS, BATCH, 100).part == depth - 1
 
 
 def test_the_reason_says_what_the_next_tier_needs():
     choice = choose_depth(Capacity(memory=50e3), COSTS, BATCH, 100)
     assert choice == Choice(2, "tier 3 needs 0.1 MB of 0.1 MB")
     choice = choose_depth(Capacity(memory=1e6 / 1e3), COSTS, BATCH, 100)
-    assert choice.depth == 0
+    assert choice.part == 0
     assert choice.reason.startswith("nothing fits: tier 1 needs 0.0 MB")
 
 
 def test_compute_binds_by_the_seconds_of_an_epoch():
     # 3 passes of 2 operations per MAC: tier d takes 6e6 * d * samples / speed seconds, and 60 are allowed
     speed = 6e6 * 2 * 100 / 60
-    assert choose_depth(Capacity(compute=speed), COSTS, BATCH, 100).depth == 2
-    assert choose_depth(Capacity(compute=speed * 0.99), COSTS, BATCH, 100).depth == 1
+    assert choose_depth(Capacity(compute=speed), COSTS, BATCH, 100).part == 2
+    assert choose_depth(Capacity(compute=speed * 0.99), COSTS, BATCH, 100).part == 1
     assert choose_depth(Capacity(compute=speed), COSTS, BATCH, 101) == Choice(
         1, "tier 2 would take 61 s an epoch, more than 60 s"
     )
 
 
 def test_both_limits_bind():
-    assert choose_depth(Capacity(memory=memory(3), compute=6e6 * 100 / 60), COSTS, BATCH, 100).depth == 1
+    assert choose_depth(Capacity(memory=memory(3), compute=6e6 * 100 / 60), COSTS, BATCH, 100).part == 1
 
 
 def test_a_declared_depth_overrides_but_must_exist():
@@ -138,8 +138,8 @@ def test_an_impossible_mix_is_told(mix):
 
 def test_a_slow_link_keeps_a_client_shallow():
     link = 64 * COSTS.tier_parameters(2) / 60  # tier 2 there and back, fp32, in just a minute
-    assert choose_depth(Capacity(bandwidth=link), COSTS, BATCH, 100).depth == 2
-    assert choose_depth(Capacity(bandwidth=link * 0.99), COSTS, BATCH, 100).depth == 1
+    assert choose_depth(Capacity(bandwidth=link), COSTS, BATCH, 100).part == 2
+    assert choose_depth(Capacity(bandwidth=link * 0.99), COSTS, BATCH, 100).part == 1
 
 
 def test_a_capacity_that_has_no_such_name_is_refused():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.rpc.secrets import CERTIFICATE
-from common.storage.model_file import load_bundle
+from common.storage.model_file import load_model
 from server.__main__ import main
 from strategies.distree.model.stored import load_student, load_students, student_file
 from tests.support.field import PATIENCE, Field, assert_whole, trained
@@ -63,7 +63,7 @@ def test_two_rounds_on_four_unequal_devices(field, method):
     assert_all_took_part(folder)
     for name in DEVICES:
         (stored,) = (field.machines.folder / name / method).rglob("model.safetensors")
-        assert load_bundle(stored).run == method
+        assert load_model(stored).run == method
 
 
 def test_distree_trains_delivers_and_the_devices_answer(field, tmp_path):

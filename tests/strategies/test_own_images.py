@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 
 from client.app import app
 from common.flower.local_grid import LocalGrid
-from common.storage.model_file import load_bundle
+from common.storage.model_file import load_model
 from strategies.engine.strategy import QuorumError
 from strategies.factory import make_strategy, read_config
 
@@ -42,7 +42,7 @@ def test_devices_train_on_their_own_folders_and_keep_their_models(tmp_path):
     assert {r.num_examples for r in strategy.roster.reports.values()} == {24}
     assert len(result.train_metrics_clientapp) == 2
     for client in range(4):
-        bundle = load_bundle(tmp_path / f"state-{client}" / "own" / f"depth-{client + 1}")
+        bundle = load_model(tmp_path / f"state-{client}" / "own" / f"depth-{client + 1}")
         assert bundle.classes == ("zero", "one", "two")
         assert len(bundle.network.exit_positions) == client + 1
 

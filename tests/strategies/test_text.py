@@ -9,7 +9,7 @@ from client.commands.infer import add_parser
 from common.data import load
 from common.errors import UserError
 from common.paths import cache_root
-from common.storage.model_file import load_bundle
+from common.storage.model_file import load_model
 from strategies.factory import make_strategy, read_config
 
 TEXTS = {
@@ -83,7 +83,7 @@ def test_a_network_for_the_other_kind_is_refused(flat, changes, message):
 
 def test_a_delivered_model_reads_texts_and_infer_says_that_it_cannot(run_strategy, tmp_path):
     run = run_strategy({**QUICK, "clients.store": str(tmp_path)})
-    bundle = load_bundle(tmp_path / "test" / "depth-4")
+    bundle = load_model(tmp_path / "test" / "depth-4")
     data = load(run.strategy.config.data, cache_root())
     assert bundle.classes == data.classes
     assert bundle.network(bundle.normalizer(data.test.inputs[:3]))[-1].shape == (3, 5)

@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 
 from common.storage.files import read_tensors
-from common.storage.model_file import FILE, load_bundle
+from common.storage.model_file import FILE, load_model
 from server.__main__ import main
 from tests.support.deployment import wait_until
 from tests.support.machines import Machines, settings
@@ -111,7 +111,7 @@ def assert_whole(folder: Path, rounds: int) -> list[dict[str, Any]]:
     tensors, values = read_tensors(kept[-1])
     assert values["round"] == rounds
     if (folder / "final" / FILE).exists():  # else the finished models are with the devices
-        network = load_bundle(folder / "final" / FILE).network.state_dict()
+        network = load_model(folder / "final" / FILE).network.state_dict()
         assert network.keys() <= tensors.keys()
         assert all(network[key].equal(tensors[key]) for key in network)
     return counted

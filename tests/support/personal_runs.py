@@ -52,7 +52,7 @@ class Recorder:
     def uploads(self, round_: int) -> dict[int, dict[str, Any]]:
         """What each client sent for itself in a round, by client."""
         pairs = zip(self.sent, self.replies, strict=True)
-        return {c: arrays for (o, _), r in pairs if o.round == round_ for c, arrays in r.entries.items()}
+        return {c: arrays for (o, _), r in pairs if o.round == round_ for c, arrays in r.client_arrays.items()}
 
 
 def same(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common import paths
-from common.config import RunConfig, key
+from common.config import RunConfig
 from common.data import DataConfig, load
 from common.data.clients import Population
 from common.data.images import SampleSet
 from common.devices import deterministic, pick_device, threads
 from common.errors import UserError
+from common.settings import key
 from common.storage.client_store import NAME
 from server.commands.distree import devices
 from server.commands.distree.infer_compare import Row, show

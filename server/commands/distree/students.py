@@ -18,23 +18,24 @@ from torch import nn
 
 from common import paths
 from common.capacity import Capacity, lacking
-from common.config import RunConfig, key
+from common.config import RunConfig
 from common.data import ClientSplit, client_split, load, normalizer
 from common.data.images import Normalizer, SampleSet
 from common.devices import deterministic, keep_memory, pick_device, threads
 from common.errors import UserError
 from common.exits import anytime_accuracy, collect_logits
 from common.networks import NetworkSpec, build, without_early_exits
+from common.settings import key
 from common.storage.files import write_text
-from common.storage.model_file import FILE, BundleInfo, save_bundle
+from common.storage.model_file import FILE, ModelInfo, save_model
 from server.commands.overrides import add_overrides, read_overrides, refuse_unread
-from strategies.distree.config import DistrEEConfig
 from strategies.distree.model.partition import partition
 from strategies.distree.model.parts import StudentCosts
 from strategies.distree.model.stored import save_students, student_file
 from strategies.distree.model.students import build_students, students_spec
 from strategies.distree.model.teacher import load_teacher
 from strategies.distree.model.widths import match_devices, told
+from strategies.distree.settings import DistrEESettings
 from strategies.distree.training.central import Schedule, image_batches
 from strategies.distree.training.finish import finish_students
 from strategies.distree.training.joint import teacher_activations, train_students, train_teacher
@@ -51,7 +52,7 @@ READ = {
     "teacher": BOTH_READ | {"network.pretrained"},
     "students": BOTH_READ
     | {"network.exits"}
-    | {key("distree", f.name) for f in fields(DistrEEConfig)}
+    | {key("distree", f.name) for f in fields(DistrEESettings)}
     - {"distree.teacher", "distree.without-teacher", "distree.public", "distree.public-samples"},
 }
 """Verb -> the keys that have an effect."""
@@ -103,8 +104,8 @@ def run_teacher(options: argparse.Namespace) -> int:
         scores = {name: _accuracy(teacher, getattr(samples, name), samples, device) for name in ("validation", "test")}
     spec = without_early_exits(samples.spec)
     constants = samples.normalize.mean, samples.normalize.std
-    info = BundleInfo(spec.to_json(), 1, samples.train.classes, *constants, "", run=options.out.name)
-    save_bundle(options.out / FILE, teacher.state_dict(), info)
+    info = ModelInfo(spec.to_json(), 1, samples.train.classes, *constants, "", run=options.out.name)
+    save_model(options.out / FILE, teacher.state_dict(), info)
     _tell(
         options.out,
         {"exits": scores},
@@ -116,7 +117,7 @@ def run_teacher(options: argparse.Namespace) -> int:
 def run_students(options: argparse.Namespace) -> int:
     """Partition, train, calibrate and write the students; raises `UserError` before anything starts."""
     config, samples, schedule, device = _prepare(options)
-    settings: DistrEEConfig = config.methods["distree"]
+    settings = config.of(DistrEESettings)
     taught = load_teacher(options.teacher, samples.train, samples.normalize)
     _make_folder(options.out)
     with threads(config.server.threads):

@@ -105,7 +105,7 @@ def load_run(folder: Path) -> RunData:
     events = read_events(folder / "metrics.jsonl")
     rounds = {event["round"]: event for event in events if event["event"] == "round"}
     reports = _reports(folder)
-    able = [report["depth"] for report in reports if not report["refused"]]
+    able = [report["part"] for report in reports if not report["refused"]]
     return RunData(
         name=str(stored.get("run", {}).get("name") or folder.name),
         config={f"{section}.{key}": value for section, values in stored.items() for key, value in values.items()},
@@ -125,7 +125,7 @@ def split_config(run: RunData) -> tuple[dict[str, Value], dict[str, Value]]:
     methods = sections()
     defaults = load_config({}, methods).flat()
     changed = {key: value for key, value in run.config.items() if value != defaults.get(key)}
-    shown = {*RunConfig.SECTIONS, run.strategy} | {key.partition(".")[0] for key in changed}
+    shown = {*(kind.SECTION for kind in RunConfig.COMMON), run.strategy} | {key.partition(".")[0] for key in changed}
     rest = {k: v for k, v in run.config.items() if k not in changed and k.partition(".")[0] in shown}
     return changed, rest
 

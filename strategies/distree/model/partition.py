@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from strategies.distree.config import DistrEEConfig
+from strategies.distree.settings import DistrEESettings
 
 Community = tuple[int, ...]
 """Filters, ascending."""
@@ -145,7 +145,7 @@ class Partition:
         ]
 
 
-def partition(activations: Tensor, settings: DistrEEConfig, shares: Sequence[float], seed: int) -> Partition:
+def partition(activations: Tensor, settings: DistrEESettings, shares: Sequence[float], seed: int) -> Partition:
     """Return each student's filters.
 
     Args:

@@ -11,8 +11,8 @@ from common.capacity import Capacity, Choice, lacking
 from common.config import RunConfig
 from common.errors import UserError
 from common.networks import CostTable, build, cost_table
-from strategies.distree.config import DistrEEConfig, read_device
 from strategies.distree.model.students import Students, StudentsSpec, build_students
+from strategies.distree.settings import DistrEESettings, read_device
 
 BYTES = 4  # of a float32
 LEARN_FROM_PUBLIC = 'distree.without-teacher="public" lets it learn from public images'
@@ -137,14 +137,14 @@ class StudentParts:
         once, to see what it answers to the device's own images. One that cannot is refused, or learns from public
         images that the teacher has answered elsewhere.
         """
-        settings: DistrEEConfig = config.methods["distree"]
+        settings = config.of(DistrEESettings)
         choice = self._student(capacity, costs, config, samples, client)
         problem = teacher_too_large(capacity, costs.teacher_memory(config.train.batch_size))
-        if not choice.depth or not problem:
+        if not choice.part or not problem:
             return choice
         if settings.without_teacher == "refuse":
             return Choice(0, f"{problem}; {LEARN_FROM_PUBLIC}")
-        return Choice(choice.depth, f"{choice.reason}; {problem}, so it learns from public images", lean=True)
+        return Choice(choice.part, f"{choice.reason}; {problem}, so it learns from public images", lean=True)
 
     def _student(self, capacity: Capacity, costs: StudentCosts, config: RunConfig, samples: int, client: int) -> Choice:
         offered = self.numbers(costs, config)

@@ -32,7 +32,9 @@ class Student(EarlyExitNetwork):
     def of(cls, network: EarlyExitNetwork) -> "Student":
         """Return the student that shares a network's units and exits."""
         units = {int(index): unit for index, unit in network.units.items()}
-        return cls(units, {position: network._head(position) for position in network.exit_positions}, network.layout)
+        return cls(
+            units, {position: network._head(position) for position in network.exit_positions}, network.architecture
+        )
 
     def _output(self, head_output: Tensor, previous: Tensor | None) -> Tensor:
         return torch.relu(head_output)

@@ -4,17 +4,17 @@ from pathlib import Path
 
 from common.data.images import Normalizer, SampleSet
 from common.errors import UserError
-from common.storage.model_file import Bundle, load_bundle
+from common.storage.model_file import StoredModel, load_model
 
 
-def load_teacher(path: Path, images: SampleSet, normalize: Normalizer) -> Bundle:
+def load_teacher(path: Path, images: SampleSet, normalize: Normalizer) -> StoredModel:
     """Return a stored network as a teacher of these images, which `normalize` prepares for it and for its students.
 
     Raises `UserError` when there is none, it is a part of a network, or it is for other images, classes or constants.
     """
-    teacher = load_bundle(path)
+    teacher = load_model(path)
     network = teacher.network
-    if teacher.cut or network.end != len(network.layout.widths):
+    if teacher.cut or network.end != len(network.architecture.widths):
         raise UserError(f"{path} is a part of a network: a teacher must be a whole one")
     if network.input_shape != images.shape or teacher.classes != images.classes:
         raise UserError(

@@ -10,10 +10,10 @@ from functools import cache
 from common.capacity import Capacity
 from common.errors import UserError
 from common.networks import NetworkSpec, width_of
-from common.storage.model_file import Bundle
-from strategies.distree.config import DistrEEConfig, read_device
+from common.storage.model_file import StoredModel
 from strategies.distree.model.parts import STUDENTS, StudentCosts
 from strategies.distree.model.students import build_students, students_spec
+from strategies.distree.settings import DistrEESettings, read_device
 
 FACTORS = (1, 2, 3, 4)  # of the configured width
 ONLY = 1  # number of the student whose costs are looked at
@@ -38,7 +38,9 @@ class Match:
         return self.width, *read_device(self.device).limits
 
 
-def match_devices(settings: DistrEEConfig, backbone: NetworkSpec, teacher: Bundle, lacks: Lacks) -> tuple[Match, ...]:
+def match_devices(
+    settings: DistrEESettings, backbone: NetworkSpec, teacher: StoredModel, lacks: Lacks
+) -> tuple[Match, ...]:
     """Return each declared device's match, in the order of `settings.devices`; nothing where none are declared.
 
     The costs at a width are those of a student that imitates all filters of the teacher: whatever part of them it gets
@@ -47,7 +49,7 @@ def match_devices(settings: DistrEEConfig, backbone: NetworkSpec, teacher: Bundl
     Raises:
         UserError: a device lacks something even for the narrowest student.
     """
-    filters = range(teacher.network.layout.widths[-1])
+    filters = range(teacher.network.architecture.widths[-1])
 
     @cache
     def costs(width: int) -> StudentCosts:

@@ -8,23 +8,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from common.config import at_least
 from common.data.augment import crop_and_flip
 from common.data.batches import batch_count, batches
 from common.data.images import Normalizer, SampleSet
 from common.devices import autocast
 from common.seeding import derive_seed, generator, seed_global
+from common.settings import Settings, at_least
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """(x (B, C, H, W) normalised, labels (B,)) -> the loss, a scalar."""
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(Settings):
     """SGD with a linear warm-up and a cosine decay.
 
     Published are 200 epochs with steps of 0.2 (NoNN, arXiv 1907.11804, released code); a cosine gets further with few.
     """
+
+    SECTION = "schedule"
 
     epochs: int = 30
     batch_size: int = 128

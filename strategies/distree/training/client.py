@@ -32,11 +32,11 @@ from common.networks import EarlyExitNetwork, build
 from common.objectives import Loss
 from common.objectives.base import StatelessObjective
 from common.storage.client_store import ClientState
-from common.storage.model_file import BundleInfo
-from strategies.distree.config import DistrEEConfig
+from common.storage.model_file import ModelInfo
 from strategies.distree.exits.policies import policy_from_json
 from strategies.distree.model.stored import save_student, student_file
 from strategies.distree.model.students import Students, StudentsSpec, teacher_targets
+from strategies.distree.settings import DistrEESettings
 from strategies.distree.training.objective import JointLoss
 from strategies.node.local_training import Job, LocalTraining, Outcome
 
@@ -92,7 +92,7 @@ class DistrEELocal(LocalTraining):
 
     def train(self, job: Job) -> Outcome:
         """Train one client for one round; the lesson is written once, in the round that brought it."""
-        settings: DistrEEConfig = job.config.methods["distree"]
+        settings = job.config.of(DistrEESettings)
         answers = dict(job.kept.tensors) or _answers(job)
         lesson, part = _lesson(job, answers), cast(Students, job.model.module)
         objective = Imitation(lesson, JointLoss.of(settings, part.num_exits, job.device))
@@ -103,13 +103,13 @@ class DistrEELocal(LocalTraining):
         kept = None if job.kept.tensors else ClientState(answers)
         return Outcome(job.model.read(job.upload_layout), metrics, kept=kept)
 
-    def store(self, job: Job, folder: Path, info: BundleInfo) -> None:
+    def store(self, job: Job, folder: Path, info: ModelInfo) -> None:
         """Write the device's student with its exit policies, for `python -m client serve-student`."""
         students, constants = cast(Students, job.model.module), Normalizer(info.mean, info.std)
-        policies = {name: policy_from_json(text) for name, text in job.method[POLICIES][str(job.depth)].items()}
+        policies = {name: policy_from_json(text) for name, text in job.round_values[POLICIES][str(job.part)].items()}
         save_student(
-            student_file(folder, job.depth), students, job.depth, constants, policies, info.classes,
-            str(job.method[TRAINING]),
+            student_file(folder, job.part), students, job.part, constants, policies, info.classes,
+            str(job.round_values[TRAINING]),
         )  # fmt: skip
 
 
@@ -128,8 +128,8 @@ def teach(teacher: EarlyExitNetwork, x: Tensor, spec: StudentsSpec, batch_size: 
 
 def _answers(job: Job) -> dict[str, Tensor]:
     """Return what the teacher says, here to the client's own images, or elsewhere to public ones."""
-    if job.entries:
-        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in job.entries.items()}
+    if job.client_arrays:
+        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in job.client_arrays.items()}
     if TEACHER not in job.states:
         raise UserError("the message brought no teacher, and this client has not kept its answers")
     spec = cast(Students, job.model.module).spec

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from common.data.images import Normalizer, SampleSet
 from common.networks import EarlyExitNetwork
-from strategies.distree.config import DistrEEConfig
 from strategies.distree.model.students import Students, blocks_of, teacher_targets
+from strategies.distree.settings import DistrEESettings
 from strategies.distree.training.central import Schedule, image_batches, train
 from strategies.distree.training.objective import JointLoss
 
@@ -44,7 +44,7 @@ def train_students(
     teacher: EarlyExitNetwork,
     images: SampleSet,
     normalize: Normalizer,
-    settings: DistrEEConfig,
+    settings: DistrEESettings,
     schedule: Schedule,
     seed: int,
     device: torch.device,

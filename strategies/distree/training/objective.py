@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.errors import UserError
-from strategies.distree.config import DistrEEConfig
+from strategies.distree.settings import DistrEESettings
 
 
 def exit_weights(given: Sequence[float], num_exits: int) -> Tensor:
@@ -71,7 +71,7 @@ class JointLoss:
     """Weight of the activation transfer."""
 
     @classmethod
-    def of(cls, settings: DistrEEConfig, num_exits: int, device: torch.device) -> "JointLoss":
+    def of(cls, settings: DistrEESettings, num_exits: int, device: torch.device) -> "JointLoss":
         """Return what a run's settings ask for; raises what `exit_weights` does."""
         weights = exit_weights(settings.exit_weights, num_exits).to(device)
         return cls(weights, settings.alpha, settings.temperature, settings.beta)

@@ -8,11 +8,11 @@ from common import paths
 from common.data import DataConfig, SampleSet, load
 from common.errors import UserError
 from common.seeding import generator
-from strategies.distree.config import DistrEEConfig
+from strategies.distree.settings import DistrEESettings
 from strategies.distree.training.client import UNKNOWN
 
 
-def public_images(settings: DistrEEConfig, images: SampleSet, seed: int) -> SampleSet:
+def public_images(settings: DistrEESettings, images: SampleSet, seed: int) -> SampleSet:
     """Return `distree.public-samples` of the images that `distree.public` names, in the shape of the run's `images`.
 
     Where all class names are the run's, labels are the run's numbers; else nobody knows them (`UNKNOWN`).

@@ -19,14 +19,14 @@ from common.data.images import Normalizer
 from common.errors import UserError
 from common.exits import ThresholdPolicy
 from common.networks import NetworkSpec, build, cost_table
-from common.storage.model_file import FILE, Bundle, BundleInfo, load_bundle, save_bundle
+from common.storage.model_file import FILE, ModelInfo, StoredModel, load_model, save_model
 
 SPEC = NetworkSpec("resnet_slim", 10, (1, 8, 8))
 CPU = torch.device("cpu")
 MEAN, STD = (0.3,), (0.35,)
 
 
-def predict(bundle: Bundle, folder: Path, batch: int = 1) -> list[Prediction]:
+def predict(bundle: StoredModel, folder: Path, batch: int = 1) -> list[Prediction]:
     samples = from_folder(folder, find_images(folder), bundle.classes, bundle.network.input_shape, batch)
     return list(classify(bundle, samples, macs=(10, 20, 30, 40), device=CPU))
 
@@ -49,8 +49,8 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, digits: tuple[torch.Ten
         optimizer.step()
     folder = tmp_path_factory.mktemp("run")
     policy = ThresholdPolicy((0.14, 0.3, 0.7))
-    info = BundleInfo(SPEC.to_json(), 4, tuple("0123456789"), MEAN, STD, policy.to_json())
-    save_bundle(folder / "final" / FILE, network.state_dict(), info)
+    info = ModelInfo(SPEC.to_json(), 4, tuple("0123456789"), MEAN, STD, policy.to_json())
+    save_model(folder / "final" / FILE, network.state_dict(), info)
     return folder
 
 
@@ -68,7 +68,7 @@ def images(tmp_path: Path, digits: tuple[torch.Tensor, torch.Tensor]) -> Path:
 def test_predictions_are_those_of_the_whole_network_at_the_exit_the_policy_picks(
     run_folder: Path, images: Path, digits: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
-    bundle = load_bundle(run_folder)
+    bundle = load_model(run_folder)
     predictions = predict(bundle, images)
     numbers = [int(Path(p.file).stem) for p in predictions]
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_predictions_are_those_of_the_whole_network_at_the_exit_the_policy_picks
 
 @pytest.mark.parametrize("batch", [1, 7])
 def test_units_after_the_exit_never_run_and_macs_follow_it(run_folder: Path, images: Path, batch: int) -> None:
-    bundle = load_bundle(run_folder)
+    bundle = load_model(run_folder)
     seen: Counter[int] = Counter()  # unit -> samples that it computed
     for index, unit in bundle.network.units.items():
         unit.register_forward_hook(lambda _, inputs, __, index=int(index): seen.update({index: len(inputs[0])}))
@@ -97,20 +97,20 @@ def test_units_after_the_exit_never_run_and_macs_follow_it(run_folder: Path, ima
 
 
 def test_batches_give_the_same_predictions(run_folder: Path, images: Path) -> None:
-    bundle = load_bundle(run_folder)
+    bundle = load_model(run_folder)
     one, many = ([(p.file, p.label, p.exit) for p in predict(bundle, images, size)] for size in (1, 16))
     assert one == many
 
 
 def test_exit_macs_are_those_of_the_cost_table(run_folder: Path) -> None:
-    bundle = load_bundle(run_folder)
+    bundle = load_model(run_folder)
     costs = cost_table(bundle.network)
     assert exit_macs(bundle) == tuple(costs.macs(e) for e in range(4))
     assert list(exit_macs(bundle)) == sorted(set(exit_macs(bundle)))
 
 
 def test_choose_policy(run_folder: Path) -> None:
-    bundle = load_bundle(run_folder)
+    bundle = load_model(run_folder)
     assert choose_policy(bundle).thresholds == (0.14, 0.3, 0.7)
     assert choose_policy(bundle, accuracy_first=True).thresholds == (math.inf,) * 3
     assert choose_policy(bundle, threshold=0.25).thresholds == (0.25,) * 3
@@ -158,7 +158,7 @@ def test_size_and_channels_are_changed_and_a_flat_folder_has_no_accuracy(run_fol
     (folder / "deep" / "deeper").mkdir(parents=True)
     Image.new("RGBA", (31, 17), (200, 10, 10, 90)).save(folder / "deep" / "deeper" / "[red].webp")
     Image.new("RGB", (8, 8)).save(folder / "black.bmp")
-    bundle = load_bundle(run_folder)
+    bundle = load_model(run_folder)
     predictions = predict(bundle, folder)
     assert [p.file for p in predictions] == ["black.bmp", "deep/deeper/[red].webp"]
     summary = summarise(predictions, exit_macs(bundle), skipped=0)
@@ -167,10 +167,10 @@ def test_size_and_channels_are_changed_and_a_flat_folder_has_no_accuracy(run_fol
 
 
 def test_a_device_with_a_prefix_uses_the_whole_networks_policy(run_folder: Path, images: Path, tmp_path: Path) -> None:
-    whole = load_bundle(run_folder)
-    info = BundleInfo(SPEC.to_json(), 2, whole.classes, MEAN, STD, whole.policy.to_json())
-    save_bundle(tmp_path / FILE, whole.network.state_dict(), info)
-    small = predict(load_bundle(tmp_path), images)
+    whole = load_model(run_folder)
+    info = ModelInfo(SPEC.to_json(), 2, whole.classes, MEAN, STD, whole.policy.to_json())
+    save_model(tmp_path / FILE, whole.network.state_dict(), info)
+    small = predict(load_model(tmp_path), images)
     assert [p.exit for p in small] == [min(p.exit, 2) for p in predict(whole, images)]
     assert {p.exit for p in small} == {1, 2}
 

@@ -11,7 +11,7 @@ from client.app import app
 from common.data.digits import read_digits
 from common.errors import UserError
 from common.flower.local_grid import LocalGrid
-from common.storage.model_file import FILE, load_bundle
+from common.storage.model_file import FILE, load_model
 from server.app import prepare
 
 
@@ -38,7 +38,7 @@ def test_a_client_infers_with_its_own_network(settings, images, tmp_path, capsys
     assert main(["infer", "--model", str(own), "--images", str(images), "--json", str(file)]) == 0
     content = json.loads(file.read_text())
     assert content["summary"]["images"] == content["summary"]["labelled"] == 10
-    bundle = load_bundle(own)
+    bundle = load_model(own)
     assert content["policy"] == json.loads(bundle.policy.to_json())
     assert len(bundle.network.exit_positions) == 2  # client 3's depth
     capsys.readouterr()
@@ -54,7 +54,7 @@ def test_a_run_whose_networks_are_elsewhere_says_so(settings, tmp_path):
     folder = tmp_path / "runs" / "test"
     where = "the run is not finished, or each client keeps its own, in .*/clients/test/client-"
     with pytest.raises(UserError, match=where):
-        load_bundle(folder)
+        load_model(folder)
     (folder / "config.toml").write_text("[run\n")
     with pytest.raises(UserError, match=f"give a finished run's folder, or a file {FILE}"):
-        load_bundle(folder)
+        load_model(folder)

@@ -35,7 +35,7 @@ from common.flower.local_grid import LocalGrid
 from common.rpc.channels import connect
 from common.rpc.methods import SPLIT
 from common.rpc.secrets import read_token
-from common.storage.model_file import Bundle, load_bundle
+from common.storage.model_file import StoredModel, load_model
 from server.commands.launch import PROJECT
 from strategies.callbacks.run_folder import RunFolder
 from strategies.factory import make_strategy, read_config
@@ -63,16 +63,16 @@ class Run:
         strategy.start(LocalGrid(app, nodes, concurrent=True))
         self.folder, self.model, self.trained = folder.folder, strategy.final_model(), strategy.server
         self.devices = [root / "clients" / "split" / f"client-{client:06d}" for client in (0, 1)]
-        bundle = load_bundle(self.folder)
+        bundle = load_model(self.folder)
         self.suffixes = Suffixes(bundle.network, CPU, bundle.statistics)
 
     def samples(self, client: int, size: int = 1) -> list[Samples]:
-        bundle = load_bundle(self.devices[client])
+        bundle = load_model(self.devices[client])
         return list(from_dataset("digits", bundle.classes, bundle.network.input_shape, size, IMAGES))
 
     def both(self, client: int) -> tuple[Tensor, Tensor]:
         """Logits (IMAGES, 10) of the device and of the server, one by one."""
-        bundle = load_bundle(self.devices[client])
+        bundle = load_model(self.devices[client])
         with torch.no_grad():
             outs = [bundle.network.forward_exits(bundle.normalizer(s.pixels)) for s in self.samples(client)]
         there = [self.suffixes.logits(0, bundle.cut, out.trunk) for out in outs]
@@ -127,11 +127,11 @@ def server(run: Run) -> Iterator[Server]:
         assert started.stop(signal.SIGINT) == 0
 
 
-def device(run: Run, client: int) -> Bundle:
+def device(run: Run, client: int) -> StoredModel:
     return load_device(run.devices[client])
 
 
-def remote(server: Server, bundle: Bundle, certificate: bytes | None = None) -> Remote:
+def remote(server: Server, bundle: StoredModel, certificate: bytes | None = None) -> Remote:
     channel = connect(server.address, read_token(server.token), certificate)
     return Remote(channel, Origin(bundle.run, 0, bundle.cut, 0), 10, deadline=20.0)
 
@@ -151,7 +151,7 @@ def test_every_device_stores_its_part_with_the_gate_that_it_tuned(run: Run) -> N
         assert (bundle.cut, bundle.run, bundle.network.exit_positions) == (cut, "split", (cut,))
         assert (bundle.policy.measure, bundle.policy.num_exits) == ("entropy", 2)
         assert 0.0 <= tau_of(choose_gate(bundle)) <= 1.0
-    whole = load_bundle(run.folder)
+    whole = load_model(run.folder)
     assert (whole.cut, whole.network.exit_positions) == (0, (5,))
     assert all(torch.equal(value, run.model[key]) for key, value in whole.network.state_dict().items())
 
@@ -172,7 +172,7 @@ def test_the_finished_run_answers_as_its_own_evaluation_did(run: Run, server: Se
 
 
 def test_taus_and_thresholds() -> None:
-    bundle = Bundle(None, None, (), None, ThresholdPolicy((0.35,), "entropy"))  # type: ignore[arg-type]
+    bundle = StoredModel(None, None, (), None, ThresholdPolicy((0.35,), "entropy"))  # type: ignore[arg-type]
     assert tau_of(choose_gate(bundle)) == 0.65
     assert tau_of(choose_gate(bundle, 0.2)) == 0.2
     assert tau_of(choose_gate(replace(bundle, policy=ThresholdPolicy(())))) == 0.0  # nothing tuned: all to the server

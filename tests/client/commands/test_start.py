@@ -99,12 +99,12 @@ def test_classes_are_ordered_and_shown():
 def test_a_device_that_carries_more_takes_more_of_every_network():
     little, much = (list(fits(parse_capacity(CLASSES[name]), 1000, 32)) for name in ("low", "high"))
     assert [fit.network for fit in much] == list(backbones())
-    assert all(one.depth.depth <= two.depth.depth and one.cut.depth <= two.cut.depth
+    assert all(one.part.part <= two.part.part and one.cut.part <= two.cut.part
                for one, two in zip(little, much, strict=True))  # fmt: skip
     slim = little[backbones().index("resnet_slim")]
-    assert (slim.depth.depth, slim.tiers) == (2, 4)
+    assert (slim.part.part, slim.tiers) == (2, 4)
     assert slim.depth.reason == "tier 3 would take 75 s an epoch, more than 60 s"
-    assert slim.cut.depth <= slim.cuts == 4
+    assert slim.cut.part <= slim.cuts == 4
 
 
 def test_probe_prints_every_network(capsys):

@@ -20,7 +20,8 @@ def flat(offset: float = 0.0) -> FlatState:
 
 ORDER = Order(
     run="r", config='{"run.seed": 1}', round=3, bits=39, fold=False, deadline=1.5, network="{}", classes=("a", "b"),
-    costs="{}", describe=(1, 2), tasks=(Task(4, 2, 1, "model", 30, {"k": [1, 2]}), Task(5, 1)), method={"lr": 0.1},
+    costs="{}", describe=(1, 2), tasks=(Task(4, 2, 1, "model", 30, {"k": [1, 2]}), Task(5, 1)),
+    round_values={"lr": 0.1},
 )  # fmt: skip
 PAYLOAD = Payload(
     {"model": flat(), "other": flat(10)},
@@ -57,7 +58,7 @@ def check_order(order: Order, payload: Payload) -> None:
     assert order == ORDER
     assert set(payload.states) == {"model", "other"}
     assert all(same_state(payload.states[name], state) for name, state in PAYLOAD.states.items())
-    assert same_entries(payload.entries, PAYLOAD.entries)
+    assert same_entries(payload.client_arrays, PAYLOAD.client_arrays)
 
 
 def check_reply(got: Reply) -> None:
@@ -70,13 +71,15 @@ def check_reply(got: Reply) -> None:
     assert torch.equal(fold.counters, expected.counters)
     assert set(got.lone) == {9}
     assert same_state(got.lone[9], flat(3))
-    assert same_entries(got.entries, sent.entries)
+    assert same_entries(got.client_arrays, sent.client_arrays)
 
 
 def test_an_order_comes_back():
     check_order(
         *protocol.unpack_order(
-            protocol.pack_order(ORDER, {k: protocol.pack_state(v) for k, v in PAYLOAD.states.items()}, PAYLOAD.entries)
+            protocol.pack_order(
+                ORDER, {k: protocol.pack_state(v) for k, v in PAYLOAD.states.items()}, PAYLOAD.client_arrays
+            )
         )
     )
 
@@ -84,7 +87,7 @@ def test_an_order_comes_back():
 def test_an_order_without_arrays():
     order, payload = protocol.unpack_order(protocol.pack_order(Order("r", "{}")))
     assert order == Order("r", "{}")
-    assert (payload.states, payload.entries) == ({}, {})
+    assert (payload.states, payload.client_arrays) == ({}, {})
 
 
 def test_a_report_comes_back():
@@ -111,7 +114,7 @@ def test_everything_survives_the_wire():
     grid = LocalGrid(app, [{}])
     node = next(iter(grid.get_node_ids()))
     content = protocol.pack_order(
-        ORDER, {k: protocol.pack_state(v) for k, v in PAYLOAD.states.items()}, PAYLOAD.entries
+        ORDER, {k: protocol.pack_state(v) for k, v in PAYLOAD.states.items()}, PAYLOAD.client_arrays
     )
     (answer,) = grid.send_and_receive([Message(content, dst_node_id=node, message_type=protocol.TRAIN)])
     assert not answer.has_error(), answer.error
@@ -120,7 +123,9 @@ def test_everything_survives_the_wire():
 
 def test_a_received_state_may_be_changed_in_place():
     _, payload = protocol.unpack_order(
-        protocol.pack_order(ORDER, {k: protocol.pack_state(v) for k, v in PAYLOAD.states.items()}, PAYLOAD.entries)
+        protocol.pack_order(
+            ORDER, {k: protocol.pack_state(v) for k, v in PAYLOAD.states.items()}, PAYLOAD.client_arrays
+        )
     )
     payload.states["model"].floats.add_(1)
     got = protocol.unpack_reply(protocol.pack_reply(reply()))
@@ -242,7 +247,7 @@ FOLD_INDEX = {"layout": LAYOUT.to_json(), "bits": 20, "weight": 7, "clients": [1
 def test_a_malformed_reply_is_a_value_error(name, record):
     content = replaced(name, record)
     if name == "entries" and record is None:
-        assert protocol.unpack_reply(content).entries == {}
+        assert protocol.unpack_reply(content).client_arrays == {}
         return
     with pytest.raises(ValueError):
         protocol.unpack_reply(content)
@@ -250,11 +255,11 @@ def test_a_malformed_reply_is_a_value_error(name, record):
 
 def test_arrays_beside_the_models_may_be_bounded():
     content = protocol.pack_reply(reply())
-    size = sum(array.nbytes for arrays in reply().entries.values() for array in arrays.values())
+    size = sum(array.nbytes for arrays in reply().client_arrays.values() for array in arrays.values())
     assert size
-    assert same_entries(protocol.unpack_reply(content, entry_bytes=size).entries, reply().entries)
+    assert same_entries(protocol.unpack_reply(content, client_array_bytes=size).client_arrays, reply().client_arrays)
     with pytest.raises(ValueError, match=f"{size} bytes of arrays came beside the models, where at most {size - 1}"):
-        protocol.unpack_reply(content, entry_bytes=size - 1)
+        protocol.unpack_reply(content, client_array_bytes=size - 1)
 
 
 def test_a_number_that_is_no_number():

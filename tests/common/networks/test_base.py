@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.networks import EarlyExitNetwork, NetworkSpec, build
-from common.networks.base import Layout, Rescale
+from common.networks.base import Architecture, Rescale
 from common.networks.heads import PooledLinear
 
 SLIM = NetworkSpec("resnet_slim", 3, (1, 8, 8), ensemble=0.2)
@@ -104,7 +104,7 @@ def test_outputs_have_the_promised_shapes(tiny: NetworkSpec) -> None:
     network = warmed(tiny)
     outputs = network.forward_exits(images(tiny))
     assert [tuple(z.shape) for z in outputs.logits] == [(3, 3)] * len(network.exit_positions)
-    widths = [network.layout.widths[position - 1] for position in network.exit_positions]
+    widths = [network.architecture.widths[position - 1] for position in network.exit_positions]
     assert [tuple(feature.shape) for feature in outputs.features] == [(3, width) for width in widths]
 
 
@@ -146,8 +146,8 @@ def identity_network(exits: int) -> EarlyExitNetwork:
     heads = {position: PooledLinear(1, 1) for position in range(1, exits + 1)}
     for head in heads.values():
         nn.init.ones_(head.linear.weight)
-    layout = Layout(1, (1, 1, 1), tuple(heads), (1,) * exits, PooledLinear, (1, 1, 1))
-    return EarlyExitNetwork({index: nn.Identity() for index in range(exits)}, heads, layout)
+    architecture = Architecture(1, (1, 1, 1), tuple(heads), (1,) * exits, PooledLinear, (1, 1, 1))
+    return EarlyExitNetwork({index: nn.Identity() for index in range(exits)}, heads, architecture)
 
 
 @pytest.mark.parametrize(

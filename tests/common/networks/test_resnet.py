@@ -38,7 +38,7 @@ def test_resnet18_halves_the_map_at_each_wider_stage() -> None:
 def test_the_slim_one_has_four_tiers(input_shape: tuple[int, int, int]) -> None:
     network = build(NetworkSpec("resnet_slim", 10, input_shape), 0)
     assert network.tier_positions == (2, 3, 4, 5)
-    assert network.layout.widths == (16, 16, 32, 64, 128)
+    assert network.architecture.widths == (16, 16, 32, 64, 128)
     assert len(network(torch.zeros(2, *input_shape))) == 4
 
 

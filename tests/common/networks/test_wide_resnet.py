@@ -17,7 +17,7 @@ def test_wrn16_1_has_the_published_parameters_unit_by_unit() -> None:
 @pytest.mark.parametrize(("factor", "widths"), [(1, (16, 32, 64)), (4, (64, 128, 256))])
 def test_the_factor_widens_the_groups_but_not_the_stem(factor: int, widths: tuple[int, ...]) -> None:
     network = build(NetworkSpec("wrn16", 10, (3, 8, 8), width=factor), 0)
-    assert network.layout.widths == (16, *(width for width in widths for _ in range(2)))
+    assert network.architecture.widths == (16, *(width for width in widths for _ in range(2)))
 
 
 @torch.no_grad()

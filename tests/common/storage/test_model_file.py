@@ -10,7 +10,7 @@ from common.errors import UserError
 from common.exits import entropy_gate
 from common.networks import NetworkSpec, build, without_early_exits
 from common.storage.files import read_tensors, write_tensors
-from common.storage.model_file import FILE, STATISTICS, BundleInfo, load_bundle, save_bundle, with_cuts
+from common.storage.model_file import FILE, STATISTICS, ModelInfo, load_model, save_model, with_cuts
 
 TIERED = NetworkSpec("resnet_slim", 3, (1, 8, 8), width=2)
 CUT = without_early_exits(TIERED)
@@ -20,9 +20,9 @@ CLASSES = ("a", "b", "c")
 def test_units_before_a_cut_come_back_with_the_exit_at_the_cut(tmp_path: Path) -> None:
     part = build(CUT, seed=5).prefix_units(3).eval()
     policy = entropy_gate(0.25)
-    info = BundleInfo(CUT.to_json(), 0, CLASSES, (0.5,), (0.25,), policy.to_json(), cut=3, run="first")
-    save_bundle(tmp_path / "client-000000" / FILE, part.state_dict(), info)
-    bundle = load_bundle(tmp_path / "client-000000")
+    info = ModelInfo(CUT.to_json(), 0, CLASSES, (0.5,), (0.25,), policy.to_json(), cut=3, run="first")
+    save_model(tmp_path / "client-000000" / FILE, part.state_dict(), info)
+    bundle = load_model(tmp_path / "client-000000")
     assert (bundle.cut, bundle.run, bundle.classes, bundle.policy) == (3, "first", CLASSES, policy)
     assert bundle.network.exit_positions == (3,)
     assert bundle.network.num_units == 3
@@ -35,13 +35,13 @@ def test_units_before_a_cut_come_back_with_the_exit_at_the_cut(tmp_path: Path) -
 
 def test_what_was_stored_before_there_were_cuts_is_read(tmp_path: Path) -> None:
     network = build(TIERED, seed=5)
-    info = BundleInfo(TIERED.to_json(), 2, CLASSES, (0.5,), (0.25,), "")
-    save_bundle(tmp_path / FILE, network.state_dict(), info)
+    info = ModelInfo(TIERED.to_json(), 2, CLASSES, (0.5,), (0.25,), "")
+    save_model(tmp_path / FILE, network.state_dict(), info)
     tensors, values = read_tensors(tmp_path / FILE)
     old = {key: value for key, value in values.items() if key not in ("cut", "run", "half")}
     assert len(old) == 6
     write_tensors(tmp_path / FILE, tensors, json.loads(json.dumps(old)))
-    bundle = load_bundle(tmp_path)
+    bundle = load_model(tmp_path)
     assert (bundle.cut, bundle.run) == (0, "")
     assert bundle.network.exit_positions == network.exit_positions[:2]
 
@@ -49,21 +49,21 @@ def test_what_was_stored_before_there_were_cuts_is_read(tmp_path: Path) -> None:
 def test_statistics_by_cut_come_back_beside_the_whole(tmp_path: Path) -> None:
     state = build(CUT, seed=5).state_dict()
     by_cut = {cut: {f"units.{u}.bn1.running_mean": torch.rand(4) for u in range(cut, 5)} for cut in (2, 3)}
-    info = BundleInfo(CUT.to_json(), 1, CLASSES, (0.5,), (0.25,), "", half=True)
-    save_bundle(tmp_path / "own" / FILE, with_cuts(state, by_cut), info)
-    bundle = load_bundle(tmp_path / "own")
+    info = ModelInfo(CUT.to_json(), 1, CLASSES, (0.5,), (0.25,), "", half=True)
+    save_model(tmp_path / "own" / FILE, with_cuts(state, by_cut), info)
+    bundle = load_model(tmp_path / "own")
     assert {cut: sorted(own) for cut, own in bundle.statistics.items()} == {c: sorted(o) for c, o in by_cut.items()}
     assert all(torch.equal(value, by_cut[c][k]) for c, own in bundle.statistics.items() for k, value in own.items())
     assert all(torch.equal(value, state[key]) for key, value in bundle.network.state_dict().items())
-    save_bundle(tmp_path / "none" / FILE, state, info)
-    assert load_bundle(tmp_path / "none").statistics == {}
-    save_bundle(tmp_path / "damaged" / FILE, state | {STATISTICS + "two.units.3.bn1.running_mean": torch.rand(4)}, info)
+    save_model(tmp_path / "none" / FILE, state, info)
+    assert load_model(tmp_path / "none").statistics == {}
+    save_model(tmp_path / "damaged" / FILE, state | {STATISTICS + "two.units.3.bn1.running_mean": torch.rand(4)}, info)
     with pytest.raises(UserError, match="does not hold a whole model"):
-        load_bundle(tmp_path / "damaged")
+        load_model(tmp_path / "damaged")
 
 
 def test_a_part_that_lacks_the_exit_at_its_cut_is_no_whole_model(tmp_path: Path) -> None:
     state = build(CUT, seed=5).state_dict()
-    save_bundle(tmp_path / FILE, state, BundleInfo(CUT.to_json(), 0, CLASSES, (0.5,), (0.25,), "", cut=2))
+    save_model(tmp_path / FILE, state, ModelInfo(CUT.to_json(), 0, CLASSES, (0.5,), (0.25,), "", cut=2))
     with pytest.raises(UserError, match="does not hold a whole model"):
-        load_bundle(tmp_path)
+        load_model(tmp_path)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from common.networks import NetworkSpec, build, without_early_exits
-from common.storage.model_file import FILE, BundleInfo, save_bundle
+from common.storage.model_file import FILE, ModelInfo, save_model
 from server.__main__ import main
 
 TIERED = NetworkSpec("lenet", 3, (1, 8, 8), width=1)
@@ -17,10 +17,10 @@ def stored(folder: Path, spec: NetworkSpec, cut: int = 0) -> str:
     """A finished run's folder, or a device's."""
     network = build(spec, seed=1)
     part, depth = (network.prefix_units(cut), 0) if cut else (network, len(network.tier_positions))
-    info = BundleInfo(
+    info = ModelInfo(
         spec.to_json(), depth, ("a", "b", "c"), (0.5,), (0.5,), "", cut, "first", half=not cut and spec is SPLIT
     )
-    save_bundle(folder / ("" if cut else "final") / FILE, part.state_dict(), info)
+    save_model(folder / ("" if cut else "final") / FILE, part.state_dict(), info)
     return str(folder)
 
 

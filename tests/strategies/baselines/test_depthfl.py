@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from common.config import load_config
 from common.errors import UserError
 from common.networks import NetworkSpec, build
-from strategies.baselines.depthfl import DepthFLConfig, SelfDistillation, mutual_distillation
+from strategies.baselines.depthfl import DepthFLSettings, SelfDistillation, mutual_distillation
 
 
 def kl(teacher, student) -> float:
@@ -70,14 +70,14 @@ def test_the_loss_adds_the_exits_and_the_distillation():
 
 @pytest.mark.parametrize(("round_", "weight"), [(1, 2 * math.exp(-3.2)), (3, 2 * math.exp(-0.8)), (5, 2.0), (9, 2.0)])
 def test_the_weight_ramps_up(round_, weight):
-    assert DepthFLConfig(kd_weight=2.0, ramp_up=5).weight(round_) == pytest.approx(weight)
-    assert DepthFLConfig(kd_weight=2.0).weight(round_) == 2.0
+    assert DepthFLSettings(kd_weight=2.0, ramp_up=5).weight(round_) == pytest.approx(weight)
+    assert DepthFLSettings(kd_weight=2.0).weight(round_) == 2.0
 
 
 def test_impossible_values_are_told():
     with pytest.raises(UserError) as caught:
         load_config(
-            {"depthfl.kd-weight": -1.0, "depthfl.temperature": 0.0, "depthfl.ramp-up": -3}, {"depthfl": DepthFLConfig}
+            {"depthfl.kd-weight": -1.0, "depthfl.temperature": 0.0, "depthfl.ramp-up": -3}, {"depthfl": DepthFLSettings}
         )
     assert str(caught.value).count("\n  - ") == 3
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from common.storage.model_file import load_bundle
+from common.storage.model_file import load_model
 from strategies.engine.strategy import QuorumError
 
 
@@ -31,7 +31,7 @@ def test_the_others_count_for_nothing(run_strategy):
 def test_everybody_gets_the_final_model(run_strategy, tmp_path):
     run_strategy({"run.strategy": "exclusivefl"})
     for depth in (1, 2, 3):
-        assert len(load_bundle(tmp_path / "clients" / "test" / f"depth-{depth}").network.exit_positions) == depth
+        assert len(load_model(tmp_path / "clients" / "test" / f"depth-{depth}").network.exit_positions) == depth
 
 
 def test_without_a_capable_client_the_run_fails_clearly(run_strategy):

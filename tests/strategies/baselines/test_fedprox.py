@@ -3,7 +3,7 @@
 import torch
 
 from common.weights.flat import FlatState
-from strategies.baselines.fedprox import FedProxConfig, FedProxLocal
+from strategies.baselines.fedprox import FedProxLocal, FedProxSettings
 from tests.support.personal_runs import DEEP, close, make_job, same, seeded, sgd
 
 FEDPROX = {"run.strategy": "fedprox", "train.epochs": 2}
@@ -44,5 +44,5 @@ def test_each_client_is_anchored_at_what_it_was_sent(prepare_run):
 
 
 def test_mistakes_are_told():
-    assert FedProxConfig().problems() == []
-    assert FedProxConfig(mu=-1.0).problems() == ["fedprox.mu is -1.0, must be at least 0.0"]
+    assert FedProxSettings().problems() == []
+    assert FedProxSettings(mu=-1.0).problems() == ["fedprox.mu is -1.0, must be at least 0.0"]

@@ -26,7 +26,7 @@ def filled(strategy, number: float, depth: int = 3) -> np.ndarray:
 
 def loaded(strategy, **changes):
     """A job with weights put together, and a server's backbone that is 0.5 everywhere."""
-    job = make_job(strategy, 1, extra={STUDENTS: 2, SHARES: {}}, **changes)
+    job = make_job(strategy, 1, client_values={STUDENTS: 2, SHARES: {}}, **changes)
     state = {key: torch.full_like(value, 0.5) for key, value in trunk(seeded(strategy)).items()}
     CAFEDistillTraining().load(job, FlatState.of(state))
     return job, job.model.read(job.model.layout).state_dict()
@@ -37,7 +37,7 @@ def own(strategy, number: float) -> ClientState:
 
 
 def test_backbone_own_heads_and_aggregated_head_are_put_together(strategy):
-    _, state = loaded(strategy, kept=own(strategy, 2.0), entries={HEAD: filled(strategy, 3.0)})
+    _, state = loaded(strategy, kept=own(strategy, 2.0), client_arrays={HEAD: filled(strategy, 3.0)})
     assert all((value == 0.5).all() for value in trunk(state).values())
     assert {key: float(value.mean()) for key, value in heads(state).items()} == {
         key: 3.0 if key in LAST else 2.0 for key in heads(seeded(strategy))
@@ -52,7 +52,7 @@ def test_without_an_aggregated_head_the_last_one_starts_anew(strategy):
 
 def test_a_head_of_another_size_fails_the_client(strategy):
     with pytest.raises(ValueError, match="an exit head of 610"):
-        loaded(strategy, entries={HEAD: filled(strategy, 3.0, depth=1)})
+        loaded(strategy, client_arrays={HEAD: filled(strategy, 3.0, depth=1)})
 
 
 def test_the_last_head_is_uploaded_and_all_heads_are_kept(strategy):
@@ -60,14 +60,16 @@ def test_the_last_head_is_uploaded_and_all_heads_are_kept(strategy):
     outcome = CAFEDistillTraining().train(job)
     after = job.model.read(job.model.layout).state_dict()
     assert same(outcome.state.state_dict(), trunk(after))
-    assert list(outcome.entries) == [HEAD]
-    assert torch.equal(torch.from_numpy(outcome.entries[HEAD]), head_vector(after, head_layout(job.model.module, 3)))
+    assert list(outcome.client_arrays) == [HEAD]
+    assert torch.equal(
+        torch.from_numpy(outcome.client_arrays[HEAD]), head_vector(after, head_layout(job.model.module, 3))
+    )
     assert same({key.removeprefix("own."): value for key, value in outcome.kept.tensors.items()}, heads(after))
 
 
 @pytest.mark.parametrize("students", [0, 1, 2])
 def test_the_unlocked_students_and_the_last_exit_learn(strategy, students):
-    job = make_job(strategy, 1, extra={STUDENTS: students, SHARES: {}})
+    job = make_job(strategy, 1, client_values={STUDENTS: students, SHARES: {}})
     CAFEDistillTraining().train(job)
     after, start = job.model.read(job.model.layout).state_dict(), seeded(strategy)
     decay = 1 - strategy.lr(1) * strategy.config.train.weight_decay
@@ -82,14 +84,14 @@ def test_the_runs_objective_does_not_apply(prepare_run):
         changes = {"run.strategy": "cafedistill", "clients.mix": "0,0,1", "objective.name": name}
         strategy = prepare_run({**changes, "run.name": f"objective-{number}"}).strategy
         assert strategy.spec.ensemble == 0.0 == METHOD.ensemble(strategy.config)
-        job = make_job(strategy, 1, extra={STUDENTS: 2, SHARES: {}})
+        job = make_job(strategy, 1, client_values={STUDENTS: 2, SHARES: {}})
         results.append(CAFEDistillTraining().train(job).state.floats)
     assert torch.equal(*results)
 
 
 def across(strategy, shares: dict[str, float], **entries: np.ndarray):
     arrays = {HEAD: filled(strategy, 0.01), **{f"{TEACHER}{name[1:]}": array for name, array in entries.items()}}
-    return make_job(strategy, 1, extra={STUDENTS: 2, SHARES: shares}, entries=arrays)
+    return make_job(strategy, 1, client_values={STUDENTS: 2, SHARES: shares}, client_arrays=arrays)
 
 
 def test_without_shallower_teachers_the_last_exit_teaches_alone(strategy):
@@ -116,11 +118,11 @@ def test_a_mixed_teacher_by_hand(strategy):
 
 def test_teachers_of_other_depths_are_not_trained_and_change_what_students_learn(strategy):
     job, alone = across(strategy, {"1": 0.5}, d1=filled(strategy, 1.0, depth=1)), across(strategy, {})
-    before = job.entries[f"{TEACHER}1"].copy()
+    before = job.client_arrays[f"{TEACHER}1"].copy()
     states = []
     for each in (job, alone):
         states.append(CAFEDistillTraining().train(each).state.state_dict())
-    assert np.array_equal(job.entries[f"{TEACHER}1"], before)
+    assert np.array_equal(job.client_arrays[f"{TEACHER}1"], before)
     assert not close(*states)
     outputs = job.model.module.forward_exits(own_data(strategy, 1).x[:4])
     teacher = mixed_teacher(job)(outputs)

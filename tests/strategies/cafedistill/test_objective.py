@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from common.networks import EarlyExitNetwork, NetworkSpec, build
 from common.objectives import Objective
-from strategies.cafedistill.config import CAFEDistillConfig
 from strategies.cafedistill.objective import Distillation, distillation
+from strategies.cafedistill.settings import CAFEDistillSettings
 
 Y = torch.tensor([0, 1, 2, 3, 4])
 
@@ -70,7 +70,7 @@ def test_only_the_student_gets_a_gradient():
     [(False, 0, 0, 0), (False, 1, 1, 1), (False, 2, 2, 2), (True, 0, 0, 1), (True, 1, 0, 1), (True, 2, 1, 2)],
 )
 def test_the_loss_of_three_exits(network, x, legacy, students, labelled, distilled):
-    config = CAFEDistillConfig(ce_weight=0.7, kd_weight=0.3, temperature=2.0, legacy_offset=legacy)
+    config = CAFEDistillSettings(ce_weight=0.7, kd_weight=0.3, temperature=2.0, legacy_offset=legacy)
     loss = Distillation(config, students).loss(network, x, Y)
     z = network(x)
     ce = sum(F.cross_entropy(z[e], Y) for e in [*range(labelled), 2]) / 3
@@ -83,13 +83,13 @@ def test_the_loss_of_three_exits(network, x, legacy, students, labelled, distill
 
 
 def test_without_students_it_is_the_last_exits_share(network, x):
-    loss = Distillation(CAFEDistillConfig(), 0).loss(network, x, Y)
+    loss = Distillation(CAFEDistillSettings(), 0).loss(network, x, Y)
     assert loss.total.item() == pytest.approx(F.cross_entropy(network(x)[-1], Y).item() / 3, rel=1e-6)
 
 
 def test_a_locked_head_stays_and_the_distillation_does_not_move_the_last_one(network, x):
-    plain = grads(network, Distillation(CAFEDistillConfig(kd_weight=0.0), 1), x)
-    distilled = grads(network, Distillation(CAFEDistillConfig(kd_weight=5.0), 1), x)
+    plain = grads(network, Distillation(CAFEDistillSettings(kd_weight=0.0), 1), x)
+    distilled = grads(network, Distillation(CAFEDistillSettings(kd_weight=5.0), 1), x)
     first, second, last = (f"exits.{position}.linear.weight" for position in network.exit_positions)
     assert not torch.equal(distilled[first], plain[first])
     assert distilled[second] is None or distilled[second].count_nonzero() == 0
@@ -98,7 +98,7 @@ def test_a_locked_head_stays_and_the_distillation_does_not_move_the_last_one(net
 
 
 def test_without_labels_and_students_there_is_nothing_to_learn(network, x):
-    only_teacher = grads(network, Distillation(CAFEDistillConfig(ce_weight=0.0), 2), x)
+    only_teacher = grads(network, Distillation(CAFEDistillSettings(ce_weight=0.0), 2), x)
     assert not only_teacher[f"exits.{network.exit_positions[-1]}.linear.weight"].any()
     assert only_teacher[f"exits.{network.exit_positions[0]}.linear.weight"].any()
 
@@ -107,17 +107,17 @@ def test_without_labels_and_students_there_is_nothing_to_learn(network, x):
 def test_a_network_with_one_exit_learns_from_labels_alone(network, x, legacy):
     shallow = network.prefix(1)
     assert len(shallow.exit_positions) == 1
-    loss = Distillation(CAFEDistillConfig(legacy_offset=legacy), 2).loss(shallow, x, Y)
+    loss = Distillation(CAFEDistillSettings(legacy_offset=legacy), 2).loss(shallow, x, Y)
     assert loss.total.item() == pytest.approx(F.cross_entropy(shallow(x)[0], Y).item(), rel=1e-6)
 
 
 def test_a_teacher_may_mix_in_other_heads(network, x):
-    other = torch.nn.Linear(network.layout.widths[network.exit_positions[0] - 1], 10)
+    other = torch.nn.Linear(network.architecture.widths[network.exit_positions[0] - 1], 10)
 
     def mixed(outputs):
         return 0.75 * outputs.logits[-1] + 0.25 * other(outputs.features[0])
 
-    config = CAFEDistillConfig(ce_weight=0.0)
+    config = CAFEDistillSettings(ce_weight=0.0)
     loss = Distillation(config, 1, mixed).loss(network, x, Y)
     outputs = network.forward_exits(x)
     assert loss.total.item() == pytest.approx(distillation(outputs.logits[:1], mixed(outputs), 2.0).item(), rel=1e-6)
@@ -127,4 +127,4 @@ def test_a_teacher_may_mix_in_other_heads(network, x):
 
 
 def test_it_remembers_nothing(network):
-    assert Distillation(CAFEDistillConfig(), 1).state_dict() == {}
+    assert Distillation(CAFEDistillSettings(), 1).state_dict() == {}

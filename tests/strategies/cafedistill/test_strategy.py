@@ -57,7 +57,7 @@ def meet(strategy, uploads: dict[int, np.ndarray], depths: dict[int, int] | None
     strategy._asked = {c: ClientReport(c, depths[c], "", 10) for c in uploads}
     results = {c: ClientResult(c, depths[c], 10) for c in uploads}
     entries = {c: {HEAD: np.asarray(head)} for c, head in uploads.items()}
-    return strategy.merge(1, RoundUpdate(results=results, entries=entries))
+    return strategy.merge(1, RoundUpdate(results=results, client_arrays=entries))
 
 
 def changed(strategy, depth: int = 3, **change: float) -> np.ndarray:
@@ -188,7 +188,7 @@ def test_shallower_clients_teach_deeper_ones_by_option(prepare_run):
     assert torch.allclose(deep.teachers[2][1], h[2])
     told = strategy.extra(ClientReport(4, 3, "", 10))
     assert told == {STUDENTS: 0, "shares": {"1": deep.teachers[1][0], "2": deep.teachers[2][0]}}
-    sent = strategy.entries([ClientReport(c, depth, "", 10) for c, depth in depths.items()])
+    sent = strategy.client_arrays([ClientReport(c, depth, "", 10) for c, depth in depths.items()])
     assert {client: set(arrays) for client, arrays in sent.items()} == {
         0: {HEAD}, 1: {HEAD}, 2: {HEAD, "teacher.1"}, 4: {HEAD, "teacher.1", "teacher.2"},
     }  # fmt: skip
@@ -217,18 +217,18 @@ class Spoiled:
         if message.metadata.message_type != protocol.TRAIN:
             return answer
         reply = protocol.unpack_reply(answer.content)
-        if 1 in reply.entries:
+        if 1 in reply.client_arrays:
             self.spoil(reply)
         return Message(protocol.pack_reply(reply), reply_to=message)
 
 
 def no_head(reply):
-    del reply.entries[1]
+    del reply.client_arrays[1]
 
 
 def other(array):
     def spoil(reply):
-        reply.entries[1][HEAD] = array(reply.entries[1][HEAD])
+        reply.client_arrays[1][HEAD] = array(reply.client_arrays[1][HEAD])
 
     return spoil
 
@@ -266,7 +266,7 @@ def test_a_depth_that_a_client_only_claims_is_ignored(strategy):
     head = changed(strategy, p0=1.0)
     strategy._asked = {c: ClientReport(c, 3, "", 10) for c in (0, 1)}
     results = {0: ClientResult(0, 3, 10), 1: ClientResult(1, 99, 10)}
-    strategy.merge(1, RoundUpdate(results=results, entries={c: {HEAD: head} for c in (0, 1)}))
+    strategy.merge(1, RoundUpdate(results=results, client_arrays={c: {HEAD: head} for c in (0, 1)}))
     assert {client: known.depth for client, known in strategy.known.items()} == {0: 3, 1: 3}
 
 
@@ -291,7 +291,7 @@ def test_similarities_are_of_pairs_that_met(run_strategy):
 def test_students_are_unlocked_and_told(run_strategy):
     app = Recorder()
     run = run_strategy({**CAFE, **DEEP, "run.rounds": 4}, app=app)
-    told = {(order.round, task.client): task.extra[STUDENTS] for order, _ in app.sent for task in order.tasks}
+    told = {(order.round, task.client): task.client_values[STUDENTS] for order, _ in app.sent for task in order.tasks}
     assert [record.terms["admitted"] for record in run.records] == [0, 6, 12, 12]
     assert [{told[round_, client] for client in range(6)} for round_ in (1, 2, 3, 4)] == [{0}, {1}, {2}, {2}]
 
@@ -302,7 +302,7 @@ def test_only_trained_clients_are_sent_a_head(run_strategy):
     before: set[int] = set()
     for order, payload in app.sent:
         clients = {task.client for task in order.tasks}
-        assert set(payload.entries) == clients & before
+        assert set(payload.client_arrays) == clients & before
         before |= clients
     assert run.strategy.trained == before
     assert not any(key.startswith("exits.") for key in app.down() | app.up())
@@ -311,8 +311,8 @@ def test_only_trained_clients_are_sent_a_head(run_strategy):
 def test_a_client_of_another_depth_starts_its_last_head_anew(strategy):
     meet(strategy, {0: changed(strategy, p0=1.0), 1: changed(strategy, p0=2.0)})
     deep, shallow = ClientReport(0, 3, "", 10), ClientReport(0, 2, "", 10)
-    assert strategy.entries([deep]).keys() == {0}
-    assert strategy.entries([shallow]) == {}
+    assert strategy.client_arrays([deep]).keys() == {0}
+    assert strategy.client_arrays([shallow]) == {}
     depths = {0: 2, 2: 2}
     uploads = {client: changed(strategy, 2, p3=1.0) for client in depths}
     meet(strategy, uploads, depths)  # 0's change is measured from the seed's head, not from one of another depth
@@ -354,7 +354,7 @@ def test_its_state_goes_there_and_back(run_strategy, prepare_run):
     assert again.students == strategy.students
     clients = list(strategy.roster.reports.values())
     assert [again.extra(client) for client in clients] == [strategy.extra(client) for client in clients]
-    one, two = again.entries(clients), strategy.entries(clients)
+    one, two = again.client_arrays(clients), strategy.client_arrays(clients)
     assert one.keys() == two.keys()
     assert all(np.array_equal(one[c][name], two[c][name]) for c in one for name in two[c])
 

@@ -20,7 +20,7 @@ from common.errors import UserError
 from common.flower.local_grid import LocalGrid
 from common.storage.client_store import ClientStore
 from common.storage.files import read_tensors
-from common.storage.model_file import load_bundle
+from common.storage.model_file import load_model
 from server.app import prepare
 from strategies.callbacks import run_folder
 from strategies.callbacks.run_folder import LOCK, RunFolder, read_events
@@ -276,7 +276,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_can_be_continued(set
 
 def test_the_finished_model_can_be_loaded_alone(settings):
     strategy = run({**settings, "server.evaluate-every": 2})
-    bundle = load_bundle(Path(settings["run.root"]) / "test")
+    bundle = load_model(Path(settings["run.root"]) / "test")
     assert same(bundle.network.state_dict(), strategy.model)
     assert bundle.classes == strategy.classes == tuple("0123456789")
     assert bundle.normalizer.mean == strategy.normalizer.mean

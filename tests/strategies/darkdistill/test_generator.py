@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 
 from common.networks import NetworkSpec, build
-from strategies.darkdistill.config import DarkDistillConfig
 from strategies.darkdistill.generator import (
     ConvGenerator,
     TokenGenerator,
@@ -13,6 +12,7 @@ from strategies.darkdistill.generator import (
     label_loss,
     make_generator,
 )
+from strategies.darkdistill.settings import DarkDistillSettings
 
 LABELS = torch.tensor([0, 1, 2])
 DIFFICULTY = torch.tensor([0.1, 1.0, 4.0])
@@ -41,7 +41,7 @@ def test_every_network_accepts_its_generators_samples(
     name: str, shape: tuple[int, int, int], kind: type, output: str
 ) -> None:
     network = build(NetworkSpec(name, num_classes=5, input_shape=shape), seed=0).eval()
-    config = DarkDistillConfig(generator_output=output, generator_hidden=16, generator_channels=4)
+    config = DarkDistillSettings(generator_output=output, generator_hidden=16, generator_channels=4)
     state = torch.get_rng_state()
     generator, again = make_generator(network, config, seed=1), make_generator(network, config, seed=1)
     assert torch.equal(state, torch.get_rng_state())
@@ -53,7 +53,7 @@ def test_every_network_accepts_its_generators_samples(
 
 
 def test_samples_imitate_the_range_of_what_they_replace() -> None:
-    config = DarkDistillConfig(generator_channels=4)
+    config = DarkDistillSettings(generator_channels=4)
     lowest = {}
     for name in ("resnet_slim", "wrn16"):
         network = build(NetworkSpec(name, num_classes=5, input_shape=(3, 8, 8)), seed=0)
@@ -75,9 +75,9 @@ def test_the_difficulty_is_an_input_only_where_wanted() -> None:
         with pytest.raises(ValueError, match="difficulty"):
             generator(NOISE, LABELS, difficulty)
     network = build(NetworkSpec("lenet", num_classes=5, input_shape=(1, 6, 6)), seed=0)
-    assert make_generator(network, DarkDistillConfig(), 0).conditional
-    assert not make_generator(network, DarkDistillConfig(difficulty_condition=False), 0).conditional
-    assert not make_generator(network, DarkDistillConfig(variant="parallel"), 0).conditional
+    assert make_generator(network, DarkDistillSettings(), 0).conditional
+    assert not make_generator(network, DarkDistillSettings(difficulty_condition=False), 0).conditional
+    assert not make_generator(network, DarkDistillSettings(variant="parallel"), 0).conditional
 
 
 def test_label_loss_asks_each_sample_at_its_own_exit() -> None:

@@ -3,7 +3,6 @@ import math
 import pytest
 import torch
 
-from strategies.darkdistill.config import DarkDistillConfig
 from strategies.darkdistill.matching import (
     LearnedDistance,
     difficulty_distance,
@@ -12,6 +11,7 @@ from strategies.darkdistill.matching import (
     match,
     matching_weights,
 )
+from strategies.darkdistill.settings import DarkDistillSettings
 
 DIFFICULTY = torch.tensor([0.0, 1.0, 2.0, 3.0])
 EASY, NOBODY, HARD = torch.tensor([0, 1]), torch.tensor([], dtype=torch.int64), torch.tensor([2, 3])
@@ -31,7 +31,7 @@ def test_distance_counts_standard_deviations() -> None:
 
 def test_weights_by_hand() -> None:
     # Rows 3:1 and 5:1 normalise to 3/4:1/4 and 5/6:1/6, their mean is 19/24:5/24.
-    weights = match(DIFFICULTY, HARD, [EASY, HARD], DarkDistillConfig(temperature=0.5))
+    weights = match(DIFFICULTY, HARD, [EASY, HARD], DarkDistillSettings(temperature=0.5))
     assert weights[0].item() == pytest.approx(1 / (1 + math.exp(14 / 24 / 0.5)), rel=1e-4)
     assert weights.sum().item() == pytest.approx(1)
 
@@ -46,7 +46,7 @@ def test_batch_size_does_not_sharpen_the_weights() -> None:
 
 @pytest.mark.parametrize("matcher", ["distance", "learned", "hard"])
 def test_an_exit_without_samples_has_no_weight(matcher: str) -> None:
-    config = DarkDistillConfig(matcher=matcher)
+    config = DarkDistillSettings(matcher=matcher)
     learned = make_matcher(config, seed=0)
     weights = match(DIFFICULTY, HARD, [EASY, NOBODY, HARD], config, learned)
     torch.testing.assert_close(weights[[0, 2]], match(DIFFICULTY, HARD, [EASY, HARD], config, learned))
@@ -54,18 +54,18 @@ def test_an_exit_without_samples_has_no_weight(matcher: str) -> None:
 
 
 def test_hard_matching_takes_the_nearest_exit_alone() -> None:
-    config = DarkDistillConfig(matcher="hard")
+    config = DarkDistillSettings(matcher="hard")
     assert match(DIFFICULTY, HARD, [EASY, HARD], config).tolist() == [0, 1]
     assert match(DIFFICULTY, EASY, [EASY, HARD], config).tolist() == [1, 0]
 
 
 def test_equal_difficulties_match_all_exits_alike() -> None:
-    weights = match(torch.ones(4), HARD, [EASY, HARD], DarkDistillConfig())
+    weights = match(torch.ones(4), HARD, [EASY, HARD], DarkDistillSettings())
     assert weights.tolist() == [0.5, 0.5]
 
 
 def test_learned_distance_is_positive_seeded_and_trainable() -> None:
-    config = DarkDistillConfig(matcher="learned")
+    config = DarkDistillSettings(matcher="learned")
     learned, again = make_matcher(config, seed=3), make_matcher(config, seed=3)
     assert isinstance(learned, LearnedDistance)
     assert isinstance(again, LearnedDistance)
@@ -76,4 +76,4 @@ def test_learned_distance_is_positive_seeded_and_trainable() -> None:
     assert torch.equal(distances, again(DIFFICULTY, exits))
     match(DIFFICULTY, HARD, [EASY, HARD], config, learned)[0].backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learned.parameters())
-    assert make_matcher(DarkDistillConfig(), seed=3) is None
+    assert make_matcher(DarkDistillSettings(), seed=3) is None

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from common.networks import EarlyExitNetwork, NetworkSpec, build
-from strategies.darkdistill.config import DarkDistillConfig
 from strategies.darkdistill.difficulty import DifficultyPairs
 from strategies.darkdistill.generator import make_generator
 from strategies.darkdistill.parallel import (
@@ -16,10 +15,11 @@ from strategies.darkdistill.parallel import (
     transfer_parallel,
 )
 from strategies.darkdistill.runtime import Optimizers, Runtime, Tier
+from strategies.darkdistill.settings import DarkDistillSettings
 
 CLASSES = 4
 CPU = torch.device("cpu")
-CONFIG = DarkDistillConfig(variant="parallel", generator_channels=4, batch=12, distill_lr=0.02)
+CONFIG = DarkDistillSettings(variant="parallel", generator_channels=4, batch=12, distill_lr=0.02)
 
 
 def network(seed: int) -> EarlyExitNetwork:
@@ -87,7 +87,7 @@ def test_one_joint_step_trains_generators_alone() -> None:
         generators,
         optimizers.generators,
         conditions=draw_conditions(present, 12, run),
-        config=CONFIG,
+        settings=CONFIG,
         runtime=run,
     )
     assert [same(before[e], generators[e].state_dict()) for e in range(4)] == [False, False, True, True]
@@ -105,7 +105,7 @@ def test_difficulty_increase_makes_later_exits_samples_harder() -> None:
         for _ in range(40):
             conditions = draw_conditions(present, 12, run)
             report = train_generators(
-                present, student, generators, optimizers, conditions=conditions, config=config, runtime=run
+                present, student, generators, optimizers, conditions=conditions, settings=config, runtime=run
             )
         return report.difficulty[1] - report.difficulty[0]
 
@@ -126,7 +126,7 @@ def test_the_student_learns_from_neighbouring_exits_alone(gap_weight: float) -> 
         generators,
         optimizers.distillation,
         conditions=draw_conditions(present, 12, run),
-        config=config,
+        settings=config,
         runtime=run,
     )
     assert set(report.pairs) == {(t, s) for t in range(4) for s in range(4) if abs(t - s) <= 1}
@@ -150,7 +150,7 @@ def test_each_student_exit_is_compared_by_its_own_feature() -> None:
         generators,
         Optimizers.create([student], generators, CONFIG).distillation,
         conditions=draw_conditions(present, 12, run),
-        config=CONFIG,
+        settings=CONFIG,
         runtime=run,
     )
     assert all((loss < 1e-8) == (teacher == own) for (teacher, own), loss in report.pairs.items())
@@ -165,7 +165,7 @@ def test_the_whole_loop_is_reproducible() -> None:
             student,
             generators,
             Optimizers.create([student], generators, CONFIG),
-            config=CONFIG,
+            settings=CONFIG,
             runtime=runtime(seed),
         )
         assert len(report.generators) == 2
@@ -180,7 +180,7 @@ def test_without_tiers_nothing_happens() -> None:
     student = network(9)
     before = snapshot(student)
     report = transfer_parallel(
-        {}, student, {}, Optimizers.create([student], {}, CONFIG), config=CONFIG, runtime=runtime()
+        {}, student, {}, Optimizers.create([student], {}, CONFIG), settings=CONFIG, runtime=runtime()
     )
     assert report.generators == report.distillation == []
     assert same(before, student.state_dict())

@@ -4,10 +4,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.networks import EarlyExitNetwork, NetworkSpec, build
-from strategies.darkdistill.config import DarkDistillConfig
 from strategies.darkdistill.generator import make_generator
 from strategies.darkdistill.matching import make_matcher
 from strategies.darkdistill.runtime import Optimizers, Runtime, evaluating, training_without_statistics
+from strategies.darkdistill.settings import DarkDistillSettings
 
 CPU = torch.device("cpu")
 
@@ -52,7 +52,7 @@ def test_autocast_computes_in_bfloat16_and_returns_float32() -> None:
 
 
 def test_learning_rates_decay_by_the_round_from_their_first_value() -> None:
-    config = DarkDistillConfig(matcher="learned", generator_channels=4)
+    config = DarkDistillSettings(matcher="learned", generator_channels=4)
     model = network()
     generators = {2: make_generator(model, config, seed=0)}
     optimizers = Optimizers.create([model], generators, config, make_matcher(config, seed=0))
@@ -65,13 +65,13 @@ def test_learning_rates_decay_by_the_round_from_their_first_value() -> None:
 def test_frozen_parameters_are_not_optimised() -> None:
     model = network()
     model.units["0"].requires_grad_(False)
-    optimizers = Optimizers.create([model], {}, DarkDistillConfig())
+    optimizers = Optimizers.create([model], {}, DarkDistillSettings())
     held = {id(p) for p in optimizers.distillation[0].param_groups[0]["params"]}
     assert held == {id(p) for p in model.parameters() if p.requires_grad}
 
 
 def test_moments_survive_as_flat_tensors() -> None:
-    config = DarkDistillConfig(generator_channels=4)
+    config = DarkDistillSettings(generator_channels=4)
     model = network()
 
     def step(generator: nn.Module, optimizers: Optimizers) -> None:

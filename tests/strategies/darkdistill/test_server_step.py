@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 
 from common.networks import EarlyExitNetwork, NetworkSpec, build
-from strategies.darkdistill.config import DarkDistillConfig
 from strategies.darkdistill.difficulty import DifficultyPairs, DifficultySketch, rank_correlation
 from strategies.darkdistill.generator import Generator, make_generator
 from strategies.darkdistill.matching import LearnedDistance, make_matcher
@@ -18,10 +17,11 @@ from strategies.darkdistill.server_step import (
     train_generator,
     transfer,
 )
+from strategies.darkdistill.settings import DarkDistillSettings
 
 CLASSES, SHAPE = 4, (3, 8, 8)
 CPU = torch.device("cpu")
-CONFIG = DarkDistillConfig(generator_channels=8, generator_hidden=32)
+CONFIG = DarkDistillSettings(generator_channels=8, generator_hidden=32)
 
 
 def new_network(name: str = "resnet_slim", width: int = 8, exits: tuple[int, ...] = ()) -> EarlyExitNetwork:
@@ -63,7 +63,7 @@ class Half:
     conditions: dict[int, DifficultyPairs]
 
     def distill(
-        self, config: DarkDistillConfig = CONFIG, matcher: LearnedDistance | None = None, seed: int = 5
+        self, settings: DarkDistillSettings = CONFIG, matcher: LearnedDistance | None = None, seed: int = 5
     ) -> DistillReport:
         return distill_step(
             self.tiers,
@@ -71,7 +71,7 @@ class Half:
             self.meter,
             self.optimizers.distillation,
             conditions=self.conditions,
-            config=config,
+            settings=settings,
             runtime=runtime(seed),
             matcher=matcher,
         )
@@ -81,18 +81,18 @@ def half(
     network: EarlyExitNetwork,
     pool: DifficultyPairs,
     depths: tuple[int, ...] = (1, 2, 3, 4),
-    config: DarkDistillConfig = CONFIG,
+    settings: DarkDistillSettings = CONFIG,
     matcher: LearnedDistance | None = None,
 ) -> Half:
     tiers = {k: Tier(network.prefix(k), samples=10 * k, pool=pool) for k in depths}
-    generators = {k: make_generator(network, config, seed=k) for k in depths}
+    generators = {k: make_generator(network, settings, seed=k) for k in depths}
     models = [tier.model for tier in tiers.values()]
     return Half(
         tiers,
         generators,
         make_meter(network),
-        Optimizers.create(models, generators, config, matcher),
-        {k: pool.sample(config.batch, torch.Generator().manual_seed(k)) for k in depths},
+        Optimizers.create(models, generators, settings, matcher),
+        {k: pool.sample(settings.batch, torch.Generator().manual_seed(k)) for k in depths},
     )
 
 
@@ -109,13 +109,13 @@ def test_measured_difficulty_follows_the_one_asked_for_only_if_conditioned(
     trained: tuple[EarlyExitNetwork, DifficultyPairs], conditional: bool
 ) -> None:
     network, pool = trained
-    config = replace(CONFIG, difficulty_condition=conditional)
-    generator, meter, run = make_generator(network, config, seed=2), make_meter(network), runtime()
-    optimizer = torch.optim.Adam(generator.parameters(), config.generator_lr)
+    settings = replace(CONFIG, difficulty_condition=conditional)
+    generator, meter, run = make_generator(network, settings, seed=2), make_meter(network), runtime()
+    optimizer = torch.optim.Adam(generator.parameters(), settings.generator_lr)
     kept = snapshot(network), snapshot(meter)
     for _ in range(100):
-        conditions = pool.sample(config.batch, run.rng)
-        train_generator(generator, optimizer, network, meter, conditions=conditions, config=config, runtime=run)
+        conditions = pool.sample(settings.batch, run.rng)
+        train_generator(generator, optimizer, network, meter, conditions=conditions, settings=settings, runtime=run)
     conditions = pool.sample(256, run.rng)
     with torch.no_grad():
         _, generated = run.generate(generator.eval(), conditions)
@@ -132,17 +132,17 @@ def test_measured_difficulty_follows_the_one_asked_for_only_if_conditioned(
 
 def test_generator_losses_add_up(trained: tuple[EarlyExitNetwork, DifficultyPairs]) -> None:
     network, pool = trained
-    config = replace(CONFIG, label_weight=2.0, difficulty_weight=3.0, diversity_weight=5.0)
+    settings = replace(CONFIG, label_weight=2.0, difficulty_weight=3.0, diversity_weight=5.0)
     for conditional in (True, False):
-        config = replace(config, difficulty_condition=conditional)
-        generator = make_generator(network, config, seed=0)
+        settings = replace(settings, difficulty_condition=conditional)
+        generator = make_generator(network, settings, seed=0)
         report = train_generator(
             generator,
             torch.optim.Adam(generator.parameters()),
             network,
             make_meter(network),
             conditions=pool.sample(16, torch.Generator().manual_seed(0)),
-            config=config,
+            settings=settings,
             runtime=runtime(),
         )
         expected = 2 * report.label + 3 * report.difficulty * conditional + 5 * report.diversity
@@ -188,7 +188,7 @@ def test_loss_weighs_teachers_by_their_samples_and_exits_by_their_match(
 
 
 def test_repeated_steps_bring_the_student_closer(trained: tuple[EarlyExitNetwork, DifficultyPairs]) -> None:
-    server = half(*trained, depths=(1, 4), config=replace(CONFIG, distill_lr=0.02))
+    server = half(*trained, depths=(1, 4), settings=replace(CONFIG, distill_lr=0.02))
     losses = [server.distill(seed=7).loss for _ in range(12)]
     assert losses[-1] < 0.9 * losses[0]
 
@@ -209,7 +209,7 @@ def test_same_seed_same_bits(trained: tuple[EarlyExitNetwork, DifficultyPairs]) 
             server.generators,
             server.meter,
             server.optimizers,
-            config=CONFIG,
+            settings=CONFIG,
             runtime=runtime(seed),
         )
         return snapshot(server.tiers[2].model)
@@ -219,12 +219,12 @@ def test_same_seed_same_bits(trained: tuple[EarlyExitNetwork, DifficultyPairs]) 
 
 
 def test_a_learned_matcher_learns(trained: tuple[EarlyExitNetwork, DifficultyPairs]) -> None:
-    config = replace(CONFIG, matcher="learned")
-    matcher = make_matcher(config, seed=0)
+    settings = replace(CONFIG, matcher="learned")
+    matcher = make_matcher(settings, seed=0)
     assert matcher is not None
-    server = half(*trained, config=config, matcher=matcher)
+    server = half(*trained, settings=settings, matcher=matcher)
     before = snapshot(matcher)
-    server.distill(config, matcher)
+    server.distill(settings, matcher)
     assert not same(before, matcher.state_dict())
 
 
@@ -239,15 +239,15 @@ def test_the_whole_loop_runs_on_other_networks_with_a_sketch_and_autocast(
     rng = torch.Generator().manual_seed(0)
     told = DifficultyPairs(3 * torch.rand(64, generator=rng), torch.randint(CLASSES, (64,), generator=rng))
     sketch = DifficultySketch.build(told, CLASSES, bins=8, clip=10.0, epsilon=1.0, rng=rng)
-    config = replace(CONFIG, generator_output=output, batch=12, distill_steps=2, difficulty_condition=False)
+    settings = replace(CONFIG, generator_output=output, batch=12, distill_steps=2, difficulty_condition=False)
     tiers = {k: Tier(network.prefix(k), 10, sketch) for k in (1, 3)}
-    generators = {k: make_generator(network, config, seed=k) for k in tiers}
+    generators = {k: make_generator(network, settings, seed=k) for k in tiers}
     report = transfer(
         tiers,
         generators,
         make_meter(network),
-        Optimizers.create([tier.model for tier in tiers.values()], generators, config),
-        config=config,
+        Optimizers.create([tier.model for tier in tiers.values()], generators, settings),
+        settings=settings,
         runtime=Runtime(CPU, rng, autocast=True),
     )
     assert len(report.generators) == 2

@@ -18,9 +18,9 @@ from common.messages.protocol import ClientResult
 from common.storage.client_store import ClientStore
 from server.app import prepare
 from strategies.callbacks.run_folder import RunFolder, read_events
-from strategies.distree.config import read_device
 from strategies.distree.model.stored import CALIBRATED, load_student, load_students, student_file
 from strategies.distree.model.students import students_spec
+from strategies.distree.settings import read_device
 from strategies.distree.strategy import DistrEE
 from strategies.distree.training.client import FEATURES, IMAGES, LABELS, LOGITS, TEACHER, UNKNOWN
 from strategies.distree.training.finish import told_apart
@@ -283,7 +283,7 @@ def test_a_device_that_cannot_hold_the_teacher_learns_from_public_images(start, 
     strategy, recorder = start(lean, nodes)
     assert [strategy.roster.reports[c].lean for c in (0, 1)] == [True, False]
     assert sorted(carried(recorder)) == [(1, (0,), 0), (1, (1,), 1), (2, (0,), 0), (2, (1,), 0)]
-    entries = {(o.round, o.tasks[0].client): payload.entries for o, payload in recorder.sent}
+    entries = {(o.round, o.tasks[0].client): payload.client_arrays for o, payload in recorder.sent}
     assert entries.keys() == {(r, c) for r in (1, 2) for c in (0, 1)}
     sent = entries.pop((1, 0))[0]
     assert not any(entries.values())

@@ -164,11 +164,11 @@ def test_clients_that_were_not_asked_do_not_count():
 
 def test_entries_are_in_client_order():
     late, early = folded(4), folded(0)
-    late.entries = {4: {"d": np.array([4.0])}}
-    early.entries = {0: {"d": np.array([0.0])}}
+    late.client_arrays = {4: {"d": np.array([4.0])}}
+    early.client_arrays = {0: {"d": np.array([0.0])}}
     update = collect(late, early)
-    assert list(update.entries) == [0, 4]
-    assert update.entries[4]["d"].tolist() == [4.0]
+    assert list(update.client_arrays) == [0, 4]
+    assert update.client_arrays[4]["d"].tolist() == [4.0]
 
 
 def test_models_apart_are_kept_in_client_order():

@@ -263,7 +263,7 @@ LAYOUT = Layout((("w", (2,)),), (("n", ()),))
 def test_the_weight_of_a_late_sum():
     """Two clients of one node, 10 and 20 samples, two rounds late at 0.5: 8 samples of 7.5, beside 24 fresh ones."""
     bits, reports = fraction_bits(30), [ClientReport(c, 1, "", n) for c, n in ((0, 10), (1, 20))]
-    latecomers = Latecomers(0.5, {1: LAYOUT}, lambda client: client.depth, averages=True)
+    latecomers = Latecomers(0.5, {1: LAYOUT}, lambda client: client.part, averages=True)
     latecomers.expect(1, bits, 60.0, {"first": reports})
     assert (latecomers.clients, latecomers.samples, latecomers.lives) == ({0, 1}, 30, 2)
     fold = Fold(LAYOUT, bits)

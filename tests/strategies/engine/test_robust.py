@@ -9,7 +9,7 @@ from common.weights.flat import FlatState, Layout
 from common.weights.folding import Fold, fraction_bits
 from strategies.engine.aggregation import RoundCollector
 from strategies.engine.robust import (
-    RobustConfig,
+    RobustSettings,
     far_off,
     lower_median,
     make_collector,
@@ -35,7 +35,13 @@ def state(*values: float, counter: int = 1) -> FlatState:
 
 def collect(states: dict[int, FlatState], order=None, **options):
     collector = make_collector(
-        RobustConfig(**options), {1: LAYOUT}, BITS, dict.fromkeys(SAMPLES, 1), SAMPLES, lambda depth: START, apart=False
+        RobustSettings(**options),
+        {1: LAYOUT},
+        BITS,
+        dict.fromkeys(SAMPLES, 1),
+        SAMPLES,
+        lambda depth: START,
+        apart=False,
     )
     for client in order or states:
         collector.add(Reply([ClientResult(client, 1, SAMPLES[client])], lone={client: states[client]}), [client])
@@ -104,7 +110,7 @@ def test_an_update_far_off_is_rejected_and_counted():
         [(130 + 300 + 300 + 200) / 80, (40 - 150 + 240 + 20) / 80]
     )
     assert (update.tiers[1].weight, update.tiers[1].clients) == (80, (0, 1, 2, 3))
-    assert (update.states, 4 in update.entries) == ({}, False)
+    assert (update.states, 4 in update.client_arrays) == ({}, False)
     assert collect(STATES, reject=2.0).rejected == {2, 4}
     assert collect(STATES, reject=2.0, aggregation="median").tiers[1].clients == (0, 1, 3)
 
@@ -121,7 +127,7 @@ def apart(*moves: float, layouts: dict[int, Layout]) -> set[int]:
     starts = {d: FlatState(layout, torch.ones(layout.sizes[0]), torch.ones(1).long()) for d, layout in layouts.items()}
     asked = dict(enumerate(layouts))
     collector = make_collector(
-        RobustConfig(reject=3.0), layouts, BITS, asked, dict.fromkeys(asked, 10), starts.__getitem__, apart=False
+        RobustSettings(reject=3.0), layouts, BITS, asked, dict.fromkeys(asked, 10), starts.__getitem__, apart=False
     )
     for (client, depth), move in zip(asked.items(), moves, strict=True):
         sent = FlatState(layouts[depth], starts[depth].floats + move, starts[depth].counters)
@@ -168,7 +174,7 @@ def test_a_sum_is_refused():
     fold = Fold(LAYOUT, BITS)
     fold.add_state(STATES[0], 10, 0)
     collector = make_collector(
-        RobustConfig("median"), {1: LAYOUT}, BITS, {0: 1, 1: 1}, SAMPLES, lambda depth: START, apart=False
+        RobustSettings("median"), {1: LAYOUT}, BITS, {0: 1, 1: 1}, SAMPLES, lambda depth: START, apart=False
     )
     collector.add(Reply([ClientResult(0, 1, 10)], folds={1: fold}), [0])
     update = collector.finish()

@@ -44,7 +44,7 @@ def test_sampling_depends_on_seed_and_round_only():
     first = sample(clients, 6, seed=1, round_=4)
     assert first == sample(list(clients), 6, seed=1, round_=4)
     assert [c.client for c in first] == sorted(c.client for c in first)
-    assert sorted(c.depth for c in first) == [1, 1, 2, 2, 3, 3]
+    assert sorted(c.part for c in first) == [1, 1, 2, 2, 3, 3]
     assert first != sample(clients, 6, seed=1, round_=5)
     assert first != sample(clients, 6, seed=2, round_=4)
 
@@ -229,7 +229,7 @@ def test_a_device_that_was_refused_may_come_back_with_more():
     grid.contexts.pop(next(iter(grid.answers)))
     add(grid, NodeReport(2, False, (report(7, 2),)))
     again(people, grid)
-    assert [c.depth for c in people.available() if c.client == 7] == [2]
+    assert [c.part for c in people.available() if c.client == 7] == [2]
 
 
 def add(grid: Answering, answer: NodeReport) -> int:

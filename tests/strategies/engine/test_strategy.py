@@ -13,7 +13,7 @@ from common.flower.local_grid import LocalGrid
 from common.messages import protocol
 from common.paths import cache_root
 from common.storage.client_store import ClientStore
-from common.storage.model_file import load_bundle
+from common.storage.model_file import load_model
 from common.weights.flat import FlatState
 from strategies.engine.strategy import QuorumError
 from strategies.node.local_training import LocalTraining
@@ -208,7 +208,7 @@ class Spy:
     def __call__(self, message: Message, context) -> Message:
         if message.metadata.message_type == protocol.TRAIN:
             order, _ = protocol.unpack_order(message.content)
-            self.trained += [(order.round, task.client, task.depth) for task in order.tasks]
+            self.trained += [(order.round, task.client, task.part) for task in order.tasks]
         return real_app(message, context)
 
 
@@ -403,7 +403,7 @@ def test_after_the_last_round_every_client_has_a_model_that_loads(run_strategy, 
     run = run_strategy({"server.evaluate-every": 2, "run.name": "delivered"})
     source = load(run.strategy.config.data, cache_root())
     for depth in (1, 2, 3):
-        bundle = load_bundle(tmp_path / "clients" / "delivered" / f"depth-{depth}")
+        bundle = load_model(tmp_path / "clients" / "delivered" / f"depth-{depth}")
         assert same(bundle.network.state_dict(), {k: run.strategy.model[k] for k in bundle.network.state_dict()})
         assert len(bundle.network.exit_positions) == depth
         assert bundle.classes == source.classes

@@ -14,10 +14,10 @@ from common.storage.client_store import ClientStore
 from common.weights.flat import StateDict
 from strategies.hetero_splitee.client_step import finish, forward, local_step
 from strategies.hetero_splitee.client_sync import synchronised
-from strategies.hetero_splitee.config import SplitEEConfig
 from strategies.hetero_splitee.learner import Learner, Sgd, device_part
 from strategies.hetero_splitee.schedule import turns
 from strategies.hetero_splitee.server_model import ServerModel, make_server_model
+from strategies.hetero_splitee.settings import SplitEESettings
 
 
 @dataclass(frozen=True)
@@ -47,22 +47,22 @@ class Reference:
     ) -> None:
         """All clients take part in every round; devices keep their momentum from round to round."""
         self.clients, self.config = clients, config
-        self.method: SplitEEConfig = config.methods["splitee"]
+        self.settings = config.of(SplitEESettings)
         cpu = torch.device("cpu")
         self.devices = {c: Learner.copy_of(device_part(network, clients[c].cut), cpu) for c in sorted(clients)}
-        self.server: ServerModel = make_server_model(network, self.method, cpu, store)
+        self.server: ServerModel = make_server_model(network, self.settings, cpu, store)
 
     def run_round(self, round_: int) -> Losses:
         """Train one round, counted from 1."""
         train, losses = self.config.train, Losses({c: [] for c in self.devices}, {c: [] for c in self.devices})
         sgd = Sgd(train.lr * train.lr_decay ** (round_ - 1), train.momentum, train.weight_decay)
         self.server.open_round(
-            round_, {c: client.cut for c, client in self.clients.items()}, self.method.optimiser(train, round_)
+            round_, {c: client.cut for c, client in self.clients.items()}, self.settings.optimiser(train, round_)
         )
         dealt = {c: self._batches(round_, c) for c in self.devices}
         order = {c: iter(lists) for c, lists in dealt.items()}
         per_epoch = {c: len(lists) // train.epochs if train.epochs else 0 for c, lists in dealt.items()}
-        for turn in turns(per_epoch, train.epochs, self.method.granularity):
+        for turn in turns(per_epoch, train.epochs, self.settings.granularity):
             self._train({c: next(order[c]) for c in turn}, sgd, losses)
         self._finish_round(round_)
         return losses
@@ -71,7 +71,7 @@ class Reference:
         """Train one batch per client."""
         x = {c: self.clients[c].x[batch] for c, batch in rows.items()}
         y = {c: self.clients[c].y[batch] for c, batch in rows.items()}
-        if self.method.gradient == "stop":
+        if self.settings.gradient == "stop":
             sent = {}
             for c in rows:
                 sent[c], loss = local_step(self.devices[c], sgd, x[c], y[c])
@@ -82,7 +82,7 @@ class Reference:
             answers = self.server.step_many({c: (outputs[c].trunk.detach(), y[c]) for c in rows})
             for c, answer in answers.items():
                 assert answer.gradient is not None
-                loss = finish(self.devices[c], sgd, outputs[c], y[c], answer.gradient, self.method.exit_weight)
+                loss = finish(self.devices[c], sgd, outputs[c], y[c], answer.gradient, self.settings.exit_weight)
                 losses.device[c].append(float(loss))
         for c, answer in answers.items():
             losses.server[c].append(float(answer.loss))
@@ -91,15 +91,15 @@ class Reference:
         samples = {c: len(client.y) for c, client in self.clients.items()}
         cuts = {c: client.cut for c, client in self.clients.items()}
         parts: dict[int, StateDict] = {c: device.network.state_dict() for c, device in self.devices.items()}
-        self.server.close_round(samples, parts if self.method.aggregate_scope == "global" else {})
-        if not self.method.aggregates(round_):
+        self.server.close_round(samples, parts if self.settings.aggregate_scope == "global" else {})
+        if not self.settings.aggregates(round_):
             return
-        if self.method.aggregate_scope == "global":
+        if self.settings.aggregate_scope == "global":
             average = self.server.model()
             for device in self.devices.values():
                 device.load_state_dict(average)
-        elif self.method.client_sync != "none":
-            by_cut = synchronised(parts, cuts, samples, self.method.client_sync)
+        elif self.settings.client_sync != "none":
+            by_cut = synchronised(parts, cuts, samples, self.settings.client_sync)
             for c, device in self.devices.items():
                 device.load_state_dict(by_cut[cuts[c]])
 

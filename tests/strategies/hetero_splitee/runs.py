@@ -67,7 +67,7 @@ def reference(strategy: EarlyExitStrategy, folder: Path, rounds: int) -> Referen
     """The same run in one process and without a network: network, clients' images, cuts and seeds are the run's."""
     config = strategy.config
     population = Population(config.data, config.clients.count, config.run.seed)
-    cuts = {client: report.depth for client, report in sorted(strategy.roster.reports.items())}
+    cuts = {client: report.part for client, report in sorted(strategy.roster.reports.items())}
     data = {client: shared_data(population, client, torch.device("cpu")) for client in cuts}
     clients = {client: Client(cut, data[client].x, data[client].y) for client, cut in cuts.items()}
     made = Reference(build(strategy.spec, config.run.seed), clients, config, ClientStore(folder, "reference"))

@@ -5,14 +5,14 @@ import torch
 
 from common.errors import UserError
 from strategies.hetero_splitee.averaging import Averaging
-from strategies.hetero_splitee.config import SplitEEConfig
 from strategies.hetero_splitee.learner import MOMENTUM, Sgd, device_part, server_part
+from strategies.hetero_splitee.settings import SplitEESettings
 
 CPU, SGD = torch.device("cpu"), Sgd(0.1, 0.9, 0.01)
 
 
 def make(network, store, **changes) -> Averaging:
-    return Averaging(network, SplitEEConfig(mode="averaging", **changes), CPU, store)
+    return Averaging(network, SplitEESettings(mode="averaging", **changes), CPU, store)
 
 
 def train(server, round_, cuts, batch, network, finished=None):

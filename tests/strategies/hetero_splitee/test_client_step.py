@@ -6,9 +6,9 @@ import torch.nn.functional as F
 
 from common.networks import EarlyExitNetwork
 from strategies.hetero_splitee.client_step import finish, forward, local_step
-from strategies.hetero_splitee.config import SplitEEConfig
 from strategies.hetero_splitee.learner import Learner, Sgd, device_part, server_part, train_step
 from strategies.hetero_splitee.sequential import Sequential
+from strategies.hetero_splitee.settings import SplitEESettings
 
 CPU, SGD = torch.device("cpu"), Sgd(0.1, 0.9, 0.01)
 
@@ -50,7 +50,7 @@ def test_a_local_step_is_torchs_and_sends_what_the_old_weights_see(slim):
 
 
 def test_the_servers_loss_leaves_a_device_alone(slim):
-    device, server = Learner.copy_of(device_part(slim, 2), CPU), Sequential(slim, SplitEEConfig(), CPU)
+    device, server = Learner.copy_of(device_part(slim, 2), CPU), Sequential(slim, SplitEESettings(), CPU)
     server.open_round(1, {0: 2}, SGD)
     x, y = images(slim)
     features, _ = local_step(device, SGD, x, y)

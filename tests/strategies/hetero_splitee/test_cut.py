@@ -7,8 +7,8 @@ from common.config import load_config
 from common.errors import UserError
 from common.networks import build, without_early_exits
 from common.networks.cost import cost_table
-from strategies.hetero_splitee.config import SplitEEConfig
 from strategies.hetero_splitee.cut import BYTES, CUTS
+from strategies.hetero_splitee.settings import SplitEESettings
 from tests.strategies.hetero_splitee.conftest import SLIM
 
 SAMPLES = 50
@@ -27,12 +27,12 @@ def costs(slim):
 
 def config(**changes):
     flat = {f"splitee.{key.replace('_', '-')}": value for key, value in changes.items()}
-    return load_config({"train.batch-size": 8, **flat}, {"splitee": SplitEEConfig})
+    return load_config({"train.batch-size": 8, **flat}, [SplitEESettings])
 
 
 def choose(costs, capacity=None, **changes):
     choice = CUTS.choose(capacity or Capacity(), costs, config(**changes), SAMPLES)
-    return choice.depth, choice.reason
+    return choice.part, choice.reason
 
 
 def bits(costs, cut, size=4):
@@ -125,9 +125,9 @@ def test_depths_and_cuts_are_not_mixed_up(costs):
     depth = parse_capacity({"depth": 2})
     assert choose(costs, depth) == (0, "declared depth 2, but this run cuts the network: declare cut= instead")
     refused = choose_depth(parse_capacity({"cut": "2"}), costs, 8, SAMPLES)
-    assert (refused.depth, refused.reason) == (0, "declared cut 2, but this run has depth tiers: declare depth= too")
+    assert (refused.part, refused.reason) == (0, "declared cut 2, but this run has depth tiers: declare depth= too")
     both = parse_capacity({"cut": "2", "depth": "1"})
-    assert (choose(costs, both)[0], choose_depth(both, costs, 8, SAMPLES).depth) == (2, 1)
+    assert (choose(costs, both)[0], choose_depth(both, costs, 8, SAMPLES).part) == (2, 1)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def undisturbed(split):
 
 def behind(strategy, make_proxy):
     """Send a strategy's clients to a proxy, which is made when the service's port is known; return the proxies."""
-    proxies, order = [], strategy.method_order
+    proxies, order = [], strategy.round_values
 
     def redirected(round_):
         facts = dict(order(round_))
@@ -49,7 +49,7 @@ def behind(strategy, make_proxy):
             proxies.append(make_proxy(strategy.running.port))
         return facts | ({ADDRESS: proxies[0].address} if facts else {})
 
-    strategy.method_order = redirected
+    strategy.round_values = redirected
     return proxies
 
 
@@ -126,7 +126,7 @@ def test_a_killed_clients_batches_count_once_and_the_missing_are_reported(prepar
 
 def refusals(strategy):
     """Do what an intruder may do to a round that is open; return how each attempt ended."""
-    address, facts = strategy.running.address, strategy.method_order(strategy.trainer.inbox.opened.round)
+    address, facts = strategy.running.address, strategy.round_values(strategy.trainer.inbox.opened.round)
     origin = Origin(strategy.config.run.name, 0, 1, strategy.trainer.inbox.opened.round, facts["version"])
     large = Limits(message_bytes=1 << 30)
     ended = {}

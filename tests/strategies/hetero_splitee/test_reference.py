@@ -9,7 +9,7 @@ from common.data.batches import batches
 from common.networks import EarlyExitNetwork
 from common.seeding import generator
 from common.storage.client_store import ClientStore
-from strategies.hetero_splitee.config import SplitEEConfig
+from strategies.hetero_splitee.settings import SplitEESettings
 from tests.strategies.hetero_splitee.reference import Client, Reference
 
 CUTS = {0: 1, 1: 2, 2: 2, 3: 4}
@@ -30,7 +30,7 @@ def run(slim, tmp_path):
     def start(rounds=2, owners=None, network=slim, **changes):
         flat = {"train.batch-size": 8, "train.lr": 0.05, "train.epochs": 2}
         flat |= {f"splitee.{key.replace('_', '-')}": value for key, value in changes.items()}
-        config = load_config(flat, {"splitee": SplitEEConfig})
+        config = load_config(flat, [SplitEESettings])
         number = len(list(tmp_path.iterdir()))
         (tmp_path / f"run-{number}").mkdir()
         owners = clients(network) if owners is None else owners

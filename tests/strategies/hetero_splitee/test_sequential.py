@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from common.storage.model_file import STATISTICS, statistics_by_cut
-from strategies.hetero_splitee.config import SplitEEConfig
 from strategies.hetero_splitee.learner import MOMENTUM, Sgd, server_part
 from strategies.hetero_splitee.sequential import Sequential
+from strategies.hetero_splitee.settings import SplitEESettings
 
 CPU, SGD = torch.device("cpu"), Sgd(0.1, 0.9, 0.01)
-SHARED = SplitEEConfig(statistics="shared")
+SHARED = SplitEESettings(statistics="shared")
 
 
 def snapshot(server):
@@ -51,7 +51,7 @@ def test_layers_before_the_cut_stay_bit_for_bit_with_their_momentum(slim, batch)
 
 def test_the_given_network_is_left_alone_and_the_parts_share_one_model(slim, batch):
     given = {key: value.clone() for key, value in slim.state_dict().items()}
-    server = Sequential(slim, SplitEEConfig(), CPU)
+    server = Sequential(slim, SplitEESettings(), CPU)
     server.open_round(1, {0: 1, 1: 2, 2: 4}, SGD)
     server.step_many({client: batch(slim, cut, client) for client, cut in {2: 4, 0: 1, 1: 2}.items()})
     assert all(torch.equal(value, given[key]) for key, value in slim.state_dict().items())
@@ -83,7 +83,7 @@ def test_clients_are_served_in_their_order_one_after_another(slim, batch):
 
 def test_gradients_are_returned_only_where_the_method_wants_them(lenet, batch):
     for gradient in ("stop", "return"):
-        server = Sequential(lenet, SplitEEConfig(gradient=gradient), CPU)
+        server = Sequential(lenet, SplitEESettings(gradient=gradient), CPU)
         server.open_round(1, {0: 1}, SGD)
         features, y = batch(lenet, 1)
         result = server.step(0, features, y)
@@ -93,7 +93,7 @@ def test_gradients_are_returned_only_where_the_method_wants_them(lenet, batch):
 
 
 def test_logits_are_the_models_at_any_cut(slim, batch):
-    server = Sequential(slim, SplitEEConfig(), CPU)
+    server = Sequential(slim, SplitEESettings(), CPU)
     server.open_round(1, {0: 1}, SGD)
     server.step(0, *batch(slim, 1))
     features, _ = batch(slim, 1, seed=5)
@@ -108,7 +108,7 @@ def test_logits_are_the_models_at_any_cut(slim, batch):
 
 def test_a_cut_has_the_statistics_of_its_own_batches_alone(slim, batch):
     cuts = (1, 3, 2)
-    server = Sequential(slim, SplitEEConfig(), CPU)
+    server = Sequential(slim, SplitEESettings(), CPU)
     inputs = {cut: list[torch.Tensor]() for cut in cuts}
     for cut, seen in inputs.items():
         norm = server._part(cut)[0].units["3"].bn1
@@ -132,7 +132,7 @@ def test_a_cut_has_the_statistics_of_its_own_batches_alone(slim, batch):
 
 
 def test_weights_and_momentum_are_the_same_bits_whoever_shares_statistics(slim, batch):
-    own, shared = (trained(slim, batch, config) for config in (SplitEEConfig(), SHARED))
+    own, shared = (trained(slim, batch, config) for config in (SplitEESettings(), SHARED))
     one, two = (snapshot(server) for server in (own, shared))
     assert two.keys() == {key for key in one if not key.startswith(STATISTICS)}
     assert all(torch.equal(one[key], two[key]) for key in two if not statistic(key))
@@ -144,7 +144,7 @@ def test_weights_and_momentum_are_the_same_bits_whoever_shares_statistics(slim, 
 
 
 def test_logits_are_of_the_cuts_own_statistics_and_of_the_models_where_a_cut_never_trained(slim, batch):
-    server = trained(slim, batch, SplitEEConfig(), cuts=(3, 1))
+    server = trained(slim, batch, SplitEESettings(), cuts=(3, 1))
     state, own = server.model(), server.statistics()
     assert sorted(own) == [1, 3]
     for cut, known in ((1, 1), (3, 3), (2, 1), (4, 1)):
@@ -159,7 +159,7 @@ def test_logits_are_of_the_cuts_own_statistics_and_of_the_models_where_a_cut_nev
 
 
 def test_a_cut_that_is_new_begins_with_the_initial_statistics(slim, batch):
-    server = trained(slim, batch, SplitEEConfig(), cuts=(1,))
+    server = trained(slim, batch, SplitEESettings(), cuts=(1,))
     features, y = batch(slim, 2)
     with torch.no_grad():
         mean = server.learner.network.units["2"].conv1(features).mean((0, 2, 3))
@@ -170,7 +170,7 @@ def test_a_cut_that_is_new_begins_with_the_initial_statistics(slim, batch):
     torch.testing.assert_close(own[2]["units.2.bn1.running_mean"], 0.1 * mean)
 
 
-@pytest.mark.parametrize("config", [SplitEEConfig(), SHARED], ids=["cut", "shared"])
+@pytest.mark.parametrize("config", [SplitEESettings(), SHARED], ids=["cut", "shared"])
 def test_a_resumed_server_goes_on_bit_for_bit(slim, batch, config):
     one, two = (Sequential(slim, config, CPU) for _ in range(2))
     one.open_round(1, {0: 1, 1: 3}, SGD)

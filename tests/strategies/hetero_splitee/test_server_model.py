@@ -4,17 +4,17 @@ import torch
 
 from common.storage.client_store import ClientStore
 from strategies.hetero_splitee.averaging import Averaging
-from strategies.hetero_splitee.config import SplitEEConfig
 from strategies.hetero_splitee.learner import Sgd
 from strategies.hetero_splitee.sequential import Sequential
 from strategies.hetero_splitee.server_model import make_server_model
+from strategies.hetero_splitee.settings import SplitEESettings
 
 CPU = torch.device("cpu")
 
 
 def test_the_configured_strategy_is_made(slim, store):
-    assert isinstance(make_server_model(slim, SplitEEConfig(), CPU, store), Sequential)
-    assert isinstance(make_server_model(slim, SplitEEConfig(mode="averaging"), CPU, store), Averaging)
+    assert isinstance(make_server_model(slim, SplitEESettings(), CPU, store), Sequential)
+    assert isinstance(make_server_model(slim, SplitEESettings(mode="averaging"), CPU, store), Averaging)
     assert not store.folder.exists()
 
 
@@ -23,7 +23,7 @@ def test_with_one_client_both_are_the_same_bit_for_bit(slim, batch, tmp_path):
         models = {}
         for mode in ("sequential", "averaging"):
             store = ClientStore(tmp_path, f"{mode}-{cut}")
-            server = make_server_model(slim, SplitEEConfig(mode=mode, gradient="return"), CPU, store)
+            server = make_server_model(slim, SplitEESettings(mode=mode, gradient="return"), CPU, store)
             answers = []
             for round_ in (1, 2, 3):
                 server.open_round(round_, {7: cut}, Sgd(0.1 / round_, 0.9, 0.01))

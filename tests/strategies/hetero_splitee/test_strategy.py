@@ -135,7 +135,7 @@ def test_a_device_that_was_not_averaged_keeps_what_it_learned(prepare_run, how, 
     assert extra == {FRESH: newer}
     assert strategy.extra(ClientReport(0, 1, "", 10)) == {FRESH: ["units.0", "exits.1"]}
     model = FlatModel(device_part(strategy.network, 4))
-    job = Job(5, 4, 3, strategy.config, model, torch.device("cpu"), list, extra=extra, kept=ClientState(deep))
+    job = Job(5, 4, 3, strategy.config, model, torch.device("cpu"), list, client_values=extra, kept=ClientState(deep))
     SplitTraining().load(job, strategy.part_state(4))
     own = {key for key, value in model.module.state_dict().items() if value.flatten()[0] == 4}
     assert {module_of(key) for key in own} == {f"units.{u}" for u in range(4)} - set(newer) | {"exits.4"}

@@ -4,8 +4,8 @@ import torch
 from common.networks import NetworkSpec, build
 from strategies.hetero_splitee import averaging
 from strategies.hetero_splitee.averaging import Averaging
-from strategies.hetero_splitee.config import SplitEEConfig
 from strategies.hetero_splitee.learner import Learner, Sgd, server_part, train_step
+from strategies.hetero_splitee.settings import SplitEESettings
 from strategies.hetero_splitee.vectorised import train_together
 
 CPU, SGD = torch.device("cpu"), Sgd(0.1, 0.9, 0.01)
@@ -67,7 +67,7 @@ def test_copies_are_grouped_by_cut_and_batch_size(slim, batch, store, tmp_path, 
     sizes = {0: 6, 1: 4, 2: 6, 3: 6, 4: 4, 5: 4}  # together: 0 and 3, 1 and 4; alone: 2, 5
     servers, calls = {}, {"always": [], "never": [], "auto": []}
     for how in ("always", "never", "auto"):
-        config = SplitEEConfig(mode="averaging", vectorise=how, gradient="return")
+        config = SplitEESettings(mode="averaging", vectorise=how, gradient="return")
         server = servers[how] = Averaging(slim, config, CPU, type(store)(tmp_path, how))
         server.open_round(1, cuts, SGD)
         monkeypatch.setattr(averaging, "train_together", counting(calls[how]))

@@ -8,7 +8,7 @@ import torch
 from common.errors import UserError
 from common.messages import protocol
 from common.messages.protocol import Payload, Task
-from common.storage.model_file import load_bundle
+from common.storage.model_file import load_model
 from common.weights.folding import Fold
 from strategies.factory import make_strategy, read_config
 from strategies.node import host
@@ -55,14 +55,14 @@ def test_whose_node_it_is(ordered, node, changes, expected):
 def test_a_client_says_what_it_chose_and_why(ordered):
     order, _ = ordered()
     by_mix = host.describe(replace(order, describe=(0, 2, 5)), {}).clients
-    assert [(c.depth, c.reason, c.refused) for c in by_mix] == [(d, "mix 0.34,0.33,0.33", "") for d in (1, 2, 3)]
+    assert [(c.part, c.reason, c.refused) for c in by_mix] == [(d, "mix 0.34,0.33,0.33", "") for d in (1, 2, 3)]
     assert [c.num_examples for c in by_mix] == [32, 32, 32]
     (declared,) = host.describe(order, {"client-id": 0, "depth": 2}).clients
-    assert (declared.depth, declared.reason) == (2, "declared depth 2")
+    assert (declared.part, declared.reason) == (2, "declared depth 2")
     (refused,) = host.describe(order, {"client-id": 0, "depth": 9}).clients
-    assert (refused.depth, refused.refused) == (0, "declared depth 9, but the network has tiers 1..3")
+    assert (refused.part, refused.refused) == (0, "declared depth 9, but the network has tiers 1..3")
     (probed,) = host.describe(order, {"client-id": 0, "capacity": "auto"}).clients
-    assert (probed.depth, probed.reason) == (3, "the whole network fits")
+    assert (probed.part, probed.reason) == (3, "the whole network fits")
 
 
 def test_a_client_without_images_is_refused(ordered):
@@ -78,7 +78,7 @@ def test_clients_of_a_tier_are_folded_and_a_lone_one_is_not(ordered):
     reply = host.train(*ordered(tasks=tasks), {})
     assert {d: (f.clients, f.weight) for d, f in reply.folds.items()} == {1: ([0, 1], 64)}
     assert set(reply.lone) == {2}
-    assert [(r.client, r.depth, r.num_examples, r.error) for r in reply.results] == [
+    assert [(r.client, r.part, r.num_examples, r.error) for r in reply.results] == [
         (0, 1, 32, ""), (1, 1, 32, ""), (2, 2, 32, ""),
     ]  # fmt: skip
     assert all(r.metrics["loss"] > 0 and r.seconds > 0 for r in reply.results)
@@ -156,14 +156,14 @@ def test_arrays_that_do_not_fit_fail_the_client(ordered):
 def test_a_client_never_trains_deeper_than_its_node_declares(ordered):
     reply = host.train(*ordered(tasks=(Task(0, 2, samples=32), Task(1, 1, samples=32))), {"depth": 1})
     assert [r.error for r in reply.results] == ["UserError: asked for depth 2, but declared depth 1", ""]
-    assert [(r.client, r.depth) for r in reply.reports] == [(0, 1)]
+    assert [(r.client, r.part) for r in reply.reports] == [(0, 1)]
 
 
 @pytest.mark.parametrize("clients", [(0,), (0, 1)])
 def test_samples_that_were_not_announced_do_not_count_until_the_server_knows_of_them(ordered, clients):
     reply = host.train(*ordered(tasks=tuple(Task(client, 1, samples=10) for client in clients)), {"depth": 1})
     assert [r.num_examples for r in reply.results] == [10] * len(clients)
-    assert [(r.client, r.depth, r.num_examples) for r in reply.reports] == [(client, 1, 32) for client in clients]
+    assert [(r.client, r.part, r.num_examples) for r in reply.reports] == [(client, 1, 32) for client in clients]
     assert all(fold.weight == 10 * len(clients) for fold in reply.folds.values())
 
 
@@ -182,22 +182,22 @@ def test_what_a_client_keeps_needs_its_committed_version(ordered):
 def test_every_client_counts_whole_samples(ordered):
     reply = host.evaluate(*ordered(), {})
     for result in reply.results:
-        scores = reply.entries[result.client]
-        assert (result.error, scores["exits"].shape) == ("", (result.depth,))
+        scores = reply.client_arrays[result.client]
+        assert (result.error, scores["exits"].shape) == ("", (result.part,))
         assert scores["examples"].tolist() == [8, 8]
 
 
 def test_without_validation_images_there_is_nothing_to_count(ordered):
     reply = host.evaluate(*ordered({"data.validation": 0.0}), {})
     assert [result.error for result in reply.results] == [""] * 6
-    assert not any(reply.entries.values())
+    assert not any(reply.client_arrays.values())
 
 
 def test_a_client_that_cannot_evaluate_does_not_take_the_others_along(ordered):
     order, payload = ordered(tasks=(Task(0, 1), Task(99, 1), Task(1, 1)))
     reply = host.evaluate(order, payload, {})
     assert [bool(result.error) for result in reply.results] == [False, True, False]
-    assert sorted(reply.entries) == [0, 1]
+    assert sorted(reply.client_arrays) == [0, 1]
 
 
 def test_delivery_writes_one_file_per_depth(ordered, tmp_path):
@@ -206,7 +206,7 @@ def test_delivery_writes_one_file_per_depth(ordered, tmp_path):
     host.deliver(replace(order, method=facts), payload, {"state": str(tmp_path / "node")})
     folder = tmp_path / "node" / "test"
     assert sorted(path.name for path in folder.iterdir()) == ["depth-1", "depth-2", "depth-3"]
-    bundle = load_bundle(folder / "depth-2")
+    bundle = load_model(folder / "depth-2")
     assert bundle.normalizer.std == (0.25,)
     whole = payload.states[protocol.MODEL].state_dict()
     assert all(torch.equal(value, whole[key]) for key, value in bundle.network.state_dict().items())

@@ -21,7 +21,7 @@ def images(number: int = 20) -> ClientData:
 
 def job(client: int = 0, round_: int = 1, number: int = 20, lr: float = 0.1, **train) -> Job:
     flat = {"train.batch-size": 8, "train.momentum": 0.0, "train.weight-decay": 0.0}
-    config = load_config(flat | {f"train.{key.replace('_', '-')}": value for key, value in train.items()}, {})
+    config = load_config(flat | {f"train.{key.replace('_', '-')}": value for key, value in train.items()})
     model = FlatModel(build(SPEC, 1))
     return Job(client, 3, round_, config, model, CPU, lambda: images(number), {"lr": lr})
 

@@ -11,11 +11,11 @@ from torch import nn
 from common.data.batches import batches
 from common.seeding import generator
 from common.storage.client_store import ClientState
-from common.storage.model_file import load_bundle
+from common.storage.model_file import load_model
 from common.weights.flat import FlatState
 from strategies.personalised.base import (
     FineTuning,
-    PersonalConfig,
+    PersonalSettings,
     PersonalTraining,
     backbone,
     is_head,
@@ -62,8 +62,8 @@ def test_what_travels(prepare_run, batchnorm, expected):
 
 
 def test_mistakes_are_told():
-    assert PersonalConfig().problems() == []
-    assert len(PersonalConfig(batchnorm="none", finetune_epochs=0).problems()) == 2
+    assert PersonalSettings().problems() == []
+    assert len(PersonalSettings(batchnorm="none", finetune_epochs=0).problems()) == 2
 
 
 def test_statistics_stay_with_their_client_by_default(run_strategy):
@@ -208,7 +208,7 @@ def test_the_last_evaluation_is_of_what_is_delivered(run_strategy, name):
     means = []
     for client in range(6):
         data = own_data(run.strategy, client)
-        bundle = load_bundle(folder(run.strategy) / f"client-{client:06d}")
+        bundle = load_model(folder(run.strategy) / f"client-{client:06d}")
         with torch.inference_mode():
             right = [(z.argmax(1) == data.validation_y).double().mean() for z in bundle.network(data.validation_x)]
         means.append(float(sum(right)) / len(right))
@@ -246,7 +246,7 @@ def test_every_client_ends_with_the_same_bits_however_clients_are_grouped(run_st
     ends = []
     for number, (own, nodes) in enumerate(hosted):
         strategy = run_strategy({**changes, **network, **own, "run.name": f"grouped-{number}"}, nodes).strategy
-        policies = [load_bundle(folder(strategy) / f"client-{client:06d}").policy for client in range(6)]
+        policies = [load_model(folder(strategy) / f"client-{client:06d}").policy for client in range(6)]
         ends.append(([delivered(strategy, client) for client in range(6)], policies, strategy.model))
     for networks, policies, model in ends[1:]:
         assert all(same(one, two) for one, two in zip(networks, ends[0][0], strict=True))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from common.weights.flat import FlatState
-from strategies.personalised.ditto import DittoConfig, DittoLocal
+from strategies.personalised.ditto import DittoLocal, DittoSettings
 from tests.support.personal_runs import (
     DEEP,
     Recorder,
@@ -106,5 +106,5 @@ def test_it_is_what_a_client_ends_with_and_without_one_it_is_the_global_network(
 
 @pytest.mark.parametrize("wrong", [{"pull": -0.1}, {"epochs": -1}])
 def test_mistakes_are_told(wrong):
-    assert DittoConfig().problems() == []
-    assert len(DittoConfig(**wrong).problems()) == 1
+    assert DittoSettings().problems() == []
+    assert len(DittoSettings(**wrong).problems()) == 1

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from strategies.personalised.base import backbone
-from strategies.personalised.fedrep import FedRepConfig, FedRepLocal
+from strategies.personalised.fedrep import FedRepLocal, FedRepSettings
 from tests.support.personal_runs import DEEP, Recorder, close, heads, make_job, same, seeded, sgd, trunk
 
 FEDREP = {"run.strategy": "fedrep", "fedrep.head-epochs": 3, "train.epochs": 2}
@@ -67,7 +67,7 @@ def test_a_kept_head_goes_on(strategy):
 
 
 def test_mistakes_are_told(strategy):
-    assert FedRepConfig(head_epochs=-1).problems() == ["fedrep.head-epochs is -1, must be at least 0"]
-    assert FedRepConfig().problems() == []
+    assert FedRepSettings(head_epochs=-1).problems() == ["fedrep.head-epochs is -1, must be at least 0"]
+    assert FedRepSettings().problems() == []
     assert backbone(strategy.config, "units.0.0.weight")
     assert not backbone(strategy.config, "exits.1.linear.weight")

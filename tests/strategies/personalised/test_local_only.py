@@ -15,7 +15,7 @@ def test_no_weight_travels(run_strategy):
     assert app.sent
     assert app.down() == app.up() == set()
     assert all(len(state.floats) == 0 for _, payload in app.sent for state in payload.states.values())
-    assert not any(reply.entries for reply in app.replies)
+    assert not any(reply.client_arrays for reply in app.replies)
     assert same(run.strategy.model, seeded(run.strategy))
     assert run.records[-1].failures == {}
 

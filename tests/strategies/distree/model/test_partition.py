@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from strategies.distree.config import DistrEEConfig
 from strategies.distree.model import partition as module
 from strategies.distree.model.partition import (
     Partition,
@@ -18,6 +17,7 @@ from strategies.distree.model.partition import (
     partition,
     split,
 )
+from strategies.distree.settings import DistrEESettings
 
 IMAGES = torch.tensor([[2.0, 1.0, -1.0], [1.0, 2.0, 4.0]])
 
@@ -167,7 +167,7 @@ def test_a_partition_of_two_clear_groups(in_groups: list[tuple[int, int]]) -> No
     in_groups += cliques([0, 2, 4], [1, 3, 5])
     # per image divided by the largest: 1, .5, 0, 0, 0, 0, 0 and .5, 0, .25, 0, 0, 0, 1
     values = torch.tensor([[2.0, 1, 0, 0, 0, 0, 0], [2.0, 0, 1, 0, 0, 0, 4]])
-    found = partition(values, DistrEEConfig(students=2), (), seed=1)
+    found = partition(values, DistrEESettings(students=2), (), seed=1)
     assert found.parts == ((0, 2, 4), (1, 3, 5))
     assert found.dropped == (6,)
     assert found.communities == (3, 3)
@@ -185,7 +185,7 @@ def test_a_partition_of_two_clear_groups(in_groups: list[tuple[int, int]]) -> No
 def test_the_resolution_is_raised_when_communities_are_fewer_than_students(in_groups: list[tuple[int, int]]) -> None:
     # four cliques in a ring of pairs: two communities at a low resolution
     in_groups += [*cliques(range(4), range(4, 8), range(8, 12), range(12, 16)), (0, 4), (1, 5), (8, 12), (9, 13)]
-    settings = DistrEEConfig(students=4, resolution=0.5)
+    settings = DistrEESettings(students=4, resolution=0.5)
     found = partition(activations(0, filters=16), settings, (), seed=1)
     assert found.communities == (4, 4, 4, 4)
     assert set(found.parts) == {tuple(range(first, first + 4)) for first in (0, 4, 8, 12)}
@@ -199,7 +199,7 @@ def test_the_largest_community_is_split_by_strength_when_no_resolution_gives_eno
     monkeypatch.setattr(module, "communities", lambda graph, resolution, seed: [tuple(range(8))])
     in_groups += cliques(range(8))
     values = torch.tensor([[8.0, 7, 6, 5, 4, 3, 2, 1]])
-    found = partition(values, DistrEEConfig(students=3), (), seed=1)
+    found = partition(values, DistrEESettings(students=3), (), seed=1)
     # 0 2 4 6 and 1 3 5 7, then the first of them again
     assert found.parts == ((1, 3, 5, 7), (0, 4), (2, 6))
     assert any("halved by filter rank, 2 times" in line for line in found.report())
@@ -207,7 +207,7 @@ def test_the_largest_community_is_split_by_strength_when_no_resolution_gives_eno
 
 def test_a_community_that_makes_students_too_unequal_is_split(in_groups: list[tuple[int, int]]) -> None:
     in_groups += cliques(range(14), (14, 15))
-    found = partition(activations(0, filters=16), DistrEEConfig(students=2, resolution=1.0), (), seed=1)
+    found = partition(activations(0, filters=16), DistrEESettings(students=2, resolution=1.0), (), seed=1)
     # 14 against 2 is less than half of 8: 7 + 7 + 2
     assert found.communities == (7, 7, 2)
     assert sorted(map(len, found.parts)) == [7, 9]
@@ -216,7 +216,7 @@ def test_a_community_that_makes_students_too_unequal_is_split(in_groups: list[tu
 
 def test_unequal_students_get_filters_in_proportion(in_groups: list[tuple[int, int]]) -> None:
     in_groups += cliques(range(24))
-    found = partition(activations(0, filters=24), DistrEEConfig(students=2), (1, 3), seed=1)
+    found = partition(activations(0, filters=24), DistrEESettings(students=2), (1, 3), seed=1)
     assert list(map(len, found.parts)) == [6, 18]
 
 
@@ -224,7 +224,7 @@ def test_unequal_students_get_filters_in_proportion(in_groups: list[tuple[int, i
 @pytest.mark.parametrize("students", [1, 2, 3, 5])
 def test_partitions_of_random_activations_are_sound(seed: int, students: int) -> None:
     values = activations(seed)
-    settings = DistrEEConfig(students=students, top_filters=12, kept_edges=0.2)
+    settings = DistrEESettings(students=students, top_filters=12, kept_edges=0.2)
     found = partition(values, settings, (), seed)
     filters = [f for part in found.parts for f in part]
     assert sorted([*filters, *found.dropped]) == list(range(40))
@@ -239,7 +239,7 @@ def test_partitions_of_random_activations_are_sound(seed: int, students: int) ->
 
 
 def test_strong_filters_are_spread_over_students() -> None:
-    found = partition(activations(3), DistrEEConfig(students=2, top_filters=12, kept_edges=0.2), (), seed=1)
+    found = partition(activations(3), DistrEESettings(students=2, top_filters=12, kept_edges=0.2), (), seed=1)
     assert min(found.activation) > 0.25
 
 
@@ -250,21 +250,21 @@ def test_parts_that_overlap_are_never_built() -> None:
 
 def test_a_teacher_with_too_few_linked_filters_is_refused() -> None:
     with pytest.raises(UserError, match=r"only 2 of the teacher's 3 filters .* 2 students .* raise distree.kept-edges"):
-        partition(IMAGES, DistrEEConfig(students=2), (), seed=1)
+        partition(IMAGES, DistrEESettings(students=2), (), seed=1)
 
 
 def test_students_too_small_for_any_filter_are_refused(in_groups: list[tuple[int, int]]) -> None:
     in_groups += cliques(range(4))
     with pytest.raises(UserError, match="fewer than 2 filters"):
-        partition(activations(0, filters=4), DistrEEConfig(students=2), (1, 100), seed=1)
+        partition(activations(0, filters=4), DistrEESettings(students=2), (1, 100), seed=1)
 
 
 @pytest.mark.parametrize("shares", [(1.0,), (1.0, 0.0), (1.0, 1.0, 1.0)])
 def test_shares_must_fit_the_students(shares: tuple[float, ...]) -> None:
     with pytest.raises(UserError, match="one share above 0 for each of the 2 students"):
-        partition(activations(0), DistrEEConfig(students=2), shares, seed=1)
+        partition(activations(0), DistrEESettings(students=2), shares, seed=1)
 
 
 def test_a_teacher_that_diverged_is_refused() -> None:
     with pytest.raises(UserError, match="not finite"):
-        partition(torch.full((2, 3), torch.nan), DistrEEConfig(), (), seed=1)
+        partition(torch.full((2, 3), torch.nan), DistrEESettings(), (), seed=1)

@@ -90,24 +90,24 @@ def test_a_device_takes_the_dearest_student_that_it_can_train(costs: StudentCost
     lean = {"distree__without_teacher": "public", "distree__public": "digits"}
     assert choose(costs) == Choice(3, "no limit declared")
     needs = [costs.training_memory(number, BATCH) for number in (1, 2, 3)]
-    assert choose(costs, changes=lean, memory=needs[2]).depth == 3
-    assert choose(costs, changes=lean, memory=needs[2] - 1).depth == 1
-    assert choose(costs, changes=lean, memory=needs[2] - 1, client=1).depth == 2
-    assert choose(costs, changes=lean, memory=max(needs[:2])).depth == 1
+    assert choose(costs, changes=lean, memory=needs[2]).part == 3
+    assert choose(costs, changes=lean, memory=needs[2] - 1).part == 1
+    assert choose(costs, changes=lean, memory=needs[2] - 1, client=1).part == 2
+    assert choose(costs, changes=lean, memory=max(needs[:2])).part == 1
     small = choose(costs, changes=lean, memory=max(needs[:2]) - 1)
     told = f"{max(needs[:2]) / 1e6:.1f} MB"
     assert small == Choice(0, f"nothing fits: student 1 needs {told} of {told}")
     just = 2 * 3 * STUDENTS.macs(costs, 3) * SAMPLES / ROUND_SECONDS
-    assert choose(costs, compute=just).depth == 3
-    assert choose(costs, compute=0.99 * just).depth == 1
+    assert choose(costs, compute=just).part == 3
+    assert choose(costs, compute=0.99 * just).part == 1
     link = 64 * STUDENTS.parameters(costs, 3) / ROUND_SECONDS
-    assert choose(costs, bandwidth=link).depth == 3
+    assert choose(costs, bandwidth=link).part == 3
     assert choose(costs, bandwidth=0.98 * link) == Choice(1, "student 3 would take 61 s on the link, more than 60 s")
 
 
 def test_clients_take_turns_among_students_that_are_alike(costs: StudentCosts) -> None:
     slow = 2 * 3 * max(STUDENTS.macs(costs, number) for number in (1, 2)) * SAMPLES / ROUND_SECONDS
-    assert [choose(costs, client, compute=slow).depth for client in range(5)] == [1, 2, 1, 2, 1]
+    assert [choose(costs, client, compute=slow).part for client in range(5)] == [1, 2, 1, 2, 1]
 
 
 def test_students_matched_to_devices_are_taken_by_those_devices() -> None:
@@ -121,15 +121,15 @@ def test_students_matched_to_devices_are_taken_by_those_devices() -> None:
     for client in (0, 1):
         for number, device in enumerate(devices, start=1):
             capacity = parse_capacity(dict(pair.split("=") for pair in device.split(",")))
-            assert STUDENTS.choose(capacity, costs, config(), SAMPLES, client).depth == number
+            assert STUDENTS.choose(capacity, costs, config(), SAMPLES, client).part == number
     assert choose(costs, memory=2e9, compute=1.9e12) == Choice(
         2, "student 3 is for devices of at least memory=2GB,compute=2TFLOPS"
     )
-    assert choose(costs).depth == 3
-    assert choose(costs, memory=3e9).depth == 3
+    assert choose(costs).part == 3
+    assert choose(costs, memory=3e9).part == 3
     weaker = choose(costs, memory=0.5e9)
     assert weaker == Choice(1, "student 2 is for devices of at least memory=2GB,compute=1TFLOPS")
-    assert choose(costs, memory=1000).depth == 0
+    assert choose(costs, memory=1000).part == 0
 
 
 def test_students_for_equal_devices_are_alike() -> None:
@@ -151,8 +151,8 @@ def test_a_device_that_cannot_hold_the_teacher_is_refused_or_learns_from_public_
     needs = costs.teacher_memory(BATCH)
     assert choose(costs, memory=needs) == Choice(1, "no limit declared")
     refused = choose(costs, memory=needs - 1)
-    assert refused.depth == 0
+    assert refused.part == 0
     assert refused.reason.startswith(f"the teacher needs {needs / 1e6:.1f} MB of {(needs - 1) / 1e6:.1f} MB; ")
     lean = choose(costs, changes={"distree__without_teacher": "public", "distree__public": "digits"}, memory=needs - 1)
-    assert (lean.depth, lean.lean) == (1, True)
+    assert (lean.part, lean.lean) == (1, True)
     assert lean.reason.endswith("so it learns from public images")

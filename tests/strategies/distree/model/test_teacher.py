@@ -9,7 +9,7 @@ from common.data import DataConfig, load
 from common.data.images import Normalizer, SampleSet
 from common.errors import UserError
 from common.networks import NetworkSpec, build, without_early_exits
-from common.storage.model_file import BundleInfo, save_bundle
+from common.storage.model_file import ModelInfo, save_model
 from strategies.distree.model.teacher import load_teacher
 
 NORMALIZE = Normalizer((0.25,), (0.5,))
@@ -24,8 +24,8 @@ def digits() -> SampleSet:
 def stored(digits: SampleSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = without_early_exits(NetworkSpec("lenet", 10, digits.shape, width=3))
     path = tmp_path_factory.mktemp("teacher") / "model.safetensors"
-    info = BundleInfo(spec.to_json(), 1, digits.classes, NORMALIZE.mean, NORMALIZE.std, "")
-    save_bundle(path, build(spec, seed=1).state_dict(), info)
+    info = ModelInfo(spec.to_json(), 1, digits.classes, NORMALIZE.mean, NORMALIZE.std, "")
+    save_model(path, build(spec, seed=1).state_dict(), info)
     return path
 
 

@@ -7,11 +7,11 @@ from common.data import Normalizer
 from common.errors import UserError
 from common.exits import ThresholdPolicy
 from common.networks import NetworkSpec, build
-from common.storage.model_file import Bundle
-from strategies.distree.config import DistrEEConfig
+from common.storage.model_file import StoredModel
 from strategies.distree.model.parts import STUDENTS, StudentCosts
 from strategies.distree.model.students import build_students, students_spec
 from strategies.distree.model.widths import Match, match_devices, match_widths, told
+from strategies.distree.settings import DistrEESettings
 
 TEACHER = NetworkSpec("wrn16", 10, (1, 8, 8), width=2)
 BACKBONE = NetworkSpec("wrn16", 10, (1, 8, 8))
@@ -58,15 +58,17 @@ def test_a_device_that_cannot_hold_the_narrowest_student_is_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def teacher() -> Bundle:
-    return Bundle(build(TEACHER, seed=0), TEACHER, tuple("0123456789"), Normalizer((0.5,), (0.5,)), ThresholdPolicy(()))
+def teacher() -> StoredModel:
+    return StoredModel(
+        build(TEACHER, seed=0), TEACHER, tuple("0123456789"), Normalizer((0.5,), (0.5,)), ThresholdPolicy(())
+    )
 
 
 def to_hold(device: Capacity, costs: StudentCosts, number: int) -> str:
     return lacking(device, costs.table(number).forward_memory(1), macs=0, bits=0)
 
 
-def test_devices_are_matched_by_what_the_backbone_really_costs(teacher: Bundle) -> None:
+def test_devices_are_matched_by_what_the_backbone_really_costs(teacher: StoredModel) -> None:
     costs = [
         STUDENTS.costs(build_students(students_spec(TEACHER, BACKBONE, [range(128)], [width]), 0)) for width in (1, 2)
     ]
@@ -74,19 +76,19 @@ def test_devices_are_matched_by_what_the_backbone_really_costs(teacher: Bundle) 
     assert narrow > 1_600_000
     just, short = 1000 * wide / narrow, 999 * wide / narrow
     match = partial(match_devices, backbone=BACKBONE, teacher=teacher, lacks=to_hold)
-    settings = DistrEEConfig(students=3, devices=f"compute={just}; compute=1kFLOPS ;compute={short}")
+    settings = DistrEESettings(students=3, devices=f"compute={just}; compute=1kFLOPS ;compute={short}")
     found = match(settings)
     assert [(m.device, m.width) for m in found] == [
         (f"compute={just}", 2), ("compute=1kFLOPS", 1), (f"compute={short}", 1),
     ]  # fmt: skip
     needs = costs[1].table(1).forward_memory(1)
-    settings = DistrEEConfig(students=2, devices=f"memory={needs}B;memory={needs - 1}B")
+    settings = DistrEESettings(students=2, devices=f"memory={needs}B;memory={needs - 1}B")
     assert [m.width for m in match(settings)] == [2, 1]
-    assert match(DistrEEConfig()) == ()
+    assert match(DistrEESettings()) == ()
 
 
-def test_widths_are_multiples_of_the_configured_one(teacher: Bundle) -> None:
-    settings = DistrEEConfig(students=1, devices="memory=64GB")
+def test_widths_are_multiples_of_the_configured_one(teacher: StoredModel) -> None:
+    settings = DistrEESettings(students=1, devices="memory=64GB")
     for name, width, widest in (("wrn16", 0, 4), ("wrn16", 2, 8), ("lenet", 0, 24)):
         backbone = NetworkSpec(name, 10, (1, 8, 8), width=width)
         assert match_devices(settings, backbone, teacher, to_hold) == (Match("memory=64GB", widest, WIDEST),)

@@ -55,7 +55,7 @@ def make_job(teacher: EarlyExitNetwork, digits: tuple[Tensor, Tensor]) -> Callab
         data = ClientData(*digits, digits[0][:0], digits[1][:0], digits[0][:0], digits[1][:0])
         job = Job(
             4, number, 1, load_config({**FLAT, **(changes or {})}, sections()), FlatModel(part), CPU, lambda: data,  # type: ignore[arg-type]
-            method={"lr": LR}, states={TEACHER: FlatState.of(teacher.state_dict())},
+            round_values={"lr": LR}, states={TEACHER: FlatState.of(teacher.state_dict())},
         )  # fmt: skip
         return replace(job, **fields)
 
@@ -158,7 +158,7 @@ def test_public_images_take_the_place_of_the_clients_own(
     entries: dict[str, np.ndarray] = {name: value.numpy() for name, value in sent.items()}
     part = STUDENTS.take(build_students(SPEC, seed=3), 2)
     expected = by_hand(part, 2, x, public.labels if labelled else None, filters, outputs.logits[-1])
-    outcome = DistrEELocal().train(make_job(states={}, entries=entries))
+    outcome = DistrEELocal().train(make_job(states={}, client_arrays=entries))
     assert outcome.state is not None
     assert outcome.kept is not None
     for key, value in outcome.state.state_dict().items():

@@ -7,15 +7,15 @@ import torch
 
 from common.data import DataConfig, load
 from common.errors import UserError
-from strategies.distree.config import DistrEEConfig
+from strategies.distree.settings import DistrEESettings
 from strategies.distree.training.client import UNKNOWN
 from strategies.distree.training.public import public_images
 
 DIGITS = load(DataConfig(), None).train
 
 
-def settings(public: str, samples: int = 40) -> DistrEEConfig:
-    return DistrEEConfig(without_teacher="public", public=public, public_samples=samples)
+def settings(public: str, samples: int = 40) -> DistrEESettings:
+    return DistrEESettings(without_teacher="public", public=public, public_samples=samples)
 
 
 def test_images_are_drawn_once_and_for_all_and_known_classes_keep_their_numbers() -> None:

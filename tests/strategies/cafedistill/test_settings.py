@@ -2,13 +2,13 @@ import pytest
 
 from common.config import load_config
 from common.errors import UserError
-from strategies.cafedistill.config import CAFEDistillConfig
+from strategies.cafedistill.settings import CAFEDistillSettings
 
-SECTIONS = {"cafedistill": CAFEDistillConfig}
+SECTIONS = (CAFEDistillSettings,)
 
 
 def test_the_defaults_are_the_published_values():
-    config = load_config({}, SECTIONS).methods["cafedistill"]
+    config = load_config({}, SECTIONS).of(CAFEDistillSettings)
     assert (config.alpha, config.kd_weight, config.ce_weight, config.temperature) == (0.6, 1.0, 1.0, 2.0)
     assert config.problems() == []
 
@@ -31,4 +31,4 @@ def test_every_mistake_is_told_by_its_key():
 
 @pytest.mark.parametrize("alpha", [-0.1, float("inf")])
 def test_alpha_is_positive_and_finite(alpha):
-    assert CAFEDistillConfig(alpha=alpha).problems() == [f"cafedistill.alpha is {alpha}, must be at least 0.0"]
+    assert CAFEDistillSettings(alpha=alpha).problems() == [f"cafedistill.alpha is {alpha}, must be at least 0.0"]

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 
-from common.config import at_least
+from common.settings import Settings, at_least
 
 
 @dataclass(frozen=True)
-class StreamConfig:
+class StreamSettings(Settings):
     """The server's address for what does not fit into Flower's messages, and its patience."""
+
+    SECTION = "stream"
 
     host: str = "127.0.0.1"  # name or address by which devices reach the server
     bind: str = ""  # address to listen at, such as 0.0.0.0; empty: the host's

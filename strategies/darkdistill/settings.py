@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, fields
 
+from common.settings import Settings
+
 CHOICES = {
     "variant": ("progressive", "parallel"),
     "matcher": ("distance", "learned", "hard"),
@@ -37,8 +39,10 @@ NOT_NEGATIVE = (
 
 
 @dataclass(frozen=True)
-class DarkDistillConfig:
+class DarkDistillSettings(Settings):
     """All choices of the server's data-free transfer; the defaults are the progressive variant's."""
+
+    SECTION = "darkdistill"
 
     variant: str = "progressive"  # progressive: reverse KD along the tiers; parallel: one generator per exit (-PL)
     distillation: bool = True  # False: averaging only, which is EEFL with the same local objective
@@ -97,8 +101,10 @@ class DarkDistillConfig:
 
 
 @dataclass(frozen=True)
-class DifficultyConfig:
+class DifficultySettings(Settings):
     """What clients tell of their difficulties. Pairs show a client's labels; a noisy sketch bounds what they show."""
+
+    SECTION = "difficulty"
 
     upload: str = "pairs"  # (difficulty, label) per sample, as published; "sketch": a histogram per label
     bins: int = 16  # loss bins per label

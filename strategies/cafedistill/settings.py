@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass
 
-from common.config import at_least, one_of
+from common.settings import Settings, at_least, one_of
 
 SIMILARITIES = ("updates", "parameters")
 
 
 @dataclass(frozen=True)
-class CAFEDistillConfig:
+class CAFEDistillSettings(Settings):
     """All choices of the method. Values for text (AGNews) were alpha 0.15 and kd_weight 0.2."""
+
+    SECTION = "cafedistill"
 
     alpha: float = 0.6  # mu of the paper: small, a client is its own teacher; large, all clients teach it alike
     kd_weight: float = 1.0  # lambda; not divided by the number of exits, unlike the cross-entropies

@@ -9,13 +9,16 @@ training (Gawali et al., arXiv 2012.12591). None of its numbers is known.
 from dataclasses import dataclass
 from itertools import pairwise
 
-from common.config import TrainSection, at_least, one_of
+from common.config import TrainSection
+from common.settings import Settings, at_least, one_of
 from strategies.hetero_splitee.learner import Sgd
 
 
 @dataclass(frozen=True)
-class SplitEEConfig:
+class SplitEESettings(Settings):
     """All choices of split training; momentum and weight decay are the `train` section's on both sides."""
+
+    SECTION = "splitee"
 
     # The paper has both and prefers neither; one model costs least memory
     mode: str = "sequential"  # "averaging": one server copy per client

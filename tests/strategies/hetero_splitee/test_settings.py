@@ -2,13 +2,13 @@ import pytest
 
 from common.config import TrainSection, load_config
 from common.errors import UserError
-from strategies.hetero_splitee.config import SplitEEConfig
 from strategies.hetero_splitee.learner import Sgd
+from strategies.hetero_splitee.settings import SplitEESettings
 
 
 def test_the_defaults_are_sound():
-    assert SplitEEConfig().problems() == []
-    assert load_config({}, {"splitee": SplitEEConfig}).methods["splitee"] == SplitEEConfig()
+    assert SplitEESettings().problems() == []
+    assert load_config({}, [SplitEESettings]).of(SplitEESettings) == SplitEESettings()
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ def test_the_defaults_are_sound():
     ],
 )
 def test_sound_combinations(possible):
-    assert SplitEEConfig(**possible).problems() == []
+    assert SplitEESettings(**possible).problems() == []
 
 
 @pytest.mark.parametrize(
@@ -40,21 +40,21 @@ def test_sound_combinations(possible):
     ],
 )
 def test_each_mistake_is_told_once(wrong, told):
-    problems = SplitEEConfig(**wrong).problems()
+    problems = SplitEESettings(**wrong).problems()
     assert len(problems) == 1
     assert problems[0].startswith(told)
 
 
 def test_a_mistake_keeps_a_run_from_starting():
     with pytest.raises(UserError, match=r'needs splitee\.mode "averaging"'):
-        load_config({"splitee.aggregate-scope": "global"}, {"splitee": SplitEEConfig})
+        load_config({"splitee.aggregate-scope": "global"}, [SplitEESettings])
 
 
 def test_the_server_learns_as_the_devices_do_unless_told_otherwise():
     train = TrainSection(lr=0.1, lr_decay=0.5, momentum=0.8, weight_decay=0.01)
-    assert SplitEEConfig().optimiser(train, 1) == Sgd(0.1, 0.8, 0.01)
-    assert SplitEEConfig(server_lr=0.4).optimiser(train, 3) == Sgd(0.1, 0.8, 0.01)
+    assert SplitEESettings().optimiser(train, 1) == Sgd(0.1, 0.8, 0.01)
+    assert SplitEESettings(server_lr=0.4).optimiser(train, 3) == Sgd(0.1, 0.8, 0.01)
 
 
 def test_the_period_counts_rounds_from_one():
-    assert [round_ for round_ in range(1, 8) if SplitEEConfig(period=3).aggregates(round_)] == [3, 6]
+    assert [round_ for round_ in range(1, 8) if SplitEESettings(period=3).aggregates(round_)] == [3, 6]

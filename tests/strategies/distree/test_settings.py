@@ -2,16 +2,16 @@ import pytest
 
 from common.capacity import Capacity
 from common.errors import UserError
-from strategies.distree.config import DistrEEConfig, read_device
+from strategies.distree.settings import DistrEESettings, read_device
 
 
 def test_devices_are_declared_as_a_device_declares_itself() -> None:
-    settings = DistrEEConfig(students=3, devices="low; memory=512MB,compute=20GFLOPS ;bandwidth=10Mbps")
+    settings = DistrEESettings(students=3, devices="low; memory=512MB,compute=20GFLOPS ;bandwidth=10Mbps")
     assert settings.problems() == []
     assert [read_device(text) for text in settings.declared] == [
         Capacity(64e6, 1e9), Capacity(512e6, 20e9), Capacity(bandwidth=10e6),
     ]  # fmt: skip
-    assert DistrEEConfig().declared == ()
+    assert DistrEESettings().declared == ()
 
 
 @pytest.mark.parametrize(
@@ -28,12 +28,12 @@ def test_devices_are_declared_as_a_device_declares_itself() -> None:
     ],
 )
 def test_devices_that_cannot_be_read_are_told(devices: str, message: str) -> None:
-    (problem,) = DistrEEConfig(devices=devices).problems()
+    (problem,) = DistrEESettings(devices=devices).problems()
     assert problem.startswith(message)
 
 
 def test_widths_are_given_or_matched() -> None:
-    (problem,) = DistrEEConfig(devices="low;high", widths=(1, 2)).problems()
+    (problem,) = DistrEESettings(devices="low;high", widths=(1, 2)).problems()
     assert problem.startswith("distree.devices decides the widths: leave distree.widths empty")
     with pytest.raises(UserError, match="would measure the server"):
         read_device("auto")

@@ -3,20 +3,22 @@
 from dataclasses import dataclass
 
 from common.capacity import DECLARED, Capacity, parse_capacity, read_node
-from common.config import at_least, one_of
 from common.errors import UserError
+from common.settings import Settings, at_least, one_of
 
 
 def read_device(text: str) -> Capacity:
-    """Return a capacity of `DistrEEConfig.devices`; raises `UserError`."""
+    """Return a capacity of `DistrEESettings.devices`; raises `UserError`."""
     if text == "auto":
         raise UserError("'auto' would measure the server: write what the device has")
     return parse_capacity(read_node(text, tuple(DECLARED)))
 
 
 @dataclass(frozen=True)
-class DistrEEConfig:
+class DistrEESettings(Settings):
     """Published values are NoNN's; what the public text leaves open is marked "reconstructed"."""
+
+    SECTION = "distree"
 
     teacher: str = ""  # a finished run's folder, or a model file: whose filters are partitioned
     students: int = 2  # K
