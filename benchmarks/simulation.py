@@ -36,7 +36,8 @@ from common.flower.local_grid import LocalGrid
 from common.networks import NetworkSpec, build
 from common.objectives import make_objective
 from common.seeding import generator
-from strategies.callbacks.base import Callback, Record
+from strategies.callbacks.base import Callback
+from strategies.engine.rounds import Record
 from strategies.factory import make_strategy, read_config
 
 WIDTHS = {"lenet": 6, "1.6M": 34}  # of the LeNet backbone: 51 k and 1.6 M parameters

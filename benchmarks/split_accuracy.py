@@ -72,7 +72,7 @@ def run(variant: str, seed: int, overrides: Mapping[str, Any]) -> dict[str, Any]
 
 def groups(accuracy: Mapping[str, Any], tiers: Iterable[int]) -> Iterable[tuple[str, dict[str, Any]]]:
     """Yield ("all" or a cut, what its clients measured): means over clients."""
-    by_cut = accuracy.get("by_depth", {})
+    by_cut = accuracy.get("by_part", {})
     for name, group in [("all", accuracy), *((str(cut), by_cut[cut]) for cut in tiers if cut in by_cut)]:
         tuned = group["tuned"]
         yield (

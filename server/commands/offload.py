@@ -20,6 +20,7 @@ from common.rpc.methods import SPLIT
 from common.storage.model_file import FILE, StoredModel, load_model
 from strategies.hetero_splitee.offload import Suffixes
 from strategies.hetero_splitee.service import Expected, SplitService
+from strategies.hetero_splitee.statistics import SERVER_HALF, statistics_by_cut
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -43,7 +44,11 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--batch {options.batch}: give 1 or more")
     bundle = load_server(options.model)
     keep_memory()
-    suffixes = Suffixes(bundle.network, pick_device(options.device), bundle.statistics)
+    try:
+        statistics = statistics_by_cut(bundle.others)
+    except ValueError as error:
+        raise UserError(f"{options.model} does not hold a whole model: {error}") from error
+    suffixes = Suffixes(bundle.network, pick_device(options.device), statistics)
     folder = options.model if options.model.is_dir() else options.model.parent
     reached = standalone.access(options, folder, "offload.token")
     expected = Expected(bundle.run, suffixes.shapes, bundle.network.num_classes, options.batch)
@@ -61,7 +66,7 @@ def load_server(path: Path) -> StoredModel:
     bundle = load_model(path)
     if bundle.cut:
         raise UserError(f"{path} is a device's part: give --model the run's folder, it holds the server's layers")
-    if not bundle.half:
+    if not bundle.values.get(SERVER_HALF):
         raise UserError(f"{path} is no split training run (run.strategy hetero_splitee): no device has a cut of it")
     return bundle
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from common.config import load_config
 from common.errors import UserError
-from strategies.registry import sections
+from strategies.registry import all_settings
 
 PRESETS = Path(__file__).parent / "presets"
 PATHS = ("data.root", "run.root", "clients.store", "distree.teacher")  # as where the command is typed sees them
@@ -23,7 +23,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 def read_overrides(options: argparse.Namespace) -> dict[str, Any]:
     """Return the preset's values with the command line's on top; raises `UserError`."""
-    values, known = _preset(options.preset) if options.preset else {}, load_config({}, sections()).flat()
+    values, known = _preset(options.preset) if options.preset else {}, load_config({}, all_settings()).flat()
     for pair in options.config:
         key, found, text = (part.strip() for part in pair.partition("="))
         if not found:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from flwr.supercore import log
 
 from strategies.callbacks.accuracy import mean_text, samples_text, tuned_text
-from strategies.callbacks.base import Callback, Record
+from strategies.callbacks.base import Callback
 from strategies.callbacks.units import bytes_text, percent_text, rejected_text, seconds_text, spread_text
+from strategies.engine.rounds import Record
 
 if TYPE_CHECKING:
     from strategies.engine.strategy import EarlyExitStrategy

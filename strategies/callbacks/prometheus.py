@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from common.errors import UserError
-from strategies.callbacks.base import Callback, Record
+from strategies.callbacks.base import Callback
+from strategies.engine.rounds import Record
 
 if TYPE_CHECKING:
     from strategies.engine.strategy import EarlyExitStrategy

@@ -17,7 +17,6 @@ import platform
 import time
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict
 from importlib.metadata import version
 from logging import INFO, WARNING
 from pathlib import Path
@@ -28,10 +27,11 @@ from flwr.supercore import log
 
 from common.config import RunConfig
 from common.errors import UserError
-from common.messages.protocol import ClientReport
 from common.storage.client_store import NAME
 from common.storage.files import StorageError, append_line, read_tensors, write_tensors, write_text
-from strategies.callbacks.base import Callback, Record
+from common.storage.format import FORMAT, check_format
+from strategies.callbacks.base import Callback
+from strategies.engine.rounds import Record
 from strategies.engine.strategy import EarlyExitStrategy
 
 KEPT = 2  # checkpoints
@@ -76,7 +76,7 @@ class RunFolder(Callback):
             stored = tomllib.loads((folder / "config.toml").read_text())
         except (OSError, tomllib.TOMLDecodeError) as error:
             raise UserError(f"run.resume: {folder} is no run folder ({error})") from error
-        stored.pop("about", None)
+        check_format(folder, stored.pop("about", {}).get("format", 1))
         return RunFolder(folder), {f"{s}.{k}": v for s, values in stored.items() for k, v in values.items()}
 
     def restore(self, strategy: EarlyExitStrategy) -> None:
@@ -86,13 +86,9 @@ class RunFolder(Callback):
         found = self._checkpoints()
         if found:
             tensors, values = read_tensors(found[-1])
-            strategy.model = {k: v for k, v in tensors.items() if not k.startswith(METHOD)}
-            strategy.round = values["round"]
-            strategy.committed = {int(client): round_ for client, round_ in values["committed"].items()}
-            strategy.trained = set(values["trained"])
-            strategy.roster.reports = {r["client"]: ClientReport(**r) for r in values["reports"]}
+            model = {k: v for k, v in tensors.items() if not k.startswith(METHOD)}
             method = {k.removeprefix(METHOD): v for k, v in tensors.items() if k.startswith(METHOD)}
-            strategy.load_state_dict(method, values["method"])
+            strategy.restore(model, method, values)
         events = [event for event in read_events(self.metrics) if event.get("round", 0) <= strategy.round]
         write_text(self.metrics, "".join(json.dumps(event) + "\n" for event in events))
         log(INFO, "run %r continues after round %d", strategy.config.run.name, strategy.round)
@@ -100,6 +96,7 @@ class RunFolder(Callback):
     def on_start(self, strategy: EarlyExitStrategy) -> None:
         """Write the configuration and the start event."""
         about = {
+            "format": FORMAT,
             "versions": {name: version(name) for name in ("flwr", "numpy", "torch", "torchvision")},
             "python": platform.python_version(),
             "device": _device_name(strategy.device),
@@ -120,16 +117,9 @@ class RunFolder(Callback):
 
     def _save(self, strategy: EarlyExitStrategy, record: Record) -> None:
         self._append(record.to_event())
-        tensors, values = strategy.state_dict()
-        stored = {
-            "round": strategy.round,
-            "committed": strategy.committed,
-            "trained": sorted(strategy.trained),
-            "reports": [asdict(report) for report in strategy.roster.reports.values()],
-            "method": values,
-        }
+        model, method, values = strategy.checkpoint()
         path = self.folder / "checkpoints" / f"round-{strategy.round:06d}.safetensors"
-        write_tensors(path, strategy.model | {METHOD + key: value for key, value in tensors.items()}, stored)
+        write_tensors(path, model | {METHOD + key: value for key, value in method.items()}, values)
         for old in self._checkpoints()[:-KEPT]:
             old.unlink()
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from common.networks import EarlyExitNetwork
 from common.storage.client_store import ClientState, ClientStore
 from common.weights.flat import StateDict
-from strategies.engine.aggregation import LayerMean
+from common.weights.layers import LayerMean
 from strategies.hetero_splitee.learner import MOMENTUM, Learner, Sgd, StepResult, final_logits, server_part, train_step
 from strategies.hetero_splitee.settings import SplitEESettings
 from strategies.hetero_splitee.vectorised import train_together

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from common.weights.flat import StateDict
-from strategies.engine.aggregation import average_layers
+from common.weights.layers import average_layers
 
 
 def synchronised(

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from common.networks import EarlyExitNetwork
-from common.storage.model_file import statistics_by_cut, with_cuts
 from common.weights.flat import StateDict
 from strategies.hetero_splitee.learner import (
     Learner,
@@ -21,6 +20,7 @@ from strategies.hetero_splitee.learner import (
     with_statistics,
 )
 from strategies.hetero_splitee.settings import SplitEESettings
+from strategies.hetero_splitee.statistics import statistics_by_cut, with_cuts
 
 
 class Sequential:

@@ -13,7 +13,7 @@ from common.flower.local_grid import LocalGrid
 from server.app import app, prepare
 from strategies.callbacks.run_folder import read_events
 from strategies.callbacks.tensorboard import TensorBoard
-from strategies.engine.strategy import QuorumError
+from strategies.engine.rounds import QuorumError
 
 
 @pytest.fixture

@@ -9,9 +9,10 @@ from typing import Any
 from common.config import RunConfig, Value, load_config
 from common.errors import UserError
 from common.storage.files import read_tensors
+from common.storage.format import check_format
 from strategies.callbacks.accuracy import exit_accuracies
 from strategies.callbacks.run_folder import read_events
-from strategies.registry import sections
+from strategies.registry import all_settings
 
 Event = dict[str, Any]
 
@@ -102,6 +103,7 @@ def load_run(folder: Path) -> RunData:
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{folder} is no run's folder ({error}): give one that holds config.toml") from error
     about = stored.pop("about", {})
+    check_format(folder, about.get("format", 1))
     events = read_events(folder / "metrics.jsonl")
     rounds = {event["round"]: event for event in events if event["event"] == "round"}
     reports = _reports(folder)
@@ -122,8 +124,7 @@ def split_config(run: RunData) -> tuple[dict[str, Value], dict[str, Value]]:
 
     Defaults of methods other than the run's are left out.
     """
-    methods = sections()
-    defaults = load_config({}, methods).flat()
+    defaults = load_config({}, all_settings()).flat()
     changed = {key: value for key, value in run.config.items() if value != defaults.get(key)}
     shown = {*(kind.SECTION for kind in RunConfig.COMMON), run.strategy} | {key.partition(".")[0] for key in changed}
     rest = {k: v for k, v in run.config.items() if k not in changed and k.partition(".")[0] in shown}

@@ -26,7 +26,7 @@ from common.rpc.credentials import make_credentials
 from server.commands import submit
 from server.commands.certificates import FOLDER
 from server.commands.overrides import read_run
-from strategies.registry import sections
+from strategies.registry import all_settings
 
 
 def started(*words: str) -> argparse.Namespace:
@@ -159,7 +159,7 @@ def test_the_next_command_can_be_typed(encrypted):
     assert {key: value for key, value in overrides.items() if key != "run.name"} == {
         "clients.count": 3, "clients.per-round": 3, "round.min-nodes": 3,
     }  # fmt: skip
-    load_config(overrides, sections())  # refuses a key that there is not
+    load_config(overrides, all_settings())  # refuses a key that there is not
     assert options.root_certificates == (FOLDER / "ca.pem" if encrypted else None)
 
 

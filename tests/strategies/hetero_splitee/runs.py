@@ -16,7 +16,7 @@ from common.weights.flat import StateDict
 from strategies.engine.strategy import EarlyExitStrategy
 from strategies.hetero_splitee.client import SplitTraining
 from strategies.hetero_splitee.learner import MOMENTUM
-from strategies.node.local_training import Job
+from strategies.method import Job
 from tests.strategies.hetero_splitee.reference import Client, Reference
 
 # six clients of three cuts, four batches each

@@ -26,7 +26,9 @@ def state(learner):
 def joined(network, cut) -> tuple[EarlyExitNetwork, torch.optim.SGD]:
     """The network with its last exit alone, trained end to end."""
     units = {int(index): copy.deepcopy(unit) for index, unit in network.units.items()}
-    whole = EarlyExitNetwork(units, {network.end: copy.deepcopy(network._head(network.end))}, network.layout).train()
+    whole = EarlyExitNetwork(
+        units, {network.end: copy.deepcopy(network._head(network.end))}, network.architecture
+    ).train()
     return whole, torch.optim.SGD(whole.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from common.rpc.channels import Limits, connect, new_token
 from common.rpc.methods import OFFLOAD, TRAIN
-from strategies.engine.strategy import QuorumError
+from strategies.engine.rounds import QuorumError
 from strategies.hetero_splitee.client import ADDRESS
 from strategies.hetero_splitee.stream import FeatureStream, Origin, StreamError
 from tests.strategies.hetero_splitee.processes import ProcessGrid

@@ -4,10 +4,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from common.storage.model_file import STATISTICS, statistics_by_cut
 from strategies.hetero_splitee.learner import MOMENTUM, Sgd, server_part
 from strategies.hetero_splitee.sequential import Sequential
 from strategies.hetero_splitee.settings import SplitEESettings
+from strategies.hetero_splitee.statistics import STATISTICS, statistics_by_cut
 
 CPU, SGD = torch.device("cpu"), Sgd(0.1, 0.9, 0.01)
 SHARED = SplitEESettings(statistics="shared")

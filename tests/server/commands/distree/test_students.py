@@ -14,7 +14,7 @@ from common.data import DataConfig, load
 from server.__main__ import main
 from server.commands.distree.students import OPTIONS, READ
 from strategies.distree.model.stored import load_student, load_students, student_file
-from strategies.registry import sections
+from strategies.registry import all_settings
 from tests.support.served import Served, served
 
 IMAGES = ["-c", "data.name=digits", "-c", "network.name=wrn16", "--no-augmentation"]
@@ -207,7 +207,7 @@ def test_training_refuses_before_it_starts(
 
 
 def test_what_is_said_to_be_read_are_keys_and_so_is_what_takes_their_place() -> None:
-    known = load_config({}, sections()).flat()
+    known = load_config({}, all_settings()).flat()
     assert set().union(*READ.values(), OPTIONS) <= set(known)
     assert not set().union(*READ.values()) & set(OPTIONS)
 
