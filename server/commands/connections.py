@@ -27,7 +27,7 @@ def add_state(parser: argparse.ArgumentParser) -> None:
     """Add the option that `flower_home` reads."""
     parser.add_argument(
         "--state", type=Path, metavar="FOLDER",
-        help="folder of the database, Flower's home and the runs (default: that of $FLWR_HOME, else the project's)",
+        help="folder of the database, Flower's home and the runs (default: where $FLWR_HOME is, else the project)",
     )  # fmt: skip
 
 

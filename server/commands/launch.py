@@ -146,7 +146,7 @@ def _run(
 
 
 def _follow(run_id: str, folder: Path, connection: str, env: Mapping[str, str], progress: Progress) -> Outcome:
-    asked = heard = time.monotonic()
+    asked = answered = time.monotonic()
     metrics = Tail(folder / "metrics.jsonl")
     bar = progress.add_task(f"{folder.name}: starting", total=None)
     while True:
@@ -166,14 +166,14 @@ def _follow(run_id: str, folder: Path, connection: str, env: Mapping[str, str], 
         except UserError as error:  # no JSON
             answer = {"error-message": error}
         if not answer.get("runs"):
-            if asked - heard > LOST:
+            if asked - answered > LOST:
                 problem = " ".join(str(answer.get("error-message", answer)).split())
                 raise UserError(
                     f"the SuperLink has gone: {problem}; its run has ended with it, so start the SuperLink again, then "
                     f"continue with --resume {folder}"
                 )
             continue
-        heard, run = asked, answer["runs"][0]
+        answered, run = asked, answer["runs"][0]
         if str(run["status"]).startswith("finished"):
             return Outcome(folder, str(run["status"]), str(run.get("status-details") or ""))
 

@@ -18,7 +18,7 @@ def add_parser(verbs: Verbs) -> None:
     parser = verbs.add_parser("register", help="register the keys of new devices with a SuperLink", description=__doc__)
     parser.add_argument(
         "--certificates", type=Path, default=FOLDER, metavar="FOLDER",
-        help="of `python -m server certificates` (default: %(default)s)",
+        help="made by `python -m server certificates` (default: %(default)s)",
     )  # fmt: skip
     add_superlink(parser)
     parser.set_defaults(run=run)

@@ -29,7 +29,7 @@ def add_parser(verbs: Verbs) -> None:
     add_state(parser)
     parser.add_argument("--tls", action="store_true", help=f"encrypt with the certificates in {FOLDER}")
     parser.add_argument(
-        "--certificates", type=Path, metavar="FOLDER", help="encrypt with those of `python -m server certificates`"
+        "--certificates", type=Path, metavar="FOLDER", help="encrypt with those made by `python -m server certificates`"
     )
     parser.add_argument("--require-node-keys", action="store_true", help="refuse devices without a registered key")
     parser.add_argument(

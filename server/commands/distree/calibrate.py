@@ -72,10 +72,12 @@ def add_parser(verbs: Verbs) -> None:
     parser = verbs.add_parser("calibrate", help="fit finished students' exits to a target", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="a finished distree run, or what `students` made")
     wanted = parser.add_mutually_exclusive_group(required=True)
-    wanted.add_argument("--accuracy-loss", type=float, metavar="LOSS", help="largest loss, such as 0.02: two points")
-    wanted.add_argument("--macs", type=float, metavar="SHARE", help="largest share of the MACs up to all last exits")
+    wanted.add_argument("--accuracy-loss", type=float, metavar="LOSS", help="largest accuracy loss; 0.02: two points")
+    wanted.add_argument(
+        "--macs", type=float, metavar="SHARE", help="largest share of the MACs of all students up to their last exits"
+    )
     wanted.add_argument("--latency-ms", type=float, metavar="MS", help="largest mean latency of the slowest device")
-    wanted.add_argument("--p99-ms", type=float, metavar="MS", help="largest latency of it for 99 in 100 images")
+    wanted.add_argument("--p99-ms", type=float, metavar="MS", help="the same for 99 in 100 images")
     parser.add_argument("--name", help="name of the policies (default: the target's, such as loss-0.02 or p99-8ms)")
     add_overrides(parser)
     devices.add_arguments(parser, required=False)
@@ -148,7 +150,7 @@ def validation_images(
     else:
         chosen = own_split(len(images), config.run.seed).validation
     if not len(chosen):
-        raise UserError("there are no validation images to calibrate on: give the data.* of the students' training")
+        raise UserError("no validation images to calibrate on: give the data.* of the students' training")
     return config, images.subset(chosen)
 
 

@@ -44,8 +44,8 @@ def ask(stored: StoredStudents, options: argparse.Namespace, stack: ExitStack) -
         raise UserError(f"--deadline {options.deadline}: give seconds above 0")
     addresses = numbered(options.student, stored, "--student")
     certificates = numbered(options.certificate, stored, "--certificate")
-    if unasked := sorted(set(certificates) - set(addresses)):
-        raise UserError(f"--certificate {unasked[0]}=...: give --student {unasked[0]}=HOST:PORT too, or remove it")
+    if unmatched := sorted(set(certificates) - set(addresses)):
+        raise UserError(f"--certificate {unmatched[0]}=...: give --student {unmatched[0]}=HOST:PORT too, or remove it")
     if options.token_file is None:
         raise UserError("--student needs --token-file: give a copy of the devices' token file")
     token = read_token(options.token_file)

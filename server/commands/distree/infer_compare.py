@@ -47,7 +47,7 @@ def compare(stored: StoredStudents, aggregator: Aggregator, batches: Sequence[Sa
     macs = {k: exit_macs(student) for k, student in stored.students.numbered()}
     warm_up = batches[0].pixels
     aggregator.infer(warm_up, stored.policies["last"], range(len(warm_up)))
-    rows = [_asked(name, chosen, stored, aggregator, batches, macs) for name, chosen in stored.policies.items()]
+    rows = [_ask(name, chosen, stored, aggregator, batches, macs) for name, chosen in stored.policies.items()]
     missing = {k: reason for row in rows for k, reason in row.missing.items()}
     if not any(exit_ for row in rows for counts in row.histogram.values() for exit_ in counts):
         raise devices.none_answered(missing)
@@ -65,7 +65,7 @@ def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[max(0, math.ceil(share * len(values) - 1e-9) - 1)]
 
 
-def _asked(
+def _ask(
     name: str,
     policies: Policies,
     stored: StoredStudents,

@@ -92,11 +92,11 @@ def run_teacher(options: argparse.Namespace) -> int:
     """Train a teacher and write its model; raises `UserError` before anything starts."""
     config, samples, schedule, device = _prepare(options)
     _make_folder(options.out)
-    teacher = build(without_early_exits(samples.spec), config.run.seed)
+    spec = without_early_exits(samples.spec)
+    teacher = build(spec, config.run.seed)
     with threads(config.server.threads):
         train_teacher(teacher, samples.train, samples.normalize, schedule, config.run.seed, device, _progress)
         scores = {name: _accuracy(teacher, getattr(samples, name), samples, device) for name in ("validation", "test")}
-    spec = without_early_exits(samples.spec)
     constants = samples.normalize.mean, samples.normalize.std
     info = ModelInfo(spec.to_json(), 1, samples.train.classes, *constants, "", run=options.out.name)
     save_model(options.out / FILE, teacher.state_dict(), info)

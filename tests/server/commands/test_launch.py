@@ -168,7 +168,7 @@ def test_flwr_passes_on_what_a_failed_command_prints(tmp_path):
 def test_local_superlink_names_its_log_if_it_does_not_start(tmp_path, monkeypatch):
     popen = subprocess.Popen
     monkeypatch.setattr(launch.subprocess, "Popen", lambda command, **kwargs: popen(["false"], **kwargs))
-    with pytest.raises(UserError, match=r"did not start, see .*superlink\.log"), local_superlink(tmp_path / "home"):
+    with pytest.raises(UserError, match=r"did not start: see .*superlink\.log"), local_superlink(tmp_path / "home"):
         pass
 
 

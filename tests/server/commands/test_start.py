@@ -201,8 +201,8 @@ def test_submit_exits_as_the_run_ended(tmp_path, monkeypatch, capsys, status, co
     words = ["submit", "--state", str(tmp_path), "-c", "run.strategy=eefl", "-c", "run.name=a"]
     assert command.main(words) == code
     assert submitted == {"run.strategy": "eefl", "run.name": "a", "root": tmp_path / "runs", "name": "there"}
-    said = capsys.readouterr()
-    assert "completed: runs/a on the SuperLink's machine" in said.out if code == 0 else "quorum" in said.err
+    printed = capsys.readouterr()
+    assert "completed: runs/a on the SuperLink's machine" in printed.out if code == 0 else "quorum" in printed.err
     assert command.main(["submit", "--superlink", "ml.example.org:8000"]) == 2
     assert "not loopback" in capsys.readouterr().err
 
@@ -242,10 +242,10 @@ def test_deploy_passes_the_connections_name_to_flower(tmp_path, monkeypatch):
 def test_certificates_print_the_next_commands(tmp_path, capsys):
     folder = tmp_path / "c"
     assert command.main(["certificates", "--folder", str(folder), "--host", "ml.example.org", "--devices", "2"]) == 0
-    said = capsys.readouterr().out
-    assert f"python -m server start --certificates {folder} --require-node-keys" in said
-    assert f"copy {folder / 'devices' / 'device-0'}" in said
-    assert "--client-id N\n" in said
+    printed = capsys.readouterr().out
+    assert f"python -m server start --certificates {folder} --require-node-keys" in printed
+    assert f"copy {folder / 'devices' / 'device-0'}" in printed
+    assert "--client-id N\n" in printed
     assert command.main(["certificates", "--folder", str(folder), "--add-device", "cam"]) == 0
     assert sorted(public_keys(folder)) == ["cam", "device-0", "device-1"]
     assert command.main(["certificates", "--folder", str(folder), "--devices", "-1"]) == 2

@@ -239,7 +239,7 @@ def test_calibrate_takes_validation_images_from_a_runs_configuration(
             ["--macs", "0.5", "-c", "distree.max-accuracy-loss=0.02"],
             "`server calibrate` does not read distree.max-accuracy-loss (use --accuracy-loss): remove",
         ),
-        (["--macs", "0.5", "-c", "data.limit=4"], "there are no validation images to calibrate on"),
+        (["--macs", "0.5", "-c", "data.limit=4"], "no validation images to calibrate on"),
         (
             ["--macs", "0.5", "-c", "data.image-size=16"],
             "the students take images (1, 8, 8) of 10 classes, but data.name 'digits' has (1, 16, 16)",
