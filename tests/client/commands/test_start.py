@@ -153,7 +153,7 @@ def test_keys_go_to_flower(tmp_path, commands):
 def test_the_next_command_can_be_typed(encrypted):
     words = shlex.split(start._next_command(encrypted).partition("python -m server ")[2].replace("=N", "=3"))
     parser = argparse.ArgumentParser()
-    submit.add_parsers(parser.add_subparsers(dest="verb"))
+    submit.add_parser(parser.add_subparsers(dest="verb"))
     options = parser.parse_args(words)
     overrides = read_run(options)
     assert {key: value for key, value in overrides.items() if key != "run.name"} == {
