@@ -63,11 +63,11 @@ class Server:
 
     def transfer(self, epochs: int, generator_steps: int, distill_steps: int) -> TransferReport:
         """Run S epochs of generator and distillation steps; either may be 0."""
-        config = replace(
+        settings = replace(
             PUBLISHED, server_epochs=epochs, generator_steps=generator_steps, distill_steps=distill_steps
         )  # fmt: skip
         return transfer(
-            self.tiers, self.generators, self.meter, self.optimizers, config=config, runtime=self.runtime
+            self.tiers, self.generators, self.meter, self.optimizers, settings=settings, runtime=self.runtime
         )  # fmt: skip
 
     def seconds(self, epochs: int, generator_steps: int, distill_steps: int) -> float:
