@@ -17,7 +17,7 @@ class DarkDistillSettings(Settings):
     exit_spread: float = 30.0  # p of the exit assignment: exit e's share of a batch is proportional to (p/20)^e
 
     # The server's loop of a round
-    server_epochs: int = 2  # S: how often conditions are drawn anew
+    server_epochs: int = 2  # S: in each one, conditions are drawn again
     generator_steps: int = 1  # per tier and server epoch
     distill_steps: int = 5  # R: reverse-KD iterations per server epoch
     batch: int = 32  # generated samples per generator and step (parallel: 16)

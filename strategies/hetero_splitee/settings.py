@@ -29,7 +29,7 @@ class SplitEESettings(Settings):
     # Reconstructed: the paper ties aggregation to the server models; "global" is what DTFL does
     aggregate_scope: str = "server"  # averaging: "global" averages devices' layers along with the server's copies
     # Reconstructed ("periodic" in the paper): SFLV1 and DTFL aggregate after every local epoch
-    period: int = 1  # rounds between aggregations, of server copies and of devices alike
+    period: int = 1  # rounds between aggregations, of server copies and of devices
     # Reconstructed: the paper mentions no upload of device weights
     client_sync: str = "none"  # "same_cut": average devices with equal cuts; "prefix": each unit over all its holders
     gradient: str = "stop"  # the paper's; "return": split learning: SFLV1 with averaging, SFLV2 with sequential

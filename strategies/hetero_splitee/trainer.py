@@ -45,7 +45,7 @@ class Trainer:
         self.num_threads = num_threads
         self.result = Trained(dict.fromkeys(sorted(per_epoch), 0), dict.fromkeys(sorted(per_epoch), 0))
         self.result.missing = {client: epochs * number for client, number in sorted(per_epoch.items())}
-        self.gone: set[int] = set()
+        self.skipped: set[int] = set()
         self.thread = Thread(target=self._run, name="split-trainer", daemon=True)
 
     def start(self) -> "Trainer":
@@ -69,9 +69,9 @@ class Trainer:
         try:
             with threads(self.num_threads):
                 for clients in self.turns:
-                    self._turn([client for client in clients if client not in self.gone])
+                    self._turn([client for client in clients if client not in self.skipped])
                 for client in self.result.batches:  # a device's data may have grown since it announced their number
-                    while client not in self.gone:
+                    while client not in self.skipped:
                         self._turn([client])
         except Closed:
             pass
@@ -94,7 +94,7 @@ class Trainer:
             else:
                 if batch is Missing.ENDED:
                     self.result.missing[client] = 0
-                self.gone.add(client)
+                self.skipped.add(client)
         return taken
 
     def _step(self, taken: Mapping[int, Batch]) -> None:
