@@ -1,9 +1,9 @@
 """What the network costs split training: samples per second through the streams against the same training without.
 
 Two clients with a device process each, or both in one, stream over loopback to a server in this process; beside them
-the reference trains the same networks in this process alone. Rounds alternate between the ways, so that whatever else
-the machine does falls on all of them alike, and rounds side by side are compared. Run `python -m benchmarks.split`:
-`--what speed`, `bytes` or `memory` for one part.
+the reference trains the same networks in this process without streams. Rounds alternate between the ways, so that
+other load on the machine affects all of them equally, and rounds side by side are compared. Run
+`python -m benchmarks.split`: `--what speed`, `bytes` or `memory` for one part.
 """
 
 import argparse
@@ -39,7 +39,6 @@ from strategies.hetero_splitee.service import Expected, SplitService
 from strategies.hetero_splitee.settings import SplitEESettings
 from strategies.hetero_splitee.stream import FeatureStream, Origin
 from strategies.hetero_splitee.trainer import Trainer
-from tests.strategies.hetero_splitee.reference import Client, Reference
 
 SHAPE, CLASSES, CLIENTS, RUN = (3, 32, 32), 10, (0, 1), "split"
 CUTS = {"resnet_slim": (1, 3), "resnet18": (3, 7)}
@@ -68,7 +67,7 @@ class Case:
 
     @property
     def sgd(self) -> Sgd:
-        """The devices' optimiser, the reference's too."""
+        """The devices' optimiser."""
         train = self.config.train
         return Sgd(train.lr, train.momentum, train.weight_decay)
 
@@ -80,6 +79,11 @@ class Case:
         """Return a client's samples (N, C, H, W) and labels (N,)."""
         source, size = torch.Generator().manual_seed(client), BATCH[self.network] * BATCHES[self.network]
         return torch.randn(size, *SHAPE, generator=source), torch.randint(CLASSES, (size,), generator=source)
+
+    def batches(self, client: int) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Return a client's batches of a round, samples (B, C, H, W) and labels (B,) each."""
+        size, (x, y) = BATCH[self.network], self.data(client)
+        return tuple(zip(x.split(size), y.split(size), strict=True))
 
 
 class Counter(grpc.StreamStreamClientInterceptor):
@@ -114,12 +118,11 @@ class Device:
 
     def __init__(self, place: Place) -> None:
         self.case, self.clients, self.counter = place.case, place.clients, Counter()
-        network, size = self.case.build(), BATCH[self.case.network]
+        network = self.case.build()
         self.learners = {
             c: Learner.copy_of(device_part(network, self.case.cut), torch.device("cpu")) for c in self.clients
         }
-        data = {c: self.case.data(c) for c in self.clients}
-        self.data = {c: tuple(zip(x.split(size), y.split(size), strict=True)) for c, (x, y) in data.items()}
+        self.data = {c: self.case.batches(c) for c in self.clients}
         self.channel = grpc.intercept_channel(connect(place.address, place.token, place.certificate), self.counter)
 
     def run(self, round_: int) -> int:
@@ -223,22 +226,49 @@ class Streams:
         return sent
 
 
+class InProcess:
+    """The same training in this process, without streams."""
+
+    def __init__(self, case: Case, folder: str) -> None:
+        network, cpu, store = case.build(), torch.device("cpu"), ClientStore(Path(folder), "reference")
+        self.case, self.sgd, self.data = case, case.sgd, {c: case.batches(c) for c in CLIENTS}
+        self.learners = {c: Learner.copy_of(device_part(network, case.cut), cpu) for c in CLIENTS}
+        self.model = make_server_model(network, case.config.of(SplitEESettings), cpu, store)
+
+    def run(self, round_: int) -> None:
+        """Train a round."""
+        self.model.open_round(round_, dict.fromkeys(CLIENTS, self.case.cut), self.sgd)
+        for batch in range(BATCHES[self.case.network]):
+            self._turn({c: self.data[c][batch] for c in CLIENTS})
+        samples = BATCH[self.case.network] * BATCHES[self.case.network]
+        self.model.close_round(dict.fromkeys(CLIENTS, samples), {})
+
+    def _turn(self, batches: dict[int, tuple[Tensor, Tensor]]) -> None:
+        """Train one batch per client."""
+        if self.case.gradient == "stop":
+            sent = {c: local_step(self.learners[c], self.sgd, x, y)[0] for c, (x, y) in batches.items()}
+            self.model.step_many({c: (sent[c], y) for c, (_, y) in batches.items()})
+            return
+        outputs = {c: forward(self.learners[c], x) for c, (x, _) in batches.items()}
+        results = self.model.step_many({c: (outputs[c].trunk.detach(), y) for c, (_, y) in batches.items()})
+        for c, (_, y) in batches.items():
+            gradient = results[c].gradient
+            assert gradient is not None
+            finish(self.learners[c], self.sgd, outputs[c], y, gradient)
+
+
 def speed(case: Case, processes: Processes, repeats: int) -> dict[str, dict[str, float]]:
     """Return what each way takes, seconds per 1000 samples, and its speed over the reference's."""
     number = len(CLIENTS) * BATCH[case.network] * BATCHES[case.network]
     apart, shared = [(c,) for c in CLIENTS], [CLIENTS]
     laps: dict[str, list[tuple[float, float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        reference = Reference(
-            case.build(), {c: Client(case.cut, *case.data(c)) for c in CLIENTS}, case.config,
-            ClientStore(Path(folder), "reference"),
-        )  # fmt: skip
         streams = {
             "2 devices, TLS": Streams(case, processes, apart, f"{folder}/0", tls=True),
             "2 devices": Streams(case, processes, apart, f"{folder}/1", tls=False),
             "1 device, TLS": Streams(case, processes, shared, f"{folder}/2", tls=True),
         }
-        ways: dict[str, Callable[[int], Any]] = {"reference": reference.run_round}
+        ways: dict[str, Callable[[int], Any]] = {"reference": InProcess(case, folder).run}
         ways |= {name: stream.run for name, stream in streams.items()}
         for round_ in range(1, repeats + 2):
             for name, run in ways.items():
