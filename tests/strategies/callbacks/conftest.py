@@ -37,8 +37,9 @@ def make_run(tmp_path: Path) -> MakeRun:
         folder = tmp_path / name
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "config.toml").write_text(
-            f'[run]\nname = "{name}"\nstrategy = "{strategy}"\nrounds = 3\n\n[train]\nlr = 0.05\nepochs = 7\n\n'
-            '[darkdistill]\nlabel-weight = 1.0\n\n[about]\ndevice = "some cpu"\ncommit = ""\n'
+            f"[run]\nname = {json.dumps(name)}\nstrategy = {json.dumps(strategy)}\nrounds = 3\n\n"
+            "[train]\nlr = 0.05\nepochs = 7\n\n[darkdistill]\nlabel-weight = 1.0\n\n"
+            '[about]\ndevice = "some cpu"\ncommit = ""\n'
         )
         rounds = [record(1), record(2), final_record(3)] if records is None else records
         events: list[dict[str, Any]] = [{"event": "start", "after": 0}, *(r.to_event() for r in rounds)]

@@ -66,6 +66,17 @@ def test_page_draws_all_runs_in_common_plots(make_run: MakeRun, tmp_path: Path) 
     assert "<th>mean of exits</th>" in page
 
 
+def test_page_shows_markup_in_run_names_as_text(make_run: MakeRun, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    name = '<script>alert(1)</script> & "x"'
+    page = write_comparison([make_run(name), make_run("b")], tmp_path / "comparison.html").read_text()
+    shown = "&lt;script&gt;alert(1)&lt;/script&gt; &amp; "
+    assert "<script" not in page
+    assert f'<p class="soft">{shown}&#34;x&#34;, b</p>' in page
+    assert f'<th class="number">{shown}&#34;x&#34;</th>' in page
+    assert page.count(f'>{shown}"x"</text>') == 4
+
+
 def test_runs_without_the_cost_curve_and_without_any_evaluation(make_run: MakeRun) -> None:
     pytest.importorskip("matplotlib")
     unfinished = load_run(make_run("a", records=[record(1)]))

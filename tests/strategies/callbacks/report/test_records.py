@@ -10,8 +10,8 @@ from tests.strategies.callbacks.samples import client_record, client_summary, fi
 MakeRun = Callable[..., Path]
 
 
-def client(number: int, depth: int, refused: str = "") -> dict[str, object]:
-    return {"client": number, "depth": depth, "reason": "", "num_examples": 1, "refused": refused}
+def client(number: int, part: int, refused: str = "") -> dict[str, object]:
+    return {"client": number, "part": part, "reason": "", "num_examples": 1, "refused": refused}
 
 
 def test_a_run_is_read_from_its_folder_alone(make_run: MakeRun) -> None:
