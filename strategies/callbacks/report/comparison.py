@@ -52,13 +52,13 @@ def write_comparison(run_folders: Sequence[Path], path: Path) -> Path:
 
 
 def labels(runs: Sequence[RunData]) -> list[str]:
-    """Return a name per run: its method's, or its own where a method occurs twice."""
+    """Return a label per run: its method, or its own name where runs share a method."""
     methods = [run.strategy for run in runs]
     return [run.strategy if methods.count(run.strategy) == 1 else run.name for run in runs]
 
 
 def comparison_rows(runs: Sequence[RunData]) -> list[list[str]]:
-    """Return rows of texts, the first with the runs' labels, each starting with what it is about."""
+    """Return rows of texts, the first with the runs' labels; the first column names the row."""
     by_exit = zip_longest(*(_exit_texts(run) for run in runs), fillvalue=NONE)  # networks may have different exits
     rows = [
         ["", *labels(runs)],

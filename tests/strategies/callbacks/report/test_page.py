@@ -51,14 +51,14 @@ def read(page: str) -> Reader:
     return reader
 
 
-def test_page_needs_nothing_from_outside(make_run: MakeRun) -> None:
+def test_page_is_self_contained(make_run: MakeRun) -> None:
     page = read(run_page(load_run(make_run())))
     assert all(reference.startswith("#") for reference in page.references)
     assert not {"script", "link", "img", "iframe"} & set(page.tags)
     assert page.tags.count("svg") == 5 + 2  # the run's own plots, the clients' and the method's terms
 
 
-def test_final_accuracies(make_run: MakeRun) -> None:
+def test_page_shows_final_accuracies(make_run: MakeRun) -> None:
     rows = read(run_page(load_run(make_run()))).rows
     assert ["exit 1", "30.0 %", "10.0 %", "1.000", "0.750", "25.0 %"] in rows
     assert ["exit 2", "60.0 %", "20.0 %", "4.000", "any", "75.0 %"] in rows
@@ -66,7 +66,7 @@ def test_final_accuracies(make_run: MakeRun) -> None:
     assert ["calibrated", "58.0 %", "", "3.000", "", "100.0 %"] in rows
 
 
-def test_devices_with_exit_policies_of_their_own_share_no_threshold(make_run: MakeRun) -> None:
+def test_page_shows_no_thresholds_for_exit_policies_per_device(make_run: MakeRun) -> None:
     last = final_record(2, 2)
     accuracy = {**last.accuracy, "calibrated": {**last.accuracy["calibrated"], "thresholds": []}}
     rows = read(run_page(load_run(make_run(records=[replace(last, accuracy=accuracy)])))).rows
@@ -74,7 +74,7 @@ def test_devices_with_exit_policies_of_their_own_share_no_threshold(make_run: Ma
     assert ["exit 2", "40.0 %", "20.0 %", "4.000", "by device", "75.0 %"] in rows
 
 
-def test_what_the_clients_measured(make_run: MakeRun) -> None:
+def test_page_shows_the_clients_evaluation(make_run: MakeRun) -> None:
     page = run_page(load_run(make_run(records=[client_record(1), client_record(2)])))
     rows = read(page).rows
     assert ["exit 1", "55.0 ± 15.0 %", "70.0 ± 0.0 %", "1.000", "50.0 %", "0.0 %"] in rows
@@ -91,7 +91,7 @@ def test_what_the_clients_measured(make_run: MakeRun) -> None:
     assert "On the clients" not in run_page(load_run(make_run("server")))
 
 
-def test_failures_are_listed_and_harmless(make_run: MakeRun) -> None:
+def test_page_lists_failures_as_escaped_text(make_run: MakeRun) -> None:
     reason = "<script>alert('no')</script> & more"
     reports = [{"client": 9, "part": 0, "refused": "too small"}]
     page = read(
@@ -114,7 +114,7 @@ def test_page_shows_markup_as_text(make_run: MakeRun) -> None:
         assert row in page.rows
 
 
-def test_rejected_clients_are_told_from_those_that_failed(make_run: MakeRun) -> None:
+def test_page_marks_rejected_clients_among_failures(make_run: MakeRun) -> None:
     rejected = record(1, failures={4: "gone", 6: "not finite"}, rejected=[6])
     text = run_page(load_run(make_run(records=[rejected, final_record(2)])))
     assert ["1", "4", "gone"] in read(text).rows
@@ -122,7 +122,7 @@ def test_rejected_clients_are_told_from_those_that_failed(make_run: MakeRun) -> 
     assert "2 (1 rejected)" in text
 
 
-def test_a_run_that_failed_before_its_first_round_has_a_page(make_run: MakeRun) -> None:
+def test_run_that_failed_before_its_first_round_has_a_page(make_run: MakeRun) -> None:
     page = run_page(load_run(make_run(records=[], failure="TimeoutError: 0 nodes after 120 s")))
     assert "failed: TimeoutError: 0 nodes after 120 s" in page
     assert ["train.epochs", "7"] in read(page).rows
