@@ -59,7 +59,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def round_events(folder: Path) -> list[dict[str, Any]]:
-    """Return the rounds' events without values that depend on the clock: seconds, and bytes of messages that hold them."""
+    """Return the rounds' events without what depends on the clock: seconds, and bytes of messages that hold them."""
     events = [line for line in lines(folder) if line["event"] == "round"]
     return [{k: v for k, v in event.items() if k not in ("seconds", "traffic")} for event in events]
 
