@@ -1,4 +1,4 @@
-"""What a run leaves behind, and how it is continued after a kill at any moment.
+"""The files of a run, and how it continues after a kill at any moment.
 
     runs/<name>/config.toml            all resolved values, versions, commit, device
                 metrics.jsonl          a line per event
@@ -6,8 +6,8 @@
                 final/model.safetensors  the finished model, see `common.storage.model_file`
 
 A round's metrics line is written before its checkpoint: a line beyond the checkpoint belongs to a round that will be
-run again and is cut off on resume, so no round is counted twice. Only one process writes at a time: a ServerApp lives
-on for half a minute after its SuperLink was killed, and would add its own end to a run that goes on already.
+run again and is cut off on resume, so no round is counted twice. Only one process writes at a time: a ServerApp
+outlives a killed SuperLink by half a minute and would append its own end event to a run that already continues.
 """
 
 import fcntl
@@ -37,9 +37,9 @@ from strategies.engine.strategy import EarlyExitStrategy
 KEPT = 2  # checkpoints
 METHOD = "method."  # prefix of the method's own tensors, beside the model's
 LOCK = ".lock"  # held by the process that writes
-BARE = {"checkpoints", LOCK}  # what is there when a kill comes before the configuration is written
+BARE = {"checkpoints", LOCK}  # files of a run that was killed before it wrote its configuration
 LONGEST = 80  # characters of a run's name; methods name stores after it
-PATIENCE = 90.0  # seconds that a resumed run waits for the process that wrote before
+PATIENCE = 90.0  # seconds that a resumed run waits for the lock
 
 
 class RunFolder(Callback):
@@ -63,14 +63,14 @@ class RunFolder(Callback):
         _refuse_taken(folder)
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         created = RunFolder(folder)
-        _refuse_taken(folder)  # a process that had it until now has written there
+        _refuse_taken(folder)  # another process may have written there before it released the lock
         return created
 
     @staticmethod
     def reopen(folder: Path) -> tuple["RunFolder", dict[str, Any]]:
         """Return a stored run's folder and its flat configuration.
 
-        Raises `UserError` when there is none, or another process writes to it.
+        Raises `UserError` when the folder holds no run, or another process writes to it.
         """
         try:
             stored = tomllib.loads((folder / "config.toml").read_text())
@@ -82,7 +82,7 @@ class RunFolder(Callback):
     def restore(self, strategy: EarlyExitStrategy) -> None:
         """Put a strategy back to the last complete round; without any it starts at the first."""
         for unfinished in (self.folder / "checkpoints").glob(".*"):
-            unfinished.unlink()  # a kill came while it was written
+            unfinished.unlink()  # left by a kill during the write
         found = self._checkpoints()
         if found:
             tensors, values = read_tensors(found[-1])
@@ -124,7 +124,7 @@ class RunFolder(Callback):
             old.unlink()
 
     def on_end(self, strategy: EarlyExitStrategy, failure: str) -> None:
-        """Write the end event and, if all went well, the finished model; then others may write here."""
+        """Write the end event and, if the run succeeded, the finished model; then release the lock."""
         try:
             if not failure:
                 strategy.save_final(self.folder / "final")
@@ -132,12 +132,12 @@ class RunFolder(Callback):
         except StorageError as error:
             if not failure:
                 raise
-            log(WARNING, "the end of the run is not in its metrics: %s", error)  # why it failed is what must be told
+            log(WARNING, "the end of the run is not in its metrics: %s", error)  # and the run's own failure is raised
         finally:
             self._lock.close()
 
     def _take(self) -> None:
-        """Wait for the lock, which ends with the process that holds it; a process does not wait for itself."""
+        """Wait for the lock, which ends with its process; a process does not wait for its own lock."""
         end = time.monotonic() + PATIENCE
         while True:
             try:
@@ -151,7 +151,7 @@ class RunFolder(Callback):
                     ) from error
                 time.sleep(0.5)
             except OSError as error:
-                log(WARNING, "%s cannot be locked, so see that nobody else writes there: %s", self.folder, error)
+                log(WARNING, "cannot lock %s: %s; make sure that no other process writes there", self.folder, error)
                 return
 
     def _append(self, event: dict[str, Any]) -> None:
@@ -163,11 +163,11 @@ class RunFolder(Callback):
 
 def _refuse_taken(folder: Path) -> None:
     if folder.exists() and {file.name for file in folder.iterdir()} - BARE:
-        raise UserError(f"there is a run in {folder} already: choose another run.name, or continue it with run.resume")
+        raise UserError(f"{folder} already holds a run: choose another run.name, or continue it with run.resume")
 
 
 def _finite(value: Any) -> Any:
-    """Replace infinities and NaN, which JSON has not, by null."""
+    """Replace infinities and NaN, which JSON lacks, by null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

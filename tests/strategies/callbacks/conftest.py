@@ -18,7 +18,7 @@ MakeRun = Callable[..., Path]
 
 @pytest.fixture
 def strategy() -> Any:
-    """What callbacks look at."""
+    """A strategy with the attributes that callbacks read."""
     return SimpleNamespace(round=0)
 
 
@@ -35,6 +35,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         reports: list[dict[str, Any]] | None = None,
     ) -> Path:
         folder = tmp_path / name
+        name, strategy = (json.dumps(text)[1:-1] for text in (name, strategy))  # escaped as in TOML
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "config.toml").write_text(
             f'[run]\nname = "{name}"\nstrategy = "{strategy}"\nrounds = 3\n\n[train]\nlr = 0.05\nepochs = 7\n\n'
