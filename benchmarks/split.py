@@ -1,9 +1,9 @@
-"""What the network costs split training: samples per second through the streams against the same training without.
+"""What the network costs split training: samples per second over streams against the same training without streams.
 
-Two clients with a device process each, or both in one, stream over loopback to a server in this process; beside them
-the reference trains the same networks in this process without streams. Rounds alternate between the ways, so that
-other load on the machine affects all of them equally, and rounds side by side are compared. Run
-`python -m benchmarks.split`: `--what speed`, `bytes` or `memory` for one part.
+Two clients with a device process each, or both in one process, stream over loopback to a server in this process. The
+reference trains the same networks in this process alone. Rounds alternate between the ways, so that other work on the
+machine affects all of them alike, and neighbouring rounds are compared. Run `python -m benchmarks.split`;
+`--what speed`, `bytes` or `memory` measures one part.
 """
 
 import argparse
@@ -50,7 +50,7 @@ MB = 2**20
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained."""
+    """A network, its cut and the settings of split training."""
 
     network: str
     cut: int
@@ -67,7 +67,7 @@ class Case:
 
     @property
     def sgd(self) -> Sgd:
-        """The devices' optimiser."""
+        """The optimiser of the devices and of the reference."""
         train = self.config.train
         return Sgd(train.lr, train.momentum, train.weight_decay)
 
@@ -87,13 +87,13 @@ class Case:
 
 
 class Counter(grpc.StreamStreamClientInterceptor):
-    """Counts the bytes of what a channel sends."""
+    """Counts the bytes that a channel sends."""
 
     def __init__(self) -> None:
         self.bytes = 0
 
     def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
-        """Pass every message on."""
+        """Pass every message on and count it."""
         return continuation(client_call_details, self._count(request_iterator))
 
     def _count(self, messages: Iterator[bytes]) -> Iterator[bytes]:
@@ -104,7 +104,7 @@ class Counter(grpc.StreamStreamClientInterceptor):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a device process trains which clients of a case."""
+    """A server's address, and the clients of a case that a device process trains there."""
 
     case: Case
     clients: tuple[int, ...]
@@ -141,7 +141,7 @@ class Device:
 
 
 def device(pipe: Connection) -> None:
-    """Train a round wherever `(place, round)` says, and answer with the bytes that were sent."""
+    """Train the rounds that the pipe orders as `(place, round)`; answer each with the bytes that were sent."""
     torch.set_num_threads(1)
     kept: dict[Place, Device] = {}
     while order := pipe.recv():
@@ -171,7 +171,7 @@ def _turn(
 
 
 class Processes:
-    """As many device processes as there are clients; each is sent to wherever it is wanted."""
+    """A device process per client; each trains at the place that an order names."""
 
     def __init__(self) -> None:
         self.pipes: list[Connection] = []
@@ -258,7 +258,7 @@ class InProcess:
 
 
 def speed(case: Case, processes: Processes, repeats: int) -> dict[str, dict[str, float]]:
-    """Return what each way takes, seconds per 1000 samples, and its speed over the reference's."""
+    """Return the seconds per 1000 samples of each way, and its speed over the reference's."""
     number = len(CLIENTS) * BATCH[case.network] * BATCHES[case.network]
     apart, shared = [(c,) for c in CLIENTS], [CLIENTS]
     laps: dict[str, list[tuple[float, float, float]]] = {}
@@ -293,7 +293,7 @@ def speed(case: Case, processes: Processes, repeats: int) -> dict[str, dict[str,
 
 
 def sent_bytes(network: str, cut: int, processes: Processes) -> dict[str, float]:
-    """Return bytes per sample on the wire, by coding, labels and all of the messages' fields included."""
+    """Return bytes per sample on the wire by coding, labels and all message fields included."""
     found: dict[str, float] = {}
     for coding in ("fp32", "bf16", "fp16", "uint8"):
         with tempfile.TemporaryDirectory() as folder:
@@ -304,7 +304,7 @@ def sent_bytes(network: str, cut: int, processes: Processes) -> dict[str, float]
 
 
 def held_bytes(mode: str, clients: int, cuts: Sequence[int]) -> dict[str, Any]:
-    """Return what the server holds of so many clients in the middle of a round, in MiB, and in a later one of two."""
+    """Return the MiB that the server holds in the middle of a round of so many clients, and of a later one of two."""
     case = Case("resnet_slim", cuts[0], mode)
     network = case.build()
     shapes = {cut: network.features_at(network.example(1), cut).shape[1:] for cut in cuts}
@@ -332,7 +332,7 @@ def held_bytes(mode: str, clients: int, cuts: Sequence[int]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, save after every part, print."""
+    """Measure, save after every part, and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--what", default="speed,bytes,memory")
     parser.add_argument("--networks", default="resnet_slim,resnet18")
