@@ -16,8 +16,9 @@ $(VENV)/.complete: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python -m server compare --preset demo
 
+# two processes: one with all tests that start processes of their own, which mostly wait, and one with the others
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

@@ -22,6 +22,15 @@ from strategies.engine.strategy import EarlyExitStrategy
 from strategies.factory import make_strategy, read_config
 
 PROJECT = Path(__file__).resolve().parents[1]
+PROCESSES = ("docker", "server", "support")  # folders of tests that start SuperLinks, Ray or hosts of their own
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests in one process, and all tests that start processes in the same one: see `make test`."""
+    for item in items:
+        folder, *rest = item.path.relative_to(PROJECT / "tests").parts
+        group = "processes" if folder in PROCESSES else "/".join([folder, *rest])
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 from common.config import RunConfig, load_config
@@ -18,6 +19,7 @@ MAY_IMPORT = {
     "client": {"client", "common", "strategies"},
     "server": {"common", "server", "strategies"},
 }
+METHOD_FOLDERS = ("cafedistill", "darkdistill", "distree", "hetero_splitee")
 GENERATED = ("_pb2.py", "_pb2_grpc.py")
 
 
@@ -34,6 +36,18 @@ def imported(file: Path) -> Iterator[tuple[str, str]]:
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{file}: imports relatively"
             yield from ((node.module or "", alias.name) for alias in node.names)
+
+
+def name_of(file: Path) -> str:
+    """A file's module; a package goes by its folder."""
+    return ".".join(file.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def dependencies(file: Path) -> set[str]:
+    """The project's modules that a file imports, wherever the import stands in it."""
+    modules = {name_of(other) for other in sources(*MAY_IMPORT)}
+    found = {f"{module}.{name}" if f"{module}.{name}" in modules else module for module, name in imported(file)}
+    return found & modules
 
 
 def block(config: RunConfig) -> str:
@@ -56,6 +70,12 @@ def test_the_apps_configuration_is_the_schemas_defaults_key_by_key():
         pytest.fail(f"pyproject.toml differs in {', '.join(wrong)}; paste:\n\n{block(defaults)}", pytrace=False)
 
 
+def test_configuration_keys_are_the_known_ones():
+    """A new key is a decision: write it into the file, and into the README of what it belongs to."""
+    known = (PROJECT / "tests" / "configuration_keys.txt").read_text().split()
+    assert list(load_config({}, all_settings()).flat()) == known
+
+
 @pytest.mark.parametrize("package", MAY_IMPORT)
 def test_imports_run_one_way(package):
     files = sources(package)
@@ -63,6 +83,44 @@ def test_imports_run_one_way(package):
     for file in files:
         roots = {module.split(".")[0] for module, _ in imported(file)}
         assert roots & {*MAY_IMPORT, "tests", "benchmarks"} <= MAY_IMPORT[package], file
+
+
+def owner(module: str) -> str:
+    """The method that a module of `strategies` belongs to, "" for the frame and for what methods share."""
+    _, folder, *rest = [*module.split("."), ""]
+    if folder in ("baselines", "personalised"):
+        return "" if rest[0] in ("", "base") else f"{folder}.{rest[0]}"
+    return folder if folder in METHOD_FOLDERS else ""
+
+
+def test_the_frame_imports_no_method_and_methods_import_no_other():
+    for file in sources("strategies"):
+        own = owner(name_of(file))
+        for module in dependencies(file):
+            if module.startswith("strategies.") and owner(module) != own:
+                assert not owner(module), f"{name_of(file)} imports {module}"
+
+
+def test_engine_and_node_stand_on_the_contract():
+    """Inside strategies: engine and node -> method, parts; node also looks methods up by name."""
+    allowed = {
+        "engine": {"engine", "method", "parts", "client_evaluation"},
+        "node": {"node", "method", "parts", "client_evaluation", "registry"},
+    }
+    for floor, may in allowed.items():
+        for file in sources(f"strategies/{floor}"):
+            found = {module.split(".")[1] for module in dependencies(file) if module.startswith("strategies.")}
+            assert found <= may, file
+    for name, may in {"method": {"parts"}, "parts": set(), "client_evaluation": set()}.items():
+        found = dependencies(PROJECT / "strategies" / f"{name}.py")
+        assert {module.split(".")[1] for module in found if module.startswith("strategies.")} <= may, name
+
+
+def test_no_import_circle_type_only_ones_included():
+    graph = {name_of(file): dependencies(file) for file in sources(*MAY_IMPORT)}
+    circles = [sorted(group) for group in nx.strongly_connected_components(nx.DiGraph(graph)) if len(group) > 1]
+    assert not circles
+    assert not [name for name, others in graph.items() if name in others]
 
 
 def test_no_file_is_longer_than_500_lines():

@@ -28,7 +28,7 @@ def clients(network, sizes=(24, 16, 16, 8)):
 @pytest.fixture
 def run(slim, tmp_path):
     def start(rounds=2, owners=None, network=slim, **changes):
-        flat = {"train.batch-size": 8, "train.lr": 0.05, "train.epochs": 2}
+        flat = {"train.batch-size": 8, "train.lr": 0.02, "train.epochs": 2}
         flat |= {f"splitee.{key.replace('_', '-')}": value for key, value in changes.items()}
         config = load_config(flat, [SplitEESettings])
         number = len(list(tmp_path.iterdir()))
