@@ -1,12 +1,12 @@
 """A device's declared or probed capacity -> the exit depth it can train, over the network's cost table.
 
-The client chooses; the server only learns the choice and its reason. Declarations (Flower node configuration or a
+The client chooses; the server receives the choice and its reason. Declarations (Flower node configuration or a
 virtual client's share of the mix):
 
     depth=2                                   the tier itself; where a method cuts the network: cut=5
     memory="512MB" compute="2GFLOPS" bandwidth="10Mbps"    what there is; each may be left out
     capacity="auto"                           probe this machine
-    capacity="low"                            one of CLASSES, for those who know no numbers
+    capacity="low"                            one of CLASSES, where no numbers are known
 """
 
 import math

@@ -1,6 +1,6 @@
 """The run's configuration: one schema, one error message that lists everything wrong.
 
-Flower's run configuration is flat (`{"data.alpha": 0.5}`) and knows str, int, float and bool only: a list is written as
+Flower's run configuration is flat (`{"data.alpha": 0.5}`) and has str, int, float and bool only: a list is written as
 a comma-separated string. A section is a frozen dataclass; every method brings its own section of hyper-parameters.
 """
 

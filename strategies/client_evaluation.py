@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from common.data.clients import ClientData
 from common.exits import ThresholdPolicy, collect_logits, correct_counts, exit_predictions
 
-# At the last one nobody leaves early: the full network, where every curve ends.
+# At the last one no sample leaves early: the full network, where every curve ends.
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, math.inf)
-# Unlike a probability, this confidence is near 0 for most samples of a weak exit; at 0 everybody leaves
+# Unlike a probability, this confidence is near 0 for most samples of a weak exit; at 0 all samples leave
 ENTROPY_THRESHOLDS = (*(step / 20 for step in range(20)), math.inf)
 BATCH = 256
 SCORE_BYTES = 1 << 16  # of what a client sends, at most: 90 exits
@@ -157,7 +157,7 @@ def summarise(
         "threshold", "accuracy", "spread", "mean_macs", "share" (of the MACs of a client's own last exit),
         "saved" (1 - share), "exit_histogram" (test samples of all clients that leave at each exit);
         "common": the point of the cheapest threshold that, taken by all clients, loses at most `accuracy_loss` of the
-        mean validation accuracy; "tuned": such a point without "threshold", each client at its own. Both also tell
+        mean validation accuracy; "tuned": such a point without "threshold", each client at its own. Both also have
         "full_accuracy", that of the last exit.
 
     Raises:
@@ -201,7 +201,7 @@ def _logits(network: nn.Module, x: Tensor, y: Tensor, exits: int) -> tuple[Tenso
 
 
 def _sweep(logits: Tensor, labels: Tensor, measure: str) -> NDArray[np.int64]:
-    """Return counts `(T, E, 2)`: who leaves at each exit, and how many of them are right."""
+    """Return counts `(T, E, 2)`: samples that leave at each exit, and how many of them are right."""
     exits = len(logits)
     rows: list[Tensor] = []
     for threshold in thresholds(measure):

@@ -170,7 +170,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class TierUpdate:
-    """The clients of one part in a round, averaged: W_k, n_k and who they are."""
+    """The clients of one part in a round, averaged: W_k, n_k and the clients."""
 
     state: StateDict
     weight: int  # training samples
@@ -187,7 +187,7 @@ class RoundUpdate:
     rejected: set[int] = field(default_factory=set)  # of the failures, clients whose answer came but is unfit
     late: dict[int, tuple[int, ClientResult]] = field(default_factory=dict)  # client -> (round it was asked in, result)
     client_arrays: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)  # by client: `Outcome.client_arrays`
-    states: dict[int, FlatState] = field(default_factory=dict)  # by client, if the card says `apart`
+    states: dict[int, FlatState] = field(default_factory=dict)  # by client, if the card has `apart`
 
     def mean_metrics(self) -> dict[str, float]:
         """Average the clients' metrics, weighted by samples, in client order."""

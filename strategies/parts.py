@@ -97,7 +97,7 @@ class Division(Protocol):
 
 
 class AnyParts(Protocol):
-    """What a method's card says about parts: how a network is divided, whatever its kind."""
+    """A method's parts as its card has them: how a network of whatever kind is divided."""
 
     word: str
 

@@ -1,4 +1,4 @@
-"""What travels between server and nodes: typed records <-> Flower's RecordDict, the only place that knows key strings.
+"""What travels between server and nodes: typed records <-> Flower's RecordDict, the only place with key strings.
 
 Arrays travel as one flat array per dtype with a JSON index, because Flower's deployment pays per array, not per byte.
 JSON and raw arrays only: nothing that arrives is ever unpickled. Sizes and shapes are checked before memory is taken.
@@ -41,7 +41,7 @@ class Order:
     network: str = ""  # JSON of the NetworkSpec
     classes: tuple[str, ...] = ()
     costs: str = ""  # JSON of the CostTable, in a query
-    describe: tuple[int, ...] = ()  # virtual clients that a roaming node is asked to speak for, in a query
+    describe: tuple[int, ...] = ()  # virtual clients that a roaming node reports on, in a query
     tasks: tuple["Task", ...] = ()
     round_values: Mapping[str, Any] = field(default_factory=dict)  # what the strategy's client half needs this round
 
@@ -290,7 +290,7 @@ def _reading() -> Iterator[None]:
 
 
 def _result(values: Mapping[str, Any]) -> ClientResult:
-    """Return a client's outcome, whose numbers are fit to be computed with."""
+    """Return a client's outcome, after a check of its numbers."""
     result = _make(ClientResult, values)
     _check_examples(result)
     for name, value in result.metrics.items():
@@ -305,9 +305,9 @@ def _report(values: Mapping[str, Any]) -> ClientReport:
     return report
 
 
-def _check_examples(told: ClientResult | ClientReport) -> None:
-    if not 0 <= told.num_examples <= MAX_WEIGHT:
-        raise ValueError(f"client {told.client} cannot have trained on as many samples as it says")
+def _check_examples(record: ClientResult | ClientReport) -> None:
+    if not 0 <= record.num_examples <= MAX_WEIGHT:
+        raise ValueError(f"client {record.client}: {record.num_examples} samples are not in 0..{MAX_WEIGHT}")
 
 
 def _make(cls: type[R], values: Mapping[str, Any]) -> R:

@@ -71,13 +71,13 @@ class CAFEDistill(EarlyExitStrategy):
         self.students |= select(self.admitted, self.students, possible, self.similarities.matrix, rng)
 
     def client_values(self, client: ClientReport) -> Mapping[str, Any]:
-        """Tell a client how many of its exits learn, and how much it learns from clients of other depths."""
+        """Return how many of a client's exits learn, and how much it learns from clients of other depths."""
         known = self._known(client)
         shares = {str(depth): share for depth, (share, _) in known.teachers.items()} if known else {}
         return {STUDENTS: self.students.get(client.client, 0), SHARES: shares}
 
     def client_arrays(self, clients: Sequence[ClientReport]) -> ClientArrays:
-        """Send every client that has trained before its aggregated last head."""
+        """Return the aggregated last head of every client that has trained before."""
         sent: dict[int, dict[str, np.ndarray]] = {}
         for client in clients:
             if known := self._known(client):

@@ -1,4 +1,4 @@
-"""DarkDistill's client half: local training that also tells how difficult each sample is (KDD 2025, local update)."""
+"""DarkDistill's client half: local training that measures each sample's difficulty, too (KDD 2025)."""
 
 import secrets
 

@@ -133,14 +133,14 @@ class DarkDistill(EarlyExitStrategy):
         """Return the tiers that can take part: those with clients whose difficulties can be read."""
         tiers = {}
         for depth, tier in update.tiers.items():
-            parts = [part for client in tier.clients if (part := self._told(client, update)) is not None]
-            if parts and len(told := pool(parts)):
+            pools = [known for client in tier.clients if (known := self._difficulties(client, update)) is not None]
+            if pools and len(pooled := pool(pools)):
                 self.models[depth].load_state_dict(tier.state)
-                tiers[depth] = Tier(self.models[depth], tier.weight, told)
+                tiers[depth] = Tier(self.models[depth], tier.weight, pooled)
         return tiers
 
-    def _told(self, client: int, update: RoundUpdate) -> DifficultyPool | None:
-        """Return what a client told of its difficulties; its model counts even if that cannot be read."""
+    def _difficulties(self, client: int, update: RoundUpdate) -> DifficultyPool | None:
+        """Return a client's difficulties; its model counts even if they cannot be read."""
         entries = {name: torch.from_numpy(array) for name, array in update.client_arrays.get(client, {}).items()}
         classes, section = self.spec.num_classes, self.difficulty
         try:

@@ -86,7 +86,7 @@ class DistrEE(EarlyExitStrategy):
         return cast(Students, self.network)
 
     def prepare(self, round_: int, clients: Sequence[ClientReport]) -> None:
-        """Note who needs the teacher, and tell when a student has no device to train it."""
+        """Note the clients that need the teacher, and warn of a student that no device trains."""
         self._untaught = frozenset(c.client for c in clients if c.client not in self.committed)
         held = {self.part(client) for client in self.roster.available()}
         for number in sorted(set(self.tiers) - held) if round_ == 1 else ():
@@ -102,7 +102,7 @@ class DistrEE(EarlyExitStrategy):
         return [sum(macs) for macs in zip(*(self.parts.exit_macs(k) for k in self.tiers), strict=True)]
 
     def round_values(self, round_: int) -> Mapping[str, Any]:
-        """Tell the devices, with their finished students, the exit policies and whose students these are."""
+        """Return, once the students are finished, their exit policies and the name of their training."""
         if self.finished is None:
             return {}
         policies = {
@@ -167,7 +167,7 @@ class DistrEE(EarlyExitStrategy):
         save_students(folder, self.fitted())
 
     def state_dict(self) -> tuple[StateDict, dict[str, Any]]:
-        """Return the partition, which another machine's last bits may turn out differently, and whose it is."""
+        """Return the partition, which may differ on another machine by its last bits, and the teacher's fingerprint."""
         return {}, {"spec": self.spec.to_json(), "teacher": self._fingerprint}
 
     def load_state_dict(self, tensors: StateDict, values: Mapping[str, Any]) -> None:
@@ -220,7 +220,7 @@ class DistrEE(EarlyExitStrategy):
                     raise UserError(f"distree.devices {text!r}: {problem}; {LEARN_FROM_PUBLIC}")
 
         def lacks(device: Capacity, costs: StudentCosts, number: int) -> str:
-            # how long an epoch takes shows when a device tells how many images it has
+            # the time of an epoch is known once a device has reported its number of images
             return untrainable(device, costs, config, 0, number)
 
         return sorted(match_devices(settings, backbone, self.teacher, lacks), key=lambda match: match.order)

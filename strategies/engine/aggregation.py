@@ -20,7 +20,7 @@ class RoundCollector:
         *,
         apart: bool = False,
     ) -> None:
-        """`asked` maps the clients of this round to their parts, `announced` to the samples that they said they have.
+        """`asked` maps the clients of this round to their parts, `announced` to the number of samples in their reports.
 
         `bits` follow from the latter, so that no sum of models overflows.
         """
@@ -31,7 +31,7 @@ class RoundCollector:
     def add(self, reply: Reply, hosted: Collection[int]) -> None:
         """Take a node's reply in; what is wrong is recorded as its clients' failure.
 
-        `hosted` are the clients that this node was asked for; it cannot speak for others.
+        `hosted` are the clients of the message to this node; results for other clients are ignored.
         """
         good = self._succeeded([result for result in reply.results if result.client in hosted])
         given: set[int] = set()  # clients whose model has been taken in: each counts once

@@ -33,7 +33,7 @@ class Owed:
 
 
 class Latecomers:
-    """Remembers who owes an answer and takes it in when it comes."""
+    """Keeps track of outstanding answers and folds them in when they arrive."""
 
     def __init__(
         self, staleness: float, layouts: Mapping[int, Layout], part: Callable[[ClientReport], int], *, averages: bool
@@ -93,7 +93,7 @@ class Latecomers:
         return True
 
     def expect(self, round_: int, bits: int, patience: float, unanswered: Mapping[str, Sequence[ClientReport]]) -> None:
-        """Remember whose answers to a round are missing, by message; forget those that are not waited for any more."""
+        """Note the answers to a round that are missing, by message; drop those whose time is over."""
         if not self.staleness:
             return
         now = time.monotonic()

@@ -1,10 +1,10 @@
 """Robust aggregation: what a few broken or hostile clients send must not decide the model.
 
 1. An update is what a client's model moved from where it started. One whose L2 norm exceeds `reject` times the median
-   norm of its tier's updates of the round is rejected. In a tier of one or two nobody can tell which one is far off:
-   there the updates of all tiers are compared, on the layers that all of them hold.
+   norm of its tier's updates of the round is rejected. A tier of one or two is too small for that: there the
+   updates of all tiers are compared, on the layers that all of them hold.
 2. Of each tier's remaining models take the weighted mean, or coordinate by coordinate the trimmed mean or the median
-   (Yin et al., ICML 2018). Then every client counts the same: its number of samples is only its own word. For the same
+   (Yin et al., ICML 2018). Then every client counts the same: its number of samples is only a claim. For the same
    reason a tier weighs, against other tiers, as if all its clients had the median number of samples.
 
 Every model is needed by itself, so nodes fold nothing and the server holds one model per client while a round lasts.
@@ -29,7 +29,7 @@ from common.weights.folding import check
 from strategies.engine.aggregation import RoundCollector
 from strategies.method import Method, RoundUpdate, TierUpdate
 
-MIN_NORMS = 3  # of two updates nobody can tell which one is far off
+MIN_NORMS = 3  # of two updates neither can be called far off
 COLUMNS = 1 << 18  # sorted at a time, which bounds the memory beyond the models themselves
 States = dict[int, FlatState]  # by client
 
@@ -129,17 +129,17 @@ class RobustCollector(RoundCollector):
         if common and any(len(tiers[part]) < MIN_NORMS for part in keys):
             shared = {client: norm for d in keys for client, norm in self._norms(d, tiers[d], common).items()}
         for part, held in keys.items():
-            states, whose = tiers[part], "of its tier"
+            states, group = tiers[part], "of its tier"
             if len(states) >= MIN_NORMS:
                 norms = self._norms(part, states, held)
             else:
-                norms, whose = shared, "of all updates, on the layers that all hold"
+                norms, group = shared, "of all updates, on the layers that all hold"
             if len(norms) < MIN_NORMS:
-                log(WARNING, "tier %d: %d updates, too few to tell one that is far off", part, len(states))
+                log(WARNING, "tier %d: %d updates are too few to find one that is far off", part, len(states))
                 continue
             for client in set(far_off(norms, self.settings.reject)) & set(states):
                 self.reject(client, f"its update's norm of {norms[client]:.4g} is more than {self.settings.reject:g} "
-                                    f"times the median {whose}, {lower_median(norms.values()):.4g}")  # fmt: skip
+                                    f"times the median {group}, {lower_median(norms.values()):.4g}")  # fmt: skip
                 del states[client], self.update.results[client], self.update.client_arrays[client]
 
     def _norms(self, part: int, states: States, keys: Sequence[str]) -> dict[int, float]:

@@ -1,4 +1,4 @@
-"""Who takes part: discovery of nodes, their clients' declared depths, stratified sampling and dealing to nodes.
+"""The clients that can take part: discovery of nodes, declared parts, stratified sampling, dealing to nodes.
 
 A node is a process on a machine, a client a data owner. A node either has clients of its own, which stay at home, or
 roams: it may host any virtual client of a simulation.
@@ -21,14 +21,14 @@ from common.seeding import derive_seed
 from strategies.engine.messaging import exchange
 
 PAUSE = 0.2  # seconds between two looks for nodes
-SIGN = 10.0  # seconds in which a node that lives answers a query: SuperNodes look for messages every 3 s
+SIGN = 10.0  # seconds in which a live node answers a query: SuperNodes look for messages every 3 s
 
 
 @dataclass
 class Roster:
-    """The nodes that are there and the clients they speak for."""
+    """The connected nodes and the clients that they host."""
 
-    count: int  # virtual clients that roaming nodes speak for
+    count: int  # virtual clients that roaming nodes may host
     reports: dict[int, ClientReport] = field(default_factory=dict)  # by client; part of the checkpoint
     homes: dict[int, int] = field(default_factory=dict)  # client -> node, for clients that stay at home
     nodes: dict[int, NodeReport] = field(default_factory=dict)  # by node id, in the order in which they came
@@ -39,8 +39,8 @@ class Roster:
     def discover(self, grid: Grid, order: Order, min_nodes: int, wait: float, deadline: float) -> None:
         """Query nodes that are new; forget nodes that left. Raises `TimeoutError` when too few nodes come or answer.
 
-        A node that is listed need not be there: Flower lists one that died for a minute more, and one that was half-way
-        through receiving a message when its sender was killed stays deaf for as long. Both count once they answer.
+        A listed node need not be alive: Flower lists a node for a minute after it died, and a node that was receiving a
+        message when its sender was killed does not react for as long. Both count once they answer.
         """
         end, failed = time.monotonic() + wait, set[int]()
         while True:
@@ -75,7 +75,7 @@ class Roster:
         self._accept(reports, changed=True)
 
     def deal(self, sampled: Sequence[ClientReport], cost: Mapping[int, float]) -> dict[int, list[ClientReport]]:
-        """Return node -> clients: at home where they have one, else on the node with least work, dear ones first."""
+        """Return node -> clients: at home, or, expensive clients first, on the node with least work."""
         roaming = sorted((n for n, r in self.nodes.items() if r.roaming), key=lambda n: (self.nodes[n].partition, n))
         dealt: dict[int, list[ClientReport]] = {node: [] for node in self.nodes}
         load = dict.fromkeys(roaming, 0.0)
@@ -88,9 +88,9 @@ class Roster:
         return {node: clients for node, clients in dealt.items() if clients}
 
     def _settle(self, grid: Grid, order: Order, deadline: float) -> None:
-        """Find every client that stays at home its node: of several that claim it, the first one that still answers.
+        """Find the node of every client that stays at home: of several that claim it, the first that still answers.
 
-        One that was started again is another node for Flower, which lists the one that died for a minute more.
+        A node that was started again is another node for Flower, which lists the dead one for a minute more.
         """
         claims = [(c.client, node) for node, report in self.nodes.items() for c in report.clients]
         last, first = dict(claims), dict(reversed(claims))
@@ -101,7 +101,7 @@ class Roster:
         for client in contested:
             self.rivals[client] = last[client]
             if holders[client] in living:
-                log(WARNING, "client %d is at home on node %d, which answers: node %d is left out, give each device a "
+                log(WARNING, "client %d is on node %d, which answers, so node %d is left out: give each device a "
                              "client id of its own", client, holders[client], last[client])  # fmt: skip
             else:
                 holders[client] = last[client]
@@ -122,13 +122,13 @@ class Roster:
             self._accept(report.clients if report else ())
 
     def _accept(self, reports: Iterable[ClientReport], changed: bool = False) -> None:
-        for told in reports:
-            known = self.reports.get(told.client)
+        for received in reports:
+            known = self.reports.get(received.client)
             if known and not known.refused and not changed:
                 continue  # a resumed run keeps the choices of its checkpoint: probing is not reproducible
-            report = told
-            if not told.refused and self.offered and told.part not in self.offered:
-                report = dataclasses.replace(told, refused=f"there is no {self.word} {told.part}")
+            report = received
+            if not received.refused and self.offered and received.part not in self.offered:
+                report = dataclasses.replace(received, refused=f"{self.word} {received.part} is not offered")
             self.reports[report.client] = report
             if report.refused:
                 log(WARNING, "client %d cannot take part: %s", report.client, report.refused)
@@ -145,7 +145,7 @@ class Roster:
 
     @staticmethod
     def _query(grid: Grid, orders: Iterable[tuple[int, Order]], deadline: float) -> list[tuple[int, NodeReport | None]]:
-        """Return each answer with its node: None if it says that the query failed, or cannot be read."""
+        """Return each answer with its node: None if the query failed, or the answer cannot be read."""
         messages = [
             Message(content=protocol.pack_order(order), dst_node_id=node, message_type=protocol.QUERY, ttl=deadline)
             for node, order in orders

@@ -1,4 +1,4 @@
-"""What a round brought and what it cost, when it counts, and who hears of it."""
+"""What a round brought and what it cost, when it counts, and the callbacks' interface."""
 
 import math
 import time

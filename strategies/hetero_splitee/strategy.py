@@ -2,7 +2,7 @@
 
 A round:
 
-1. Sample clients; open the inbox for their streams; tell them address, token and round through Flower's messages.
+1. Sample clients; open the inbox for their streams; send them address, token and round in Flower's messages.
 2. Clients train their first layers with an exit of their own and stream features and labels (`client.py`).
 3. Meanwhile one thread trains the layers after each cut on what arrives, in a fixed order (`trainer.py`):
    sequential: one model for all; averaging: a copy per client.
@@ -94,7 +94,7 @@ class HeteroSplitEE(EarlyExitStrategy):
         ).start()  # fmt: skip
 
     def round_values(self, round_: int) -> Mapping[str, Any]:
-        """Tell the clients where to stream to."""
+        """Return where the clients stream to."""
         if self.running is None:
             return {}
         return {
@@ -104,12 +104,12 @@ class HeteroSplitEE(EarlyExitStrategy):
         }  # fmt: skip
 
     def client_values(self, client: ClientReport) -> Mapping[str, Any]:
-        """Tell a client of which units and exits the devices' average is newer than its own."""
+        """Return the units and exits of which the devices' average is newer than the client's own."""
         own, averaged = self.committed.get(client.client, 0), self.averaged.get(self.part(client), {})
         return {FRESH: [module for module, round_ in averaged.items() if round_ >= own]}
 
     def lost(self, client: int) -> None:
-        """Wait no longer for the batches of a client that has failed."""
+        """Stop waiting for the batches of a client that has failed."""
         if self.trainer is not None:
             self.trainer.inbox.abandon(client)
 

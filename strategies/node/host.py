@@ -1,6 +1,6 @@
 """A node hosts clients: it trains them in turn and folds their models.
 
-The client half of a method knows neither the node nor how many clients share it.
+The client half of a method does not depend on the node, nor on how many clients share it.
 """
 
 import time
@@ -27,7 +27,7 @@ from strategies.node.node import Node
 
 
 def describe(order: Order, settings: Mapping[str, object]) -> NodeReport:
-    """Answer a query: which clients this node has, and what depth each of them chooses."""
+    """Answer a query: the clients of this node, and the part that each of them chooses."""
     node = Node(order, settings)
     clients = order.describe if node.own_clients is None else node.own_clients
     reports = tuple(node.report(client) for client in clients)
@@ -35,10 +35,10 @@ def describe(order: Order, settings: Mapping[str, object]) -> NodeReport:
 
 
 def train(order: Order, payload: Payload, settings: Mapping[str, object]) -> Reply:
-    """Train the order's clients; one that fails is reported with its reason and the others go on."""
+    """Train the order's clients; a client that fails is reported with its reason and the others go on."""
     node, reply = Node(order, settings), Reply([])
     local = node.method.local()
-    # A client that is alone in its tier here sends fp32: the 64-bit sum of one would double its uplink.
+    # A client that is alone in its tier on this node sends fp32: the 64-bit sum of one would double its uplink.
     sharing = Counter(task.part for task in order.tasks)
     deterministic()
     keep_memory()
@@ -68,7 +68,7 @@ def evaluate(order: Order, payload: Payload, settings: Mapping[str, object]) -> 
 
 
 def deliver(order: Order, payload: Payload, settings: Mapping[str, object]) -> Reply:
-    """Store the clients' final models: one per client if they are personal, else one per depth, whoever shares it."""
+    """Store the clients' final models: one per client if they are personal, else one per part."""
     node = Node(order, settings)
     local = node.method.local()
     tasks = order.tasks if node.method.personal else tuple({t.part: t for t in order.tasks}.values())
@@ -160,7 +160,7 @@ def _train_client(
 
 
 def _weight(node: Node, task: Task) -> int:
-    """Return how many samples a client's model counts for: new ones count once the server knows of them."""
+    """Return how many samples a client's model counts for: new samples count from the next report on."""
     return min(node.samples(task.client), task.samples)
 
 

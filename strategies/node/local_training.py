@@ -1,7 +1,7 @@
 """The client half that most methods share: local epochs of SGD on the tier's prefix.
 
-A method's client half is a `LocalMethod`; the node's host calls `train` for each client in turn and knows nothing of
-the method. State comes in with the job and goes out with the outcome.
+A method's client half is a `LocalMethod`; the node's host calls it for each client in turn. State comes in with
+the job and goes out with the outcome.
 """
 
 from collections.abc import Generator

@@ -2,7 +2,7 @@
 
 The server averages the keys that travel; the client keeps the others in its store, from round to round and over
 restarts. A client that was never sampled has the server's backbone under the heads that the run's seed makes, the same
-for everybody.
+for all clients.
 """
 
 from collections.abc import Callable

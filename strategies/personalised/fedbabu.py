@@ -1,6 +1,6 @@
 """FedBABU (Oh et al., ICLR 2022): only the body is updated and aggregated; heads wait for the end.
 
-1. A client trains the backbone alone under heads that stay as the run's seed made them, the same for everybody.
+1. A client trains the backbone alone under heads that stay as the run's seed made them, the same for all clients.
 2. The server averages the backbones, weighted by samples.
 3. Before its network is used, a client fine-tunes all of it on its own samples for `personal.finetune-epochs`.
 """

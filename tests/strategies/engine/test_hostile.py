@@ -214,7 +214,7 @@ def test_a_depth_that_is_not_there_ends_nothing_but_the_clients_part(run_strateg
         {**SETTINGS, "run.rounds": 2}, NODES, Hostile(by_reply(lambda reply, _: reply.reports.append(report)))
     )
     assert [sum(record.clients.values()) for record in run.records] == [6, 5]
-    assert "client 2 cannot take part: there is no depth 99" in flower_log
+    assert "client 2 cannot take part: depth 99 is not offered" in flower_log
 
 
 def test_updates_that_a_node_itself_finds_unfit_count_as_rejected(run_strategy, monkeypatch):

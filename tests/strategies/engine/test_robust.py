@@ -118,7 +118,7 @@ def test_an_update_far_off_is_rejected_and_counted():
 def test_two_updates_are_not_compared(flower_log):
     update = collect({c: STATES[c] for c in (3, 4)}, reject=1.5)
     assert update.rejected == set()
-    assert "tier 1: 2 updates, too few to tell one that is far off" in flower_log
+    assert "tier 1: 2 updates are too few to find one that is far off" in flower_log
     assert collect({c: STATES[c] for c in (2, 3, 4)}, reject=1.5).rejected == {4}
 
 
@@ -145,7 +145,7 @@ def test_in_tiers_of_few_the_updates_of_all_are_compared_on_the_layers_that_all_
     assert not [line for line in flower_log if "too few" in line]
     unlike = {d: Layout(((f"part-{d}", (2,)),), (("n", ()),)) for d in (1, 2, 3)}
     assert apart(0.01, 0.02, 400.0, layouts=unlike) == set()
-    assert len([line for line in flower_log if "1 updates, too few to tell one that is far off" in line]) == 3
+    assert len([line for line in flower_log if "1 updates are too few to find one that is far off" in line]) == 3
 
 
 def test_norms():

@@ -197,7 +197,7 @@ def test_of_two_living_nodes_the_first_keeps_a_client_that_both_claim(flower_log
     people, grid = discovered([NodeReport(0, False, (report(7),)), NodeReport(1, False, (report(7),))])
     first = people.homes[7]
     (second,) = set(grid.answers) - {first}
-    told = f"client 7 is at home on node {first}, which answers: node {second} is left out"
+    told = f"client 7 is on node {first}, which answers, so node {second} is left out"
     assert sum(line.startswith(told) for line in flower_log) == 1
     assert again(people, grid) == 0  # it is settled
     del grid.contexts[first]  # Flower lists it no more
