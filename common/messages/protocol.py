@@ -307,7 +307,7 @@ def _report(values: Mapping[str, Any]) -> ClientReport:
 
 def _check_examples(record: ClientResult | ClientReport) -> None:
     if not 0 <= record.num_examples <= MAX_WEIGHT:
-        raise ValueError(f"client {record.client}: {record.num_examples} samples are not in 0..{MAX_WEIGHT}")
+        raise ValueError(f"client {record.client}: {str(record.num_examples)[:20]} samples are not in 0..{MAX_WEIGHT}")
 
 
 def _make(cls: type[R], values: Mapping[str, Any]) -> R:
