@@ -54,7 +54,7 @@ def test_the_boosted_objective_needs_an_ensemble(flat):
         ({"clients.mix": "0.5,0.5"}, "clients.mix '0.5,0.5' must give one share, 0 or more, for each of the 3 tiers"),
         ({"network.name": "alexnet"}, "unknown network 'alexnet'"),
         ({"network.exits": "1,9"}, "exits = (1, 9)"),
-        ({"data.name": "folder", "data.root": "/nowhere/at/all"}, "there is no folder /nowhere/at/all"),
+        ({"data.name": "folder", "data.root": "/nowhere/at/all"}, "/nowhere/at/all, which is not a folder"),
         ({"clients.count": 5000, "server.evaluate-every": 1}, "5000 clients"),
     ],
 )
