@@ -292,7 +292,7 @@ def test_a_mistake_is_told_before_anything_starts(prepare_run, changes, message)
 )
 def test_an_address_of_another_machine_cannot_be_served(prepare_run, changes):
     run = prepare_run({**SPLIT, **changes})
-    with pytest.raises(UserError, match=r"cannot listen at 203\.0\.113\.1:0: is port 0 taken, or .* not this machine"):
+    with pytest.raises(UserError, match=r"cannot listen at 203\.0\.113\.1:0: port 0 is taken, or .* not this machine"):
         run.strategy.start(run.grid)
     assert run.records == []
 
@@ -301,7 +301,7 @@ def test_a_port_that_is_taken_is_told(prepare_run):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         run = prepare_run({**SPLIT, "stream.port": port})
-        with pytest.raises(UserError, match=f"is port {port} taken"):
+        with pytest.raises(UserError, match=f"port {port} is taken"):
             run.strategy.start(run.grid)
 
 
