@@ -74,8 +74,8 @@ class CostTable:
 
     def forward_memory(self, batch_size: int) -> int:
         """Return the bytes that a forward pass of the whole needs: its weights, and the largest input plus output."""
-        handed_on = [0, *(unit.activation_bytes for unit in self.units)]
-        largest = max(taken + given for taken, given in pairwise(handed_on))
+        sizes = [0, *(unit.activation_bytes for unit in self.units)]
+        largest = max(before + after for before, after in pairwise(sizes))
         return BYTES * self.cut_parameters(len(self.units)) + batch_size * largest
 
     def to_json(self) -> str:

@@ -1,7 +1,7 @@
 """Vision transformers (Dosovitskiy et al., ICLR 2021; DeiT, Touvron et al., ICML 2021).
 
-Exits stand after blocks 3, 6, 9 and 12, each a LayerNorm and a linear layer on the class token; there is no pooler and
-no final norm of the trunk (DarkDistill, KDD 2025).
+Exits stand after blocks 3, 6, 9 and 12, each a LayerNorm and a linear layer on the class token. The trunk has no pooler
+and no final norm (DarkDistill, KDD 2025).
 """
 
 import math

@@ -79,8 +79,8 @@ class FlatState:
 class FlatModel(Generic[M]):
     """A module whose float parameters, buffers and gradients are views of flat vectors.
 
-    Loading, reading, zeroing and stepping are then one operation each, whatever the number of layers. Frozen parameters
-    come after the trained ones, so `trained` is one contiguous leaf for the optimiser.
+    Loading, reading, zeroing and stepping are then one operation each for any number of layers. Frozen parameters come
+    after the trained ones, so `trained` is one contiguous leaf for the optimiser.
     """
 
     def __init__(self, module: M) -> None:

@@ -115,8 +115,8 @@ def test_message_sets_the_form_of_its_node(written):
         with logs.of_message(protocol.pack_order(order), {"node-id": "12345"}):
             log(INFO, "here")
     first, second = written.getvalue().splitlines()
-    told = json.loads(first)
-    assert (told["run"], told["round"], told["node"]) == ("some-run", 6, "12345")
+    line = json.loads(first)
+    assert (line["run"], line["round"], line["node"]) == ("some-run", 6, "12345")
     assert not second.startswith("{")
 
 
@@ -132,13 +132,13 @@ def test_run_logs_every_line_as_json(written, flat, tmp_path, monkeypatch):
     settings = {**flat, "run.root": str(tmp_path / "runs"), "run.log-format": "json", "run.name": "logged"}
     grid = LocalGrid(app, [{"partition-id": p} for p in range(2)])
     server_app(grid, Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=settings))
-    told = lines(written)
-    assert {line["run"] for line in told} == {"logged"}
-    (failed,) = (line for line in told if line["message"] == "client 3 failed")
+    logged = lines(written)
+    assert {line["run"] for line in logged} == {"logged"}
+    (failed,) = (line for line in logged if line["message"] == "client 3 failed")
     assert failed["node"] in {str(node) for node in grid.get_node_ids()}
     assert (failed["round"], failed["level"]) == (2, "WARNING")
     assert failed["error"].endswith("RuntimeError: no memory")
-    rounds = [line for line in told if line["message"].startswith("round ")]
+    rounds = [line for line in logged if line["message"].startswith("round ")]
     assert {(line["node"], line["round"]) for line in rounds} == {("server", 1), ("server", 2)}
     assert any(line["message"].startswith("round 2/2") and line["round"] == 2 for line in rounds)
 

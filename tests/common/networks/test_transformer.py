@@ -43,7 +43,7 @@ def test_padding_is_zero_in_every_unit_and_tokens_are_not():
         assert torch.equal(network.features_at(TEXTS, cut).any(dim=-1), present)
 
 
-def test_padding_gets_no_gradient_and_an_empty_text_has_finite_logits():
+def test_padding_gets_no_gradient_and_empty_text_is_finite():
     network = build(TINY, 0)
     logits = network(TEXTS)
     assert all(exit_.isfinite().all() for exit_ in logits)

@@ -167,12 +167,12 @@ def test_port_is_never_shared():
 
 
 def test_wrong_key_is_not_reported_as_a_port_in_use():
-    for mixed, told in [
+    for mixed, reason in [
         (Certificate(self_signed(["127.0.0.1"]).key, LOCAL.certificate), "not a pair"),
         (Certificate(b"oops", LOCAL.certificate), "the key cannot be read"),
         (Certificate(LOCAL.key, b"oops"), "the certificate cannot be read"),
     ]:
-        with pytest.raises(UserError, match=f"cannot serve at 127.0.0.1:0 with TLS: .*{told}"):
+        with pytest.raises(UserError, match=f"cannot serve at 127.0.0.1:0 with TLS: .*{reason}"):
             serve(Echo().register, "127.0.0.1:0", TOKEN, mixed)
 
 
