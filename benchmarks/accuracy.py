@@ -1,9 +1,9 @@
-"""What a method gains: the same seeds, budget and local objective, side by side; mean and spread over seeds.
+"""What a method gains with the same seeds, budget and local objective; mean and deviation over seeds.
 
 CIFAR-10, 50 clients of four depths in equal parts, 10 a round, the slim ResNet, the boosted objective; the last
-round's model on the official test set. Nothing is chosen on test data: hyper-parameters are the defaults, DarkDistill's
-published values, and the number of rounds is fixed beforehand. Run `python -m benchmarks.accuracy`; runs that are in
-the result file already are not run again.
+round's model on the official test set. Nothing is chosen on test data: hyper-parameters are the defaults, which are
+DarkDistill's published values, and the number of rounds is fixed beforehand. Run `python -m benchmarks.accuracy`; it
+skips runs that the result file already has.
 """
 
 import argparse
@@ -37,7 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def run(variant: str, alpha: float, seed: int, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Run one variant in this process; returns its accuracies and what it cost."""
+    """Run one variant in this process; return its accuracies and what it cost."""
     started = time.process_time()
     _, records = run_on_cifar10({**SETTINGS, "data.alpha": alpha, "run.seed": seed, **VARIANTS[variant], **overrides})
     last = records[-1]
@@ -53,7 +53,7 @@ def run(variant: str, alpha: float, seed: int, overrides: dict[str, Any]) -> dic
 
 
 def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return, per alpha and variant, the mean and standard deviation over seeds, and the gain over EEFL by seed."""
+    """Return, per alpha and variant, mean and standard deviation over seeds, and the gain over EEFL, paired by seed."""
     rows = []
     for alpha in sorted({r["alpha"] for r in runs}, reverse=True):
         base = {r["seed"]: r["mean"] for r in runs if r["alpha"] == alpha and r["variant"] == "eefl"}
@@ -79,7 +79,7 @@ def _deviation(values: list[float]) -> float | None:
 
 
 def main() -> None:
-    """Run what is missing, write the results after every run, print the table."""
+    """Run what is missing, write the results after every run, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variants", default="eefl,darkdistill")
     parser.add_argument("--alphas", default="1000,0.1")

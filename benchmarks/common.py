@@ -1,4 +1,4 @@
-"""What every benchmark shares: CPU time of a process tree, a description of the machine, results as JSON."""
+"""What the benchmarks share: CPU time of a process tree, runs on CIFAR-10, results as JSON."""
 
 import json
 import os
@@ -16,7 +16,8 @@ import torch
 from client.app import app
 from common.config import Value
 from common.flower.local_grid import LocalGrid
-from strategies.callbacks.base import Callback, Record
+from strategies.callbacks.base import Callback
+from strategies.engine.rounds import Record
 from strategies.engine.strategy import EarlyExitStrategy
 from strategies.factory import make_strategy, read_config
 
@@ -30,7 +31,7 @@ class Meter:
         self.wall, self.cpu = time.perf_counter(), tree_cpu()
 
     def lap(self) -> tuple[float, float]:
-        """Return (wall, CPU) seconds since the last lap."""
+        """Return (wall, CPU) seconds since the last lap, and begin a new one."""
         wall, cpu = time.perf_counter(), tree_cpu()
         spent = wall - self.wall, cpu - self.cpu
         self.wall, self.cpu = wall, cpu
@@ -38,13 +39,13 @@ class Meter:
 
 
 class Records(Callback):
-    """Keeps every round's record."""
+    """Keeps the record of every round."""
 
     def __init__(self) -> None:
         self.records: list[Record] = []
 
     def on_round(self, strategy: EarlyExitStrategy, record: Record) -> None:
-        """Keep it."""
+        """Keep the record."""
         self.records.append(record)
 
 

@@ -2,26 +2,26 @@
 
     flower     as Flower starts it: a new process imports Flower, torch and the images' decoder for every message
     worker     that process hands the work to a worker that stays beside the SuperNode (`client/warm/worker.py`)
-    stand-in   the process, too, comes from one that stays, and SuperExec asks more often (`client/warm/flower_shim.py`)
+    stand-in   the process is a fork of one that stays, and SuperExec polls more often (`client/warm/flower_shim.py`)
 
-All three have this project's own exchange of messages on the server, which asks for replies every 0.25 s; Flower's asks
-every 3 s. Run `python -m benchmarks.deployment`; cases take turns. Phases are read off the SuperNodes' log lines, as
-they appear, from one reply that has been sent to the next:
+In all three the server polls for replies every 0.25 s, where Flower's own loop polls every 3 s. Run
+`python -m benchmarks.deployment`; cases take turns. The phases are read off the SuperNodes' log lines as these appear,
+from one sent reply to the next:
 
-    poll       until the SuperNode asks for a message; it asks 3 s after it last found none
-    start      until the ClientApp's process runs: SuperExec's question, then starting it
+    poll       until the SuperNode polls for a message; it polls 3 s after it last found none
+    start      until the ClientApp's process runs: SuperExec's poll, then starting it
     pull       until the work is handed over: the message's objects, the app's bundle
     hand over  to the worker and back
     work       training and packing; in the case `flower` also importing torch
     reply      until the SuperNode sees the reply: it looks every 0.5 s
-    send       until it is with the SuperLink
+    send       until the SuperLink has the reply
     receive    until the SuperNode has all of the message's objects; runs beside `start` and `pull`
 
-What is left is `poll`, which nothing but the SuperNode can shorten: it asks again at once after a reply, finds nothing
-because the other replies are still under way, and sleeps for 3 s. A node that is sent a second message with the first
-would not sleep, but has to spend a process on it and cannot know when the next round begins. Under 1 s a round needs
-rounds that Flower does not carry: one message starts a run's clients and ends with it, orders and updates travel by a
-stream of our own to the server, as split training's batches do, and Flower keeps membership, the app and control.
+What is left is `poll`, which only the SuperNode can shorten. It polls at once after a reply, finds nothing because the
+other replies are still on their way, and sleeps for 3 s. A second message beside the first would keep it awake, but
+costs a process and cannot know when the next round begins. Under 1 s a round needs rounds outside Flower's messages:
+one message starts a run's clients and ends with the run, orders and updates travel over a stream of our own, as split
+training's batches do, and Flower keeps membership, the app and control.
 """
 
 import argparse
@@ -57,14 +57,14 @@ PHASES = ("poll", "start", "pull", "hand over", "work", "reply", "send", "receiv
 
 
 class Watched(Deployment):
-    """A deployment whose SuperNodes' log lines are noted with the time at which they appeared."""
+    """A deployment that notes the SuperNodes' log lines with the time at which they appear."""
 
     def __init__(self, folder: Path) -> None:
         self.lines: dict[str, list[tuple[float, str]]] = {}
         super().__init__(folder)
 
     def start(self, name: str, *command: str) -> None:
-        """Start a process; a SuperNode's output is watched."""
+        """Start a process, and watch its output if it is a SuperNode."""
         if name == "superlink":
             return super().start(name, *command)
         process = subprocess.Popen(
@@ -75,7 +75,7 @@ class Watched(Deployment):
         threading.Thread(target=self._watch, args=(name, process), daemon=True).start()
 
     def cpu(self) -> float:
-        """Return the CPU seconds of the SuperNodes and of everything they started, workers included."""
+        """Return the CPU seconds of the SuperNodes and of all processes that they started, workers included."""
         nodes = {self.processes[name].pid for name in self.lines}
         total = 0.0
         for process in psutil.process_iter():
@@ -92,7 +92,7 @@ class Watched(Deployment):
 
 
 def measure(case: str, rounds: int) -> dict[str, Any]:
-    """Run one case; returns its rounds' seconds and, per node and round, the phases."""
+    """Run one case; return the seconds of its rounds and, per node and round, the phases."""
     with tempfile.TemporaryDirectory() as folder:
         deployment = Watched(Path(folder) / "deployment")
         if case == "stand-in":
@@ -115,7 +115,7 @@ def measure(case: str, rounds: int) -> dict[str, Any]:
         finally:
             deployment.close()
     cpu_a_message = (cpu[1] - cpu[0]) / rounds / NODES
-    load = os.getloadavg()[0]  # what else runs on the machine makes everything but `poll` longer
+    load = os.getloadavg()[0]  # other work on the machine makes every phase but `poll` longer
     return {"rounds": seconds[WARM_UP:], "phases": phases, "cpu_seconds_per_message": cpu_a_message, "load": load}
 
 

@@ -1,12 +1,12 @@
-"""What a server round of DarkDistill costs beyond averaging: generators and reverse distillation, by size.
+"""What a server round of DarkDistill costs beyond averaging (generators and reverse distillation), by size.
 
     paper    DeiT-tiny on 224 x 224, 4 tiers, 100 classes, batches of 32, S = 2, R = 5 (KDD 2025)
     cifar10  the slim ResNet on 32 x 32
     demo     the slim ResNet on digits, 8 x 8
 
 Run `python -m benchmarks.distillation`. Where a whole round takes too long, `--server-epochs 1 --distill-steps 1`
-measures single steps, from which the published round (S = 2, R = 5) is derived and marked as such. With CUDA it first
-checks that the losses agree with the CPU's.
+measures single steps; the published round (S = 2, R = 5) is then derived from them and marked as derived. With CUDA
+the benchmark first checks that the losses agree with the CPU's.
 """
 
 import argparse
@@ -36,7 +36,7 @@ SIZES = {
     "paper": NetworkSpec("deit_tiny", 100, (3, 224, 224)),
 }
 PUBLISHED = DarkDistillSettings()  # S = 2, R = 5, batches of 32
-SAMPLES = 1000  # difficulties told per tier
+SAMPLES = 1000  # difficulties per tier
 MATRIX_PRODUCTS = (
     "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::mkldnn_convolution", "aten::cudnn_convolution",
     "aten::convolution_backward", "aten::_slow_conv2d_forward", "aten::_slow_conv2d_backward",
@@ -48,7 +48,7 @@ MATRIX_PRODUCTS = (
 
 
 class Server:
-    """Everything that a round's transfer works on, with fixed seeds: the same on every device."""
+    """What a round's transfer works on, with fixed seeds: the same on every device."""
 
     def __init__(self, spec: NetworkSpec, device: torch.device, autocast: bool = False) -> None:
         network = build(spec, seed=1).to(device)
@@ -63,11 +63,11 @@ class Server:
 
     def transfer(self, epochs: int, generator_steps: int, distill_steps: int) -> TransferReport:
         """Run S epochs of generator and distillation steps; either may be 0."""
-        config = replace(
+        settings = replace(
             PUBLISHED, server_epochs=epochs, generator_steps=generator_steps, distill_steps=distill_steps
         )  # fmt: skip
         return transfer(
-            self.tiers, self.generators, self.meter, self.optimizers, config=config, runtime=self.runtime
+            self.tiers, self.generators, self.meter, self.optimizers, settings=settings, runtime=self.runtime
         )  # fmt: skip
 
     def seconds(self, epochs: int, generator_steps: int, distill_steps: int) -> float:
@@ -90,7 +90,7 @@ class Server:
 
 
 def measure(spec: NetworkSpec, device: torch.device, autocast: bool, epochs: int, steps: int) -> dict[str, Any]:
-    """Return seconds of a round and of its steps, what they are spent on, and the size of what is trained."""
+    """Return the seconds of a round and of its steps, which operations take them, and the sizes of the models."""
     server = Server(spec, device, autocast)
     server.transfer(1, 1, 1)  # warm up
     whole = (epochs, steps) == (PUBLISHED.server_epochs, PUBLISHED.distill_steps)
@@ -146,12 +146,12 @@ def losses(spec: NetworkSpec, device: torch.device, epochs: int, steps: int) -> 
 
 
 def largest_difference(one: Sequence[float], two: Sequence[float]) -> float:
-    """Return the largest relative difference of losses that belong together."""
+    """Return the largest relative difference between two lists of losses."""
     return max(abs(a - b) / max(abs(a), abs(b), 1e-3) for a, b in zip(one, two, strict=True))
 
 
 def agreement(spec: NetworkSpec, device: torch.device, epochs: int = 1, steps: int = 2) -> float:
-    """Return how far the losses on `device` are from the CPU's, relatively, in full float32 precision."""
+    """Return the largest relative difference of a device's losses from the CPU's, in full float32 precision."""
     exact = torch.backends.cudnn.flags(allow_tf32=False) if device.type == "cuda" else nullcontext()
     with exact:
         return largest_difference(

@@ -6,7 +6,7 @@
         -c data.root=/data/cifar10 -c network.name=wrn16 --epochs 8 --autocast
     python -m benchmarks.distree runs/students [more such folders]
 
-Thresholds are fitted on validation images, the figures are of the test images.
+Thresholds are fitted on validation images; the figures are those of the test images.
 """
 
 import argparse
@@ -108,7 +108,10 @@ def rank_area(test: Answers) -> list[dict[str, Any]]:
 
 
 def _at_saving(saving: float, validation: Answers, test: Answers, full: float) -> dict[str, Any]:
-    """Return how each kind does when it may spend so much on validation images; draws spend what difference does."""
+    """Return how each kind of policy does at this saving on validation images.
+
+    Random exits cost what feature difference costs.
+    """
     target = (1 - saving) * full
     found: dict[str, Policies] = {
         kind.name: within(validation, target, kind=kind) for kind in (FeatureDifference, NeighbourSimilarity)
@@ -121,9 +124,9 @@ def _at_saving(saving: float, validation: Answers, test: Answers, full: float) -
 
 
 def draws(cost: float, costs: Sequence[float]) -> Iterator[tuple[float, ...]]:
-    """Yield the shares of ways to draw exits that cost just so on average, where exits cost `costs`.
+    """Yield shares of exits to draw from, so that a sample costs `cost` on average, where exits cost `costs`.
 
-    Of what is drawn from a sweep, as many go to the last exit instead as that takes.
+    The shares are those of a sweep; some samples go to the last exit instead, as many as reach that cost.
     """
     for begin in range(1, len(costs) - 1):
         for step in range(1, 98):

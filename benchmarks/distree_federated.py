@@ -1,7 +1,8 @@
-"""DistrEE, federated: two students that devices train against a teacher that devices trained, on handwritten digits.
+"""DistrEE, federated, on handwritten digits: devices train two students against a teacher that devices trained.
 
-The two commands of the README's page for every seed, and beside them what the devices would have without a teacher: one
-network of the students' width for all, trained by weighted averaging. Accuracies are of the server's test images.
+Every seed runs the two commands of `strategies/distree/README.md`, and beside them what the devices would have without
+a teacher: one network of the students' width for all, trained by weighted averaging. Accuracies are those of the
+server's test images.
 """
 
 import argparse

@@ -1,15 +1,15 @@
-"""What stopping early saves where students are processes on hosts of their own, with TLS and real delays.
+"""What early exits save where students are processes on hosts of their own, with TLS and real delays.
 
-Every host is a network namespace of this machine. Each image is asked for alone, with every operating point of every
-set of students in turn, so that whatever else the machine does falls on all of them alike:
+Every host is a network namespace of this machine. Each image is one request, with every operating point of every set
+of students in turn, so that other work on the machine affects all of them alike:
 
-    last         everybody at the last exit
+    last         all students at the last exit
     calibrated   the stored policy: the cheapest that loses at most a point on validation images
     cheap        the rung of the ladder that costs about half of all MACs
 
-A case's delay is that of the round trip; each way takes half of it. Students share this machine's cores: where there
-are more students than cores, they wait for each other, and `compute_ms`, the slowest device's own time, holds that too.
-In the online mode one device gets 4 times as slow in the middle, and later quick again. Needs root; about 3 minutes:
+A case's delay is that of the round trip; each way takes half of it. Students share this machine's cores: more students
+than cores wait for each other, and `compute_ms`, the slowest device's own time, includes that. In the online mode one
+device becomes 4 times slower in the middle, and later quick again. Needs root; about 3 minutes:
 
     python -m benchmarks.distree_network runs/students-2 runs/students-4
 
@@ -44,8 +44,7 @@ NEAR = 0.0005  # seconds one way
 SLOWED = 2  # the student that is slowed, cut off, killed
 HELD, AFTER = 80, 160  # images in the online mode before the change, and after each
 WINDOW, QUANTILE = LatencyTarget.window, LatencyTarget.quantile
-Requests = dict[str, dict[str, list[dict[str, Any]]]]
-"""Students -> operating point -> what each request took."""
+Requests = dict[str, dict[str, list[dict[str, Any]]]]  # students -> operating point -> what each request took
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,8 @@ class Case:
     """The links of all devices, whether one of them is slow, and how many images it gets."""
 
     images: int
-    delay: float = NEAR
-    """Seconds one way."""
-    rate: float = 0.0
-    """Bits per second."""
+    delay: float = NEAR  # seconds one way
+    rate: float = 0.0  # bits per second; 0: no limit
     slow: bool = False
 
 
@@ -74,12 +71,11 @@ class Stage:
     """All processes on their hosts."""
 
     hosts: Mapping[str, Host]
-    devices: dict[tuple[str, int], subprocess.Popen[str]] = field(default_factory=dict)
-    """(students, number) -> its process."""
-    asker: subprocess.Popen[str] | None = None
+    devices: dict[tuple[str, int], subprocess.Popen[str]] = field(default_factory=dict)  # by students and number
+    asker: subprocess.Popen[str] | None = None  # the process that sends images to the devices
 
     def ask(self, method: str, *arguments: Any) -> Any:
-        """Return what the process that asks answers."""
+        """Call a method of the asking process; return its result."""
         assert self.asker and self.asker.stdin and self.asker.stdout
         print(json.dumps([method, arguments]), file=self.asker.stdin, flush=True)
         return json.loads(self.asker.stdout.readline())
@@ -96,13 +92,13 @@ class Stage:
 
     @property
     def slowed(self) -> dict[str, subprocess.Popen[str]]:
-        """Students -> the process of the device that is slowed, cut off, killed."""
+        """The process of the device that is slowed, cut off or killed, by students."""
         return {name: process for (name, number), process in self.devices.items() if number == SLOWED}
 
 
 @contextmanager
 def stage(folders: Mapping[str, Path], data: Path) -> Iterator[Stage]:
-    """Yield all processes, ready to be asked."""
+    """Yield all processes once they are ready."""
     counts = {name: len(load_students(folder).students.spec.numbers) for name, folder in folders.items()}
     names = [f"{name}-{number}" for name, count in counts.items() for number in range(1, count + 1)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -138,12 +134,12 @@ def stage(folders: Mapping[str, Path], data: Path) -> Iterator[Stage]:
             models[name]["devices"][number] = address, str(keys / CERTIFICATE)
         settings = {"models": models, "data": str(data), "deadline": DEADLINE}
         found.asker = start(hosts["server"], "ask", json.dumps(settings))
-        found.ask("compare", 5)  # connections, and whatever else the first call costs
+        found.ask("compare", 5)  # connections, and other costs of the first call
         yield found
 
 
 def compare(on: Stage, passes: int) -> dict[str, Any]:
-    """Return how the operating points do in every case; cases take turns in every pass."""
+    """Return what requests took at every operating point in every case; cases take turns in every pass."""
     taken: dict[str, Requests] = {}
     empty: dict[str, float] = {}
     for _ in range(passes):
@@ -157,7 +153,7 @@ def compare(on: Stage, passes: int) -> dict[str, Any]:
 
 
 def gone(on: Stage, images: int) -> dict[str, Any]:
-    """Return what it costs to lose a device: the link is cut, its process is killed."""
+    """Return what the loss of a device costs: its link is cut, then its process is killed."""
     on.links(Case(0))
     for name in on.slowed:
         on.hosts[f"{name}-{SLOWED}"].link(loss=1.0)
@@ -175,7 +171,7 @@ def gone(on: Stage, images: int) -> dict[str, Any]:
 
 
 def _lost(requests: Mapping[str, Requests]) -> dict[str, Any]:
-    """Return what the first requests took, in the order in which they were made, and how the others did."""
+    """Return what the first requests took, in their order, and a summary of the others."""
     first = {name: {p: taken[0]["ms"] for p, taken in points.items()} for name, points in requests["first"].items()}
     return {"first_ms": first, **_summaries(requests["then"])}
 

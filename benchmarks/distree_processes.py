@@ -1,7 +1,7 @@
-"""The processes that `benchmarks.distree_network` starts on its hosts: a device that can be slowed, and who asks.
+"""The processes that `benchmarks.distree_network` starts on its hosts: devices that can be slowed, and the asker.
 
 python -m benchmarks.distree_processes device ARGUMENTS of `python -m client serve-student`
-python -m benchmarks.distree_processes ask JSON     then takes orders on stdin, a line of JSON each
+python -m benchmarks.distree_processes ask JSON     reads orders from stdin, a line of JSON each
 """
 
 import argparse
@@ -35,7 +35,7 @@ CHEAP = 0.5  # of all MACs: the rung of the ladder that comes closest is the che
 
 
 def slowed_by_signals(service: StudentService) -> None:
-    """Have a student be as slow as `--slowdown 4` makes it from SIGUSR1 on, until SIGUSR2."""
+    """Make a student as slow as `--slowdown 4` does, from SIGUSR1 until SIGUSR2."""
     for number, factor in ((signal.SIGUSR1, SLOW), (signal.SIGUSR2, 1.0)):
         signal.signal(number, lambda *_, factor=factor: setattr(service, "slowdown", factor))
 
@@ -48,7 +48,7 @@ def device(arguments: list[str]) -> int:
 
 
 class Asker:
-    """Asks several sets of students, each image on its own; `settings` is what `distree_network` writes."""
+    """Sends images to several sets of students, one image a request; `distree_network` writes `settings`."""
 
     def __init__(self, settings: dict[str, Any], stack: ExitStack) -> None:
         self.stored: dict[str, StoredStudents] = {}
@@ -68,7 +68,7 @@ class Asker:
         self.pixels, self.labels, self.next = test.inputs, test.labels.tolist(), 0
 
     def points(self, name: str) -> dict[str, Policies]:
-        """Return the operating points that are compared."""
+        """Return the operating points to compare."""
         stored = self.stored[name]
         return {
             "last": stored.policies["last"],
@@ -77,7 +77,7 @@ class Asker:
         }
 
     def cheap_rung(self, name: str) -> int:
-        """Return the rung that costs about half."""
+        """Return the number of the rung that costs about half."""
         total = [sum(costs) for costs in zip(*self.stored[name].ladder_costs.values(), strict=True)]
         return min(range(len(total)), key=lambda rung: abs(total[rung] - CHEAP * total[0]))
 
@@ -93,7 +93,7 @@ class Asker:
         return found
 
     def compare(self, images: int) -> dict[str, dict[str, list[dict[str, Any]]]]:
-        """Return what each request took; students and operating points take turns, each as often the first one."""
+        """Return what each request took; students and operating points take turns, each equally often first."""
         found: dict[str, dict[str, list[dict[str, Any]]]] = {}
         for index in range(self.next, self.next + images):
             for name, aggregator in self.aggregators.items():
@@ -124,7 +124,7 @@ class Asker:
         return {"ms": [answer.ms for answer in answers], "rungs": controller.rungs}
 
     def empty(self, calls: int) -> float:
-        """Return the milliseconds of the quickest of some calls in which nothing is computed."""
+        """Return the milliseconds of the quickest of several calls without computation."""
         times = []
         for channel in self.channels:
             check = health_pb2_grpc.HealthStub(channel).Check
@@ -145,7 +145,7 @@ def _rotated(points: dict[str, Policies], by: int) -> list[tuple[str, Policies]]
 
 
 def ask(settings: dict[str, Any]) -> int:
-    """Do what stdin says, an order `[method, arguments]` a line, and answer each with a line."""
+    """Read orders from stdin, one `[method, arguments]` a line, and answer each with a line."""
     torch.set_num_threads(1)
     with ExitStack() as stack:
         asker = Asker(settings, stack)
@@ -156,7 +156,7 @@ def ask(settings: dict[str, Any]) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Be one of the two."""
+    """Run as a device or as the asker."""
     role, *rest = arguments
     return device(rest) if role == "device" else ask(json.loads(rest[0]))
 

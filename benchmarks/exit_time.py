@@ -1,10 +1,10 @@
-"""What an exit saves in time against what it saves in MACs: students on one thread, measured and taken apart.
+"""What an exit saves in time against what it saves in MACs: students on one thread.
 
-Every exit is timed through `student.infer`, which stops there. Times are the thread's own, without what others use of
-the machine, and exits take turns. The share of the full time is compared with the share of the full MACs; what keeps
-the two apart is looked for in each unit on its own: time per MAC, what a pass costs where next to nothing is computed
-(4 x 4 pixels), and which operations take the time. All of it twice: as glibc has it, which gives large tensors' memory
-back to the kernel and has it mapped anew, page by page, and with memory kept. Run it for about 2 minutes by
+Every exit is timed through `student.infer`, which stops there. Times are the thread's own CPU time, and exits take
+turns. The share of the full time is compared with the share of the full MACs. Each unit alone shows where the two
+differ: time per MAC, the cost of a pass that computes next to nothing (4 x 4 pixels), and which operations take the
+time. All of it is measured twice: as glibc manages memory, which returns large tensors to the kernel and maps them
+again page by page, and with memory kept. It takes about 2 minutes:
 
     KINETO_LOG_LEVEL=99 python -m benchmarks.exit_time
 """
@@ -28,13 +28,13 @@ from strategies.distree.model.students import Student
 SHAPE, FEATURES, TINY = (3, 32, 32), 64, 4
 NETWORKS = {"WRN-16-1": ("wrn16", 1), "WRN-16-2": ("wrn16", 2), "resnet_slim": ("resnet_slim", 0)}
 BATCHES = (1, 8, 32)
+# Kind of operation -> words in its name. The rest is the exit and the cost of the calls.
 OPERATIONS = {"convolution": ("conv",), "norm": ("batch_norm",), "relu": ("relu", "clamp"), "add": ("aten::add",)}
-"""Words in their names; in the rest are the exit and what calling costs."""
 Call = Callable[[], Any]
 
 
 def interleaved(calls: Mapping[Any, Call], seconds: float) -> dict[Any, dict[str, float]]:
-    """Call everything in turn for so long; return the least and the median microseconds of each."""
+    """Make the calls in turn for some seconds; return the least and the median microseconds of each."""
     times: dict[Any, list[float]] = {key: [] for key in calls}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(times.values()))) < 5:
@@ -76,7 +76,7 @@ def exits(network: Student, batch: int, seconds: float) -> list[dict[str, float]
 
 @torch.no_grad()
 def units(network: Student, batch: int, seconds: float) -> list[dict[str, float]]:
-    """Return for every unit, with the exit after it: time per MAC, its fixed part, what takes it."""
+    """Return for every unit, with the exit after it: time per MAC, the fixed part, the share of each operation."""
     table, x, tiny = cost_table(network), torch.rand(batch, *SHAPE), torch.rand(1, SHAPE[0], TINY, TINY)
     calls: dict[Any, Call] = {}
     steps, sizes = [], []
@@ -101,7 +101,7 @@ def units(network: Student, batch: int, seconds: float) -> list[dict[str, float]
 
 
 def page_faults(call: Call, repeats: int = 10) -> float:
-    """Return how many pages the kernel maps in a call."""
+    """Return how many pages the kernel maps per call."""
     before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
     for _ in range(repeats):
         call()
@@ -109,7 +109,7 @@ def page_faults(call: Call, repeats: int = 10) -> float:
 
 
 def operations(call: Call, repeats: int = 7) -> dict[str, float]:
-    """Return the share of each kind of operation in the quickest of some passes."""
+    """Return the share of each kind of operation in the quickest of several passes."""
     call()
     passes = []
     for _ in range(repeats):

@@ -1,8 +1,8 @@
-"""What a server holds while the replies of a round come in: one model per tier, however many clients answer.
+"""What a server holds while the replies of a round arrive: one model per tier, however many clients answer.
 
-DarkDistill with one client per node, as in deployment: every reply brings a whole model. Replies are made up on the
-server's side when it asks for them (the model it sent plus noise), one at a time, so nothing of a client's own memory
-counts. Run `python -m benchmarks.memory`; every number of clients runs in a process of its own.
+DarkDistill with one client per node, as in deployment: every reply brings a whole model. Replies are made on the
+server's side when it polls for them (the model it sent plus noise), one at a time, so no client's memory counts. Run
+`python -m benchmarks.memory`; every number of clients runs in a process of its own.
 """
 
 import argparse
@@ -41,7 +41,7 @@ MB = 2**20
 
 
 class Replies(LocalGrid):
-    """A node per client that answers without training; samples what the server holds between two replies."""
+    """A node per client that replies without training; samples the server's memory between two replies."""
 
     def __init__(self, clients: int, strategy: EarlyExitStrategy) -> None:
         super().__init__(app, [{}] * clients)
@@ -54,7 +54,7 @@ class Replies(LocalGrid):
         self.rng = torch.Generator().manual_seed(0)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Keep the messages; they share the arrays of their tier."""
+        """Keep the messages, which share the arrays of their tier."""
         ids = []
         for message in messages:
             number = f"{message.metadata.message_type}-{message.metadata.dst_node_id}-{message.metadata.group_id}"
@@ -64,7 +64,7 @@ class Replies(LocalGrid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Answer one message."""
+        """Return the reply to one message."""
         number = min(message_ids)
         message = self.pending.pop(number)
         kind = message.metadata.message_type
@@ -93,10 +93,10 @@ class Replies(LocalGrid):
 
 
 def tensor_bytes() -> int:
-    """Return the bytes of all live tensors of this process, shared storage once."""
+    """Return the bytes of all live tensors of this process; shared storage counts once."""
     storages = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # looking at every object wakes deprecated attributes
+        warnings.simplefilter("ignore")  # reading every object's attributes warns of deprecated ones
         for thing in gc.get_objects():
             if isinstance(thing, torch.Tensor):
                 storage = thing.untyped_storage()
@@ -105,7 +105,7 @@ def tensor_bytes() -> int:
 
 
 def measure(clients: int) -> dict[str, Any]:
-    """Run one round with this many clients; memory in MiB."""
+    """Run one round with this many clients; return memory in MiB."""
     strategy = make_strategy(read_config({**SETTINGS, "clients.count": clients, "clients.per-round": clients}))
     strategy._deliver = lambda grid: None  # type: ignore[method-assign]
     grid = Replies(clients, strategy)

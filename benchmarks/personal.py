@@ -1,11 +1,10 @@
-"""What personalisation gains: CAFEDistill beside its baselines, on every client's own test split, over several seeds.
+"""What personal networks gain: CAFEDistill beside its baselines, on each client's own test split, over seeds.
 
 CIFAR-10 with Dirichlet 0.1 on 20 clients, 5 a round, the ConvNet of CAFEDistill (Liu et al., arXiv 2601.10015) at half
 its width. Hyper-parameters are the published ones and the same for all methods: 5 local epochs, batches of 64, learning
 rate 0.1 x 0.99^t, (1/m) sum of the exits' cross-entropies. "cafedistill light" has the weight of the distillation that
-did best on validation data, with another seed, a narrower network and no test data in sight
-(`results/personal_tuning.json`). Exit thresholds are chosen on each client's validation split. Runs that are in the
-result file already are not run again.
+did best on validation data, with another seed, a narrower network and no test data (`results/personal_tuning.json`).
+Exit thresholds are chosen on each client's validation split. Runs that the result file already has are skipped.
 """
 
 import argparse
@@ -43,7 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def run(variant: str, seed: int, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Run one variant in this process; return what its clients measured and what it cost."""
+    """Run one variant in this process; return its clients' accuracies and what it cost."""
     started = time.process_time()
     _, records = run_on_cifar10({**SETTINGS, "run.seed": seed, **VARIANTS[variant], **overrides})
     last = records[-1]
@@ -57,7 +56,7 @@ def run(variant: str, seed: int, overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return, per variant, means and standard deviations over seeds, and the gain over FedPer by seed."""
+    """Return, per variant, means and standard deviations over seeds, and the gain over FedPer, paired by seed."""
     base = {r["seed"]: r["mean"] for r in runs if r["variant"] == "fedper"}
     rows = []
     for variant in VARIANTS:
@@ -91,7 +90,7 @@ def _mean_and_deviation(values: list[float]) -> list[float | None]:
 
 
 def main() -> None:
-    """Run what is missing, write the results after every run, print the table."""
+    """Run what is missing, write the results after every run, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variants", default="cafedistill,fedper,local")
     parser.add_argument("--seeds", default="1,2,3")

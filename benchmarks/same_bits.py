@@ -19,8 +19,9 @@ from typing import Any
 
 PROJECT = Path(__file__).resolve().parent.parent
 RECORDER = Path(__file__).with_name("same_bits_record.py")
-# Names that a refactor changed: as COMMIT writes them -> as this tree does. Empty it once no COMMIT needs it.
-RENAMED: dict[str, str] = {}
+# Names that a refactor changed: as older commits write them -> as this tree does, "" if it no longer does.
+RENAMED = {"by_depth": "by_part", "half": ""}
+ADDED = ("format", "server_half")  # what older commits do not write
 SHOWN = 5  # differences of a method that are printed
 
 
@@ -57,7 +58,8 @@ def record(tree: Path, methods: str) -> dict[str, dict[str, Any]]:
 
 def renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """Return values under the names that this tree gives them; a name is a part of a key between two slashes."""
-    return {"/".join(names.get(part, part) for part in key.split("/")): value for key, value in values.items()}
+    moved = {"/".join(names.get(part, part) for part in key.split("/")): value for key, value in values.items()}
+    return {key: value for key, value in moved.items() if "" not in key.split("/")}
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -69,10 +71,13 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
 
 
 def compare(before: Mapping[str, dict[str, Any]], after: Mapping[str, dict[str, Any]]) -> bool:
-    """Print a line per method and its first differences; return whether all methods are equal."""
+    """Print a line per method and its first differences; return whether all methods that were there are equal."""
     equal = True
     for method in sorted(before.keys() | after.keys()):
-        old, new = renamed(before.get(method, {}), RENAMED), after.get(method, {})
+        if method not in before:
+            print(f"{method:28} new: nothing to compare it with")
+            continue
+        old, new = (renamed(side.get(method, {}), RENAMED | dict.fromkeys(ADDED, "")) for side in (before, after))
         wrong = differences(old, new)
         counts = ", ".join(
             f"{sum(key.startswith(f'{kind}/') for key in new)} {kind}" for kind in ("weights", "metrics", "kept")

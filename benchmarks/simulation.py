@@ -1,4 +1,4 @@
-"""How much of the machine reaches the clients' training, in a simulation of 1000 clients, 50 a round.
+"""How much of the machine goes into the clients' training, in a simulation of 1000 clients, 50 a round.
 
     bare        a PyTorch loop that does the same local steps in one process
     flower      Flower's FedAvg with a node per client
@@ -6,8 +6,8 @@
     ray         this project on Ray, one node per worker
 
 Every case trains the same exits of the same network on the same 50 images a client, batches of 10, one torch thread per
-process. Run `python -m benchmarks.simulation`; each case runs in a process of its own, in turn, and reports clients per
-CPU-second and seconds per round after a warm-up round.
+process. Run `python -m benchmarks.simulation`: each case runs in a process of its own, in turn, and reports clients
+per CPU-second and seconds per round after a warm-up round.
 """
 
 import argparse
@@ -36,7 +36,8 @@ from common.flower.local_grid import LocalGrid
 from common.networks import NetworkSpec, build
 from common.objectives import make_objective
 from common.seeding import generator
-from strategies.callbacks.base import Callback, Record
+from strategies.callbacks.base import Callback
+from strategies.engine.rounds import Record
 from strategies.factory import make_strategy, read_config
 
 WIDTHS = {"lenet": 6, "1.6M": 34}  # of the LeNet backbone: 51 k and 1.6 M parameters
@@ -49,13 +50,13 @@ SETTINGS = {
 
 
 def settings(workload: str, **changes: Any) -> RunConfig:
-    """Return the run's configuration; the images lie in the folder EARLYBLOOM_DATA."""
+    """Return the run's configuration; the images are in the folder EARLYBLOOM_DATA."""
     root = Path(os.environ.get("EARLYBLOOM_DATA", "../shared/data")).resolve() / "cifar10"
     return read_config({**SETTINGS, "data.root": str(root), "network.width": WIDTHS[workload], **changes})
 
 
 class Local:
-    """The local steps themselves, as a plain PyTorch user writes them."""
+    """The local steps in plain PyTorch."""
 
     def __init__(self, config: RunConfig) -> None:
         section = config.network
@@ -64,7 +65,7 @@ class Local:
         self.objective = make_objective(config.objective, 3, seed=0)
 
     def train(self, client: int, round_: int, start: dict[str, torch.Tensor]) -> int:
-        """Train one client from `start`; returns its number of samples."""
+        """Train one client from `start`; return its number of samples."""
         self.model.load_state_dict(start)
         images, section = shared_data(self.population, client, torch.device("cpu")), self.config.train
         optimizer = torch.optim.SGD(
@@ -96,7 +97,7 @@ def bare(workload: str, rounds: int) -> list[tuple[float, float]]:
 
 
 def flower(workload: str, rounds: int) -> list[tuple[float, float]]:
-    """Flower's own FedAvg, a node per client, as its quick start has it."""
+    """Run Flower's own FedAvg, a node per client, as its quick start does."""
     client_app, laps = ClientApp(), []
 
     @client_app.train()
@@ -146,13 +147,13 @@ def noop(workload: str, rounds: int) -> list[tuple[float, float]]:
 
 
 class Laps(Callback):
-    """Takes a lap per round."""
+    """Notes the seconds of every round."""
 
     def __init__(self) -> None:
         self.meter, self.laps = Meter(), list[tuple[float, float]]()
 
     def on_round(self, strategy: Any, record: Record) -> None:
-        """Note this round."""
+        """Note this round's seconds."""
         self.laps.append(self.meter.lap())
 
 
@@ -193,7 +194,7 @@ CASES = {"bare": bare, "flower": flower, "local": local, "ray": ray, "noop": noo
 
 
 def measure(case: str, workload: str, rounds: int) -> dict[str, float]:
-    """Run a case in a process of its own; returns medians over its rounds."""
+    """Run a case in a process of its own; return medians over its rounds."""
     with tempfile.TemporaryDirectory() as home:
         env = os.environ | {"FLWR_HOME": f"{home}/.flwr", "FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
         env |= {"OMP_NUM_THREADS": "1", "FLWR_DISABLE_UPDATE_CHECK": "1"}

@@ -1,9 +1,9 @@
-"""What the network costs split training: samples per second through the streams against the same training without.
+"""What the network costs split training: samples per second over streams against the same training without streams.
 
-Two clients with a device process each, or both in one, stream over loopback to a server in this process; beside them
-the reference trains the same networks in this process alone. Rounds alternate between the ways, so that whatever else
-the machine does falls on all of them alike, and rounds side by side are compared. Run `python -m benchmarks.split`:
-`--what speed`, `bytes` or `memory` for one part.
+Two clients with a device process each, or both in one process, stream over loopback to a server in this process. The
+reference trains the same networks in this process alone. Rounds alternate between the ways, so that other work on the
+machine affects all of them alike, and neighbouring rounds are compared. Run `python -m benchmarks.split`;
+`--what speed`, `bytes` or `memory` measures one part.
 """
 
 import argparse
@@ -39,7 +39,6 @@ from strategies.hetero_splitee.service import Expected, SplitService
 from strategies.hetero_splitee.settings import SplitEESettings
 from strategies.hetero_splitee.stream import FeatureStream, Origin
 from strategies.hetero_splitee.trainer import Trainer
-from tests.strategies.hetero_splitee.reference import Client, Reference
 
 SHAPE, CLASSES, CLIENTS, RUN = (3, 32, 32), 10, (0, 1), "split"
 CUTS = {"resnet_slim": (1, 3), "resnet18": (3, 7)}
@@ -51,7 +50,7 @@ MB = 2**20
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained."""
+    """A network, its cut and the settings of split training."""
 
     network: str
     cut: int
@@ -68,7 +67,7 @@ class Case:
 
     @property
     def sgd(self) -> Sgd:
-        """The devices' optimiser, the reference's too."""
+        """The optimiser of the devices and of the reference."""
         train = self.config.train
         return Sgd(train.lr, train.momentum, train.weight_decay)
 
@@ -81,15 +80,20 @@ class Case:
         source, size = torch.Generator().manual_seed(client), BATCH[self.network] * BATCHES[self.network]
         return torch.randn(size, *SHAPE, generator=source), torch.randint(CLASSES, (size,), generator=source)
 
+    def batches(self, client: int) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Return a client's batches of a round, samples (B, C, H, W) and labels (B,) each."""
+        size, (x, y) = BATCH[self.network], self.data(client)
+        return tuple(zip(x.split(size), y.split(size), strict=True))
+
 
 class Counter(grpc.StreamStreamClientInterceptor):
-    """Counts the bytes of what a channel sends."""
+    """Counts the bytes that a channel sends."""
 
     def __init__(self) -> None:
         self.bytes = 0
 
     def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
-        """Pass every message on."""
+        """Pass every message on and count it."""
         return continuation(client_call_details, self._count(request_iterator))
 
     def _count(self, messages: Iterator[bytes]) -> Iterator[bytes]:
@@ -100,7 +104,7 @@ class Counter(grpc.StreamStreamClientInterceptor):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a device process trains which clients of a case."""
+    """A server's address, and the clients of a case that a device process trains there."""
 
     case: Case
     clients: tuple[int, ...]
@@ -114,12 +118,11 @@ class Device:
 
     def __init__(self, place: Place) -> None:
         self.case, self.clients, self.counter = place.case, place.clients, Counter()
-        network, size = self.case.build(), BATCH[self.case.network]
+        network = self.case.build()
         self.learners = {
             c: Learner.copy_of(device_part(network, self.case.cut), torch.device("cpu")) for c in self.clients
         }
-        data = {c: self.case.data(c) for c in self.clients}
-        self.data = {c: tuple(zip(x.split(size), y.split(size), strict=True)) for c, (x, y) in data.items()}
+        self.data = {c: self.case.batches(c) for c in self.clients}
         self.channel = grpc.intercept_channel(connect(place.address, place.token, place.certificate), self.counter)
 
     def run(self, round_: int) -> int:
@@ -138,7 +141,7 @@ class Device:
 
 
 def device(pipe: Connection) -> None:
-    """Train a round wherever `(place, round)` says, and answer with the bytes that were sent."""
+    """Train the rounds that the pipe orders as `(place, round)`; answer each with the bytes that were sent."""
     torch.set_num_threads(1)
     kept: dict[Place, Device] = {}
     while order := pipe.recv():
@@ -168,7 +171,7 @@ def _turn(
 
 
 class Processes:
-    """As many device processes as there are clients; each is sent to wherever it is wanted."""
+    """A device process per client; each trains at the place that an order names."""
 
     def __init__(self) -> None:
         self.pipes: list[Connection] = []
@@ -223,22 +226,49 @@ class Streams:
         return sent
 
 
+class InProcess:
+    """The same training in this process, without streams."""
+
+    def __init__(self, case: Case, folder: str) -> None:
+        network, cpu, store = case.build(), torch.device("cpu"), ClientStore(Path(folder), "reference")
+        self.case, self.sgd, self.data = case, case.sgd, {c: case.batches(c) for c in CLIENTS}
+        self.learners = {c: Learner.copy_of(device_part(network, case.cut), cpu) for c in CLIENTS}
+        self.model = make_server_model(network, case.config.of(SplitEESettings), cpu, store)
+
+    def run(self, round_: int) -> None:
+        """Train a round."""
+        self.model.open_round(round_, dict.fromkeys(CLIENTS, self.case.cut), self.sgd)
+        for batch in range(BATCHES[self.case.network]):
+            self._turn({c: self.data[c][batch] for c in CLIENTS})
+        samples = BATCH[self.case.network] * BATCHES[self.case.network]
+        self.model.close_round(dict.fromkeys(CLIENTS, samples), {})
+
+    def _turn(self, batches: dict[int, tuple[Tensor, Tensor]]) -> None:
+        """Train one batch per client."""
+        if self.case.gradient == "stop":
+            sent = {c: local_step(self.learners[c], self.sgd, x, y)[0] for c, (x, y) in batches.items()}
+            self.model.step_many({c: (sent[c], y) for c, (_, y) in batches.items()})
+            return
+        outputs = {c: forward(self.learners[c], x) for c, (x, _) in batches.items()}
+        results = self.model.step_many({c: (outputs[c].trunk.detach(), y) for c, (_, y) in batches.items()})
+        for c, (_, y) in batches.items():
+            gradient = results[c].gradient
+            assert gradient is not None
+            finish(self.learners[c], self.sgd, outputs[c], y, gradient)
+
+
 def speed(case: Case, processes: Processes, repeats: int) -> dict[str, dict[str, float]]:
-    """Return what each way takes, seconds per 1000 samples, and its speed over the reference's."""
+    """Return the seconds per 1000 samples of each way, and its speed over the reference's."""
     number = len(CLIENTS) * BATCH[case.network] * BATCHES[case.network]
     apart, shared = [(c,) for c in CLIENTS], [CLIENTS]
     laps: dict[str, list[tuple[float, float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        reference = Reference(
-            case.build(), {c: Client(case.cut, *case.data(c)) for c in CLIENTS}, case.config,
-            ClientStore(Path(folder), "reference"),
-        )  # fmt: skip
         streams = {
             "2 devices, TLS": Streams(case, processes, apart, f"{folder}/0", tls=True),
             "2 devices": Streams(case, processes, apart, f"{folder}/1", tls=False),
             "1 device, TLS": Streams(case, processes, shared, f"{folder}/2", tls=True),
         }
-        ways: dict[str, Callable[[int], Any]] = {"reference": reference.run_round}
+        ways: dict[str, Callable[[int], Any]] = {"reference": InProcess(case, folder).run}
         ways |= {name: stream.run for name, stream in streams.items()}
         for round_ in range(1, repeats + 2):
             for name, run in ways.items():
@@ -263,7 +293,7 @@ def speed(case: Case, processes: Processes, repeats: int) -> dict[str, dict[str,
 
 
 def sent_bytes(network: str, cut: int, processes: Processes) -> dict[str, float]:
-    """Return bytes per sample on the wire, by coding, labels and all of the messages' fields included."""
+    """Return bytes per sample on the wire by coding, labels and all message fields included."""
     found: dict[str, float] = {}
     for coding in ("fp32", "bf16", "fp16", "uint8"):
         with tempfile.TemporaryDirectory() as folder:
@@ -274,7 +304,7 @@ def sent_bytes(network: str, cut: int, processes: Processes) -> dict[str, float]
 
 
 def held_bytes(mode: str, clients: int, cuts: Sequence[int]) -> dict[str, Any]:
-    """Return what the server holds of so many clients in the middle of a round, in MiB, and in a later one of two."""
+    """Return the MiB that the server holds in the middle of a round of so many clients, and of a later one of two."""
     case = Case("resnet_slim", cuts[0], mode)
     network = case.build()
     shapes = {cut: network.features_at(network.example(1), cut).shape[1:] for cut in cuts}
@@ -302,7 +332,7 @@ def held_bytes(mode: str, clients: int, cuts: Sequence[int]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, save after every part, print."""
+    """Measure, save after every part, and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--what", default="speed,bytes,memory")
     parser.add_argument("--networks", default="resnet_slim,resnet18")

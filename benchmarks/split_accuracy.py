@@ -1,10 +1,10 @@
-"""What split training gains: devices with three cuts, on every client's own test split, over several seeds.
+"""What split training gains: devices with three cuts, on each client's own test split, over seeds.
 
 CIFAR-10 at 16x16, dealt alike to 12 clients, four at each of the cuts 2, 3 and 4 of the slim ResNet at half its width;
 batches of 64, one local epoch a round, the same learning rate for all. Nothing is chosen on test data; thresholds of
-early exits are chosen on each client's validation split. The sequential server has one set of batch norm's running
-statistics for all cuts, except where a variant says "by cut". Run `python -m benchmarks.split_accuracy`; runs that are
-in the result file already are not run again.
+early exits are chosen on each client's validation split. The sequential server has one set of BatchNorm statistics for
+all cuts, except where a variant says "by cut". Run `python -m benchmarks.split_accuracy`; it skips runs that the result
+file already has.
 """
 
 import argparse
@@ -31,12 +31,12 @@ RETURN = {"splitee.gradient": "return", "splitee.client-sync": "same_cut"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "sequential": SHARED,
     "averaging": SPLIT | {"splitee.mode": "averaging"},
-    # the same weights as "sequential", evaluated with batch norm's statistics of each client's cut
+    # the same weights as "sequential", evaluated with the BatchNorm statistics of each client's cut
     "sequential, by cut": SPLIT,
     # split learning: gradients come back, devices of one cut are averaged (Thapa et al., SplitFed)
     "sflv1": SPLIT | RETURN | {"splitee.mode": "averaging"},
     "sflv2": SHARED | RETURN,
-    # a whole network on the client's own shard, and one network on all shards with exits at the cuts
+    # a whole network on each client's own shard, and one network on all shards with exits at the cuts
     "standalone": {"run.strategy": "local", "network.exits": str(UNITS)},
     "central": {
         "run.strategy": "eefl", "clients.count": 1, "clients.per-round": 1, "clients.mix": "0,0,0,1",
@@ -56,7 +56,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def run(variant: str, seed: int, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Run one variant in this process; return what its clients measured, by cut, and what it cost."""
+    """Run one variant in this process; return its clients' accuracies by cut, and what it cost."""
     started = time.process_time(), time.perf_counter()
     flat = {**SETTINGS, "run.seed": seed, **VARIANTS[variant], **overrides}
     strategy, records = run_on_cifar10(flat | {"server.clients-evaluate-every": flat["run.rounds"]})
@@ -72,7 +72,7 @@ def run(variant: str, seed: int, overrides: Mapping[str, Any]) -> dict[str, Any]
 
 def groups(accuracy: Mapping[str, Any], tiers: Iterable[int]) -> Iterable[tuple[str, dict[str, Any]]]:
     """Yield ("all" or a cut, what its clients measured): means over clients."""
-    by_cut = accuracy.get("by_depth", {})
+    by_cut = accuracy.get("by_part", {})
     for name, group in [("all", accuracy), *((str(cut), by_cut[cut]) for cut in tiers if cut in by_cut)]:
         tuned = group["tuned"]
         yield (
@@ -86,7 +86,7 @@ def groups(accuracy: Mapping[str, Any], tiers: Iterable[int]) -> Iterable[tuple[
 
 
 def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return, per variant and cut, mean and standard deviation over seeds, and the gain at the last exit by seed."""
+    """Return, per variant and cut, mean and deviation over seeds, and the gain at the last exit, paired by seed."""
     base = {r["seed"]: r["groups"]["all"]["exits"][-1] for r in runs if r["variant"] == "sequential"}
     rows = []
     for variant in VARIANTS:
@@ -114,7 +114,7 @@ def _mean_and_deviation(values: Iterable[float]) -> list[float | None]:
 
 
 def main() -> None:
-    """Run what is missing, write the results after every run, print the table."""
+    """Run what is missing, write the results after every run, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variants", default="sequential;averaging;sflv1;sflv2;standalone;central")
     parser.add_argument("--seeds", default="1,2,3")

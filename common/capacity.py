@@ -14,8 +14,9 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,7 +29,8 @@ TRAINING_MACS = 3  # a step costs about three forward passes: forward, gradient 
 ROUND_SECONDS = 60.0  # a device should train one local epoch within this, and move its model there and back
 POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 DECLARED = {"memory": "B", "compute": "FLOPS", "bandwidth": "bps"}  # what a device may declare, and its unit
-KEYS = (*DECLARED, "depth", "cut")  # what a node configuration may say of a capacity
+OVERRIDES = ("depth", "cut", "student")  # a part by number, in the place of what it needs
+KEYS = (*DECLARED, *OVERRIDES)  # what a node configuration may say of a capacity
 CLASSES = {
     "low": {"memory": "64MB", "compute": "1GFLOPS"},  # to spare on a board of half a gigabyte
     "medium": {"memory": "512MB", "compute": "20GFLOPS"},  # on a phone or a board of four
@@ -45,6 +47,7 @@ class Capacity:
     bandwidth: float | None = None  # bits per second, each way
     depth: int | None = None  # overrides the others
     cut: int | None = None  # likewise, where a method cuts the network
+    student: int | None = None  # likewise, where devices train students
 
     @property
     def limits(self) -> tuple[float, float, float]:
@@ -64,13 +67,13 @@ class Choice:
 
     part: int
     reason: str
-    lean: bool = False  # it fits, but what the server would send along to learn from does not
+    values: Mapping[str, Any] = field(default_factory=dict)  # what the method wants to know of the choice
 
 
 def parse_capacity(node: Mapping[str, object]) -> Capacity:
     """Read a node configuration; raises `UserError` on a value that cannot be read."""
-    if "depth" in node or "cut" in node:
-        return Capacity(**{name: _whole(node[name], name) for name in ("depth", "cut") if name in node})
+    if overrides := {name: _whole(node[name], name) for name in OVERRIDES if name in node}:
+        return Capacity(**overrides)
     if "capacity" in node:
         if node["capacity"] == "auto":
             return probe()
@@ -104,12 +107,8 @@ def read_node(text: str, keys: Sequence[str] = KEYS) -> dict[str, str]:
 def choose_depth(capacity: Capacity, costs: CostTable, batch_size: int, samples: int) -> Choice:
     """Return the deepest tier that the capacity carries for a local epoch of `samples` samples."""
     tiers = len(costs.tiers)
-    if capacity.cut is not None and capacity.depth is None:
-        return Choice(0, f"declared cut {capacity.cut}, but this run has depth tiers: declare depth= too")
-    if capacity.depth is not None:
-        if not 1 <= capacity.depth <= tiers:
-            return Choice(0, f"declared depth {capacity.depth}, but the network has tiers 1..{tiers}")
-        return Choice(capacity.depth, f"declared depth {capacity.depth}")
+    if choice := override(capacity, "depth", range(1, tiers + 1)):
+        return choice
     reason = "no limit declared"
     for depth in range(tiers, 0, -1):
         needs, macs = costs.tier_training_memory(depth, batch_size), costs.tier_macs(depth) * samples
@@ -118,6 +117,19 @@ def choose_depth(capacity: Capacity, costs: CostTable, batch_size: int, samples:
             return Choice(depth, reason if depth < tiers else "the whole network fits")
         reason = f"tier {depth} {problem}"
     return Choice(0, f"nothing fits: {reason}")
+
+
+def override(capacity: Capacity, word: str, offered: Sequence[int]) -> Choice | None:
+    """Return the choice that a declared number makes where parts are called `word`; None if none is declared."""
+    number = getattr(capacity, word)
+    if number in offered:
+        return Choice(number, f"declared {word} {number}")
+    if number is not None:
+        return Choice(0, f"declared {word} {number}, but this run offers {word} {', '.join(map(str, offered))}")
+    for other in OVERRIDES:
+        if (number := getattr(capacity, other)) is not None:
+            return Choice(0, f"declared {other} {number}, but this run needs a {word}: declare {word}= too")
+    return None
 
 
 def lacking(

@@ -1,1 +1,1 @@
-"""Server-side entry points."""
+"""The ServerApp and the commands of the server."""

@@ -27,7 +27,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run to the last round; what a user can mend ends the run as failed, with one clear message."""
+    """Run all rounds; a `UserError` is logged and ends the run as failed."""
     try:
         strategy = prepare(context.run_config)
     except UserError as error:
@@ -39,9 +39,9 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def prepare(run_config: Mapping[str, Value]) -> EarlyExitStrategy:
-    """Return the strategy of a new run, or of one that is resumed, with its run folder.
+    """Return the strategy of a new or resumed run, with its callbacks.
 
-    Raises `UserError` before anything starts when the configuration, data or run folder is unfit.
+    Raises `UserError` before anything starts if the configuration, the data or the run folder is unusable.
     """
     config = read_config(run_config)
     deterministic()

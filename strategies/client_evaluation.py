@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.data.clients import ClientData
 from common.exits import ThresholdPolicy, collect_logits, correct_counts, exit_predictions
-from common.networks import EarlyExitNetwork
 
 # At the last one nobody leaves early: the full network, where every curve ends.
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, math.inf)
@@ -33,7 +32,7 @@ Floats = NDArray[np.float64]
 
 
 def score(
-    network: EarlyExitNetwork,
+    network: nn.Module,
     data: ClientData,
     costs: Sequence[float],
     accuracy_loss: float,
@@ -193,7 +192,7 @@ def summarise(
     }
 
 
-def _logits(network: EarlyExitNetwork, x: Tensor, y: Tensor, exits: int) -> tuple[Tensor, Tensor]:
+def _logits(network: nn.Module, x: Tensor, y: Tensor, exits: int) -> tuple[Tensor, Tensor]:
     """Return all exits' logits (E, N, C) and the labels (N,) on the CPU, also when there is no sample."""
     if not len(y):
         return torch.empty(exits, 0, 1), y.cpu()

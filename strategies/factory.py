@@ -10,44 +10,57 @@ from common.data.clients import Population
 from common.devices import pick_device
 from common.errors import UserError
 from common.networks import NetworkSpec, without_early_exits
-from strategies.callbacks.base import Callback
+from strategies.engine.rounds import Watcher
 from strategies.engine.server_evaluation import ServerEvaluator
 from strategies.engine.strategy import EarlyExitStrategy
-from strategies.registry import method, sections
+from strategies.method import Method, Setup
+from strategies.registry import all_settings, find_method
 
 
 def read_config(flat: Mapping[str, Value]) -> RunConfig:
     """Read Flower's run configuration; raises `UserError` with all mistakes at once."""
-    return load_config(flat, sections())
+    return load_config(flat, all_settings())
 
 
-def make_strategy(config: RunConfig, callbacks: Iterable[Callback] = ()) -> EarlyExitStrategy:
+def make_strategy(config: RunConfig, callbacks: Iterable[Watcher[EarlyExitStrategy]] = ()) -> EarlyExitStrategy:
     """Return the configured method's strategy.
 
     Raises `UserError` before anything starts when the data, network, mix or device cannot be had.
     """
-    found = method(config.run.strategy)
+    method = find_method(config.run.strategy)
+    strategy = method.strategy(method, make_setup(config, method))
+    if not isinstance(strategy, EarlyExitStrategy):
+        raise TypeError(f"the card of {method.name!r} makes a {type(strategy).__name__}, not an EarlyExitStrategy")
+    parse_mix(config.clients.mix, len(strategy.tiers))
+    strategy.callbacks = list(callbacks)
+    return strategy
+
+
+def make_setup(config: RunConfig, method: Method) -> Setup:
+    """Return what the configured data and network are, and the server's evaluation; raises `UserError`."""
     source = load(config.data, paths.cache_root())
-    section = config.network
-    spec = NetworkSpec(
-        section.name, len(source.classes), source.input_shape, section.exits, section.tiers, section.width,
-        found.ensemble(config), section.lora_rank, section.pretrained,
-        config.data.vocabulary if config.data.is_text else 0,
-    )  # fmt: skip
-    if not found.exits:
-        if section.exits or section.tiers:
-            raise UserError(
-                f"{config.run.strategy} places exits at the cuts: leave network.exits and network.tiers empty"
-            )
-        spec = without_early_exits(spec)
     normalize = normalizer(config.data, source.input_shape[0])
-    population = Population(config.data, config.clients.count, config.run.seed)
     evaluator = None
-    if config.server.evaluate_every and len(source.test) and not found.strategy.personal:
+    if config.server.evaluate_every and len(source.test) and not method.personal:
+        population = Population(config.data, config.clients.count, config.run.seed)
         evaluator = ServerEvaluator(
             source.train.subset(population.validation()), source.test, normalize,
             pick_device(config.server.device), config.server.batch_size, config.server.accuracy_loss,
         )  # fmt: skip
-    strategy: EarlyExitStrategy = found.strategy(config, spec, source.classes, normalize, evaluator, callbacks)
-    parse_mix(config.clients.mix, len(strategy.tiers))
-    return strategy
+    spec = make_spec(config, method, len(source.classes), source.input_shape)
+    return Setup(config, spec, tuple(source.classes), normalize, evaluator)
+
+
+def make_spec(config: RunConfig, method: Method, classes: int, input_shape: tuple[int, ...]) -> NetworkSpec:
+    """Return the configured network's spec for so many classes and samples of this shape; raises `UserError`."""
+    section = config.network
+    spec = NetworkSpec(
+        section.name, classes, input_shape, section.exits, section.tiers, section.width,
+        method.ensemble(config), section.lora_rank, section.pretrained,
+        config.data.vocabulary if config.data.is_text else 0,
+    )  # fmt: skip
+    if method.exits:
+        return spec
+    if section.exits or section.tiers:
+        raise UserError(f"{config.run.strategy} places exits at the cuts: leave network.exits and network.tiers empty")
+    return without_early_exits(spec)

@@ -1,24 +1,32 @@
-"""What of the whole a device holds, by number: depth tiers, the cuts of split training, or one of several students."""
+"""What of the whole network a device holds, by number: a depth tier, a cut of split training, or one of K students.
 
+`Parts` is a way of dividing any network of a kind, `Division` is one network divided in that way. The frame sees the
+second alone, so it is the same for all three.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from functools import cached_property
+from typing import Generic, Protocol, TypeVar
+
+from torch import nn
 
 from common.capacity import Capacity, Choice, choose_depth
 from common.config import RunConfig
 from common.networks import EarlyExitNetwork, NetworkSpec, build
 from common.networks.cost import CostTable, cost_table
 
-N = TypeVar("N")
 S = TypeVar("S", bound="Spec")
+N = TypeVar("N", bound=nn.Module)
 C = TypeVar("C", bound="Costs")
 
 
 class Spec(Protocol):
-    """Everything that decides the whole's shape."""
+    """Everything that decides the whole network's shape."""
 
     @property
     def num_classes(self) -> int:
-        """Classes that it tells apart."""
+        """Number of classes."""
         ...
 
     @property
@@ -27,7 +35,7 @@ class Spec(Protocol):
         ...
 
     def without_weights(self) -> "Spec":
-        """Return the spec for devices, which get weights and need not have the file that the server read."""
+        """Return the spec for devices, which receive weights and need not have the file that the server read."""
         ...
 
     def to_json(self) -> str:
@@ -36,67 +44,169 @@ class Spec(Protocol):
 
 
 class Costs(Protocol):
-    """What the whole and its parts cost."""
+    """What the whole network and its parts cost."""
 
     def to_json(self) -> str:
         """Return the costs as one line of JSON."""
         ...
 
 
-class Parts(Protocol[S, N, C]):
-    """A way of dividing the whole N of spec S and costs C.
+class Division(Protocol):
+    """One network and its parts, by number."""
 
-    Everything that is called `depth` elsewhere is one of `numbers`.
-    """
+    word: str  # what a user calls a part: "depth", "cut" or "student"
 
-    word: str  # what a user calls a part
-
-    def spec(self, text: str) -> S:
-        """Return the spec that `to_json` wrote; raises `UserError`."""
+    @property
+    def spec(self) -> Spec:
+        """The whole network's spec."""
         ...
 
-    def whole(self, spec: S, seed: int) -> N:
-        """Return the whole: the same seed gives the same bits."""
+    @property
+    def whole(self) -> nn.Module:
+        """The whole network: the same seed gives the same bits."""
         ...
 
-    def costs(self, whole: N) -> C:
-        """Return what the whole and its parts cost."""
+    @property
+    def costs(self) -> Costs:
+        """What the whole network and its parts cost."""
         ...
 
-    def read_costs(self, text: str) -> C:
-        """Return the costs that `to_json` wrote."""
-        ...
-
-    def numbers(self, costs: C, config: RunConfig) -> Sequence[int]:
+    def numbers(self, config: RunConfig) -> Sequence[int]:
         """Return the parts that a device may hold, from the smallest to the largest."""
         ...
 
-    def take(self, network: N, number: int) -> N:
+    def take(self, number: int) -> nn.Module:
         """Return a copy of a part."""
         ...
 
-    def named(self, number: int) -> tuple[int, int]:
-        """Return a part as a stored model names it: its depth tier and 0, or 0 and its cut."""
-        ...
-
-    def macs(self, costs: C, number: int) -> int:
+    def macs(self, number: int) -> int:
         """Return the MACs of one sample's forward pass through a part."""
         ...
 
-    def parameters(self, costs: C, number: int) -> int:
+    def parameters(self, number: int) -> int:
         """Return the number of parameters of a part."""
         ...
 
-    def exit_macs(self, costs: C, number: int) -> list[float]:
-        """Return the MACs of a sample that leaves at each exit, of the network that a client of this part uses."""
+    def exit_macs(self, number: int) -> list[float]:
+        """Return the MACs of a sample that leaves at each exit of the network that a client of this part uses."""
         ...
 
-    def choose(self, capacity: Capacity, costs: C, config: RunConfig, samples: int, client: int = 0) -> Choice:
+    def choose(self, capacity: Capacity, config: RunConfig, samples: int, client: int = 0) -> Choice:
         """Return the part that a device chooses for a client with so many samples; 0 if none fits."""
         ...
 
 
-class NetworkParts:
+class AnyParts(Protocol):
+    """What a method's card says about parts: how a network is divided, whatever its kind."""
+
+    word: str
+
+    def divide(self, spec: str, seed: int, costs: str = "") -> Division:
+        """Return the network of this spec divided; `costs` saves a device from counting them again. Both are JSON."""
+        ...
+
+    def stored(self, number: int) -> tuple[int, int]:
+        """Return a part as a stored model names it: its depth tier and 0, or 0 and its cut."""
+        ...
+
+
+class Parts(ABC, Generic[S, N, C]):
+    """A way of dividing a network N of spec S with costs C."""
+
+    word: str
+
+    @abstractmethod
+    def spec(self, text: str) -> S:
+        """Return the spec that `to_json` wrote; raises `UserError`."""
+
+    @abstractmethod
+    def whole(self, spec: S, seed: int) -> N:
+        """Return the whole network: the same seed gives the same bits."""
+
+    @abstractmethod
+    def costs(self, whole: N) -> C:
+        """Return what the whole network and its parts cost."""
+
+    @abstractmethod
+    def read_costs(self, text: str) -> C:
+        """Return the costs that `to_json` wrote."""
+
+    @abstractmethod
+    def numbers(self, costs: C, config: RunConfig) -> Sequence[int]:
+        """Return the parts that a device may hold, from the smallest to the largest."""
+
+    @abstractmethod
+    def take(self, network: N, number: int) -> N:
+        """Return a copy of a part."""
+
+    @abstractmethod
+    def stored(self, number: int) -> tuple[int, int]:
+        """Return a part as a stored model names it: its depth tier and 0, or 0 and its cut."""
+
+    @abstractmethod
+    def macs(self, costs: C, number: int) -> int:
+        """Return the MACs of one sample's forward pass through a part."""
+
+    @abstractmethod
+    def parameters(self, costs: C, number: int) -> int:
+        """Return the number of parameters of a part."""
+
+    @abstractmethod
+    def exit_macs(self, costs: C, number: int) -> list[float]:
+        """Return the MACs of a sample that leaves at each exit of the network that a client of this part uses."""
+
+    @abstractmethod
+    def choose(self, capacity: Capacity, costs: C, config: RunConfig, samples: int, client: int = 0) -> Choice:
+        """Return the part that a device chooses for a client with so many samples; 0 if none fits."""
+
+    def divide(self, spec: str, seed: int, costs: str = "") -> "Divided[S, N, C]":
+        """Return the network of this spec divided; `costs` saves a device from counting them again. Both are JSON."""
+        return Divided(self, spec, seed, costs)
+
+
+class Divided(Generic[S, N, C]):
+    """One network and its parts; what is expensive is made when it is first needed."""
+
+    def __init__(self, parts: Parts[S, N, C], spec: str, seed: int, costs: str = "") -> None:
+        self.parts, self.word, self.spec = parts, parts.word, parts.spec(spec)
+        self._seed, self._costs = seed, costs
+
+    @cached_property
+    def whole(self) -> N:
+        """The whole network."""
+        return self.parts.whole(self.spec, self._seed)
+
+    @cached_property
+    def costs(self) -> C:
+        """What the whole network and its parts cost."""
+        return self.parts.read_costs(self._costs) if self._costs else self.parts.costs(self.whole)
+
+    def numbers(self, config: RunConfig) -> Sequence[int]:
+        """Return the parts that a device may hold, from the smallest to the largest."""
+        return self.parts.numbers(self.costs, config)
+
+    def take(self, number: int) -> N:
+        """Return a copy of a part."""
+        return self.parts.take(self.whole, number)
+
+    def macs(self, number: int) -> int:
+        """Return the MACs of one sample's forward pass through a part."""
+        return self.parts.macs(self.costs, number)
+
+    def parameters(self, number: int) -> int:
+        """Return the number of parameters of a part."""
+        return self.parts.parameters(self.costs, number)
+
+    def exit_macs(self, number: int) -> list[float]:
+        """Return the MACs of a sample that leaves at each exit of the network that a client of this part uses."""
+        return self.parts.exit_macs(self.costs, number)
+
+    def choose(self, capacity: Capacity, config: RunConfig, samples: int, client: int = 0) -> Choice:
+        """Return the part that a device chooses for a client with so many samples; 0 if none fits."""
+        return self.parts.choose(capacity, self.costs, config, samples, client)
+
+
+class NetworkParts(Parts[NetworkSpec, EarlyExitNetwork, CostTable]):
     """What all ways of dividing one early-exit network share."""
 
     def spec(self, text: str) -> NetworkSpec:
@@ -129,7 +239,7 @@ class Tiers(NetworkParts):
         """Return a copy of a tier's prefix."""
         return network.prefix(number)
 
-    def named(self, number: int) -> tuple[int, int]:
+    def stored(self, number: int) -> tuple[int, int]:
         """Return the tier and 0."""
         return number, 0
 
@@ -148,7 +258,7 @@ class Tiers(NetworkParts):
         ]
 
     def choose(self, capacity: Capacity, costs: CostTable, config: RunConfig, samples: int, client: int = 0) -> Choice:
-        """Return the deepest tier that the capacity carries, for whatever client."""
+        """Return the deepest tier that the capacity carries, whatever the client."""
         return choose_depth(capacity, costs, config.train.batch_size, samples)
 
 

@@ -16,7 +16,8 @@ from flwr.serverapp.strategy import Result
 from client.app import app
 from common.config import Value
 from common.flower.local_grid import LocalGrid
-from strategies.callbacks.base import Callback, Record
+from strategies.callbacks.base import Callback
+from strategies.engine.rounds import Record
 from strategies.engine.strategy import EarlyExitStrategy
 from strategies.factory import make_strategy, read_config
 

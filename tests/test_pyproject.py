@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from common.config import RunConfig, load_config
-from strategies.registry import sections
+from strategies.registry import all_settings
 
 PROJECT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
@@ -46,7 +46,7 @@ def block(config: RunConfig) -> str:
 
 
 def test_the_apps_configuration_is_the_schemas_defaults_key_by_key():
-    defaults = load_config({}, sections())
+    defaults = load_config({}, all_settings())
     given = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
     flat = {f"{section}.{name}": value for section, table in given.items() for name, value in table.items()}
     typed = {key: (type(value), value) for key, value in flat.items()}

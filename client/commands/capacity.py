@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from common.capacity import CLASSES, DECLARED, KEYS, Capacity, parse_capacity, probe, read_node
+from common.capacity import CLASSES, DECLARED, KEYS, OVERRIDES, Capacity, parse_capacity, probe, read_node
 from common.errors import UserError
 
 
@@ -19,7 +19,7 @@ def read_capacity(text: str) -> tuple[Capacity, dict[str, str], str]:
     except UserError as error:
         raise UserError(f"--capacity {error}, or auto to measure this machine") from error
     capacity = parse_capacity(node)
-    for key in ("depth", "cut"):
+    for key in OVERRIDES:
         if (chosen := getattr(capacity, key)) is not None and chosen < 1:
             raise UserError(f"--capacity {key}={chosen}: give 1 or more")
     return capacity, node, f"the class {text!r}" if text in CLASSES else "as declared"

@@ -25,6 +25,7 @@ from common.exits import ThresholdPolicy, confidence
 from common.networks import cost_table
 from common.rpc.tensors import CODINGS
 from common.storage.model_file import StoredModel, load_model
+from strategies.hetero_splitee.statistics import SERVER_HALF
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -101,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
 
         return split_infer.run(options)
     bundle = load_model(options.model)
-    if bundle.half:
+    if bundle.values.get(SERVER_HALF):
         raise UserError(
             f"{options.model} is the server's half of a split network: serve it with `python -m server offload`, "
             "and give --model the folder that a device stored"

@@ -67,7 +67,7 @@ class ClientReport:
     reason: str
     num_examples: int
     refused: str = ""  # why this client cannot take part, if it cannot
-    lean: bool = False  # it cannot hold what the server sends along to learn from, see `common.capacity.Choice`
+    values: Mapping[str, Any] = field(default_factory=dict)  # what the method wants to know of the choice
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
-"""Flower's list of SuperLinks: entries for its commands, and the devices' keys that a SuperLink has to know."""
+"""Connections to SuperLinks: their entries in Flower's configuration, and the registration of device keys."""
 
+import argparse
 import fcntl
 import json
 import re
@@ -11,22 +12,38 @@ from common.errors import UserError
 from common.storage.files import write_text
 from server.commands.launch import flwr
 
-KNOWN = "already in use"  # how Flower says that it has a key
+KNOWN = "already in use"  # in Flower's error for a key that is registered already
+
+
+def add_superlink(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name a running SuperLink."""
+    parser.add_argument(
+        "--superlink", default="127.0.0.1:8000", metavar="HOST:PORT", help="the SuperLink (default: %(default)s)"
+    )
+    add_state(parser)
+
+
+def add_state(parser: argparse.ArgumentParser) -> None:
+    """Add the option that `flower_home` reads."""
+    parser.add_argument(
+        "--state", type=Path, metavar="FOLDER",
+        help="folder of the database, Flower's home and the runs (default: where $FLWR_HOME is, else the project)",
+    )  # fmt: skip
 
 
 def connection(home: Path, superlink: str, authority: Path | None, env: Mapping[str, str]) -> str:
-    """Return the name of a SuperLink at `host:port` in Flower's configuration, to which it is added if it is missing.
+    """Return the name of a SuperLink's entry in Flower's configuration; adds the entry if it is missing.
 
-    An entry that was written here and names another authority is written anew.
+    Replaces an entry that this function wrote for another authority.
 
     Args:
         home: Flower's home folder.
-        superlink: its address.
-        authority: the certificate authority that it is trusted by; None: its link is not encrypted.
+        superlink: the SuperLink's `host:port`.
+        authority: certificate of the authority that signed the SuperLink's; None: the link is not encrypted.
         env: from `environment(home)`.
 
     Raises:
-        UserError: the configuration has an entry of that name that a user has written, or cannot be read.
+        UserError: the configuration cannot be read, or a user has written another entry of that name.
     """
     home.mkdir(parents=True, exist_ok=True)
     file = home / "config.toml"
@@ -34,7 +51,7 @@ def connection(home: Path, superlink: str, authority: Path | None, env: Mapping[
     entry |= {"root-certificates": str(authority.absolute())} if authority else {"insecure": True}
     name = re.sub(r"[^A-Za-z0-9]+", "-", superlink).strip("-") + ("-tls" if authority else "")
     with (home / "config.lock").open("w") as lock:
-        # of two commands at once, the second reads what the first has added: an entry that comes twice is no TOML
+        # of two concurrent commands, the second reads what the first has added: TOML refuses an entry that comes twice
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not file.exists():
             flwr(["config", "list"], env)  # writes Flower's own entries, which simulations need
@@ -42,12 +59,12 @@ def connection(home: Path, superlink: str, authority: Path | None, env: Mapping[
         try:
             found = tomllib.loads(text).get("superlink", {}).get(name)
         except tomllib.TOMLDecodeError as error:
-            raise UserError(f"{file} is no TOML: {error}") from error
+            raise UserError(f"{file} is not valid TOML ({error}): correct or delete it") from error
         if found is None:
             write_text(file, text + _section(name, entry))
         elif found != entry:
             if (old := _section(name, found)) not in text:
-                raise UserError(f"{file} has another [superlink.{name}]: delete it there, a new one is written then")
+                raise UserError(f"{file} has another [superlink.{name}] entry: delete it and repeat the command")
             write_text(file, text.replace(old, _section(name, entry)))
     return name
 
@@ -58,12 +75,12 @@ def _section(name: str, entry: Mapping[str, object]) -> str:
 
 
 def register_keys(keys: Mapping[str, Path], name: str, env: Mapping[str, str]) -> list[str]:
-    """Tell a SuperLink the devices' public keys, and return the names of those it did not know; raises `UserError`."""
+    """Register devices' public keys with a SuperLink; returns the devices whose keys are new. Raises `UserError`."""
     new: list[str] = []
     for device, key in keys.items():
         answer = flwr(["supernode", "register", str(key.absolute()), name, "--name", device], env)
         if answer.get("success"):
             new.append(device)
         elif KNOWN not in (problem := str(answer.get("error-message", answer))):
-            raise UserError(f"the SuperLink did not take {device}'s key: {problem}")
+            raise UserError(f"the SuperLink rejected the key of {device} ({key}): {problem}")
     return new

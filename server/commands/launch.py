@@ -1,8 +1,8 @@
-"""Run the app, in a local simulation or on a SuperLink that is there, and tell the truth about how it ended.
+"""Run the app, in a local simulation or on a running SuperLink, and return how the run really ended.
 
-`flwr run --stream` exits 0 even when a run failed, and a local SuperLink started from a project's folder would hand its
-clients that folder's live files; so this launcher starts one of its own from a neutral folder, submits the run, follows
-its metrics and asks Flower for the run's real status.
+`flwr run --stream` exits 0 even when a run failed, and a local SuperLink that is started from a project's folder hands
+that folder's live files to its clients. So this launcher starts its own SuperLink from a neutral folder, submits the
+run, follows its metrics and asks Flower for its real status.
 """
 
 import json
@@ -20,12 +20,11 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from common.errors import UserError
-from common.flower.processes import end, environment, free_port, interrupted_by_signals, tied, wait_for_port
+from common.flower.processes import PROJECT, end, environment, free_port, interrupted_by_signals, tied, wait_for_port
 from server.commands.tail import Tail
 
-PROJECT = Path(__file__).resolve().parents[2]
-ASK_EVERY = 5.0  # seconds between questions to Flower: each one is a process of a second
-LOST = 20.0  # seconds without an answer
+ASK_EVERY = 5.0  # seconds between status queries: each one is a process that takes about a second
+LOST = 20.0  # seconds without an answer, after which the SuperLink counts as gone
 
 
 @dataclass(frozen=True)
@@ -34,19 +33,24 @@ class Outcome:
 
     folder: Path
     status: str  # Flower's, such as "finished:completed"
-    details: str
+    details: str  # Flower's reason
 
     @property
     def completed(self) -> bool:
         """Whether the run reached its last round."""
         return self.status == "finished:completed"
 
+    @property
+    def failure(self) -> str:
+        """The message for a run that did not complete."""
+        return f"run {self.folder.name} ended as {self.status}: {self.details}"
+
 
 @contextmanager
 def local_superlink(home: Path) -> Iterator[dict[str, str]]:
-    """Start a SuperLink for simulations on a free port; yields the environment that finds it.
+    """Start a SuperLink for simulations on a free port; yields the environment in which Flower's commands find it.
 
-    SIGTERM and SIGHUP are a KeyboardInterrupt inside, so that the run and the SuperLink end with this process.
+    SIGTERM and SIGHUP raise KeyboardInterrupt inside, so that the run and the SuperLink end with this process.
     """
     home.mkdir(parents=True, exist_ok=True)
     port, control = free_port(), free_port()
@@ -63,7 +67,7 @@ def local_superlink(home: Path) -> Iterator[dict[str, str]]:
             process = subprocess.Popen(tied(command), cwd=home, env=env, stdout=log, stderr=log, start_new_session=True)
         try:
             if not wait_for_port("127.0.0.1", port, process):
-                raise UserError(f"the local SuperLink did not start, see {home / 'superlink.log'}")
+                raise UserError(f"the local SuperLink did not start: see {home / 'superlink.log'}")
             yield env
         finally:
             end(process)
@@ -80,7 +84,7 @@ def simulate(
 ) -> Outcome:
     """Run the project in a simulation with `workers` worker processes (0: one per core) and wait for its end.
 
-    `overrides` are configuration keys; `run.name` must be among them unless a run is resumed.
+    `overrides` are configuration keys, with `run.name` unless a run is resumed.
     """
     workers = workers or os.cpu_count() or 1
     settings = {"run.root": str(root), "run.commit": _commit(), **overrides}
@@ -96,20 +100,20 @@ def deploy(
 ) -> Outcome:
     """Run the project on a connection of Flower's configuration and wait for its end.
 
-    `overrides` are configuration keys; `run.name` must be among them unless a run is resumed. `root` is the folder
-    where the SuperLink's machine keeps runs: if that is this machine, the run's progress is shown.
+    `overrides` are configuration keys, with `run.name` unless a run is resumed. `root` is the folder of runs on the
+    SuperLink's machine: if that is this machine, the run's progress is shown.
     """
     settings = {"run.commit": _commit(), **overrides}
     return _run(settings, _folder(overrides, root), connection, env, show)
 
 
 def flwr(command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
-    """Return what a `flwr` command answers as JSON, refusals included; raises `UserError` when it says nothing."""
+    """Return the JSON that a `flwr` command prints, refusals included; raises `UserError` if it prints none."""
     return _flwr(["flwr", *command, "--format", "json"], env)
 
 
 def _folder(overrides: Mapping[str, Any], root: Path) -> Path:
-    """Return the folder of a new run below `run.root`, else `root`, or of the one that is resumed."""
+    """Return the folder of the resumed run, or of a new one below `run.root`, else below `root`."""
     if overrides.get("run.resume"):
         return Path(str(overrides["run.resume"]))
     return Path(str(overrides.get("run.root") or root)) / str(overrides["run.name"])
@@ -120,7 +124,7 @@ def _run(
     settings: Mapping[str, Any], folder: Path, connection: str, env: Mapping[str, str], show: bool, *options: str
 ) -> Outcome:
     command = ["flwr", "run", str(PROJECT), connection, "--format", "json", *options]
-    # One file: of several -c, Flower 1.41 keeps only the last one's keys of a section.
+    # all keys in one file: of several -c, Flower 1.41 keeps only the last one's keys of a section
     with tempfile.NamedTemporaryFile("w", suffix=".toml", dir=env["FLWR_HOME"]) as file:
         file.write("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
         file.flush()
@@ -136,13 +140,13 @@ def _run(
         try:
             return _follow(run_id, folder, connection, env, progress)
         except KeyboardInterrupt:
-            # before the progress is ended: that fails on a terminal that was closed
+            # before the progress bar is stopped, which fails on a closed terminal
             _flwr(["flwr", "stop", run_id, connection, "--format", "json"], env)
             raise
 
 
 def _follow(run_id: str, folder: Path, connection: str, env: Mapping[str, str], progress: Progress) -> Outcome:
-    asked = heard = time.monotonic()
+    asked = answered = time.monotonic()
     metrics = Tail(folder / "metrics.jsonl")
     bar = progress.add_task(f"{folder.name}: starting", total=None)
     while True:
@@ -159,17 +163,17 @@ def _follow(run_id: str, folder: Path, connection: str, env: Mapping[str, str], 
         asked = time.monotonic()
         try:
             answer = _flwr(["flwr", "list", connection, "--run-id", run_id, "--format", "json"], env)
-        except UserError as error:  # it said nothing
+        except UserError as error:  # no JSON
             answer = {"error-message": error}
         if not answer.get("runs"):
-            if asked - heard > LOST:
+            if asked - answered > LOST:
                 problem = " ".join(str(answer.get("error-message", answer)).split())
                 raise UserError(
-                    f"the SuperLink has gone: {problem}; a run ends with it, so start it again, then continue with "
-                    f"--resume {folder}"
+                    f"the SuperLink has gone: {problem}; its run has ended with it, so start the SuperLink again, then "
+                    f"continue with --resume {folder}"
                 )
             continue
-        heard, run = asked, answer["runs"][0]
+        answered, run = asked, answer["runs"][0]
         if str(run["status"]).startswith("finished"):
             return Outcome(folder, str(run["status"]), str(run.get("status-details") or ""))
 
@@ -187,7 +191,7 @@ def _flwr(command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """Return the project's state in git; empty where git or its history is missing, as in an image."""
+    """Return the project's git commit; empty where git or its history is missing, as in an image."""
     if not (git := shutil.which("git")):
         return ""
     done = subprocess.run(

@@ -1,15 +1,14 @@
-"""`python -m server offload`: serve a finished split training run's layers to its devices.
+"""`python -m server offload`: serve the server's layers of a finished split training run to its devices.
 
-Devices ask with `python -m client infer --mode split`. No run is live then, so both sides share a token in a file: copy
-it to every device, and off loopback the certificate too. With the token, gRPC's health service and
-reflection answer here as well.
+Devices connect with `python -m client infer --mode split`. No run is live then, so both sides share a token in a file:
+copy it to every device, and off loopback the certificate too. Requests with the token also reach gRPC's health service
+and reflection.
 """
 
 import argparse
 import shlex
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from common.devices import keep_memory, pick_device
 from common.errors import UserError
@@ -18,22 +17,23 @@ from common.rpc import standalone
 from common.rpc.channels import Limits
 from common.rpc.methods import SPLIT
 from common.storage.model_file import FILE, StoredModel, load_model
+from server.commands import Verbs
 from strategies.hetero_splitee.offload import Suffixes
 from strategies.hetero_splitee.service import Expected, SplitService
+from strategies.hetero_splitee.statistics import SERVER_HALF, statistics_by_cut
 
-if TYPE_CHECKING:
-    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
-
-CALLS = 64  # at a time; one is computed, the others wait
+CALLS = 64  # open at a time; one is computed, the others wait
 
 
-def add_parser(verbs: "Verbs") -> None:
+def add_parser(verbs: Verbs) -> None:
     """Add this verb and its options."""
-    parser = verbs.add_parser("offload", help="answer devices that infer with a split network", description=__doc__)
+    parser = verbs.add_parser("offload", help="serve a split network's upper layers to devices", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="a finished split training run's folder")
     standalone.add_options(parser)
-    parser.add_argument("--batch", type=int, default=64, help="images that a call may bring (default: %(default)s)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--batch", type=int, default=64, help="most images per call (default: %(default)s)")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: %(default)s)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -41,15 +41,19 @@ def run(options: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM. Raises `UserError` before anything starts."""
     if options.batch < 1:
         raise UserError(f"--batch {options.batch}: give 1 or more")
-    bundle = load_server(options.model)
+    stored = load_server(options.model)
     keep_memory()
-    suffixes = Suffixes(bundle.network, pick_device(options.device), bundle.statistics)
+    try:
+        statistics = statistics_by_cut(stored.others)
+    except ValueError as error:
+        raise UserError(f"--model {options.model} does not hold a whole model: {error}") from error
+    suffixes = Suffixes(stored.network, pick_device(options.device), statistics)
     folder = options.model if options.model.is_dir() else options.model.parent
     reached = standalone.access(options, folder, "offload.token")
-    expected = Expected(bundle.run, suffixes.shapes, bundle.network.num_classes, options.batch)
+    expected = Expected(stored.run, suffixes.shapes, stored.network.num_classes, options.batch)
     service = SplitService(expected, suffixes.logits, offloads=CALLS)
     limits = Limits(suffixes.message_bytes(options.batch), CALLS)
-    device = _a_device(options.model, bundle.run)
+    device = _a_device(options.model, stored.run)
     standalone.serve_until_stopped(
         service.register, SPLIT, reached, limits, lambda address: _next_command(address, reached, device)
     )
@@ -57,13 +61,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def load_server(path: Path) -> StoredModel:
-    """Return a split training run's finished network; raises `UserError` when this is another model."""
-    bundle = load_model(path)
-    if bundle.cut:
-        raise UserError(f"{path} is a device's part: give --model the run's folder, it holds the server's layers")
-    if not bundle.half:
-        raise UserError(f"{path} is no split training run (run.strategy hetero_splitee): no device has a cut of it")
-    return bundle
+    """Return the finished network of a split training run; raises `UserError` for another model."""
+    stored = load_model(path)
+    if stored.cut:
+        raise UserError(f"--model {path} is a device's part: give the run's folder, which holds the server's layers")
+    if not stored.values.get(SERVER_HALF):
+        raise UserError(f"--model {path} is not a split training run: give a run of run.strategy=hetero_splitee")
+    return stored
 
 
 def _next_command(address: str, reached: standalone.Access, device: Path) -> str:
@@ -76,7 +80,7 @@ def _next_command(address: str, reached: standalone.Access, device: Path) -> str
 
 
 def _a_device(model: Path, run: str) -> Path:
-    """Return the folder of a device that has stored its part on this machine, else what stands for one."""
+    """Return the folder of a device that keeps its part on this machine, else a placeholder."""
     try:
         stored = tomllib.loads((model / "config.toml").read_text())["clients"]["store"]
     except (OSError, tomllib.TOMLDecodeError, KeyError):

@@ -1,4 +1,4 @@
-"""The configuration as a command line gives it: `-c KEY=VALUE`, on top of a preset."""
+"""Read the configuration from the command line: `-c KEY=VALUE`, on top of a preset."""
 
 import argparse
 import time
@@ -9,21 +9,24 @@ from typing import Any
 
 from common.config import load_config
 from common.errors import UserError
-from strategies.registry import sections
+from strategies.registry import all_settings
 
 PRESETS = Path(__file__).parent / "presets"
-PATHS = ("data.root", "run.root", "clients.store", "distree.teacher")  # as where the command is typed sees them
+PATHS = ("data.root", "run.root", "clients.store", "distree.teacher")  # relative to the current folder as typed
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Add the options that `read_overrides` reads."""
-    parser.add_argument("-c", dest="config", action="append", default=[], metavar="KEY=VALUE", help="configuration")
-    parser.add_argument("--preset", help="a name in server/presets, or a TOML file")
+    parser.add_argument(
+        "-c", dest="config", action="append", default=[], metavar="KEY=VALUE",
+        help="set a configuration key, such as train.lr=0.1; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--preset", help=f"one of {', '.join(_presets())}, or a TOML file")
 
 
 def read_overrides(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the preset's values with the command line's on top; raises `UserError`."""
-    values, known = _preset(options.preset) if options.preset else {}, load_config({}, sections()).flat()
+    """Return the preset's values, replaced by those of `-c` where both set a key; raises `UserError`."""
+    values, known = _preset(options.preset) if options.preset else {}, load_config({}, all_settings()).flat()
     for pair in options.config:
         key, found, text = (part.strip() for part in pair.partition("="))
         if not found:
@@ -32,7 +35,7 @@ def read_overrides(options: argparse.Namespace) -> dict[str, Any]:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = None
-        # a bare word is text, and so is a name that looks like a date, or a number where the key takes text
+        # a bare word is text; so are a name that looks like a date, and a number where the key takes text
         wanted = (str,) if isinstance(known.get(key), str) else (str, int, float)
         values[key] = value if isinstance(value, wanted) else text
     for key in PATHS:
@@ -45,14 +48,14 @@ def read_overrides(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def refuse_unread(options: argparse.Namespace, read: Set[str], options_for: Mapping[str, str]) -> None:
-    """Raise `UserError` when `-c` gives keys that a verb does not read, with the option that says the same, if any.
+    """Raise `UserError` if `-c` sets keys that a verb does not read; `options_for`: key -> the verb's option for it.
 
-    A preset may have other keys: it is made for several verbs.
+    A preset may set other keys: it serves several verbs.
     """
     given = dict.fromkeys(pair.partition("=")[0].strip() for pair in options.config)
-    found = [f"{key} (give {options_for[key]})" if key in options_for else key for key in given if key not in read]
+    found = [f"{key} (use {options_for[key]})" if key in options_for else key for key in given if key not in read]
     if found:
-        raise UserError(f"`server {options.verb}` does not read {', '.join(found)}: leave out what has no effect")
+        raise UserError(f"`server {options.verb}` does not read {', '.join(found)}: remove what has no effect")
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -62,20 +65,24 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def read_run(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the configuration of a new run, with a name, or of one that is continued; raises `UserError`."""
+    """Return the configuration of a new run, with a name, or of a resumed one; raises `UserError`."""
     values = read_overrides(options)
     if not options.resume:
         values.setdefault("run.name", f"{values.get('run.strategy', 'run')}-{time.strftime('%Y%m%d-%H%M%S')}")
         return values
     if values:
-        raise UserError("a resumed run keeps the configuration of its folder: leave out -c and --preset")
+        raise UserError("--resume keeps the configuration stored in the run's folder: remove -c and --preset")
     return {"run.resume": str(Path(options.resume).absolute())}
+
+
+def _presets() -> list[str]:
+    """Return the names of all presets."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
 def _preset(name: str) -> dict[str, Any]:
     path = next((p for p in (PRESETS / f"{name}.toml", Path(name)) if p.is_file()), None)
     if path is None:
-        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.toml")))
-        raise UserError(f"there is no preset {name!r}: choose one of {known}, or name a TOML file")
+        raise UserError(f"--preset {name} is unknown: choose one of {', '.join(_presets())}, or give a TOML file")
     tables = tomllib.loads(path.read_text())
     return {f"{section}.{key}": value for section, table in tables.items() for key, value in table.items()}

@@ -1,4 +1,4 @@
-"""A file of JSON lines that another process writes, of which each look reads only what is new."""
+"""Read the new lines of a JSON lines file that another process writes."""
 
 import json
 import os
@@ -8,13 +8,13 @@ from typing import Any
 
 
 class Tail:
-    """Follows a file, which need not be there yet, and which a run that is resumed replaces by a shorter one."""
+    """Follows a file, which may not exist yet, and which a resumed run replaces with a shorter one."""
 
     def __init__(self, file: Path) -> None:
         self._file, self._inode, self._position = file, 0, 0
 
     def read(self) -> list[dict[str, Any]]:
-        """Return the objects whose lines were ended since the last look; all of them if the file is another one."""
+        """Return the objects of the lines completed since the last call; of all lines if the file was replaced."""
         try:
             with self._file.open("rb") as stream:
                 inode = os.fstat(stream.fileno()).st_ino
@@ -24,10 +24,10 @@ class Tail:
                 content = stream.read()
         except FileNotFoundError:
             return []
-        ended = content[: content.rfind(b"\n") + 1]
-        self._position += len(ended)
+        completed = content[: content.rfind(b"\n") + 1]
+        self._position += len(completed)
         found = []
-        for line in ended.splitlines():
-            with suppress(json.JSONDecodeError):  # what a kill cut short
+        for line in completed.splitlines():
+            with suppress(json.JSONDecodeError):  # a line that a kill cut short
                 found.append(json.loads(line))
         return found

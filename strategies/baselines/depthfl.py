@@ -23,8 +23,8 @@ from common.objectives import Loss, Objective, exit_losses
 from common.objectives.base import StatelessObjective
 from common.settings import Settings, at_least
 from strategies.engine.strategy import EarlyExitStrategy
-from strategies.node.local_training import Job, LocalTraining
-from strategies.registry import Method
+from strategies.method import Job, Method
+from strategies.node.local_training import LocalTraining
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,6 @@ class SelfDistillation(StatelessObjective):
 class DepthFL(EarlyExitStrategy):
     """Average each layer over the clients that train it, weighted by their samples."""
 
-    name = "depthfl"
-
 
 class DepthFLLocal(LocalTraining):
     """E local epochs of SGD on the exits' losses with self-distillation."""
@@ -96,4 +94,4 @@ class DepthFLLocal(LocalTraining):
         return SelfDistillation(settings.weight(job.round), settings.temperature)
 
 
-METHOD = Method(DepthFL, DepthFLLocal, ensemble=lambda config: 0.0)
+METHOD = Method("depthfl", DepthFL, DepthFLLocal, (DepthFLSettings,), ensemble=lambda config: 0.0)

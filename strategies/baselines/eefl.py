@@ -4,14 +4,12 @@ DarkDistill without generators and distillation (its ablation "w/o RKD").
 """
 
 from strategies.engine.strategy import EarlyExitStrategy
+from strategies.method import Method
 from strategies.node.local_training import LocalTraining
-from strategies.registry import Method
 
 
 class EEFL(EarlyExitStrategy):
     """Average each layer over the clients that train it, weighted by their samples."""
 
-    name = "eefl"
 
-
-METHOD = Method(EEFL, LocalTraining)
+METHOD = Method("eefl", EEFL, LocalTraining)

@@ -4,20 +4,13 @@ The usual lower bound of depth-scaled federated learning (named in InclusiveFL, 
 DarkDistill, KDD 2025): what weak devices know is lost. All exits are trained, as in EEFL.
 """
 
-from common.messages.protocol import ClientReport
-from strategies.engine.strategy import EarlyExitStrategy
+from strategies.baselines.base import FullDepthOnly
+from strategies.method import Method
 from strategies.node.local_training import LocalTraining
-from strategies.registry import Method
 
 
-class ExclusiveFL(EarlyExitStrategy):
-    """EEFL with full-depth clients only."""
-
-    name = "exclusivefl"
-
-    def eligible(self, client: ClientReport) -> bool:
-        """Return whether the client declared the full depth."""
-        return client.part == len(self.tiers)
+class ExclusiveFL(FullDepthOnly):
+    """Average the whole networks, weighted by their clients' samples."""
 
 
-METHOD = Method(ExclusiveFL, LocalTraining)
+METHOD = Method("exclusivefl", ExclusiveFL, LocalTraining)

@@ -12,9 +12,9 @@ from torch import Tensor
 from common.networks.base import EarlyExitNetwork
 from common.objectives import Loss, Objective, exit_losses
 from common.objectives.base import StatelessObjective
-from strategies.baselines.exclusivefl import ExclusiveFL
-from strategies.node.local_training import Job, LocalTraining
-from strategies.registry import Method
+from strategies.baselines.base import FullDepthOnly
+from strategies.method import Job, Method
+from strategies.node.local_training import LocalTraining
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,8 @@ class LastExit(StatelessObjective):
         return Loss(losses[-1].mean(), losses.detach())
 
 
-class FedAvg(ExclusiveFL):
+class FedAvg(FullDepthOnly):
     """Average the full networks, weighted by their clients' samples."""
-
-    name = "fedavg"
 
 
 class FedAvgLocal(LocalTraining):
@@ -41,4 +39,4 @@ class FedAvgLocal(LocalTraining):
         return LastExit()
 
 
-METHOD = Method(FedAvg, FedAvgLocal, ensemble=lambda config: 0.0)
+METHOD = Method("fedavg", FedAvg, FedAvgLocal, ensemble=lambda config: 0.0)

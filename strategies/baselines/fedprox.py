@@ -5,13 +5,11 @@ Clients minimise  loss(w) + mu / 2 * ||w - w_server||^2;  the server averages as
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from common.objectives.base import Objective
 from common.settings import Settings, at_least
 from strategies.engine.strategy import EarlyExitStrategy
-from strategies.node.local_training import Job, LocalTraining
-from strategies.registry import Method
+from strategies.method import Job, Method
+from strategies.node.proximal import Proximal
 
 
 @dataclass(frozen=True)
@@ -27,24 +25,8 @@ class FedProxSettings(Settings):
         return at_least(self, mu=0.0)
 
 
-class Proximal(LocalTraining):
-    """Adds the gradient of  pull / 2 * ||w - anchor||^2  where there is an anchor."""
-
-    def __init__(self) -> None:
-        self.pull = 0.0
-        self.anchor: Tensor | None = None  # (P,), the trained parameters to stay close to
-
-    def regularise(self, job: Job) -> None:
-        """Add `pull * (w - anchor)`."""
-        if self.anchor is not None:
-            assert job.model.trained.grad is not None
-            job.model.trained.grad.add_(job.model.trained.detach() - self.anchor, alpha=self.pull)
-
-
 class FedProx(EarlyExitStrategy):
     """Average each layer over the clients that train it, weighted by their samples."""
-
-    name = "fedprox"
 
 
 class FedProxLocal(Proximal):
@@ -57,4 +39,4 @@ class FedProxLocal(Proximal):
         return super().local_epochs(job, objective)
 
 
-METHOD = Method(FedProx, FedProxLocal)
+METHOD = Method("fedprox", FedProx, FedProxLocal, (FedProxSettings,))

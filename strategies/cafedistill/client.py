@@ -14,7 +14,7 @@ from common.weights.flat import FlatState
 from strategies.cafedistill.heads import exit_head, head_layout, head_state, head_vector, with_parameters
 from strategies.cafedistill.objective import Distillation, Teacher, last_exit
 from strategies.cafedistill.settings import CAFEDistillSettings
-from strategies.node.local_training import Job, Outcome
+from strategies.method import Job, Outcome
 from strategies.personalised.base import PersonalTraining
 
 HEAD, TEACHER = "head", "teacher."  # names of arrays: the last head (P,), and those of teachers of other depths
@@ -33,7 +33,7 @@ class CAFEDistillTraining(PersonalTraining):
         super().load(job, state)
         layout = head_layout(*_last(job))
         last = head_state(job.client_arrays[HEAD], layout) if HEAD in job.client_arrays else job.initial()
-        job.model.load_dict({**job.model.module.state_dict(), **{key: last[key] for key in layout.keys}})
+        job.model.load_dict({**job.network.state_dict(), **{key: last[key] for key in layout.keys}})
 
     def objective(self, job: Job, exits: int) -> Objective:
         """Return this round's objective; the run's `objective` section does not apply."""
@@ -57,7 +57,7 @@ def mixed_teacher(job: Job) -> Teacher:
     shares = {int(depth): float(share) for depth, share in job.client_values.get(SHARES, {}).items()}
     if not shares:
         return last_exit
-    network = job.model.module
+    network = job.network
     teachers = []
     for depth, share in sorted(shares.items()):
         position = network.tier_positions[depth - 1]
@@ -76,5 +76,5 @@ def mixed_teacher(job: Job) -> Teacher:
 
 
 def _last(job: Job) -> tuple[EarlyExitNetwork, int]:
-    network = job.model.module
+    network = job.network
     return network, network.exit_positions[-1]

@@ -1,4 +1,4 @@
-"""An exit head as one vector: what travels of it, is compared and is averaged."""
+"""An exit head as one vector, which is sent, compared and averaged."""
 
 import copy
 from collections.abc import Mapping
@@ -21,25 +21,26 @@ def head_layout(network: EarlyExitNetwork, position: int) -> Layout:
 
 
 def head_vector(state: Mapping[str, Tensor], layout: Layout) -> Tensor:
-    """Return a head's parameters as a vector (P,) of its own."""
+    """Return a copy of a head's parameters as one vector (P,)."""
     return torch.cat([state[key].detach().reshape(-1) for key in layout.keys])
 
 
 def head_state(vector: np.ndarray | Tensor, layout: Layout) -> StateDict:
-    """Return a head's parameters by key, inverse of `head_vector`; raises `ValueError` when the sizes differ."""
+    """Return a head's parameters by key, inverse of `head_vector`; raises `ValueError` if size or type differ."""
     if tuple(vector.shape) != (layout.sizes[0],) or vector.dtype not in (np.dtype(np.float32), torch.float32):
-        raise ValueError(f"an exit head of {layout.sizes[0]} float32 parameters was expected")
+        expected, received = f"an exit head of {layout.sizes[0]} float32 parameters", tuple(vector.shape)
+        raise ValueError(f"{expected} was expected, got {vector.dtype} of shape {received}")
     floats = torch.tensor(vector) if isinstance(vector, np.ndarray) else vector  # a copy: received arrays are read-only
     return FlatState(layout, floats, torch.zeros(0, dtype=torch.int64)).state_dict()
 
 
 def head_bias(vector: Tensor, layout: Layout) -> Tensor:
-    """Return the part of a head's vector that is its classifier's bias (C,)."""
+    """Return the bias (C,) of the classifier in a head's vector."""
     return next(value for key, value in head_state(vector, layout).items() if key.endswith("linear.bias"))
 
 
 def with_parameters(head: ExitHead, vector: np.ndarray, layout: Layout) -> ExitHead:
-    """Return a copy of a head with other parameters, which are not trained."""
+    """Return a copy of a head with other parameters, which do not require gradients."""
     state = {key.split(".", 2)[2]: value for key, value in head_state(vector, layout).items()}
     replaced = copy.deepcopy(head).requires_grad_(False)
     replaced.load_state_dict({**replaced.state_dict(), **state})

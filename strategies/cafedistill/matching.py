@@ -1,4 +1,4 @@
-"""How much each client learns from each other one (CAFEDistill, Liu et al., arXiv 2601.10015, section 4).
+"""Teacher weights: how much each client learns from every other (CAFEDistill, Liu et al., arXiv 2601.10015, section 4).
 
 Client i's weights trade its similarity to the teachers against closeness to uniform. With Sim_ij the similarities and
 n the clients of the round:
@@ -22,7 +22,7 @@ def project_to_simplex(v: Tensor) -> Tensor:
         v: `(..., n)`; each vector along the last dimension is projected on its own.
     """
     v = v.double()
-    v = v - v.amax(-1, keepdim=True)  # changes no projection, and keeps digits when the entries are huge
+    v = v - v.amax(-1, keepdim=True)  # does not change the projection, and keeps precision if the entries are huge
     descending = v.sort(dim=-1, descending=True).values
     sizes = torch.arange(1, v.shape[-1] + 1, dtype=torch.float64, device=v.device)
     thresholds = (descending.cumsum(-1) - 1) / sizes  # if the `size` largest entries were the support
@@ -31,11 +31,11 @@ def project_to_simplex(v: Tensor) -> Tensor:
 
 
 def teacher_weights(similarities: Tensor, alpha: float) -> Tensor:
-    """Return the weights `(n, n)` float64: row i is what client i takes of each client's last head; rows sum to 1.
+    """Return the weights `(n, n)` float64: row i weighs every client's last head for client i; rows sum to 1.
 
     Args:
         similarities: `(n, n)` in -1..1, with diagonal 1.
-        alpha: above 0. Towards 0 a client keeps its own head alone, towards infinity it takes the plain mean.
+        alpha: above 0. Towards 0 a client uses its own head alone, towards infinity the plain mean.
     """
     similarities = similarities.double()
     return project_to_simplex(1 / len(similarities) + similarities / (2 * alpha))

@@ -1,12 +1,12 @@
-"""What a client minimises (CAFEDistill, Liu et al., arXiv 2601.10015, section 4).
+"""A client's objective (CAFEDistill, Liu et al., arXiv 2601.10015, section 4).
 
 With m exits, k unlocked students and p = softmax(z / T):
 
     ce_weight / m * (sum_{e < k} CE(z_e, y) + CE(z_last, y))
         + kd_weight * sum_{e < k} T^2 KL(stopgrad(p_teacher) || p_e)
 
-The teacher is the network's own last exit as it learns. It starts the round as a weighted mean of other clients' last
-heads, which is how these teach at the price of one head's traffic. It learns from its cross-entropy alone.
+The teacher is the network's own last exit while it trains. It starts the round as a weighted mean of other clients'
+last heads, so they teach at the price of one head's traffic. It learns from its cross-entropy alone.
 
 Published code counts k one lower: cross-entropy for e < k - 1, distillation for e < max(k, 1). So exit 1 is distilled
 from the first round on, and exit m - 1 never sees a label (`legacy_offset`).
@@ -49,17 +49,12 @@ def distillation(students: Sequence[Tensor], teacher: Tensor, temperature: float
 
 @dataclass(frozen=True)
 class Distillation(StatelessObjective):
-    """Cross-entropies of the last exit and of the unlocked students, and the students' distillation.
-
-    Attributes:
-        config: weights, temperature and `legacy_offset`.
-        students: k, the number of unlocked students, 0..m-1.
-        teacher: gives the teacher's logits `(B, C)` from the same pass; no gradient flows into them. It may mix in
-            other heads on the features of the exits (`across_depths`).
-    """
+    """Cross-entropies of the last exit and of the unlocked students, and the students' distillation."""
 
     settings: CAFEDistillSettings
-    students: int
+    students: int  # k, the number of unlocked students, 0..m-1
+    # Returns the teacher's logits (B, C) from the same pass; no gradient flows into them. It may mix in other heads on
+    # the features of the exits (`across_depths`).
     teacher: Teacher = last_exit
 
     def loss(self, network: EarlyExitNetwork, x: Tensor, y: Tensor) -> Loss:
@@ -73,7 +68,7 @@ class Distillation(StatelessObjective):
         return Loss(self.settings.ce_weight * ce + self.settings.kd_weight * kd, losses.detach())
 
     def sets(self, exits: int) -> tuple[int, int]:
-        """Return how many shallow exits get a cross-entropy and how many are distilled, of a network's `exits`."""
+        """Return how many shallow exits of `exits` get a cross-entropy, and how many are distilled."""
         students = min(self.students, exits - 1)
         if self.settings.legacy_offset:
             return max(students - 1, 0), min(max(students, 1), exits - 1)

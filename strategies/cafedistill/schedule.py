@@ -1,15 +1,15 @@
 """Progressive, depth-prioritised student selection (CAFEDistill, Liu et al., arXiv 2601.10015, section 4).
 
-Last exits are teachers in every round. The others are students and are admitted until half of the rounds are over:
+Last exits are teachers in every round. The others are students; they are admitted during the first half of the rounds:
 
 1. A share R(t) = min(2t/T, 1) of all student exits of the round's clients is admitted.
 2. Depth first: the shallowest student of every client, then the next one, and so on.
-3. Inside the depth that is only partly filled: clients that are alike, chosen greedily.
+3. Inside the depth that is only partly filled: similar clients, chosen greedily.
 
-Published code instead gives a partly filled depth to the clients with the least negative similarities; with no
-negative ones, as in the first rounds, that choice falls to arbitrary indices.
+Published code instead gives a partly filled depth to the clients with the least negative similarities; without
+negative ones, as in the first rounds, it picks arbitrary indices.
 
-Our extension: clients of unequal depth. A client with fewer exits has fewer levels and sits out the deeper ones.
+Our extension: clients of unequal depth. A client with fewer exits has fewer levels and skips the deeper ones.
 """
 
 import math
@@ -42,15 +42,14 @@ def mean_conflict(similarities: Tensor) -> float:
 
 
 def choose(similarities: Tensor, count: int, rng: torch.Generator) -> list[int]:
-    """Return the indices of `count` clients that are alike, in the order in which they were chosen.
+    """Return the indices of `count` similar clients, in the order in which they are chosen.
 
-    The first one is random; then always the one with the highest mean similarity to those already chosen. Ties are
-    random too.
+    The first one is random; each next one has the highest mean similarity to those already chosen. Ties are random too.
 
     Args:
         similarities: `(n, n)`.
         count: 0..n.
-        rng: draws one permutation of the clients, which gives the first one and decides ties.
+        rng: draws one permutation of the clients, which sets the first one and breaks ties.
     """
     order = torch.randperm(len(similarities), generator=rng)
     shuffled = similarities[order][:, order]
@@ -73,15 +72,15 @@ def select(
 ) -> dict[int, int]:
     """Return each client's number of unlocked students k_i, in client order; exits 0..k_i - 1 learn.
 
-    A client that is not chosen for the partly filled level stays at the last fully granted one. While even level 0 is
-    only partly filled, nobody loses what was unlocked before.
+    A client that is not chosen for the partly filled level stays at the last full level. While level 0 itself is only
+    partly filled, every client keeps what was unlocked before.
 
     Args:
         admitted: the `quota` of the round.
         levels: k_i by client as of its last round; 0 if absent.
         students: by client of the round, its exits but the last one.
-        similarities: clients -> `(n, n)`, in their order; asked once at most.
-        rng: decides the first client of a partly filled level, and ties.
+        similarities: clients -> `(n, n)`, in their order; called at most once.
+        rng: sets the first client of a partly filled level and breaks ties.
     """
     unlocked = {client: min(levels.get(client, 0), students[client]) for client in sorted(students)}
     for level in range(max(students.values(), default=0)):

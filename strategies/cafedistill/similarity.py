@@ -1,9 +1,9 @@
-"""Which clients are alike: cosines of their last heads (CAFEDistill, Liu et al., arXiv 2601.10015, section 4).
+"""Similarities of clients: cosines of their last heads (CAFEDistill, Liu et al., arXiv 2601.10015, section 4).
 
-A head's vector is what one round of training changed in it (before - after), or its parameters. Similarities of clients
-that do not meet in a round keep their last value; those of clients that never met are 0.
+A head's vector is its change in one round of training (before - after), or its parameters. Clients that are not in the
+same round keep their last similarity; for clients that never were, it is 0.
 
-Our extension: clients of unequal depth have last heads in different places, which can't be compared, but the changes
+Our extension: the last heads of clients of unequal depth have different inputs and cannot be compared, but the changes
 of their biases can. A bias changes by lr * sum_b (softmax(z_b) - onehot(y_b)): the client's mix of labels.
 """
 
@@ -19,28 +19,28 @@ from common.weights.flat import StateDict
 
 @dataclass(frozen=True)
 class LastHead:
-    """What is compared of a client's last head: all of it, `vector` (P,), and of that the `bias` (C,)."""
+    """The values of a client's last head that are compared."""
 
     depth: int
-    vector: Tensor
-    bias: Tensor
+    vector: Tensor  # (P,), the whole head
+    bias: Tensor  # (C,), the part of it that is the classifier's bias
 
 
 def cosines(vectors: Tensor) -> Tensor:
-    """Return all cosines `(n, n)` float64 of n vectors `(n, P)`; a zero vector has 0 with every other."""
+    """Return all cosines `(n, n)` float64 of n vectors `(n, P)`; those of a zero vector are 0."""
     norms = torch.linalg.vector_norm(vectors.double(), dim=1, keepdim=True)
     unit = vectors.double() / torch.where(norms > 0, norms, 1.0)
     return (unit @ unit.T).clamp(-1, 1)
 
 
 class Similarities:
-    """Symmetric similarities, kept only for pairs of clients that met in a round."""
+    """Symmetric similarities, kept only for pairs of clients that were in the same round."""
 
     def __init__(self) -> None:
         self._pairs: dict[tuple[int, int], float] = {}  # (i, j) with i < j
 
     def __len__(self) -> int:
-        """Return the number of pairs kept."""
+        """Return the number of pairs."""
         return len(self._pairs)
 
     def update(self, heads: Mapping[int, LastHead], *, across_depths: bool = False) -> None:
@@ -69,7 +69,7 @@ class Similarities:
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take `state`'s result back; whatever was known before is dropped."""
+        """Restore the result of `state`; replaces all pairs."""
         pairs, values = state["pairs"].tolist(), state["values"].tolist()
         self._pairs = {(i, j): value for (i, j), value in zip(pairs, values, strict=True)}
 

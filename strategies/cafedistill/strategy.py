@@ -32,8 +32,8 @@ from strategies.cafedistill.matching import teacher_weights
 from strategies.cafedistill.schedule import mean_conflict, quota, select
 from strategies.cafedistill.settings import CAFEDistillSettings
 from strategies.cafedistill.similarity import LastHead, Similarities
-from strategies.engine.aggregation import RoundUpdate
-from strategies.personalised.base import PersonalStrategy
+from strategies.engine.strategy import EarlyExitStrategy
+from strategies.method import Method, RoundUpdate, Setup
 
 
 @dataclass
@@ -45,13 +45,11 @@ class Personal:
     teachers: dict[int, tuple[float, Tensor]] = field(default_factory=dict)  # depth -> (share, head), shallower ones
 
 
-class CAFEDistill(PersonalStrategy):
+class CAFEDistill(EarlyExitStrategy):
     """Average the backbone, match teachers, unlock students."""
 
-    name = "cafedistill"
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, method: Method, setup: Setup) -> None:
+        super().__init__(method, setup)
         self.settings = self.config.of(CAFEDistillSettings)
         positions = {depth: self.network.tier_positions[depth - 1] for depth in self.tiers}
         self.exits = {depth: self.network.exit_positions.index(p) + 1 for depth, p in positions.items()}
@@ -96,7 +94,7 @@ class CAFEDistill(PersonalStrategy):
         super().merge(round_, update)
         uploaded = {client: self._read(client, arrays) for client, arrays in update.client_arrays.items()}
         heads = {client: head for client, head in uploaded.items() if head is not None}
-        depths = {client: self.part(self._asked[client]) for client in heads}
+        depths = {client: self.part(self.asked[client]) for client in heads}
         self._compare(heads, depths)
         weights = {}
         for client in heads:
@@ -155,7 +153,7 @@ class CAFEDistill(PersonalStrategy):
         self.similarities.update(compared, across_depths=self.settings.across_depths)
 
     def _read(self, client: int, arrays: Mapping[str, np.ndarray]) -> Tensor | None:
-        layout = self.heads[self.part(self._asked[client])]
+        layout = self.heads[self.part(self.asked[client])]
         try:
             if HEAD not in arrays:
                 raise ValueError("it sent none")

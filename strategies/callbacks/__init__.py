@@ -1,1 +1,1 @@
-"""What happens around the rounds: the run folder, progress, TensorBoard, the report."""
+"""Callbacks of the round loop: the run folder, progress lines, Prometheus, TensorBoard, the report."""

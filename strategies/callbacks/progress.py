@@ -7,21 +7,22 @@ from typing import TYPE_CHECKING, Any
 from flwr.supercore import log
 
 from strategies.callbacks.accuracy import mean_text, samples_text, tuned_text
-from strategies.callbacks.base import Callback, Record
+from strategies.callbacks.base import Callback
 from strategies.callbacks.units import bytes_text, percent_text, rejected_text, seconds_text, spread_text
+from strategies.engine.rounds import Record
 
 if TYPE_CHECKING:
     from strategies.engine.strategy import EarlyExitStrategy
 
 
 class Progress(Callback):
-    """Logs how the run goes."""
+    """Logs a line per round and the closing table."""
 
     def __init__(self) -> None:
         self._records: list[Record] = []  # of this start: a resumed run's earlier rounds may have run elsewhere
 
     def on_start(self, strategy: "EarlyExitStrategy") -> None:
-        """Forget what an earlier start did."""
+        """Forget the records of an earlier start."""
         self._records = []
 
     def on_round(self, strategy: "EarlyExitStrategy", record: Record) -> None:
@@ -30,7 +31,7 @@ class Progress(Callback):
         log(INFO, "%s", round_line(record, _remaining(self._records)))
 
     def on_end(self, strategy: "EarlyExitStrategy", failure: str) -> None:
-        """Log the closing table; of a failed run also why it failed."""
+        """Log the closing table, and the reason if the run failed."""
         for line in closing_table(self._records):
             log(INFO, "%s", line)
         if failure:
@@ -50,7 +51,7 @@ def round_line(record: Record, remaining: float) -> str:
     if record.failures:
         parts.append(f"{len(record.failures)} left out{rejected_text(len(record.rejected))}")
     if record.late:
-        parts.append(f"{len(record.late)} of earlier rounds came late")
+        parts.append(f"{len(record.late)} late from earlier rounds")
     return ", ".join(parts)
 
 
@@ -101,6 +102,6 @@ def _each(measured: Mapping[str, Any]) -> str:
 
 
 def _remaining(records: Sequence[Record]) -> float:
-    """Return the seconds that the rounds still to come take if they take as long as those so far on average."""
+    """Return the expected seconds of the remaining rounds: their number times the mean of those so far."""
     mean = sum(record.seconds["round"] for record in records) / len(records)
     return mean * (records[-1].rounds - records[-1].round)

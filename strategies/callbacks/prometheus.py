@@ -1,12 +1,12 @@
 """Metrics of a run for Prometheus, over HTTP while the ServerApp runs.
 
     earlybloom_run_info{run, strategy}        1
-    earlybloom_round, earlybloom_rounds       the last complete round, and after which the run ends
+    earlybloom_round, earlybloom_rounds       the last complete round, and the last one of the run
     earlybloom_clients_total{outcome}         folded, failed, rejected or late (folded in a later round)
     earlybloom_bytes_total{direction}         of messages, down to clients and up
     earlybloom_phase_seconds{phase}           a summary: _sum and _count of discover, pack, clients, server, ..., round
     earlybloom_accuracy{exit, measured}       in [0, 1], measured by the server or on clients
-    earlybloom_gpu_memory_bytes{kind}         allocated, peak or reserved, at the moment of the scrape; without GPU none
+    earlybloom_gpu_memory_bytes{kind}         allocated, peak or reserved, when scraped; absent without a GPU
 
 Counters start at 0 with each start of the ServerApp, also when it continues a run.
 """
@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from common.errors import UserError
-from strategies.callbacks.base import Callback, Record
+from strategies.callbacks.base import Callback
+from strategies.engine.rounds import Record
 
 if TYPE_CHECKING:
     from strategies.engine.strategy import EarlyExitStrategy
@@ -36,28 +37,28 @@ class Prometheus(Callback):
     """Serves the run's numbers."""
 
     def __init__(self, host: str, port: int) -> None:
-        """`port` 0 takes any. Raises `UserError` when the package is missing or the address cannot be had."""
+        """`port` 0 takes any free one. Raises `UserError` when the package is missing or the address is not free."""
         try:
             import prometheus_client  # noqa: F401
         except ImportError as error:
             raise UserError(
-                "run.metrics-port needs Prometheus' client: pip install earlybloom[metrics], or set it to 0"
+                "run.metrics-port needs prometheus-client: pip install earlybloom[metrics], or set the port to 0"
             ) from error
-        _try(host, port)
+        _check_address(host, port)
         self.host, self.port = host, port
         self._stop: Callable[[], None] = lambda: None
 
     def on_start(self, strategy: "EarlyExitStrategy") -> None:
-        """Make the metrics and begin to serve them."""
+        """Create the metrics and start to serve them."""
         from prometheus_client import CollectorRegistry, Counter, Gauge, Summary, start_http_server
 
-        registry = CollectorRegistry()  # of this run alone
-        info = Gauge(f"{PREFIX}run_info", "What runs", ["run", "strategy"], registry=registry)
+        registry = CollectorRegistry()  # this run only
+        info = Gauge(f"{PREFIX}run_info", "Name and method of the run", ["run", "strategy"], registry=registry)
         info.labels(strategy.config.run.name, strategy.name).set(1)
         self._round = Gauge(f"{PREFIX}round", "Last complete round", registry=registry)
         self._round.set(strategy.round)
         Gauge(f"{PREFIX}rounds", "Round after which the run ends", registry=registry).set(strategy.rounds)
-        self._clients = Counter(f"{PREFIX}clients", "Clients by what came of them", ["outcome"], registry=registry)
+        self._clients = Counter(f"{PREFIX}clients", "Clients by outcome", ["outcome"], registry=registry)
         self._bytes = Counter(f"{PREFIX}bytes", "Bytes of messages", ["direction"], registry=registry)
         self._seconds = Summary(f"{PREFIX}phase_seconds", "Seconds of a round by phase", ["phase"], registry=registry)
         self._accuracy = Gauge(f"{PREFIX}accuracy", "Accuracy of an exit", ["exit", "measured"], registry=registry)
@@ -91,13 +92,13 @@ class Prometheus(Callback):
                 self._accuracy.labels(str(number), measured).set(value)
 
     def on_end(self, strategy: "EarlyExitStrategy", failure: str) -> None:
-        """Serve no longer: what is not there any more has failed or is done, as the run's status says."""
+        """Stop serving; the run's status says whether it completed or failed."""
         self._stop()
         self._stop = lambda: None
 
 
 def outcomes(record: Record) -> dict[str, int]:
-    """Return how many clients a round folded, lost, rejected and took in late."""
+    """Return how many clients a round folded, lost, rejected and folded late."""
     rejected = len(record.rejected)
     return {
         "folded": sum(record.clients.values()),
@@ -111,10 +112,12 @@ def _exits(accuracy: Mapping[str, Any]) -> list[float]:
     return list(accuracy.get("exits", ()))
 
 
-def _try(host: str, port: int) -> None:
-    """Raise `UserError` unless the address can be listened at, before anything starts."""
+def _check_address(host: str, port: int) -> None:
+    """Raise `UserError` before the run starts if the server cannot listen at the address."""
     try:
         with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
             pass
     except (OSError, OverflowError) as error:
-        raise UserError(f"run.metrics-host, run.metrics-port: cannot listen at {host}:{port}: {error}") from error
+        raise UserError(
+            f"cannot listen at {host}:{port}: {error}; set run.metrics-host and run.metrics-port to a free address"
+        ) from error

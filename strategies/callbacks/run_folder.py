@@ -1,4 +1,4 @@
-"""What a run leaves behind, and how it is continued after a kill at any moment.
+"""The files of a run, and how it continues after a kill at any moment.
 
     runs/<name>/config.toml            all resolved values, versions, commit, device
                 metrics.jsonl          a line per event
@@ -6,8 +6,8 @@
                 final/model.safetensors  the finished model, see `common.storage.model_file`
 
 A round's metrics line is written before its checkpoint: a line beyond the checkpoint belongs to a round that will be
-run again and is cut off on resume, so no round is counted twice. Only one process writes at a time: a ServerApp lives
-on for half a minute after its SuperLink was killed, and would add its own end to a run that goes on already.
+run again and is cut off on resume, so no round is counted twice. Only one process writes at a time: a ServerApp
+outlives a killed SuperLink by half a minute and would append its own end event to a run that already continues.
 """
 
 import fcntl
@@ -17,7 +17,6 @@ import platform
 import time
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict
 from importlib.metadata import version
 from logging import INFO, WARNING
 from pathlib import Path
@@ -28,18 +27,19 @@ from flwr.supercore import log
 
 from common.config import RunConfig
 from common.errors import UserError
-from common.messages.protocol import ClientReport
 from common.storage.client_store import NAME
 from common.storage.files import StorageError, append_line, read_tensors, write_tensors, write_text
-from strategies.callbacks.base import Callback, Record
+from common.storage.format import FORMAT, check_format
+from strategies.callbacks.base import Callback
+from strategies.engine.rounds import Record
 from strategies.engine.strategy import EarlyExitStrategy
 
 KEPT = 2  # checkpoints
 METHOD = "method."  # prefix of the method's own tensors, beside the model's
 LOCK = ".lock"  # held by the process that writes
-BARE = {"checkpoints", LOCK}  # what is there when a kill comes before the configuration is written
+BARE = {"checkpoints", LOCK}  # files of a run that was killed before it wrote its configuration
 LONGEST = 80  # characters of a run's name; methods name stores after it
-PATIENCE = 90.0  # seconds that a resumed run waits for the process that wrote before
+PATIENCE = 90.0  # seconds that a resumed run waits for the lock
 
 
 class RunFolder(Callback):
@@ -63,36 +63,32 @@ class RunFolder(Callback):
         _refuse_taken(folder)
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         created = RunFolder(folder)
-        _refuse_taken(folder)  # a process that had it until now has written there
+        _refuse_taken(folder)  # another process may have written there before it released the lock
         return created
 
     @staticmethod
     def reopen(folder: Path) -> tuple["RunFolder", dict[str, Any]]:
         """Return a stored run's folder and its flat configuration.
 
-        Raises `UserError` when there is none, or another process writes to it.
+        Raises `UserError` when the folder holds no run, or another process writes to it.
         """
         try:
             stored = tomllib.loads((folder / "config.toml").read_text())
         except (OSError, tomllib.TOMLDecodeError) as error:
             raise UserError(f"run.resume: {folder} is no run folder ({error})") from error
-        stored.pop("about", None)
+        check_format(folder, stored.pop("about", {}).get("format", 1))
         return RunFolder(folder), {f"{s}.{k}": v for s, values in stored.items() for k, v in values.items()}
 
     def restore(self, strategy: EarlyExitStrategy) -> None:
         """Put a strategy back to the last complete round; without any it starts at the first."""
         for unfinished in (self.folder / "checkpoints").glob(".*"):
-            unfinished.unlink()  # a kill came while it was written
+            unfinished.unlink()  # left by a kill during the write
         found = self._checkpoints()
         if found:
             tensors, values = read_tensors(found[-1])
-            strategy.model = {k: v for k, v in tensors.items() if not k.startswith(METHOD)}
-            strategy.round = values["round"]
-            strategy.committed = {int(client): round_ for client, round_ in values["committed"].items()}
-            strategy.trained = set(values["trained"])
-            strategy.roster.reports = {r["client"]: ClientReport(**r) for r in values["reports"]}
+            model = {k: v for k, v in tensors.items() if not k.startswith(METHOD)}
             method = {k.removeprefix(METHOD): v for k, v in tensors.items() if k.startswith(METHOD)}
-            strategy.load_state_dict(method, values["method"])
+            strategy.restore(model, method, values)
         events = [event for event in read_events(self.metrics) if event.get("round", 0) <= strategy.round]
         write_text(self.metrics, "".join(json.dumps(event) + "\n" for event in events))
         log(INFO, "run %r continues after round %d", strategy.config.run.name, strategy.round)
@@ -100,6 +96,7 @@ class RunFolder(Callback):
     def on_start(self, strategy: EarlyExitStrategy) -> None:
         """Write the configuration and the start event."""
         about = {
+            "format": FORMAT,
             "versions": {name: version(name) for name in ("flwr", "numpy", "torch", "torchvision")},
             "python": platform.python_version(),
             "device": _device_name(strategy.device),
@@ -120,21 +117,14 @@ class RunFolder(Callback):
 
     def _save(self, strategy: EarlyExitStrategy, record: Record) -> None:
         self._append(record.to_event())
-        tensors, values = strategy.state_dict()
-        stored = {
-            "round": strategy.round,
-            "committed": strategy.committed,
-            "trained": sorted(strategy.trained),
-            "reports": [asdict(report) for report in strategy.roster.reports.values()],
-            "method": values,
-        }
+        model, method, values = strategy.checkpoint()
         path = self.folder / "checkpoints" / f"round-{strategy.round:06d}.safetensors"
-        write_tensors(path, strategy.model | {METHOD + key: value for key, value in tensors.items()}, stored)
+        write_tensors(path, model | {METHOD + key: value for key, value in method.items()}, values)
         for old in self._checkpoints()[:-KEPT]:
             old.unlink()
 
     def on_end(self, strategy: EarlyExitStrategy, failure: str) -> None:
-        """Write the end event and, if all went well, the finished model; then others may write here."""
+        """Write the end event and, if the run succeeded, the finished model; then release the lock."""
         try:
             if not failure:
                 strategy.save_final(self.folder / "final")
@@ -142,12 +132,12 @@ class RunFolder(Callback):
         except StorageError as error:
             if not failure:
                 raise
-            log(WARNING, "the end of the run is not in its metrics: %s", error)  # why it failed is what must be told
+            log(WARNING, "the end of the run is not in its metrics: %s", error)  # and the run's own failure is raised
         finally:
             self._lock.close()
 
     def _take(self) -> None:
-        """Wait for the lock, which ends with the process that holds it; a process does not wait for itself."""
+        """Wait for the lock, which ends with its process; a process does not wait for its own lock."""
         end = time.monotonic() + PATIENCE
         while True:
             try:
@@ -161,7 +151,7 @@ class RunFolder(Callback):
                     ) from error
                 time.sleep(0.5)
             except OSError as error:
-                log(WARNING, "%s cannot be locked, so see that nobody else writes there: %s", self.folder, error)
+                log(WARNING, "cannot lock %s: %s; make sure that no other process writes there", self.folder, error)
                 return
 
     def _append(self, event: dict[str, Any]) -> None:
@@ -173,11 +163,11 @@ class RunFolder(Callback):
 
 def _refuse_taken(folder: Path) -> None:
     if folder.exists() and {file.name for file in folder.iterdir()} - BARE:
-        raise UserError(f"there is a run in {folder} already: choose another run.name, or continue it with run.resume")
+        raise UserError(f"{folder} already holds a run: choose another run.name, or continue it with run.resume")
 
 
 def _finite(value: Any) -> Any:
-    """Replace infinities and NaN, which JSON has not, by null."""
+    """Replace infinities and NaN, which JSON lacks, by null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -1,11 +1,12 @@
-"""TensorBoard events, on request."""
+"""TensorBoard events, written when `run.tensorboard` is set."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import UserError
-from strategies.callbacks.base import Callback, Record
+from strategies.callbacks.base import Callback
+from strategies.engine.rounds import Record
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -30,13 +31,13 @@ class TensorBoard(Callback):
         self._writer: SummaryWriter | None = None
 
     def on_start(self, strategy: "EarlyExitStrategy") -> None:
-        """Open a new events file; rounds that will be run again after a resume are struck from the older ones."""
+        """Open a new events file; the rounds that a resumed run repeats are purged from the older ones."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(self.folder), purge_step=strategy.round + 1 if strategy.round else None)
 
     def on_round(self, strategy: "EarlyExitStrategy", record: Record) -> None:
-        """Write the round's numbers and flush, so that they can be watched."""
+        """Write the round's numbers and flush them, so that TensorBoard shows them at once."""
         assert self._writer is not None, "on_start comes first"
         for name, value in scalars(record).items():
             self._writer.add_scalar(name, value, record.round)

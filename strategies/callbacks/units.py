@@ -1,8 +1,8 @@
-"""Numbers as people read them."""
+"""Numbers as readable text."""
 
 
 def byte_unit(largest: float) -> tuple[float, str]:
-    """Return (bytes, name) of the unit in which `largest` bytes is a handy number."""
+    """Return (bytes, name) of the largest unit that is not above `largest` bytes."""
     for size, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if largest >= size:
             return size, name
@@ -42,5 +42,5 @@ def percent_text(share: float) -> str:
 
 
 def rejected_text(number: int) -> str:
-    """Return what stands behind a number of clients that were left out: how many of them sent something unfit."""
+    """Return the note behind a number of clients left out: how many of them were rejected."""
     return f" ({number} rejected)" if number else ""

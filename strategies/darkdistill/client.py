@@ -9,7 +9,8 @@ from torch import Tensor
 from common.objectives import Loss
 from strategies.darkdistill.difficulty import DifficultyPairs, DifficultySketch
 from strategies.darkdistill.settings import DifficultySettings
-from strategies.node.local_training import Job, LocalTraining, Outcome
+from strategies.method import Job, Outcome
+from strategies.node.local_training import LocalTraining
 
 DIFFICULTY, LABELS, SKETCH = "difficulty", "labels", "sketch"  # names of the uploaded arrays
 
@@ -44,7 +45,7 @@ class DarkDistillTraining(LocalTraining):
         noise = torch.Generator().manual_seed(secrets.randbits(63))
         sketch = DifficultySketch.build(
             pairs,
-            job.model.module.num_classes,
+            job.network.num_classes,
             bins=settings.bins,
             clip=settings.clip,
             epsilon=settings.epsilon,

@@ -1,6 +1,6 @@
-"""What the server knows of its clients' difficulties, and how it draws from that.
+"""Difficulties as clients report them, the server's pool of them per tier, and draws from the pool.
 
-Difficulty is the cross-entropy (nats) of a sample at the first exit. A client tells it either as (difficulty, label)
+Difficulty is the cross-entropy (nats) of a sample at the first exit. A client reports it either as (difficulty, label)
 pairs, one per sample, as published (DarkDistill, KDD 2025), or as a sketch: a histogram of losses per label.
 """
 
@@ -16,19 +16,20 @@ LINEAR_BELOW = 0.05  # nats; bins have equal widths well below this loss and equ
 
 @dataclass(frozen=True)
 class DifficultyPairs:
-    """`difficulty` (N,) float32 in nats and `labels` (N,) int64 of the same samples."""
+    """Difficulties and labels of the same samples."""
 
-    difficulty: Tensor
-    labels: Tensor
+    difficulty: Tensor  # (N,) float32, nats
+    labels: Tensor  # (N,) int64
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @classmethod
     def checked(cls, difficulty: Tensor, labels: Tensor, num_classes: int) -> Self:
-        """Take pairs from the wire; raises ValueError unless they are finite, in range and of one length."""
+        """Return received pairs; raises ValueError unless they are finite, in range and of the same length."""
         if difficulty.ndim != 1 or difficulty.shape != labels.shape or labels.dtype != torch.int64:
-            raise ValueError(f"difficulties {tuple(difficulty.shape)} and labels {tuple(labels.shape)} do not pair up")
+            shapes = f"difficulties {tuple(difficulty.shape)} and labels {tuple(labels.shape)} {labels.dtype}"
+            raise ValueError(f"{shapes} must be vectors of the same length, labels as int64")
         if not bool(torch.isfinite(difficulty).all()) or bool((difficulty < 0).any()):
             raise ValueError("a difficulty is negative or not finite")
         if bool(((labels < 0) | (labels >= num_classes)).any()):
@@ -41,7 +42,7 @@ class DifficultyPairs:
         return cls(torch.cat([p.difficulty for p in parts]), torch.cat([p.labels for p in parts]))
 
     def sample(self, count: int, rng: torch.Generator) -> "DifficultyPairs":
-        """Draw `count` pairs uniformly with replacement; jointly, so that difficulty goes with its label."""
+        """Draw `count` pairs uniformly with replacement; each difficulty keeps its label."""
         if len(self) == 0:
             raise ValueError("cannot draw from an empty pool of difficulties")
         chosen = torch.randint(len(self), (count,), generator=rng, device=rng.device).to(self.labels.device)
@@ -54,20 +55,20 @@ class DifficultyPairs:
 
 @dataclass(frozen=True)
 class DifficultySketch:
-    """A histogram of losses per label: `counts` (classes, bins) float64 over [0, `clip`] nats.
+    """A histogram of losses per label.
 
     What `epsilon` covers. Adding or removing one training sample changes one count by one, so the histogram has L1
     sensitivity 1, and two-sided geometric noise (the Laplace mechanism on integers, Ghosh et al., STOC 2009, which
     has none of the floating-point leaks of continuous noise) makes one sketch epsilon-differentially private per
-    sample. What it does not cover: each round in which a client takes part spends epsilon anew, so k rounds cost
-    k * epsilon; the trained weights and the number of samples, sent beside it, are not protected by it; and the noise
-    protects only if its random source is unknown to the reader, so the generator given to `build` must be seeded from
-    the client's own entropy whenever epsilon > 0, never from the run's seed, which the server knows.
-    The noise also fills empty bins: with small epsilon and few samples a label, most of what is drawn is noise.
+    sample. What it does not cover: every round of a client spends epsilon again, so k rounds cost k * epsilon; the
+    trained weights and the number of samples, sent beside it, are not protected by it; and the noise protects only if
+    its seed is secret, so the generator passed to `build` must be seeded from the client's own entropy whenever
+    epsilon > 0, never from the run's seed, which the server has.
+    The noise also fills empty bins: with small epsilon and few samples per label, most draws are noise.
     """
 
-    counts: Tensor
-    clip: float
+    counts: Tensor  # (classes, bins) float64
+    clip: float  # nats; the bins span [0, clip]
 
     @classmethod
     def build(
@@ -94,11 +95,11 @@ class DifficultySketch:
 
     @classmethod
     def from_array(cls, values: Tensor, num_classes: int, *, bins: int, clip: float) -> Self:
-        """Rebuild a sketch from the wire; raises ValueError unless `values` are classes * bins finite numbers."""
+        """Return a received sketch; raises ValueError unless `values` are classes * bins finite numbers."""
         if values.shape != (num_classes * bins,):
-            raise ValueError(f"a sketch has {tuple(values.shape)} values, expected {num_classes} x {bins}")
+            raise ValueError(f"a sketch has shape {tuple(values.shape)}, expected {num_classes} x {bins} values")
         if not bool(torch.isfinite(values).all()):
-            raise ValueError("a sketch holds a count that is not finite")
+            raise ValueError("a count of the sketch is not finite")
         return cls(values.double().view(num_classes, bins), clip)
 
     def to_array(self) -> Tensor:
@@ -107,11 +108,11 @@ class DifficultySketch:
 
     @classmethod
     def pool(cls, parts: Sequence[Self]) -> Self:
-        """Add the counts of a tier's clients. Noise of either sign stays in, so that it averages out."""
+        """Add the counts of a tier's clients. Negative noisy counts are kept, so that the noise averages out."""
         return cls(torch.stack([p.counts for p in parts]).sum(dim=0), parts[0].clip)
 
     def __len__(self) -> int:
-        """Return how many samples the sketch speaks of, rounded (noisy counts below zero read as zero)."""
+        """Return the number of samples that the sketch counts, rounded (noisy counts below zero count as zero)."""
         return round(self.counts.clamp_min(0).sum().item())
 
     def sample(self, count: int, rng: torch.Generator) -> DifficultyPairs:
@@ -132,11 +133,11 @@ DifficultyPool = DifficultyPairs | DifficultySketch
 
 
 def pool(parts: Sequence[DifficultyPool]) -> DifficultyPool:
-    """Pool what a tier's clients told, in client order; raises ValueError if pairs and sketches are mixed."""
+    """Pool the reports of a tier's clients, in client order; raises ValueError if pairs and sketches are mixed."""
     pairs = [part for part in parts if isinstance(part, DifficultyPairs)]
     sketches = [part for part in parts if isinstance(part, DifficultySketch)]
     if pairs and sketches:
-        raise ValueError("some clients told pairs and others sketches")
+        raise ValueError("some clients sent pairs and others sketches")
     return DifficultyPairs.pool(pairs) if pairs else DifficultySketch.pool(sketches)
 
 
@@ -150,7 +151,7 @@ def bin_edges(bins: int, clip: float) -> Tensor:
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> float:
-    """Return Spearman's rho of two vectors (N,), ties at their average rank; 0.0 where one of them is constant."""
+    """Return Spearman's rho of two vectors (N,), ties at their average rank; 0.0 if one of them is constant."""
     ranks = torch.stack([_average_ranks(first), _average_ranks(second)])
     centred = ranks - ranks.mean(dim=1, keepdim=True)
     scale = centred.square().sum(dim=1).prod().sqrt()

@@ -1,7 +1,7 @@
 """Difficulty-conditional data generators and their losses (DarkDistill, KDD 2025; built on FedGen, ICML 2021).
 
-A generator makes what enters a network after its stem or patch embedding (a latent), or normalised images, from
-noise, a label and the difficulty asked for. Noise is uniform in [0, 1)^q.
+From noise, a label and a requested difficulty, a generator makes latents (the tensor after a network's stem or patch
+embedding) or normalised images. Noise is uniform in [0, 1)^q.
 """
 
 from collections.abc import Sequence
@@ -25,9 +25,9 @@ class Conditions(nn.Module):
         self.width = (3 if conditional else 2) * noise_dim
 
     def forward(self, noise: Tensor, labels: Tensor, difficulty: Tensor | None) -> Tensor:
-        """Return (B, width); raises ValueError when a difficulty is missing or not wanted."""
+        """Return (B, width); raises ValueError if a difficulty is missing, or passed without being conditional."""
         if (difficulty is None) != (self.difficulty is None):
-            raise ValueError("give a difficulty to a conditional generator, and only to that")
+            raise ValueError("a conditional generator needs a difficulty, and an unconditional one takes none")
         parts = [noise, self.label(labels)]
         if self.difficulty is not None and difficulty is not None:
             parts.append(self.difficulty(difficulty.unsqueeze(1)))
@@ -35,7 +35,7 @@ class Conditions(nn.Module):
 
 
 class Generator(nn.Module):
-    """What both generators share: `forward(noise (B, q), labels (B,), difficulty (B,) or None) -> (B, *shape)`."""
+    """Base of both generators: `forward(noise (B, q), labels (B,), difficulty (B,) or None) -> (B, *shape)`."""
 
     def __init__(self, num_classes: int, noise_dim: int, conditional: bool) -> None:
         super().__init__()
@@ -72,8 +72,8 @@ class TokenGenerator(Generator):
 class ConvGenerator(Generator):
     """Feature maps or images (C, H, W): a projection to a quarter of the resolution, then two upsampling blocks.
 
-    `head` fits the last layer to the values it has to imitate: "non-negative" (batch norm + ReLU, as in a stem that
-    ends so), "signed" (batch norm alone) or "pixels" (tanh times `pixel_range`).
+    `head` fits the last layer to the range of the values that it imitates: "non-negative" (batch norm + ReLU, like a
+    stem that ends in them), "signed" (batch norm alone) or "pixels" (tanh times `pixel_range`).
     """
 
     def __init__(
@@ -121,7 +121,7 @@ def _upsample(in_channels: int, out_channels: int, size: tuple[int, int]) -> lis
 
 
 def makes_pixels(network: EarlyExitNetwork, settings: DarkDistillSettings) -> bool:
-    """Tell whether generated samples enter as images rather than after the stem."""
+    """Return whether generated samples enter as images rather than after the stem."""
     return settings.generator_output == "pixels" or network.latent_unit == 0
 
 
@@ -129,13 +129,13 @@ def make_generator(network: EarlyExitNetwork, settings: DarkDistillSettings, see
     """Build the generator that fits a network's latent; the same seed gives the same weights.
 
     Feature maps get a ConvGenerator, token matrices a TokenGenerator. The parallel variant's generators take no
-    difficulty. Raises `UserError` for pixels of a network that takes texts.
+    difficulty. Raises `UserError` if a network that takes texts is to get pixels.
     """
     classes, noise_dim = network.num_classes, settings.noise_width(network.num_classes)
     conditional = settings.difficulty_condition and settings.variant == "progressive"
     pixels = makes_pixels(network, settings)
     if pixels and network.vocabulary:
-        raise UserError("darkdistill.generator-output: texts have no pixels, choose 'latent'")
+        raise UserError("darkdistill.generator-output is 'pixels', but texts have no pixels: choose 'latent'")
     shape = tuple(network.input_shape if pixels else network.latent_shape)
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would also reseed the accelerators.
@@ -156,7 +156,7 @@ def make_generator(network: EarlyExitNetwork, settings: DarkDistillSettings, see
 
 @torch.no_grad()
 def _stem_is_non_negative(network: EarlyExitNetwork) -> bool:
-    """Feed noise through a copy of the stem: one that ends in ReLU gives no negative value, another many."""
+    """Return whether a copy of the stem maps noise to values >= 0 alone, as one that ends in ReLU does."""
     stem = network.prefix_units(network.latent_unit, exit_head=False).eval()
     device = next(stem.parameters()).device
     probe = torch.randn((2, *network.input_shape), generator=torch.Generator().manual_seed(0)).to(device)
@@ -164,7 +164,7 @@ def _stem_is_non_negative(network: EarlyExitNetwork) -> bool:
 
 
 def label_loss(logits: Sequence[Tensor], labels: Tensor, exit_sets: Sequence[Tensor]) -> Tensor:
-    """L_y: ask each generated sample to be classifiable at the exit that it would leave from.
+    """Return L_y, which asks for each generated sample to be classified right at the exit where it would leave.
 
     Args:
         logits: one (B, classes) per exit.
@@ -181,13 +181,13 @@ def label_loss(logits: Sequence[Tensor], labels: Tensor, exit_sets: Sequence[Ten
     return torch.stack(sums).sum() / len(labels)
 
 
-def difficulty_loss(measured: Tensor, asked: Tensor) -> Tensor:
-    """L_diff: the mean squared error between the difficulties (B,), in nats, measured by the meter and asked for."""
-    return F.mse_loss(measured, asked)
+def difficulty_loss(measured: Tensor, requested: Tensor) -> Tensor:
+    """Return L_diff: the mean squared error between measured and requested difficulties (B,), in nats."""
+    return F.mse_loss(measured, requested)
 
 
 def diversity_loss(generated: Tensor, noise: Tensor) -> Tensor:
-    """L_div: samples (B, ...) of unlike noise (B, q) shall differ (FedGen's diversity loss).
+    """Return L_div, which asks samples (B, ...) of different noise (B, q) to differ (FedGen's diversity loss).
 
     Returns:
         exp(- mean over all B x B pairs of [mean |G_a - G_b| * mean (noise_a - noise_b)^2]), in (0, 1].

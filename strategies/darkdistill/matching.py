@@ -5,7 +5,7 @@ student exits whose difficulties are closest.
 
 Two departures from the published code. Its learned distance ends in tanh, may be negative, and its normaliser may
 cross zero: here the distance is non-negative (softplus), or parameter-free. It sums over samples before the softmax,
-which makes the softmax sharper the larger the batch: here the mean is taken, with an explicit temperature.
+so the softmax sharpens as the batch grows: here the mean is taken, with an explicit temperature.
 """
 
 from collections.abc import Sequence
@@ -20,14 +20,11 @@ from strategies.darkdistill.settings import DarkDistillSettings
 
 @dataclass(frozen=True)
 class ExitDifficulty:
-    """Difficulty of each exit's samples: `mean`, population `variance` and `present` (bool), each (E,).
+    """Difficulty of each exit's samples. A single sample has variance 0."""
 
-    An exit without samples has mean 0, variance 0 and is not present; a single sample has variance 0.
-    """
-
-    mean: Tensor
-    variance: Tensor
-    present: Tensor
+    mean: Tensor  # (E,), 0 for an exit without samples
+    variance: Tensor  # (E,), of the population; 0 for an exit without samples
+    present: Tensor  # (E,) bool, false for an exit without samples
 
 
 def exit_difficulty(difficulty: Tensor, exit_sets: Sequence[Tensor]) -> ExitDifficulty:
@@ -59,7 +56,7 @@ class LearnedDistance(nn.Module):
 
 
 def make_matcher(settings: DarkDistillSettings, seed: int) -> LearnedDistance | None:
-    """Return the trainable distance, or None where the configured matcher has no parameters."""
+    """Return the trainable distance, or None if the configured matcher has no parameters."""
     if settings.matcher != "learned":
         return None
     with torch.random.fork_rng(devices=[]):

@@ -5,10 +5,10 @@
         train all generators jointly one step                   (train_generators)
         repeat R times: distil the tiers into the global model  (distill_step)
 
-Generators take no difficulty. Instead each exit's samples shall be harder than the previous exit's (difficulty
+Generators take no difficulty. Instead a loss term makes each exit's samples harder than the previous exit's (difficulty
 increase). The published code compares a teacher exit with the student's deepest exit; here each student exit is
 compared by its own feature. How the terms of several teachers are joined is not published: here student exits
-weigh the same, and so do the teachers of one student exit.
+have equal weight, and so do the teachers of one student exit.
 """
 
 from collections.abc import Mapping
@@ -29,29 +29,29 @@ from strategies.darkdistill.settings import DarkDistillSettings
 
 @dataclass(frozen=True)
 class GeneratorsReport:
-    """One joint step: `total`, and the label loss, diversity loss and mean difficulty (nats) per exit."""
+    """Loss terms of one joint generator step."""
 
     total: float
-    label: tuple[float, ...]
-    diversity: tuple[float, ...]
-    difficulty: tuple[float, ...]
+    label: tuple[float, ...]  # label loss per exit
+    diversity: tuple[float, ...]  # diversity loss per exit
+    difficulty: tuple[float, ...]  # mean difficulty per exit, nats
 
 
 @dataclass(frozen=True)
 class ParallelDistillReport:
-    """One iteration: `total`, its relational part per (teacher exit, student exit), and the difficulty gaps."""
+    """Loss terms of one distillation iteration."""
 
     total: float
-    pairs: dict[tuple[int, int], float]
-    gap: float
+    pairs: dict[tuple[int, int], float]  # relational loss by (teacher exit, student exit)
+    gap: float  # sum of the difficulty gaps
 
 
 @dataclass(frozen=True)
 class ParallelReport:
-    """All generator steps and all distillation iterations of a round, in order."""
+    """All steps of a round, in order."""
 
-    generators: list[GeneratorsReport]
-    distillation: list[ParallelDistillReport]
+    generators: list[GeneratorsReport]  # per generator step
+    distillation: list[ParallelDistillReport]  # per iteration
 
 
 def transfer_parallel(
@@ -66,10 +66,10 @@ def transfer_parallel(
     """Run a round's whole loop. The student and the generators change in place; the tiers only teach.
 
     Args:
-        tiers: by depth, only those with clients this round; all modules are on the runtime's device. None: nothing
+        tiers: by depth, only those with clients this round; all modules are on the runtime's device. Empty: nothing
             happens.
         student: the global model W, averaged layer by layer over the tiers.
-        generators: by exit index from 0. Exits that no present tier has sit out.
+        generators: by exit index from 0. Generators of exits that no present tier has are not trained.
         optimizers: over the student and these generators.
         settings: hyper-parameters.
         runtime: device, precision and random numbers.
@@ -110,13 +110,13 @@ def draw_conditions(tiers: Mapping[int, Tier], count: int, runtime: Runtime) -> 
     """Draw `count` samples per exit: a tier that has the exit, with weight n_k, then one of its pairs."""
     conditions = []
     for exit_index in range(_exits_present(tiers)):
-        owners = _owners(tiers, exit_index)
-        draws = [tier.pool.sample(count, runtime.rng) for tier in owners]
-        weights = torch.tensor([float(tier.samples) for tier in owners], device=runtime.rng.device)
-        owner = torch.multinomial(weights, count, replacement=True, generator=runtime.rng).cpu()
+        holders = _tiers_with_exit(tiers, exit_index)
+        draws = [tier.pool.sample(count, runtime.rng) for tier in holders]
+        weights = torch.tensor([float(tier.samples) for tier in holders], device=runtime.rng.device)
+        holder = torch.multinomial(weights, count, replacement=True, generator=runtime.rng).cpu()
         column = torch.arange(count)
-        difficulty = torch.stack([draw.difficulty.cpu() for draw in draws])[owner, column]
-        labels = torch.stack([draw.labels.cpu() for draw in draws])[owner, column]
+        difficulty = torch.stack([draw.difficulty.cpu() for draw in draws])[holder, column]
+        labels = torch.stack([draw.labels.cpu() for draw in draws])[holder, column]
         conditions.append(DifficultyPairs(difficulty, labels).to(runtime.device))
     return conditions
 
@@ -133,8 +133,8 @@ def train_generators(
 ) -> GeneratorsReport:
     """Take one joint step of all generators: labels of each exit's ensemble + diversity - difficulty increase.
 
-    A sample's difficulty is its cross-entropy averaged over the student's exits; the previous exit's is constant.
-    Networks stay as they are.
+    A sample's difficulty is its cross-entropy averaged over the student's exits; the previous exit's is a constant.
+    Networks do not change.
     """
     latent = not makes_pixels(student, settings)
     labels, diversities, difficulties = [], [], []
@@ -154,11 +154,11 @@ def train_generators(
         - settings.gap_weight * increase.sum()
     )
 
-    taking_part = range(len(conditions))
-    for index in taking_part:
+    exits = range(len(conditions))
+    for index in exits:
         optimizers[index].zero_grad()
-    total.backward(inputs=[p for index in taking_part for p in generators[index].parameters()])
-    for index in taking_part:
+    total.backward(inputs=[p for index in exits for p in generators[index].parameters()])
+    for index in exits:
         optimizers[index].step()
     return GeneratorsReport(total.item(), tuple(label.tolist()), tuple(diversity.tolist()), tuple(difficulty.tolist()))
 
@@ -176,7 +176,7 @@ def distill_step(
     """Take one step of the student: exit s learns from the tiers' ensembles at the exits s - 1, s and s + 1.
 
     Each teacher exit is compared on the samples of its own generator. To the relational losses the student adds the
-    absolute gaps between the mean difficulties of adjacent exits' samples. Batch norm statistics stay as they are.
+    absolute gaps between the mean difficulties of adjacent exits' samples. Batch norm statistics do not change.
     """
     latent = not makes_pixels(student, settings)
     exits = len(student.exit_positions)
@@ -188,7 +188,7 @@ def distill_step(
             with torch.no_grad():
                 _, generated = runtime.generate(generators[teacher_exit].eval(), condition)
                 target = _ensemble(tiers, teacher_exit, generated, runtime, latent=latent).features[-1]
-            # The difficulty gap asks every exit of the student, the relational losses only the neighbours.
+            # The difficulty gap needs every exit of the student, the relational losses only the neighbours.
             reach = exits if settings.gap_weight > 0 else min(teacher_exit + 2, exits)
             outputs = runtime.forward(_first_exits(student, reach), generated, latent=latent)
             difficulties.append(_difficulty(outputs.logits, condition.labels))
@@ -223,16 +223,16 @@ def _difficulty(logits: list[Tensor], labels: Tensor) -> Tensor:
 
 def _ensemble(tiers: Mapping[int, Tier], exit_index: int, x: Tensor, runtime: Runtime, *, latent: bool) -> ExitOutputs:
     """Average the logits and features of one exit over the tiers that have it, weights n_k; one entry each."""
-    owners = _owners(tiers, exit_index)
-    weights = torch.tensor([float(tier.samples) for tier in owners], device=x.device)
+    holders = _tiers_with_exit(tiers, exit_index)
+    weights = torch.tensor([float(tier.samples) for tier in holders], device=x.device)
     weights = weights / weights.sum()
-    outputs = [runtime.forward(_first_exits(t.model, exit_index + 1), x, latent=latent) for t in owners]
+    outputs = [runtime.forward(_first_exits(t.model, exit_index + 1), x, latent=latent) for t in holders]
     logits = torch.einsum("t,tbc->bc", weights, torch.stack([o.logits[-1] for o in outputs]))
     features = torch.einsum("t,tbd->bd", weights, torch.stack([o.features[-1] for o in outputs]))
     return ExitOutputs([logits], [features], outputs[-1].trunk)
 
 
-def _owners(tiers: Mapping[int, Tier], exit_index: int) -> list[Tier]:
+def _tiers_with_exit(tiers: Mapping[int, Tier], exit_index: int) -> list[Tier]:
     return [tiers[k] for k in sorted(tiers) if len(tiers[k].model.exit_positions) > exit_index]
 
 

@@ -1,4 +1,4 @@
-"""How the server's maths runs: device, precision, random numbers, modes; and what it holds of each tier."""
+"""What the server's training steps run on: device, precision, random numbers, optimisers, and each tier's state."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,24 +18,20 @@ from strategies.darkdistill.settings import DarkDistillSettings
 
 @dataclass(frozen=True)
 class Tier:
-    """What the server holds of one depth that has clients this round."""
+    """The server's state of one depth that has clients this round."""
 
-    model: EarlyExitNetwork
-    """W_k, the average of the clients of this depth; distillation changes it in place."""
-    samples: int
-    """n_k: training samples of this round's clients of this depth."""
-    pool: DifficultyPool
-    """P_k: their difficulties and labels."""
+    model: EarlyExitNetwork  # W_k, the average of the clients of this depth; distillation changes it in place
+    samples: int  # n_k: training samples of this round's clients of this depth
+    pool: DifficultyPool  # P_k: their difficulties and labels
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Device, precision and random numbers. Everything random derives from `rng`, whatever the device."""
+    """Device, precision and random numbers. Everything random derives from `rng`, on every device."""
 
     device: torch.device
     rng: torch.Generator
-    autocast: bool = False
-    """Networks run in bfloat16; losses stay in float32."""
+    autocast: bool = False  # networks run in bfloat16; losses stay in float32
 
     def forward(self, network: EarlyExitNetwork, x: Tensor, *, latent: bool) -> ExitOutputs:
         """Run a network in the configured precision; logits and features come back as float32."""
@@ -45,7 +41,7 @@ class Runtime:
         return ExitOutputs(logits, features, outputs.trunk)
 
     def generate(self, generator: Generator, conditions: DifficultyPairs) -> tuple[Tensor, Tensor]:
-        """Draw fresh noise (B, q) and generate samples (B, ...) for the conditions; returns both."""
+        """Draw noise (B, q) and generate samples (B, ...) for the conditions; return both."""
         shape = (len(conditions), generator.noise_dim)
         noise = torch.rand(shape, generator=self.rng, device=self.rng.device).to(self.device)
         difficulty = conditions.difficulty if generator.conditional else None
@@ -53,7 +49,7 @@ class Runtime:
 
     @contextmanager
     def seeded_dropout(self) -> Iterator[None]:
-        """Let dropout, which only knows the global random state, follow `rng`; the state is put back after."""
+        """Seed dropout from `rng` inside the block; dropout uses the global random state, which is restored after."""
         seed = int(torch.randint(2**62, (), generator=self.rng, device=self.rng.device))
         if self.device.type == "cpu":
             with torch.random.fork_rng(devices=[]):
@@ -69,10 +65,10 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Optimizers:
-    """The server's optimisers: one per generator, by its key, and those of reverse KD."""
+    """The server's optimisers."""
 
-    generators: dict[int, Optimizer]
-    distillation: list[Optimizer]
+    generators: dict[int, Optimizer]  # by the generator's key
+    distillation: list[Optimizer]  # of reverse KD
 
     @classmethod
     def create(
@@ -84,8 +80,8 @@ class Optimizers:
     ) -> "Optimizers":
         """Return Adam per generator, plain SGD over all `models` and, with a learned matcher, its Adam.
 
-        SGD skips parameters without gradients: a tier that sits out, or is only ever a teacher, does not even
-        decay.
+        SGD skips parameters without gradients: a tier without clients, or one that only teaches, is not decayed
+        either.
         """
         trainable = [p for model in models for p in model.parameters() if p.requires_grad]
         distillation: list[Optimizer] = [
@@ -109,7 +105,7 @@ class Optimizers:
         }
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take `state_dict`'s result back, among other tensors or alone."""
+        """Restore the result of `state_dict`, which may be mixed with other tensors."""
         for which, optimizer in self._named():
             prefix = f"optimizer.{which}."
             state: dict[int, dict[str, Tensor]] = {}

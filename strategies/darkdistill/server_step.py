@@ -5,7 +5,7 @@
         train each tier's generator one step                    (train_generator)
         repeat R times: distil tier k into tier k + 1, all k    (distill_step)
 
-Tiers without clients this round are left out: the chain pairs adjacent tiers among those present.
+Tiers without clients this round are skipped: the chain pairs adjacent tiers among those present.
 """
 
 from collections.abc import Mapping
@@ -20,13 +20,7 @@ from torch.optim import Optimizer
 from common.exits.assignment import assign_exits
 from common.networks.base import EarlyExitNetwork
 from strategies.darkdistill.difficulty import DifficultyPairs, rank_correlation
-from strategies.darkdistill.generator import (
-    Generator,
-    difficulty_loss,
-    diversity_loss,
-    label_loss,
-    makes_pixels,
-)
+from strategies.darkdistill.generator import Generator, difficulty_loss, diversity_loss, label_loss, makes_pixels
 from strategies.darkdistill.matching import LearnedDistance, match
 from strategies.darkdistill.relational import rkd_angle, rkd_distance
 from strategies.darkdistill.runtime import Optimizers, Runtime, Tier, evaluating, training_without_statistics
@@ -35,15 +29,14 @@ from strategies.darkdistill.settings import DarkDistillSettings
 
 @dataclass(frozen=True)
 class GeneratorReport:
-    """Loss terms of one generator step; `spearman` of the difficulties asked for and those measured.
-
-    Where some labels are harder than others, a part of that correlation comes through the label alone.
-    """
+    """Loss terms of one generator step."""
 
     total: float
     label: float
     difficulty: float
     diversity: float
+    # Rank correlation of requested and measured difficulties. If some labels are harder than others, a part of it comes
+    # from the label alone.
     spearman: float
 
 
@@ -52,32 +45,27 @@ class PairReport:
     """One teacher and its student in one iteration."""
 
     loss: float
-    distance: tuple[float, ...]
-    """Relational distance loss per student exit, before matching and weighting."""
-    angle: tuple[float, ...]
-    """Relational angle loss per student exit, likewise."""
-    weights: tuple[float, ...]
-    """Matching weight per student exit, sum 1. All equal means that nothing is selected."""
-    kept: int
-    """Samples of the batch that the teacher's last exit keeps."""
-    spearman: float
-    """Rank correlation of the difficulties asked for and those measured."""
+    distance: tuple[float, ...]  # relational distance loss per student exit, before matching and weighting
+    angle: tuple[float, ...]  # relational angle loss per student exit, likewise
+    weights: tuple[float, ...]  # matching weight per student exit, sum 1; all equal: nothing is selected
+    kept: int  # samples of the batch that the teacher's last exit keeps
+    spearman: float  # rank correlation of requested and measured difficulties
 
 
 @dataclass(frozen=True)
 class DistillReport:
-    """One reverse-KD iteration: L_KD and its parts per (teacher depth, student depth)."""
+    """One reverse-KD iteration."""
 
-    loss: float
-    pairs: dict[tuple[int, int], PairReport]
+    loss: float  # L_KD
+    pairs: dict[tuple[int, int], PairReport]  # by (teacher depth, student depth)
 
 
 @dataclass(frozen=True)
 class TransferReport:
-    """All generator steps (by depth) and all reverse-KD iterations of a round, in order."""
+    """All steps of a round, in order."""
 
-    generators: list[dict[int, GeneratorReport]]
-    distillation: list[DistillReport]
+    generators: list[dict[int, GeneratorReport]]  # per step, by depth
+    distillation: list[DistillReport]  # per reverse-KD iteration
 
 
 def make_meter(network: EarlyExitNetwork) -> EarlyExitNetwork:
@@ -101,7 +89,7 @@ def transfer(
         tiers: by depth, only those with clients this round; all modules are on the runtime's device.
         generators: by depth, at least those of `tiers`.
         meter: last round's global model up to its first exit (see make_meter).
-        optimizers: over these very models, generators and matcher.
+        optimizers: over exactly these models, generators and matcher.
         settings: hyper-parameters.
         runtime: device, precision and random numbers.
         matcher: the learned distance, with `matcher = "learned"`.
@@ -154,8 +142,8 @@ def train_generator(
     Args:
         generator: is trained in place.
         optimizer: the generator's.
-        model: W_k, which has to recognise the labels; left as it is.
-        meter: M, which measures the difficulty of what was generated; left as it is.
+        model: W_k, which must recognise the labels; it is not changed.
+        meter: M, which measures the difficulty of the generated samples; it is not changed.
         conditions: difficulties and labels (B,) to generate for.
         settings: hyper-parameters.
         runtime: device, precision and random numbers.
@@ -199,12 +187,12 @@ def distill_step(
     """Distil every tier into the next deeper one present, all at once: one step on L_KD.
 
     A tier between two others is student of the shallower and teacher of the deeper one in the same step. Models
-    train with dropout, but their batch norm statistics stay as they are.
+    train with dropout, but their batch norm statistics do not change.
 
     Args:
-        tiers: by depth; with fewer than two there is nothing to distil.
+        tiers: by depth; with fewer than two, nothing happens.
         generators: by depth, at least those of the teachers.
-        meter: M, measures what was generated.
+        meter: M, measures the generated samples.
         optimizers: of the models and, if learned, the matcher.
         conditions: by depth, difficulties and labels (B,) to generate for.
         settings: hyper-parameters.
@@ -214,7 +202,7 @@ def distill_step(
     chain = list(pairwise(sorted(tiers)))
     if not chain:
         return DistillReport(0.0, {})
-    taught_samples = sum(tiers[teacher].samples for teacher, _ in chain)
+    teacher_samples = sum(tiers[teacher].samples for teacher, _ in chain)
     losses: list[Tensor] = []
     reports: dict[tuple[int, int], PairReport] = {}
     with training_without_statistics(tier.model for tier in tiers.values()), runtime.seeded_dropout():
@@ -229,7 +217,7 @@ def distill_step(
                 runtime=runtime,
                 matcher=matcher,
             )
-            losses.append(loss * (tiers[teacher].samples / taught_samples))
+            losses.append(loss * (tiers[teacher].samples / teacher_samples))
     total = torch.stack(losses).sum()
     for optimizer in optimizers:
         optimizer.zero_grad()
@@ -264,17 +252,17 @@ def _pair_loss(
     with torch.no_grad():
         _, generated = runtime.generate(generator.eval(), conditions)
         measured = measure(meter, generated, conditions.labels, runtime, latent=latent)
-        taught = runtime.forward(teacher, generated, latent=latent)
-    learned = runtime.forward(student, generated, latent=latent)
+        teacher_outputs = runtime.forward(teacher, generated, latent=latent)
+    student_outputs = runtime.forward(student, generated, latent=latent)
 
-    kept = assign_exits(taught.logits, settings.exit_spread)[-1]
-    student_sets = assign_exits(learned.logits, settings.exit_spread)
+    kept = assign_exits(teacher_outputs.logits, settings.exit_spread)[-1]
+    student_sets = assign_exits(student_outputs.logits, settings.exit_spread)
     difficulty = conditions.difficulty if generator.conditional else measured
     weights = match(difficulty, kept, student_sets, settings, matcher)
 
-    target = taught.features[-1][kept]
-    distance = torch.stack([rkd_distance(phi[kept], target) for phi in learned.features])
-    angle = torch.stack([rkd_angle(phi[kept], target) for phi in learned.features])
+    target = teacher_outputs.features[-1][kept]
+    distance = torch.stack([rkd_distance(phi[kept], target) for phi in student_outputs.features])
+    angle = torch.stack([rkd_angle(phi[kept], target) for phi in student_outputs.features])
     loss = (weights * (settings.rkd_distance * distance + settings.rkd_angle * angle)).mean()
     return loss, PairReport(
         loss.item(),

@@ -1,41 +1,8 @@
 """Hyper-parameters of DarkDistill's server half (Qu et al., KDD 2025; values of the authors' published code)."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from common.settings import Settings
-
-CHOICES = {
-    "variant": ("progressive", "parallel"),
-    "matcher": ("distance", "learned", "hard"),
-    "generator_output": ("latent", "pixels"),
-}
-UPLOADS = ("pairs", "sketch")
-POSITIVE = (
-    "batch",
-    "distill_steps",
-    "distill_lr",
-    "exit_spread",
-    "generator_channels",
-    "generator_hidden",
-    "generator_lr",
-    "generator_steps",
-    "matcher_hidden",
-    "matcher_lr",
-    "pixel_range",
-    "server_epochs",
-    "server_lr_decay",
-    "temperature",
-)
-NOT_NEGATIVE = (
-    "difficulty_weight",
-    "distill_weight_decay",
-    "diversity_weight",
-    "gap_weight",
-    "label_weight",
-    "noise_dim",
-    "rkd_angle",
-    "rkd_distance",
-)
+from common.settings import Settings, above_zero, at_least, at_most, one_of
 
 
 @dataclass(frozen=True)
@@ -50,12 +17,12 @@ class DarkDistillSettings(Settings):
     exit_spread: float = 30.0  # p of the exit assignment: exit e's share of a batch is proportional to (p/20)^e
 
     # The server's loop of a round
-    server_epochs: int = 2  # S: how often conditions are drawn anew
+    server_epochs: int = 2  # S: in each one, conditions are drawn again
     generator_steps: int = 1  # per tier and server epoch
     distill_steps: int = 5  # R: reverse-KD iterations per server epoch
     batch: int = 32  # generated samples per generator and step (parallel: 16)
     server_lr_decay: float = 1.0  # s_gamma: every server learning rate is times s_gamma^round (parallel: 0.99)
-    keep_optimizers: bool = False  # False, as published: Adam's moments start anew each round
+    keep_optimizers: bool = False  # False, as published: Adam's moments are reset each round
 
     # Generators
     generator_output: str = "latent"  # what enters after the stem / patch embedding; "pixels": normalised images
@@ -84,25 +51,26 @@ class DarkDistillSettings(Settings):
         return self.noise_dim or num_classes
 
     def problems(self) -> list[str]:
-        """Return a line for every mistake, none for a sound configuration."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        found = [
-            f"{name} is {values[name]!r}, must be one of {', '.join(choices)}"
-            for name, choices in CHOICES.items()
-            if values[name] not in choices
-        ]
-        found += [f"{name} is {values[name]}, must be above 0" for name in POSITIVE if not values[name] > 0]
-        found += [f"{name} is {values[name]}, must not be negative" for name in NOT_NEGATIVE if not values[name] >= 0]
-        if self.batch == 1:
-            found.append("batch is 1, must be at least 2: generators normalise over the batch")
-        if self.server_lr_decay > 1:
-            found.append(f"server_lr_decay is {self.server_lr_decay}, must not exceed 1")
-        return found
+        """Return every mistake as a sentence."""
+        found = one_of(
+            self,
+            variant=("progressive", "parallel"),
+            matcher=("distance", "learned", "hard"),
+            generator_output=("latent", "pixels"),
+        )
+        found += above_zero(self, "exit_spread", "server_lr_decay", "pixel_range", "generator_lr")
+        found += above_zero(self, "distill_lr", "matcher_lr", "temperature")
+        found += at_least(self, server_epochs=1, generator_steps=1, distill_steps=1)
+        found += at_least(self, batch=2)  # generators normalise over the batch
+        found += at_least(self, generator_hidden=1, generator_channels=1, noise_dim=0, matcher_hidden=1)
+        found += at_least(self, label_weight=0.0, difficulty_weight=0.0, diversity_weight=0.0, gap_weight=0.0)
+        found += at_least(self, distill_weight_decay=0.0, rkd_distance=0.0, rkd_angle=0.0)
+        return found + at_most(self, server_lr_decay=1.0)
 
 
 @dataclass(frozen=True)
 class DifficultySettings(Settings):
-    """What clients tell of their difficulties. Pairs show a client's labels; a noisy sketch bounds what they show."""
+    """How clients report difficulties. Pairs reveal a client's labels; a noisy sketch bounds what it reveals."""
 
     SECTION = "difficulty"
 
@@ -112,14 +80,9 @@ class DifficultySettings(Settings):
     epsilon: float = 0.0  # privacy loss of one sketch; 0: no noise
 
     def problems(self) -> list[str]:
-        """Return a line for every mistake, none for a sound configuration."""
-        found = []
-        if self.upload not in UPLOADS:
-            found.append(f"difficulty.upload is {self.upload!r}, must be one of {', '.join(UPLOADS)}")
-        if self.bins < 1 or not self.clip > 0:
-            found.append("difficulty.bins and difficulty.clip must be above 0")
-        if not self.epsilon >= 0:
-            found.append(f"difficulty.epsilon is {self.epsilon}, must not be negative")
+        """Return every mistake as a sentence."""
+        found = one_of(self, upload=("pairs", "sketch"))
+        found += at_least(self, bins=1, epsilon=0.0) + above_zero(self, "clip")
         if self.epsilon > 0 and self.upload != "sketch":
-            found.append('difficulty.epsilon needs difficulty.upload = "sketch": pairs are sent without noise')
+            found.append(f'difficulty.epsilon is {self.epsilon}, needs difficulty.upload "sketch": pairs get no noise')
         return found

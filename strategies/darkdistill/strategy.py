@@ -20,6 +20,7 @@ from common.networks import EarlyExitNetwork
 from common.seeding import derive_seed, generator
 from common.weights.flat import StateDict
 from common.weights.folding import MAGNITUDE
+from common.weights.layers import average_layers
 from strategies.darkdistill.client import DIFFICULTY, LABELS, SKETCH
 from strategies.darkdistill.difficulty import DifficultyPairs, DifficultyPool, DifficultySketch, pool
 from strategies.darkdistill.generator import make_generator
@@ -29,17 +30,15 @@ from strategies.darkdistill.runtime import Optimizers, Runtime, Tier
 from strategies.darkdistill.server_step import make_meter, transfer
 from strategies.darkdistill.settings import DarkDistillSettings, DifficultySettings
 from strategies.darkdistill.summary import summarise, summarise_parallel
-from strategies.engine.aggregation import RoundUpdate, average_layers
 from strategies.engine.strategy import EarlyExitStrategy
+from strategies.method import Method, RoundUpdate, Setup
 
 
 class DarkDistill(EarlyExitStrategy):
     """Shallow tiers teach deeper ones on generated samples of matched difficulty."""
 
-    name = "darkdistill"
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, method: Method, setup: Setup) -> None:
+        super().__init__(method, setup)
         self.settings = self.config.of(DarkDistillSettings)
         self.difficulty = self.config.of(DifficultySettings)
         self.network.to(self.device)

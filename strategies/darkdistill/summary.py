@@ -1,4 +1,4 @@
-"""What is logged of a round's transfer: every loss term, matching weights, and whether difficulty was obeyed."""
+"""A round's transfer as values for the log: loss terms, matching weights, requested against measured difficulty."""
 
 from collections.abc import Iterable, Sequence
 from statistics import fmean

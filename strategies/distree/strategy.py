@@ -19,8 +19,8 @@ Source: DistrEE (Peng et al., arXiv 2502.15735), where one machine trains all st
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import cached_property
 from logging import INFO, WARNING
 from pathlib import Path
@@ -33,7 +33,7 @@ from flwr.supercore import log
 from common import paths
 from common.capacity import Capacity
 from common.config import RunConfig
-from common.data import Normalizer, load
+from common.data import load
 from common.data.clients import Population
 from common.data.images import SampleSet
 from common.devices import pick_device, threads
@@ -42,10 +42,10 @@ from common.messages import protocol
 from common.messages.protocol import ClientArrays, ClientReport, PackedState
 from common.networks import NetworkSpec, cost_table
 from common.weights.flat import FlatState, StateDict
-from strategies.callbacks.base import Callback
+from common.weights.layers import average_layers
 from strategies.distree.exits.calibration import operate
 from strategies.distree.model.partition import partition
-from strategies.distree.model.parts import LEARN_FROM_PUBLIC, StudentCosts, teacher_too_large, untrainable
+from strategies.distree.model.parts import LEAN, LEARN_FROM_PUBLIC, StudentCosts, teacher_too_large, untrainable
 from strategies.distree.model.stored import CALIBRATED, StoredStudents, save_students
 from strategies.distree.model.students import Students, StudentsSpec, students_spec
 from strategies.distree.model.teacher import load_teacher
@@ -56,34 +56,23 @@ from strategies.distree.training.finish import finish_students, measure
 from strategies.distree.training.joint import teacher_activations
 from strategies.distree.training.objective import exit_weights
 from strategies.distree.training.public import public_images
-from strategies.engine.aggregation import RoundUpdate, average_layers
-from strategies.engine.server_evaluation import ServerEvaluator
 from strategies.engine.strategy import EarlyExitStrategy
+from strategies.method import Method, RoundUpdate, Setup
 
 
 class DistrEE(EarlyExitStrategy):
     """Average each student over the devices that train it."""
 
-    name = "distree"
-    nested = False  # a student is no part of another
-
-    def __init__(
-        self,
-        config: RunConfig,
-        spec: NetworkSpec,
-        classes: Sequence[str],
-        normalizer: Normalizer,
-        evaluator: ServerEvaluator | None = None,
-        callbacks: Iterable[Callback] = (),
-    ) -> None:
-        """`spec` is the students' backbone. Raises `UserError` when there is no teacher that fits, or no images."""
+    def __init__(self, method: Method, setup: Setup) -> None:
+        """The spec is the students' backbone. Raises `UserError` when there is no teacher that fits, or no images."""
+        config = setup.config
         self.settings = config.of(DistrEESettings)
         images = self._check(config)
-        self.teacher = load_teacher(Path(self.settings.teacher), images, normalizer)
+        self.teacher = load_teacher(Path(self.settings.teacher), images, setup.normalizer)
         self.validation = images.subset(Population(config.data, config.clients.count, config.run.seed).validation())
         with threads(config.server.threads):
-            students = self._plan(config, spec, normalizer)
-        super().__init__(config, students, classes, normalizer, evaluator, callbacks)
+            students = self._plan(config, setup)
+        super().__init__(method, replace(setup, spec=students))
         exit_weights(self.settings.exit_weights, self.students.num_exits)
         self.public: SampleSet | None = None
         if self.settings.without_teacher == "public":
@@ -101,11 +90,16 @@ class DistrEE(EarlyExitStrategy):
         self._untaught = frozenset(c.client for c in clients if c.client not in self.committed)
         held = {self.part(client) for client in self.roster.available()}
         for number in sorted(set(self.tiers) - held) if round_ == 1 else ():
-            log(WARNING, "no device trains student %d: declare depth=%d on one, or take fewer students", number, number)
+            log(
+                WARNING,
+                "no device trains student %d: declare student=%d on one, or take fewer students",
+                number,
+                number,
+            )
 
     def whole_macs(self) -> list[float]:
         """Return the MACs of a sample that leaves all students at the same exit."""
-        return [sum(macs) for macs in zip(*(self.parts.exit_macs(self.costs, k) for k in self.tiers), strict=True)]
+        return [sum(macs) for macs in zip(*(self.parts.exit_macs(k) for k in self.tiers), strict=True)]
 
     def round_values(self, round_: int) -> Mapping[str, Any]:
         """Tell the devices, with their finished students, the exit policies and whose students these are."""
@@ -118,12 +112,12 @@ class DistrEE(EarlyExitStrategy):
 
     def shared_states(self, clients: Sequence[ClientReport]) -> Mapping[str, PackedState]:
         """Return the teacher if any of these clients is to ask it for the first time."""
-        asking = any(c.client in self._untaught and not c.lean for c in clients)
+        asking = any(c.client in self._untaught and not c.values.get(LEAN) for c in clients)
         return {TEACHER: self._packed_teacher} if asking else {}
 
     def client_arrays(self, clients: Sequence[ClientReport]) -> ClientArrays:
         """Return public images with the teacher's answers for clients that cannot hold it, once."""
-        return {c.client: self._public_lesson for c in clients if c.client in self._untaught and c.lean}
+        return {c.client: self._public_lesson for c in clients if c.client in self._untaught and c.values.get(LEAN)}
 
     def merge(self, round_: int, update: RoundUpdate) -> Mapping[str, Any]:
         """Average by name what clients trained: other students' columns, which they only held, count for nothing."""
@@ -182,7 +176,7 @@ class DistrEE(EarlyExitStrategy):
             raise UserError(f"distree.teacher {self.settings.teacher} is another one than when this run started")
         if values["spec"] != self.spec.to_json():
             model = self.model
-            self._build(StudentsSpec.from_json(values["spec"]))
+            self.divide(StudentsSpec.from_json(values["spec"]))
             self.model = model
 
     def _check(self, config: RunConfig) -> SampleSet:
@@ -200,12 +194,16 @@ class DistrEE(EarlyExitStrategy):
             raise UserError("distree looks at the teacher's filters on the server's validation images: it needs some")
         return images
 
-    def _plan(self, config: RunConfig, backbone: NetworkSpec, normalizer: Normalizer) -> StudentsSpec:
+    def _plan(self, config: RunConfig, setup: Setup) -> StudentsSpec:
         """Return the students' spec, from the cheapest to the dearest, so that none is larger than declared."""
-        settings, device = self.settings, pick_device(config.server.device)
+        settings, device, backbone = (
+            self.settings,
+            pick_device(config.server.device),
+            NetworkSpec.from_json(setup.spec.to_json()),
+        )
         matches = self._match(config, backbone)
         widths = tuple(match.width for match in matches) or tuple(sorted(settings.widths))
-        activations = teacher_activations(self.teacher.network, self.validation, normalizer, device)
+        activations = teacher_activations(self.teacher.network, self.validation, setup.normalizer, device)
         self.teacher.network.cpu()
         found = partition(activations, settings, widths, config.run.seed)
         for line in (*found.report(), *told(matches)):

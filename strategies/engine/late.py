@@ -36,7 +36,7 @@ class Latecomers:
     """Remembers who owes an answer and takes it in when it comes."""
 
     def __init__(
-        self, staleness: float, layouts: Mapping[int, Layout], depth: Callable[[ClientReport], int], *, averages: bool
+        self, staleness: float, layouts: Mapping[int, Layout], part: Callable[[ClientReport], int], *, averages: bool
     ) -> None:
         """`averages`: the method does nothing with a round's models but average them; else late ones have no place.
 
@@ -47,7 +47,7 @@ class Latecomers:
                 "round.staleness needs a method that only averages models, and robust.aggregation mean without "
                 "robust.reject: set it to 0, late answers are then dropped"
             )
-        self.staleness, self.layouts, self.depth = staleness, layouts, depth
+        self.staleness, self.layouts, self.part = staleness, layouts, part
         self.owed: dict[str, Owed] = {}  # by the id of the message that was not answered
         self.samples = 0  # of all clients that may answer late in the round that runs
 
@@ -71,7 +71,7 @@ class Latecomers:
         owed = self.owed.pop(message.metadata.reply_to_message_id, None)
         if owed is None:
             return False
-        asked = {client.client: self.depth(client) for client in owed.clients}
+        asked = {client.client: self.part(client) for client in owed.clients}
         announced = {client.client: client.num_examples for client in owed.clients}
         late = RoundCollector(self.layouts, owed.bits, asked, announced)
         try:
@@ -79,12 +79,12 @@ class Latecomers:
                 raise ValueError("its node failed")
             late.add(protocol.unpack_reply(message.content, self.layouts, 0), asked)
             share = self.staleness ** (round_ - owed.round)
-            folds = {depth: fold.rescaled(share, collector.bits) for depth, fold in late.folds.items() if fold.clients}
+            folds = {part: fold.rescaled(share, collector.bits) for part, fold in late.folds.items() if fold.clients}
         except (ValueError, TypeError, KeyError) as error:
             log(WARNING, "a late answer of round %d is dropped: %s", owed.round, error)
             return True
-        for depth, fold in folds.items():
-            collector.fold_late(depth, fold)
+        for part, fold in folds.items():
+            collector.fold_late(part, fold)
         for client, result in late.update.results.items():
             collector.update.late[client] = (owed.round, result)
             log(INFO, "round %d: client %d answered round %d late", round_, client, owed.round)

@@ -26,8 +26,8 @@ from common.messages.protocol import ClientResult
 from common.settings import Settings, at_least, one_of
 from common.weights.flat import FlatState, Layout
 from common.weights.folding import check
-from strategies.engine.aggregation import RoundCollector, RoundUpdate, TierUpdate
-from strategies.registry import Method
+from strategies.engine.aggregation import RoundCollector
+from strategies.method import Method, RoundUpdate, TierUpdate
 
 MIN_NORMS = 3  # of two updates nobody can tell which one is far off
 COLUMNS = 1 << 18  # sorted at a time, which bounds the memory beyond the models themselves
@@ -77,7 +77,7 @@ def make_collector(
     *,
     apart: bool,
 ) -> RoundCollector:
-    """Return what takes a round's replies in; `start` gives the state that clients of a depth started from."""
+    """Return what takes a round's replies in; `start` gives the state that clients of a part started from."""
     if settings.active:
         return RobustCollector(settings, layouts, bits, asked, announced, start)
     return RoundCollector(layouts, bits, asked, announced, apart=apart)
@@ -100,18 +100,18 @@ class RobustCollector(RoundCollector):
 
     def finish(self) -> RoundUpdate:
         """Reject what is far off, combine the rest, let go of the models."""
-        tiers: dict[int, States] = {depth: {} for depth in sorted(set(self.asked.values()))}
+        tiers: dict[int, States] = {part: {} for part in sorted(set(self.asked.values()))}
         for client, state in sorted(self.update.states.items()):
             tiers[self.asked[client]][client] = state
         if self.settings.reject:
             self._reject_far_off(tiers)
         if self.settings.aggregation == "mean":
-            for depth, states in tiers.items():
+            for part, states in tiers.items():
                 for client, state in states.items():
-                    self._fold(depth).add_state(state, self.update.results[client].num_examples, client)
+                    self._fold(part).add_state(state, self.update.results[client].num_examples, client)
         update = super().finish()
         if self.settings.aggregation != "mean":
-            update.tiers = {depth: self._combine(depth, states) for depth, states in tiers.items() if states}
+            update.tiers = {part: self._combine(part, states) for part, states in tiers.items() if states}
         update.states = {}
         return update
 
@@ -123,28 +123,28 @@ class RobustCollector(RoundCollector):
 
     def _reject_far_off(self, tiers: Mapping[int, States]) -> None:
         """Take updates whose norm is far beyond the others' out of their tiers."""
-        keys = {depth: [key for key, _ in self.layouts[depth].floats] for depth, states in tiers.items() if states}
+        keys = {part: [key for key, _ in self.layouts[part].floats] for part, states in tiers.items() if states}
         common = [key for key in next(iter(keys.values()), ()) if all(key in held for held in keys.values())]
         shared = dict[int, float]()
-        if common and any(len(tiers[depth]) < MIN_NORMS for depth in keys):
+        if common and any(len(tiers[part]) < MIN_NORMS for part in keys):
             shared = {client: norm for d in keys for client, norm in self._norms(d, tiers[d], common).items()}
-        for depth, held in keys.items():
-            states, whose = tiers[depth], "of its tier"
+        for part, held in keys.items():
+            states, whose = tiers[part], "of its tier"
             if len(states) >= MIN_NORMS:
-                norms = self._norms(depth, states, held)
+                norms = self._norms(part, states, held)
             else:
                 norms, whose = shared, "of all updates, on the layers that all hold"
             if len(norms) < MIN_NORMS:
-                log(WARNING, "tier %d: %d updates, too few to tell one that is far off", depth, len(states))
+                log(WARNING, "tier %d: %d updates, too few to tell one that is far off", part, len(states))
                 continue
             for client in set(far_off(norms, self.settings.reject)) & set(states):
                 self.reject(client, f"its update's norm of {norms[client]:.4g} is more than {self.settings.reject:g} "
                                     f"times the median {whose}, {lower_median(norms.values()):.4g}")  # fmt: skip
                 del states[client], self.update.results[client], self.update.client_arrays[client]
 
-    def _norms(self, depth: int, states: States, keys: Sequence[str]) -> dict[int, float]:
+    def _norms(self, part: int, states: States, keys: Sequence[str]) -> dict[int, float]:
         """Return how far each client's model has moved from its start in these layers, an L2 norm."""
-        start = self.start(depth).state_dict()
+        start = self.start(part).state_dict()
         moved = {}
         for client, state in states.items():
             values = state.state_dict()
@@ -152,13 +152,13 @@ class RobustCollector(RoundCollector):
             moved[client] = math.sqrt(math.fsum(squares))
         return moved
 
-    def _combine(self, depth: int, states: States) -> TierUpdate:
+    def _combine(self, part: int, states: States) -> TierUpdate:
         number = len(states)
         cut = trimmed(number, 0.5 if self.settings.aggregation == "median" else self.settings.trim)
         floats = trimmed_mean([state.floats for state in states.values()], cut)
         counters = torch.stack([state.counters for state in states.values()]).sort(dim=0).values[(number - 1) // 2]
         samples = lower_median(self.update.results[client].num_examples for client in states)
-        state = FlatState(self.layouts[depth], floats, counters)
+        state = FlatState(self.layouts[part], floats, counters)
         return TierUpdate(state.state_dict(), number * int(samples), tuple(states))
 
 

@@ -174,12 +174,12 @@ def sample(clients: Sequence[ClientReport], number: int, seed: int, round_: int)
     stratified = number >= len({client.part for client in clients})
     for client in clients:
         tiers.setdefault(client.part if stratified else 0, []).append(client)
-    quotas = stratify({depth: len(members) for depth, members in tiers.items()}, number)
+    quotas = stratify({part: len(members) for part, members in tiers.items()}, number)
     chosen: list[ClientReport] = []
-    for depth, quota in quotas.items():
-        source = torch.Generator().manual_seed(derive_seed(seed, "sample", round_, depth))
-        order = torch.randperm(len(tiers[depth]), generator=source).tolist()
-        chosen += [tiers[depth][i] for i in order[:quota]]
+    for part, quota in quotas.items():
+        source = torch.Generator().manual_seed(derive_seed(seed, "sample", round_, part))
+        order = torch.randperm(len(tiers[part]), generator=source).tolist()
+        chosen += [tiers[part][i] for i in order[:quota]]
     return sorted(chosen, key=lambda c: c.client)
 
 
@@ -187,12 +187,12 @@ def stratify(sizes: Mapping[int, int], number: int) -> dict[int, int]:
     """Split `number` places, no fewer than strata, by largest remainder and at least one each."""
     total = sum(sizes.values())
     number = min(number, total)
-    exact = {depth: number * size / total for depth, size in sorted(sizes.items())}
-    quotas = {depth: min(max(1, int(share)), sizes[depth]) for depth, share in exact.items()}
+    exact = {part: number * size / total for part, size in sorted(sizes.items())}
+    quotas = {part: min(max(1, int(share)), sizes[part]) for part, share in exact.items()}
     while sum(quotas.values()) != number:
         surplus = sum(quotas.values()) > number
         open_ = [d for d in quotas if (quotas[d] > 1 if surplus else quotas[d] < sizes[d])]
         off = {d: quotas[d] - exact[d] for d in open_}
-        depth = max(off, key=lambda d: (off[d], -d)) if surplus else min(off, key=lambda d: (off[d], d))
-        quotas[depth] += -1 if surplus else 1
+        part = max(off, key=lambda d: (off[d], -d)) if surplus else min(off, key=lambda d: (off[d], d))
+        quotas[part] += -1 if surplus else 1
     return quotas

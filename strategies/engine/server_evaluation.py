@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.data.images import Normalizer, SampleSet
 from common.exits import (
@@ -20,7 +20,6 @@ from common.exits import (
     collect_logits,
     exit_predictions,
 )
-from common.networks import EarlyExitNetwork
 
 
 class ServerEvaluator:
@@ -40,7 +39,7 @@ class ServerEvaluator:
         self.device, self.batch_size, self.accuracy_loss = device, batch_size, accuracy_loss
         self.policy: ThresholdPolicy | None = None
 
-    def evaluate(self, network: EarlyExitNetwork, exit_macs: Sequence[float] = ()) -> dict[str, Any]:
+    def evaluate(self, network: nn.Module, exit_macs: Sequence[float] = ()) -> dict[str, Any]:
         """Return accuracies in [0, 1] per exit, on validation and on test.
 
         Given the MACs of a sample that leaves at each exit, add the cost curve and fit `policy`.

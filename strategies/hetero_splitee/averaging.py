@@ -10,20 +10,19 @@ from torch import Tensor
 from common.networks import EarlyExitNetwork
 from common.storage.client_store import ClientState, ClientStore
 from common.weights.flat import StateDict
-from strategies.engine.aggregation import LayerMean
+from common.weights.layers import LayerMean
 from strategies.hetero_splitee.learner import MOMENTUM, Learner, Sgd, StepResult, final_logits, server_part, train_step
 from strategies.hetero_splitee.settings import SplitEESettings
 from strategies.hetero_splitee.vectorised import train_together
 
-DEVICE = "device."
-"""Before the key of a device's layer in what the store keeps of a client."""
+DEVICE = "device."  # in the store, the prefix of the keys of a device's layers
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What the store holds of a client."""
+    """The store's entry of a client."""
 
-    round: int  # the last round that it took part in
+    round: int  # the client's last round
     cut: int
     samples: int  # n_i
 
@@ -31,20 +30,20 @@ class Kept:
 class Averaging:
     """A copy of the layers after its cut for every client, each with its own momentum.
 
-    1. The copies of a round's clients are read, trained on their own client's batches alone, and written back: only
-       they are in memory.
-    2. Every `period` rounds, every layer is averaged over all copies that hold it and were trained since the last
-       time, weighted by their clients' samples. The average is every client's then, momenta stay each client's own.
-       With scope "global" each layer is averaged over all clients, whichever side holds it (DTFL).
+    1. The copies of a round's clients are read, trained on their own client's batches alone, and written back. No other
+       copies are in memory.
+    2. Every `period` rounds, each layer is averaged over all copies that hold it and were trained since the last
+       average, weighted by their clients' samples. All clients continue from the average; each keeps its own momentum.
+       With scope "global" each layer is averaged over all clients, on whichever side they hold it (DTFL).
 
-    A client that is new starts from the last average, at first the seed's weights. One whose cut has changed keeps the
-    layers that it had; what it lacks comes from the last average.
+    A new client starts from the last average, at first from the seed's weights. A client whose cut has changed keeps
+    the layers that its copy had; the others come from the last average.
     """
 
     def __init__(
         self, network: EarlyExitNetwork, settings: SplitEESettings, device: torch.device, store: ClientStore
     ) -> None:
-        """Start from the whole network's weights; the store is the server's own."""
+        """Start from the weights of the whole network; no other component may use the store."""
         self.network, self.settings, self.device, self.store = network, settings, device, store
         last = f"exits.{network.end}."
         self.average: StateDict = {
@@ -53,23 +52,24 @@ class Averaging:
         self.averaged = 0  # round
         self.kept: dict[int, Kept] = {}
         self.copies: dict[int, Learner] = {}  # of this round's clients
-        self._guest: tuple[tuple[int, int], Learner] | None = None  # evaluated last, outside its rounds
+        self._guest: tuple[tuple[int, int], Learner] | None = None  # the last copy evaluated outside its rounds
         self._vectorises = settings.vectorise == "always" or (settings.vectorise == "auto" and device.type == "cuda")
 
     def open_round(self, round_: int, cuts: Mapping[int, int], sgd: Sgd) -> None:
-        """Begin a round: read the copies of these clients, given with their cuts."""
+        """Begin a round: read the copies of these clients for these cuts."""
         self.round, self.sgd, self._guest = round_, sgd, None
         self.copies = {client: self._read(client, cuts[client]) for client in sorted(cuts)}
 
     def step(self, client: int, features: Tensor, labels: Tensor) -> StepResult:
         """Train a client's copy on one batch: features (B, ...) at its cut, labels (B,)."""
-        copy, wanted = self.copies[client], self.settings.gradient == "return"
+        copy = self.copies[client]
         return train_step(
-            copy, copy.network, 0, self.sgd, features.to(self.device), labels.to(self.device), wanted=wanted
-        )
+            copy, copy.network, 0, self.sgd,
+            features.to(self.device), labels.to(self.device), return_gradient=self.settings.gradient == "return",
+        )  # fmt: skip
 
     def step_many(self, batches: Mapping[int, tuple[Tensor, Tensor]]) -> dict[int, StepResult]:
-        """Train on one batch (features, labels) per client; copies of one cut together where that is faster."""
+        """Train on one batch (features, labels) per client; copies of the same cut together where that is faster."""
         if not self._vectorises:
             return {client: self.step(client, *batches[client]) for client in sorted(batches)}
         groups: dict[tuple[int, torch.Size], list[int]] = {}
@@ -83,24 +83,24 @@ class Averaging:
             features, labels = (torch.stack(column) for column in zip(*(batches[c] for c in clients), strict=True))
             together = train_together(
                 [self.copies[client] for client in clients], self.sgd,
-                features.to(self.device), labels.to(self.device), wanted=self.settings.gradient == "return",
+                features.to(self.device), labels.to(self.device), return_gradient=self.settings.gradient == "return",
             )  # fmt: skip
             results |= dict(zip(clients, together, strict=True))
         return dict(sorted(results.items()))
 
     def close_round(self, samples: Mapping[int, int], devices: Mapping[int, StateDict]) -> tuple[int, ...]:
-        """End the round: average if it is time, write the copies, and return the clients whose copies were written.
+        """End the round: average if it is due, write the copies, and return the clients whose copies were written.
 
         Args:
-            samples: n_i of the clients that finished; what the others began is dropped.
-            devices: with scope "global" those clients' device parts by key, else nothing.
+            samples: n_i of the clients that finished; the unfinished training of the others is dropped.
+            devices: with scope "global" the device parts of these clients by key, otherwise empty.
         """
         for client in sorted(samples):
             self.kept[client] = Kept(self.round, self.copies[client].network.start, samples[client])
         if self.settings.aggregates(self.round):
             self._aggregate(devices)
         for client in sorted(samples):
-            # right after averaging, the weights are the average's
+            # right after averaging, the weights equal the average and need not be stored
             own = self._own(client, devices) if self.round > self.averaged else {}
             momenta = {MOMENTUM + key: value for key, value in self.copies[client].momenta().items()}
             self.store.save(client, self.round, ClientState({**own, **momenta}))
@@ -108,11 +108,11 @@ class Averaging:
         return tuple(sorted(samples))
 
     def logits(self, client: int, cut: int, features: Tensor) -> Tensor:
-        """Return the final logits (B, classes) of features (B, ...) by a client's copy for this cut, in eval mode."""
+        """Return the final logits (B, classes) of features (B, ...) from a client's copy for this cut, in eval mode."""
         copy = self.copies.get(client)
         if copy is None or copy.network.start != cut:
             if self._guest is None or self._guest[0] != (client, cut):
-                # no pruning: a round's evaluation comes before its checkpoint
+                # no pruning: a round is evaluated before its checkpoint is written
                 self._guest = (client, cut), self._read(client, cut, prune=False)
             copy = self._guest[1]
         return final_logits(copy.network, features.to(self.device))
@@ -122,7 +122,7 @@ class Averaging:
         return {key: value.clone() for key, value in self.average.items()}
 
     def statistics(self) -> dict[int, StateDict]:
-        """Return nothing: copies have statistics of their own, the average has the copies' mean."""
+        """Return no statistics: each copy has its own, and the average has their mean."""
         return {}
 
     def held_bytes(self) -> int:
@@ -138,7 +138,7 @@ class Averaging:
         }
 
     def load_state_dict(self, tensors: StateDict, values: Mapping[str, Any]) -> None:
-        """Take `state_dict`'s result back."""
+        """Restore the result of `state_dict`."""
         self.average, self.averaged = dict(tensors), int(values["averaged"])
         self.kept = {client: Kept(*rest) for client, *rest in values["kept"]}
         self.copies, self._guest = {}, None
@@ -148,13 +148,13 @@ class Averaging:
         for client, kept in sorted(self.kept.items()):
             if kept.round > self.averaged:
                 model = self._own(client, devices) if kept.round == self.round else self._stored(client)
-                # no device's exit counts: no other client's model holds the like
+                # exits of devices are not averaged: no other client's model has them
                 mean.add({key.removeprefix(DEVICE): value for key, value in model.items()}, kept.samples)
         self.average |= mean.result()
         self.averaged = self.round
 
     def _own(self, client: int, devices: Mapping[int, StateDict]) -> StateDict:
-        """Return what is averaged of a client of this round: its copy and, with scope "global", its device's units."""
+        """Return a client's layers that are averaged: its copy and, with scope "global", its device's units."""
         copy = self.copies[client].network
         own = {key: value.detach().cpu() for key, value in copy.state_dict().items()}
         if self.settings.aggregate_scope == "global":
@@ -169,10 +169,10 @@ class Averaging:
         return {key: value for key, value in state.tensors.items() if not key.startswith(MOMENTUM)}
 
     def _read(self, client: int, cut: int, *, prune: bool = True) -> Learner:
-        """Return a client's copy for this cut: its own layers, and the last average's for the rest."""
+        """Return a client's copy for this cut: its stored layers, and the last average for the rest."""
         kept = self.kept.get(client)
         state = self.store.load(client, kept.round if kept else 0, prune=prune).tensors
-        if kept and kept.round <= self.averaged:  # there was an average since
+        if kept and kept.round <= self.averaged:  # the average is newer
             state = {key: value for key, value in state.items() if key.startswith(MOMENTUM)}
         copy = Learner.copy_of(server_part(self.network, cut), self.device)
         copy.load_state_dict({**self.average, **state})

@@ -13,14 +13,12 @@ Units, exit and momentum stay with the client from round to round.
 from collections.abc import Generator
 from functools import lru_cache
 from pathlib import Path
-from typing import cast
 
 import grpc
 import torch
 from torch import Tensor, nn
 
 from common.data.batches import batches
-from common.networks import EarlyExitNetwork
 from common.rpc.channels import Limits, connect
 from common.rpc.settings import StreamSettings
 from common.seeding import derive_seed, generator, seed_global
@@ -31,7 +29,7 @@ from strategies.hetero_splitee.client_step import finish, forward, local_step
 from strategies.hetero_splitee.learner import MOMENTUM, Learner, Sgd
 from strategies.hetero_splitee.settings import SplitEESettings
 from strategies.hetero_splitee.stream import FeatureStream, Origin, offload
-from strategies.node.local_training import Job, Outcome
+from strategies.method import Job, Outcome
 
 ADDRESS, TOKEN, CERTIFICATE, MESSAGE_BYTES = "address", "token", "certificate", "message_bytes"  # the stream's facts
 VERSION, FRESH = "version", "fresh"  # round that the server's models are of; modules of which its average is newer
@@ -86,13 +84,13 @@ class SplitTraining:
     def personalise(self, job: Job) -> None:
         """The device's part is the client's."""
 
-    def network(self, job: Job) -> EarlyExitNetwork:
+    def network(self, job: Job) -> nn.Module:
         """Return the device's exit and, behind it, the server's last one."""
-        return cast(EarlyExitNetwork, SplitNetwork(job))
+        return SplitNetwork(job)
 
     def store(self, job: Job, folder: Path, info: ModelInfo) -> None:
         """Write the device's part."""
-        save_model(folder / FILE, job.model.module.state_dict(), info)
+        save_model(folder / FILE, job.network.state_dict(), info)
 
     def _learner(self, job: Job) -> Learner:
         device = Learner(job.model)
@@ -113,7 +111,7 @@ class SplitNetwork(nn.Module):
 
     def __init__(self, job: Job) -> None:
         super().__init__()
-        self.device_part, self.job = job.model.module, job
+        self.device_part, self.job = job.network, job
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the logits (B, classes) of the device's exit and of the server's."""

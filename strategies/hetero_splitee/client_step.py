@@ -1,4 +1,4 @@
-"""What a device does with one mini-batch (Hetero-SplitEE, Oda et al.; Sepehri et al., arXiv 2303.02384).
+"""A device's step on one mini-batch (Hetero-SplitEE, Oda et al.; Sepehri et al., arXiv 2303.02384).
 
 The device's part must be in training mode, with one exit, at the cut.
 """
@@ -12,7 +12,7 @@ from strategies.hetero_splitee.learner import Learner, Sgd
 
 
 def local_step(device: Learner, sgd: Sgd, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Train the device's units and exit by the exit's loss alone; nothing is waited for.
+    """Train the device's units and exit on the exit's loss alone, without waiting for the server.
 
     Args:
         device: the device's part.
@@ -21,7 +21,7 @@ def local_step(device: Learner, sgd: Sgd, x: Tensor, y: Tensor) -> tuple[Tensor,
         y: (B,) int64.
 
     Returns:
-        features: (B, ...) to be sent, detached, of the weights BEFORE the step.
+        features: (B, ...) for the server, detached, computed with the weights BEFORE the step.
         loss: scalar, the exit's mean cross-entropy before the step.
     """
     outputs = device.network.forward_exits(x)
@@ -33,7 +33,7 @@ def local_step(device: Learner, sgd: Sgd, x: Tensor, y: Tensor) -> tuple[Tensor,
 
 
 def forward(device: Learner, x: Tensor) -> ExitOutputs:
-    """Begin a step of split learning: send `outputs.trunk.detach()`, then call `finish` with what comes back."""
+    """Begin a step of split learning: send `outputs.trunk.detach()`, then call `finish` with the returned gradient."""
     return device.network.forward_exits(x)
 
 
@@ -42,7 +42,7 @@ def finish(
 ) -> Tensor:
     """Finish a step of split learning: `dL/dh` of the server plus `exit_weight` times the exit's loss.
 
-    Split learning has no exit, so the weight is 0 by default; the exit is then left alone altogether and says nothing.
+    Split learning has no exit, so the weight is 0 by default; the exit is then not trained at all.
 
     Args:
         device: the device's part, unchanged since `forward`.

@@ -1,15 +1,15 @@
-"""Averages of device parts. The paper mentions none; without, extractors before a shared server may drift apart."""
+"""Averages of device parts. The paper mentions none; without them, extractors before a shared server may diverge."""
 
 from collections.abc import Mapping
 
 from common.weights.flat import StateDict
-from strategies.engine.aggregation import average_layers
+from common.weights.layers import average_layers
 
 
 def synchronised(
     devices: Mapping[int, StateDict], cuts: Mapping[int, int], samples: Mapping[int, int], how: str
 ) -> dict[int, StateDict]:
-    """Return by cut the part that every device with this cut goes on with.
+    """Return by cut the part with which every device of this cut continues.
 
     Args:
         devices: each client's units and its exit at the cut, by key.

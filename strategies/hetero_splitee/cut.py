@@ -6,7 +6,7 @@ So a device takes the deepest cut that it can carry, of those whose features its
 
 from collections.abc import Sequence
 
-from common.capacity import Capacity, Choice, lacking
+from common.capacity import Capacity, Choice, lacking, override
 from common.config import RunConfig
 from common.networks import EarlyExitNetwork
 from common.networks.cost import CostTable
@@ -31,7 +31,7 @@ class Cuts(NetworkParts):
         """Return a copy of a device's part; raises `UserError` unless both sides have layers."""
         return device_part(network, number)
 
-    def named(self, number: int) -> tuple[int, int]:
+    def stored(self, number: int) -> tuple[int, int]:
         """Return 0 and the cut."""
         return 0, number
 
@@ -50,12 +50,8 @@ class Cuts(NetworkParts):
     def choose(self, capacity: Capacity, costs: CostTable, config: RunConfig, samples: int, client: int = 0) -> Choice:
         """Return the deepest cut that memory, processor and link carry in a local epoch of `samples` samples."""
         offered = self.numbers(costs, config)
-        if capacity.cut is not None:
-            if capacity.cut in offered:
-                return Choice(capacity.cut, f"declared cut {capacity.cut}")
-            return Choice(0, f"declared cut {capacity.cut}, but this run offers {', '.join(map(str, offered))}")
-        if capacity.depth is not None:
-            return Choice(0, f"declared depth {capacity.depth}, but this run cuts the network: declare cut= instead")
+        if choice := override(capacity, self.word, offered):
+            return choice
         reasons: list[str] = []
         for cut in reversed(offered):
             if problem := _problem(capacity, costs, config, samples, cut):

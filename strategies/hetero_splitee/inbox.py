@@ -1,8 +1,8 @@
-"""Where a round's batches wait between the threads that receive them and the one that trains on them.
+"""The round's queues between the threads that receive batches and the thread that trains on them.
 
-Every client has a short queue of its own. A batch is accepted once, in order of its index, whatever happens to the
-connection: a batch that comes again is dropped, one that comes too early is refused. The trainer asks for exactly the
-batch it wants next, so what it sees does not depend on who sends faster.
+Every client has its own short queue. A batch is accepted once, in order of its index, even if the connection breaks: a
+repeated batch is dropped, one that is ahead of its turn is refused. The trainer asks for one particular batch at a
+time, so its order does not depend on which client sends faster.
 """
 
 from collections import deque
@@ -19,32 +19,32 @@ from common.rpc.refusals import Refused
 
 @dataclass(frozen=True)
 class OpenRound:
-    """A round that may be sent to, and its clients."""
+    """An open round and its clients."""
 
     run: str
     round: int
     version: int  # of the models that the round started from
     cuts: Mapping[int, int]  # client -> units on the client
     window: int = 2  # batches per client that may wait to be taken
-    gradients: bool = False  # whether a batch is answered by `reply`, or just acknowledged when it is taken
+    gradients: bool = False  # True: `reply` answers a batch; False: it is acknowledged when it is taken
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one client sent: `features` (B, ...) float32 and `labels` (B,) int64, both on the CPU."""
+    """One batch of a client; its tensors are on the CPU."""
 
     client: int
     cut: int
     index: int
-    features: Tensor
-    labels: Tensor
+    features: Tensor  # (B, ...) float32
+    labels: Tensor  # (B,) int64
 
 
 class Missing(Enum):
     """Why there is no batch."""
 
-    ENDED = "ended"  # the client has said that it has no more
-    LATE = "late"  # it did not come in time; from now on the client is refused
+    ENDED = "ended"  # the client has ended its round
+    LATE = "late"  # it did not arrive in time; from now on the client is refused
 
 
 class Closed(RuntimeError):
@@ -52,7 +52,7 @@ class Closed(RuntimeError):
 
 
 class Ticket:
-    """One stream's right to speak for its client; the client's next stream takes it over."""
+    """The right of one stream to act for its client; it passes to the client's next stream."""
 
     def __init__(self) -> None:
         self.refusal: Refused | None = None
@@ -64,86 +64,83 @@ class ClientQueue:
     def __init__(self, client: int, opened: OpenRound) -> None:
         self.client, self.cut = client, opened.cuts[client]
         self.window, self._gradients = opened.window, opened.gradients
-        self.accepted = 0  # batches that have arrived, each once
+        self.accepted = 0  # distinct batches that have arrived
         self.late = False
         self._name = f"client {client} in round {opened.round}"
         self._announced = 0
-        self._total: int | None = None  # known when the client has ended
+        self._total: int | None = None  # set when the client ends
         self._waiting: deque[Batch] = deque()
         self._taken = 0  # by the trainer
-        self._answered = 0  # of those, how many may be acknowledged
-        self._replies: dict[int, Tensor] = {}  # gradients that the client might not have yet
+        self._answered = 0  # of the taken ones, those that may be acknowledged
+        self._replies: dict[int, Tensor] = {}  # gradients that the client may not have received yet
         self._ticket: Ticket | None = None
         self._closed = False
         self._changed = Condition()
 
     @property
     def missing(self) -> int:
-        """How many batches the client announced that have not arrived."""
+        """Return the number of announced batches that have not arrived."""
         return max(0, max(self._announced, self._total or 0) - self.accepted)
 
     def attach(self, first: int, announced: int = 0) -> tuple[Ticket, int]:
-        """Open or resume; returns the stream's ticket and the index of the batch to go on with.
+        """Open or resume; returns the stream's ticket and the index of the batch to continue with.
 
-        `first` is the first batch that the client has no acknowledgement of. A client that was still connected by
-        another stream loses that one. Raises `Refused`.
+        `first` is the first batch for which the client has no acknowledgement. An older stream of the client is
+        revoked. Raises `Refused`.
         """
         with self._changed:
             if self.late:
-                raise self._too_late()
+                raise self._late_refusal()
             if self._closed and not self._finished():
-                raise self._over()
+                raise self._closed_refusal()
             if first > self._answered:
-                raise Refused(
-                    grpc.StatusCode.OUT_OF_RANGE, f"{self._name}: batch {first - 1} was never acknowledged here"
-                )
+                reason = f"{self._name}: the server has not acknowledged batch {first - 1}, cannot resume at {first}"
+                raise Refused(grpc.StatusCode.OUT_OF_RANGE, reason)
             self._announced = max(self._announced, announced)
-            self._detach(self._ticket, Refused(grpc.StatusCode.ABORTED, f"{self._name}: another stream took over"))
+            replaced = f"{self._name}: another stream of this client replaced this one"
+            self._detach(self._ticket, Refused(grpc.StatusCode.ABORTED, replaced))
             self._ticket = Ticket()
             return self._ticket, self.accepted
 
     def detach(self, ticket: Ticket, refusal: Refused | None = None) -> None:
-        """End a stream's right to speak: it is broken, or `refusal` says what it did wrong."""
+        """Revoke a stream's ticket: the stream is broken, or `refusal` gives another reason."""
         with self._changed:
             self._detach(ticket, refusal or Refused(grpc.StatusCode.CANCELLED, f"{self._name}: the stream broke"))
 
     def put(self, ticket: Ticket, batch: Batch) -> None:
-        """Accept a batch, after waiting while the queue is full; one that is here already is dropped.
+        """Accept a batch, after waiting while the queue is full; drop one that has arrived before.
 
-        Raises `Refused` when it is not the next one, or the stream may speak no more.
+        Raises `Refused` if it is not the next one, or the stream's ticket is no longer valid.
         """
         with self._changed:
             if batch.index < self.accepted:
                 return
-            self._changed.wait_for(lambda: len(self._waiting) < self.window or self._barred(ticket) is not None)
+            self._changed.wait_for(lambda: len(self._waiting) < self.window or self._refusal(ticket) is not None)
             self._require(ticket)
             if batch.index > self.accepted or self._total is not None:
-                raise Refused(
-                    grpc.StatusCode.OUT_OF_RANGE,
-                    f"{self._name}: batch {batch.index} came, "
-                    + ("after the end" if self._total is not None else f"{self.accepted} is the next"),
-                )
+                instead = "after the end" if self._total is not None else f"instead of batch {self.accepted}"
+                reason = f"{self._name}: batch {batch.index} arrived {instead}"
+                raise Refused(grpc.StatusCode.OUT_OF_RANGE, reason)
             self._waiting.append(batch)
             self.accepted += 1
-            # in flight are `window` at most, so the client has the replies to all that came before those
+            # at most `window` batches are in flight, so the client has the replies to all earlier ones
             self._replies = {i: g for i, g in self._replies.items() if i >= self.accepted - self.window}
             self._changed.notify_all()
 
     def end(self, ticket: Ticket, total: int) -> None:
-        """Note that the client has no more than `total` batches; raises `Refused` when not all of them are here."""
+        """Record that the client has sent all its `total` batches; raises `Refused` unless all have arrived."""
         with self._changed:
             self._require(ticket)
             if total != self.accepted:
-                raise Refused(
-                    grpc.StatusCode.OUT_OF_RANGE, f"{self._name}: {self.accepted} of {total} batches have arrived"
-                )
+                reason = f"{self._name}: {self.accepted} of {total} batches have arrived"
+                raise Refused(grpc.StatusCode.OUT_OF_RANGE, reason)
             self._total = total
             self._changed.notify_all()
 
     def answer(self, ticket: Ticket, index: int) -> tuple[int, Tensor | None] | None:
-        """Wait until batch `index` may be acknowledged; returns it with its gradient, if any, or None after the end.
+        """Wait until batch `index` may be acknowledged; return it with its gradient, if any, or None after the end.
 
-        Raises `Refused` when the stream may speak no more.
+        Raises `Refused` if the stream's ticket is no longer valid.
         """
         with self._changed:
             while True:
@@ -155,9 +152,9 @@ class ClientQueue:
                 self._changed.wait()
 
     def take(self, index: int, timeout: float) -> Batch | Missing:
-        """Return the batch of this index for training, waiting `timeout` seconds for it at most.
+        """Return the batch of this index for training, waiting at most `timeout` seconds for it.
 
-        Batches are taken in order, each once. A client that has not sent it by then is late: it is refused from now
+        Batches are taken in order, each once. A client that has not sent it by then is late and is refused from then
         on. Raises `Closed`.
         """
         with self._changed:
@@ -180,7 +177,7 @@ class ClientQueue:
             return Missing.LATE
 
     def reply(self, index: int, gradient: Tensor | None) -> None:
-        """Acknowledge a batch that was taken, with the gradient (B, ...) of the loss by its features."""
+        """Acknowledge a taken batch, with the gradient (B, ...) of the loss with respect to its features."""
         with self._changed:
             if not self._gradients or not self._answered == index < self._taken:
                 raise ValueError(f"{self._name}: batch {index} is not the next to answer")
@@ -190,13 +187,13 @@ class ClientQueue:
             self._changed.notify_all()
 
     def abandon(self) -> None:
-        """Wait no longer: the client has failed. What has arrived may still be taken."""
+        """Stop waiting for a client that has failed; batches that have arrived may still be taken."""
         with self._changed:
             self.late = True
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Wake everybody who waits; only a client that has ended may still fetch its last acknowledgements."""
+        """Wake all waiting threads; only a client that has ended may still fetch its last acknowledgements."""
         with self._changed:
             self._closed = True
             self._waiting.clear()
@@ -213,24 +210,23 @@ class ClientQueue:
     def _finished(self) -> bool:
         return self._total is not None and self._answered >= self._total
 
-    def _barred(self, ticket: Ticket) -> Refused | None:
+    def _refusal(self, ticket: Ticket) -> Refused | None:
         if ticket.refusal is not None:
             return ticket.refusal
         if self.late:
-            return self._too_late()
-        return self._over() if self._closed and not self._finished() else None
+            return self._late_refusal()
+        return self._closed_refusal() if self._closed and not self._finished() else None
 
     def _require(self, ticket: Ticket) -> None:
-        barred = self._barred(ticket)
-        if barred is not None:
-            raise barred
+        refusal = self._refusal(ticket)
+        if refusal is not None:
+            raise refusal
 
-    def _too_late(self) -> Refused:
-        return Refused(
-            grpc.StatusCode.DEADLINE_EXCEEDED, f"{self._name} did not come in time: the server goes on without it"
-        )
+    def _late_refusal(self) -> Refused:
+        reason = f"{self._name} did not send its next batch in time: the server continues without it"
+        return Refused(grpc.StatusCode.DEADLINE_EXCEEDED, reason)
 
-    def _over(self) -> Refused:
+    def _closed_refusal(self) -> Refused:
         return Refused(grpc.StatusCode.FAILED_PRECONDITION, f"{self._name}: the round is closed")
 
 
@@ -246,30 +242,30 @@ class Inbox:
         return self.queues[client].take(index, timeout)
 
     def reply(self, client: int, index: int, gradient: Tensor | None = None) -> None:
-        """Answer a batch that was taken; see `ClientQueue.reply`."""
+        """Answer a taken batch; see `ClientQueue.reply`."""
         self.queues[client].reply(index, gradient)
 
     @property
     def accepted(self) -> dict[int, int]:
-        """How many batches have arrived, by client."""
+        """Return the number of batches that have arrived, by client."""
         return {client: queue.accepted for client, queue in self.queues.items()}
 
     @property
     def missing(self) -> dict[int, int]:
-        """How many announced batches have not arrived, by client."""
+        """Return the number of announced batches that have not arrived, by client."""
         return {client: queue.missing for client, queue in self.queues.items()}
 
     @property
     def late(self) -> list[int]:
-        """The clients that are skipped."""
+        """Return the clients that are skipped."""
         return [client for client, queue in self.queues.items() if queue.late]
 
     def abandon(self, client: int) -> None:
-        """Wait no longer for a client that has failed; see `ClientQueue.abandon`."""
+        """Stop waiting for a client that has failed; see `ClientQueue.abandon`."""
         if client in self.queues:
             self.queues[client].abandon()
 
     def close(self) -> None:
-        """End the round: nothing is accepted any more, and nobody waits."""
+        """End the round: accept no more batches and wake all waiting threads."""
         for queue in self.queues.values():
             queue.close()

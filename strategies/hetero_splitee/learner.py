@@ -1,4 +1,4 @@
-"""A part of the network with what training it needs, the same on a device and on the server."""
+"""A part of the network and its training step, the same on a device and on the server."""
 
 import copy
 from collections.abc import Mapping
@@ -14,13 +14,12 @@ from common.networks import EarlyExitNetwork
 from common.networks.heads import ExitHead
 from common.weights.flat import FlatModel, StateDict
 
-MOMENTUM = "momentum."
-"""Before the parameter's key: its momentum in what `Learner.state_dict` returns."""
+MOMENTUM = "momentum."  # in `Learner.state_dict`, the prefix of a parameter's key that marks its momentum
 
 
 @dataclass(frozen=True)
 class Sgd:
-    """Stochastic gradient descent as torch's `SGD`, without a state of its own."""
+    """Stochastic gradient descent like torch's `SGD`, without its own state."""
 
     lr: float
     momentum: float
@@ -34,19 +33,17 @@ class Sgd:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a server step tells."""
+    """The result of a server step."""
 
-    loss: Tensor
-    """Scalar: the batch's mean cross-entropy before the step."""
-    gradient: Tensor | None = None
-    """(B, ...) of the loss with respect to the features, where it is returned to the device."""
+    loss: Tensor  # scalar: the batch's mean cross-entropy before the step
+    gradient: Tensor | None = None  # (B, ...) of the loss with respect to the features, if the device gets it
 
 
 def device_part(network: EarlyExitNetwork, cut: int) -> EarlyExitNetwork:
     """Return a copy of the units before the cut with one exit, at the cut.
 
     Raises:
-        UserError: nothing would be left on one of the two sides.
+        UserError: one of the two sides would have no layers.
     """
     _check(network, cut)
     part = network.prefix_units(cut)
@@ -55,10 +52,10 @@ def device_part(network: EarlyExitNetwork, cut: int) -> EarlyExitNetwork:
 
 
 def server_part(network: EarlyExitNetwork, cut: int) -> EarlyExitNetwork:
-    """Return the units from the cut on with the last exit; it SHARES the given network's parameters.
+    """Return the units from the cut on with the last exit; it SHARES the network's parameters.
 
     Raises:
-        UserError: nothing would be left on one of the two sides.
+        UserError: one of the two sides would have no layers.
     """
     _check(network, cut)
     units = {index: network.units[str(index)] for index in range(cut, network.end)}
@@ -74,16 +71,16 @@ def statistics(part: EarlyExitNetwork) -> StateDict:
 
 
 @torch.no_grad()
-def with_statistics(part: EarlyExitNetwork, given: Mapping[str, Tensor] | None = None) -> EarlyExitNetwork:
-    """Return a part that SHARES the given one's parameters and has running statistics of its own.
+def with_statistics(part: EarlyExitNetwork, initial: Mapping[str, Tensor] | None = None) -> EarlyExitNetwork:
+    """Return a copy of a part that SHARES its parameters but has its own running statistics.
 
-    They begin as `given` by key, where it is None as the given part's.
+    They start as `initial` by key; None: as those of the part.
     """
-    # what is in the memo is not copied, so no step of a training loop has anything to swap
+    # deepcopy does not copy objects in its memo, so both parts have the same parameter objects
     own = copy.deepcopy(part, {id(weight): weight for weight in part.parameters()})
-    if given is not None:
+    if initial is not None:
         for key, value in statistics(own).items():
-            value.copy_(given[key])
+            value.copy_(initial[key])
     return own
 
 
@@ -101,7 +98,7 @@ class Learner:
         return Learner(FlatModel(copy.deepcopy(network).to(device).train()))
 
     def offset(self, cut: int) -> int:
-        """Return the number of trained weights in units before the cut: where the later ones begin in the vectors."""
+        """Return the number of trained weights in units before the cut, the start of the later ones in the vectors."""
         return sum(
             weight.numel()
             for index, unit in self.network.units.items()
@@ -110,9 +107,9 @@ class Learner:
         )
 
     def step(self, sgd: Sgd, start: int = 0, end: int | None = None) -> None:
-        """Step the trained weights `start` to `end` with the gradients that were collected.
+        """Step the trained weights `start` to `end` with the collected gradients.
 
-        What lies outside is left alone altogether: its momentum does not decay and neither do its weights.
+        The others do not change: neither their momentum nor their weights decay.
         """
         part, gradient = slice(start, end), self.model.trained.grad
         assert gradient is not None
@@ -132,27 +129,34 @@ class Learner:
         }
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Copy in what there is of this part; what is absent stays as it is."""
+        """Copy in the entries of this part; values without an entry do not change."""
         for key, value in self.state_dict().items():
             if key in state:
                 value.copy_(state[key])
 
 
 def train_step(
-    learner: Learner, part: EarlyExitNetwork, start: int, sgd: Sgd, features: Tensor, labels: Tensor, *, wanted: bool
+    learner: Learner,
+    part: EarlyExitNetwork,
+    start: int,
+    sgd: Sgd,
+    features: Tensor,
+    labels: Tensor,
+    *,
+    return_gradient: bool,
 ) -> StepResult:
-    """Train the server's layers on one batch (Hetero-SplitEE): a gradient flows into this part and no further.
+    """Train the server's layers on one batch (Hetero-SplitEE): the gradient flows into this part and no further.
 
     Args:
         learner: holds the parameters of the part, and perhaps of layers before it.
         part: the layers to train, sharing the learner's parameters.
-        start: where they begin in the learner's vectors.
+        start: their start in the learner's vectors.
         sgd: the optimiser.
         features: (B, ...) smashed data, detached.
         labels: (B,) int64.
-        wanted: return the gradient of the features, too.
+        return_gradient: return the gradient of the features, too.
     """
-    features = features.detach().requires_grad_(wanted)
+    features = features.detach().requires_grad_(return_gradient)
     learner.model.zero_grad()
     loss = F.cross_entropy(part(features)[-1], labels)
     loss.backward()

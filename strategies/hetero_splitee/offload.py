@@ -1,7 +1,7 @@
-"""Split inference without a run: the server's layers of a finished network, and a device's way to ask for them.
+"""Split inference without a run: the server's layers of a finished network, and a device's calls to them.
 
-A device asks once per batch, waits no longer than its deadline, and after a failure leaves the server alone for a
-while: it has an exit of its own and need not wait again for every image.
+A device calls once per batch and waits no longer than its deadline. After a failure it makes no calls for a while: it
+has its own exit and need not wait again for every image.
 """
 
 import time
@@ -22,8 +22,8 @@ from strategies.hetero_splitee.learner import server_part, with_statistics
 from strategies.hetero_splitee.stream import Origin
 
 OVERHEAD = 1 << 16  # bytes of a message beside its features
-PAUSE = 1.0, 60.0  # seconds without asking after the first failure, doubled for each further one up to the latter
-# The server's last word: it would say the same to every other batch
+PAUSE = 1.0, 60.0  # seconds without calls after the first failure, and the maximum to which each further one doubles it
+# Codes that the server would return for every other batch, too
 FINAL = (
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.PERMISSION_DENIED,
@@ -33,24 +33,23 @@ FINAL = (
 
 
 class NoAnswer(RuntimeError):
-    """The server refused, could not be reached or did not answer in time; says which, in one line."""
+    """The server refused, could not be reached or did not answer in time; the message says which, in one line."""
 
 
 class Suffixes:
-    """The layers after every cut of a finished network; parts share its parameters. For one thread at a time."""
+    """The layers after every cut of a finished network; parts share its parameters. Not thread-safe."""
 
     def __init__(
         self, network: EarlyExitNetwork, device: torch.device, statistics: Mapping[int, StateDict] | None = None
     ) -> None:
-        """`network` is a whole network; `statistics` are of cuts that have running statistics of their own."""
+        """`network` is a whole network; `statistics` are the running statistics of cuts that have their own."""
         network, own = network.to(device).eval(), statistics or {}
         self.device, self.parts = device, {cut: server_part(network, cut) for cut in range(1, network.end)}
         self.parts |= {cut: with_statistics(part, own[cut]) for cut, part in self.parts.items() if cut in own}
         with torch.no_grad():
             x = network.example(1).to(device)
             shapes = {cut: tuple(network.features_at(x, cut).shape[1:]) for cut in self.parts}
-        self.shapes: Mapping[int, tuple[int, ...]] = shapes
-        """Cut -> shape of one sample's features."""
+        self.shapes: Mapping[int, tuple[int, ...]] = shapes  # cut -> shape of one sample's features
 
     @torch.no_grad()
     def logits(self, client: int, cut: int, features: Tensor) -> Tensor:
@@ -58,29 +57,26 @@ class Suffixes:
         return self.parts[cut](features.to(self.device))[-1].cpu()
 
     def message_bytes(self, batch: int) -> int:
-        """Return the bytes that a message of `batch` samples takes at most."""
+        """Return the maximum size of a message of `batch` samples, in bytes."""
         return OVERHEAD + batch * max(bytes_per_sample(shape) for shape in self.shapes.values())
 
 
 def bytes_per_sample(shape: tuple[int, ...]) -> int:
-    """Return the bytes of one sample's features at most: as float32."""
+    """Return the maximum size of one sample's features, in bytes: that of float32."""
     return 4 * torch.Size(shape).numel()
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the server said of a batch."""
+    """The server's answer to a batch."""
 
-    logits: Tensor
-    """(B, classes)"""
-    sent: int
-    """Bytes of the request, without what gRPC and TLS add."""
-    received: int
-    """Bytes of the reply, likewise."""
+    logits: Tensor  # (B, classes)
+    sent: int  # bytes of the request, without the overhead of gRPC and TLS
+    received: int  # bytes of the reply, likewise
 
 
 class Remote:
-    """A device's view of the server behind its cut.
+    """A device's connection to the server's layers after its cut.
 
     Args:
         channel: from `common.rpc.channels.connect`.
@@ -88,7 +84,7 @@ class Remote:
         classes: length of a logit vector.
         coding: of the features: "fp32", "fp16", "bf16" or "uint8".
         deadline: seconds that a batch may take.
-        clock: seconds that never go back.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(
@@ -108,13 +104,13 @@ class Remote:
     def ask(self, features: Tensor) -> Answer:
         """Return the answer to features (B, ...).
 
-        Raises `NoAnswer`; for a while after it at once, without asking, and forever when the server has refused.
+        Raises `NoAnswer`: for a while after a failure at once, without a call, and always after a final refusal.
         """
         if self._reason and self._clock() < self._again:
             raise NoAnswer(self._reason)
         try:
             described, data = encode(features, self._coding)
-        except ValueError as error:  # this batch's fault, not the server's
+        except ValueError as error:  # the batch is invalid; the server is not to blame
             raise NoAnswer(str(error)) from error
         request = framing.join(OffloadRequest(header=self._origin.header(0), features=described), data)
         try:
@@ -124,12 +120,12 @@ class Remote:
         except grpc.RpcError as error:
             raise self._failed(_reason(error, self._deadline), final=error.code() in FINAL) from error
         except ValueError as error:
-            raise self._failed(f"the server's answer is none: {error}", final=False) from error
+            raise self._failed(f"the server's answer is malformed: {error}", final=False) from error
         self._pause, self._reason = PAUSE[0], ""
         return Answer(logits, len(request), len(reply))
 
     def _failed(self, reason: str, *, final: bool) -> NoAnswer:
-        """Remember when to ask again."""
+        """Record when to call again."""
         self._again = float("inf") if final else self._clock() + self._pause
         self._pause, self._reason = min(2 * self._pause, PAUSE[1]), reason
         return NoAnswer(reason)

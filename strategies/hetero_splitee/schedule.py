@@ -1,4 +1,4 @@
-"""In which order the server trains on what its clients send."""
+"""The order in which the server trains on its clients' batches."""
 
 from collections.abc import Iterator, Mapping
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from common.networks import EarlyExitNetwork
-from common.storage.model_file import statistics_by_cut, with_cuts
 from common.weights.flat import StateDict
 from strategies.hetero_splitee.learner import (
     Learner,
@@ -21,22 +20,25 @@ from strategies.hetero_splitee.learner import (
     with_statistics,
 )
 from strategies.hetero_splitee.settings import SplitEESettings
+from strategies.hetero_splitee.statistics import statistics_by_cut, with_cuts
 
 
 class Sequential:
     """One model of all layers that any cut leaves to the server, and one momentum.
 
-    A batch from cut l trains the layers after l alone: shallower layers keep weights and momentum as they are, also
+    A batch from cut l trains the layers after l alone: shallower layers keep their weights and momentum, including
     those that other clients' batches trained before. Parts for different cuts share the parameters but not batch norm's
-    running statistics, because features of unlike depth are unlike; a cut's first batch finds the initial ones. Steps
-    use a batch's own statistics, so which running ones there are changes no weight.
+    running statistics, because features differ between depths; each cut starts with the initial ones. Steps use a
+    batch's own statistics, so running statistics never affect the weights.
     """
 
     def __init__(self, network: EarlyExitNetwork, settings: SplitEESettings, device: torch.device) -> None:
-        """Start from the whole network's weights."""
+        """Start from the weights of the whole network."""
         self.settings, self.device = settings, device
         self.learner = Learner.copy_of(server_part(network, 1), device)
-        self.parts: dict[int, tuple[EarlyExitNetwork, int]] = {}  # of cuts that trained; begin in the learner's vectors
+        self.parts: dict[
+            int, tuple[EarlyExitNetwork, int]
+        ] = {}  # cuts that trained -> part, start in learner's vectors
         self.cuts: dict[int, int] = {}
 
     def open_round(self, round_: int, cuts: Mapping[int, int], sgd: Sgd) -> None:
@@ -48,7 +50,7 @@ class Sequential:
         part, start = self._part(self.cuts[client])
         return train_step(
             self.learner, part, start, self.sgd,
-            features.to(self.device), labels.to(self.device), wanted=self.settings.gradient == "return",
+            features.to(self.device), labels.to(self.device), return_gradient=self.settings.gradient == "return",
         )  # fmt: skip
 
     def step_many(self, batches: Mapping[int, tuple[Tensor, Tensor]]) -> dict[int, StepResult]:
@@ -56,7 +58,7 @@ class Sequential:
         return {client: self.step(client, *batches[client]) for client in sorted(batches)}
 
     def close_round(self, samples: Mapping[int, int], devices: Mapping[int, StateDict]) -> tuple[int, ...]:
-        """End the round. Nothing is averaged, nothing is kept per client."""
+        """End the round. The model is not averaged, and no copy is stored."""
         self.cuts = {}
         return ()
 
@@ -68,7 +70,7 @@ class Sequential:
     def model(self) -> StateDict:
         """Return a copy of the server's layers by key; a layer's statistics are those of the shallowest cut before it.
 
-        They stand for a cut that has never trained, too.
+        A cut that has never trained uses them, too.
         """
         state = {key: value.detach().cpu().clone() for key, value in self.learner.network.state_dict().items()}
         for _, own in sorted(self.statistics().items(), reverse=True):
@@ -76,7 +78,7 @@ class Sequential:
         return state
 
     def statistics(self) -> dict[int, StateDict]:
-        """Return a copy of the running statistics by cut, of cuts that trained; nothing where all share one set."""
+        """Return a copy of the running statistics of each cut that trained; empty if all cuts share one set."""
         if self.settings.statistics == "shared":
             return {}
         return {
@@ -94,17 +96,17 @@ class Sequential:
         return with_cuts(learner, self.statistics()), {}
 
     def load_state_dict(self, tensors: StateDict, values: Mapping[str, Any]) -> None:
-        """Take `state_dict`'s result back."""
+        """Restore the result of `state_dict`."""
         self.learner.load_state_dict(tensors)
         self.parts = {}
         for cut, own in statistics_by_cut(tensors).items():
             self._part(cut, own)
 
-    def _part(self, cut: int, given: StateDict | None = None) -> tuple[EarlyExitNetwork, int]:
-        """Return the layers after a cut and where they begin; new ones begin with given statistics or the initial."""
+    def _part(self, cut: int, initial: StateDict | None = None) -> tuple[EarlyExitNetwork, int]:
+        """Return the layers after a cut and their start in the vectors; new ones start with `initial` statistics."""
         if cut not in self.parts:
             part = server_part(self.learner.network, cut)
-            own = part if self.settings.statistics == "shared" else with_statistics(part, given)
+            own = part if self.settings.statistics == "shared" else with_statistics(part, initial)
             self.parts[cut] = own, self.learner.offset(cut)
         return self.parts[cut]
 

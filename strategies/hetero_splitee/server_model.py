@@ -1,4 +1,4 @@
-"""What the server's two strategies have in common."""
+"""The interface of the server's two strategies."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -31,9 +31,10 @@ class ServerModel(Protocol):
         ...
 
     def close_round(self, samples: Mapping[int, int], devices: Mapping[int, StateDict]) -> tuple[int, ...]:
-        """End the round for the clients that finished, given with their n_i; return those of whom a copy was stored.
+        """End the round and return the clients whose copies were stored.
 
-        `devices` are these clients' device parts by key where the scope is "global", else nothing.
+        `samples` are the n_i of the clients that finished. `devices` are these clients' device parts by key with scope
+        "global", otherwise empty.
         """
         ...
 
@@ -42,15 +43,15 @@ class ServerModel(Protocol):
         ...
 
     def model(self) -> StateDict:
-        """Return a copy of the server's view of the network by key, all layers from the second unit on at least."""
+        """Return a copy of the server's layers by key, at least all from the second unit on."""
         ...
 
     def statistics(self) -> dict[int, StateDict]:
-        """Return a copy of the running statistics by cut, where cuts have their own beside `model`'s."""
+        """Return a copy of the running statistics of each cut that has its own beside `model`'s."""
         ...
 
     def held_bytes(self) -> int:
-        """Return the bytes of all weights, statistics and momenta in memory, which are most during a round."""
+        """Return the bytes of all weights, statistics and momenta in memory, which peak during a round."""
         ...
 
     def state_dict(self) -> tuple[StateDict, dict[str, Any]]:
@@ -58,14 +59,14 @@ class ServerModel(Protocol):
         ...
 
     def load_state_dict(self, tensors: StateDict, values: Mapping[str, Any]) -> None:
-        """Take `state_dict`'s result back."""
+        """Restore the result of `state_dict`."""
         ...
 
 
 def make_server_model(
     network: EarlyExitNetwork, settings: SplitEESettings, device: torch.device, store: ClientStore
 ) -> ServerModel:
-    """Return the configured strategy's model, which starts from the network's weights; only "averaging" stores."""
+    """Return the configured strategy's model with the network's weights; only "averaging" writes to the store."""
     if settings.mode == "sequential":
         return Sequential(network, settings, device)
     return Averaging(network, settings, device, store)

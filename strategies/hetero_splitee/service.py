@@ -1,8 +1,8 @@
-"""The server's end of the streams: what arrives is checked and put into the round's inbox, what is due is sent back.
+"""The server's end of the streams: it checks messages, puts batches into the round's inbox and sends the replies.
 
-No training happens here. A stream has two threads: one reads and may be held up by a full queue, which holds up the
-sender in turn; the other waits for acknowledgements to send. Whatever does not fit what is open right now, or is not
-exactly the tensor that its cut demands, is refused before it is queued, with a status that says why.
+No training happens here. A stream has two threads: one reads and blocks on a full queue, which blocks the sender in
+turn; the other waits for acknowledgements to send. A message that does not fit the open round, or a tensor that is not
+exactly what its cut needs, is refused before it is queued, with a status and a reason.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +25,7 @@ Answer = Callable[[int, int, Tensor], Tensor]  # (client, cut, features (B, ...)
 
 @dataclass(frozen=True)
 class Expected:
-    """What may arrive in a run, whichever round it is."""
+    """The messages that a run accepts, in any round."""
 
     run: str
     shapes: Mapping[int, tuple[int, ...]]  # cut -> shape of one sample's features
@@ -37,10 +37,10 @@ class SplitService:
     """The servicer of `Split`: `open` a round's inbox, take from it, `close` it.
 
     Args:
-        expected: what the messages must fit.
-        answer: the server's model for `Offload`; one call at a time. None: nothing is answered.
-        coding: of the gradients that are returned; logits are always fp32.
-        offloads: how many `Offload` calls may wait for their turn.
+        expected: the messages that are accepted.
+        answer: the server's model for `Offload`; one call at a time. None: `Offload` calls are refused.
+        coding: of the returned gradients; logits are always fp32.
+        offloads: the number of `Offload` calls that may wait.
     """
 
     def __init__(self, expected: Expected, answer: Answer | None = None, coding: str = "fp32", offloads: int = 8):
@@ -49,7 +49,7 @@ class SplitService:
         self._turn, self._offloads = Lock(), BoundedSemaphore(offloads)
 
     def register(self, server: grpc.Server) -> None:
-        """Add the service to a server that has not been started; bytes in, bytes out."""
+        """Add the service to a server before it starts; requests and replies are bytes."""
         service, train = TRAIN.removeprefix("/").split("/")
         methods = {
             train: grpc.stream_stream_rpc_method_handler(self._train),
@@ -58,17 +58,17 @@ class SplitService:
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
 
     def open(self, inbox: Inbox) -> None:
-        """Accept a round's batches from now on; closes the round before."""
+        """Close the previous round and accept the batches of this one."""
         self.close()
         self._inbox = inbox
 
     def close(self) -> None:
-        """Close the open round; clients that have ended may fetch their last acknowledgements until the next opens."""
+        """Close the open round; until the next one, clients that have ended may fetch their last acknowledgements."""
         if self._inbox is not None:
             self._inbox.close()
 
     def _train(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        """Welcome a client, have its batches read by a thread of their own, and acknowledge them."""
+        """Welcome a client, start a thread that reads its batches, and acknowledge them."""
         try:
             header, message, _ = _read_train(next(requests, b""))
             if not message.HasField("hello"):
@@ -87,20 +87,20 @@ class SplitService:
             abort(context, refused)
 
     def _receive(self, requests: Iterator[bytes], queue: ClientQueue, ticket: Ticket) -> None:
-        """Queue what a stream brings until it ends; a mistake ends it."""
+        """Queue a stream's batches until it ends; an invalid message ends it."""
         try:
             for raw in requests:
                 header, message, data = _read_train(raw)
                 if self._queue(header) is not queue:
-                    raise malformed("a stream is for one client")
+                    raise malformed("the message is for another client than the stream")
                 if message.HasField("batch"):
                     queue.put(ticket, self._batch(header, message, data))
                 elif message.HasField("end"):
                     queue.end(ticket, header.index)
                     return
                 else:
-                    raise malformed("after the hello come batches and an end")
-            raise malformed("the stream stopped without an end")
+                    raise malformed("a message after the hello must be a batch or an end")
+            raise malformed("the stream stopped without an end message")
         except Refused as refused:
             queue.detach(ticket, refused)
         except grpc.RpcError:
@@ -109,10 +109,10 @@ class SplitService:
     def _batch(self, header: Header, message: TrainMessage, data: framing.Data) -> Batch:
         labels = list(message.batch.labels)
         if max(labels, default=0) >= self._expected.classes:
-            raise malformed(f"label {max(labels)} came, there are {self._expected.classes} classes")
+            raise malformed(f"label {max(labels)} is too high for {self._expected.classes} classes")
         features = self._features(header.cut, message.batch.features, data)
         if len(labels) != len(features):
-            raise malformed(f"{len(labels)} labels came with {len(features)} samples")
+            raise malformed(f"the batch has {len(labels)} labels for {len(features)} samples")
         return Batch(header.client, header.cut, header.index, features, torch.tensor(labels))
 
     def _features(self, cut: int, features: Features, data: framing.Data) -> Tensor:
@@ -122,16 +122,15 @@ class SplitService:
             raise malformed(str(error)) from error
 
     def _queue(self, header: Header) -> ClientQueue:
-        """Return the queue that a message is for; raises `Refused` unless all its header is of the open round."""
+        """Return the queue for a message; raises `Refused` unless its whole header fits the open round."""
         inbox = self._inbox
         if inbox is None:
             raise Refused(grpc.StatusCode.FAILED_PRECONDITION, "no round is open")
         opened = inbox.opened
-        came = (header.run, header.round, header.version)
-        if came != (opened.run, opened.round, opened.version):
-            open_ = f"{opened.run!r}, round {opened.round}, version {opened.version}"
-            reason = f"run {came[0]!r}, round {came[1]}, version {came[2]} came, open is {open_}"
-            raise Refused(grpc.StatusCode.FAILED_PRECONDITION, reason)
+        if (header.run, header.round, header.version) != (opened.run, opened.round, opened.version):
+            received = f"the message is for run {header.run!r}, round {header.round}, version {header.version}"
+            current = f"run {opened.run!r}, round {opened.round}, version {opened.version}"
+            raise Refused(grpc.StatusCode.FAILED_PRECONDITION, f"{received}, but {current} is open")
         if opened.cuts.get(header.client) != header.cut:
             reason = f"round {opened.round} does not expect client {header.client} with cut {header.cut}"
             raise Refused(grpc.StatusCode.FAILED_PRECONDITION, reason)
@@ -144,13 +143,13 @@ class SplitService:
         return framing.join(TrainReply(header=_at(header, index), ack=Ack(credit=window, gradient=features)), data)
 
     def _offload(self, raw: bytes, context: grpc.ServicerContext) -> bytes:
-        """Answer features (B, ...) with logits (B, classes); one call at a time, few waiting."""
+        """Answer features (B, ...) with logits (B, classes); one call at a time, a few more may wait."""
         try:
             answer = self._answer
             if answer is None:
-                raise Refused(grpc.StatusCode.UNIMPLEMENTED, "this server answers no features")
+                raise Refused(grpc.StatusCode.UNIMPLEMENTED, "this server does not answer features")
             if not self._offloads.acquire(blocking=False):
-                raise Refused(grpc.StatusCode.UNAVAILABLE, "too many calls wait already, try again")
+                raise Refused(grpc.StatusCode.UNAVAILABLE, "too many calls are waiting, try again later")
             try:
                 request, data = read(OffloadRequest, raw)
                 header = request.header

@@ -1,8 +1,8 @@
 """Hyper-parameters of Hetero-SplitEE (Oda et al., arXiv 2512.09313).
 
 Its summary fixes the shape: devices train on their own exit alone, no gradient comes back, the server keeps one model
-("sequential") or one per client ("averaging"). What could not be read of it is marked "reconstructed" below, with the
-relative whose published code or paper the choice follows: DTFL, SplitFed (SFLV1, SFLV2) or alternate mini-batch
+("sequential") or one per client ("averaging"). Details that it leaves open are marked "reconstructed" below, with the
+related method whose published code or paper the choice follows: DTFL, SplitFed (SFLV1, SFLV2) or alternate mini-batch
 training (Gawali et al., arXiv 2012.12591). None of its numbers is known.
 """
 
@@ -20,22 +20,22 @@ class SplitEESettings(Settings):
 
     SECTION = "splitee"
 
-    # The paper has both and prefers neither; one model costs least memory
+    # The paper has both and prefers neither; one model needs least memory
     mode: str = "sequential"  # "averaging": one server copy per client
     # Reconstructed: alternate mini-batches beat alternate clients in split learning (Gawali et al.)
     granularity: str = "batch"  # sequential: clients take turns by mini-batch; "epoch": by full local epoch
-    # Not in the paper. Features of unlike cuts are unlike, and running statistics remember the last ~20 batches only
+    # Not in the paper. Features differ between cuts, and running statistics cover the last ~20 batches only
     statistics: str = "cut"  # sequential: batch norm's running statistics by cut; "shared": one set for all cuts
     # Reconstructed: the paper ties aggregation to the server models; "global" is what DTFL does
     aggregate_scope: str = "server"  # averaging: "global" averages devices' layers along with the server's copies
     # Reconstructed ("periodic" in the paper): SFLV1 and DTFL aggregate after every local epoch
-    period: int = 1  # rounds between aggregations, of server copies and of devices alike
-    # Reconstructed: no upload of device weights is mentioned
+    period: int = 1  # rounds between aggregations, of server copies and of devices
+    # Reconstructed: the paper mentions no upload of device weights
     client_sync: str = "none"  # "same_cut": average devices with equal cuts; "prefix": each unit over all its holders
     gradient: str = "stop"  # the paper's; "return": split learning: SFLV1 with averaging, SFLV2 with sequential
-    exit_weight: float = 0.0  # gradient "return" only: of the device's exit loss; split learning has no exit loss
+    exit_weight: float = 0.0  # of the device's exit loss, with gradient "return" only; split learning has no exit loss
     cuts: tuple[int, ...] = ()  # offered to devices, units before the cut, rising; () = every one
-    coding: str = "fp32"  # of what is sent; "uint8" quarters the traffic
+    coding: str = "fp32"  # of features and gradients; "uint8" quarters the traffic
     server_lr: float = 0.0  # 0: train.lr; decays with train.lr-decay (reconstructed: no value is known)
     vectorise: str = "auto"  # averaging: train copies of one cut together; "auto": on a GPU
 
@@ -53,7 +53,7 @@ class SplitEESettings(Settings):
             vectorise=("auto", "always", "never"),
         )
         if any(a >= b for a, b in pairwise((0, *self.cuts))):
-            found.append(f"splitee.cuts {','.join(map(str, self.cuts))!r} must rise from 1")
+            found.append(f"splitee.cuts is {','.join(map(str, self.cuts))!r}, must rise and start at 1 or more")
         return found + [sentence for impossible, sentence in self._combinations() if impossible]
 
     def optimiser(self, train: TrainSection, round_: int) -> Sgd:
@@ -68,7 +68,7 @@ class SplitEESettings(Settings):
     def _combinations(self) -> list[tuple[bool, str]]:
         sequential = self.mode == "sequential"
         return [
-            # one model that every client moves outweighs devices' layers in an average with them
+            # a model that every client trains would outweigh the devices' layers in an average
             (
                 sequential and self.aggregate_scope == "global",
                 'splitee.aggregate-scope "global" needs splitee.mode "averaging": one shared model has no copies',
@@ -95,6 +95,6 @@ class SplitEESettings(Settings):
             ),
             (
                 self.gradient == "stop" and self.exit_weight > 0,
-                "splitee.exit-weight needs splitee.gradient \"return\": otherwise the exit's is the device's only loss",
+                'splitee.exit-weight needs splitee.gradient "return": otherwise the exit loss is the only one',
             ),
         ]

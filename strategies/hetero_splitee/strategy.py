@@ -29,16 +29,17 @@ from common.rpc.certificates import Certificate, self_signed
 from common.rpc.channels import Limits, RunningServer, is_loopback, new_token, serve
 from common.rpc.settings import StreamSettings
 from common.storage.client_store import ClientStore
-from common.storage.model_file import with_cuts
 from common.weights.flat import FlatState, StateDict
-from strategies.engine.aggregation import RoundUpdate, average_layers
+from common.weights.layers import average_layers
+from strategies.engine.strategy import EarlyExitStrategy
 from strategies.hetero_splitee.client import ADDRESS, CERTIFICATE, FRESH, MESSAGE_BYTES, TOKEN, VERSION, module_of
 from strategies.hetero_splitee.inbox import Inbox, OpenRound
 from strategies.hetero_splitee.server_model import make_server_model
 from strategies.hetero_splitee.service import Expected, SplitService
 from strategies.hetero_splitee.settings import SplitEESettings
+from strategies.hetero_splitee.statistics import SERVER_HALF, with_cuts
 from strategies.hetero_splitee.trainer import Trained, Trainer
-from strategies.personalised.base import PersonalStrategy
+from strategies.method import Method, RoundUpdate, Setup
 
 OVERHEAD = 1 << 16  # bytes of a message beside its features
 
@@ -49,20 +50,20 @@ def travels(config: RunConfig, key: str) -> bool:
     return settings.client_sync != "none" or settings.aggregate_scope == "global"
 
 
-class HeteroSplitEE(PersonalStrategy):
+def apart(config: RunConfig) -> bool:
+    """Return whether every device's layers are needed by themselves: to join the average of the server's copies."""
+    return config.of(SplitEESettings).aggregate_scope == "global"
+
+
+class HeteroSplitEE(EarlyExitStrategy):
     """Train the layers after the cuts on streams."""
 
-    name = "hetero_splitee"
-    nested = False  # exits stand at the cuts
-    half = True
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, method: Method, setup: Setup) -> None:
+        super().__init__(method, setup)
         self.settings = self.config.of(SplitEESettings)
         self.streams = self.config.of(StreamSettings)
         if self.config.network.pretrained and not travels(self.config, ""):
             raise UserError("devices' layers do not travel here, so set splitee.client-sync with network.pretrained")
-        self.apart = self.settings.aggregate_scope == "global"
         store = ClientStore(paths.store_root(self.config.clients.store), f"{self.config.run.name}.server")
         self.server = make_server_model(self.network, self.settings, self.device, store)
         self.devices: dict[int, StateDict] = {}  # cut -> the devices' average, where they are averaged
@@ -93,13 +94,13 @@ class HeteroSplitEE(PersonalStrategy):
         ).start()  # fmt: skip
 
     def round_values(self, round_: int) -> Mapping[str, Any]:
-        """Tell the clients where to stream to, and that a node's clients take turns."""
+        """Tell the clients where to stream to."""
         if self.running is None:
             return {}
         return {
             ADDRESS: f"{self.streams.host}:{self.running.port}", TOKEN: self.token, MESSAGE_BYTES: self.message_bytes,
             CERTIFICATE: self.certificate.certificate.decode() if self.certificate else "",
-            VERSION: round_ - 1, "interleave": True,
+            VERSION: round_ - 1,
         }  # fmt: skip
 
     def client_values(self, client: ClientReport) -> Mapping[str, Any]:
@@ -112,10 +113,10 @@ class HeteroSplitEE(PersonalStrategy):
         if self.trainer is not None:
             self.trainer.inbox.abandon(client)
 
-    def part_state(self, depth: int) -> FlatState:
+    def part_state(self, part: int) -> FlatState:
         """Return the average of the devices' parts at a cut; before the first one, the seed's weights."""
-        own = self.parts.take(self.network, depth).state_dict() | self.devices.get(depth, {})
-        return FlatState.of({key: own[key] for key in self.layouts[depth].keys})
+        own = self.parts.take(part).state_dict() | self.devices.get(part, {})
+        return FlatState.of({key: own[key] for key in self.layouts[part].keys})
 
     def merge(self, round_: int, update: RoundUpdate) -> Mapping[str, Any]:
         """Finish the training, average what is due and report what did not come."""
@@ -143,6 +144,10 @@ class HeteroSplitEE(PersonalStrategy):
         Units that it has never trained or averaged are the seed's.
         """
         return with_cuts(self.model, self.server.statistics())
+
+    def final_values(self) -> Mapping[str, Any]:
+        """Say that the stored model is the server's half."""
+        return {SERVER_HALF: True}
 
     def state_dict(self) -> tuple[StateDict, dict[str, Any]]:
         """Return the server's model and the devices' average."""

@@ -1,8 +1,9 @@
-"""The client's end of the streams: one client's batches of one round go up, each exactly once.
+"""The client's end of the streams: it sends one client's batches of one round, each exactly once.
 
-A batch is kept until the server has acknowledged it. When the connection breaks, the next one begins with the first
-batch that the server does not have. A thread of the stream's own reads what the server says and mends what is broken:
-its client may be waiting for another of the node's clients, whom the server lets wait for a batch that was lost here.
+A batch is kept until the server has acknowledged it. After a broken connection, the next one begins with the first
+batch that the server does not have. Every stream has a thread that reads replies and reconnects. The client's own
+thread cannot do this: it may be waiting for another client of the node, which the server cannot answer before the batch
+that was lost here arrives.
 """
 
 import time
@@ -23,10 +24,10 @@ from common.rpc.tensors import decode, encode
 
 R = TypeVar("R")
 Reply = tuple[TrainReply, memoryview]
-# What a broken connection looks like, depending on where it broke. Everything else is the server's last word.
+# Codes of a broken connection, depending on where it broke. Every other code is final.
 BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED)
-ATTEMPTS = 10  # to reach the server before it is given up
-PAUSE = 0.1, 3.0  # seconds before the second attempt, doubled for each further one up to the latter
+ATTEMPTS = 10  # to reach the server
+PAUSE = 0.1, 3.0  # seconds before the second attempt, and the maximum to which each further one doubles it
 
 
 class StreamError(RuntimeError):
@@ -35,7 +36,7 @@ class StreamError(RuntimeError):
 
 @dataclass(frozen=True)
 class Origin:
-    """Who sends, and where in training."""
+    """The sender of a message and its place in the training."""
 
     run: str
     client: int
@@ -52,17 +53,18 @@ class Origin:
 
 
 class FeatureStream:
-    """One client's stream of one round; a context manager that hangs up at its end, with or without `finish`.
+    """One client's stream of one round; a context manager that closes it, with or without `finish`.
 
-    Several streams may share a channel. All methods are for one thread, which may advance many streams in turn.
+    Several streams may share a channel. All methods must be called from one thread, which may advance many streams in
+    turn.
 
     Args:
         channel: from `common.rpc.channels.connect`.
-        origin: who sends; part of every message.
+        origin: the sender; part of every message.
         coding: of the features: "fp32", "fp16", "bf16" or "uint8".
-        window: batches that may be unacknowledged, and are kept for resending; the server may allow fewer.
-        deadline: seconds from now within which all must be done.
-        batches: how many will be sent, so that the server can tell what is missing; 0: unknown.
+        window: batches that may be unacknowledged and are kept for resending; the server may allow fewer.
+        deadline: seconds from now for the whole stream.
+        batches: how many will be sent, from which the server computes what is missing; 0: unknown.
     """
 
     def __init__(
@@ -78,13 +80,12 @@ class FeatureStream:
         self._method = channel.stream_stream(TRAIN)
         self._origin, self._coding, self._window, self._batches = origin, coding, window, batches
         self._clock = _Clock(str(origin), deadline)
-        # what both threads use, under this lock
-        self._changed = Condition()
+        self._changed = Condition()  # the lock of all state below, which both threads use
         self._call: Any = None
         self._outgoing: SimpleQueue[bytes | None] = SimpleQueue()
         self._kept: dict[int, bytes] = {}  # sent and not acknowledged, by index
         self._answer: Reply | None = None  # to the last batch that was acknowledged
-        self._early: dict[int, Reply] = {}  # to what this client sent in a process before this one, not yet here
+        self._early: dict[int, Reply] = {}  # to batches that an earlier process of this client sent, not yet this one
         self._sent = 0
         self._welcome = self._ended = self._over = False
         self._failure: Exception | None = None
@@ -98,10 +99,10 @@ class FeatureStream:
         self.close()
 
     def send(self, features: Tensor, labels: Tensor) -> int:
-        """Send features (B, ...) with labels (B,); returns the batch's index.
+        """Send features (B, ...) with labels (B,); return the batch's index.
 
-        Waits while as many batches as the window allows are unacknowledged. Raises `ValueError` when the features are
-        not finite, `StreamError`.
+        Waits while as many batches as the window allows are unacknowledged. Raises `StreamError`, and `ValueError` if
+        the features are not finite.
         """
         if self._ended:
             raise ValueError(f"{self._origin}: the stream has ended")
@@ -120,11 +121,11 @@ class FeatureStream:
             return index
 
     def send_and_wait_gradient(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Send a batch and return the gradient (B, ...) of the server's loss by its features, as in split learning."""
+        """Send a batch; return the gradient (B, ...) of the server's loss by its features, as in split learning."""
         return self.wait_gradient(self.send(features, labels), features.shape)
 
     def wait_gradient(self, index: int, shape: torch.Size) -> Tensor:
-        """Return the gradient that answers batch `index`, of this shape (B, ...); it must be the last one sent."""
+        """Return the gradient for batch `index`, of this shape (B, ...); it must be the last batch sent."""
         with self._changed:
             self._wait(lambda: index not in self._kept)
             assert self._answer is not None
@@ -134,7 +135,7 @@ class FeatureStream:
         return decode(reply.ack.gradient, data, tuple(shape[1:]), shape[0])
 
     def finish(self) -> int:
-        """Say that there are no more batches and wait until the server has taken all; returns how many there were."""
+        """End the stream and wait until the server has taken all batches; return their number."""
         self._start()
         with self._changed:
             self._ended = True
@@ -144,7 +145,7 @@ class FeatureStream:
             return self._sent
 
     def close(self) -> None:
-        """Hang up; what is not acknowledged may be lost."""
+        """Close the stream; unacknowledged batches may be lost."""
         with self._changed:
             self._closed.set()
             self._outgoing.put(None)  # ends gRPC's sending thread
@@ -159,12 +160,13 @@ class FeatureStream:
             self._thread.start()
 
     def _wait(self, condition: Callable[[], bool]) -> None:
-        """Wait for what the other thread brings about; raises what ended that one."""
+        """Wait until the other thread makes the condition true; raises the error that ended that thread."""
         self._changed.wait_for(lambda: condition() or self._over)
         if self._failure is not None:
             raise self._failure
         if not condition():
-            raise StreamError(f"{self._origin}: the server hung up without {len(self._kept)} acknowledgements")
+            missing = len(self._kept)
+            raise StreamError(f"{self._origin}: the server closed the stream, {missing} acknowledgements are missing")
 
     def _run(self) -> None:
         try:
@@ -185,7 +187,7 @@ class FeatureStream:
                 self._changed.notify_all()
 
     def _open(self) -> None:
-        """Begin a stream where the server says; raises `grpc.RpcError` when it cannot be reached."""
+        """Begin a stream at the batch that the server requests; raises `grpc.RpcError` if it cannot be reached."""
         outgoing: SimpleQueue[bytes | None] = SimpleQueue()
         with self._changed:
             if self._closed.is_set():
@@ -214,7 +216,7 @@ class FeatureStream:
         self._outgoing.put(None)
 
     def _take(self, raw: bytes) -> None:
-        """Note an acknowledgement and drop what it is for."""
+        """Record an acknowledgement and drop its batch."""
         reply, data = _read_reply(raw)
         index = reply.header.index
         with self._changed:
@@ -234,8 +236,10 @@ def offload(
     coding: str = "fp32",
     deadline: float = 60.0,
 ) -> Tensor:
-    """Return the server's logits (B, classes) for features (B, ...); raises `StreamError`, and `ValueError` on a reply
-    that is none."""
+    """Return the server's logits (B, classes) for features (B, ...).
+
+    Raises `StreamError`, and `ValueError` if the reply is malformed.
+    """
     described, data = encode(features, coding)
     request = framing.join(OffloadRequest(header=origin.header(0), features=described), data)
     clock, method = _Clock(str(origin), deadline), channel.unary_unary(OFFLOAD)
@@ -249,21 +253,21 @@ def _read_reply(raw: bytes) -> Reply:
 
 
 class _Clock:
-    """Time that is left, and what to do with it when the server cannot be reached."""
+    """A deadline, and attempts to reach the server until it passes."""
 
     def __init__(self, name: str, deadline: float) -> None:
         self._name = name
         self._end = time.monotonic() + deadline
 
     def remaining(self) -> float:
-        """Seconds until the deadline; raises `StreamError` after it."""
+        """Return the seconds until the deadline; raises `StreamError` after it."""
         left = self._end - time.monotonic()
         if left <= 0:
             raise StreamError(f"{self._name}: the deadline has passed")
         return left
 
     def persist(self, attempt: Callable[[], R], sleep: Callable[[float], object] = time.sleep) -> R:
-        """Return what `attempt` returns, trying again after a pause while the connection is broken."""
+        """Return the result of `attempt`; while the connection is broken, pause and try again."""
         pause, longest = PAUSE
         for _ in range(ATTEMPTS - 1):
             try:
@@ -276,9 +280,10 @@ class _Clock:
             return attempt()
         except grpc.RpcError as error:
             self.check(error)
-            raise StreamError(f"{self._name}: no server after {ATTEMPTS} attempts: {error.details()}") from error
+            failed = f"the server could not be reached in {ATTEMPTS} attempts"
+            raise StreamError(f"{self._name}: {failed}: {error.details()}") from error
 
     def check(self, error: grpc.RpcError) -> None:
-        """Raise `StreamError` unless it is worth to try again."""
+        """Raise `StreamError` unless another attempt may succeed."""
         if error.code() not in BROKEN:
             raise StreamError(f"{self._name}: {error.code().name}: {error.details()}") from error

@@ -1,7 +1,8 @@
-"""The server's one training thread of a round: it asks the inbox for batch after batch, in an order fixed beforehand.
+"""The server's training thread of a round: it takes batches from the inbox in a fixed order.
 
-Order is (turn, client), whoever sends faster. A client that does not send its next batch in time is skipped from then
-on, so nobody waits for long for one who has stopped. The thread is done when every client has ended or is skipped.
+The order is (turn, client) and does not depend on which client sends faster. A client that does not send its next batch
+in time is skipped for the rest of the round, so a stopped client delays the round only once. The thread ends when every
+client has ended or is skipped.
 """
 
 import time
@@ -20,13 +21,13 @@ from strategies.hetero_splitee.server_model import ServerModel
 
 @dataclass
 class Trained:
-    """What a round's training came to."""
+    """The result of a round's training."""
 
     batches: dict[int, int] = field(default_factory=dict)  # by client
-    samples: dict[int, int] = field(default_factory=dict)  # by client, one of two epochs twice
-    missing: dict[int, int] = field(default_factory=dict)  # by client: batches that were expected and did not come
+    samples: dict[int, int] = field(default_factory=dict)  # by client; with two epochs every sample counts twice
+    missing: dict[int, int] = field(default_factory=dict)  # by client: expected batches that did not arrive
     loss: float = 0.0  # summed over batches
-    seconds: float = 0.0  # in training steps; the rest of the round was waiting
+    seconds: float = 0.0  # in training steps, without waiting
     error: BaseException | None = None
 
 
@@ -37,30 +38,30 @@ class Trainer:
         self, model: ServerModel, inbox: Inbox, per_epoch: Mapping[int, int], epochs: int, granularity: str,
         *, together: bool, patience: float, num_threads: int, seed: int, device: torch.device,
     ) -> None:  # fmt: skip
-        """`per_epoch`: each client's batches; `together`: step a turn's clients at once, for copies that can be."""
+        """`per_epoch`: each client's batches; `together`: step all clients of a turn at once, for a copy per client."""
         self.seed, self.device = seed, device
         self.model, self.inbox, self.together, self.patience = model, inbox, together, patience
         self.turns = turns(per_epoch, epochs, granularity)
         self.num_threads = num_threads
         self.result = Trained(dict.fromkeys(sorted(per_epoch), 0), dict.fromkeys(sorted(per_epoch), 0))
         self.result.missing = {client: epochs * number for client, number in sorted(per_epoch.items())}
-        self.gone: set[int] = set()
+        self.skipped: set[int] = set()
         self.thread = Thread(target=self._run, name="split-trainer", daemon=True)
 
     def start(self) -> "Trainer":
-        """Begin; returns itself."""
+        """Start the thread; return the trainer."""
         self.thread.start()
         return self
 
     def finish(self) -> Trained:
-        """Wait until everything that came was trained on; raises what the training raised."""
+        """Wait until all batches that arrived are trained on; raises the error of the training thread."""
         self.thread.join()
         if self.result.error:
             raise self.result.error
         return self.result
 
     def stop(self) -> None:
-        """Give the round up."""
+        """Abort the round."""
         self.inbox.close()
         self.thread.join()
 
@@ -68,9 +69,9 @@ class Trainer:
         try:
             with threads(self.num_threads):
                 for clients in self.turns:
-                    self._turn([client for client in clients if client not in self.gone])
-                for client in self.result.batches:  # a device's data may have grown since it told their number
-                    while client not in self.gone:
+                    self._turn([client for client in clients if client not in self.skipped])
+                for client in self.result.batches:  # a device's data may have grown since it announced their number
+                    while client not in self.skipped:
                         self._turn([client])
         except Closed:
             pass
@@ -93,7 +94,7 @@ class Trainer:
             else:
                 if batch is Missing.ENDED:
                     self.result.missing[client] = 0
-                self.gone.add(client)
+                self.skipped.add(client)
         return taken
 
     def _step(self, taken: Mapping[int, Batch]) -> None:

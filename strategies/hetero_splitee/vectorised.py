@@ -1,6 +1,6 @@
 """Several copies of the same layers trained at once, each on its own batch: many small kernels become few large ones.
 
-Milliseconds per step of 4 copies with batches of 32 on one CPU thread, one after another against together:
+Milliseconds per step of 4 copies with batches of 32 on one CPU thread, one after another and together:
 
     lenet        8x8    cut 1      3.2     4.0
     resnet_slim  8x8    cut 2     14.4    18.2
@@ -9,7 +9,7 @@ Milliseconds per step of 4 copies with batches of 32 on one CPU thread, one afte
     resnet18     32x32  cut 7    573    1059
 
 A CPU thread gains nothing from larger kernels, and a convolution with a weight per copy costs it more than several
-convolutions: "auto" trains together on a GPU only, where launching kernels is what a small copy's step waits for.
+convolutions: "auto" trains together on a GPU only, where kernel launches dominate the step of a small copy.
 """
 
 from collections.abc import Sequence
@@ -23,18 +23,18 @@ from strategies.hetero_splitee.learner import Learner, Sgd, StepResult
 
 
 def train_together(
-    learners: Sequence[Learner], sgd: Sgd, features: Tensor, labels: Tensor, *, wanted: bool
+    learners: Sequence[Learner], sgd: Sgd, features: Tensor, labels: Tensor, *, return_gradient: bool
 ) -> list[StepResult]:
-    """Do what `train_step` does with each of K learners of the same cut, up to rounding.
+    """Apply `train_step` to each of K learners of the same cut, up to rounding.
 
     Args:
-        learners: K copies; all of each is trained.
+        learners: K copies, which are trained whole.
         sgd: the optimiser.
         features: (K, B, ...) smashed data, detached.
         labels: (K, B) int64.
-        wanted: return the gradients of the features, too.
+        return_gradient: return the gradients of the features, too.
     """
-    features = features.detach().requires_grad_(wanted)
+    features = features.detach().requires_grad_(return_gradient)
     networks = [learner.network for learner in learners]
     weights, buffers = stack_module_state(networks)
 

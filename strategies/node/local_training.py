@@ -4,19 +4,13 @@ A method's client half is a `LocalMethod`; the node's host calls `train` for eac
 the method. State comes in with the job and goes out with the outcome.
 """
 
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.config import RunConfig
 from common.data.batches import batches
-from common.data.clients import ClientData
 from common.devices import autocast
 from common.networks import EarlyExitNetwork
 from common.objectives import Loss, make_objective
@@ -24,88 +18,10 @@ from common.objectives.base import Objective
 from common.seeding import derive_seed, generator, seed_global
 from common.storage.client_store import ClientState
 from common.storage.model_file import FILE, ModelInfo, save_model
-from common.weights.flat import FlatModel, FlatState, Layout, StateDict
+from common.weights.flat import FlatState
+from strategies.method import Job, Outcome
 
 OBJECTIVE = "objective.{}."  # prefix of the local objective's state for so many exits in the client's store
-
-
-def everything(key: str) -> bool:
-    """Every key travels."""
-    return True
-
-
-@dataclass
-class Job:
-    """One client's work in one round. The model already holds the weights to start from."""
-
-    client: int
-    part: int
-    round: int
-    config: RunConfig
-    model: FlatModel[EarlyExitNetwork]
-    device: torch.device
-    data: Callable[[], ClientData]  # called only by who needs them
-    round_values: Mapping[str, Any] = field(default_factory=dict)  # the order's plain values
-    client_values: Mapping[str, Any] = field(default_factory=dict)  # the task's plain values
-    client_arrays: Mapping[str, np.ndarray] = field(default_factory=dict)  # the task's arrays
-    kept: ClientState = field(default_factory=ClientState)  # what this client kept from its last committed round
-    travels: Callable[[str], bool] = everything  # which keys of the model the server averages
-    initial: Callable[[], StateDict] = dict  # the model as the run's seed makes it
-    states: Mapping[str, FlatState] = field(default_factory=dict)  # all that the message carries, by name
-
-    @property
-    def upload_layout(self) -> Layout:
-        """Keys and shapes of what this client uploads."""
-        return self.model.upload_layout.only(self.travels)
-
-    def stored(self, prefix: str) -> StateDict:
-        """Return the kept tensors below a prefix, without it."""
-        tensors = self.kept.tensors.items()
-        return {key.removeprefix(prefix): value for key, value in tensors if key.startswith(prefix)}
-
-    @cached_property
-    def x(self) -> Tensor:
-        """Normalised training images (N, C, H, W), on the device."""
-        return self.data().x
-
-    @cached_property
-    def y(self) -> Tensor:
-        """Their labels (N,), int64."""
-        return self.data().y
-
-
-@dataclass
-class Outcome:
-    """What a job gave: the trained state, metrics, arrays for the server, and what the client keeps."""
-
-    state: FlatState | None
-    metrics: dict[str, float] = field(default_factory=dict)
-    client_arrays: dict[str, np.ndarray] = field(default_factory=dict)
-    kept: ClientState | None = None
-
-
-class LocalMethod(Protocol):
-    """A method's client half."""
-
-    def load(self, job: Job, state: FlatState) -> None:
-        """Put the weights to start from into the job's model; `state` is what the server sent."""
-        ...
-
-    def steps(self, job: Job) -> Generator[None, None, Outcome]:
-        """Train one client for one round; at every `yield` the node may go on with another client."""
-        ...
-
-    def personalise(self, job: Job) -> None:
-        """Turn the loaded model into the one that this client would use, before it is evaluated or delivered."""
-        ...
-
-    def network(self, job: Job) -> EarlyExitNetwork:
-        """Return the network that this client evaluates, made of the personalised model."""
-        ...
-
-    def store(self, job: Job, folder: Path, info: ModelInfo) -> None:
-        """Write the personalised model for inference without a server."""
-        ...
 
 
 class LocalTraining:
@@ -134,11 +50,11 @@ class LocalTraining:
 
     def network(self, job: Job) -> EarlyExitNetwork:
         """Return the model's."""
-        return job.model.module
+        return job.network
 
     def store(self, job: Job, folder: Path, info: ModelInfo) -> None:
         """Write a bundle."""
-        save_model(folder / FILE, job.model.module.state_dict(), info)
+        save_model(folder / FILE, job.network.state_dict(), info)
 
     def steps(self, job: Job) -> Generator[None, None, Outcome]:
         """Train one client for one round, in one go."""
@@ -151,7 +67,7 @@ class LocalTraining:
 
     def remembered_objective(self, job: Job) -> Objective:
         """Return the local loss as the client's last round left it, at another depth a new one."""
-        exits = len(job.model.module.exit_positions)
+        exits = len(job.network.exit_positions)
         objective = self.objective(job, exits)
         if kept := job.stored(OBJECTIVE.format(exits)):
             objective.load_state_dict(kept)
@@ -161,7 +77,7 @@ class LocalTraining:
         """Train one client for one round."""
         objective = self.remembered_objective(job)
         loss = self.local_epochs(job, objective)
-        prefix = OBJECTIVE.format(len(job.model.module.exit_positions))
+        prefix = OBJECTIVE.format(len(job.network.exit_positions))
         kept = {prefix + key: value for key, value in objective.state_dict().items()}
         metrics = {} if loss is None else {"loss": loss}
         outcome = Outcome(job.model.read(job.upload_layout), metrics, {}, ClientState(kept) if kept else None)
@@ -174,7 +90,7 @@ class LocalTraining:
 
         `purpose` seeds the order of the batches, so that two phases of a round see different ones.
         """
-        section, network, lr = job.config.train, job.model.module, float(job.round_values["lr"])
+        section, network, lr = job.config.train, job.network, float(job.round_values["lr"])
         optimizer = torch.optim.SGD([leaf], lr=lr, momentum=section.momentum, weight_decay=section.weight_decay)
         source = generator(job.config.run.seed, purpose, job.round, job.client)
         # dropout draws from the global state, which a worker's clients share

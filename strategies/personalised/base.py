@@ -17,8 +17,8 @@ from common.seeding import generator
 from common.settings import Settings, one_of
 from common.storage.client_store import ClientState
 from common.weights.flat import FlatState
-from strategies.engine.strategy import EarlyExitStrategy
-from strategies.node.local_training import Job, LocalTraining, Outcome
+from strategies.method import Job, Outcome
+from strategies.node.local_training import LocalTraining
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 OWN = "own."  # prefix of the client's part of the network in its store
@@ -53,12 +53,6 @@ def backbone(config: RunConfig, key: str) -> bool:
     """Return whether a key is averaged where heads are personal."""
     settings = config.of(PersonalSettings)
     return not is_head(key) and (settings.batchnorm == "averaged" or not is_statistic(key))
-
-
-class PersonalStrategy(EarlyExitStrategy):
-    """Averages what travels; every client ends with a network of its own."""
-
-    personal = True
 
 
 class PersonalTraining(LocalTraining):

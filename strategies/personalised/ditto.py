@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from common.settings import Settings, at_least
 from common.storage.client_store import ClientState
 from common.weights.flat import FlatState
-from strategies.baselines.fedprox import Proximal
-from strategies.node.local_training import Job, Outcome
-from strategies.personalised.base import OWN, PersonalStrategy
-from strategies.registry import Method
+from strategies.engine.strategy import EarlyExitStrategy
+from strategies.method import Job, Method, Outcome
+from strategies.node.proximal import Proximal
+from strategies.personalised.base import OWN
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,8 @@ class DittoSettings(Settings):
         return at_least(self, pull=0.0, epochs=0)
 
 
-class Ditto(PersonalStrategy):
+class Ditto(EarlyExitStrategy):
     """Average everything; the personal networks stay with the clients."""
-
-    name = "ditto"
 
 
 class DittoLocal(Proximal):
@@ -61,4 +59,4 @@ class DittoLocal(Proximal):
         job.model.load_dict({**self.server.state_dict(), **job.stored(OWN)})
 
 
-METHOD = Method(Ditto, DittoLocal)
+METHOD = Method("ditto", Ditto, DittoLocal, (DittoSettings,), personal=True)

@@ -4,14 +4,13 @@ The rounds are EEFL's; `personal.finetune-epochs` of the local objective follow 
 plainest of all personalised methods, and a strong one (Cheng et al., arXiv 2108.07313).
 """
 
-from strategies.personalised.base import FineTuning, PersonalStrategy
-from strategies.registry import Method
+from strategies.engine.strategy import EarlyExitStrategy
+from strategies.method import Method
+from strategies.personalised.base import FineTuning, PersonalSettings
 
 
-class FineTunedFedAvg(PersonalStrategy):
+class FineTunedFedAvg(EarlyExitStrategy):
     """Average everything."""
 
-    name = "fedavg_ft"
 
-
-METHOD = Method(FineTunedFedAvg, FineTuning)
+METHOD = Method("fedavg_ft", FineTunedFedAvg, FineTuning, (PersonalSettings,), personal=True)

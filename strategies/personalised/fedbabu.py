@@ -6,15 +6,13 @@
 """
 
 from common.objectives.base import Objective
-from strategies.node.local_training import Job
-from strategies.personalised.base import FineTuning, PersonalStrategy, PersonalTraining, backbone, is_head
-from strategies.registry import Method
+from strategies.engine.strategy import EarlyExitStrategy
+from strategies.method import Job, Method
+from strategies.personalised.base import FineTuning, PersonalSettings, PersonalTraining, backbone, is_head
 
 
-class FedBABU(PersonalStrategy):
+class FedBABU(EarlyExitStrategy):
     """Average the backbone."""
-
-    name = "fedbabu"
 
 
 class FedBABULocal(FineTuning, PersonalTraining):
@@ -25,4 +23,4 @@ class FedBABULocal(FineTuning, PersonalTraining):
         return self.fit(job, objective, job.model.leaf(lambda key: not is_head(key)), job.config.train.epochs)
 
 
-METHOD = Method(FedBABU, FedBABULocal, travels=backbone)
+METHOD = Method("fedbabu", FedBABU, FedBABULocal, (PersonalSettings,), personal=True, travels=backbone)

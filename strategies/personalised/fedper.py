@@ -4,14 +4,13 @@
 2. The server averages the backbones, weighted by samples; the heads never leave the client.
 """
 
-from strategies.personalised.base import PersonalStrategy, PersonalTraining, backbone
-from strategies.registry import Method
+from strategies.engine.strategy import EarlyExitStrategy
+from strategies.method import Method
+from strategies.personalised.base import PersonalSettings, PersonalTraining, backbone
 
 
-class FedPer(PersonalStrategy):
+class FedPer(EarlyExitStrategy):
     """Average the backbone."""
 
-    name = "fedper"
 
-
-METHOD = Method(FedPer, PersonalTraining, travels=backbone)
+METHOD = Method("fedper", FedPer, PersonalTraining, (PersonalSettings,), personal=True, travels=backbone)

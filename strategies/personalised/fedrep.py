@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from common.objectives.base import Objective
 from common.settings import Settings, at_least
-from strategies.node.local_training import Job
-from strategies.personalised.base import PersonalStrategy, PersonalTraining, backbone, is_head
-from strategies.registry import Method
+from strategies.engine.strategy import EarlyExitStrategy
+from strategies.method import Job, Method
+from strategies.personalised.base import PersonalSettings, PersonalTraining, backbone, is_head
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,8 @@ class FedRepSettings(Settings):
         return at_least(self, head_epochs=0)
 
 
-class FedRep(PersonalStrategy):
+class FedRep(EarlyExitStrategy):
     """Average the backbone."""
-
-    name = "fedrep"
 
 
 class FedRepLocal(PersonalTraining):
@@ -43,4 +41,4 @@ class FedRepLocal(PersonalTraining):
         return self.fit(job, objective, job.model.leaf(lambda key: not is_head(key)), job.config.train.epochs)
 
 
-METHOD = Method(FedRep, FedRepLocal, travels=backbone)
+METHOD = Method("fedrep", FedRep, FedRepLocal, (FedRepSettings, PersonalSettings), personal=True, travels=backbone)

@@ -1,21 +1,21 @@
 """Local training alone: nothing travels. What a client gains by taking part is measured against this."""
 
-from typing import Any
-
 from common.errors import UserError
-from strategies.personalised.base import PersonalStrategy, PersonalTraining
-from strategies.registry import Method
+from strategies.engine.strategy import EarlyExitStrategy
+from strategies.method import Method, Setup
+from strategies.personalised.base import PersonalSettings, PersonalTraining
 
 
-class Standalone(PersonalStrategy):
+class LocalOnly(EarlyExitStrategy):
     """Clients train when they are sampled, as in every other method, and share nothing."""
 
-    name = "local"
-
-    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        if config.network.pretrained:
+    def __init__(self, method: Method, setup: Setup) -> None:
+        if setup.config.network.pretrained:
             raise UserError("run.strategy 'local' sends no weights to the devices: leave network.pretrained empty")
-        super().__init__(config, *args, **kwargs)
+        super().__init__(method, setup)
 
 
-METHOD = Method(Standalone, PersonalTraining, travels=lambda config, key: False, robust=False)
+METHOD = Method(
+    "local", LocalOnly, PersonalTraining, (PersonalSettings,),
+    travels=lambda config, key: False, personal=True, robust=False,
+)  # fmt: skip

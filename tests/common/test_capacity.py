@@ -100,7 +100,7 @@ def test_a_declared_depth_overrides_but_must_exist():
     assert choose_depth(Capacity(memory=1, depth=3), COSTS, BATCH, 100) == Choice(3, "declared depth 3")
     for depth in (0, 4, -1):
         assert choose_depth(Capacity(depth=depth), COSTS, BATCH, 100) == Choice(
-            0, f"declared depth {depth}, but the network has tiers 1..3"
+            0, f"declared depth {depth}, but this run offers depth 1, 2, 3"
         )
 
 

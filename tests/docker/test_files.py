@@ -123,7 +123,7 @@ def test_of_what_up_starts_only_the_run_ends(names):
 
 
 def test_the_readme_says_what_the_files_say():
-    readme = (PROJECT / "README.md").read_text()
+    readme = (DOCKER / "README.md").read_text()
     typed = [
         line.removeprefix("#   ")
         for file in FILES

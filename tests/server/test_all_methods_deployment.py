@@ -1,4 +1,4 @@
-"""The four methods on four unequal devices with keys, under TLS, one after another on one server; one on real hosts."""
+"""The four methods on four unequal devices with keys and TLS, one after another on one server; one between hosts."""
 
 import json
 from collections.abc import Iterator
@@ -32,17 +32,17 @@ IMAGES = 20
 
 @pytest.fixture(scope="module")
 def field(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
-    """A server that takes registered keys only; the last device was added, and its key registered, while it ran."""
+    """A server that accepts registered keys only; the last device's key was registered while the server ran."""
     field = Field(tmp_path_factory.mktemp("field"), dict(list(DEVICES.items())[:3]), keys=True)
     try:
         field.serve()
         field.capacities |= DEVICES
         field.make_certificates("device-3")
-        told = field.machines.run(
+        registered = field.machines.run(
             "server", "register", "--superlink", f"{field.address}:{field.machines.port}",
             "--state", str(field.machines.folder / "server"), "--certificates", str(field.certificates),
         )  # fmt: skip
-        assert (told.returncode, told.stdout.strip()) == (0, "new: device-3"), told.stderr
+        assert (registered.returncode, registered.stdout) == (0, "registered: device-3\n"), registered.stderr
         for name in DEVICES:
             field.join(name)
         yield field
@@ -51,13 +51,13 @@ def field(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
 
 
 def assert_all_took_part(folder: Path, rounds: int = 2, devices: int = 4) -> None:
-    told = assert_whole(folder, rounds)
-    assert [trained(round_) for round_ in told] == [devices] * rounds
-    assert all(len(round_["clients"]) == devices and not round_["failures"] for round_ in told)  # a part for each
+    counted = assert_whole(folder, rounds)
+    assert [trained(round_) for round_ in counted] == [devices] * rounds
+    assert all(len(round_["clients"]) == devices and not round_["failures"] for round_ in counted)  # a part for each
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_two_rounds_on_four_unequal_devices(field, method):
+def test_method_trains_on_four_unequal_devices(field, method):
     folder = field.submit(method, f"run.strategy={method}", *RUN, *METHODS[method])
     field.completes(method)
     assert_all_took_part(folder)
@@ -66,7 +66,7 @@ def test_two_rounds_on_four_unequal_devices(field, method):
         assert load_model(stored).run == method
 
 
-def test_distree_trains_delivers_and_the_devices_answer(field, tmp_path):
+def test_distree_trains_and_its_devices_answer(field, tmp_path):
     teacher = tmp_path / "teacher"
     assert main(["teacher", "--out", str(teacher), "--epochs", "2", *settings(*NETWORK)]) == 0
     folder = field.submit(
@@ -75,7 +75,7 @@ def test_distree_trains_delivers_and_the_devices_answer(field, tmp_path):
     )  # fmt: skip
     field.completes("distree")
     assert_all_took_part(folder)
-    token, asked = tmp_path / "token", list[str]()
+    token, devices = tmp_path / "token", list[str]()
     for number, name in enumerate(DEVICES, start=1):
         delivered = student_file(Path(), number).name
         (student,) = (field.machines.folder / name / "distree").rglob(delivered)
@@ -87,11 +87,11 @@ def test_distree_trains_delivers_and_the_devices_answer(field, tmp_path):
         )  # fmt: skip
         field.machines.wait_for(f"student-{number}", "answers at", PATIENCE)
         address = field.machines.log(f"student-{number}").read_text().splitlines()[0].split()[-1]
-        asked += ["--student", f"{number}={address}", "--certificate", f"{number}={keys / CERTIFICATE}"]
+        devices += ["--student", f"{number}={address}", "--certificate", f"{number}={keys / CERTIFICATE}"]
     answers = tmp_path / "answers.json"
     done = field.machines.run(
         "server", "infer", "--model", str(folder / "final"), "--token-file", str(token), "--dataset", "digits",
-        "--limit", str(IMAGES), "--deadline", "60", "--json", str(answers), *asked,
+        "--limit", str(IMAGES), "--deadline", "60", "--json", str(answers), *devices,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     images = json.loads(answers.read_text())["images"]
@@ -101,7 +101,7 @@ def test_distree_trains_delivers_and_the_devices_answer(field, tmp_path):
 
 
 @pytest.mark.skipif(bool(namespaces_available()), reason=namespaces_available())
-def test_two_rounds_between_hosts_with_delay_and_loss(tmp_path):
+def test_darkdistill_trains_over_links_with_delay_and_loss(tmp_path):
     devices = dict(list(DEVICES.items())[:2])
     with ExitStack() as stack:
         hosts = stack.enter_context(network(["server", *devices]))

@@ -1,4 +1,4 @@
-"""The ServerApp refuses what cannot work before anything starts, and a run that failed raises."""
+"""The ServerApp refuses wrong configurations before anything starts, and raises if a run fails."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from common.flower.local_grid import LocalGrid
 from server.app import app, prepare
 from strategies.callbacks.run_folder import read_events
 from strategies.callbacks.tensorboard import TensorBoard
-from strategies.engine.strategy import QuorumError
+from strategies.engine.rounds import QuorumError
 
 
 @pytest.fixture
@@ -27,10 +27,10 @@ def start(settings: dict[str, Value], client: Any = client_app) -> None:
 
 
 def never(message: Any, context: Any) -> Any:
-    raise AssertionError("a client was asked")
+    raise AssertionError("a client got a message")
 
 
-def test_all_mistakes_are_told_at_once_before_anything_starts(settings, flower_log):
+def test_app_reports_all_mistakes_before_anything_starts(settings, flower_log):
     wrong = {
         "run.rounds": 0, "train.lr": "fast", "clients.per-round": 7, "round.quorum": 1.5, "darkdistill.matcher": "best",
         "clients.devise": "cpu", "server.device": "tpu",
@@ -48,7 +48,7 @@ def test_all_mistakes_are_told_at_once_before_anything_starts(settings, flower_l
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"data.name": "cifar10", "data.root": "/nowhere/cifar10"}, "/nowhere/cifar10"),
         ({"run.strategy": "magic"}, "run.strategy 'magic' is unknown"),
@@ -58,16 +58,16 @@ def test_all_mistakes_are_told_at_once_before_anything_starts(settings, flower_l
         ({"run.resume": "/nowhere"}, "run.resume: /nowhere is no run folder"),
     ],
 )
-def test_what_is_missing_is_told_in_one_line_before_anything_starts(settings, flower_log, changes, told):
+def test_app_reports_one_mistake_in_one_line(settings, flower_log, changes, message):
     with pytest.raises(UserError) as caught:
         start({**settings, **changes}, never)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert str(caught.value) in flower_log
     assert not Path(settings["run.root"]).exists()
 
 
-def test_a_run_with_too_few_answers_raises_and_its_folder_says_so(settings):
+def test_app_raises_and_records_a_missed_quorum(settings):
     failing = {0, 1, 2, 3}
 
     def client(message: Any, context: Any) -> Any:
@@ -83,7 +83,7 @@ def test_a_run_with_too_few_answers_raises_and_its_folder_says_so(settings):
     assert [event["event"] for event in events] == ["start", "end"]
     assert "2 of 6 clients answered" in events[-1]["failure"]
     assert not (folder / "final").exists()
-    # and it can be continued when they are back
+    # the run can be resumed when the clients are back
     failing.clear()
     resumed = prepare({"run.resume": str(folder)})
     resumed.start(grid)
@@ -91,13 +91,13 @@ def test_a_run_with_too_few_answers_raises_and_its_folder_says_so(settings):
     assert read_events(folder / "metrics.jsonl")[-1]["failure"] == ""
 
 
-def test_a_run_without_a_name_gets_one_of_its_method_and_time(settings):
+def test_app_names_a_run_after_its_method_and_time(settings):
     strategy = prepare({**settings, "run.name": ""})
     assert strategy.config.run.name.startswith("eefl-2")
     assert [path.name for path in Path(settings["run.root"]).iterdir()] == [strategy.config.run.name]
 
 
-def test_tensorboard_only_on_request(settings):
+def test_app_writes_tensorboard_events_only_on_request(settings):
     pytest.importorskip("tensorboard")
     kinds = [type(c) for c in prepare({**settings, "run.tensorboard": True}).callbacks]
     assert kinds[-1] is TensorBoard

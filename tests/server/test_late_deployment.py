@@ -1,4 +1,4 @@
-"""Real processes: a device that stands still beyond the deadline and then answers, seen from outside as it happens."""
+"""Real processes: a device that stops beyond the deadline and then answers, observed in metrics and logs."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def rounds(metrics: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow  # tests/strategies/engine/test_late.py is quick
-def test_a_device_that_stands_still_counts_late(deployment: Deployment) -> None:
+def test_stopped_device_counts_as_late(deployment: Deployment) -> None:
     port, metrics = free_port(), deployment.folder / "runs" / "late" / "metrics.jsonl"
     run_id = deployment.run({
         "run.name": "late", "run.strategy": "eefl", "run.rounds": 6, "run.metrics-port": port, "run.log-format": "json",
@@ -42,14 +42,14 @@ def test_a_device_that_stands_still_counts_late(deployment: Deployment) -> None:
         "round.staleness": 0.5, "data.limit": 300, "network.name": "lenet", "server.evaluate-every": 0,
     })  # fmt: skip
     wait_until(lambda: len(rounds(metrics)) >= 1, 120, "no round ended")
-    standing = deployment.processes["node-1"].pid
-    os.killpg(standing, signal.SIGSTOP)
+    stopped = deployment.processes["node-1"].pid
+    os.killpg(stopped, signal.SIGSTOP)
     try:
         wait_until(lambda: any(event["failures"] for event in rounds(metrics)), 120, "no round missed the device")
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-            seen = answer.read().decode()
+            exposed = answer.read().decode()
     finally:
-        os.killpg(standing, signal.SIGCONT)
+        os.killpg(stopped, signal.SIGCONT)
     status, details = deployment.wait(run_id, 300)
     assert status == "finished:completed", details
     events = rounds(metrics)
@@ -61,8 +61,8 @@ def test_a_device_that_stands_still_counts_late(deployment: Deployment) -> None:
     )
     assert all(event["clients"] == {"1": 1} for event in events[missed : late + 1])
     assert events[-1]["clients"] == {"1": 1, "2": 1}
-    assert 'earlybloom_clients_total{outcome="failed"} 1.0' in seen
-    devices = told("".join(path.read_text(errors="replace") for path in deployment.folder.glob("node-*.log")))
+    assert 'earlybloom_clients_total{outcome="failed"} 1.0' in exposed
+    devices = json_lines("".join(path.read_text(errors="replace") for path in deployment.folder.glob("node-*.log")))
     assert len({line["node"] for line in devices}) == 2
     assert {line["run"] for line in devices} == {"late"}
     assert {line["round"] for line in devices} == set(range(7))  # 0 is the query
@@ -70,12 +70,12 @@ def test_a_device_that_stands_still_counts_late(deployment: Deployment) -> None:
         ["flwr", "log", run_id, "dep", "--show"], env=deployment.env, cwd=deployment.home, capture_output=True,
         text=True, check=True,
     )  # fmt: skip
-    server = [line for line in told(shown.stdout) if "answered round" in line["message"]]
+    server = [line for line in json_lines(shown.stdout) if "answered round" in line["message"]]
     assert [(line["run"], line["round"], line["node"]) for line in server] == [
         ("late", events[late]["round"], "server")
     ]
 
 
-def told(text: str) -> list[dict[str, Any]]:
-    """Return the lines that are JSON; Flower's own processes write text."""
+def json_lines(text: str) -> list[dict[str, Any]]:
+    """Return the JSON lines; Flower's own processes also write text."""
     return [json.loads(line) for line in text.splitlines() if line.startswith('{"time"')]

@@ -1,4 +1,4 @@
-"""Personal networks in truth: on SuperNodes that are killed and come back, on Ray, and after the server was killed."""
+"""Personal networks with real processes: on Ray, and on SuperNodes and a server that are killed and come back."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,14 +21,14 @@ from strategies.engine.strategy import EarlyExitStrategy
 from tests.support.deployment import Deployment, launched, wait_until
 from tests.support.killing import NODES, rounds, run_and_kill
 
-# Networks of unequal depth, and teachers across depths: every way by which one client's head reaches another.
+# Unequal depths, and teachers across depths: every way in which one client's head reaches another client.
 DEPTHS = (4, 2, 4)
 SETTINGS: dict[str, Value] = {
     "run.strategy": "cafedistill", "run.rounds": 3, "clients.count": 3, "clients.per-round": 3, "data.limit": 240,
     "data.client-test": 0.25, "data.partitioner": "dirichlet", "cafedistill.across-depths": True,
     "cafedistill.alpha": 5.0,
 }  # fmt: skip
-# The deadline is for a busy machine: that a node is dead, Flower tells within a minute.
+# The deadline is for a busy machine: Flower reports a dead node within a minute.
 DEPLOYED: dict[str, Value] = {"round.min-nodes": 3, "round.deadline": 120.0}
 Models = dict[str, tuple[dict[str, torch.Tensor], dict[str, Any]]]
 
@@ -47,8 +47,8 @@ def delivered(folder: Path) -> Models:
     return {path.parent.name: read_tensors(path) for path in folder.rglob("client-*/model.safetensors")}
 
 
-def told(metrics: Path) -> list[dict[str, Any]]:
-    """Return what the rounds brought, without what depends on the clock: seconds, and bytes up, which tell seconds."""
+def round_events(metrics: Path) -> list[dict[str, Any]]:
+    """Return the rounds' events without what depends on the clock: seconds, and bytes up, which contain seconds."""
     return [
         {key: value for key, value in event.items() if key not in ("seconds", "traffic", "failures")}
         | {"failures": list(event["failures"]), "down": event["traffic"]["down"]}
@@ -79,7 +79,7 @@ def assert_same_state(checkpoint: Path, strategy: EarlyExitStrategy) -> None:
 
 
 class Missing:
-    """The ClientApp, but for some clients in some rounds: there it fails, as a killed node does."""
+    """The ClientApp, which fails for some clients in some rounds, as a killed node does."""
 
     def __init__(self, missing: Collection[tuple[int, int]]) -> None:
         self.missing = missing  # (round, client)
@@ -109,10 +109,10 @@ class Counted(LocalGrid):
 
 
 @pytest.mark.parametrize("network", ["lenet", "convnet"])
-def test_a_client_gets_and_sends_no_more_than_with_federated_averaging(run_strategy, network):
-    """FedAvg of the same network is `eefl` when everybody holds all of it; a node has one client, as in deployment.
+def test_cafedistill_has_the_traffic_of_fedavg(run_strategy, network):
+    """FedAvg of the same network is `eefl` with all clients at full depth; a node has one client, as in deployment.
 
-    The tests with SuperNodes below show that these are the bytes of a deployment.
+    The tests with SuperNodes below show that a deployment has the same bytes.
     """
     changes = {"network.name": network, "network.width": 0, "data.limit": 48, "data.image-size": 32, "run.rounds": 3,
                "clients.count": 3, "clients.per-round": 3}  # fmt: skip
@@ -126,23 +126,23 @@ def test_a_client_gets_and_sends_no_more_than_with_federated_averaging(run_strat
     assert all(0.95 <= ratio <= 1.05 for ratio in ratios), ratios
 
 
-def test_a_killed_and_continued_run_is_the_same_run_bit_for_bit(tmp_path):
+def test_killed_and_resumed_run_gives_the_same_bits(tmp_path):
     settings: dict[str, Value] = {
         **SETTINGS, "run.root": str(tmp_path), "run.rounds": 4, "clients.count": 6, "clients.per-round": 4,
         "clients.mix": "0,0.5,0,0.5", "clients.store": str(tmp_path / "store"), "server.clients-evaluate-every": 2,
     }  # fmt: skip
     whole = run({**settings, "run.name": "whole"})
     reached: dict[str, Value] = {**settings, "run.name": "again"}
-    # a client has stored its heads but the server does not count the round; a round's checkpoint is half-written;
-    # the rounds are done but no client has its final network
+    # kill when a client has stored its heads but the server has not committed the round; when a checkpoint is half
+    # written; when the rounds are done but no client has its final network
     for moment, round_ in (("store", 2), ("checkpoint", 3), ("deliver", 4)):
         run_and_kill(reached, moment, round_)
         reached = {"run.resume": str(tmp_path / "again")}
     run(reached)
     assert_same_state(tmp_path / "again" / "checkpoints" / "round-000004.safetensors", whole)
-    lines = told(tmp_path / "whole" / "metrics.jsonl")
+    lines = round_events(tmp_path / "whole" / "metrics.jsonl")
     assert [bool(line["client_accuracy"]) for line in lines] == [False, True, False, True]
-    assert told(tmp_path / "again" / "metrics.jsonl") == lines
+    assert round_events(tmp_path / "again" / "metrics.jsonl") == lines
     one, two = (ClientStore(tmp_path / "store", name) for name in ("whole", "again"))
     for client, version in whole.committed.items():
         kept = one.load(client, version).tensors
@@ -159,12 +159,16 @@ def test_ray_gives_the_personal_networks_of_one_process(tmp_path):
     folder = tmp_path / "runs" / "ray"
     assert f"report: {folder / 'report.html'}" in done.stdout
     assert "<h2>On the clients</h2>" in (folder / "report.html").read_text()
-    assert not (folder / "final").exists()  # the final networks are the clients'
+    assert not (folder / "final").exists()  # the final networks are with the clients
     local = {"run.name": "local", "run.root": str(tmp_path / "runs"), "clients.store": str(tmp_path / "store")}
     strategy = run({**settings, **local})
     assert_same_state(folder / "checkpoints" / "round-000003.safetensors", strategy)
-    assert len({strategy.committed.get(client, 0) for client in range(5)}) > 1  # some sat out the last round
-    evaluated = [told(tmp_path / "runs" / name / "metrics.jsonl")[-1]["client_accuracy"] for name in ("ray", "local")]
+    assert (
+        len({strategy.committed.get(client, 0) for client in range(5)}) > 1
+    )  # some clients did not take part in the last round
+    evaluated = [
+        round_events(tmp_path / "runs" / name / "metrics.jsonl")[-1]["client_accuracy"] for name in ("ray", "local")
+    ]
     assert evaluated[0]["clients"] == 5
     assert evaluated[0] == evaluated[1]
     assert_same_models(delivered(tmp_path / ".cache" / "clients"), delivered(tmp_path / "store"), clients=5)
@@ -183,28 +187,29 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 
 
 def start_device(deployment: Deployment, client: int) -> None:
-    """Start a client's node, which has a disk of its own."""
+    """Start a client's node with its own disk."""
     disk = deployment.folder / f"disk-{client}"
     deployment.node(f"node-{client}", f'client-id={client} depth={DEPTHS[client]} state="{disk}"')
 
 
 def assert_completes(deployment: Deployment, run_id: str, folder: Path) -> None:
-    # Flower is asked at the end only: each question is a process that takes computing time from the nodes
-    ended = "the run did not end"
-    wait_until(lambda: any(e["event"] == "end" for e in read_events(folder / "metrics.jsonl")), 500, ended)
+    # query Flower only at the end: each query is a process that takes computing time from the nodes
+    wait_until(
+        lambda: any(e["event"] == "end" for e in read_events(folder / "metrics.jsonl")), 500, "the run did not end"
+    )
     status, details = deployment.wait(run_id, 60)
     assert status == "finished:completed", details
 
 
 def assert_like_one_process(deployment: Deployment, settings: Mapping[str, Value], folder: Path) -> None:
-    """Compare a run, bit for bit, with one in this process in which the same clients answer."""
+    """Compare a run, bit for bit, with a run in this process in which the same clients answer."""
     name = str(settings["run.name"])
-    lines = told(deployment.folder / "runs" / name / "metrics.jsonl")
+    lines = round_events(deployment.folder / "runs" / name / "metrics.jsonl")
     missing = {(line["round"], int(client)) for line in lines for client in line["failures"]}
     nodes = [{"client-id": c, "depth": d, "state": str(folder / f"disk-{c}")} for c, d in enumerate(DEPTHS)]
     strategy = run(settings, nodes, Missing(missing))
     assert any(known.teachers for known in strategy.known.values())
-    assert told(runs_root("") / name / "metrics.jsonl") == lines  # accuracies on the clients and bytes among them
+    assert round_events(runs_root("") / name / "metrics.jsonl") == lines  # including client accuracies and bytes
     last = f"round-{strategy.config.run.rounds:06d}.safetensors"
     assert_same_state(deployment.folder / "runs" / name / "checkpoints" / last, strategy)
     disks = [delivered(f / f"disk-{client}" / name) for f in (deployment.folder, folder) for client in range(3)]
@@ -224,16 +229,16 @@ def test_personal_heads_survive_a_restart_of_their_node(deployment: Deployment, 
     deployment.kill("node-0")
     start_device(deployment, 0)
     assert_completes(deployment, run_id, folder)
-    assert deployment.nodes() == len(DEPTHS) + 1  # for Flower, the node that came back is another one
+    assert deployment.nodes() == len(DEPTHS) + 1  # for Flower the restarted node is a new one
     _, values = read_tensors(folder / "checkpoints" / "round-000003.safetensors")
-    assert values["committed"]["0"] == 3  # the client took part again, from the heads that it had kept
+    assert values["committed"]["0"] == 3  # the client took part again, with the heads it had kept
     assert_like_one_process(deployment, settings, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.deployment
 @pytest.mark.timeout(900)
-def test_a_run_whose_server_and_a_node_were_killed_is_resumed(deployment: Deployment, tmp_path: Path) -> None:
+def test_run_of_a_killed_server_and_node_can_be_resumed(deployment: Deployment, tmp_path: Path) -> None:
     settings = {**SETTINGS, **DEPLOYED, "run.name": "resumed"}
     deployment.run(settings)
     folder = deployment.folder / "runs" / "resumed"

@@ -1,4 +1,4 @@
-"""TLS, device keys and the proxy, with real processes: who may join, and what passes."""
+"""TLS, device keys and the proxy with real processes: which devices may join, and which requests pass."""
 
 import shutil
 import ssl
@@ -13,15 +13,15 @@ import pytest
 from common.flower.processes import PROJECT, end, free_port, wait_for_port
 from common.rpc.credentials import make_credentials
 from strategies.callbacks.run_folder import read_events
+from tests.support.field import JOINED, READY
 from tests.support.machines import Machines, settings
 
 pytestmark = [pytest.mark.deployment, pytest.mark.timeout(600)]
-JOINED = "SuperNode ID:"
 
 
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
-    """A server that takes only devices whose keys it has: device-0 and device-1."""
+    """A server that accepts only registered keys: those of device-0 and device-1."""
     machines = Machines(tmp_path_factory.mktemp("machines"))
     make_credentials(machines.folder / "certificates", ["127.0.0.1"], ["device-0", "device-1"])
     try:
@@ -30,7 +30,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
             "--certificates", str(machines.folder / "certificates"), "--require-node-keys",
             "--state", str(machines.folder / "server"),
         )  # fmt: skip
-        machines.wait_for("server", "then, here:")
+        machines.wait_for("server", READY)
         yield machines
     finally:
         machines.close()
@@ -38,7 +38,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
 
 @pytest.fixture(scope="module")
 def proxy(machines: Machines) -> Iterator[int]:
-    """The port of nginx with the shipped configuration before the server."""
+    """Port of nginx in front of the server, with the shipped configuration."""
     if not shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"):
         pytest.skip("nginx is not installed")
     port, scratch = free_port(), machines.folder
@@ -67,7 +67,7 @@ def device(machines: Machines, name: str, folder: Path, port: int, *more: str) -
     ]  # fmt: skip
 
 
-def test_a_device_without_a_registered_key_is_refused(machines, tmp_path):
+def test_device_with_unregistered_key_is_refused(machines, tmp_path):
     make_credentials(machines.folder / "certificates", [], ["late-2"])
     folder = machines.folder / "certificates" / "devices" / "late-2"
     refused = machines.run(*device(machines, "late-2", folder, machines.port, "--patience", "0"))
@@ -75,17 +75,17 @@ def test_a_device_without_a_registered_key_is_refused(machines, tmp_path):
     assert "does not take this device" in refused.stderr
     assert JOINED not in refused.stdout + refused.stderr
 
-    told = machines.run(
+    registered = machines.run(
         "server", "register", "--superlink", f"127.0.0.1:{machines.port}", "--state", str(machines.folder / "server"),
         "--certificates", str(machines.folder / "certificates"),
     )  # fmt: skip
-    assert (told.returncode, told.stdout.strip()) == (0, "new: late-2"), told.stderr
+    assert (registered.returncode, registered.stdout) == (0, "registered: late-2\n"), registered.stderr
     machines.start("late-2", *device(machines, "late-2", folder, machines.port))
     machines.wait_for("late-2", JOINED)
     assert machines.stop("late-2") == 0
 
 
-def test_a_device_without_a_key_is_refused(machines, tmp_path):
+def test_device_without_a_key_is_refused(machines, tmp_path):
     shutil.copy(machines.folder / "certificates" / "ca.pem", tmp_path)
     refused = machines.run(*device(machines, "none-3", tmp_path, machines.port, "--patience", "0"))
     assert refused.returncode == 2
@@ -93,14 +93,14 @@ def test_a_device_without_a_key_is_refused(machines, tmp_path):
     assert JOINED not in refused.stdout + refused.stderr
 
 
-def test_a_device_that_trusts_another_authority_does_not_speak_to_the_server(machines, tmp_path):
+def test_device_refuses_a_server_of_another_authority(machines, tmp_path):
     make_credentials(tmp_path, ["127.0.0.1"], ["device-0"])
     refused = machines.run(*device(machines, "device-0", tmp_path / "devices" / "device-0", machines.port))
     assert refused.returncode == 2
     assert f"127.0.0.1:{machines.port} is not vouched for by {tmp_path}" in refused.stderr
 
 
-def test_only_fleet_paths_pass_the_proxy(machines, proxy):
+def test_proxy_passes_only_fleet_paths(machines, proxy):
     context = ssl.create_default_context(cafile=machines.folder / "certificates" / "ca.pem")
 
     def answer(path: str, port: int) -> int:
@@ -117,12 +117,12 @@ def test_only_fleet_paths_pass_the_proxy(machines, proxy):
         "//v1/control/list-runs", "/v1/fleet/",
     ]  # fmt: skip
     assert {path: answer(path, proxy) for path in outside} == dict.fromkeys(outside, 403)
-    assert answer("/v1/control/list-runs", machines.port) != 403  # the server itself would answer
+    assert answer("/v1/control/list-runs", machines.port) != 403  # the server itself answers
     no_protobuf = {answer("/v1/fleet/pull-messages", port) for port in (proxy, machines.port)}
     assert no_protobuf == {415}
 
 
-def test_a_submission_through_the_proxy_is_refused(machines, proxy):
+def test_proxy_refuses_a_submission(machines, proxy):
     refused = machines.run(
         "server", "submit", "--superlink", f"127.0.0.1:{proxy}", "--state", str(machines.folder / "stranger"),
         "--root-certificates", str(machines.folder / "certificates" / "ca.pem"), *settings("run.name=evil"),

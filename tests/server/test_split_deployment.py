@@ -1,4 +1,4 @@
-"""Split training in truth: streams from Ray's workers, and from SuperNodes over TLS."""
+"""Split training with real processes: streams from Ray's workers, and from SuperNodes over TLS."""
 
 import tomllib
 from pathlib import Path
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.deployment, pytest.mark.timeout(600)]
 
 
 def in_this_process(settings: dict[str, Value], folder: Path, nodes: list[dict[str, object]]) -> EarlyExitStrategy:
-    """Run the same here, on nodes that stream at the same time."""
+    """Run the same settings here, on nodes that stream at the same time."""
     local = {"run.name": "local", "run.root": str(folder / "runs"), "clients.store": str(folder / "store")}
     strategy = prepare({**settings, **local})
     strategy.start(LocalGrid(app, nodes, concurrent=True))
@@ -32,7 +32,7 @@ def in_this_process(settings: dict[str, Value], folder: Path, nodes: list[dict[s
 
 
 def assert_same_run(folder: Path, strategy: EarlyExitStrategy) -> None:
-    """Compare a run's last checkpoint and what its rounds told with a run in this process."""
+    """Compare a run's last checkpoint and the metrics of its rounds with a run in this process."""
     tensors, values = read_tensors(folder / "checkpoints" / f"round-{strategy.round:06d}.safetensors")
     state, plain = strategy.state_dict()
     expected = strategy.model | {METHOD + key: value for key, value in state.items()}
@@ -48,16 +48,16 @@ def assert_same_run(folder: Path, strategy: EarlyExitStrategy) -> None:
         assert all(one["terms"][key] == two["terms"][key] for key in ("batches", "missing", "server_loss"))
 
 
-def test_ray_streams_to_the_server_and_gives_the_bits_of_one_process(tmp_path):
+def test_ray_streams_give_the_bits_of_one_process(tmp_path):
     done = launched(tmp_path, {**SETTINGS, "run.name": "ray"})
     assert done.returncode == 0, done.stderr
     strategy = in_this_process(SETTINGS, tmp_path, [{"partition-id": 0}])
-    assert len(set(strategy.committed.values())) == 2  # some sat out the last round
+    assert len(set(strategy.committed.values())) == 2  # some clients did not take part in the last round
     assert_same_run(tmp_path / "runs" / "ray", strategy)
 
 
 @pytest.mark.slow
-def test_supernodes_stream_over_tls_and_give_the_bits_of_one_process(tmp_path):
+def test_supernodes_over_tls_give_the_bits_of_one_process(tmp_path):
     devices = [{"client-id": 0, "cut": 1}, {"client-id": 1, "cut": 4}]
     settings: dict[str, Value] = {
         **SETTINGS, "splitee.mode": "averaging", "splitee.client-sync": "prefix", "clients.count": 2,

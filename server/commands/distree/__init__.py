@@ -1,1 +1,1 @@
-"""The verbs that make, calibrate and ask DistrEE's students."""
+"""The verbs that train, calibrate and query DistrEE's students."""

@@ -1,9 +1,9 @@
-"""`python -m server calibrate`: give finished students another operating point, for what is wanted of them today.
+"""`python -m server calibrate`: give trained students another operating point.
 
-Thresholds are fitted to the validation images of the students' training, for an accuracy loss, a share of the MACs, or
-a latency, for which every exit is timed on the devices that serve. They are stored under a name beside those there are.
-Of a run's students the run's own configuration says which images those are; for others give `data.*` and `run.seed`
-as `python -m server students` was given them.
+Thresholds are fitted on the validation images of the students' training, to an accuracy loss, a share of the MACs, or a
+latency; for a latency every exit is timed on the devices that serve the students. The thresholds are stored under a
+name of their own. For students of a run, its configuration says which images those are; for students of
+`python -m server students` give the `data.*` and `run.seed` of that command.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import shlex
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from common import paths
 from common.config import RunConfig
@@ -23,6 +22,7 @@ from common.devices import deterministic, pick_device, threads
 from common.errors import UserError
 from common.settings import key
 from common.storage.client_store import NAME
+from server.commands import Verbs
 from server.commands.distree import devices
 from server.commands.distree.infer_compare import Row, show
 from server.commands.distree.students import own_split
@@ -43,60 +43,57 @@ from strategies.distree.serving.aggregator import Aggregator
 from strategies.distree.training.finish import measure
 from strategies.factory import read_config
 
-if TYPE_CHECKING:
-    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
-
-BUILT_IN = frozenset({"entropy", "last", "neighbour", "oracle", "published", "random"})  # what others compare with
+# names of the policies that others are compared with
+BUILT_IN = frozenset({"entropy", "last", "neighbour", "oracle", "published", "random"})
 READ = frozenset(
     {"clients.count", "run.seed", "server.device", "server.threads", *(key("data", f.name) for f in fields(DataConfig))}
 )
-OPTIONS = {"distree.max-accuracy-loss": "--accuracy-loss"}  # key of a run -> what says the same here
-SAME = 3e-3  # of the mean features' length: rounding on another machine stays below, other images differ by more
+OPTIONS = {"distree.max-accuracy-loss": "--accuracy-loss"}  # key of a run -> the option for it here
+SAME = 3e-3  # of the mean features' norm: rounding on another machine stays below, other images differ by more
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is wanted."""
+    """What the policies must achieve on the validation images."""
 
     option: str
-    value: float
-    """As it was given."""
-    name: str
-    """Of the policies, unless the user has another."""
-    measure: Measure | None = None
-    """What must not exceed `value`; None: the accuracy lost."""
+    value: float  # as typed
+    name: str  # default name of the policies
+    measure: Measure | None = None  # must not exceed `value`; None: the accuracy loss must not
 
     @property
     def timed(self) -> bool:
-        """Whether it is a latency, in milliseconds."""
+        """Whether the value is a latency, in milliseconds."""
         return self.measure in ("slowest_mean", "slowest_p99")
 
 
-def add_parser(verbs: "Verbs") -> None:
+def add_parser(verbs: Verbs) -> None:
     """Add this verb and its options."""
     parser = verbs.add_parser("calibrate", help="fit finished students' exits to a target", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="a finished distree run, or what `students` made")
     wanted = parser.add_mutually_exclusive_group(required=True)
-    wanted.add_argument("--accuracy-loss", type=float, metavar="LOSS", help="at most, such as 0.02: two points")
-    wanted.add_argument("--macs", type=float, metavar="SHARE", help="of what everybody at the last exit takes")
-    wanted.add_argument("--latency-ms", type=float, metavar="MS", help="on average, of the slowest device")
-    wanted.add_argument("--p99-ms", type=float, metavar="MS", help="the same, that 99 in 100 images keep")
-    parser.add_argument("--name", help="of the policies (default: the target, such as loss-0.02 or p99-8ms)")
+    wanted.add_argument("--accuracy-loss", type=float, metavar="LOSS", help="largest accuracy loss; 0.02: two points")
+    wanted.add_argument(
+        "--macs", type=float, metavar="SHARE", help="largest share of the MACs of all students up to their last exits"
+    )
+    wanted.add_argument("--latency-ms", type=float, metavar="MS", help="largest mean latency of the slowest device")
+    wanted.add_argument("--p99-ms", type=float, metavar="MS", help="the same for 99 in 100 images")
+    parser.add_argument("--name", help="name of the policies (default: the target's, such as loss-0.02 or p99-8ms)")
     add_overrides(parser)
     devices.add_arguments(parser, required=False)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Fit, store and show. Raises `UserError`, with nothing changed, when the target cannot be met."""
+    """Fit the policies, store them and show them. Raises `UserError`, with nothing changed, if none meet the target."""
     target = read_target(options)
     name, stored = _name(options.name or target.name), load_students(options.model)
     file, numbers = find_students(options.model), stored.students.spec.numbers
     if file.name != FILE:
-        raise UserError(f"--model {file}: calibrate would write {FILE} beside it: rename the file to that")
+        raise UserError(f"--model {file}: calibrate would write another {FILE} beside it: rename this file to {FILE}")
     folder = file.parent
     if target.timed and set(devices.numbered(options.student, stored, "--student")) != set(numbers):
-        raise UserError(f"{target.option} is measured on the devices: give --student NUMBER=HOST:PORT for each of them")
+        raise UserError(f"{target.option} is measured on the devices: give --student NUMBER=HOST:PORT for each student")
     config, images = validation_images(folder, read_overrides(options), stored)
     refuse_unread(options, READ, OPTIONS)
     with ExitStack() as stack:
@@ -107,9 +104,9 @@ def run(options: argparse.Namespace) -> int:
     lines = [f"on {len(images)} validation images"]
     if measured.seconds:
         times = next(iter(measured.seconds.values())).shape[1]
-        lines[0] += f"; ms: until the last device's features are here, every exit timed {times} times"
-    unasked = "" if name == CALIBRATED else f" and --policy {name}"
-    lines.append(f"stored as {name!r} in {folder}; a device uses it unasked when started with its new file{unasked}")
+        lines[0] += f"; ms: until the last device's features arrive, every exit timed {times} times"
+    start = "its new file" if name == CALIBRATED else f"its new file and --policy {name}"
+    lines.append(f"stored as {name!r} in {folder}; a device uses it by default when it is started with {start}")
     show(
         [_row("last", last, measured), _row(name, policies, measured)],
         [*lines, f"next: {_next(options, config, stored, name)}"],
@@ -118,7 +115,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def read_target(options: argparse.Namespace) -> Target:
-    """Return the one target that was given; raises `UserError` when nothing can meet it, whatever the students."""
+    """Return the target that the options give; raises `UserError` for one that no students could meet."""
     if options.accuracy_loss is not None:
         loss = Target("--accuracy-loss", options.accuracy_loss, f"loss-{options.accuracy_loss:g}")
         return _checked(loss, 0 <= loss.value < 1, "0 or more, below 1: 0.02 is two points")
@@ -135,9 +132,9 @@ def read_target(options: argparse.Namespace) -> Target:
 def validation_images(
     folder: Path, overrides: dict[str, str | int | float | bool], stored: StoredStudents
 ) -> tuple[RunConfig, SampleSet]:
-    """Return the configuration and the validation images of the students' training; `overrides` come on top.
+    """Return the configuration, replaced by `overrides`, and the validation images of the students' training.
 
-    Raises `UserError` when there are none, or the students know no such images or classes.
+    Raises `UserError` if there are no such images, or if the students take other images or classes.
     """
     run_folder = folder.parent if folder.name == "final" else folder
     federated = (run_folder / "config.toml").is_file()
@@ -145,20 +142,20 @@ def validation_images(
     images, spec = load(config.data, paths.cache_root()).train, stored.students.spec
     if (images.shape, images.classes) != (spec.input_shape, stored.classes):
         raise UserError(
-            f"the students take images {spec.input_shape} of {len(stored.classes)} classes, here are {images.shape} of "
-            f"{len(images.classes)} classes: give the data.* of their training"
+            f"the students take images {spec.input_shape} of {len(stored.classes)} classes, but data.name "
+            f"{config.data.name!r} has {images.shape} of {len(images.classes)}: give the data.* of their training"
         )
     if federated:
         chosen = Population(config.data, config.clients.count, config.run.seed).validation()
     else:
         chosen = own_split(len(images), config.run.seed).validation
     if not len(chosen):
-        raise UserError("there are no validation images to calibrate on: give the data.* of the students' training")
+        raise UserError("no validation images to calibrate on: give the data.* of the students' training")
     return config, images.subset(chosen)
 
 
 def fit(target: Target, answers: Answers) -> Policies:
-    """Return policies that meet a target on validation images; raises `UserError`, with the closest, if none do."""
+    """Return policies that meet a target on validation images; raises `UserError` with the closest value if none do."""
     if target.measure is None:
         return cheapest(answers, target.value)
     unit = 1e-3 if target.timed else _full(answers)
@@ -168,7 +165,7 @@ def fit(target: Target, answers: Answers) -> Policies:
     if least > target.value * (1 + 1e-9):
         raise UserError(
             f"{target.option} {target.value:g} cannot be met, so nothing is stored: the closest is {_up(least)}, with "
-            f"{100 * point.accuracy:.1f} % of the validation images right"
+            f"an accuracy of {100 * point.accuracy:.1f} % on the validation images"
         )
     return policies
 
@@ -181,21 +178,21 @@ def _checked(target: Target, fine: bool, wanted: str) -> Target:
 
 def _name(name: str) -> str:
     if name in BUILT_IN:
-        raise UserError(f"--name {name}: this one is there to compare with; choose another, or {CALIBRATED!r}")
+        raise UserError(f"--name {name} is reserved for comparisons: choose another name, or {CALIBRATED!r}")
     if not NAME.fullmatch(name):
         raise UserError(f"--name {name!r}: use letters, digits, '.', '_' and '-' only")
     return name
 
 
 def _full(answers: Answers) -> float:
-    """Return the MACs of an image that goes to the last exit of all students."""
+    """Return the MACs of an image up to the last exit of all students."""
     return sum(costs[-1] for costs in answers.costs.values())
 
 
 def _measure(config: RunConfig, stored: StoredStudents, images: SampleSet, aggregator: Aggregator | None) -> Answers:
-    """Return what the students answer to the images here, and the seconds of the devices if they are asked.
+    """Return the students' answers to the images, computed here, and with an aggregator the devices' seconds.
 
-    Raises `UserError` when the students were not calibrated on these images before: they may have trained on them.
+    Raises `UserError` for images on which the students were not calibrated before: they may have trained on them.
     """
     deterministic()
     with threads(config.server.threads):
@@ -204,7 +201,7 @@ def _measure(config: RunConfig, stored: StoredStudents, images: SampleSet, aggre
         mean = features[-1].mean(0)
         if not (mean - stored.means[k]).norm() <= SAME * stored.means[k].norm():
             raise UserError(
-                "these are not the validation images of the students' training: give its data.* and its run.seed"
+                "these are not the validation images of the students' training: give the data.* and run.seed of it"
             )
     if aggregator is None:
         return answers
@@ -220,13 +217,13 @@ def _row(name: str, policies: Policies, answers: Answers) -> Row:
 
 
 def _up(value: float) -> str:
-    """Return a number of four digits that is not below the value: a target that can be given."""
+    """Return the value rounded up to four digits, so that it can be given as a target."""
     step = 10.0 ** (math.floor(math.log10(value)) - 3)
     return f"{math.ceil(value / step - 1e-9) * step:.4g}"
 
 
 def _next(options: argparse.Namespace, config: RunConfig, stored: StoredStudents, name: str) -> str:
-    """Return what to type to use the policies."""
+    """Return the command that uses the policies."""
     images = f"{config.data.name}:{config.data.root}" if config.data.root else config.data.name
     command = ["python", "-m", "server", "infer", "--model", str(options.model), *devices.words(options, stored)]
     return shlex.join([*command, "--dataset", images, "--limit", "20", "--policy", name])

@@ -1,4 +1,4 @@
-"""The devices that serve students, as a command line names them: `--student 1=HOST:PORT`, with what it takes to ask."""
+"""The options that name the devices serving students, `--student 1=HOST:PORT` and others, and connecting to them."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from common.rpc.tensors import CODINGS
 from strategies.distree.model.stored import StoredStudents
 from strategies.distree.serving.aggregator import Aggregator
 
-DEADLINE, CODING = 1.0, "fp32"  # unless others are given
+DEADLINE, CODING = 1.0, "fp32"  # defaults of the options
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -21,27 +21,33 @@ def add_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
         "--student", action="append", default=[], metavar="NUMBER=HOST:PORT", required=required,
         help="where `python -m client serve-student` listens; once per student",
     )  # fmt: skip
-    parser.add_argument("--token-file", type=Path, metavar="FILE", required=required, help="a copy of the devices'")
     parser.add_argument(
-        "--certificate", action="append", default=[], metavar="NUMBER=PEM", help="a device's, off loopback"
+        "--token-file", type=Path, metavar="FILE", required=required, help="a copy of the devices' token file"
     )
-    parser.add_argument("--deadline", type=float, default=DEADLINE, metavar="S", help="seconds (default: %(default)s)")
-    parser.add_argument("--coding", choices=tuple(CODINGS), default=CODING, help="of the features that come back")
+    parser.add_argument(
+        "--certificate", action="append", default=[], metavar="NUMBER=PEM", help="certificate of a device off loopback"
+    )
+    parser.add_argument(
+        "--deadline", type=float, default=DEADLINE, metavar="S", help="seconds for an answer (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--coding", choices=tuple(CODINGS), default=CODING, help="number format of the features (default: %(default)s)"
+    )
 
 
 def ask(stored: StoredStudents, options: argparse.Namespace, stack: ExitStack) -> Aggregator:
-    """Return what asks the devices that the options name, until the stack is left; no image is sent yet.
+    """Return an aggregator connected to the devices that the options name; leaving the stack closes it.
 
-    Raises `UserError` when the options make no sense.
+    Sends no image yet. Raises `UserError` if the options do not fit each other or the students.
     """
     if not 0 < options.deadline < float("inf"):
         raise UserError(f"--deadline {options.deadline}: give seconds above 0")
     addresses = numbered(options.student, stored, "--student")
     certificates = numbered(options.certificate, stored, "--certificate")
-    if unasked := sorted(set(certificates) - set(addresses)):
-        raise UserError(f"--certificate {unasked[0]}=...: give --student {unasked[0]}=HOST:PORT too, or leave it out")
+    if unmatched := sorted(set(certificates) - set(addresses)):
+        raise UserError(f"--certificate {unmatched[0]}=...: give --student {unmatched[0]}=HOST:PORT too, or remove it")
     if options.token_file is None:
-        raise UserError("--student needs --token-file: a copy of the devices' token")
+        raise UserError("--student needs --token-file: give a copy of the devices' token file")
     token = read_token(options.token_file)
     pem = {number: read_certificate(Path(file)) for number, file in certificates.items()}
     channels = {
@@ -51,32 +57,32 @@ def ask(stored: StoredStudents, options: argparse.Namespace, stack: ExitStack) -
 
 
 def none_answered(missing: Mapping[int, str]) -> UserError:
-    """Return what to raise when nothing came from anybody; `missing`: student -> why."""
+    """Return the error for no answers from any device; `missing`: student -> reason."""
     reasons = "; ".join(f"student {number}: {reason}" for number, reason in sorted(missing.items()))
-    return UserError(f"no device answered any image, see to them or give a longer --deadline: {reasons}")
+    return UserError(f"no device answered any image ({reasons}): check the devices, or give a longer --deadline")
 
 
 def numbered(given: Sequence[str], stored: StoredStudents, option: str) -> Mapping[int, str]:
     """Return student -> value of options like `1=VALUE`.
 
-    Raises `UserError` when one is not so, is of no student, or of the same as another.
+    Raises `UserError` for an option of another form, of an unknown student, or of the same student as another option.
     """
     found: dict[int, str] = {}
     for text in given:
         number, _, value = text.partition("=")
         if not number.isdecimal() or int(number) not in stored.students.spec.numbers or not value:
             known = ", ".join(map(str, stored.students.spec.numbers))
-            raise UserError(f"{option} {text}: write NUMBER=VALUE, the number one of {known}")
+            raise UserError(f"{option} {text}: write NUMBER=VALUE, with a student's NUMBER ({known})")
         if int(number) in found:
             raise UserError(
-                f"{option} {text}: student {int(number)} has {found[int(number)]} already, give one of them"
+                f"{option} {text}: student {int(number)} already has {found[int(number)]}: give one of them"
             )
         found[int(number)] = value
     return found
 
 
 def words(options: argparse.Namespace, stored: StoredStudents) -> list[str]:
-    """Return the options again, as another command takes them; placeholders where none were given."""
+    """Return the options as words of another command, with placeholders where none were given."""
     given = options.student or [f"{number}=HOST:PORT" for number in stored.students.spec.numbers]
     found = [word for text in given for word in ("--student", text)]
     found += ["--token-file", str(options.token_file or "FILE")]

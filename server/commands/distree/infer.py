@@ -1,8 +1,8 @@
 """`python -m server infer`: classify images with students on several devices, which stop by themselves.
 
-Every device gets each image once, computes until its own exit policy stops it, and sends that exit's features; here
-they are added up. A device that is late or gone is left out after the deadline: the mean feature of the validation
-images stands in for it, and the table says so. An image that no device answered has no label.
+Every device gets each image once, computes until its own exit policy stops it, and sends that exit's features; the
+server adds them up. A device that misses the deadline is left out: the mean feature of the validation images stands in
+for it, and the table says so. An image that no device answered has no label.
 """
 
 import argparse
@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +17,7 @@ from rich.text import Text
 from common.console import results
 from common.console.samples import Samples, Skipped, add_arguments, read
 from common.errors import UserError
+from server.commands import Verbs
 from server.commands.distree import devices
 from server.commands.distree.infer_compare import compare, percentile
 from strategies.distree.exits.controller import LatencyController, LatencyTarget, Seconds
@@ -25,45 +25,37 @@ from strategies.distree.exits.policies import Policies
 from strategies.distree.model.stored import StoredStudents, load_students
 from strategies.distree.serving.aggregator import Aggregator, Answer
 
-if TYPE_CHECKING:
-    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
-
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the students together say of one image."""
+    """The students' common answer to one image."""
 
     file: str
-    label: str | None
-    """None: no device answered."""
+    label: str | None  # None: no device answered
     truth: str | None
-    exits: dict[int, int | None]
-    """Student -> its exit, counted from 1; None where its features did not come in time."""
-    ms: float
-    """From the image's way out to the answer; a batch's is that of each of its images."""
-    sent: float
-    """Bytes to all devices; a batch's are shared evenly."""
+    exits: dict[int, int | None]  # student -> its exit, counted from 1; None: its features did not arrive in time
+    ms: float  # from sending the image to the answer; each image of a batch has the batch's time
+    sent: float  # bytes to all devices: the batch's, divided by its images
     received: float
-    missing: dict[int, str]
-    """Student -> why something of it is missing."""
+    missing: dict[int, str]  # student -> why it is missing
 
 
-def add_parser(verbs: "Verbs") -> None:
+def add_parser(verbs: Verbs) -> None:
     """Add this verb and its options."""
     parser = verbs.add_parser("infer", help="classify with students on several devices", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="a finished distree run, or what `students` made")
     devices.add_arguments(parser, required=True)
     add_arguments(parser)
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--policy", metavar="NAME", help="where samples stop (default: what each device has)")
+    how.add_argument("--policy", metavar="NAME", help="exit policy (default: each device's own)")
     how.add_argument("--target-ms", type=float, help="adapt the exits to answer nine in ten batches within this time")
-    how.add_argument("--compare", action="store_true", help="all policies side by side, on images of known class")
+    how.add_argument("--compare", action="store_true", help="compare all policies, on images of known class")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file too")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Ask, print and store. Raises `UserError` before anything is sent when something is missing."""
+    """Ask the devices, print the answers and store them. Raises `UserError`."""
     stored = load_students(options.model)
     policies = _policies(stored, options.policy)
     controller = _controller(stored, options.target_ms, options.deadline)
@@ -98,7 +90,7 @@ def classify(
     policies: Policies | None,
     controller: LatencyController | None = None,
 ) -> Iterator[Prediction]:
-    """Yield a prediction per sample, in order. A controller chooses the policies anew before each batch."""
+    """Yield a prediction per sample, in order. A controller chooses the policies before each batch."""
     first = 0
     for batch in batches:
         if controller:
@@ -122,14 +114,14 @@ def show(predictions: Sequence[Prediction], stored: StoredStudents, controller: 
         table.add_column(name, justify="right")
     for p in predictions:
         exits = ("-" if p.exits[k] is None else str(p.exits[k]) for k in numbers)
-        # Text, because a file name may hold what rich takes for markup
+        # Text: rich would take parts of some file names for markup
         answer = Text("-" if p.label is None else results.answer(p.label, p.truth))
         table.add_row(Text(p.file), answer, *exits, f"{p.ms:.2f}", f"{p.sent:.0f}", f"{p.received:.0f}")
     results.show(table, closing_lines(predictions, controller))
 
 
 def closing_lines(predictions: Sequence[Prediction], controller: LatencyController | None = None) -> list[str]:
-    """Return what to say after the table."""
+    """Return the lines to print after the table."""
     times = [p.ms for p in predictions]
     lines = [
         f"{len(predictions)} images, {sum(times) / len(times):.2f} ms on average, 99 in 100 within "
@@ -140,11 +132,11 @@ def closing_lines(predictions: Sequence[Prediction], controller: LatencyControll
         gone = [p for p in predictions if p.exits[number] is None]
         if gone:
             reasons = "; ".join(sorted({p.missing[number] for p in gone}))
-            lines.append(f"student {number} is missing in {len(gone)} answers, its mean stands in: {reasons}")
+            lines.append(f"student {number} is missing in {len(gone)} answers, its mean feature stands in: {reasons}")
     if unlabelled := sum(p.label is None for p in predictions):
         lines.append(f"{unlabelled} images have no label: no device answered them")
     if controller:
-        lines.append(f"rungs of the ladder at the end: {controller.rungs} (0: everybody at the last exit)")
+        lines.append(f"rungs of the ladder at the end: {controller.rungs} (0: all students at the last exit)")
     labelled, accuracy = results.accuracy((p.label, p.truth) for p in predictions)
     if accuracy is not None:
         lines.append(f"accuracy {100 * accuracy:.1f} % of {labelled} images whose class is known")
@@ -173,6 +165,6 @@ def _controller(stored: StoredStudents, target_ms: float | None, deadline: float
         return None
     controller = LatencyController(stored.ladder_costs, LatencyTarget(target_ms / 1000))
     if controller.target.seconds >= deadline:
-        # whatever misses the deadline counts as if it had taken just that long
+        # an answer that misses the deadline counts as if it had taken the deadline
         raise UserError(f"--target-ms {target_ms:g}: give less than the --deadline, {1000 * deadline:g} ms")
     return controller

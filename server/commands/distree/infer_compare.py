@@ -1,4 +1,4 @@
-"""All exit policies of the same students side by side, on the devices that serve them: `server infer --compare`."""
+"""`python -m server infer --compare`: all exit policies of the same students side by side, on their devices."""
 
 import math
 from collections import Counter
@@ -19,33 +19,27 @@ from strategies.distree.serving.aggregator import Aggregator
 
 @dataclass(frozen=True)
 class Row:
-    """How one policy does."""
+    """The results of one policy."""
 
     policy: str
-    accuracy: float
-    """In [0, 1]; an image that no device answered is wrong."""
-    mean_macs: float
-    """Of all devices that answered together, per image."""
-    share_of_full_macs: float | None
-    """Of what the same answers take at the last exit; None where nobody answered."""
-    mean_ms: float | None
-    """From the image's way out to the answer; None where no device was asked."""
+    accuracy: float  # in [0, 1]; an image that no device answered counts as wrong
+    mean_macs: float  # per image, summed over the devices that answered
+    share_of_full_macs: float | None  # of the same answers' MACs at the last exit; None: no device answered
+    mean_ms: float | None  # from sending a batch to the answer; None: no device was asked
     p99_ms: float | None
-    histogram: dict[int, dict[int, int]]
-    """Student -> exit, counted from 1 -> images; 0: its answer was missing."""
-    missing: dict[int, str] = field(default_factory=dict)
-    """Student -> why, the last time that its answer was missing."""
+    histogram: dict[int, dict[int, int]]  # student -> exit, counted from 1 -> images; exit 0: its answer was missing
+    missing: dict[int, str] = field(default_factory=dict)  # student -> why its answer was missing, the last time
 
 
 def compare(stored: StoredStudents, aggregator: Aggregator, batches: Sequence[Samples]) -> list[Row]:
     """Ask the devices once per policy, print the table and return its rows.
 
-    The oracle, which leaves at the first exit that is right, is computed here: it needs the labels and all exits.
-    Raises `UserError` when an image's class is not known, or no device answered anything.
+    The oracle, which leaves at the first correct exit, is computed here: it needs the labels and all exits.
+    Raises `UserError` if an image's class is unknown, or if no device answered any image.
 
     Args:
         stored: the students.
-        aggregator: asks the devices.
+        aggregator: from `devices.ask`.
         batches: one or more.
     """
     if any(truth is None for batch in batches for truth in batch.truths):
@@ -53,23 +47,25 @@ def compare(stored: StoredStudents, aggregator: Aggregator, batches: Sequence[Sa
     macs = {k: exit_macs(student) for k, student in stored.students.numbered()}
     warm_up = batches[0].pixels
     aggregator.infer(warm_up, stored.policies["last"], range(len(warm_up)))
-    rows = [_asked(name, chosen, stored, aggregator, batches, macs) for name, chosen in stored.policies.items()]
+    rows = [_ask(name, chosen, stored, aggregator, batches, macs) for name, chosen in stored.policies.items()]
     missing = {k: reason for row in rows for k, reason in row.missing.items()}
     if not any(exit_ for row in rows for counts in row.histogram.values() for exit_ in counts):
         raise devices.none_answered(missing)
     rows.append(_oracle(stored, batches, macs))
-    lines = ["ms: of a batch, with its way there and back; oracle: the first exit that is right, a bound"]
-    lines += [f"student {k} is missing in some answers, its mean stands in: {missing[k]}" for k in sorted(missing)]
+    lines = ["ms: of a batch, from sending it to the answer; oracle: the first correct exit, an upper bound"]
+    lines += [
+        f"student {k} is missing in some answers, its mean feature stands in: {missing[k]}" for k in sorted(missing)
+    ]
     show(rows, lines)
     return rows
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the smallest of the values that at least this share of them does not exceed."""
+    """Return the smallest value that at least this share of the values does not exceed."""
     return sorted(values)[max(0, math.ceil(share * len(values) - 1e-9) - 1)]
 
 
-def _asked(
+def _ask(
     name: str,
     policies: Policies,
     stored: StoredStudents,
@@ -88,9 +84,9 @@ def _asked(
         times.append(1000 * answer.seconds)
         for k, exits in answer.exits.items():
             histogram[k].update((exits + 1).tolist())
-            came = [exit_ for exit_ in exits.tolist() if exit_ >= 0]
-            spent += sum(macs[k][exit_] for exit_ in came)
-            full += len(came) * macs[k][-1]
+            answered = [exit_ for exit_ in exits.tolist() if exit_ >= 0]
+            spent += sum(macs[k][exit_] for exit_ in answered)
+            full += len(answered) * macs[k][-1]
         first += len(batch)
     counts = {k: dict(sorted(counter.items())) for k, counter in histogram.items()}
     share = spent / full if full else None
@@ -118,7 +114,7 @@ def _oracle(stored: StoredStudents, batches: Sequence[Samples], macs: Mapping[in
 
 
 def show(rows: Sequence[Row], lines: Sequence[str]) -> None:
-    """Print the rows as a table, and the closing lines; times have columns only if some were measured."""
+    """Print the rows as a table, with columns for times if any row has them, and the closing lines."""
     timed = any(row.mean_ms is not None for row in rows)
     table = Table()
     table.add_column("policy")

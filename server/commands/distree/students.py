@@ -1,8 +1,7 @@
-"""`python -m server teacher` and `python -m server students`: DistrEE's offline half on a server that has data.
+"""`python -m server teacher` and `students`: train DistrEE's teacher and its students on the server's own data.
 
-Both take the run configuration's keys: `data.*` say which images, `network.*` the network to train (a student's
-backbone, or the teacher), `distree.*` how the teacher is partitioned and imitated. A preset's other keys are
-passed over.
+Both read keys of the run configuration: `data.*` for the images, `network.*` for the network to train (the teacher, or
+a student's backbone), `distree.*` for how the teacher is partitioned and imitated. Other keys of a preset are ignored.
 """
 
 import argparse
@@ -10,7 +9,7 @@ import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +27,7 @@ from common.networks import NetworkSpec, build, without_early_exits
 from common.settings import key
 from common.storage.files import write_text
 from common.storage.model_file import FILE, ModelInfo, save_model
+from server.commands import Verbs
 from server.commands.overrides import add_overrides, read_overrides, refuse_unread
 from strategies.distree.model.partition import partition
 from strategies.distree.model.parts import StudentCosts
@@ -41,28 +41,23 @@ from strategies.distree.training.finish import finish_students
 from strategies.distree.training.joint import teacher_activations, train_students, train_teacher
 from strategies.factory import read_config
 
-if TYPE_CHECKING:
-    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
-
 BOTH_READ = frozenset({
     "data.name", "data.root", "data.label", "data.image-size", "data.limit", "data.mean", "data.std",
     "network.name", "network.width", "network.lora-rank", "run.seed", "server.device", "server.threads",
 })  # fmt: skip
-READ = {
+READ = {  # verb -> the keys that it reads
     "teacher": BOTH_READ | {"network.pretrained"},
     "students": BOTH_READ
     | {"network.exits"}
     | {key("distree", f.name) for f in fields(DistrEESettings)}
     - {"distree.teacher", "distree.without-teacher", "distree.public", "distree.public-samples"},
 }
-"""Verb -> the keys that have an effect."""
-OPTIONS = {
+OPTIONS = {  # key of a run -> the option for it here
     "train.epochs": "--epochs", "train.lr": "--lr", "server.autocast": "--autocast", "clients.autocast": "--autocast",
     "run.root": "--out", "run.name": "--out", "clients.device": "-c server.device",
     "clients.threads": "-c server.threads",
 }  # fmt: skip
-"""Key of a run -> what says the same here."""
-VALIDATION = 0.1  # of the training images (NoNN, released code): for the partition and the thresholds
+VALIDATION = 0.1  # share of the training images (NoNN, released code), for the partition and the thresholds
 
 
 @dataclass(frozen=True)
@@ -73,40 +68,39 @@ class Samples:
     validation: SampleSet
     test: SampleSet
     normalize: Normalizer
-    spec: NetworkSpec
-    """The configured network for these images."""
+    spec: NetworkSpec  # of the configured network, for these images
 
 
-def add_parser(verbs: "Verbs") -> None:
+def add_parser(verbs: Verbs) -> None:
     """Add both verbs and their options."""
     teacher = verbs.add_parser("teacher", help="train a network with its last exit only, on the server's own images")
     teacher.set_defaults(run=run_teacher)
     students = verbs.add_parser("students", help="partition a teacher and train its students jointly")
     students.add_argument("--teacher", type=Path, required=True, help="a finished run's folder, or a model file")
     students.set_defaults(run=run_students)
-    for parser, epochs in ((teacher, 30), (students, 30)):
+    for parser in (teacher, students):
         parser.description = __doc__
         add_overrides(parser)
-        parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the result goes")
-        parser.add_argument("--epochs", type=int, default=epochs, help="default: %(default)s")
-        parser.add_argument("--lr", type=float, default=Schedule.lr, help="the highest rate (default: %(default)s)")
-        parser.add_argument("--no-augmentation", action="store_true", help="neither crop nor flip")
-        parser.add_argument("--autocast", action="store_true", help="bf16 where torch trusts it")
+        parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new folder for the results")
+        parser.add_argument("--epochs", type=int, default=30, help="passes over the images (default: %(default)s)")
+        parser.add_argument("--lr", type=float, default=Schedule.lr, help="peak learning rate (default: %(default)s)")
+        parser.add_argument("--no-augmentation", action="store_true", help="no random crops and flips")
+        parser.add_argument("--autocast", action="store_true", help="compute in bf16 where torch's autocast does")
 
 
 def run_teacher(options: argparse.Namespace) -> int:
     """Train a teacher and write its model; raises `UserError` before anything starts."""
     config, samples, schedule, device = _prepare(options)
     _make_folder(options.out)
-    teacher = build(without_early_exits(samples.spec), config.run.seed)
+    spec = without_early_exits(samples.spec)
+    teacher = build(spec, config.run.seed)
     with threads(config.server.threads):
         train_teacher(teacher, samples.train, samples.normalize, schedule, config.run.seed, device, _progress)
         scores = {name: _accuracy(teacher, getattr(samples, name), samples, device) for name in ("validation", "test")}
-    spec = without_early_exits(samples.spec)
     constants = samples.normalize.mean, samples.normalize.std
     info = ModelInfo(spec.to_json(), 1, samples.train.classes, *constants, "", run=options.out.name)
     save_model(options.out / FILE, teacher.state_dict(), info)
-    _tell(
+    _conclude(
         options.out,
         {"exits": scores},
         f"teacher: {options.out}; next: python -m server students --teacher {options.out}",
@@ -115,7 +109,7 @@ def run_teacher(options: argparse.Namespace) -> int:
 
 
 def run_students(options: argparse.Namespace) -> int:
-    """Partition, train, calibrate and write the students; raises `UserError` before anything starts."""
+    """Partition the teacher, and train, calibrate and write students; raises `UserError` before anything starts."""
     config, samples, schedule, device = _prepare(options)
     settings = config.of(DistrEESettings)
     taught = load_teacher(options.teacher, samples.train, samples.normalize)
@@ -139,17 +133,17 @@ def run_students(options: argparse.Namespace) -> int:
         scores = {name: _accuracy(students, getattr(samples, name), samples, device) for name in ("validation", "test")}
     save_students(options.out, stored)
     serve = f"python -m client serve-student --model {student_file(options.out, 1)} --address 127.0.0.1:0"
-    _tell(options.out, {"exits": scores, "partition": found.parts, **report}, f"next, on each device: {serve}")
+    _conclude(options.out, {"exits": scores, "partition": found.parts, **report}, f"next, on each device: {serve}")
     return 0
 
 
 def own_split(images: int, seed: int) -> ClientSplit:
-    """Return how a server that trains by itself splits its training images."""
+    """Return the split of a server's own training images into training and validation."""
     return client_split(np.arange(images), VALIDATION, seed, 0)
 
 
 def _lacks_to_serve(device: Capacity, costs: StudentCosts, number: int) -> str:
-    """Return what a device lacks to hold a student and what one image is between two of its units."""
+    """Return what a device lacks to hold a student and one image's activations, or nothing."""
     return lacking(device, costs.table(number).forward_memory(batch_size=1), macs=0, bits=0)
 
 
@@ -160,20 +154,20 @@ def _prepare(options: argparse.Namespace) -> tuple[RunConfig, Samples, Schedule,
     if problems := schedule.problems():
         raise UserError("; ".join(problems))
     if config.data.is_text:
-        raise UserError("students are trained on images: choose another data.name")
+        raise UserError(f"data.name {config.data.name!r} holds texts, students need images: choose another data.name")
     deterministic()
     keep_memory()
     return config, _samples(config), schedule, pick_device(config.server.device)
 
 
 def _make_folder(folder: Path) -> None:
-    """Make the folder of the results; raises `UserError` where none can be, or one that something is in."""
+    """Make the folder of the results; raises `UserError` if it cannot be made or written, or is not empty."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         used = any(folder.iterdir())
-        TemporaryFile(dir=folder).close()  # one that is there need not be writable
+        TemporaryFile(dir=folder).close()  # an existing folder may not be writable
     except OSError as error:
-        raise UserError(f"--out {folder} cannot be a folder of results: {error.strerror}") from error
+        raise UserError(f"--out {folder} cannot be used as a folder: {error.strerror}; name another") from error
     if used:
         raise UserError(f"--out {folder} is not empty: name a new folder")
 
@@ -182,7 +176,10 @@ def _samples(config: RunConfig) -> Samples:
     source = load(config.data, paths.cache_root())
     split = own_split(len(source.train), config.run.seed)
     if not len(split.validation):
-        raise UserError(f"there are {len(source.train)} training images on this server: too few to hold some out")
+        problem = (
+            f"data.name {config.data.name!r} has {len(source.train)} training images here, too few to hold some out"
+        )
+        raise UserError(f"{problem} for validation: add images, or raise data.limit")
     section = config.network
     spec = NetworkSpec(
         section.name, len(source.classes), source.input_shape, section.exits, section.tiers, section.width,
@@ -205,8 +202,8 @@ def _accuracy(network: nn.Module, images: SampleSet, samples: Samples, device: t
     return accuracy
 
 
-def _tell(folder: Path, report: dict[str, Any], next_: str) -> None:
-    """Write what was found beside the models, and show the accuracies and the next command."""
+def _conclude(folder: Path, report: dict[str, Any], next_: str) -> None:
+    """Write the report beside the models; print the accuracies and the next command."""
     write_text(folder / "report.json", json.dumps(report, indent=1) + "\n")
     for name, exits in report["exits"].items():
         print(f"{name} accuracy per exit: {', '.join(f'{100 * a:.1f} %' for a in exits)}")

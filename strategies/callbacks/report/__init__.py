@@ -1,4 +1,4 @@
-"""The report of a run and the comparison of runs: one self-contained HTML file each, made from run folders alone."""
+"""The report of a run and the comparison of runs: a self-contained HTML file each, made from run folders alone."""
 
 from logging import WARNING
 from pathlib import Path
@@ -29,7 +29,7 @@ class Report(Callback):
         self.folder = folder
 
     def on_end(self, strategy: "EarlyExitStrategy", failure: str) -> None:
-        """Write the report; a run does not fail for want of one."""
+        """Write the report; a run does not fail when that fails."""
         try:
             write_report(self.folder)
         except (UserError, OSError) as error:
@@ -39,7 +39,7 @@ class Report(Callback):
 def write_report(run_folder: Path) -> Path:
     """Write the report of a run folder into it and return its path.
 
-    Raises `UserError` when it is no run folder and when matplotlib is missing.
+    Raises `UserError` when the folder holds no run or matplotlib is missing.
     """
     require_matplotlib()
     path = run_folder / FILE

@@ -15,7 +15,7 @@ HEAD = ("", "all clients", "sampled at least once", "million MACs", "leave here,
 
 
 def client_plots(run: RunData) -> list[Plot]:
-    """Return the plots of a run whose clients evaluated; none of another."""
+    """Return the plots of the clients' evaluation; empty if they did not evaluate."""
     if not run.clients:
         return []
     return [
@@ -24,7 +24,7 @@ def client_plots(run: RunData) -> list[Plot]:
 
 
 def accuracy_plot(on_clients: Sequence[tuple[int, Mapping[str, Any]]]) -> Plot:
-    """Return accuracy per exit over rounds, each with a band of one spread over the clients to either side."""
+    """Return accuracy per exit over rounds, each with a band of one spread over the clients on either side."""
     numbers = [number for number, _ in on_clients]
 
     def paint(axes: "Axes") -> None:
@@ -52,7 +52,7 @@ def sampled_plot(summary: Mapping[str, Any]) -> Plot:
     def paint(axes: "Axes") -> None:
         for shift, (label, group) in enumerate((label, group) for label, group in groups if group):
             bars = [*zip(group["exits"], group["spread"], strict=True), (group["mean"], group["mean_spread"])]
-            # the mean stands apart, in the place after the last exit that anybody has
+            # the mean is drawn after the deepest exit of all clients
             places = [*range(len(group["exits"])), len(summary["exits"])]
             means, spreads = zip(*bars, strict=True)
             drawn = axes.bar(
@@ -68,7 +68,7 @@ def sampled_plot(summary: Mapping[str, Any]) -> Plot:
 
 
 def cost_plot(summary: Mapping[str, Any]) -> Plot:
-    """Return accuracy against mean MACs: one threshold for all swept, and what the tuned ones give."""
+    """Return accuracy against mean MACs: a sweep of one threshold for all clients, and the tuned thresholds."""
     lost = points_text(summary["accuracy_loss"])
 
     def paint(axes: "Axes") -> None:
@@ -120,10 +120,10 @@ def exit_shares(histogram: Sequence[int]) -> list[float]:
 
 
 def saving_sentence(summary: Mapping[str, Any]) -> str:
-    """Return in words what dynamic inference saves and what it costs."""
+    """Return a sentence on the MACs that dynamic inference saves and the accuracy that it costs."""
     tuned, common, full = summary["tuned"], summary["common"], summary["tuned"]["full_accuracy"]
     one = common["threshold"]
-    kind = "at which nobody leaves early" if one is None else f"{one:g}"
+    kind = "at which no sample leaves early" if one is None else f"{one:g}"
     caution = (
         f" {summary['without_test']} of {summary['clients']} clients are measured on the validation samples on which "
         "their thresholds were chosen."

@@ -1,7 +1,6 @@
 """Several runs side by side: a text table for the terminal and a page of common plots."""
 
 from collections.abc import Sequence
-from html import escape
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,9 +8,9 @@ from typing import TYPE_CHECKING
 from common.storage.files import write_text
 from strategies.callbacks.accuracy import mean_text
 from strategies.callbacks.report.clients import draw_sweep
-from strategies.callbacks.report.page import document, figures, heading, table
 from strategies.callbacks.report.plots import cost_axes, draw_budget
 from strategies.callbacks.report.records import RunData, load_run
+from strategies.callbacks.report.rendering import Table, render
 from strategies.callbacks.report.svg import COLOURS, Plot, marker, per_cent, plot, require_matplotlib, whole_numbers
 from strategies.callbacks.units import bytes_text, percent_text, points_text, seconds_text, spread_text
 
@@ -45,23 +44,21 @@ def write_comparison(run_folders: Sequence[Path], path: Path) -> Path:
     require_matplotlib()
     runs = [load_run(folder) for folder in run_folders]
     head, *rows = comparison_rows(runs)
-    names = escape(", ".join(run.name for run in runs))
-    body = (
-        f'<h1>Comparison</h1>\n<p class="soft">{names}</p>\n{figures(comparison_plots(runs))}'
-        f"{heading('Numbers')}{table(head, rows, numbers=range(1, len(head)))}"
+    page = render(
+        "comparison.html.md", runs=runs, plots=comparison_plots(runs), numbers=Table(head, rows, numbers=True)
     )
-    write_text(path, document("Comparison", body))
+    write_text(path, page)
     return path
 
 
 def labels(runs: Sequence[RunData]) -> list[str]:
-    """Return a name per run: its method's, or its own where a method occurs twice."""
+    """Return a label per run: its method, or its own name where runs share a method."""
     methods = [run.strategy for run in runs]
     return [run.strategy if methods.count(run.strategy) == 1 else run.name for run in runs]
 
 
 def comparison_rows(runs: Sequence[RunData]) -> list[list[str]]:
-    """Return rows of texts, the first with the runs' labels, each starting with what it is about."""
+    """Return rows of texts, the first with the runs' labels; the first column names the row."""
     by_exit = zip_longest(*(_exit_texts(run) for run in runs), fillvalue=NONE)  # networks may have different exits
     rows = [
         ["", *labels(runs)],

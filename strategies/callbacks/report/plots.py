@@ -54,7 +54,7 @@ def cost_plot(run: RunData) -> Plot:
         draw_budget(axes, run.final, COLOURS[0], "budgeted")
         exits = run.final["exits"]
         macs = [value / 1e6 for value in run.final["exit_macs"]]
-        axes.plot(macs, exits, "D", color=COLOURS[2], markersize=5, label="everybody at one exit")
+        axes.plot(macs, exits, "D", color=COLOURS[2], markersize=5, label="all samples at one exit")
         for number, point in enumerate(zip(macs, exits, strict=True), start=1):
             axes.annotate(str(number), point, xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8)
         chosen = run.final["calibrated"]
@@ -67,7 +67,7 @@ def cost_plot(run: RunData) -> Plot:
 
 
 def draw_budget(axes: "Axes", final: Mapping[str, Any], colour: str, label: str) -> None:
-    """Draw the budgeted curve, cheap to dear."""
+    """Draw the budgeted curve, from low to high cost."""
     points = sorted((point["mean_macs"] / 1e6, point["accuracy"]) for point in final["budgeted"])
     axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=2.5, label=label)
 
@@ -79,7 +79,7 @@ def cost_axes(axes: "Axes") -> None:
 
 
 def tier_plot(run: RunData) -> Plot:
-    """Return clients per depth: who declared it, and how many of them a round trained on average."""
+    """Return clients per depth: how many declared it, and how many a round trained on average."""
     trained = {
         depth: sum(event["clients"].get(str(depth), 0) for event in run.rounds) / len(run.rounds)
         for depth in sorted({int(depth) for event in run.rounds for depth in event["clients"]})
@@ -123,7 +123,7 @@ def seconds_plot(run: RunData) -> Plot:
     phases["other"] = [max(0.0, e["seconds"][WHOLE] - m) for e, m in zip(run.rounds, measured, strict=True)]
 
     def paint(axes: "Axes") -> None:
-        # two points per round make steps, so that a single round shows too, in one shape per phase however many
+        # two points per round make steps: a single round is visible too, and a phase stays one shape
         edges = [number + side for number in run.numbers for side in (-0.5, 0.5)]
         steps = [[value for value in values for _ in range(2)] for values in phases.values()]
         axes.stackplot(edges, steps, labels=list(phases), alpha=0.85, linewidth=0)
@@ -137,7 +137,7 @@ def seconds_plot(run: RunData) -> Plot:
 def term_lines(run: RunData, field: str) -> dict[str, dict[str, Line]]:
     """Return kind -> member -> line of the scalars in a field of the records.
 
-    Names that differ in numbers only are of one kind: generator-1-label and generator-2-label are the members 1 and 2
+    Names that differ only in numbers are of one kind: generator-1-label and generator-2-label are the members 1 and 2
     of "generator label".
     """
     kinds: dict[str, dict[str, Line]] = {}

@@ -1,4 +1,4 @@
-"""A run's folder read back: what the report and the comparison are made from, and nothing else."""
+"""Reads a run folder, the only source of the report and the comparison."""
 
 import tomllib
 from dataclasses import dataclass, field
@@ -9,30 +9,25 @@ from typing import Any
 from common.config import RunConfig, Value, load_config
 from common.errors import UserError
 from common.storage.files import read_tensors
+from common.storage.format import check_format
 from strategies.callbacks.accuracy import exit_accuracies
 from strategies.callbacks.run_folder import read_events
-from strategies.registry import sections
+from strategies.registry import all_settings
 
 Event = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class RunData:
-    """A run as its folder tells it."""
+    """A run as stored in its folder."""
 
     name: str
-    config: dict[str, Value]
-    """Flat, as it was resolved when the run began."""
-    about: dict[str, Value]
-    """Versions, device, commit."""
-    rounds: list[Event]
-    """The complete rounds in order, each once: `Record.to_event()`."""
-    status: str
-    """In words: completed, failed and why, or not ended."""
-    declared: dict[int, int] = field(default_factory=dict)
-    """Depth -> clients that chose it, of the last checkpoint."""
-    refused: dict[int, str] = field(default_factory=dict)
-    """Client -> why it cannot take part."""
+    config: dict[str, Value]  # flat, as it was resolved when the run began
+    about: dict[str, Value]  # versions, device, commit
+    rounds: list[Event]  # the complete rounds in order, each once: `Record.to_event()`
+    status: str  # completed, failed with the reason, or not ended
+    declared: dict[int, int] = field(default_factory=dict)  # depth -> clients that chose it, of the last checkpoint
+    refused: dict[int, str] = field(default_factory=dict)  # client -> why it cannot take part
 
     @property
     def strategy(self) -> str:
@@ -41,7 +36,7 @@ class RunData:
 
     @property
     def on_server(self) -> bool:
-        """Whether the server evaluated; otherwise only the clients did, if anybody."""
+        """Whether the server evaluated; if not, all accuracies come from the clients."""
         return any(event["accuracy"] for event in self.rounds)
 
     @property
@@ -51,7 +46,7 @@ class RunData:
 
     @property
     def means(self) -> list[tuple[int, float]]:
-        """(round, mean over exits in [0, 1]) of the same rounds; on the clients the mean over clients of theirs."""
+        """(round, mean over exits in [0, 1]) of the same rounds; from clients, the mean over them."""
         return [(number, measured["mean"]) for number, measured in self._measured]
 
     @property
@@ -66,7 +61,7 @@ class RunData:
 
     @property
     def final(self) -> dict[str, Any]:
-        """The server's evaluation with the cost curve; empty if the run has not got there."""
+        """The server's evaluation with the cost curve; empty without one."""
         return next((e["accuracy"] for e in reversed(self.rounds) if "budgeted" in e["accuracy"]), {})
 
     @property
@@ -76,7 +71,7 @@ class RunData:
 
     @property
     def elapsed(self) -> dict[int, float]:
-        """Round -> seconds of all rounds up to its end; pauses before a resume are no rounds."""
+        """Round -> seconds of all rounds up to its end; pauses before a resume do not count."""
         return dict(zip(self.numbers, accumulate(e["seconds"]["round"] for e in self.rounds), strict=True))
 
     @property
@@ -96,12 +91,13 @@ class RunData:
 
 
 def load_run(folder: Path) -> RunData:
-    """Read a run's folder; raises `UserError` when it is none."""
+    """Read a run folder; raises `UserError` when it holds no run."""
     try:
         stored = tomllib.loads((folder / "config.toml").read_text())
     except (OSError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{folder} is no run's folder ({error}): give one that holds config.toml") from error
+        raise UserError(f"{folder} is not a run folder ({error}): give a folder that holds config.toml") from error
     about = stored.pop("about", {})
+    check_format(folder, about.get("format", 1))
     events = read_events(folder / "metrics.jsonl")
     rounds = {event["round"]: event for event in events if event["event"] == "round"}
     reports = _reports(folder)
@@ -118,12 +114,11 @@ def load_run(folder: Path) -> RunData:
 
 
 def split_config(run: RunData) -> tuple[dict[str, Value], dict[str, Value]]:
-    """Return the configuration in two parts: what differs from the defaults, and the rest.
+    """Return the configuration in two parts: the values that differ from their defaults, and the rest.
 
     Defaults of methods other than the run's are left out.
     """
-    methods = sections()
-    defaults = load_config({}, methods).flat()
+    defaults = load_config({}, all_settings()).flat()
     changed = {key: value for key, value in run.config.items() if value != defaults.get(key)}
     shown = {*(kind.SECTION for kind in RunConfig.COMMON), run.strategy} | {key.partition(".")[0] for key in changed}
     rest = {k: v for k, v in run.config.items() if k not in changed and k.partition(".")[0] in shown}

@@ -1,4 +1,4 @@
-"""One plot as inline SVG that follows the page: its text colour, its width, no outside font or file."""
+"""One plot as inline SVG: it takes the page's text colour and width, and needs no outside font or file."""
 
 import io
 from collections.abc import Callable
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SIZE = (5.4, 3.3)  # inches; 389 x 238 units, about a phone's width
-INK = "#010203"  # stands for the page's text colour, whatever that is
+INK = "#010203"  # placeholder for the page's text colour
 # Distinct for colour-blind readers, and on light as on dark ground.
 COLOURS = ("#3b86cf", "#e0862b", "#2f9e73", "#cf5b7a", "#8d74d6", "#9a7b4f", "#4fb3c4", "#8a8f98")
 STYLE = {
@@ -56,7 +56,7 @@ def plot(title: str, paint: Callable[["Axes"], None], note: str = "") -> Plot:
     from cycler import cycler
     from matplotlib.figure import Figure
 
-    # ids are hashes of content and salt: a plot is the same bits every time, and plots of a page don't collide
+    # ids are hashes of content and salt: a plot has the same bits every time, and ids of a page's plots differ
     settings: Any = STYLE | {"axes.prop_cycle": cycler(color=COLOURS), "svg.hashsalt": title}
     with mpl.rc_context(settings):
         figure = Figure(figsize=SIZE, layout="constrained")
@@ -66,7 +66,7 @@ def plot(title: str, paint: Callable[["Axes"], None], note: str = "") -> Plot:
         paint(axes)
         entries = list(zip(*axes.get_legend_handles_labels(), strict=True))
         columns = 5 if sum(len(label) for _, label in entries) <= 40 else 4
-        # matplotlib fills column by column; people read row by row
+        # matplotlib fills a legend column by column; it is read row by row
         entries = [entry for column in range(columns) for entry in entries[column::columns]]
         if entries:
             handles, labels = zip(*entries, strict=True)
@@ -79,7 +79,7 @@ def plot(title: str, paint: Callable[["Axes"], None], note: str = "") -> Plot:
 
 
 def whole_numbers(axes: "Axes") -> None:
-    """Let the horizontal axis count rounds."""
+    """Mark whole rounds on the horizontal axis."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -87,19 +87,19 @@ def whole_numbers(axes: "Axes") -> None:
 
 
 def per_cent(axes: "Axes") -> None:
-    """Let the vertical axis show shares in [0, 1] as per cent."""
+    """Show shares in [0, 1] as per cent on the vertical axis."""
     from matplotlib.ticker import PercentFormatter
 
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
 
 
 def marker(points: int) -> str:
-    """Return the marker of a line: few points are shown each, many would hide the line."""
+    """Return the marker of a line: a dot for few points; many dots would hide the line."""
     return "o" if points <= 30 else ""
 
 
 def _inline(document: str, title: str) -> str:
-    """Return the svg element alone, as wide as its place and in the page's text colour."""
+    """Return the svg element alone, with the width of its container and the page's text colour."""
     _, _, content = document[document.index("<svg") :].partition(">")
     width, height = (72 * side for side in SIZE)
     return (

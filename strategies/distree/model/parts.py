@@ -7,14 +7,16 @@ from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from common.capacity import Capacity, Choice, lacking
+from common.capacity import Capacity, Choice, lacking, override
 from common.config import RunConfig
 from common.errors import UserError
 from common.networks import CostTable, build, cost_table
 from strategies.distree.model.students import Students, StudentsSpec, build_students
 from strategies.distree.settings import DistrEESettings, read_device
+from strategies.parts import Parts
 
 BYTES = 4  # of a float32
+LEAN = "lean"  # value of a choice: the device cannot hold the teacher, so it learns from public images
 LEARN_FROM_PUBLIC = 'distree.without-teacher="public" lets it learn from public images'
 
 
@@ -67,7 +69,7 @@ class StudentCosts:
         )  # fmt: skip
 
 
-class StudentParts:
+class StudentParts(Parts[StudentsSpec, Students, StudentCosts]):
     """A device's own student, with the classifier's columns of all."""
 
     word = "student"
@@ -110,7 +112,7 @@ class StudentParts:
         part = Students(network.spec, {number: copy.deepcopy(network.student(number))}, classifier)
         return part.train(network.training)
 
-    def named(self, number: int) -> tuple[int, int]:
+    def stored(self, number: int) -> tuple[int, int]:
         """Return the student's number and 0."""
         return number, 0
 
@@ -144,16 +146,12 @@ class StudentParts:
             return choice
         if settings.without_teacher == "refuse":
             return Choice(0, f"{problem}; {LEARN_FROM_PUBLIC}")
-        return Choice(choice.part, f"{choice.reason}; {problem}, so it learns from public images", lean=True)
+        return Choice(choice.part, f"{choice.reason}; {problem}, so it learns from public images", values={LEAN: True})
 
     def _student(self, capacity: Capacity, costs: StudentCosts, config: RunConfig, samples: int, client: int) -> Choice:
         offered = self.numbers(costs, config)
-        if capacity.depth is not None:
-            if capacity.depth in offered:
-                return Choice(capacity.depth, f"declared student {capacity.depth}")
-            return Choice(0, f"declared student {capacity.depth}, but this run has the students 1..{len(offered)}")
-        if capacity.cut is not None:
-            return Choice(0, f"declared cut {capacity.cut}, but this run has students: declare depth= instead")
+        if choice := override(capacity, self.word, offered):
+            return choice
         reason = "no limit declared"
         for group in reversed(costs.alike):
             least = costs.devices[group[0] - 1] if costs.devices and group != costs.alike[0] else ""

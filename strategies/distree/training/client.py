@@ -38,7 +38,8 @@ from strategies.distree.model.stored import save_student, student_file
 from strategies.distree.model.students import Students, StudentsSpec, teacher_targets
 from strategies.distree.settings import DistrEESettings
 from strategies.distree.training.objective import JointLoss
-from strategies.node.local_training import Job, LocalTraining, Outcome
+from strategies.method import Job, Outcome
+from strategies.node.local_training import LocalTraining
 
 TEACHER = "teacher"  # name of its state in a message
 POLICIES, TRAINING = "policies", "training"  # in the order that delivers: student -> name -> policy; `stored.run`
@@ -94,7 +95,7 @@ class DistrEELocal(LocalTraining):
         """Train one client for one round; the lesson is written once, in the round that brought it."""
         settings = job.config.of(DistrEESettings)
         answers = dict(job.kept.tensors) or _answers(job)
-        lesson, part = _lesson(job, answers), cast(Students, job.model.module)
+        lesson, part = _lesson(job, answers), cast(Students, job.network)
         objective = Imitation(lesson, JointLoss.of(settings, part.num_exits, job.device))
         loss = self.fit(
             replace(job, data=lesson.numbers_as_labels), objective, job.model.trained, job.config.train.epochs
@@ -105,7 +106,7 @@ class DistrEELocal(LocalTraining):
 
     def store(self, job: Job, folder: Path, info: ModelInfo) -> None:
         """Write the device's student with its exit policies, for `python -m client serve-student`."""
-        students, constants = cast(Students, job.model.module), Normalizer(info.mean, info.std)
+        students, constants = cast(Students, job.network), Normalizer(info.mean, info.std)
         policies = {name: policy_from_json(text) for name, text in job.round_values[POLICIES][str(job.part)].items()}
         save_student(
             student_file(folder, job.part), students, job.part, constants, policies, info.classes,
@@ -132,7 +133,7 @@ def _answers(job: Job) -> dict[str, Tensor]:
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in job.client_arrays.items()}
     if TEACHER not in job.states:
         raise UserError("the message brought no teacher, and this client has not kept its answers")
-    spec = cast(Students, job.model.module).spec
+    spec = cast(Students, job.network).spec
     teacher = build(spec.teacher, seed=0)
     teacher.load_state_dict(job.states[TEACHER].state_dict())
     return teach(teacher.to(job.device).eval(), job.x, spec, job.config.train.batch_size)

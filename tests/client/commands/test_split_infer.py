@@ -40,6 +40,7 @@ from server.commands.launch import PROJECT
 from strategies.callbacks.run_folder import RunFolder
 from strategies.factory import make_strategy, read_config
 from strategies.hetero_splitee.offload import Answer, NoAnswer, Remote, Suffixes
+from strategies.hetero_splitee.statistics import statistics_by_cut
 from strategies.hetero_splitee.stream import Origin
 from tests.support.served import said
 
@@ -64,7 +65,7 @@ class Run:
         self.folder, self.model, self.trained = folder.folder, strategy.final_model(), strategy.server
         self.devices = [root / "clients" / "split" / f"client-{client:06d}" for client in (0, 1)]
         bundle = load_model(self.folder)
-        self.suffixes = Suffixes(bundle.network, CPU, bundle.statistics)
+        self.suffixes = Suffixes(bundle.network, CPU, statistics_by_cut(bundle.others))
 
     def samples(self, client: int, size: int = 1) -> list[Samples]:
         bundle = load_model(self.devices[client])

@@ -26,7 +26,7 @@ from common.rpc.credentials import make_credentials
 from server.commands import submit
 from server.commands.certificates import FOLDER
 from server.commands.overrides import read_run
-from strategies.registry import sections
+from strategies.registry import all_settings
 
 
 def started(*words: str) -> argparse.Namespace:
@@ -153,13 +153,13 @@ def test_keys_go_to_flower(tmp_path, commands):
 def test_the_next_command_can_be_typed(encrypted):
     words = shlex.split(start._next_command(encrypted).partition("python -m server ")[2].replace("=N", "=3"))
     parser = argparse.ArgumentParser()
-    submit.add_parsers(parser.add_subparsers(dest="verb"))
+    submit.add_parser(parser.add_subparsers(dest="verb"))
     options = parser.parse_args(words)
     overrides = read_run(options)
     assert {key: value for key, value in overrides.items() if key != "run.name"} == {
         "clients.count": 3, "clients.per-round": 3, "round.min-nodes": 3,
     }  # fmt: skip
-    load_config(overrides, sections())  # refuses a key that there is not
+    load_config(overrides, all_settings())  # refuses a key that there is not
     assert options.root_certificates == (FOLDER / "ca.pem" if encrypted else None)
 
 

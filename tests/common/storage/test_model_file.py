@@ -1,6 +1,5 @@
 """A finished model in a file: a tier's prefix, or a device's units before its cut."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from common.errors import UserError
 from common.exits import entropy_gate
 from common.networks import NetworkSpec, build, without_early_exits
 from common.storage.files import read_tensors, write_tensors
-from common.storage.model_file import FILE, STATISTICS, ModelInfo, load_model, save_model, with_cuts
+from common.storage.model_file import FILE, ModelInfo, load_model, save_model
 
 TIERED = NetworkSpec("resnet_slim", 3, (1, 8, 8), width=2)
 CUT = without_early_exits(TIERED)
@@ -38,28 +37,21 @@ def test_what_was_stored_before_there_were_cuts_is_read(tmp_path: Path) -> None:
     info = ModelInfo(TIERED.to_json(), 2, CLASSES, (0.5,), (0.25,), "")
     save_model(tmp_path / FILE, network.state_dict(), info)
     tensors, values = read_tensors(tmp_path / FILE)
-    old = {key: value for key, value in values.items() if key not in ("cut", "run", "half")}
-    assert len(old) == 6
-    write_tensors(tmp_path / FILE, tensors, json.loads(json.dumps(old)))
-    bundle = load_model(tmp_path)
-    assert (bundle.cut, bundle.run) == (0, "")
-    assert bundle.network.exit_positions == network.exit_positions[:2]
+    old = {key: value for key, value in values.items() if key != "format"}
+    write_tensors(tmp_path / FILE, tensors, old)
+    with pytest.raises(UserError, match=r"model\.safetensors has format 1, but this version .* reads format 2"):
+        load_model(tmp_path)
 
 
-def test_statistics_by_cut_come_back_beside_the_whole(tmp_path: Path) -> None:
-    state = build(CUT, seed=5).state_dict()
-    by_cut = {cut: {f"units.{u}.bn1.running_mean": torch.rand(4) for u in range(cut, 5)} for cut in (2, 3)}
-    info = ModelInfo(CUT.to_json(), 1, CLASSES, (0.5,), (0.25,), "", half=True)
-    save_model(tmp_path / "own" / FILE, with_cuts(state, by_cut), info)
-    bundle = load_model(tmp_path / "own")
-    assert {cut: sorted(own) for cut, own in bundle.statistics.items()} == {c: sorted(o) for c, o in by_cut.items()}
-    assert all(torch.equal(value, by_cut[c][k]) for c, own in bundle.statistics.items() for k, value in own.items())
-    assert all(torch.equal(value, state[key]) for key, value in bundle.network.state_dict().items())
-    save_model(tmp_path / "none" / FILE, state, info)
-    assert load_model(tmp_path / "none").statistics == {}
-    save_model(tmp_path / "damaged" / FILE, state | {STATISTICS + "two.units.3.bn1.running_mean": torch.rand(4)}, info)
-    with pytest.raises(UserError, match="does not hold a whole model"):
-        load_model(tmp_path / "damaged")
+def test_a_methods_own_tensors_and_values_come_back_beside_the_network(tmp_path: Path) -> None:
+    state, own = build(CUT, seed=5).state_dict(), {"statistics.2.units.3.bn1.running_mean": torch.rand(4)}
+    info = ModelInfo(CUT.to_json(), 1, CLASSES, (0.5,), (0.25,), "", values={"server_half": True})
+    save_model(tmp_path / FILE, state | own, info)
+    stored = load_model(tmp_path)
+    assert stored.values == {"server_half": True}
+    assert stored.others.keys() == own.keys()
+    assert all(torch.equal(value, own[key]) for key, value in stored.others.items())
+    assert all(torch.equal(value, state[key]) for key, value in stored.network.state_dict().items())
 
 
 def test_a_part_that_lacks_the_exit_at_its_cut_is_no_whole_model(tmp_path: Path) -> None:

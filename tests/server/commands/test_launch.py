@@ -1,4 +1,4 @@
-"""The launcher's own logic: environment, what it hands to Flower, and what it makes of Flower's answers."""
+"""The launcher: its environment, the commands it gives to Flower, and its handling of Flower's answers."""
 
 import errno
 import json
@@ -22,7 +22,7 @@ from tests.support.served import said
 
 
 class Flower:
-    """Stands for the `flwr` command: answers as told and keeps what it was asked."""
+    """Replaces the `flwr` command: gives scripted answers and records the commands."""
 
     def __init__(self, *statuses: str, accepted: bool = True) -> None:
         self.statuses, self.accepted = list(statuses), accepted
@@ -48,19 +48,19 @@ def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return {"FLWR_HOME": str(tmp_path)}
 
 
-def test_the_environment_keeps_flower_at_home(tmp_path, monkeypatch):
+def test_environment_keeps_flower_in_its_home(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "/bin")
     found = environment(tmp_path)
     assert found["FLWR_HOME"] == str(tmp_path)
     assert found["FLWR_TELEMETRY_ENABLED"] == "0"
     assert found["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
     assert found["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] == "0"
-    # Flower starts `flwr-serverapp` and the like by name: they must be those of this Python
+    # Flower starts `flwr-serverapp` and others by name: PATH must lead to those of this Python
     assert found["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/bin"]
     assert (Path(sys.executable).parent / "flower-superlink").exists()
 
 
-def test_the_run_is_handed_over_as_one_file_and_its_status_is_flowers(env, tmp_path, monkeypatch):
+def test_simulate_passes_one_file_and_returns_flowers_status(env, tmp_path, monkeypatch):
     flower = Flower("running", "running", "finished:completed")
     monkeypatch.setattr(launch, "_flwr", flower)
     overrides = {"run.name": "a", "train.lr": 0.1, "run.tensorboard": True, "clients.mix": 'small "x"'}
@@ -75,7 +75,7 @@ def test_the_run_is_handed_over_as_one_file_and_its_status_is_flowers(env, tmp_p
 
 
 @pytest.mark.parametrize("status", ["finished:failed", "finished:stopped"])
-def test_a_run_that_did_not_complete_is_not_called_completed(env, tmp_path, monkeypatch, status):
+def test_simulate_reports_a_run_that_did_not_complete(env, tmp_path, monkeypatch, status):
     monkeypatch.setattr(launch, "_flwr", Flower(status))
     outcome = simulate({"run.name": "a"}, tmp_path, env, workers=1, show=False)
     assert not outcome.completed
@@ -86,31 +86,29 @@ REFUSED = {"success": False, "error-message": "Connection refused"}
 
 
 @pytest.mark.parametrize(
-    ("silence", "told"), [(REFUSED, "Connection refused"), ({"runs": []}, "{'runs': "), (None, "flwr list failed")]
+    ("silence", "message"), [(REFUSED, "Connection refused"), ({"runs": []}, "{'runs': "), (None, "flwr list failed")]
 )
-def test_a_superlink_that_is_away_for_a_moment_is_asked_again_and_one_that_has_gone_is_told(
-    env, tmp_path, monkeypatch, silence, told
-):
+def test_simulate_retries_a_silent_superlink_and_then_gives_up(env, tmp_path, monkeypatch, silence, message):
     flower = Flower("finished:completed")
     silences = [silence, silence]
 
     def answer(command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
         if command[1] != "list" or not silences:
             return flower(command, env)
-        if (said := silences.pop()) is None:
+        if (found := silences.pop()) is None:
             raise UserError("flwr list failed: ")
-        return said
+        return found
 
     monkeypatch.setattr(launch, "_flwr", answer)
     assert simulate({"run.name": "a"}, tmp_path, env, workers=1, show=False).completed
     assert not silences
     monkeypatch.setattr(launch, "LOST", -1.0)
     silences = [silence]
-    with pytest.raises(UserError, match=f"has gone: {told}.* continue with --resume {tmp_path / 'a'}"):
+    with pytest.raises(UserError, match=f"has gone: {message}.* continue with --resume {tmp_path / 'a'}"):
         simulate({"run.name": "a"}, tmp_path, env, workers=1, show=False)
 
 
-def test_a_resumed_run_is_followed_in_its_own_folder(env, tmp_path, monkeypatch):
+def test_simulate_follows_a_resumed_run_in_its_folder(env, tmp_path, monkeypatch):
     flower = Flower("finished:completed")
     monkeypatch.setattr(launch, "_flwr", flower)
     folder = tmp_path / "elsewhere" / "old"
@@ -121,7 +119,7 @@ def test_a_resumed_run_is_followed_in_its_own_folder(env, tmp_path, monkeypatch)
     assert flower.config["run.resume"] == str(folder)
 
 
-def test_a_run_is_followed_where_the_user_wants_it_kept(env, tmp_path, monkeypatch):
+def test_simulate_follows_a_run_below_run_root(env, tmp_path, monkeypatch):
     flower, root = Flower("finished:completed"), tmp_path / "kept"
     monkeypatch.setattr(launch, "_flwr", flower)
     overrides = {"run.name": "a", "run.root": str(root)}
@@ -129,13 +127,13 @@ def test_a_run_is_followed_where_the_user_wants_it_kept(env, tmp_path, monkeypat
     assert flower.config["run.root"] == str(root)
 
 
-def test_a_refused_run_is_told_with_flowers_reason(env, tmp_path, monkeypatch):
+def test_simulate_reports_flowers_reason_for_a_refusal(env, tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "_flwr", Flower(accepted=False))
     with pytest.raises(UserError, match="did not accept the run: no such app"):
         simulate({"run.name": "a"}, tmp_path, env, workers=1, show=False)
 
 
-def terminal_has_gone(*_: object) -> None:
+def fail_on_closed_terminal(*_: object) -> None:
     raise OSError(errno.EIO, "Input/output error")
 
 
@@ -144,10 +142,10 @@ def terminal_has_gone(*_: object) -> None:
     [
         (signal.SIGINT, KeyboardInterrupt, launch.Progress.stop),
         (signal.SIGTERM, KeyboardInterrupt, launch.Progress.stop),
-        (signal.SIGHUP, OSError, terminal_has_gone),
+        (signal.SIGHUP, OSError, fail_on_closed_terminal),
     ],
 )
-def test_a_launcher_that_is_told_to_stop_stops_its_run(env, tmp_path, monkeypatch, number, ends, stop):
+def test_deploy_stops_its_run_on_a_signal(env, tmp_path, monkeypatch, number, ends, stop):
     flower = Flower()
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it may be ignored here (`nohup`)
     monkeypatch.setattr(launch.Progress, "stop", stop)
@@ -160,21 +158,21 @@ def test_a_launcher_that_is_told_to_stop_stops_its_run(env, tmp_path, monkeypatc
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_what_a_command_says_when_it_fails_is_passed_on(tmp_path):
+def test_flwr_passes_on_what_a_failed_command_prints(tmp_path):
     env = os.environ | {"FLWR_HOME": str(tmp_path)}
     with pytest.raises(UserError, match="No such file"):
         launch._flwr([sys.executable, "nothing.py"], env)
     assert launch._flwr([sys.executable, "-c", "print('note {\"a\": 1}')"], env) == {"a": 1}
 
 
-def test_a_superlink_that_does_not_start_is_told_with_its_log(tmp_path, monkeypatch):
+def test_local_superlink_names_its_log_if_it_does_not_start(tmp_path, monkeypatch):
     popen = subprocess.Popen
     monkeypatch.setattr(launch.subprocess, "Popen", lambda command, **kwargs: popen(["false"], **kwargs))
-    with pytest.raises(UserError, match=r"did not start, see .*superlink\.log"), local_superlink(tmp_path / "home"):
+    with pytest.raises(UserError, match=r"did not start: see .*superlink\.log"), local_superlink(tmp_path / "home"):
         pass
 
 
-def test_a_machine_without_git_can_submit(tmp_path, monkeypatch):
+def test_commit_is_empty_without_git(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert launch._commit() == ""
 
@@ -189,24 +187,24 @@ launch.tied = lambda command: tied(["sleep", "60"])
 launch.wait_for_port = lambda host, port, process: print(process.pid, flush=True) or True
 with launch.local_superlink(Path(sys.argv[1])):
     for _ in range(600):
-        time.sleep(0.1)  # a signal that comes in the moment in which a sleep begins does not shorten it
+        time.sleep(0.1)  # a signal just before a sleep does not shorten it
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-def test_a_launcher_that_is_told_to_end_leaves_no_superlink_behind(tmp_path, number):
+def test_local_superlink_ends_with_its_launcher(tmp_path, number):
     if number == signal.SIGKILL and sys.platform != "linux":
-        pytest.skip("only Linux tells a child that its parent was killed")
+        pytest.skip("only Linux signals a child when its parent is killed")
     command = [sys.executable, "-c", LAUNCHER, str(tmp_path / "home")]
     with subprocess.Popen(command, cwd=launch.PROJECT, stdout=subprocess.PIPE, text=True) as launcher:
         superlink = int(said(launcher))
         launcher.send_signal(number)
         assert launcher.wait(60) != 0
-    wait_until(lambda: ended(superlink), 20, "the SuperLink lives on")
+    wait_until(lambda: ended(superlink), 20, "the SuperLink still runs")
 
 
 def ended(process: int) -> bool:
     try:
-        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE  # nobody may be there to bury it
+        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE  # its parent may be gone, too
     except psutil.NoSuchProcess:
         return True

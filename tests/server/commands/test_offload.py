@@ -1,5 +1,7 @@
-"""What `python -m server offload` refuses before it listens; what it answers is in
-tests/client/commands/test_split_infer.py."""
+"""What `python -m server offload` refuses before it listens.
+
+Its answers to devices are tested in tests/client/commands/test_split_infer.py.
+"""
 
 from pathlib import Path
 
@@ -14,7 +16,7 @@ SPLIT = without_early_exits(TIERED)
 
 
 def stored(folder: Path, spec: NetworkSpec, cut: int = 0) -> str:
-    """A finished run's folder, or a device's."""
+    """Return the folder of a finished run, or of a device with a cut."""
     network = build(spec, seed=1)
     part, depth = (network.prefix_units(cut), 0) if cut else (network, len(network.tier_positions))
     info = ModelInfo(
@@ -24,15 +26,15 @@ def stored(folder: Path, spec: NetworkSpec, cut: int = 0) -> str:
     return str(folder)
 
 
-def test_what_the_user_can_mend_ends_with_2_and_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_offload_refuses_a_mistake_with_2_and_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = stored(tmp_path / "run", SPLIT)
     public = tmp_path / "public"
     public.write_text("token")
     public.chmod(0o644)
     for arguments, message in (
         (["--model", str(tmp_path / "absent")], "no model in"),
-        (["--model", stored(tmp_path / "device", SPLIT, cut=1)], "is a device's part: give --model the run's folder"),
-        (["--model", stored(tmp_path / "tiered", TIERED)], "is no split training run"),
+        (["--model", stored(tmp_path / "device", SPLIT, cut=1)], "is a device's part: give the run's folder"),
+        (["--model", stored(tmp_path / "tiered", TIERED)], "is not a split training run"),
         (["--model", run, "--batch", "0"], "give 1 or more"),
         (["--model", run, "--token-file", str(public)], "chmod 600"),
         (["--model", run, "--address", "0.0.0.0:0"], "give the --name by which others reach it"),

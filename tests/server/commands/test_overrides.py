@@ -1,4 +1,4 @@
-"""`-c KEY=VALUE`: what a key takes decides what the text after it is."""
+"""`-c KEY=VALUE` and `--preset`: values, paths and mistakes."""
 
 import argparse
 from pathlib import Path
@@ -6,25 +6,62 @@ from typing import Any
 
 import pytest
 
-from server.commands.overrides import read_overrides
+from common.errors import UserError
+from server.commands.overrides import PRESETS, read_overrides
 from strategies.factory import read_config
 
 
-def overrides(*pairs: str) -> dict[str, Any]:
-    return read_overrides(argparse.Namespace(config=list(pairs), preset=""))
+def overrides(*pairs: str, preset: str = "") -> dict[str, Any]:
+    return read_overrides(argparse.Namespace(config=list(pairs), preset=preset))
+
+
+def test_values_are_toml_or_bare_words():
+    assert overrides("train.lr=0.1", "run.rounds=3", "run.tensorboard=true", "run.name=a-b", "data.name='digits'",
+                     "clients.mix=0.5,0.5", "network.exits = 2,4", "run.root=") == {
+        "train.lr": 0.1, "run.rounds": 3, "run.tensorboard": True, "run.name": "a-b", "data.name": "digits",
+        "clients.mix": "0.5,0.5", "network.exits": "2,4", "run.root": "",
+    }  # fmt: skip
+    assert type(overrides("run.rounds=3")["run.rounds"]) is int
+    assert overrides("run.name=2025-01-31")["run.name"] == "2025-01-31"
+    assert overrides("run.name=a=b")["run.name"] == "a=b"
+    with pytest.raises(UserError, match=r"-c train\.lr: write KEY=VALUE"):
+        overrides("train.lr")
+
+
+def test_path_keys_become_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for key in ("data.root", "run.root", "distree.teacher"):
+        assert overrides(f"{key}=images")[key] == str(tmp_path / "images")
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.toml")))
+def test_presets_are_valid_configurations(preset):
+    values = overrides(preset=preset)
+    assert values
+    config = read_config(values)
+    assert {key: config.flat()[key] for key in values} == values
+    assert config.run.name == ""  # the launcher names runs
+
+
+def test_command_line_overrides_a_preset(tmp_path):
+    assert overrides("run.rounds=1", preset="demo") == {**overrides(preset="demo"), "run.rounds": 1}
+    (tmp_path / "mine.toml").write_text("[train]\nlr = 0.2\n")
+    assert overrides(preset=str(tmp_path / "mine.toml")) == {"train.lr": 0.2}
+    with pytest.raises(UserError, match=r"--preset demmo is unknown: choose one of .*demo"):
+        overrides(preset="demmo")
 
 
 @pytest.mark.parametrize(
     ("pair", "value"),
     [("data.mean=0.90", "0.90"), ("data.mean='0.9'", "0.9"), ("run.name=true", "true"), ("distree.widths = 3", "3")],
 )
-def test_a_number_stays_as_it_was_typed_where_the_key_takes_text(pair: str, value: str) -> None:
+def test_numbers_stay_text_for_text_keys(pair: str, value: str) -> None:
     found = overrides(pair)
     assert list(found.values()) == [value]
     read_config(found | {"distree.students": 1})
 
 
-def test_a_number_is_one_where_the_key_takes_numbers_or_is_unknown() -> None:
+def test_numbers_are_parsed_for_number_and_unknown_keys() -> None:
     assert overrides("train.lr=0.1", "run.tensorboard=true", "x=1") == {
         "train.lr": 0.1,
         "run.tensorboard": True,
@@ -32,7 +69,7 @@ def test_a_number_is_one_where_the_key_takes_numbers_or_is_unknown() -> None:
     }
 
 
-def test_folders_are_as_where_the_command_is_typed_sees_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_folders_start_at_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     found = overrides("data.root=photos", "distree.public=cifar100:photos/all", "distree.teacher=/runs/t")
     assert found == {

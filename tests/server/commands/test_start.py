@@ -1,4 +1,4 @@
-"""What the server's launchers decide before they start anything, and what they tell Flower."""
+"""`start`, `submit`, `register` and `certificates`: what they check, print and pass on to Flower."""
 
 import argparse
 import shlex
@@ -36,24 +36,24 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
-        (["--address", "0.0.0.0:8000"], "not loopback: encrypt with --tls"),
+        (["--address", "0.0.0.0:8000"], "--address 0.0.0.0:8000 is not loopback: add --tls"),
         (["--address", "ml.example.org:8000"], "not loopback"),
         (["--address", "8000"], "is not an address"),
         (["--require-node-keys"], "needs --tls"),
         (["--certificates", "nowhere"], "nowhere/ca.pem is missing"),
-        (["--certificates", "nowhere", "--insecure"], "leave it or"),
+        (["--certificates", "nowhere", "--insecure"], "--insecure contradicts"),
     ],
 )
-def test_what_is_not_safe_does_not_start(tmp_path, monkeypatch, words, told):
+def test_start_refuses_unsafe_options(tmp_path, monkeypatch, words, message):
     monkeypatch.setattr(start, "child", lambda *_: pytest.fail("started"))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         start.run(started(*words, "--state", str(tmp_path)))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_a_port_that_another_has_is_told_before_anything_starts(tmp_path, monkeypatch, host):
+def test_start_refuses_a_taken_port(tmp_path, monkeypatch, host):
     monkeypatch.setattr(start, "child", lambda *_: pytest.fail("started"))
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"{host}:{other.getsockname()[1]}"
@@ -61,7 +61,7 @@ def test_a_port_that_another_has_is_told_before_anything_starts(tmp_path, monkey
             start.run(started("--address", address, "--state", str(tmp_path)))
 
 
-def test_the_command_is_flowers(tmp_path, certificates):
+def test_start_runs_flowers_command(tmp_path, certificates):
     plain = started()
     assert start._command(plain, "127.0.0.1", 8000, tmp_path, None) == [
         "flower-superlink", "--host", "127.0.0.1", "--port", "8000", "--database", str(tmp_path / "superlink.db"),
@@ -75,18 +75,18 @@ def test_the_command_is_flowers(tmp_path, certificates):
     assert "--insecure" not in words
 
 
-def test_the_next_command_fits_the_server(tmp_path, certificates):
+def test_start_prints_a_submit_command_for_this_server(tmp_path, certificates):
     secure = started("--address", "0.0.0.0:8000", "--certificates", str(certificates))
     text = start._next_commands(secure, "0.0.0.0", 8000, tmp_path, start._security(secure, "0.0.0.0"))
-    assert "whoever reaches this address can submit code" in text
+    assert "any machine that reaches this address can submit code" in text
     assert f"--superlink 127.0.0.1:8000 --root-certificates {certificates / 'ca.pem'}" in text
-    assert "whoever" not in start._next_commands(started(), "127.0.0.1", 8000, tmp_path, None)
+    assert "warning" not in start._next_commands(started(), "127.0.0.1", 8000, tmp_path, None)
 
 
 @pytest.mark.parametrize(
     ("address", "security"), [("127.0.0.1:8000", []), ("10.0.0.5:8000", ["--insecure"]), ("0.0.0.0:8000", ["--tls"])]
 )
-def test_the_next_commands_work_as_they_are_printed(tmp_path, monkeypatch, certificates, address, security):
+def test_start_prints_commands_that_work(tmp_path, monkeypatch, certificates, address, security):
     host, port = address.split(":")
     if security == ["--tls"]:
         security = ["--certificates", str(certificates)]
@@ -96,27 +96,27 @@ def test_the_next_commands_work_as_they_are_printed(tmp_path, monkeypatch, certi
     (one, two, run), parser = lines, argparse.ArgumentParser()
     device_start.add_parser(parser.add_subparsers())
     devices = [parser.parse_args(words[1:]) for words in (one, two)]
-    assert [device.client for device in devices] == [0, 1]  # two nodes of one number would be one client
+    assert [device.client for device in devices] == [0, 1]  # two nodes with one number would be one client
     for device in devices:
         device.certificates = device.certificates and certificates / "devices" / "one"
         device_start._security(device, split_address(device.superlink)[0])
 
-    asked: dict[str, Any] = {}
+    submitted: dict[str, Any] = {}
 
     def deploy(overrides: Mapping[str, Any], root: Path, env: Mapping[str, str], name: str) -> Outcome:
-        asked.update(overrides)
+        submitted.update(overrides)
         return Outcome(root / "a", "finished:completed", "")
 
     monkeypatch.setattr(submit, "deploy", deploy)
     monkeypatch.setattr(submit, "connection", lambda *_: "there")
     assert command.main(run[1:]) == 0
-    assert {key: value for key, value in asked.items() if key != "run.name"} == {
+    assert {key: value for key, value in submitted.items() if key != "run.name"} == {
         "clients.count": 2, "clients.per-round": 2, "round.min-nodes": 2,
     }  # fmt: skip
 
 
 class Flower:
-    """Stands for `flwr`: makes a configuration, and knows some keys."""
+    """Replaces `flwr`: makes a configuration, and has some keys registered."""
 
     def __init__(self, home: Path, known: Sequence[str] = (), refusal: str = "Public key already in use.") -> None:
         self.home, self.known, self.refusal = home, known, refusal
@@ -133,7 +133,7 @@ class Flower:
         return {"success": False, "error-message": self.refusal} if name in self.known else {"success": True}
 
 
-def test_a_superlink_is_added_to_flowers_own_once(tmp_path, monkeypatch):
+def test_connection_adds_a_superlink_once(tmp_path, monkeypatch):
     flower = Flower(tmp_path)
     monkeypatch.setattr(connections, "flwr", flower)
     for _ in range(2):
@@ -146,11 +146,11 @@ def test_a_superlink_is_added_to_flowers_own_once(tmp_path, monkeypatch):
         "ml-example-org-8000-tls": {"address": "ml.example.org:8000", "root-certificates": str(tmp_path / "ca.pem")},
     }  # fmt: skip
     (tmp_path / "config.toml").write_text("[oops")
-    with pytest.raises(UserError, match="is no TOML"):
+    with pytest.raises(UserError, match="is not valid TOML"):
         connection(tmp_path, "127.0.0.1:8000", None, {})
 
 
-def test_an_authority_that_lies_elsewhere_now_takes_the_place_of_the_old_one(tmp_path, monkeypatch):
+def test_connection_replaces_the_authority_of_its_own_entry(tmp_path, monkeypatch):
     monkeypatch.setattr(connections, "flwr", Flower(tmp_path))
     file, there = tmp_path / "config.toml", "ml.example.org:8000"
     name = connection(tmp_path, there, tmp_path / "ca.pem", {})
@@ -160,16 +160,16 @@ def test_an_authority_that_lies_elsewhere_now_takes_the_place_of_the_old_one(tmp
     assert file.read_text() == before.replace("ca.pem", "other.pem")
     file.write_text(file.read_text().replace("root-certificates =", "federation = 'mine'\nroot-certificates ="))
     mine = file.read_text()
-    with pytest.raises(UserError, match=r"another \[superlink.ml-example-org-8000-tls\]: delete it there"):
+    with pytest.raises(UserError, match=r"another \[superlink.ml-example-org-8000-tls\] entry: delete it"):
         connection(tmp_path, there, tmp_path / "ca.pem", {})
     assert file.read_text() == mine
 
 
-def test_two_commands_at_once_add_a_superlink_once(tmp_path, monkeypatch):
+def test_concurrent_commands_add_a_superlink_once(tmp_path, monkeypatch):
     read = tomllib.loads
 
     def slowly(text: str) -> dict[str, Any]:
-        time.sleep(0.05)  # in which the other would read the same
+        time.sleep(0.05)  # time for another command to read the same file
         return read(text)
 
     monkeypatch.setattr(connections, "flwr", Flower(tmp_path))
@@ -180,34 +180,34 @@ def test_two_commands_at_once_add_a_superlink_once(tmp_path, monkeypatch):
     assert len(read((tmp_path / "config.toml").read_text())["superlink"]) == 3
 
 
-def test_keys_that_are_known_are_no_mistake(tmp_path, monkeypatch, certificates):
+def test_register_keys_skips_registered_keys(tmp_path, monkeypatch, certificates):
     monkeypatch.setattr(connections, "flwr", Flower(tmp_path, known=["one"]))
     assert register_keys(public_keys(certificates), "x", {}) == ["two"]
     monkeypatch.setattr(connections, "flwr", Flower(tmp_path, known=["one"], refusal="403 Forbidden"))
-    with pytest.raises(UserError, match="did not take one's key: 403"):
+    with pytest.raises(UserError, match=r"rejected the key of one \(.*node.pub\): 403"):
         register_keys(public_keys(certificates), "x", {})
 
 
 @pytest.mark.parametrize(("status", "code"), [("finished:completed", 0), ("finished:failed", 1)])
-def test_submit_ends_as_the_run_ended(tmp_path, monkeypatch, capsys, status, code):
-    asked: dict[str, Any] = {}
+def test_submit_exits_as_the_run_ended(tmp_path, monkeypatch, capsys, status, code):
+    submitted: dict[str, Any] = {}
 
     def deploy(overrides: Mapping[str, Any], root: Path, env: Mapping[str, str], name: str) -> Outcome:
-        asked.update(overrides, root=root, name=name)
+        submitted.update(overrides, root=root, name=name)
         return Outcome(root / str(overrides["run.name"]), status, "quorum")
 
     monkeypatch.setattr(submit, "deploy", deploy)
     monkeypatch.setattr(submit, "connection", lambda *_: "there")
     words = ["submit", "--state", str(tmp_path), "-c", "run.strategy=eefl", "-c", "run.name=a"]
     assert command.main(words) == code
-    assert asked == {"run.strategy": "eefl", "run.name": "a", "root": tmp_path / "runs", "name": "there"}
-    said = capsys.readouterr()
-    assert "completed: runs/a on the SuperLink's machine" in said.out if code == 0 else "quorum" in said.err
+    assert submitted == {"run.strategy": "eefl", "run.name": "a", "root": tmp_path / "runs", "name": "there"}
+    printed = capsys.readouterr()
+    assert "completed: runs/a on the SuperLink's machine" in printed.out if code == 0 else "quorum" in printed.err
     assert command.main(["submit", "--superlink", "ml.example.org:8000"]) == 2
     assert "not loopback" in capsys.readouterr().err
 
 
-def test_submit_continues_a_run_by_its_folder(tmp_path, monkeypatch, capsys):
+def test_submit_resumes_a_run_from_its_folder(tmp_path, monkeypatch, capsys):
     flwr = {"success": True, "run-id": 5, "runs": [{"status": "finished:completed"}]}
     monkeypatch.setattr(launch, "_flwr", lambda *_: flwr)
     monkeypatch.setattr(launch, "ASK_EVERY", 0.0)
@@ -220,7 +220,7 @@ def test_submit_continues_a_run_by_its_folder(tmp_path, monkeypatch, capsys):
     assert command.main(["submit", "--state", str(tmp_path), "--resume", "runs/old", "-c", "run.rounds=9"]) == 2
 
 
-def test_deploy_asks_flower_by_the_connections_name(tmp_path, monkeypatch):
+def test_deploy_passes_the_connections_name_to_flower(tmp_path, monkeypatch):
     commands: list[Sequence[str]] = []
 
     def flwr(words: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
@@ -239,15 +239,15 @@ def test_deploy_asks_flower_by_the_connections_name(tmp_path, monkeypatch):
     assert "--federation-config" not in commands[0]
 
 
-def test_certificates_say_what_comes_next(tmp_path, capsys):
+def test_certificates_print_the_next_commands(tmp_path, capsys):
     folder = tmp_path / "c"
     assert command.main(["certificates", "--folder", str(folder), "--host", "ml.example.org", "--devices", "2"]) == 0
-    said = capsys.readouterr().out
-    assert f"python -m server start --certificates {folder} --require-node-keys" in said
-    assert f"copy {folder / 'devices' / 'device-0'}" in said
-    assert "--client-id N\n" in said
+    printed = capsys.readouterr().out
+    assert f"python -m server start --certificates {folder} --require-node-keys" in printed
+    assert f"copy {folder / 'devices' / 'device-0'}" in printed
+    assert "--client-id N\n" in printed
     assert command.main(["certificates", "--folder", str(folder), "--add-device", "cam"]) == 0
     assert sorted(public_keys(folder)) == ["cam", "device-0", "device-1"]
     assert command.main(["certificates", "--folder", str(folder), "--devices", "-1"]) == 2
     assert command.main(["register", "--certificates", str(tmp_path / "none")]) == 2
-    assert "add one with --add-device" in capsys.readouterr().err
+    assert f"--folder {tmp_path / 'none'} --add-device NAME" in capsys.readouterr().err

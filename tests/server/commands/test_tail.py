@@ -1,4 +1,4 @@
-"""Lines that appear while a file is looked at."""
+"""Following a file while another process writes lines."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from common.storage.files import append_line, write_text
 from server.commands.tail import Tail
 
 
-def test_each_look_gives_what_is_new(tmp_path):
+def test_tail_returns_new_lines(tmp_path):
     file = tmp_path / "lines"
     tail = Tail(file)
     assert tail.read() == []
@@ -20,23 +20,23 @@ def test_each_look_gives_what_is_new(tmp_path):
     with file.open("a") as stream:
         stream.write('{"a":')
         stream.flush()
-        assert tail.read() == []  # not ended yet
+        assert tail.read() == []  # not complete yet
         stream.write(' 3}\n{"a": 4')
     assert tail.read() == [{"a": 3}]
 
 
-def test_a_file_that_was_replaced_is_read_anew(tmp_path):
+def test_tail_reads_a_replaced_file_from_its_start(tmp_path):
     file = tmp_path / "lines"
     tail = Tail(file)
     write_text(file, '{"a": 1}\n{"a": 2}\n{"a": 3')
     assert tail.read() == [{"a": 1}, {"a": 2}]
     write_text(file, '{"a": 1}\n')
-    for number in (5, 6, 7):  # longer than before at the next look
+    for number in (5, 6, 7):  # longer than before at the next read
         append_line(file, json.dumps({"a": number}))
     assert [event["a"] for event in tail.read()] == [1, 5, 6, 7]
 
 
-def test_what_was_read_is_not_parsed_again(tmp_path, monkeypatch: pytest.MonkeyPatch):
+def test_tail_parses_every_line_once(tmp_path, monkeypatch: pytest.MonkeyPatch):
     file, parsed, loads = tmp_path / "lines", list[bytes](), json.loads
     monkeypatch.setattr(json, "loads", lambda line: (parsed.append(line), loads(line))[1])
     tail = Tail(file)
@@ -46,7 +46,7 @@ def test_what_was_read_is_not_parsed_again(tmp_path, monkeypatch: pytest.MonkeyP
     assert parsed == [b"0", b"1", b"2"]
 
 
-def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path: Path):
+def test_tail_skips_a_line_that_a_kill_cut_short(tmp_path: Path):
     file = tmp_path / "lines"
     file.write_text('{"a": 1}\n{"a"\n{"a": 2}\n')
     assert Tail(file).read() == [{"a": 1}, {"a": 2}]

@@ -76,9 +76,7 @@ def test_the_weight_ramps_up(round_, weight):
 
 def test_impossible_values_are_told():
     with pytest.raises(UserError) as caught:
-        load_config(
-            {"depthfl.kd-weight": -1.0, "depthfl.temperature": 0.0, "depthfl.ramp-up": -3}, {"depthfl": DepthFLSettings}
-        )
+        load_config({"depthfl.kd-weight": -1.0, "depthfl.temperature": 0.0, "depthfl.ramp-up": -3}, [DepthFLSettings])
     assert str(caught.value).count("\n  - ") == 3
 
 

@@ -5,7 +5,7 @@ import torch
 
 from common.messages import protocol
 from common.networks import build
-from strategies.engine.aggregation import average_layers
+from common.weights.layers import average_layers
 
 ROAMING = [[{"partition-id": p} for p in range(n)] for n in (1, 2, 5)]
 

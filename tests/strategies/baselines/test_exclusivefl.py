@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from common.storage.model_file import load_model
-from strategies.engine.strategy import QuorumError
+from strategies.engine.rounds import QuorumError
 
 
 def test_only_clients_of_full_depth_take_part(run_strategy):

@@ -11,7 +11,7 @@ def network():
     return build(NetworkSpec("lenet", 10, (1, 8, 8), width=3), seed=1)
 
 
-def test_a_head_is_its_exits_parameters(network):
+def test_head_layout_lists_the_parameters_of_the_exit(network):
     layout = head_layout(network, 2)
     assert layout.floats == (("exits.2.linear.weight", (10, 8)), ("exits.2.linear.bias", (10,)))
     assert layout.counters == ()
@@ -20,7 +20,7 @@ def test_a_head_is_its_exits_parameters(network):
     assert {key.split(".", 2)[2] for key in keys} == {"norm.weight", "norm.bias", "linear.weight", "linear.bias"}
 
 
-def test_there_and_back(network):
+def test_head_vector_and_head_state_are_inverse(network):
     layout, state = head_layout(network, 3), network.state_dict()
     vector = head_vector(state, layout)
     assert vector.shape == (layout.sizes[0],) == (610,)
@@ -31,7 +31,7 @@ def test_there_and_back(network):
     assert torch.equal(head_bias(vector, layout), state["exits.3.linear.bias"])
 
 
-def test_the_vector_is_a_copy(network):
+def test_head_vector_is_a_copy(network):
     layout = head_layout(network, 3)
     before = head_vector(network.state_dict(), layout)
     with torch.no_grad():
@@ -48,12 +48,12 @@ def test_the_vector_is_a_copy(network):
     ],
     ids=lambda wrong: f"{wrong.dtype} {tuple(wrong.shape)}",
 )  # fmt: skip
-def test_anything_else_is_no_head(network, wrong):
+def test_head_state_rejects_other_shapes_and_types(network, wrong):
     with pytest.raises(ValueError, match="an exit head of 610 float32 parameters was expected"):
         head_state(wrong, head_layout(network, 3))
 
 
-def test_a_head_with_other_parameters_is_a_copy_that_is_not_trained(network):
+def test_with_parameters_returns_a_frozen_copy(network):
     layout, head = head_layout(network, 2), exit_head(network, 2)
     before = head.linear.weight.detach().clone()
     vector = np.arange(90, dtype=np.float32)

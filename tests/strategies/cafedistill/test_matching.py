@@ -43,13 +43,13 @@ def solve_by_supports(similarities: torch.Tensor, alpha: float) -> torch.Tensor:
         ([-1.0, -1.5, -1.0, -9.0], [0.5, 0.0, 0.5, 0.0]),
     ],
 )
-def test_projections_by_hand(v, expected):
+def test_project_to_simplex_equals_values_by_hand(v, expected):
     result = project_to_simplex(torch.tensor(v))
     assert result.dtype == torch.float64
     assert result.tolist() == pytest.approx(expected, abs=1e-7)
 
 
-def test_rows_are_projected_on_their_own():
+def test_project_to_simplex_projects_each_row():
     rows = torch.randn(7, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert torch.equal(project_to_simplex(rows), torch.stack([project_to_simplex(row) for row in rows]))
 
@@ -63,7 +63,7 @@ def test_rows_are_projected_on_their_own():
         (0.9, {0.15: 0.400, 0.6: 0.175, 1: 0.145, 5: 0.109}),
     ],
 )
-def test_self_weights_of_ten_equally_similar_clients(similarity, by_alpha):
+def test_teacher_weights_of_ten_equally_similar_clients(similarity, by_alpha):
     for alpha, expected in by_alpha.items():
         weights = teacher_weights(uniform_similarity(10, similarity), alpha)
         assert weights.diagonal().tolist() == pytest.approx([expected] * 10, abs=1e-12)
@@ -72,27 +72,27 @@ def test_self_weights_of_ten_equally_similar_clients(similarity, by_alpha):
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 @pytest.mark.parametrize("alpha", [0.05, 0.6, 3.0])
-def test_weights_solve_the_quadratic_programme(n, alpha):
+def test_teacher_weights_solve_the_quadratic_programme(n, alpha):
     similarities = random_similarities(n, seed=n)
     expected = torch.stack([solve_by_supports(row, alpha) for row in similarities])
     torch.testing.assert_close(teacher_weights(similarities, alpha), expected, rtol=0, atol=1e-12)
 
 
-def test_limits_of_alpha():
+def test_teacher_weights_at_the_limits_of_alpha():
     similarities = random_similarities(8, seed=1)
     assert torch.equal(teacher_weights(similarities, 1e-12), torch.eye(8, dtype=torch.float64))
     uniform = torch.full((8, 8), 1 / 8, dtype=torch.float64)
     torch.testing.assert_close(teacher_weights(similarities, 1e12), uniform, rtol=0, atol=1e-11)
 
 
-def test_rows_are_distributions():
+def test_teacher_weights_are_distributions():
     for alpha in (1e-9, 0.15, 0.6, 1e3):
         weights = teacher_weights(random_similarities(100, seed=2), alpha)
         assert weights.min() >= 0
         assert (weights.sum(1) - 1).abs().max() < 1e-12
 
 
-def test_the_order_of_clients_changes_no_bit():
+def test_teacher_weights_do_not_depend_on_client_order():
     similarities = random_similarities(20, seed=3)
     order = torch.randperm(20, generator=torch.Generator().manual_seed(4))
     shuffled = teacher_weights(similarities[order][:, order], 0.6)

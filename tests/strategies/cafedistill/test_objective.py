@@ -36,7 +36,7 @@ def grads(network: EarlyExitNetwork, objective: Objective, x: torch.Tensor) -> d
     return {name: p.grad for name, p in network.named_parameters()}
 
 
-def test_the_divergence_by_hand():
+def test_distillation_equals_values_by_hand():
     teacher, near, far = (0.9, 0.1), (0.8, 0.2), (0.1, 0.9)
     result = distillation([logits(near), logits(far)], logits(teacher), 1.0)
     assert result.item() == pytest.approx(kl(teacher, near) + kl(teacher, far), rel=1e-5)
@@ -45,17 +45,17 @@ def test_the_divergence_by_hand():
     assert halves.item() == pytest.approx(4 * kl((0.75, 0.25), (0.5, 0.5)), rel=1e-5)
 
 
-def test_the_divergence_is_a_batch_mean():
+def test_distillation_is_a_batch_mean():
     teacher, near, far = (0.9, 0.1), (0.8, 0.2), (0.1, 0.9)
     both = distillation([logits(near, far)], logits(teacher, teacher), 1.0)
     assert both.item() == pytest.approx((kl(teacher, near) + kl(teacher, far)) / 2, rel=1e-5)
 
 
-def test_no_students_give_zero():
+def test_distillation_without_students_is_zero():
     assert distillation([], logits((0.9, 0.1)), 2.0).item() == 0
 
 
-def test_only_the_student_gets_a_gradient():
+def test_distillation_gives_a_gradient_to_students_only():
     teacher = torch.randn(4, 3, requires_grad=True)
     student = torch.randn(4, 3, requires_grad=True)
     distillation([student], teacher, 2.0).backward()
@@ -69,9 +69,9 @@ def test_only_the_student_gets_a_gradient():
     ("legacy", "students", "labelled", "distilled"),
     [(False, 0, 0, 0), (False, 1, 1, 1), (False, 2, 2, 2), (True, 0, 0, 1), (True, 1, 0, 1), (True, 2, 1, 2)],
 )
-def test_the_loss_of_three_exits(network, x, legacy, students, labelled, distilled):
-    config = CAFEDistillSettings(ce_weight=0.7, kd_weight=0.3, temperature=2.0, legacy_offset=legacy)
-    loss = Distillation(config, students).loss(network, x, Y)
+def test_loss_of_three_exits_equals_its_formula(network, x, legacy, students, labelled, distilled):
+    settings = CAFEDistillSettings(ce_weight=0.7, kd_weight=0.3, temperature=2.0, legacy_offset=legacy)
+    loss = Distillation(settings, students).loss(network, x, Y)
     z = network(x)
     ce = sum(F.cross_entropy(z[e], Y) for e in [*range(labelled), 2]) / 3
     target = F.softmax(z[2] / 2, 1)
@@ -82,12 +82,12 @@ def test_the_loss_of_three_exits(network, x, legacy, students, labelled, distill
     assert not loss.per_exit.requires_grad
 
 
-def test_without_students_it_is_the_last_exits_share(network, x):
+def test_loss_without_students_is_the_share_of_the_last_exit(network, x):
     loss = Distillation(CAFEDistillSettings(), 0).loss(network, x, Y)
     assert loss.total.item() == pytest.approx(F.cross_entropy(network(x)[-1], Y).item() / 3, rel=1e-6)
 
 
-def test_a_locked_head_stays_and_the_distillation_does_not_move_the_last_one(network, x):
+def test_distillation_moves_neither_locked_nor_last_head(network, x):
     plain = grads(network, Distillation(CAFEDistillSettings(kd_weight=0.0), 1), x)
     distilled = grads(network, Distillation(CAFEDistillSettings(kd_weight=5.0), 1), x)
     first, second, last = (f"exits.{position}.linear.weight" for position in network.exit_positions)
@@ -97,34 +97,34 @@ def test_a_locked_head_stays_and_the_distillation_does_not_move_the_last_one(net
     assert torch.equal(distilled[last], plain[last])
 
 
-def test_without_labels_and_students_there_is_nothing_to_learn(network, x):
+def test_loss_without_cross_entropy_trains_students_only(network, x):
     only_teacher = grads(network, Distillation(CAFEDistillSettings(ce_weight=0.0), 2), x)
     assert not only_teacher[f"exits.{network.exit_positions[-1]}.linear.weight"].any()
     assert only_teacher[f"exits.{network.exit_positions[0]}.linear.weight"].any()
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_network_with_one_exit_learns_from_labels_alone(network, x, legacy):
+def test_network_with_one_exit_learns_from_labels_only(network, x, legacy):
     shallow = network.prefix(1)
     assert len(shallow.exit_positions) == 1
     loss = Distillation(CAFEDistillSettings(legacy_offset=legacy), 2).loss(shallow, x, Y)
     assert loss.total.item() == pytest.approx(F.cross_entropy(shallow(x)[0], Y).item(), rel=1e-6)
 
 
-def test_a_teacher_may_mix_in_other_heads(network, x):
+def test_teacher_may_mix_in_other_heads(network, x):
     other = torch.nn.Linear(network.architecture.widths[network.exit_positions[0] - 1], 10)
 
     def mixed(outputs):
         return 0.75 * outputs.logits[-1] + 0.25 * other(outputs.features[0])
 
-    config = CAFEDistillSettings(ce_weight=0.0)
-    loss = Distillation(config, 1, mixed).loss(network, x, Y)
+    settings = CAFEDistillSettings(ce_weight=0.0)
+    loss = Distillation(settings, 1, mixed).loss(network, x, Y)
     outputs = network.forward_exits(x)
     assert loss.total.item() == pytest.approx(distillation(outputs.logits[:1], mixed(outputs), 2.0).item(), rel=1e-6)
-    assert loss.total.item() != pytest.approx(Distillation(config, 1).loss(network, x, Y).total.item(), rel=1e-3)
+    assert loss.total.item() != pytest.approx(Distillation(settings, 1).loss(network, x, Y).total.item(), rel=1e-3)
     loss.total.backward()
     assert other.weight.grad is None
 
 
-def test_it_remembers_nothing(network):
+def test_objective_has_no_state(network):
     assert Distillation(CAFEDistillSettings(), 1).state_dict() == {}

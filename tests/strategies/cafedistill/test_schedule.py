@@ -18,7 +18,7 @@ def two_groups(n: int = 6) -> torch.Tensor:
     return torch.where(same, 0.9, -0.5).double().fill_diagonal_(1.0)
 
 
-def strangers(clients) -> torch.Tensor:
+def no_similarity(clients) -> torch.Tensor:
     return torch.eye(len(clients), dtype=torch.float64)
 
 
@@ -40,7 +40,7 @@ def test_quota_counts_the_students_of_unequal_depths():
     assert quota(3, 8, {0: 0, 1: 0}) == 0
 
 
-def test_published_penalty():
+def test_quota_with_conflict_equals_the_published_formula():
     # floor(m n clip(2t/T (1 - 1/m) + C, 0, 1 - 1/m)) with m = 4, n = 10, T = 300
     assert quota(75, 300, FOUR_EXITS, conflict=-0.1) == 11  # 40 * (0.375 - 0.1)
     assert quota(10, 300, FOUR_EXITS, conflict=-0.1) == 0
@@ -48,19 +48,19 @@ def test_published_penalty():
     assert quota(299, 300, FOUR_EXITS, conflict=-0.1) == 30  # 2t/T itself is not cut at 1
 
 
-def test_conflict_is_the_mean_of_the_negative_part():
+def test_mean_conflict_is_the_mean_of_the_negative_part():
     assert mean_conflict(torch.tensor([[1.0, -0.5, 0.3], [-0.5, 1.0, -0.4], [0.3, -0.4, 1.0]])) == pytest.approx(-0.2)
     assert mean_conflict(torch.eye(3)) == 0
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_those_alike_are_chosen_first(seed):
+def test_choose_takes_similar_clients_first(seed):
     order = choose(two_groups(), 6, seeded(seed))
     assert sorted(order) == list(range(6))
     assert len({n % 2 for n in order[:3]}) == len({n % 2 for n in order[3:]}) == 1
 
 
-def test_the_mean_similarity_to_all_chosen_decides():
+def test_choose_uses_the_mean_similarity_to_all_chosen():
     similarities = torch.tensor(
         [[1.0, 0.9, 0.0, 0.3], [0.9, 1.0, 0.5, 0.3], [0.0, 0.5, 1.0, 0.0], [0.3, 0.3, 0.0, 1.0]]
     )
@@ -70,69 +70,69 @@ def test_the_mean_similarity_to_all_chosen_decides():
     assert first[3] in ([3, 0, 1, 2], [3, 1, 0, 2])
 
 
-def test_ties_fall_by_the_seed_alone():
+def test_choose_breaks_ties_by_the_seed():
     drawn = [tuple(choose(torch.eye(5), 2, seeded(seed))) for seed in range(200)]
     assert drawn == [tuple(choose(torch.eye(5), 2, seeded(seed))) for seed in range(200)]
     assert len(set(drawn)) == 20
     assert choose(torch.eye(5), 0, seeded()) == []
 
 
-def test_shallow_students_come_first():
-    assert select(0, {}, FOUR_EXITS, strangers, seeded()) == dict.fromkeys(range(10), 0)
+def test_select_admits_shallow_students_first():
+    assert select(0, {}, FOUR_EXITS, no_similarity, seeded()) == dict.fromkeys(range(10), 0)
     for admitted in range(31):
-        unlocked = select(admitted, {}, FOUR_EXITS, strangers, seeded())
+        unlocked = select(admitted, {}, FOUR_EXITS, no_similarity, seeded())
         assert sum(unlocked.values()) == admitted
         assert max(unlocked.values()) - min(unlocked.values()) <= 1
-    assert select(99, {}, FOUR_EXITS, strangers, seeded()) == FOUR_EXITS
+    assert select(99, {}, FOUR_EXITS, no_similarity, seeded()) == FOUR_EXITS
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_partly_filled_level_goes_to_those_alike(seed):
+def test_select_fills_a_partial_level_with_similar_clients(seed):
     clients = range(10, 16)
-    asked = []
+    calls = []
 
     def similarities(candidates):
-        asked.append(list(candidates))
+        calls.append(list(candidates))
         return two_groups()
 
     unlocked = select(9, {}, dict.fromkeys(clients, 2), similarities, seeded(seed))
     deeper = {client for client, count in unlocked.items() if count == 2}
     assert deeper in ({10, 12, 14}, {11, 13, 15})
     assert all(count == 1 for client, count in unlocked.items() if client not in deeper)
-    assert asked == [list(clients)]
+    assert calls == [list(clients)]
 
 
-def test_clients_that_are_not_chosen_keep_what_is_granted_to_all():
-    had = dict.fromkeys(range(10), 3)
-    unlocked = select(15, had, FOUR_EXITS, strangers, seeded())
+def test_select_keeps_unchosen_clients_at_the_full_level():
+    before = dict.fromkeys(range(10), 3)
+    unlocked = select(15, before, FOUR_EXITS, no_similarity, seeded())
     assert sorted(unlocked.values()) == [1] * 5 + [2] * 5
 
 
-def test_before_the_first_level_is_full_nobody_loses_a_level():
-    had = {0: 1, 1: 2, 4: 1}
-    unlocked = select(2, had, FOUR_EXITS, strangers, seeded())
+def test_select_takes_no_level_away_before_the_first_is_full():
+    before = {0: 1, 1: 2, 4: 1}
+    unlocked = select(2, before, FOUR_EXITS, no_similarity, seeded())
     drawn = set(choose(torch.eye(10), 2, seeded()))
-    assert unlocked == {client: max(had.get(client, 0), int(client in drawn)) for client in range(10)}
+    assert unlocked == {client: max(before.get(client, 0), int(client in drawn)) for client in range(10)}
 
 
-def test_a_client_that_became_shallower_has_no_more_than_its_students():
-    assert select(0, {0: 3, 1: 3}, {0: 1, 1: 0}, strangers, seeded()) == {0: 1, 1: 0}
+def test_select_caps_levels_of_a_client_that_became_shallower():
+    assert select(0, {0: 3, 1: 3}, {0: 1, 1: 0}, no_similarity, seeded()) == {0: 1, 1: 0}
 
 
-def test_shallow_clients_sit_out_deep_levels():
+def test_select_skips_levels_that_a_client_lacks():
     students = {0: 0, 1: 1, 2: 2, 3: 3, 4: 3}
-    assert select(4, {}, students, strangers, seeded()) == {0: 0, 1: 1, 2: 1, 3: 1, 4: 1}
-    assert select(7, {}, students, strangers, seeded()) == {0: 0, 1: 1, 2: 2, 3: 2, 4: 2}
-    assert select(9, {}, students, strangers, seeded()) == students
-    partly = select(8, {}, students, strangers, seeded())
+    assert select(4, {}, students, no_similarity, seeded()) == {0: 0, 1: 1, 2: 1, 3: 1, 4: 1}
+    assert select(7, {}, students, no_similarity, seeded()) == {0: 0, 1: 1, 2: 2, 3: 2, 4: 2}
+    assert select(9, {}, students, no_similarity, seeded()) == students
+    partly = select(8, {}, students, no_similarity, seeded())
     assert (partly[1], partly[2], sorted((partly[3], partly[4]))) == (1, 2, [2, 3])
-    assert select(5, {}, {0: 0, 1: 0}, strangers, seeded()) == {0: 0, 1: 0}
+    assert select(5, {}, {0: 0, 1: 0}, no_similarity, seeded()) == {0: 0, 1: 0}
 
 
-def test_the_order_of_the_mappings_does_not_matter():
+def test_select_does_not_depend_on_mapping_order():
     students = {client: 1 + client % 3 for client in range(12)}
-    had = {3: 1, 8: 1}
-    one = select(7, had, students, strangers, seeded(5))
-    two = select(7, dict(reversed(had.items())), dict(reversed(students.items())), strangers, seeded(5))
+    before = {3: 1, 8: 1}
+    one = select(7, before, students, no_similarity, seeded(5))
+    two = select(7, dict(reversed(before.items())), dict(reversed(students.items())), no_similarity, seeded(5))
     assert list(one.items()) == list(two.items())
-    assert any(select(7, had, students, strangers, seeded(seed)) != one for seed in range(6, 12))
+    assert any(select(7, before, students, no_similarity, seeded(seed)) != one for seed in range(6, 12))

@@ -7,13 +7,13 @@ from strategies.cafedistill.settings import CAFEDistillSettings
 SECTIONS = (CAFEDistillSettings,)
 
 
-def test_the_defaults_are_the_published_values():
-    config = load_config({}, SECTIONS).of(CAFEDistillSettings)
-    assert (config.alpha, config.kd_weight, config.ce_weight, config.temperature) == (0.6, 1.0, 1.0, 2.0)
-    assert config.problems() == []
+def test_defaults_are_the_published_values():
+    settings = load_config({}, SECTIONS).of(CAFEDistillSettings)
+    assert (settings.alpha, settings.kd_weight, settings.ce_weight, settings.temperature) == (0.6, 1.0, 1.0, 2.0)
+    assert settings.problems() == []
 
 
-def test_every_mistake_is_told_by_its_key():
+def test_problems_list_every_mistake_by_its_key():
     wrong = {
         "cafedistill.alpha": 0.0,
         "cafedistill.kd-weight": -1.0,
@@ -29,6 +29,6 @@ def test_every_mistake_is_told_by_its_key():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("alpha", [-0.1, float("inf")])
-def test_alpha_is_positive_and_finite(alpha):
-    assert CAFEDistillSettings(alpha=alpha).problems() == [f"cafedistill.alpha is {alpha}, must be at least 0.0"]
+@pytest.mark.parametrize("alpha", [0.0, -0.1, float("inf")])
+def test_alpha_must_be_positive_and_finite(alpha):
+    assert CAFEDistillSettings(alpha=alpha).problems() == [f"cafedistill.alpha is {alpha}, must be above 0"]

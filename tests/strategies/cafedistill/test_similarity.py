@@ -14,18 +14,18 @@ def met(**heads: LastHead) -> Similarities:
     return similarities
 
 
-def test_cosines_by_hand():
+def test_cosines_equal_values_by_hand():
     table = cosines(torch.tensor([[3.0, 4.0], [4.0, 3.0], [-6.0, -8.0], [0.0, 0.0]]))
     assert table.dtype == torch.float64
     expected = [[1, 0.96, -1, 0], [0.96, 1, -0.96, 0], [-1, -0.96, 1, 0], [0, 0, 0, 0]]
     torch.testing.assert_close(table, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-15)
 
 
-def test_tiny_changes_have_a_direction():
+def test_cosines_handle_tiny_vectors():
     assert cosines(torch.tensor([[1e-30, 0.0], [1e-30, 1e-30]]))[0, 1].item() == pytest.approx(0.5**0.5)
 
 
-def test_unknown_pairs_are_zero_and_the_diagonal_is_one():
+def test_matrix_has_unit_diagonal_and_zero_for_unknown_pairs():
     similarities = met(c7=head(1, 0), c2=head(1, 1), c4=head(0, 0))
     half = 0.5**0.5
     expected = [[1, half, 0, 0], [half, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
@@ -35,13 +35,13 @@ def test_unknown_pairs_are_zero_and_the_diagonal_is_one():
     assert similarities.matrix([]).shape == (0, 0)
 
 
-def test_pairs_that_do_not_meet_keep_their_value():
+def test_update_keeps_pairs_that_are_not_in_the_round():
     similarities = met(c0=head(1, 0), c1=head(1, 0), c2=head(0, 1))
     similarities.update({1: head(0, 1), 2: head(0, -1)})
     assert similarities.matrix([0, 1, 2]).tolist() == [[1, 1, 0], [1, 1, -1], [0, -1, 1]]
 
 
-def test_depths_are_compared_by_their_biases_and_only_when_asked():
+def test_across_depths_compares_biases():
     heads = {
         0: head(1, 0, bias=(1, 0)),
         1: head(0, 1, bias=(1, 0)),
@@ -56,7 +56,7 @@ def test_depths_are_compared_by_their_biases_and_only_when_asked():
     assert across.matrix(range(4)).tolist() == [[1, 0, -1, 0], [0, 1, -1, 0], [-1, -1, 1, 0], [0, 0, 0, 1]]
 
 
-def test_only_pairs_that_met_are_kept():
+def test_similarities_keep_only_pairs_of_the_same_round():
     similarities = Similarities()
     vectors = torch.randn(100, 6, generator=torch.Generator().manual_seed(0))
     sampled = range(0, 1000, 10)
@@ -66,13 +66,13 @@ def test_only_pairs_that_met_are_kept():
     assert similarities.matrix(range(1000)).count_nonzero() == 1000 + 100 * 99
 
 
-def test_no_clients_change_nothing():
+def test_update_without_clients_changes_nothing():
     similarities = met(c0=head(1, 0), c1=head(1, 0))
     similarities.update({}, across_depths=True)
     assert len(similarities) == 1
 
 
-def test_order_of_the_clients_changes_no_bit():
+def test_update_does_not_depend_on_client_order():
     vectors = torch.randn(12, 50, generator=torch.Generator().manual_seed(1))
     heads = {n: LastHead(n % 2, vector, vector[:5]) for n, vector in enumerate(vectors)}
     one, two = Similarities(), Similarities()
@@ -82,7 +82,7 @@ def test_order_of_the_clients_changes_no_bit():
     assert torch.equal(one.state()["values"], two.state()["values"])
 
 
-def test_state_comes_back():
+def test_state_round_trips():
     similarities = met(c30=head(1, 0), c4=head(1, 1), c11=head(0.3, 0.4))
     state = similarities.state()
     assert state["pairs"].tolist() == [[4, 11], [4, 30], [11, 30]]
@@ -93,7 +93,7 @@ def test_state_comes_back():
     assert len(other) == 3
 
 
-def test_an_empty_state_comes_back():
+def test_empty_state_round_trips():
     state = Similarities().state()
     assert state["pairs"].shape == (0, 2)
     similarities = met(c0=head(1, 0), c1=head(1, 0))

@@ -16,7 +16,7 @@ from common.storage.client_store import ClientStore
 from server.app import prepare
 from strategies.cafedistill.client import HEAD, STUDENTS
 from strategies.cafedistill.heads import head_layout, head_state
-from strategies.engine.aggregation import RoundUpdate
+from strategies.method import RoundUpdate
 from strategies.personalised.base import PersonalTraining
 from tests.support.killing import run_and_kill
 from tests.support.personal_runs import (
@@ -54,7 +54,7 @@ def strategy(prepare_run):
 def meet(strategy, uploads: dict[int, np.ndarray], depths: dict[int, int] | None = None):
     """Merge a round in which these clients uploaded these last heads; return what is logged."""
     depths = depths or dict.fromkeys(uploads, 3)
-    strategy._asked = {c: ClientReport(c, depths[c], "", 10) for c in uploads}
+    strategy.asked = {c: ClientReport(c, depths[c], "", 10) for c in uploads}
     results = {c: ClientResult(c, depths[c], 10) for c in uploads}
     entries = {c: {HEAD: np.asarray(head)} for c, head in uploads.items()}
     return strategy.merge(1, RoundUpdate(results=results, client_arrays=entries))
@@ -186,7 +186,7 @@ def test_shallower_clients_teach_deeper_ones_by_option(prepare_run):
     assert deep.teachers[2][0] == pytest.approx(0.25)  # and a quarter is its own
     assert torch.allclose(deep.teachers[1][1], (h[0] + h[1]) / 2)
     assert torch.allclose(deep.teachers[2][1], h[2])
-    told = strategy.extra(ClientReport(4, 3, "", 10))
+    told = strategy.client_values(ClientReport(4, 3, "", 10))
     assert told == {STUDENTS: 0, "shares": {"1": deep.teachers[1][0], "2": deep.teachers[2][0]}}
     sent = strategy.client_arrays([ClientReport(c, depth, "", 10) for c, depth in depths.items()])
     assert {client: set(arrays) for client, arrays in sent.items()} == {
@@ -264,7 +264,7 @@ def test_a_last_head_that_cannot_be_used_leaves_its_client_out_of_matching(run_s
 
 def test_a_depth_that_a_client_only_claims_is_ignored(strategy):
     head = changed(strategy, p0=1.0)
-    strategy._asked = {c: ClientReport(c, 3, "", 10) for c in (0, 1)}
+    strategy.asked = {c: ClientReport(c, 3, "", 10) for c in (0, 1)}
     results = {0: ClientResult(0, 3, 10), 1: ClientResult(1, 99, 10)}
     strategy.merge(1, RoundUpdate(results=results, client_arrays={c: {HEAD: head} for c in (0, 1)}))
     assert {client: known.depth for client, known in strategy.known.items()} == {0: 3, 1: 3}
@@ -353,7 +353,7 @@ def test_its_state_goes_there_and_back(run_strategy, prepare_run):
     assert again.state_dict()[1] == values
     assert again.students == strategy.students
     clients = list(strategy.roster.reports.values())
-    assert [again.extra(client) for client in clients] == [strategy.extra(client) for client in clients]
+    assert [again.client_values(client) for client in clients] == [strategy.client_values(client) for client in clients]
     one, two = again.client_arrays(clients), strategy.client_arrays(clients)
     assert one.keys() == two.keys()
     assert all(np.array_equal(one[c][name], two[c][name]) for c in one for name in two[c])

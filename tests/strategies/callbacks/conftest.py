@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from common.storage.files import write_tensors
-from strategies.callbacks.base import Record
+from strategies.engine.rounds import Record
 from tests.strategies.callbacks.samples import final_record, record
 
 MakeRun = Callable[..., Path]
@@ -18,7 +18,7 @@ MakeRun = Callable[..., Path]
 
 @pytest.fixture
 def strategy() -> Any:
-    """What callbacks look at."""
+    """A strategy with the attributes that callbacks read."""
     return SimpleNamespace(round=0)
 
 
@@ -35,10 +35,11 @@ def make_run(tmp_path: Path) -> MakeRun:
         reports: list[dict[str, Any]] | None = None,
     ) -> Path:
         folder = tmp_path / name
+        name, strategy = (json.dumps(text)[1:-1] for text in (name, strategy))  # escaped as in TOML
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "config.toml").write_text(
             f'[run]\nname = "{name}"\nstrategy = "{strategy}"\nrounds = 3\n\n[train]\nlr = 0.05\nepochs = 7\n\n'
-            '[darkdistill]\nlabel-weight = 1.0\n\n[about]\ndevice = "some cpu"\ncommit = ""\n'
+            '[darkdistill]\nlabel-weight = 1.0\n\n[about]\nformat = 2\ndevice = "some cpu"\ncommit = ""\n'
         )
         rounds = [record(1), record(2), final_record(3)] if records is None else records
         events: list[dict[str, Any]] = [{"event": "start", "after": 0}, *(r.to_event() for r in rounds)]

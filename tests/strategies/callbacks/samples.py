@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from strategies.callbacks.base import Record
 from strategies.client_evaluation import THRESHOLDS, summarise
+from strategies.engine.rounds import Record
 
 
 def record(round_: int, rounds: int = 3, **fields: Any) -> Record:

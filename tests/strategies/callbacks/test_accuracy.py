@@ -2,13 +2,13 @@ from strategies.callbacks.accuracy import exit_accuracies, mean_text, samples_te
 from tests.strategies.callbacks.samples import client_summary
 
 
-def test_the_servers_measure_comes_first() -> None:
+def test_server_evaluation_takes_precedence() -> None:
     assert exit_accuracies({"exits": [0.5, 0.6]}, client_summary()) == [0.5, 0.6]
     assert exit_accuracies({}, client_summary()) == [0.5, 0.7]
     assert exit_accuracies({}, {}) == []
 
 
-def test_texts() -> None:
+def test_accuracy_texts() -> None:
     summary = client_summary()
     assert mean_text(summary) == "60.0 ± 10.0 %"
     assert mean_text(summary["sampled"]) == "70.0 ± 0.0 %"
@@ -16,8 +16,10 @@ def test_texts() -> None:
     assert tuned_text(summary) == "60.0 ± 0.0 % at 62.5 % of full MACs"
 
 
-def test_whose_samples_are_told() -> None:
+def test_samples_text_names_the_split() -> None:
     assert samples_text(client_summary()) == "the clients' own test samples"
     assert samples_text(client_summary(own_test=0)) == "the clients' own validation samples"
     mixed = client_summary() | {"without_test": 1}
-    assert samples_text(mixed) == ("the clients' own test samples (1 of 2 clients have none: their validation samples)")
+    assert samples_text(mixed) == (
+        "the clients' own test samples (1 of 2 clients have none and use their validation samples)"
+    )

@@ -1,4 +1,4 @@
-"""A disk that is really full: the run fails with one clear line, and goes on bit for bit once there is room."""
+"""A full disk: the run fails with one clear line, and resumes with the same bits once the disk has space again."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 class Filler(Callback):
-    """Fills the disk before a round is kept, all but so many bytes."""
+    """Fills the disk before a round is stored; `left` bytes stay free."""
 
     def __init__(self, disk: Path, left: int) -> None:
         self.file, self.left = disk / "filler", left
@@ -58,13 +58,13 @@ def run(settings: Mapping[str, Value], *first: Callback) -> EarlyExitStrategy:
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    """Every line as JSON; raises on one that is not."""
+    """Return every line as JSON; raises for a line that is not JSON."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-# two pages: the metrics line fits, the checkpoint does not; none: not even the line does, if it needs a new page
+# two pages: the metrics line fits, the checkpoint does not; none: the line does not fit either if it needs a new page
 @pytest.mark.parametrize("left", [8192, 0])
-def test_it_says_so_and_the_run_can_be_continued(flat, disk, tmp_path, flower_log, left):
+def test_full_disk_is_reported_and_the_run_can_be_resumed(flat, disk, tmp_path, flower_log, left):
     settings = {**flat, "run.rounds": ROUNDS, "run.root": str(tmp_path / "runs"), "objective.name": "l2w",
                 "objective.l2w-hidden": 4}  # fmt: skip
     whole = run({**settings, "run.name": "whole"})

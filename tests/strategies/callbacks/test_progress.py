@@ -13,12 +13,12 @@ def test_round_line() -> None:
     assert line.endswith("2 left out (1 rejected)")
 
 
-def test_round_line_of_the_last_round_without_a_server_evaluation() -> None:
+def test_round_line_of_the_last_round_with_clients_evaluation() -> None:
     line = round_line(client_record(3), remaining=0.0)
     assert line == "round 3/3, on clients 70.0 ± 20.0 % (exits 60.0 80.0), 2.0 s"
 
 
-def test_round_line_of_a_round_that_both_evaluated() -> None:
+def test_round_line_with_server_and_clients_evaluation() -> None:
     line = round_line(record(3, client_accuracy=client_summary()), remaining=0.0)
     assert line == "round 3/3, accuracy 45.0 % (exits 30.0 60.0), on clients 60.0 ± 10.0 % (exits 50.0 70.0), 2.0 s"
 
@@ -27,7 +27,7 @@ def test_round_line_without_any_evaluation() -> None:
     assert round_line(record(1, accuracy={}), remaining=4.0) == "round 1/3, 2.0 s, ETA 4.0 s"
 
 
-def test_closing_table_takes_the_last_evaluation_and_adds_up_the_rounds() -> None:
+def test_closing_table_has_last_evaluation_and_sums_of_rounds() -> None:
     records = [record(1, failures={7: "late"}), record(2), final_record(3)]
     assert [line.split() for line in closing_table(records)] == [
         ["exit", "1", "30.0", "%"],
@@ -44,7 +44,7 @@ def test_closing_table_takes_the_last_evaluation_and_adds_up_the_rounds() -> Non
     assert closing_table([]) == []
 
 
-def test_closing_table_tells_what_the_clients_measured_last() -> None:
+def test_closing_table_shows_the_last_clients_evaluation() -> None:
     lines = closing_table([client_record(1), client_record(2), record(3, accuracy={})])
     assert lines[:6] == [
         "  on clients               2, mean ± spread over them, the clients' own test samples",
@@ -58,7 +58,7 @@ def test_closing_table_tells_what_the_clients_measured_last() -> None:
     assert both == ["exit", "exit", "mean", "on", "exit", "exit", "mean", "sampled", "tuned", *CLOSING]
 
 
-def test_eta_is_the_mean_of_this_starts_rounds(strategy: Any, flower_log: list[str]) -> None:
+def test_eta_uses_the_mean_round_since_this_start(strategy: Any, flower_log: list[str]) -> None:
     progress = Progress()
     progress.on_round(strategy, record(1, 9, seconds={"round": 100.0}))
     progress.on_start(strategy)
@@ -67,7 +67,7 @@ def test_eta_is_the_mean_of_this_starts_rounds(strategy: Any, flower_log: list[s
     assert flower_log[-1].endswith("2.0 s, ETA 4.5 s")
 
 
-def test_a_failed_run_says_so_after_the_table(strategy: Any, flower_log: list[str]) -> None:
+def test_failure_is_logged_after_the_table(strategy: Any, flower_log: list[str]) -> None:
     progress = Progress()
     progress.on_round(strategy, record(1))
     strategy.round = 1

@@ -1,4 +1,4 @@
-"""What a run leaves behind, and that a run which was killed (SIGKILL) and continued is the same run, bit for bit."""
+"""The run folder; a run that was killed (SIGKILL) and continued gives the same bits as a whole one."""
 
 import json
 import resource
@@ -54,12 +54,12 @@ def same(one: Mapping[str, torch.Tensor], two: Mapping[str, torch.Tensor]) -> bo
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    """Every line as JSON; raises on one that is not."""
+    """Return every line as JSON; raises for a line that is not JSON."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def told(folder: Path) -> list[dict[str, Any]]:
-    """What the rounds brought, without what depends on the clock: seconds, and the bytes of messages that tell them."""
+def round_events(folder: Path) -> list[dict[str, Any]]:
+    """Return the rounds' events without what depends on the clock: seconds, and bytes of messages that hold them."""
     events = [line for line in lines(folder) if line["event"] == "round"]
     return [{k: v for k, v in event.items() if k not in ("seconds", "traffic")} for event in events]
 
@@ -74,7 +74,7 @@ def told(folder: Path) -> list[dict[str, Any]]:
     ],
     ids=["progressive", "l2w", "kept-optimizers-learned-matcher", "parallel"],
 )
-def test_a_killed_and_continued_run_is_the_same_run_bit_for_bit(settings, changes, kills):
+def test_killed_and_resumed_run_has_the_same_bits(settings, changes, kills):
     settings |= {**DARKDISTILL, **changes}
     root = Path(settings["run.root"])
     whole = run({**settings, "run.name": "whole"})
@@ -91,8 +91,8 @@ def test_a_killed_and_continued_run_is_the_same_run_bit_for_bit(settings, change
     assert resumed.committed == whole.committed
     checkpoints = {p.name for p in (root / "killed" / "checkpoints").iterdir()}
     assert checkpoints == {f"round-{r:06d}.safetensors" for r in (3, 4)}
-    assert [event["round"] for event in told(root / "killed")] == [1, 2, 3, 4]
-    assert told(root / "killed") == told(root / "whole")
+    assert [event["round"] for event in round_events(root / "killed")] == [1, 2, 3, 4]
+    assert round_events(root / "killed") == round_events(root / "whole")
     assert [line["event"] for line in lines(root / "killed")].count("start") <= 1 + len(kills)
     finals = [read_tensors(root / name / "final" / "model.safetensors") for name in ("whole", "killed")]
     assert same(finals[0][0], finals[1][0])
@@ -106,7 +106,7 @@ def test_a_killed_and_continued_run_is_the_same_run_bit_for_bit(settings, change
     assert bool(whole.committed) == (changes is LEARNED_WEIGHTS)
 
 
-def test_a_run_continued_after_its_last_round_still_delivers(settings, flower_home):
+def test_run_resumed_after_its_last_round_still_delivers(settings, flower_home):
     settings |= {"server.evaluate-every": 1}
     first = run(settings)
     folder, delivered = Path(settings["run.root"]) / "test", Path(settings["clients.store"]) / "test"
@@ -125,7 +125,7 @@ def test_a_run_continued_after_its_last_round_still_delivers(settings, flower_ho
         assert found[1] == values
 
 
-def test_the_configuration_is_stored_and_read_back(settings):
+def test_configuration_is_stored_and_read_back(settings):
     settings |= {
         "run.commit": 'v1 "quoted"',
         "clients.mix": "0.5,0.25,0.25",
@@ -145,12 +145,12 @@ def test_the_configuration_is_stored_and_read_back(settings):
     assert about["device"]
 
 
-def test_a_name_is_free_until_a_run_has_begun(settings):
+def test_run_name_is_free_until_the_run_starts(settings):
     settings |= {"run.name": "n" * run_folder.LONGEST}
     folder = prepare(settings).callbacks[1].folder  # killed here, before `on_start`
     strategy = prepare(settings)
     strategy.callbacks[1].on_start(strategy)
-    with pytest.raises(UserError, match=f"there is a run in {folder} already"):
+    with pytest.raises(UserError, match=f"{folder} already holds a run"):
         prepare(settings)
     (folder.parent / "mine").mkdir()
     (folder.parent / "mine" / "notes.txt").touch()
@@ -162,7 +162,7 @@ def test_a_name_is_free_until_a_run_has_begun(settings):
 
 @contextmanager
 def writer(folder: Path) -> Iterator["subprocess.Popen[str]"]:
-    """Another process that writes to a run's folder until its stdin ends."""
+    """Start another process that holds a run folder's lock until its stdin ends."""
     code = (
         "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); input()"
     )
@@ -173,7 +173,7 @@ def writer(folder: Path) -> Iterator["subprocess.Popen[str]"]:
         process.kill()
 
 
-def test_a_run_that_another_process_writes_to_is_not_continued(settings, monkeypatch):
+def test_resume_is_refused_while_another_process_writes(settings, monkeypatch):
     run(settings)
     folder = Path(settings["run.root"]) / "test"
     before = (folder / "metrics.jsonl").read_bytes()
@@ -183,7 +183,7 @@ def test_a_run_that_another_process_writes_to_is_not_continued(settings, monkeyp
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_run_is_continued_once_the_process_that_wrote_to_it_was_killed(settings, monkeypatch):
+def test_resume_waits_until_the_writing_process_ends(settings, monkeypatch):
     run(settings)
     folder, pauses = Path(settings["run.root"]) / "test", list[float]()
     with writer(folder) as process:
@@ -198,7 +198,7 @@ def test_a_run_is_continued_once_the_process_that_wrote_to_it_was_killed(setting
     assert len(pauses) == 1
 
 
-def test_a_name_that_another_process_takes_meanwhile_is_refused(settings, monkeypatch):
+def test_run_name_that_another_process_takes_meanwhile_is_refused(settings, monkeypatch):
     config, root = read_config(settings), Path(settings["run.root"])
     folder = RunFolder.create(root, config).folder
     with writer(folder) as process:
@@ -214,14 +214,14 @@ def test_a_name_that_another_process_takes_meanwhile_is_refused(settings, monkey
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "a/b", ".hidden", "a b", "a" * 101])
-def test_an_unfit_name_is_refused(settings, name):
+def test_invalid_run_name_is_refused(settings, name):
     root = Path(settings["run.root"])
     with pytest.raises(UserError, match="use letters, digits"):
         RunFolder.create(root, replace(read_config(settings), run={"name": name}))
     assert not root.exists()
 
 
-def test_only_run_folders_can_be_continued(tmp_path):
+def test_resume_needs_a_run_folder(tmp_path):
     with pytest.raises(UserError, match="is no run folder"):
         RunFolder.reopen(tmp_path)
     (tmp_path / "config.toml").write_text("[run\n")
@@ -241,7 +241,7 @@ def test_two_checkpoints_are_kept(settings):
 
 @contextmanager
 def full_disk(size: int) -> Iterator[None]:
-    """Let no file grow beyond `size` bytes: the kernel then fails a write half-way, as it does on a full disk."""
+    """Limit files to `size` bytes: the kernel then fails a write half-way, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -250,7 +250,7 @@ def full_disk(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_can_be_continued(settings):
+def test_full_disk_keeps_the_last_checkpoint_for_a_resume(settings):
     whole = run({**settings, "run.rounds": 3, "run.name": "whole"})
     strategy = prepare({**settings, "run.rounds": 3})
     folder = Path(settings["run.root"]) / "test"
@@ -265,7 +265,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_can_be_continued(set
     strategy.callbacks[1].on_round = fill_up  # type: ignore[method-assign]
     with pytest.raises(Exception, match=r"(?i)file too large|27"):
         strategy.start(LocalGrid(app, NODES))
-    assert [p.name for p in checkpoints.iterdir()] == ["round-000001.safetensors"]  # and nothing half-written
+    assert [p.name for p in checkpoints.iterdir()] == ["round-000001.safetensors"]  # nothing half-written
     assert read_tensors(checkpoints / "round-000001.safetensors")[1]["round"] == 1
     assert "failure" in lines(folder)[-1]
     assert lines(folder)[-1]["failure"]
@@ -274,7 +274,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_can_be_continued(set
     assert rounds(folder / "metrics.jsonl") == [1, 2, 3]
 
 
-def test_the_finished_model_can_be_loaded_alone(settings):
+def test_final_model_can_be_loaded_alone(settings):
     strategy = run({**settings, "server.evaluate-every": 2})
     bundle = load_model(Path(settings["run.root"]) / "test")
     assert same(bundle.network.state_dict(), strategy.model)
@@ -287,7 +287,7 @@ def test_the_finished_model_can_be_loaded_alone(settings):
         assert all(torch.equal(a, b) for a, b in zip(bundle.network(x), ours, strict=True))
 
 
-def test_a_line_cut_short_and_what_follows_it_are_left_out(tmp_path):
+def test_incomplete_last_line_is_left_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert read_events(path) == []
     path.write_text('{"event": "start"}\n{"event": "round", "ro')

@@ -10,7 +10,7 @@ from tests.strategies.callbacks.samples import client_record, final_record, reco
 
 
 def read(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Return (step, value) per tag, as TensorBoard shows them."""
+    """Return (step, value) per tag, as TensorBoard reads them."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(folder))
     events.Reload()
@@ -53,7 +53,7 @@ def test_scalars_hold_every_number_of_a_round() -> None:
     assert not any(tag.startswith("accuracy/") for tag in on_clients)
 
 
-def test_rounds_that_run_again_after_a_resume_appear_once(tmp_path: Path, strategy: Any) -> None:
+def test_rounds_repeated_after_a_resume_appear_once(tmp_path: Path, strategy: Any) -> None:
     pytest.importorskip("tensorboard")
     first = TensorBoard(tmp_path)
     first.on_start(strategy)
@@ -68,7 +68,7 @@ def test_rounds_that_run_again_after_a_resume_appear_once(tmp_path: Path, strate
     assert read(tmp_path / "tensorboard")["clients/loss"] == [(1, 1.0), (2, 20.0)]
 
 
-def test_without_tensorboard_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_tensorboard_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UserError, match=r"pip install earlybloom\[report\]"):
         TensorBoard(tmp_path)

@@ -10,7 +10,7 @@ def test_bytes(number: float, text: str) -> None:
     assert bytes_text(number) == text
 
 
-def test_byte_unit_is_that_of_the_largest() -> None:
+def test_byte_unit_fits_the_largest_value() -> None:
     assert byte_unit(2_000_000) == (1e6, "MB")
 
 

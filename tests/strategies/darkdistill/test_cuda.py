@@ -1,4 +1,4 @@
-"""The server's transfer on a GPU does what it does on the CPU: same seeds, same losses up to float32 rounding."""
+"""The server's transfer gives the same losses on a GPU and on the CPU, up to float32 rounding."""
 
 import pytest
 import torch
@@ -10,17 +10,17 @@ CPU = torch.device("cpu")
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 @pytest.mark.parametrize("size", ["demo", "cifar10"])
-def test_losses_on_cuda_agree_with_those_on_the_cpu(size):
+def test_cuda_losses_agree_with_cpu_losses(size):
     assert agreement(SIZES[size], torch.device("cuda"), epochs=1, steps=1) < 0.01
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
-def test_losses_on_cuda_are_the_same_bit_for_bit_when_repeated():
+def test_cuda_losses_repeat_bit_for_bit():
     one, two = (losses(SIZES["demo"], torch.device("cuda"), 2, 2) for _ in range(2))
     assert one == two
 
 
-def test_the_same_seeds_give_the_same_losses_and_a_difference_is_seen():
+def test_agreement_is_zero_for_equal_seeds_and_sees_a_difference():
     found = losses(SIZES["demo"], CPU, 1, 2)
     # 4 tiers of 3 terms; 2 steps of a total and of distance and angle for 2 + 3 + 4 student exits
     assert len(found) == 4 * 3 + 2 * (1 + 2 * (2 + 3 + 4))

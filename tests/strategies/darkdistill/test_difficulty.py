@@ -14,34 +14,34 @@ def pairs(difficulty: list[float], labels: list[int]) -> DifficultyPairs:
     return DifficultyPairs(torch.tensor(difficulty), torch.tensor(labels))
 
 
-def test_draws_keep_difficulty_and_label_together() -> None:
-    told = DifficultyPairs.pool([pairs([0.1, 0.2], [0, 1]), pairs([0.3], [2])])
-    drawn = told.sample(300, seeded())
+def test_draws_keep_each_difficulty_with_its_label() -> None:
+    reported = DifficultyPairs.pool([pairs([0.1, 0.2], [0, 1]), pairs([0.3], [2])])
+    drawn = reported.sample(300, seeded())
     label_of = {0.1: 0, 0.2: 1, 0.3: 2}
     assert [label_of[round(d, 1)] for d in drawn.difficulty.tolist()] == drawn.labels.tolist()
     assert all(60 < count < 140 for count in drawn.labels.bincount().tolist())
-    assert torch.equal(drawn.difficulty, told.sample(300, seeded()).difficulty)
+    assert torch.equal(drawn.difficulty, reported.sample(300, seeded()).difficulty)
 
 
 @pytest.mark.parametrize(
     ("difficulty", "labels"),
     [([0.1], [0, 1]), ([math.nan], [0]), ([math.inf], [0]), ([-0.1], [0]), ([0.1], [3]), ([0.1], [-1])],
 )
-def test_bad_pairs_are_refused(difficulty: list[float], labels: list[int]) -> None:
+def test_checked_rejects_bad_pairs(difficulty: list[float], labels: list[int]) -> None:
     with pytest.raises(ValueError, match=r"label|differ|difficult"):
         DifficultyPairs.checked(torch.tensor(difficulty), torch.tensor(labels), num_classes=3)
 
 
-def test_empty_pools_cannot_be_drawn_from() -> None:
-    empty = DifficultyPairs(torch.empty(0), torch.empty(0, dtype=torch.int64))
-    sketch = DifficultySketch.build(empty, 2, bins=4, clip=8.0, epsilon=0.0, rng=seeded())
-    for nothing in (empty, sketch):
-        assert len(nothing) == 0
+def test_sample_rejects_an_empty_pool() -> None:
+    no_pairs = DifficultyPairs(torch.empty(0), torch.empty(0, dtype=torch.int64))
+    sketch = DifficultySketch.build(no_pairs, 2, bins=4, clip=8.0, epsilon=0.0, rng=seeded())
+    for empty in (no_pairs, sketch):
+        assert len(empty) == 0
         with pytest.raises(ValueError, match="empty"):
-            nothing.sample(1, seeded())
+            empty.sample(1, seeded())
 
 
-def test_bins_widen_with_the_loss_and_cover_the_range() -> None:
+def test_bin_edges_widen_and_cover_the_range() -> None:
     edges = bin_edges(16, 10.0)
     assert edges[0].item() == 0
     assert edges[-1].item() == pytest.approx(10)
@@ -58,7 +58,7 @@ def test_sketch_counts_per_label_and_bin() -> None:
     assert sketch.counts.tolist() in ([[1, 1, 0], [0, 0, 2]], [[2, 0, 0], [0, 0, 2]])
 
 
-def test_sketch_survives_the_wire_and_pools_by_adding() -> None:
+def test_sketch_round_trips_and_pools_by_adding() -> None:
     sketch = DifficultySketch.build(pairs([0.01, 3.0, 0.7], [0, 1, 1]), 2, bins=8, clip=10.0, epsilon=0.5, rng=seeded())
     sent = sketch.to_array()
     assert sent.shape == (16,)
@@ -72,12 +72,12 @@ def test_sketch_survives_the_wire_and_pools_by_adding() -> None:
         DifficultySketch.from_array(sent / 0.0, 2, bins=8, clip=10.0)
 
 
-def test_draws_from_a_sketch_follow_each_labels_losses() -> None:
+def test_sketch_draws_follow_the_losses_of_each_label() -> None:
     rng = seeded()
     easy = DifficultyPairs(0.1 * torch.rand(500, generator=rng), torch.zeros(500, dtype=torch.int64))
     hard = DifficultyPairs(2 + torch.rand(1500, generator=rng), torch.ones(1500, dtype=torch.int64))
-    told = DifficultyPairs.pool([easy, hard])
-    sketch = DifficultySketch.build(told, 2, bins=32, clip=10.0, epsilon=0.0, rng=rng)
+    reported = DifficultyPairs.pool([easy, hard])
+    sketch = DifficultySketch.build(reported, 2, bins=32, clip=10.0, epsilon=0.0, rng=rng)
     drawn = sketch.sample(4000, rng)
     assert drawn.labels.double().mean().item() == pytest.approx(0.75, abs=0.03)
     for label, part in enumerate((easy, hard)):
@@ -86,17 +86,17 @@ def test_draws_from_a_sketch_follow_each_labels_losses() -> None:
         torch.testing.assert_close(have, want, rtol=0.15, atol=0.01)
 
 
-def test_clients_of_a_tier_tell_in_one_form() -> None:
-    told = pairs([0.1], [0])
-    sketch = DifficultySketch.build(told, 2, bins=4, clip=8.0, epsilon=0.0, rng=seeded())
-    assert len(pool([told, told])) == len(pool([sketch, sketch])) == 2
+def test_pool_rejects_a_mix_of_pairs_and_sketches() -> None:
+    reported = pairs([0.1], [0])
+    sketch = DifficultySketch.build(reported, 2, bins=4, clip=8.0, epsilon=0.0, rng=seeded())
+    assert len(pool([reported, reported])) == len(pool([sketch, sketch])) == 2
     with pytest.raises(ValueError, match="pairs and others sketches"):
-        pool([told, sketch])
+        pool([reported, sketch])
 
 
-def test_noise_is_two_sided_geometric() -> None:
-    nobody = DifficultyPairs(torch.empty(0), torch.empty(0, dtype=torch.int64))
-    noise = DifficultySketch.build(nobody, 500, bins=20, clip=10.0, epsilon=1.0, rng=seeded()).counts
+def test_sketch_noise_is_two_sided_geometric() -> None:
+    empty = DifficultyPairs(torch.empty(0), torch.empty(0, dtype=torch.int64))
+    noise = DifficultySketch.build(empty, 500, bins=20, clip=10.0, epsilon=1.0, rng=seeded()).counts
     ratio = math.exp(-1.0)
     assert torch.equal(noise, noise.round())
     assert noise.mean().item() == pytest.approx(0, abs=0.05)
@@ -106,7 +106,7 @@ def test_noise_is_two_sided_geometric() -> None:
     assert math.log(zeros / ones) == pytest.approx(1.0, abs=0.1)
 
 
-def test_rank_correlation_by_hand() -> None:
+def test_rank_correlation_equals_values_by_hand() -> None:
     rising = torch.tensor([1.0, 2.0, 3.0, 4.0])
     assert rank_correlation(rising, rising.exp()) == pytest.approx(1)
     assert rank_correlation(rising, -rising) == pytest.approx(-1)

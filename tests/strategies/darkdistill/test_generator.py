@@ -37,13 +37,13 @@ def test_token_generator_has_the_published_size() -> None:
     ],
 )
 @pytest.mark.parametrize("output", ["latent", "pixels"])
-def test_every_network_accepts_its_generators_samples(
+def test_networks_accept_the_samples_of_their_generator(
     name: str, shape: tuple[int, int, int], kind: type, output: str
 ) -> None:
     network = build(NetworkSpec(name, num_classes=5, input_shape=shape), seed=0).eval()
-    config = DarkDistillSettings(generator_output=output, generator_hidden=16, generator_channels=4)
+    settings = DarkDistillSettings(generator_output=output, generator_hidden=16, generator_channels=4)
     state = torch.get_rng_state()
-    generator, again = make_generator(network, config, seed=1), make_generator(network, config, seed=1)
+    generator, again = make_generator(network, settings, seed=1), make_generator(network, settings, seed=1)
     assert torch.equal(state, torch.get_rng_state())
     assert isinstance(generator, kind if output == "latent" else ConvGenerator)
     samples = generator(NOISE, LABELS, DIFFICULTY)
@@ -52,12 +52,12 @@ def test_every_network_accepts_its_generators_samples(
     assert [z.shape for z in outputs.logits] == [(3, 5)] * len(network.exit_positions)
 
 
-def test_samples_imitate_the_range_of_what_they_replace() -> None:
-    config = DarkDistillSettings(generator_channels=4)
+def test_samples_have_the_range_of_the_values_they_replace() -> None:
+    settings = DarkDistillSettings(generator_channels=4)
     lowest = {}
     for name in ("resnet_slim", "wrn16"):
         network = build(NetworkSpec(name, num_classes=5, input_shape=(3, 8, 8)), seed=0)
-        lowest[name] = make_generator(network, config, seed=0)(NOISE, LABELS, DIFFICULTY).min().item()
+        lowest[name] = make_generator(network, settings, seed=0)(NOISE, LABELS, DIFFICULTY).min().item()
     assert lowest["resnet_slim"] == 0  # its stem ends in ReLU
     assert lowest["wrn16"] < 0  # its stem is a bare convolution
     pixels = ConvGenerator((3, 8, 8), 5, 5, 4, head="pixels", pixel_range=2.0)
@@ -66,12 +66,12 @@ def test_samples_imitate_the_range_of_what_they_replace() -> None:
     assert pixels(NOISE, LABELS, DIFFICULTY).abs().max().item() == pytest.approx(2.0)
 
 
-def test_the_difficulty_is_an_input_only_where_wanted() -> None:
-    asked = TokenGenerator((4, 6), 5, 5, 16).eval()
-    assert not torch.equal(asked(NOISE, LABELS, DIFFICULTY), asked(NOISE, LABELS, DIFFICULTY + 1))
-    unasked = TokenGenerator((4, 6), 5, 5, 16, conditional=False).eval()
-    assert unasked(NOISE, LABELS).shape == (3, 4, 6)
-    for generator, difficulty in ((asked, None), (unasked, DIFFICULTY)):
+def test_only_a_conditional_generator_takes_a_difficulty() -> None:
+    conditional = TokenGenerator((4, 6), 5, 5, 16).eval()
+    assert not torch.equal(conditional(NOISE, LABELS, DIFFICULTY), conditional(NOISE, LABELS, DIFFICULTY + 1))
+    unconditional = TokenGenerator((4, 6), 5, 5, 16, conditional=False).eval()
+    assert unconditional(NOISE, LABELS).shape == (3, 4, 6)
+    for generator, difficulty in ((conditional, None), (unconditional, DIFFICULTY)):
         with pytest.raises(ValueError, match="difficulty"):
             generator(NOISE, LABELS, difficulty)
     network = build(NetworkSpec("lenet", num_classes=5, input_shape=(1, 6, 6)), seed=0)
@@ -80,7 +80,7 @@ def test_the_difficulty_is_an_input_only_where_wanted() -> None:
     assert not make_generator(network, DarkDistillSettings(variant="parallel"), 0).conditional
 
 
-def test_label_loss_asks_each_sample_at_its_own_exit() -> None:
+def test_label_loss_scores_each_sample_at_its_own_exit() -> None:
     rng = torch.Generator().manual_seed(0)
     logits = [torch.randn(4, 3, generator=rng) for _ in range(3)]
     labels = torch.tensor([0, 1, 2, 0])
@@ -90,7 +90,7 @@ def test_label_loss_asks_each_sample_at_its_own_exit() -> None:
     torch.testing.assert_close(label_loss(logits, labels, sets), expected)
 
 
-def test_diversity_loss_by_hand() -> None:
+def test_diversity_loss_equals_a_value_by_hand() -> None:
     # Mean |difference| 3 times mean squared noise difference 0.5, for two of four pairs.
     generated = torch.tensor([[[0.0, 0.0]], [[2.0, 4.0]]], requires_grad=True)
     noise = torch.tensor([[0.0, 0.0], [1.0, 0.0]])

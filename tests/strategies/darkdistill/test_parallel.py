@@ -19,7 +19,7 @@ from strategies.darkdistill.settings import DarkDistillSettings
 
 CLASSES = 4
 CPU = torch.device("cpu")
-CONFIG = DarkDistillSettings(variant="parallel", generator_channels=4, batch=12, distill_lr=0.02)
+SETTINGS = DarkDistillSettings(variant="parallel", generator_channels=4, batch=12, distill_lr=0.02)
 
 
 def network(seed: int) -> EarlyExitNetwork:
@@ -46,7 +46,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_labels_come_from_the_tiers_that_have_the_exit_in_proportion() -> None:
+def test_conditions_come_from_tiers_with_the_exit_by_samples() -> None:
     conditions = draw_conditions(tiers(1, 3), 4000, runtime())
     assert len(conditions) == 3
     shares = [c.labels.bincount(minlength=CLASSES) / 4000 for c in conditions]
@@ -55,7 +55,7 @@ def test_labels_come_from_the_tiers_that_have_the_exit_in_proportion() -> None:
     assert torch.equal(conditions[0].difficulty.long(), conditions[0].labels)
 
 
-def test_ensemble_averages_owners_by_their_samples() -> None:
+def test_ensemble_averages_tiers_by_their_samples() -> None:
     present = tiers(1, 2, 4)
     x = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     outputs = _ensemble(present, 1, x, runtime(), latent=False)
@@ -73,10 +73,10 @@ def test_first_exits_shares_weights_and_modes() -> None:
     assert not part.units["1"].training
 
 
-def test_one_joint_step_trains_generators_alone() -> None:
+def test_joint_step_trains_only_the_generators() -> None:
     present, student = tiers(1, 2), network(9)
-    generators = {e: make_generator(student, CONFIG, seed=e) for e in range(4)}
-    optimizers = Optimizers.create([student], generators, CONFIG)
+    generators = {e: make_generator(student, SETTINGS, seed=e) for e in range(4)}
+    optimizers = Optimizers.create([student], generators, SETTINGS)
     before = {e: snapshot(g) for e, g in generators.items()}
     networks = [student, *(tier.model for tier in present.values())]
     kept = [snapshot(n) for n in networks]
@@ -87,7 +87,7 @@ def test_one_joint_step_trains_generators_alone() -> None:
         generators,
         optimizers.generators,
         conditions=draw_conditions(present, 12, run),
-        settings=CONFIG,
+        settings=SETTINGS,
         runtime=run,
     )
     assert [same(before[e], generators[e].state_dict()) for e in range(4)] == [False, False, True, True]
@@ -96,16 +96,16 @@ def test_one_joint_step_trains_generators_alone() -> None:
     assert report.total == pytest.approx(sum(report.label) + sum(report.diversity) - increase, rel=1e-5)
 
 
-def test_difficulty_increase_makes_later_exits_samples_harder() -> None:
+def test_gap_weight_makes_samples_of_later_exits_harder() -> None:
     def final_increase(weight: float) -> float:
-        config = replace(CONFIG, gap_weight=weight)
+        settings = replace(SETTINGS, gap_weight=weight)
         present, student, run = tiers(2), network(9), runtime()
-        generators = {e: make_generator(student, config, seed=e) for e in range(2)}
-        optimizers = Optimizers.create([student], generators, config).generators
+        generators = {e: make_generator(student, settings, seed=e) for e in range(2)}
+        optimizers = Optimizers.create([student], generators, settings).generators
         for _ in range(40):
             conditions = draw_conditions(present, 12, run)
             report = train_generators(
-                present, student, generators, optimizers, conditions=conditions, settings=config, runtime=run
+                present, student, generators, optimizers, conditions=conditions, settings=settings, runtime=run
             )
         return report.difficulty[1] - report.difficulty[0]
 
@@ -113,11 +113,11 @@ def test_difficulty_increase_makes_later_exits_samples_harder() -> None:
 
 
 @pytest.mark.parametrize("gap_weight", [0.0, 1.0])
-def test_the_student_learns_from_neighbouring_exits_alone(gap_weight: float) -> None:
-    config = replace(CONFIG, gap_weight=gap_weight)
+def test_student_exits_learn_from_neighbouring_exits_only(gap_weight: float) -> None:
+    settings = replace(SETTINGS, gap_weight=gap_weight)
     present, student, run = tiers(1, 4), network(9), runtime()
-    generators = {e: make_generator(student, config, seed=e) for e in range(4)}
-    optimizers = Optimizers.create([student], generators, config)
+    generators = {e: make_generator(student, settings, seed=e) for e in range(4)}
+    optimizers = Optimizers.create([student], generators, settings)
     kept = {k: snapshot(tier.model) for k, tier in present.items()}
     before = snapshot(student)
     report = distill_step(
@@ -126,7 +126,7 @@ def test_the_student_learns_from_neighbouring_exits_alone(gap_weight: float) -> 
         generators,
         optimizers.distillation,
         conditions=draw_conditions(present, 12, run),
-        settings=config,
+        settings=settings,
         runtime=run,
     )
     assert set(report.pairs) == {(t, s) for t in range(4) for s in range(4) if abs(t - s) <= 1}
@@ -139,33 +139,33 @@ def test_the_student_learns_from_neighbouring_exits_alone(gap_weight: float) -> 
     assert not torch.equal(before["units.4.conv1.weight"], after["units.4.conv1.weight"])
 
 
-def test_each_student_exit_is_compared_by_its_own_feature() -> None:
+def test_student_exits_are_compared_by_their_own_feature() -> None:
     # A student that is the only teacher's copy has nothing to learn from the same exit, on any generator's samples.
     present = {4: Tier(network(4), samples=10, pool=pool(0))}
     student, run = network(4), runtime()
-    generators = {e: make_generator(student, CONFIG, seed=e) for e in range(4)}
+    generators = {e: make_generator(student, SETTINGS, seed=e) for e in range(4)}
     report = distill_step(
         present,
         student,
         generators,
-        Optimizers.create([student], generators, CONFIG).distillation,
+        Optimizers.create([student], generators, SETTINGS).distillation,
         conditions=draw_conditions(present, 12, run),
-        settings=CONFIG,
+        settings=SETTINGS,
         runtime=run,
     )
     assert all((loss < 1e-8) == (teacher == own) for (teacher, own), loss in report.pairs.items())
 
 
-def test_the_whole_loop_is_reproducible() -> None:
+def test_transfer_parallel_is_reproducible() -> None:
     def run(seed: int) -> dict[str, torch.Tensor]:
         student = network(9)
-        generators = {e: make_generator(student, CONFIG, seed=e) for e in range(4)}
+        generators = {e: make_generator(student, SETTINGS, seed=e) for e in range(4)}
         report = transfer_parallel(
             tiers(1, 3),
             student,
             generators,
-            Optimizers.create([student], generators, CONFIG),
-            settings=CONFIG,
+            Optimizers.create([student], generators, SETTINGS),
+            settings=SETTINGS,
             runtime=runtime(seed),
         )
         assert len(report.generators) == 2
@@ -176,11 +176,11 @@ def test_the_whole_loop_is_reproducible() -> None:
     assert not same(run(1), run(2))
 
 
-def test_without_tiers_nothing_happens() -> None:
+def test_transfer_parallel_without_tiers_changes_nothing() -> None:
     student = network(9)
     before = snapshot(student)
     report = transfer_parallel(
-        {}, student, {}, Optimizers.create([student], {}, CONFIG), settings=CONFIG, runtime=runtime()
+        {}, student, {}, Optimizers.create([student], {}, SETTINGS), settings=SETTINGS, runtime=runtime()
     )
     assert report.generators == report.distillation == []
     assert same(before, student.state_dict())

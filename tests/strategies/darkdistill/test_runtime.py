@@ -16,7 +16,7 @@ def network() -> EarlyExitNetwork:
     return build(NetworkSpec("resnet_slim", num_classes=4, input_shape=(3, 8, 8), width=4), seed=0)
 
 
-def test_modes_hold_inside_and_return_after() -> None:
+def test_mode_contexts_restore_the_modes() -> None:
     model = network().eval()
     model.exits.train()
     before = {name: module.training for name, module in model.named_modules()}
@@ -29,7 +29,7 @@ def test_modes_hold_inside_and_return_after() -> None:
     assert before == {name: module.training for name, module in model.named_modules()}
 
 
-def test_dropout_follows_the_generator_and_leaves_the_global_state() -> None:
+def test_seeded_dropout_restores_the_global_random_state() -> None:
     def draw(seed: int) -> torch.Tensor:
         with Runtime(CPU, torch.Generator().manual_seed(seed)).seeded_dropout():
             return F.dropout(torch.ones(64))
@@ -51,18 +51,18 @@ def test_autocast_computes_in_bfloat16_and_returns_float32() -> None:
     torch.testing.assert_close(exact.logits[-1], rough.logits[-1], rtol=0.1, atol=0.1)
 
 
-def test_learning_rates_decay_by_the_round_from_their_first_value() -> None:
-    config = DarkDistillSettings(matcher="learned", generator_channels=4)
+def test_decay_scales_the_initial_learning_rates() -> None:
+    settings = DarkDistillSettings(matcher="learned", generator_channels=4)
     model = network()
-    generators = {2: make_generator(model, config, seed=0)}
-    optimizers = Optimizers.create([model], generators, config, make_matcher(config, seed=0))
+    generators = {2: make_generator(model, settings, seed=0)}
+    optimizers = Optimizers.create([model], generators, settings, make_matcher(settings, seed=0))
     for server_round in (3, 1):
         optimizers.decay(server_round, 0.5)
         rates = [o.param_groups[0]["lr"] for o in (optimizers.generators[2], *optimizers.distillation)]
         assert rates == pytest.approx([rate * 0.5**server_round for rate in (1e-2, 0.05, 1e-3)])
 
 
-def test_frozen_parameters_are_not_optimised() -> None:
+def test_optimizers_leave_frozen_parameters_out() -> None:
     model = network()
     model.units["0"].requires_grad_(False)
     optimizers = Optimizers.create([model], {}, DarkDistillSettings())
@@ -70,8 +70,8 @@ def test_frozen_parameters_are_not_optimised() -> None:
     assert held == {id(p) for p in model.parameters() if p.requires_grad}
 
 
-def test_moments_survive_as_flat_tensors() -> None:
-    config = DarkDistillSettings(generator_channels=4)
+def test_optimizers_state_round_trips_as_flat_tensors() -> None:
+    settings = DarkDistillSettings(generator_channels=4)
     model = network()
 
     def step(generator: nn.Module, optimizers: Optimizers) -> None:
@@ -80,8 +80,8 @@ def test_moments_survive_as_flat_tensors() -> None:
         loss.backward()
         optimizers.generators[1].step()
 
-    one, two = (make_generator(model, config, seed=0) for _ in range(2))
-    first, second = (Optimizers.create([model], {1: generator}, config) for generator in (one, two))
+    one, two = (make_generator(model, settings, seed=0) for _ in range(2))
+    first, second = (Optimizers.create([model], {1: generator}, settings) for generator in (one, two))
     step(one, first)
     two.load_state_dict(one.state_dict())
     saved = first.state_dict()
@@ -90,5 +90,5 @@ def test_moments_survive_as_flat_tensors() -> None:
     step(one, first)
     step(two, second)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
-    fresh = Optimizers.create([model], {1: make_generator(model, config, seed=0)}, config)
+    fresh = Optimizers.create([model], {1: make_generator(model, settings, seed=0)}, settings)
     assert fresh.state_dict() == {}

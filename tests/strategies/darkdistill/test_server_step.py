@@ -21,7 +21,7 @@ from strategies.darkdistill.settings import DarkDistillSettings
 
 CLASSES, SHAPE = 4, (3, 8, 8)
 CPU = torch.device("cpu")
-CONFIG = DarkDistillSettings(generator_channels=8, generator_hidden=32)
+SETTINGS = DarkDistillSettings(generator_channels=8, generator_hidden=32)
 
 
 def new_network(name: str = "resnet_slim", width: int = 8, exits: tuple[int, ...] = ()) -> EarlyExitNetwork:
@@ -34,7 +34,7 @@ def runtime(seed: int = 5) -> Runtime:
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[EarlyExitNetwork, DifficultyPairs]:
-    """A slightly trained network and its difficulties, shuffled so that labels tell nothing about them."""
+    """Return a slightly trained network and its difficulties, shuffled so that they do not depend on the label."""
     rng = torch.Generator().manual_seed(0)
     patterns = torch.randn(CLASSES, *SHAPE, generator=rng)
     labels = torch.randint(CLASSES, (512,), generator=rng)
@@ -55,7 +55,7 @@ def trained() -> tuple[EarlyExitNetwork, DifficultyPairs]:
 
 
 @dataclass
-class Half:
+class ServerHalf:
     tiers: dict[int, Tier]
     generators: dict[int, Generator]
     meter: EarlyExitNetwork
@@ -63,7 +63,7 @@ class Half:
     conditions: dict[int, DifficultyPairs]
 
     def distill(
-        self, settings: DarkDistillSettings = CONFIG, matcher: LearnedDistance | None = None, seed: int = 5
+        self, settings: DarkDistillSettings = SETTINGS, matcher: LearnedDistance | None = None, seed: int = 5
     ) -> DistillReport:
         return distill_step(
             self.tiers,
@@ -77,17 +77,17 @@ class Half:
         )
 
 
-def half(
+def server_half(
     network: EarlyExitNetwork,
     pool: DifficultyPairs,
     depths: tuple[int, ...] = (1, 2, 3, 4),
-    settings: DarkDistillSettings = CONFIG,
+    settings: DarkDistillSettings = SETTINGS,
     matcher: LearnedDistance | None = None,
-) -> Half:
+) -> ServerHalf:
     tiers = {k: Tier(network.prefix(k), samples=10 * k, pool=pool) for k in depths}
     generators = {k: make_generator(network, settings, seed=k) for k in depths}
     models = [tier.model for tier in tiers.values()]
-    return Half(
+    return ServerHalf(
         tiers,
         generators,
         make_meter(network),
@@ -105,11 +105,11 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("conditional", [True, False])
-def test_measured_difficulty_follows_the_one_asked_for_only_if_conditioned(
+def test_measured_difficulty_follows_the_request_if_conditional(
     trained: tuple[EarlyExitNetwork, DifficultyPairs], conditional: bool
 ) -> None:
     network, pool = trained
-    settings = replace(CONFIG, difficulty_condition=conditional)
+    settings = replace(SETTINGS, difficulty_condition=conditional)
     generator, meter, run = make_generator(network, settings, seed=2), make_meter(network), runtime()
     optimizer = torch.optim.Adam(generator.parameters(), settings.generator_lr)
     kept = snapshot(network), snapshot(meter)
@@ -130,9 +130,9 @@ def test_measured_difficulty_follows_the_one_asked_for_only_if_conditioned(
     assert all(p.grad is None for p in meter.parameters())
 
 
-def test_generator_losses_add_up(trained: tuple[EarlyExitNetwork, DifficultyPairs]) -> None:
+def test_generator_report_adds_up(trained: tuple[EarlyExitNetwork, DifficultyPairs]) -> None:
     network, pool = trained
-    settings = replace(CONFIG, label_weight=2.0, difficulty_weight=3.0, diversity_weight=5.0)
+    settings = replace(SETTINGS, label_weight=2.0, difficulty_weight=3.0, diversity_weight=5.0)
     for conditional in (True, False):
         settings = replace(settings, difficulty_condition=conditional)
         generator = make_generator(network, settings, seed=0)
@@ -151,10 +151,10 @@ def test_generator_losses_add_up(trained: tuple[EarlyExitNetwork, DifficultyPair
         assert report.difficulty > 0
 
 
-def test_distilling_changes_students_but_neither_the_first_tier_nor_any_statistics(
+def test_distill_step_changes_students_but_no_statistics(
     trained: tuple[EarlyExitNetwork, DifficultyPairs],
 ) -> None:
-    server = half(*trained)
+    server = server_half(*trained)
     models = {k: tier.model for k, tier in server.tiers.items()}
     before = {k: snapshot(model) for k, model in models.items()}
     generators = {k: snapshot(generator) for k, generator in server.generators.items()}
@@ -175,10 +175,10 @@ def test_distilling_changes_students_but_neither_the_first_tier_nor_any_statisti
     assert all(sum(pair.weights) == pytest.approx(1) for pair in report.pairs.values())
 
 
-def test_loss_weighs_teachers_by_their_samples_and_exits_by_their_match(
+def test_loss_weighs_teachers_by_samples_and_exits_by_match(
     trained: tuple[EarlyExitNetwork, DifficultyPairs],
 ) -> None:
-    report = half(*trained).distill()
+    report = server_half(*trained).distill()
     for pair in report.pairs.values():
         terms = [w * (5 * d + 10 * a) for w, d, a in zip(pair.weights, pair.distance, pair.angle, strict=True)]
         assert pair.loss == pytest.approx(sum(terms) / len(terms), rel=1e-5)
@@ -187,29 +187,29 @@ def test_loss_weighs_teachers_by_their_samples_and_exits_by_their_match(
     assert report.loss == pytest.approx(expected, rel=1e-5)
 
 
-def test_repeated_steps_bring_the_student_closer(trained: tuple[EarlyExitNetwork, DifficultyPairs]) -> None:
-    server = half(*trained, depths=(1, 4), settings=replace(CONFIG, distill_lr=0.02))
+def test_repeated_distill_steps_lower_the_loss(trained: tuple[EarlyExitNetwork, DifficultyPairs]) -> None:
+    server = server_half(*trained, depths=(1, 4), settings=replace(SETTINGS, distill_lr=0.02))
     losses = [server.distill(seed=7).loss for _ in range(12)]
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_absent_tiers_are_left_out_of_the_chain(trained: tuple[EarlyExitNetwork, DifficultyPairs]) -> None:
-    assert list(half(*trained, depths=(1, 3, 4)).distill().pairs) == [(1, 3), (3, 4)]
-    alone = half(*trained, depths=(2,))
+def test_chain_skips_absent_tiers(trained: tuple[EarlyExitNetwork, DifficultyPairs]) -> None:
+    assert list(server_half(*trained, depths=(1, 3, 4)).distill().pairs) == [(1, 3), (3, 4)]
+    alone = server_half(*trained, depths=(2,))
     before = snapshot(alone.tiers[2].model)
     assert alone.distill().pairs == {}
     assert same(before, alone.tiers[2].model.state_dict())
 
 
-def test_same_seed_same_bits(trained: tuple[EarlyExitNetwork, DifficultyPairs]) -> None:
+def test_transfer_is_reproducible(trained: tuple[EarlyExitNetwork, DifficultyPairs]) -> None:
     def run(seed: int) -> dict[str, torch.Tensor]:
-        server = half(*trained, depths=(1, 2))
+        server = server_half(*trained, depths=(1, 2))
         transfer(
             server.tiers,
             server.generators,
             server.meter,
             server.optimizers,
-            settings=CONFIG,
+            settings=SETTINGS,
             runtime=runtime(seed),
         )
         return snapshot(server.tiers[2].model)
@@ -218,11 +218,11 @@ def test_same_seed_same_bits(trained: tuple[EarlyExitNetwork, DifficultyPairs]) 
     assert not same(run(1), run(2))
 
 
-def test_a_learned_matcher_learns(trained: tuple[EarlyExitNetwork, DifficultyPairs]) -> None:
-    settings = replace(CONFIG, matcher="learned")
+def test_distill_step_trains_a_learned_matcher(trained: tuple[EarlyExitNetwork, DifficultyPairs]) -> None:
+    settings = replace(SETTINGS, matcher="learned")
     matcher = make_matcher(settings, seed=0)
     assert matcher is not None
-    server = half(*trained, settings=settings, matcher=matcher)
+    server = server_half(*trained, settings=settings, matcher=matcher)
     before = snapshot(matcher)
     server.distill(settings, matcher)
     assert not same(before, matcher.state_dict())
@@ -232,14 +232,14 @@ def test_a_learned_matcher_learns(trained: tuple[EarlyExitNetwork, DifficultyPai
     ("name", "width", "exits", "output"),
     [("resnet_slim", 4, (), "pixels"), ("wrn16", 1, (3, 5, 7), "latent"), ("vit_small32", 16, (), "latent")],
 )
-def test_the_whole_loop_runs_on_other_networks_with_a_sketch_and_autocast(
+def test_transfer_runs_with_other_networks_sketch_and_autocast(
     name: str, width: int, exits: tuple[int, ...], output: str
 ) -> None:
     network = new_network(name, width, exits)
     rng = torch.Generator().manual_seed(0)
-    told = DifficultyPairs(3 * torch.rand(64, generator=rng), torch.randint(CLASSES, (64,), generator=rng))
-    sketch = DifficultySketch.build(told, CLASSES, bins=8, clip=10.0, epsilon=1.0, rng=rng)
-    settings = replace(CONFIG, generator_output=output, batch=12, distill_steps=2, difficulty_condition=False)
+    pairs = DifficultyPairs(3 * torch.rand(64, generator=rng), torch.randint(CLASSES, (64,), generator=rng))
+    sketch = DifficultySketch.build(pairs, CLASSES, bins=8, clip=10.0, epsilon=1.0, rng=rng)
+    settings = replace(SETTINGS, generator_output=output, batch=12, distill_steps=2, difficulty_condition=False)
     tiers = {k: Tier(network.prefix(k), 10, sketch) for k in (1, 3)}
     generators = {k: make_generator(network, settings, seed=k) for k in tiers}
     report = transfer(

@@ -3,35 +3,36 @@ import pytest
 from strategies.darkdistill.settings import DarkDistillSettings, DifficultySettings
 
 
-def test_published_values_are_sound() -> None:
+def test_problems_accept_the_published_values() -> None:
     assert DarkDistillSettings().problems() == []
     assert DarkDistillSettings(variant="parallel", batch=16, server_lr_decay=0.99).problems() == []
 
 
-def test_every_mistake_is_told_at_once() -> None:
-    config = DarkDistillSettings(variant="sideways", batch=1, temperature=0.0, rkd_angle=-1.0, server_lr_decay=1.5)
-    told = config.problems()
-    assert [line.split()[0] for line in told] == [
-        "variant",
-        "temperature",
-        "rkd_angle",
-        "batch",
-        "server_lr_decay",
+def test_problems_list_every_mistake_by_its_key() -> None:
+    settings = DarkDistillSettings(variant="sideways", batch=1, temperature=0.0, rkd_angle=-1.0, server_lr_decay=1.5)
+    assert settings.problems() == [
+        "darkdistill.variant is 'sideways', must be one of progressive, parallel",
+        "darkdistill.temperature is 0.0, must be above 0",
+        "darkdistill.batch is 1, must be at least 2",
+        "darkdistill.rkd-angle is -1.0, must be at least 0.0",
+        "darkdistill.server-lr-decay is 1.5, must be at most 1.0",
     ]
 
 
 @pytest.mark.parametrize("value", [float("nan"), -0.5])
-def test_nan_is_a_mistake_too(value: float) -> None:
+def test_problems_reject_nan_and_negative_values(value: float) -> None:
     assert len(DarkDistillSettings(distill_lr=value).problems()) == 1
 
 
-def test_noise_is_as_wide_as_the_number_of_classes_unless_told() -> None:
+def test_noise_width_defaults_to_the_number_of_classes() -> None:
     assert DarkDistillSettings().noise_width(100) == 100
     assert DarkDistillSettings(noise_dim=7).noise_width(100) == 7
 
 
-def test_noise_needs_a_sketch_to_be_added_to() -> None:
+def test_epsilon_needs_a_sketch() -> None:
     assert DifficultySettings().problems() == []
     assert DifficultySettings(upload="sketch", epsilon=1.0).problems() == []
-    assert len(DifficultySettings(epsilon=1.0).problems()) == 1
+    assert DifficultySettings(epsilon=1.0).problems() == [
+        'difficulty.epsilon is 1.0, needs difficulty.upload "sketch": pairs get no noise'
+    ]
     assert len(DifficultySettings(upload="guess", bins=0, epsilon=-1.0).problems()) == 3

@@ -18,14 +18,15 @@ from common.messages.protocol import ClientResult
 from common.storage.client_store import ClientStore
 from server.app import prepare
 from strategies.callbacks.run_folder import RunFolder, read_events
+from strategies.distree.model.parts import LEAN, STUDENTS
 from strategies.distree.model.stored import CALIBRATED, load_student, load_students, student_file
 from strategies.distree.model.students import students_spec
 from strategies.distree.settings import read_device
 from strategies.distree.strategy import DistrEE
 from strategies.distree.training.client import FEATURES, IMAGES, LABELS, LOGITS, TEACHER, UNKNOWN
 from strategies.distree.training.finish import told_apart
-from strategies.engine.aggregation import RoundUpdate, TierUpdate
 from strategies.factory import make_strategy, read_config
+from strategies.method import RoundUpdate, TierUpdate
 from tests.strategies.distree.conftest import teach
 from tests.support.personal_runs import HOME, NODES, Recorder, same
 
@@ -152,7 +153,7 @@ def test_the_partition_comes_with_the_checkpoint(students, teacher):
     assert strategy.spec == again.spec
     one, two = strategy.spec.partition
     other = students_spec(strategy.spec.teacher, strategy.spec.backbones[0], (two, one))
-    again._build(other)
+    again.divide(other)
     tensors, values = again.state_dict()
     model = {key: value + 1 for key, value in again.model.items()}
     strategy.model = model
@@ -199,7 +200,7 @@ def test_students_learn_and_are_delivered_with_their_exits(start, students, tmp_
     assert same(stored.students.state_dict(), strategy.model)
     assert (stored.classes, stored.run) == (strategy.classes, told_apart("test", stored.students))
     assert event["accuracy"]["exit_macs"] == [
-        sum(macs) for macs in zip(*(strategy.parts.exit_macs(strategy.costs, k) for k in (1, 2)), strict=True)
+        sum(macs) for macs in zip(*(strategy.parts.exit_macs(k) for k in (1, 2)), strict=True)
     ]
     test = strategy.evaluator.test
     x = strategy.normalizer(test.inputs)
@@ -226,11 +227,11 @@ def test_real_photographs_and_students_of_unequal_width(start, students, data_ro
     folder = teach(tmp_path, {**photos, "run.rounds": 1, "train.epochs": 1, "clients.mix": "0,0,0,1"})
     changes: Flat = {**photos, "distree.teacher": str(folder), "distree.widths": "4,2", "train.lr": 0.01}
     trial = make_strategy(read_config({**students, **changes}))
-    narrow, wide = (6 * trial.parts.macs(trial.costs, k) * 24 / 60 for k in (1, 2))  # of 30 images 6 validate
+    narrow, wide = (6 * trial.parts.macs(k) * 24 / 60 for k in (1, 2))  # of 30 images 6 validate
     speeds = 0.99 * narrow, 1.01 * narrow, 0.99 * wide, 1.01 * wide
     strategy, _ = start(changes, [{"client-id": c, "compute": f"{speed:.0f}FLOPS"} for c, speed in enumerate(speeds)])
     assert [backbone.width for backbone in strategy.spec.backbones] == [2, 4]
-    assert [strategy.roster.reports[c].depth for c in range(4)] == [0, 1, 1, 2]
+    assert [strategy.roster.reports[c].part for c in range(4)] == [0, 1, 1, 2]
     assert same(load_students(tmp_path / "runs" / "test").students.state_dict(), strategy.model)
     losses = [e["client_metrics"]["loss"] for e in read_events(tmp_path / "runs/test/metrics.jsonl") if "terms" in e]
     assert losses[1] < losses[0]
@@ -248,13 +249,13 @@ def test_each_declared_device_takes_the_student_made_for_it(start, students, flo
     assert strategy.spec.devices == (DEVICES[1], DEVICES[0], DEVICES[2])
     assert [backbone.width for backbone in strategy.spec.backbones] == [3, 6, 9]
     reports = [strategy.roster.reports[c] for c in range(3)]
-    assert [(report.depth, report.refused) for report in reports] == [(2, ""), (1, ""), (3, "")]
+    assert [(report.part, report.refused) for report in reports] == [(2, ""), (1, ""), (3, "")]
     assert f"student 1, for {DEVICES[1]}: width 3, since width 6" in "\n".join(flower_log)
     capacities = [read_device(text) for text in strategy.spec.devices]
-    chosen = [strategy.parts.choose(c, strategy.costs, strategy.config, 16).depth for c in capacities]
+    chosen = [strategy.parts.choose(c, strategy.config, 16).part for c in capacities]
     assert chosen == [1, 2, 3]
-    unmatched = replace(strategy.costs, devices=())
-    assert [strategy.parts.choose(c, unmatched, strategy.config, 16).depth for c in capacities] == [2, 3, 3]
+    unmatched = replace(strategy.parts.costs, devices=())
+    assert [STUDENTS.choose(c, unmatched, strategy.config, 16).part for c in capacities] == [2, 3, 3]
     again = make_strategy(read_config({**students, "distree.devices": ";".join(reversed(DEVICES))}))
     assert again.spec == strategy.spec
 
@@ -271,8 +272,8 @@ def test_a_declared_device_that_cannot_hold_the_teacher_is_told(students):
 def small_and_large(students: Flat) -> list[dict[str, Any]]:
     """Nodes of two devices, of which the first can hold its student but not the teacher."""
     trial = make_strategy(read_config(students))
-    memory = max(trial.costs.training_memory(k, 16) for k in (1, 2))
-    assert memory < trial.costs.teacher_memory(16)
+    memory = max(trial.parts.costs.training_memory(k, 16) for k in (1, 2))
+    assert memory < trial.parts.costs.teacher_memory(16)
     return [{"client-id": 0, "memory": f"{memory}B"}, {"client-id": 1}]
 
 
@@ -281,7 +282,7 @@ def test_a_device_that_cannot_hold_the_teacher_learns_from_public_images(start, 
     nodes = small_and_large(students)
     lean: Flat = {"distree.without-teacher": "public", "distree.public": "digits", "distree.public-samples": 30}
     strategy, recorder = start(lean, nodes)
-    assert [strategy.roster.reports[c].lean for c in (0, 1)] == [True, False]
+    assert [strategy.roster.reports[c].values.get(LEAN, False) for c in (0, 1)] == [True, False]
     assert sorted(carried(recorder)) == [(1, (0,), 0), (1, (1,), 1), (2, (0,), 0), (2, (1,), 0)]
     entries = {(o.round, o.tasks[0].client): payload.client_arrays for o, payload in recorder.sent}
     assert entries.keys() == {(r, c) for r in (1, 2) for c in (0, 1)}
@@ -305,7 +306,7 @@ def test_or_it_is_refused_and_a_student_without_any_device_is_told(start, studen
     strategy, recorder = start(nodes=small_and_large(students))
     assert {clients for _, clients, _ in carried(recorder)} == {(1,)}
     assert strategy.roster.reports[0].refused.startswith("the teacher needs 0.2 MB of 0.")
-    assert "no device trains student 1: declare depth=1 on one, or take fewer students" in flower_log
+    assert "no device trains student 1: declare student=1 on a device, or lower distree.students" in flower_log
     assert not any("no device trains student 2" in line for line in flower_log)
 
 

@@ -8,7 +8,8 @@ import torch
 from common.messages.protocol import ClientResult, Reply
 from common.weights.flat import FlatState, Layout
 from common.weights.folding import Fold, fraction_bits
-from strategies.engine.aggregation import RoundCollector, average_layers
+from common.weights.layers import average_layers
+from strategies.engine.aggregation import RoundCollector
 
 SHALLOW = Layout((("a", (2,)),), (("n", ()),))
 DEEP = Layout((("a", (2,)), ("b", (1,))), (("n", ()),))

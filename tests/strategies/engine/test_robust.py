@@ -19,7 +19,7 @@ from strategies.engine.robust import (
 )
 from strategies.factory import read_config
 from strategies.node.local_training import LocalTraining
-from strategies.registry import MODULES, method
+from strategies.registry import METHODS, find_method
 
 LAYOUT = Layout((("w", (2,)),), (("n", ()),))
 START = FlatState(LAYOUT, torch.tensor([10.0, 0.0]), torch.tensor(0).reshape(1))
@@ -236,16 +236,16 @@ def test_rejected_clients_count_as_failures_for_the_quorum(run_strategy, monkeyp
         run_strategy({**settings, "round.quorum": 1.0})
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", METHODS)
 def test_methods_that_can_and_cannot(flat, name):
     config = read_config({**flat, "run.strategy": name, "robust.reject": 4.0})
     if name not in ("cafedistill", "hetero_splitee", "local"):
-        assert robust_settings(config, method(name)).active
+        assert robust_settings(config, find_method(name)).active
         return
     with pytest.raises(UserError, match="cannot guard: set robust"):
-        robust_settings(config, method(name))
+        robust_settings(config, find_method(name))
     plain = read_config({**flat, "run.strategy": name})
-    assert not robust_settings(plain, method(name)).active
+    assert not robust_settings(plain, find_method(name)).active
 
 
 def test_darkdistill_runs_on_medians(run_strategy):

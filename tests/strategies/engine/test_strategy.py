@@ -15,7 +15,7 @@ from common.paths import cache_root
 from common.storage.client_store import ClientStore
 from common.storage.model_file import load_model
 from common.weights.flat import FlatState
-from strategies.engine.strategy import QuorumError
+from strategies.engine.rounds import QuorumError
 from strategies.node.local_training import LocalTraining
 
 HOME = {"clients.per-node": 1}
@@ -376,7 +376,7 @@ def test_clients_evaluate_and_the_counts_add_up_exactly(run_strategy):
         own = shared_data(people, client, torch.device("cpu"))
         with torch.inference_mode():
             outputs = strategy.global_network().eval()(own.validation_x)
-        for e in range(1, strategy.roster.reports[client].depth + 1):
+        for e in range(1, strategy.roster.reports[client].part + 1):
             shares[e].append(float((outputs[e - 1].argmax(1) == own.validation_y).double().mean()))
     assert [len(shares[e]) for e in shares] == [6, 4, 2]
     expected = [sum(shares[e]) / len(shares[e]) for e in shares]

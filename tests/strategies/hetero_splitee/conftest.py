@@ -38,7 +38,7 @@ def store(tmp_path: Path) -> ClientStore:
 
 @pytest.fixture
 def batch() -> Callable[..., tuple[Tensor, Tensor]]:
-    """Features of random images at a cut, as a device in eval mode would send them, and labels."""
+    """Return a maker of features of random images at a cut, as a device in eval mode sends them, and labels."""
 
     def make(network: EarlyExitNetwork, cut: int, seed: int = 0, size: int = 6) -> tuple[Tensor, Tensor]:
         source = torch.Generator().manual_seed(seed)
@@ -55,18 +55,18 @@ def batch() -> Callable[..., tuple[Tensor, Tensor]]:
 
 @pytest.fixture
 def bench() -> Iterator[Bench]:
-    """A bench that has been started; afterwards no thread may be left."""
+    """Return a started bench; at the end it must leave no thread."""
     before = set(threading.enumerate())
-    made = Bench()
-    made.start()
-    yield made
-    made.stop()
+    started = Bench()
+    started.start()
+    yield started
+    started.stop()
     until(lambda: set(threading.enumerate()) <= before)
 
 
 @pytest.fixture
 def split(run_strategy: Callable[..., Run]) -> Callable[..., Run]:
-    """Run split training to its end; every run has a name, and so a store, of its own."""
+    """Return a function that runs split training to its end; every run has its own name, and so its own store."""
     names = (f"run-{number}" for number in itertools.count())
 
     def start(

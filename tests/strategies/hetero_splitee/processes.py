@@ -1,4 +1,4 @@
-"""A node that is a process of its own, so that it can be killed in the middle of a round."""
+"""A node in its own process, which a test can kill in the middle of a round."""
 
 import multiprocessing
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,11 @@ from client.app import app
 from common.flower.local_grid import LocalGrid
 
 PROCESSES = multiprocessing.get_context("spawn")
-Parcel = tuple[str, dict[str, bytes]]  # a message's id and the objects that it is made of
+Parcel = tuple[str, dict[str, bytes]]  # a message's id and its objects
 
 
 class ProcessGrid(LocalGrid):
-    """The last node is a process, started with its first message; after a kill, the next message starts it anew."""
+    """A grid whose last node is a process. Its first message starts it; after a kill, the next message restarts it."""
 
     def __init__(self, app: ClientApp, node_configs: Sequence[Mapping[str, Any]]) -> None:
         super().__init__(self._ask, node_configs, concurrent=True)  # type: ignore[arg-type]

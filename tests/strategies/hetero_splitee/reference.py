@@ -1,4 +1,7 @@
-"""The whole method in one process and without a network: what tests and benchmarks compare a run with."""
+"""The oracle of the tests: the whole method in one process, without a network, streams or threads.
+
+It uses the app's steps and models, but its own plain loop. A run must give the same weights, bit for bit.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,30 +25,28 @@ from strategies.hetero_splitee.settings import SplitEESettings
 
 @dataclass(frozen=True)
 class Client:
-    """A data owner with its device's cut."""
+    """A client's data and cut."""
 
     cut: int
-    x: Tensor
-    """(N, C, H, W), normalised."""
-    y: Tensor
-    """(N,) int64."""
+    x: Tensor  # (N, C, H, W), normalised
+    y: Tensor  # (N,) int64
 
 
 @dataclass
 class Losses:
-    """A round's losses, one per batch in the order of training, by client."""
+    """A round's losses."""
 
-    device: dict[int, list[float]] = field(default_factory=dict)
-    server: dict[int, list[float]] = field(default_factory=dict)
+    device: dict[int, list[float]] = field(default_factory=dict)  # by client, per batch in the order of training
+    server: dict[int, list[float]] = field(default_factory=dict)  # likewise
 
 
 class Reference:
-    """Devices and server side by side; everything happens in the order (round, batch, client)."""
+    """Devices and server side by side, in the order (round, batch, client)."""
 
     def __init__(
         self, network: EarlyExitNetwork, clients: Mapping[int, Client], config: RunConfig, store: ClientStore
     ) -> None:
-        """All clients take part in every round; devices keep their momentum from round to round."""
+        """Every client takes part in every round; devices keep their momentum from round to round."""
         self.clients, self.config = clients, config
         self.settings = config.of(SplitEESettings)
         cpu = torch.device("cpu")

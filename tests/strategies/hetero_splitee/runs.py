@@ -1,4 +1,4 @@
-"""Whole runs of split training: what they leave behind, and the same without a network."""
+"""Whole runs of split training: their results, and the same run by the reference, without a network."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -16,26 +16,26 @@ from common.weights.flat import StateDict
 from strategies.engine.strategy import EarlyExitStrategy
 from strategies.hetero_splitee.client import SplitTraining
 from strategies.hetero_splitee.learner import MOMENTUM
-from strategies.node.local_training import Job
+from strategies.method import Job
 from tests.strategies.hetero_splitee.reference import Client, Reference
 
 # six clients of three cuts, four batches each
 SPLIT: dict[str, Value] = {
     "run.strategy": "hetero_splitee", "network.name": "resnet_slim", "network.width": 2, "splitee.cuts": "1,2,4",
     "data.limit": 240, "data.client-test": 0.25, "train.batch-size": 8,
-    "stream.patience": 120.0, "round.deadline": 280.0,  # a busy machine makes nobody late
+    "stream.patience": 120.0, "round.deadline": 280.0,  # no client is late on a busy machine
 }  # fmt: skip
 GRID = partial(LocalGrid, concurrent=True)  # nodes of one server stream at the same time
 NODES = [{"partition-id": p} for p in range(6)]
 
 
 def same(one: Mapping[str, torch.Tensor], two: Mapping[str, torch.Tensor]) -> bool:
-    """Same keys, same bits."""
+    """Return whether both have the same keys and the same bits."""
     return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
 def kept(strategy: EarlyExitStrategy) -> StateDict:
-    """What every client keeps, and what the server keeps of each, by "client.", its number and the key."""
+    """Return what every client and the server's store keep, by "client." or "copy.", the client and the key."""
     found: StateDict = {}
     root, name = Path(strategy.config.clients.store), strategy.config.run.name
     for store, rounds in (
@@ -49,13 +49,13 @@ def kept(strategy: EarlyExitStrategy) -> StateDict:
 
 
 def everything(strategy: EarlyExitStrategy) -> StateDict:
-    """All tensors that a run leaves behind: model, server with momenta, clients."""
+    """Return all tensors of a finished run: model, server with momenta, clients."""
     state, _ = strategy.state_dict()
     return {**{f"model.{k}": v for k, v in strategy.model.items()}, **state, **kept(strategy)}
 
 
 def told(run: Any) -> list[dict[str, Any]]:
-    """What the rounds brought, without what depends on the clock or on who hosts whom."""
+    """Return the records of the rounds, without values that depend on the clock or on which node hosts a client."""
     return [
         {"terms": {k: v for k, v in r.terms.items() if k != "server_seconds"}, "clients": r.clients,
          "accuracy": r.client_accuracy, "metrics": r.client_metrics, "failures": r.failures}
@@ -64,20 +64,20 @@ def told(run: Any) -> list[dict[str, Any]]:
 
 
 def reference(strategy: EarlyExitStrategy, folder: Path, rounds: int) -> Reference:
-    """The same run in one process and without a network: network, clients' images, cuts and seeds are the run's."""
+    """Return the same run by the reference: with the run's weights, images, cuts and seeds."""
     config = strategy.config
     population = Population(config.data, config.clients.count, config.run.seed)
     cuts = {client: report.part for client, report in sorted(strategy.roster.reports.items())}
     data = {client: shared_data(population, client, torch.device("cpu")) for client in cuts}
     clients = {client: Client(cut, data[client].x, data[client].y) for client, cut in cuts.items()}
-    made = Reference(build(strategy.spec, config.run.seed), clients, config, ClientStore(folder, "reference"))
+    oracle = Reference(build(strategy.spec, config.run.seed), clients, config, ClientStore(folder, "reference"))
     for round_ in range(1, rounds + 1):
-        made.run_round(round_)
-    return made
+        oracle.run_round(round_)
+    return oracle
 
 
 class Spy:
-    """What every client's part was before and after a round's training, by round and client."""
+    """Records every client's part before and after a round's training, by round and client."""
 
     def __init__(self, monkeypatch: Any) -> None:
         self.before: dict[int, dict[int, StateDict]] = {}

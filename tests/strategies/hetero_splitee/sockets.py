@@ -1,4 +1,4 @@
-"""A split service on a real socket, a trainer that takes everything, a connection that breaks where it is told to."""
+"""A split service on a real socket, a thread that takes its batches, and a connection that breaks at chosen bytes."""
 
 import socket
 import threading
@@ -28,13 +28,13 @@ def origin(client: int = 0, cut: int = 1, round_: int = 1, version: int = 7, run
 
 
 def batch(client: int, index: int, cut: int = 1) -> tuple[Tensor, Tensor]:
-    """Features (8, ...) and labels (8,) that no other client and index has."""
+    """Return features (8, ...) and labels (8,) that differ for every client and index."""
     source = generator("batch", client, index)
     return torch.randn(8, *SHAPES[cut], generator=source), torch.randint(0, 10, (8,), generator=source)
 
 
 def same(taken: Batch | Missing, client: int, index: int, cut: int = 1) -> bool:
-    """Whether a batch that was taken is the one that `batch` makes."""
+    """Return whether a taken batch is the one from `batch`."""
     assert isinstance(taken, Batch)
     features, labels = batch(client, index, cut)
     place = (taken.client, taken.cut, taken.index) == (client, cut, index)
@@ -42,10 +42,10 @@ def same(taken: Batch | Missing, client: int, index: int, cut: int = 1) -> bool:
 
 
 def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Wait for something that other threads bring about."""
+    """Wait until other threads make the condition true."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not happen"
+        assert time.monotonic() < end, f"the condition is still false after {seconds:g} s"
         time.sleep(0.005)
 
 
@@ -85,18 +85,18 @@ class Bench:
 
 
 def take_all(inbox: Inbox, client: int = 0, gradient: Callable[[Batch], Tensor] | None = None) -> list[Batch]:
-    """Take one client's batches until its end, answering each with a gradient if asked to."""
+    """Take one client's batches until its end; with `gradient`, answer each with one."""
     taken: list[Batch] = []
-    while isinstance(got := inbox.take(client, len(taken), 60), Batch):
-        taken.append(got)
+    while isinstance(batch_ := inbox.take(client, len(taken), 60), Batch):
+        taken.append(batch_)
         if gradient:
-            inbox.reply(client, got.index, gradient(got))
-    assert got == Missing.ENDED
+            inbox.reply(client, batch_.index, gradient(batch_))
+    assert batch_ == Missing.ENDED
     return taken
 
 
-class Trainer(threading.Thread):
-    """Runs a function beside the test; `result` waits for what it returns."""
+class Background(threading.Thread):
+    """Runs a function beside the test; `result` waits for its return value."""
 
     def __init__(self, work: Callable[[], object]) -> None:
         super().__init__(daemon=True)
@@ -120,8 +120,8 @@ class Trainer(threading.Thread):
 class BreakingProxy:
     """Forwards TCP connections to a port; connection k is reset once it has forwarded `limits[k]` bytes.
 
-    The bytes that count are those in one direction: "up" to the server, or "down" from it. Further connections hold.
-    With `drop` set, the next bytes to the server are lost together with their connection.
+    Only bytes in one direction count: "up" to the server, or "down" from it. Further connections do not break. With
+    `drop` set, the next bytes to the server are lost together with their connection.
     """
 
     def __init__(self, port: int, limits: Sequence[int] = (), direction: str = "up") -> None:

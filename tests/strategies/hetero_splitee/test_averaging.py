@@ -50,7 +50,7 @@ def sflv1_round(average, network, cut, batches, samples, buffers):
     }
 
 
-def test_with_equal_cuts_it_is_sflv1s_server(slim, batch, store):
+def test_averaging_with_equal_cuts_equals_sflv1(slim, batch, store):
     server, samples, buffers = make(slim, store), {0: 10, 1: 30, 2: 20}, {}
     average = {key: value.clone() for key, value in server_part(slim, 2).state_dict().items()}
     for round_ in (1, 2):
@@ -64,7 +64,7 @@ def test_with_equal_cuts_it_is_sflv1s_server(slim, batch, store):
             assert torch.allclose(server.model()[key], value, rtol=1e-5, atol=1e-6), (round_, key)
 
 
-def test_layers_are_averaged_over_the_copies_that_hold_them(slim, store):
+def test_each_layer_is_averaged_over_the_copies_that_hold_it(slim, store):
     server = make(slim, store)
     seed = server.model()
     server.open_round(1, {0: 1, 1: 2, 2: 4}, SGD)
@@ -82,7 +82,7 @@ def test_layers_are_averaged_over_the_copies_that_hold_them(slim, store):
             assert value == counters[index], key
 
 
-def test_scope_global_averages_every_layer_over_all_clients_but_no_exits_of_devices(slim, store):
+def test_scope_global_averages_all_layers_but_device_exits(slim, store):
     server = make(slim, store, aggregate_scope="global")
     cuts, samples = {0: 1, 1: 2, 2: 4}, {0: 10, 1: 20, 2: 30}
     server.open_round(1, cuts, SGD)
@@ -110,14 +110,14 @@ def test_scope_global_averages_every_layer_over_all_clients_but_no_exits_of_devi
             assert value == (9 if index == 4 else 52), key
 
 
-def test_scope_global_needs_the_devices_layers(slim, store):
+def test_scope_global_needs_the_layers_of_the_device(slim, store):
     server = make(slim, store, aggregate_scope="global")
     server.open_round(1, {0: 2}, SGD)
     with pytest.raises(ValueError, match="client 0: its device's layers are not those before its cut 2"):
         server.close_round({0: 5}, {0: device_part(slim, 1).state_dict()})
 
 
-def test_between_averages_copies_go_their_own_way_and_momenta_always_do(slim, batch, store):
+def test_copies_differ_between_averages_and_momenta_always(slim, batch, store):
     server, seed = make(slim, store, period=2), slim.state_dict()
     train(server, 1, {0: 2, 1: 2}, batch, slim)
     assert all(torch.equal(value, seed[key]) for key, value in server.model().items())
@@ -135,7 +135,7 @@ def test_between_averages_copies_go_their_own_way_and_momenta_always_do(slim, ba
     assert momenta[0].abs().max() > 0
 
 
-def test_a_client_that_rests_counts_once_and_wakes_up_with_the_average(slim, store):
+def test_resting_client_counts_once_and_returns_to_the_average(slim, store):
     server = make(slim, store, period=2)
     server.open_round(1, {0: 2, 1: 2}, SGD)
     fill(server, {0: 1.0, 1: 2.0}, {0: 1, 1: 1})
@@ -153,7 +153,7 @@ def test_a_client_that_rests_counts_once_and_wakes_up_with_the_average(slim, sto
     assert server.copies[0].network.state_dict()[key].unique().item() == 3.0
 
 
-def test_a_client_that_did_not_finish_leaves_no_trace(slim, batch, tmp_path, store):
+def test_unfinished_client_changes_nothing(slim, batch, tmp_path, store):
     both, alone = make(slim, store), make(slim, type(store)(tmp_path, "alone"))
     assert train(both, 1, {0: 2, 1: 2}, batch, slim, finished=[1]) == (1,)
     assert train(alone, 1, {1: 2}, batch, slim) == (1,)
@@ -163,7 +163,7 @@ def test_a_client_that_did_not_finish_leaves_no_trace(slim, batch, tmp_path, sto
 
 
 @pytest.mark.parametrize(("before", "after"), [(3, 1), (1, 3), (4, 2)])
-def test_a_new_cut_keeps_the_layers_that_the_copy_had(slim, batch, store, before, after):
+def test_new_cut_keeps_the_layers_of_the_copy(slim, batch, store, before, after):
     server = make(slim, store, period=3)
     server.open_round(1, {0: before, 1: 1}, SGD)
     server.step(0, *batch(slim, before))
@@ -171,7 +171,7 @@ def test_a_new_cut_keeps_the_layers_that_the_copy_had(slim, batch, store, before
     own = {k: v.clone() for k, v in server._read(0, before).state_dict().items()}
     for key in server.average:
         if server.average[key].is_floating_point():
-            server.average[key] += 1  # so that it shows what comes from there
+            server.average[key] += 1  # makes layers from the average recognisable
     server.open_round(2, {0: after}, SGD)
     state = server.copies[0].state_dict()
     assert server.copies[0].network.start == after
@@ -185,14 +185,14 @@ def test_a_new_cut_keeps_the_layers_that_the_copy_had(slim, batch, store, before
     assert any(key.startswith("units.4") and key in own for key in state)
 
 
-def test_only_the_rounds_clients_are_in_memory(slim, batch, store):
+def test_only_copies_of_the_round_are_in_memory(slim, batch, store):
     server = make(slim, store)
     assert train(server, 1, {c: 1 + c % 4 for c in range(6)}, batch, slim) == tuple(range(6))
     assert server.copies == {}
     server.open_round(2, {4: 1, 1: 2}, SGD)
     assert list(server.copies) == [1, 4]
     assert sorted(path.name for path in store.folder.iterdir()) == [f"client-{c:06d}" for c in range(6)]
-    for _ in range(2):  # evaluation takes one guest at a time
+    for _ in range(2):  # evaluation holds one further copy at a time
         for client in (0, 1, 2):
             server.logits(client, 2, batch(slim, 2)[0])
     assert list(server.copies) == [1, 4]
@@ -207,14 +207,14 @@ def test_weights_are_stored_only_between_averages(slim, batch, store):
     assert all(key.startswith(MOMENTUM) for key in store.load(0, 2).tensors)
 
 
-def test_a_resumed_server_goes_on_bit_for_bit(slim, batch, store):
+def test_resumed_averaging_continues_bit_for_bit(slim, batch, store):
     def go_on(server, round_):
         train(server, round_, {0: 1, 1: 2, 3: 2}, batch, slim)
 
     server = make(slim, store, period=2)
     go_on(server, 1)
     checkpoint = server.state_dict()
-    train(server, 2, {0: 2, 2: 3}, batch, slim)  # a round that was killed: its copies were written, it never counted
+    train(server, 2, {0: 2, 2: 3}, batch, slim)  # a killed round: its copies are written, but it does not count
     server = make(slim, store, period=2)
     server.load_state_dict(*checkpoint)
     for round_ in (2, 3):
@@ -228,7 +228,7 @@ def test_a_resumed_server_goes_on_bit_for_bit(slim, batch, store):
         assert all(torch.equal(value, resumed[key]) for key, value in expected.items())
 
 
-def test_a_lost_copy_is_told(slim, batch, store):
+def test_open_round_fails_without_the_stored_copy(slim, batch, store):
     server = make(slim, store)
     train(server, 1, {0: 2}, batch, slim)
     next(store.folder.glob("client-000000/*")).unlink()
@@ -236,7 +236,7 @@ def test_a_lost_copy_is_told(slim, batch, store):
         server.open_round(2, {0: 2}, SGD)
 
 
-def test_logits_are_the_clients_own_during_the_round_and_the_averages_after_it(slim, batch, store):
+def test_logits_come_from_the_copy_and_then_the_average(slim, batch, store):
     server, (features, y) = make(slim, store), batch(slim, 2)
     server.open_round(1, {0: 2, 1: 2}, SGD)
     before = server.logits(5, 2, features)
@@ -245,7 +245,7 @@ def test_logits_are_the_clients_own_during_the_round_and_the_averages_after_it(s
     assert torch.equal(server.logits(1, 2, features), before)
     assert not torch.equal(during, before)
     server.close_round({0: 6, 1: 6}, {})
-    after = [server.logits(client, 2, features) for client in (5, 0, 1)]  # 5 was asked before
+    after = [server.logits(client, 2, features) for client in (5, 0, 1)]  # 5 was evaluated before
     assert torch.equal(after[0], after[1])
     assert torch.equal(after[0], after[2])
     model = server_part(slim, 2)

@@ -24,13 +24,15 @@ def state(learner):
 
 
 def joined(network, cut) -> tuple[EarlyExitNetwork, torch.optim.SGD]:
-    """The network with its last exit alone, trained end to end."""
+    """Return the network with its last exit alone, and an optimiser to train it end to end."""
     units = {int(index): copy.deepcopy(unit) for index, unit in network.units.items()}
-    whole = EarlyExitNetwork(units, {network.end: copy.deepcopy(network._head(network.end))}, network.layout).train()
+    whole = EarlyExitNetwork(
+        units, {network.end: copy.deepcopy(network._head(network.end))}, network.architecture
+    ).train()
     return whole, torch.optim.SGD(whole.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
 
 
-def test_a_local_step_is_torchs_and_sends_what_the_old_weights_see(slim):
+def test_local_step_equals_torch_and_returns_features_before_it(slim):
     device, twin = Learner.copy_of(device_part(slim, 3), CPU), device_part(slim, 3)
     optimizer = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     for seed in range(3):
@@ -49,7 +51,7 @@ def test_a_local_step_is_torchs_and_sends_what_the_old_weights_see(slim):
         assert torch.allclose(device.network.state_dict()[key], value, atol=1e-6), key
 
 
-def test_the_servers_loss_leaves_a_device_alone(slim):
+def test_server_step_does_not_change_the_device(slim):
     device, server = Learner.copy_of(device_part(slim, 2), CPU), Sequential(slim, SplitEESettings(), CPU)
     server.open_round(1, {0: 2}, SGD)
     x, y = images(slim)
@@ -62,7 +64,7 @@ def test_the_servers_loss_leaves_a_device_alone(slim):
 
 
 @pytest.mark.parametrize("cut", [1, 2, 4])
-def test_split_learning_is_end_to_end_backpropagation(slim, cut):
+def test_split_learning_equals_end_to_end_backpropagation(slim, cut):
     device = Learner.copy_of(device_part(slim, cut), CPU)
     server = Learner.copy_of(server_part(slim, cut), CPU)
     whole, optimizer = joined(slim, cut)
@@ -70,7 +72,7 @@ def test_split_learning_is_end_to_end_backpropagation(slim, cut):
     for seed in range(3):
         x, y = images(slim, seed)
         outputs = forward(device, x)
-        answer = train_step(server, server.network, 0, SGD, outputs.trunk.detach(), y, wanted=True)
+        answer = train_step(server, server.network, 0, SGD, outputs.trunk.detach(), y, return_gradient=True)
         finish(device, SGD, outputs, y, answer.gradient)
         optimizer.zero_grad()
         loss = F.cross_entropy(whole(x)[-1], y)
@@ -84,7 +86,7 @@ def test_split_learning_is_end_to_end_backpropagation(slim, cut):
     assert all(torch.equal(device.state_dict()[key], value) for key, value in head.items())
 
 
-def test_a_weighted_exit_loss_joins_the_returned_gradient(lenet):
+def test_finish_adds_the_weighted_exit_loss(lenet):
     device, server = Learner.copy_of(device_part(lenet, 2), CPU), server_part(lenet, 2)
     twin = device_part(lenet, 2)
     x, y = images(lenet)

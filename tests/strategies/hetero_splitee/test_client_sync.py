@@ -25,7 +25,7 @@ def test_same_cut_averages_whole_devices():
     assert all(torch.equal(value, DEVICES[3][key]) for key, value in by_cut[3].items())
 
 
-def test_prefix_averages_each_unit_over_all_who_hold_it():
+def test_prefix_averages_each_unit_over_its_holders():
     by_cut = synchronised(DEVICES, CUTS, SAMPLES, "prefix")
     first = (10 * 1 + 10 * 4 + 20 * 10 + 40 * 20) / 80  # 13.125
     second = (10 * 4 + 20 * 10 + 40 * 20) / 70
@@ -39,5 +39,5 @@ def test_prefix_averages_each_unit_over_all_who_hold_it():
     }  # fmt: skip
 
 
-def test_absent_clients_do_not_count():
+def test_synchronised_ignores_absent_clients():
     assert list(synchronised({3: DEVICES[3]}, CUTS, SAMPLES, "prefix")) == [3]

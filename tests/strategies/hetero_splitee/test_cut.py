@@ -116,16 +116,16 @@ def test_the_link_carries_what_the_coding_makes_and_gradients_come_back(costs, c
 
 def test_a_declared_cut_counts_whatever_else_is_declared(costs):
     assert choose(costs, Capacity(cut=2, memory=1, compute=1, bandwidth=1)) == (2, "declared cut 2")
-    assert choose(costs, Capacity(cut=2), cuts="1,3,4") == (0, "declared cut 2, but this run offers 1, 3, 4")
-    assert choose(costs, Capacity(cut=5)) == (0, "declared cut 5, but this run offers 1, 2, 3, 4")
+    assert choose(costs, Capacity(cut=2), cuts="1,3,4") == (0, "declared cut 2, but this run offers cut 1, 3, 4")
+    assert choose(costs, Capacity(cut=5)) == (0, "declared cut 5, but this run offers cut 1, 2, 3, 4")
     assert choose(costs, Capacity(cut=3, depth=1)) == (3, "declared cut 3")  # a device that takes part in both kinds
 
 
 def test_depths_and_cuts_are_not_mixed_up(costs):
     depth = parse_capacity({"depth": 2})
-    assert choose(costs, depth) == (0, "declared depth 2, but this run cuts the network: declare cut= instead")
+    assert choose(costs, depth) == (0, "declared depth 2, but this run needs a cut: declare cut= too")
     refused = choose_depth(parse_capacity({"cut": "2"}), costs, 8, SAMPLES)
-    assert (refused.part, refused.reason) == (0, "declared cut 2, but this run has depth tiers: declare depth= too")
+    assert (refused.part, refused.reason) == (0, "declared cut 2, but this run needs a depth: declare depth= too")
     both = parse_capacity({"cut": "2", "depth": "1"})
     assert (choose(costs, both)[0], choose_depth(both, costs, 8, SAMPLES).part) == (2, 1)
 
@@ -134,8 +134,8 @@ def test_depths_and_cuts_are_not_mixed_up(costs):
     ("changes", "node", "reason"),
     [
         ({"run.strategy": "hetero_splitee", "network.name": "resnet_slim", "network.width": 2, "splitee.cuts": "1,2,4"},
-         {"depth": 2}, "client 0 cannot take part: declared depth 2, but this run cuts the network: declare cut="),
-        ({}, {"cut": 2}, "client 0 cannot take part: declared cut 2, but this run has depth tiers: declare depth="),
+         {"depth": 2}, "client 0 cannot take part: declared depth 2, but this run needs a cut: declare cut="),
+        ({}, {"cut": 2}, "client 0 cannot take part: declared cut 2, but this run needs a depth: declare depth="),
     ],
     ids=["depth-in-a-cut-run", "cut-in-a-tier-run"],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What may go wrong while a whole run streams: broken connections, killed clients, intruders. The run ends anyway."""
+"""Faults during a whole streaming run: broken connections, killed clients, intruders. The run still ends."""
 
 import itertools
 import socket
@@ -11,7 +11,7 @@ import torch
 
 from common.rpc.channels import Limits, connect, new_token
 from common.rpc.methods import OFFLOAD, TRAIN
-from strategies.engine.strategy import QuorumError
+from strategies.engine.rounds import QuorumError
 from strategies.hetero_splitee.client import ADDRESS
 from strategies.hetero_splitee.stream import FeatureStream, Origin, StreamError
 from tests.strategies.hetero_splitee.processes import ProcessGrid
@@ -30,7 +30,7 @@ modes = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 
 @pytest.fixture
 def undisturbed(split):
-    """Return what a run leaves behind that nobody disturbs."""
+    """Return a function that gives the results of a run without faults."""
 
     def run(mode, **changes):
         whole = split({**mode, **changes})
@@ -40,7 +40,7 @@ def undisturbed(split):
 
 
 def behind(strategy, make_proxy):
-    """Send a strategy's clients to a proxy, which is made when the service's port is known; return the proxies."""
+    """Redirect a strategy's clients to a proxy, made as soon as the service has a port; return the proxies."""
     proxies, order = [], strategy.round_values
 
     def redirected(round_):
@@ -57,10 +57,10 @@ def behind(strategy, make_proxy):
     ("mode", "direction"),
     [("sequential", "up"), ("sequential", "down"), ("averaging", "up"), ("return", "down")],
 )
-def test_streams_cut_mid_epoch_lose_and_repeat_nothing(undisturbed, prepare_run, mode, direction):
+def test_broken_streams_do_not_change_the_run(undisturbed, prepare_run, mode, direction):
     state, records = undisturbed(MODES[mode])
     run = prepare_run({**SPLIT, **MODES[mode], "run.name": "broken"}, NODES[:3], grid=GRID)
-    # all nodes of this process share a connection; it breaks in both rounds, and while clients evaluate
+    # all nodes of this process share a connection; it breaks in both rounds and during the clients' evaluation
     limits = [9_000, 20_000, 5_000, 40_000, 30_000, 60_000] if direction == "up" else [300, 700, 500, 900, 1_500]
     proxies = behind(run.strategy, lambda port: BreakingProxy(port, limits, direction))
     run.strategy.start(run.grid)
@@ -72,7 +72,7 @@ def test_streams_cut_mid_epoch_lose_and_repeat_nothing(undisturbed, prepare_run,
 
 
 def after_every_step(strategy, call):
-    """Have the training thread call back after each of its steps; the round goes on when that returns."""
+    """Make the training thread call back after each step; the round continues when the call returns."""
     step = strategy.server.step_many
 
     def stepping(batches):
@@ -84,7 +84,7 @@ def after_every_step(strategy, call):
 
 
 @modes
-def test_a_killed_clients_batches_count_once_and_the_missing_are_reported(prepare_run, flower_log, mode):
+def test_batches_of_a_killed_client_count_once(prepare_run, flower_log, mode):
     run = prepare_run({**SPLIT, **mode, "run.rounds": 3}, AT_HOME, grid=ProcessGrid)
     accepted, results = {}, {}
     on_round = run.on_round
@@ -99,7 +99,7 @@ def test_a_killed_clients_batches_count_once_and_the_missing_are_reported(prepar
         inbox = run.strategy.trainer.inbox
         if inbox.opened.round == 2 and not accepted and inbox.accepted[KILLED] >= 2:
             run.grid.kill()
-            until(lambda: inbox.queues[KILLED].late, 60)  # the grid has told the strategy
+            until(lambda: inbox.queues[KILLED].late, 60)  # the strategy has learnt of the failure
             accepted.update(inbox.accepted)
 
     after_every_step(run.strategy, kill)
@@ -125,7 +125,7 @@ def test_a_killed_clients_batches_count_once_and_the_missing_are_reported(prepar
 
 
 def refusals(strategy):
-    """Do what an intruder may do to a round that is open; return how each attempt ended."""
+    """Attack an open round like an intruder; return the result of each attempt."""
     address, facts = strategy.running.address, strategy.round_values(strategy.trainer.inbox.opened.round)
     origin = Origin(strategy.config.run.name, 0, 1, strategy.trainer.inbox.opened.round, facts["version"])
     large = Limits(message_bytes=1 << 30)
@@ -143,11 +143,11 @@ def refusals(strategy):
     def stream(*messages):
         return lambda channel: list(channel.stream_stream(TRAIN)(iter(messages), timeout=60))
 
-    def speak(channel):
+    def send(channel):
         with FeatureStream(channel, origin, deadline=60) as sender:
             sender.send(torch.zeros(8, 2, 8, 8), torch.zeros(8, dtype=torch.long))
 
-    attempt("wrong token", connect(address, new_token(), limits=large), speak)
+    attempt("wrong token", connect(address, new_token(), limits=large), send)
     attempt("wrong token offloads", connect(address, new_token()), lambda c: c.unary_unary(OFFLOAD)(b"", timeout=60))
     attempt("garbage", connect(address, strategy.token), stream(b"\xff\xfe garbage" * 50))
     attempt("nothing", connect(address, strategy.token), stream())
@@ -162,7 +162,7 @@ def refusals(strategy):
 
 
 @modes
-def test_intruders_are_refused_and_change_no_bit(undisturbed, prepare_run, flower_log, mode):
+def test_intruders_are_refused_and_do_not_change_the_run(undisturbed, prepare_run, flower_log, mode):
     state, records = undisturbed(mode)
     run = prepare_run({**SPLIT, **mode, "run.name": "visited"}, NODES[:2], grid=GRID)
     ended = []
@@ -188,14 +188,14 @@ def test_intruders_are_refused_and_change_no_bit(undisturbed, prepare_run, flowe
     assert not any(run.strategy.token in line for line in flower_log)
 
 
-def test_no_thread_outlives_a_run(split):
+def test_run_leaves_no_thread(split):
     before = set(threading.enumerate())
     split({"run.rounds": 1})
     names = {"split-trainer", "rpc-reader"}
     until(lambda: not [t for t in set(threading.enumerate()) - before if t.name in names or t.name.startswith("rpc_")])
 
 
-def test_training_that_fails_on_the_server_ends_the_run(prepare_run):
+def test_failed_server_training_ends_the_run(prepare_run):
     run = prepare_run(SPLIT, NODES[:2], grid=GRID)
     steps = itertools.count()
 

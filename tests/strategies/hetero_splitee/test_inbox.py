@@ -7,7 +7,7 @@ import torch
 
 from common.rpc.refusals import Refused
 from strategies.hetero_splitee.inbox import Batch, Closed, Inbox, Missing, OpenRound
-from tests.strategies.hetero_splitee.sockets import Trainer, until
+from tests.strategies.hetero_splitee.sockets import Background, until
 
 
 def make(window: int = 2, gradients: bool = False, clients: int = 1) -> Inbox:
@@ -24,7 +24,7 @@ def refusal(work) -> grpc.StatusCode:
     return raised.value.code
 
 
-def test_batches_are_taken_in_order_until_the_end():
+def test_take_returns_batches_in_order_until_the_end():
     inbox = make()
     queue = inbox.queues[0]
     ticket, first = queue.attach(0, announced=2)
@@ -37,7 +37,7 @@ def test_batches_are_taken_in_order_until_the_end():
     assert (inbox.accepted, inbox.missing, inbox.late) == ({0: 2}, {0: 0}, [])
 
 
-def test_a_batch_that_comes_again_is_dropped_and_one_that_comes_early_is_refused():
+def test_put_drops_repeated_and_refuses_early_batches():
     queue = make(window=3).queues[0]
     ticket, _ = queue.attach(0)
     first = batch(0)
@@ -51,10 +51,10 @@ def test_a_batch_that_comes_again_is_dropped_and_one_that_comes_early_is_refused
     assert queue.take(1, 0) == Missing.LATE
 
 
-def test_a_full_queue_holds_up_who_puts_until_the_trainer_takes():
+def test_put_blocks_on_a_full_queue():
     queue = make(window=2).queues[0]
     ticket, _ = queue.attach(0)
-    putting = Trainer(lambda: [queue.put(ticket, batch(index)) for index in range(3)])
+    putting = Background(lambda: [queue.put(ticket, batch(index)) for index in range(3)])
     until(lambda: queue.accepted == 2)
     time.sleep(0.1)
     assert queue.accepted == 2
@@ -64,11 +64,11 @@ def test_a_full_queue_holds_up_who_puts_until_the_trainer_takes():
     assert queue.accepted == 3
 
 
-def test_a_new_stream_takes_over_where_the_old_one_was():
+def test_new_stream_replaces_the_old_one():
     queue = make(window=1).queues[0]
     old, _ = queue.attach(0)
     queue.put(old, batch(0))
-    blocked = Trainer(lambda: queue.put(old, batch(1)))
+    blocked = Background(lambda: queue.put(old, batch(1)))
     new, first = queue.attach(0)
     assert first == 1
     assert refusal(blocked.result) == grpc.StatusCode.ABORTED
@@ -76,24 +76,24 @@ def test_a_new_stream_takes_over_where_the_old_one_was():
     queue.take(0, 0)
     queue.put(new, batch(1))
     assert queue.take(1, 0).index == 1
-    queue.detach(old)  # too late to matter
+    queue.detach(old)  # changes nothing: the new stream has replaced it
     queue.end(new, 2)
 
 
-def test_a_client_that_resumes_with_what_it_never_got_is_refused():
+def test_attach_refuses_to_resume_after_an_unacknowledged_batch():
     queue = make().queues[0]
     ticket, _ = queue.attach(0)
     queue.put(ticket, batch(0))
-    assert refusal(lambda: queue.attach(1)) == grpc.StatusCode.OUT_OF_RANGE  # nobody has acknowledged batch 0
+    assert refusal(lambda: queue.attach(1)) == grpc.StatusCode.OUT_OF_RANGE  # batch 0 is not acknowledged
     queue.take(0, 0)
     assert queue.attach(1)[1] == 1
 
 
-def test_acknowledgements_wait_for_the_trainer():
+def test_answer_waits_until_the_batch_is_taken():
     queue = make().queues[0]
     ticket, _ = queue.attach(0)
     queue.put(ticket, batch(0))
-    waiting = Trainer(lambda: [queue.answer(ticket, 0), queue.answer(ticket, 1)])
+    waiting = Background(lambda: [queue.answer(ticket, 0), queue.answer(ticket, 1)])
     time.sleep(0.05)
     assert waiting.is_alive()
     queue.take(0, 0)
@@ -101,7 +101,7 @@ def test_acknowledgements_wait_for_the_trainer():
     assert waiting.result() == [(0, None), None]
 
 
-def test_gradients_are_kept_until_the_client_must_have_them():
+def test_gradients_are_kept_while_their_batches_are_in_flight():
     queue = make(window=2, gradients=True).queues[0]
     ticket, _ = queue.attach(0)
     gradients = [torch.full((1, 2), float(index)) for index in range(5)]
@@ -109,12 +109,12 @@ def test_gradients_are_kept_until_the_client_must_have_them():
         queue.put(ticket, batch(index))
         queue.take(index, 0)
         queue.reply(index, gradients[index])
-    # with two in flight, batch 4 was sent only after the reply to batch 2 had come
+    # with two in flight, batch 4 was sent only after the reply to batch 2 had arrived
     assert [queue.answer(ticket, index) for index in (3, 4)] == [(3, gradients[3]), (4, gradients[4])]
     assert queue.answer(ticket, 2) == (2, None)
 
 
-def test_replies_go_in_order_and_only_where_they_are_due():
+def test_reply_accepts_only_the_next_taken_batch():
     queue = make(gradients=True).queues[0]
     ticket, _ = queue.attach(0)
     queue.put(ticket, batch(0))
@@ -127,16 +127,16 @@ def test_replies_go_in_order_and_only_where_they_are_due():
     with pytest.raises(ValueError, match="batch 0"):
         queue.reply(0, None)
     with pytest.raises(ValueError, match="batch 0"):
-        make().reply(0, 0)  # this round acknowledges by taking
+        make().reply(0, 0)  # without gradients, `take` acknowledges
 
 
-def test_the_trainer_cannot_skip_or_repeat():
+def test_take_rejects_another_index_than_the_next():
     queue = make().queues[0]
     with pytest.raises(ValueError, match="batch 0 is the next"):
         queue.take(1, 0)
 
 
-def test_who_comes_too_late_is_skipped_for_good():
+def test_late_client_is_skipped_for_the_whole_round():
     inbox = make(clients=2)
     queue = inbox.queues[0]
     ticket, _ = queue.attach(0, announced=4)
@@ -147,7 +147,7 @@ def test_who_comes_too_late_is_skipped_for_good():
     assert time.monotonic() - start > 0.09
     start = time.monotonic()
     assert inbox.take(0, 2, 60) == Missing.LATE
-    assert time.monotonic() - start < 30  # nobody waits for it twice
+    assert time.monotonic() - start < 30  # no second wait
     assert (inbox.late, inbox.missing) == ([0], {0: 3, 1: 0})
     for work in (
         lambda: queue.put(ticket, batch(1)),
@@ -156,14 +156,14 @@ def test_who_comes_too_late_is_skipped_for_good():
         lambda: queue.attach(1),
     ):
         assert refusal(work) == grpc.StatusCode.DEADLINE_EXCEEDED
-    assert queue.answer(ticket, 0) == (0, None)  # what was taken counts
+    assert queue.answer(ticket, 0) == (0, None)  # a taken batch still counts
 
 
-def test_for_a_client_that_has_failed_nobody_waits_but_what_came_counts():
+def test_abandon_ends_the_wait_and_keeps_arrived_batches():
     inbox = make(clients=2)
     ticket, _ = inbox.queues[0].attach(0)
     inbox.queues[0].put(ticket, batch(0))
-    waiting = Trainer(lambda: [inbox.take(0, 0, 60), inbox.take(0, 1, 60)])
+    waiting = Background(lambda: [inbox.take(0, 0, 60), inbox.take(0, 1, 60)])
     until(lambda: inbox.queues[0]._taken == 1)
     inbox.abandon(0)
     inbox.abandon(7)  # not of this round
@@ -176,24 +176,24 @@ def test_for_a_client_that_has_failed_nobody_waits_but_what_came_counts():
     assert [getattr(inbox.take(1, 0, 60), "index", None), inbox.take(1, 1, 60)] == [0, Missing.LATE]
 
 
-def test_an_end_must_fit_what_came():
+def test_end_must_match_the_arrived_batches():
     queue = make().queues[0]
     ticket, _ = queue.attach(0)
     queue.put(ticket, batch(0))
     assert refusal(lambda: queue.end(ticket, 2)) == grpc.StatusCode.OUT_OF_RANGE
     queue.end(ticket, 1)
-    queue.end(ticket, 1)  # again after a resume
+    queue.end(ticket, 1)  # repeated after a resume
     assert refusal(lambda: queue.put(ticket, batch(1))) == grpc.StatusCode.OUT_OF_RANGE
 
 
-def test_closing_wakes_everybody():
+def test_close_wakes_all_waiting_threads():
     inbox = make(window=1, clients=2)
     queue = inbox.queues[0]
     ticket, _ = queue.attach(0)
     queue.put(ticket, batch(0))
-    putting = Trainer(lambda: queue.put(ticket, batch(1)))
-    answering = Trainer(lambda: queue.answer(ticket, 0))
-    taking = Trainer(lambda: inbox.take(1, 0, 60))
+    putting = Background(lambda: queue.put(ticket, batch(1)))
+    answering = Background(lambda: queue.answer(ticket, 0))
+    taking = Background(lambda: inbox.take(1, 0, 60))
     time.sleep(0.05)
     inbox.close()
     with pytest.raises(Closed):
@@ -203,7 +203,7 @@ def test_closing_wakes_everybody():
     assert refusal(lambda: queue.attach(0)) == grpc.StatusCode.FAILED_PRECONDITION
 
 
-def test_who_has_ended_may_fetch_its_acknowledgements_after_the_close():
+def test_ended_client_gets_acknowledgements_after_the_close():
     inbox = make()
     queue = inbox.queues[0]
     ticket, _ = queue.attach(0)
@@ -219,7 +219,7 @@ def test_who_has_ended_may_fetch_its_acknowledgements_after_the_close():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_what_is_taken_does_not_depend_on_who_is_faster(seed):
+def test_order_of_taking_does_not_depend_on_client_speed(seed):
     inbox = make(clients=3)
 
     def send(client: int) -> None:
@@ -234,6 +234,6 @@ def test_what_is_taken_does_not_depend_on_who_is_faster(seed):
     for thread in threads:
         thread.start()
     taken = [inbox.take(client, index, 60) for index in range(6) for client in range(3)]
-    assert [(got.index, got.client) for got in taken] == [(index, client) for index in range(6) for client in range(3)]
+    assert [(b.index, b.client) for b in taken] == [(index, client) for index in range(6) for client in range(3)]
     for thread in threads:
         thread.join()

@@ -1,4 +1,4 @@
-"""The server's layers of a finished network, and when a device asks for them."""
+"""The server's layers of a finished network, and a device's calls to them."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 ORIGIN = Origin("first", client=0, cut=2, round=0)
 
 
-def test_every_cut_of_the_network_is_answered_bit_for_bit() -> None:
+def test_suffixes_answer_every_cut_bit_for_bit() -> None:
     network = build(SPEC, seed=3).eval()
     x = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -36,7 +36,7 @@ def test_every_cut_of_the_network_is_answered_bit_for_bit() -> None:
     assert suffixes.message_bytes(10) - suffixes.message_bytes(9) == 4 * largest
 
 
-def test_a_cut_with_statistics_of_its_own_is_answered_with_these() -> None:
+def test_suffixes_use_the_statistics_of_each_cut() -> None:
     network = build(SPEC, seed=3).eval()
     features = torch.randn(5, *network.features_at(network.example(1), 2).shape[1:])
     plain = Suffixes(network, CPU)
@@ -60,14 +60,14 @@ class Failure(grpc.RpcError):
         return self._code
 
     def details(self) -> str:
-        return "told\n by  the test"
+        return "details\n of  the test"
 
 
 class Channel:
-    """Says to the n-th call what it was given, and counts calls."""
+    """Gives the n-th call the n-th answer, and records requests and timeouts."""
 
-    def __init__(self, *says: grpc.StatusCode | Tensor | bytes) -> None:
-        self.says: Iterator[grpc.StatusCode | Tensor | bytes] = iter(says)
+    def __init__(self, *answers: grpc.StatusCode | Tensor | bytes) -> None:
+        self.answers: Iterator[grpc.StatusCode | Tensor | bytes] = iter(answers)
         self.requests: list[bytes] = []
         self.timeouts: list[float] = []
 
@@ -78,10 +78,10 @@ class Channel:
     def _call(self, request: bytes, timeout: float) -> bytes:
         self.requests.append(request)
         self.timeouts.append(timeout)
-        said = next(self.says)
-        if isinstance(said, grpc.StatusCode):
-            raise Failure(said)
-        return said if isinstance(said, bytes) else reply(said)
+        answer = next(self.answers)
+        if isinstance(answer, grpc.StatusCode):
+            raise Failure(answer)
+        return answer if isinstance(answer, bytes) else reply(answer)
 
 
 def reply(logits: Tensor) -> bytes:
@@ -93,7 +93,7 @@ def remote(channel: Channel, clock: Callable[[], float] = lambda: 0.0, coding: s
     return Remote(channel, ORIGIN, classes=3, coding=coding, deadline=1.5, clock=clock)  # type: ignore[arg-type]
 
 
-def test_a_request_says_which_part_of_which_run_and_its_bytes_are_counted() -> None:
+def test_request_names_run_and_cut_and_bytes_are_counted() -> None:
     logits = torch.tensor([[1.0, 2.0, 3.0], [0.0, -1.0, 0.5]])
     channel = Channel(logits, logits)
     features = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -110,7 +110,7 @@ def test_a_request_says_which_part_of_which_run_and_its_bytes_are_counted() -> N
     assert small.sent < answer.sent / 3
 
 
-def test_after_a_failure_the_server_is_left_alone_for_twice_as_long_each_time() -> None:
+def test_pause_after_a_failure_doubles() -> None:
     now, lost, logits = [100.0], grpc.StatusCode.UNAVAILABLE, torch.zeros(1, 3)
     channel = Channel(lost, lost, logits, lost, lost)
     device = remote(channel, lambda: now[0])
@@ -123,21 +123,21 @@ def test_after_a_failure_the_server_is_left_alone_for_twice_as_long_each_time() 
             return str(problem)
 
     first = ask(100.0)
-    assert first == "the server cannot be reached: told by the test"
+    assert first == "the server cannot be reached: details of the test"
     assert ask(100.0 + PAUSE[0] - 0.01) == first
-    assert len(channel.requests) == 1  # remembered, not asked
+    assert len(channel.requests) == 1  # no second call
     assert ask(100.0 + PAUSE[0]) == first
     assert len(channel.requests) == 2
     assert ask(100.0 + PAUSE[0] + 2 * PAUSE[0] - 0.01) == first
     assert len(channel.requests) == 2
     assert isinstance(ask(100.0 + 3 * PAUSE[0]), Answer)
-    ask(200.0)  # an answer makes the next pause a short one again
+    ask(200.0)  # after an answer, the next pause is short again
     assert len(channel.requests) == 4
     ask(200.0 + PAUSE[0])
     assert len(channel.requests) == 5
 
 
-def test_pauses_do_not_grow_without_end() -> None:
+def test_pause_has_a_maximum() -> None:
     now = [0.0]
     device = remote(Channel(*[grpc.StatusCode.UNAVAILABLE] * 20), lambda: now[0])
     for _ in range(20):
@@ -149,13 +149,13 @@ def test_pauses_do_not_grow_without_end() -> None:
 @pytest.mark.parametrize(
     ("code", "words", "asked_again"),
     [
-        (grpc.StatusCode.UNAUTHENTICATED, "refused: UNAUTHENTICATED: told by the test", False),
+        (grpc.StatusCode.UNAUTHENTICATED, "refused: UNAUTHENTICATED: details of the test", False),
         (grpc.StatusCode.INVALID_ARGUMENT, "refused: INVALID_ARGUMENT", False),
         (grpc.StatusCode.DEADLINE_EXCEEDED, "did not answer within 1.5 s", True),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, "refused: RESOURCE_EXHAUSTED", True),
     ],
 )
-def test_a_refusal_is_final_and_silence_is_not(code: grpc.StatusCode, words: str, asked_again: bool) -> None:
+def test_refusal_is_final_and_timeout_is_not(code: grpc.StatusCode, words: str, asked_again: bool) -> None:
     now = [0.0]
     channel = Channel(code, torch.zeros(1, 3))
     device = remote(channel, lambda: now[0])
@@ -170,15 +170,15 @@ def test_a_refusal_is_final_and_silence_is_not(code: grpc.StatusCode, words: str
     assert len(channel.requests) == 1 + asked_again
 
 
-def test_an_answer_of_another_shape_is_none() -> None:
+def test_malformed_answer_raises_no_answer() -> None:
     for wrong in (torch.zeros(2, 3), torch.zeros(1, 4), b"\xff"):
-        with pytest.raises(NoAnswer, match="the server's answer is none"):
+        with pytest.raises(NoAnswer, match="the server's answer is malformed"):
             remote(Channel(reply(wrong) if isinstance(wrong, Tensor) else wrong)).ask(torch.zeros(1, 4, 8, 8))
 
 
-def test_features_that_cannot_be_sent_are_not_the_servers_fault() -> None:
+def test_features_that_cannot_be_encoded_cause_no_pause() -> None:
     channel = Channel(torch.zeros(1, 3))
     device = remote(channel, coding="fp16")
     with pytest.raises(NoAnswer, match="not finite as fp16"):
         device.ask(torch.full((1, 4, 8, 8), 1e6))
-    assert device.ask(torch.zeros(1, 4, 8, 8)).logits.shape == (1, 3)  # asked at once
+    assert device.ask(torch.zeros(1, 4, 8, 8)).logits.shape == (1, 3)  # without a pause

@@ -16,13 +16,13 @@ CUTS = {0: 1, 1: 2, 2: 2, 3: 4}
 
 
 def clients(network, sizes=(24, 16, 16, 8)):
-    """Images whose brightness tells their class."""
-    source, made = torch.Generator().manual_seed(3), {}
+    """Return clients with images whose brightness depends on their class."""
+    source, owners = torch.Generator().manual_seed(3), {}
     for (client, cut), size in zip(CUTS.items(), sizes, strict=True):
         y = torch.randint(0, network.num_classes, (size,), generator=source)
         noise = 0.3 * torch.randn(size, *network.input_shape, generator=source)
-        made[client] = Client(cut, noise + (y - 1).view(-1, 1, 1, 1), y)
-    return made
+        owners[client] = Client(cut, noise + (y - 1).view(-1, 1, 1, 1), y)
+    return owners
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=lambda changes: "-".join(map(str, changes.values())))
-def test_every_variant_learns_and_repeats_itself_bit_for_bit(run, changes):
+def test_every_variant_learns_and_is_reproducible(run, changes):
     (one, losses), (two, _) = run(rounds=8, **changes), run(rounds=8, **changes)
     assert {c: len(per_batch) for c, per_batch in losses[0].server.items()} == {0: 6, 1: 4, 2: 4, 3: 2}
     assert {c: len(per_batch) for c, per_batch in losses[0].device.items()} == {0: 6, 1: 4, 2: 4, 3: 2}
@@ -63,7 +63,7 @@ def test_every_variant_learns_and_repeats_itself_bit_for_bit(run, changes):
         assert torch.equal(device.model.floats, two.devices[client].model.floats)
 
 
-def test_what_devices_learn_does_not_depend_on_the_server(run):
+def test_devices_do_not_depend_on_the_server_mode(run):
     one, _ = run(mode="sequential")
     for changes in ({"mode": "sequential", "granularity": "epoch"}, {"mode": "averaging", "server_lr": 0.5}):
         other, _ = run(**changes)
@@ -93,7 +93,7 @@ def test_devices_are_averaged_as_configured(run):
     assert not torch.equal(held, prefix.devices[3].network.state_dict()[key])
 
 
-def test_a_period_of_two_averages_every_other_round(run):
+def test_period_of_two_averages_every_other_round(run):
     first, _ = run(rounds=1, mode="averaging", period=2, client_sync="same_cut")
     second, _ = run(rounds=2, mode="averaging", period=2, client_sync="same_cut")
     weights = [[r.devices[c].network.state_dict()["units.1.conv1.weight"] for c in (1, 2)] for r in (first, second)]
@@ -101,11 +101,11 @@ def test_a_period_of_two_averages_every_other_round(run):
     assert (first.server.averaged, second.server.averaged) == (0, 2)
 
 
-def test_split_learning_with_one_client_is_central_training(run, slim):
+def test_split_learning_with_one_client_equals_central_training(run, slim):
     owner = replace(clients(slim)[3], cut=2)
     reference, losses = run(owners={5: owner}, gradient="return")
     units = {int(index): copy.deepcopy(unit) for index, unit in slim.units.items()}
-    central = EarlyExitNetwork(units, {5: copy.deepcopy(slim._head(5))}, slim.layout).train()
+    central = EarlyExitNetwork(units, {5: copy.deepcopy(slim._head(5))}, slim.architecture).train()
     optimizer = torch.optim.SGD(central.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
     expected = []
     for round_ in (1, 2):

@@ -4,10 +4,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from common.storage.model_file import STATISTICS, statistics_by_cut
 from strategies.hetero_splitee.learner import MOMENTUM, Sgd, server_part
 from strategies.hetero_splitee.sequential import Sequential
 from strategies.hetero_splitee.settings import SplitEESettings
+from strategies.hetero_splitee.statistics import STATISTICS, statistics_by_cut
 
 CPU, SGD = torch.device("cpu"), Sgd(0.1, 0.9, 0.01)
 SHARED = SplitEESettings(statistics="shared")
@@ -21,14 +21,14 @@ def statistic(key: str) -> bool:
     return "running_" in key or "num_batches" in key
 
 
-def trained(slim, batch, config, cuts=(1, 3, 2), rounds=2):
-    """A server after some rounds of one client per cut; the deeper the cut, the brighter its features."""
-    server = Sequential(slim, config, CPU)
+def trained(slim, batch, settings, cuts=(1, 3, 2), rounds=2):
+    """Return a server after some rounds of one client per cut; the deeper the cut, the brighter its features."""
+    server = Sequential(slim, settings, CPU)
     for round_ in range(1, rounds + 1):
         server.open_round(round_, dict(enumerate(cuts)), SGD)
-        given = {client: batch(slim, cut, 10 * round_ + client) for client, cut in enumerate(cuts)}
-        server.step_many({client: (x + cuts[client], y) for client, (x, y) in given.items()})
-        server.close_round(dict.fromkeys(given, 6), {})
+        batches = {client: batch(slim, cut, 10 * round_ + client) for client, cut in enumerate(cuts)}
+        server.step_many({client: (x + cuts[client], y) for client, (x, y) in batches.items()})
+        server.close_round(dict.fromkeys(batches, 6), {})
     return server
 
 
@@ -37,10 +37,10 @@ def unit(key: str) -> int:
     return int(number) if kind == "units" else 99
 
 
-def test_layers_before_the_cut_stay_bit_for_bit_with_their_momentum(slim, batch):
+def test_step_keeps_layers_before_the_cut_bit_for_bit(slim, batch):
     server = Sequential(slim, SHARED, CPU)
     server.open_round(1, {0: 1, 1: 3}, SGD)
-    server.step(0, *batch(slim, 1))  # gives every layer a momentum that a careless step would apply
+    server.step(0, *batch(slim, 1))  # gives every layer a momentum, which a wrong step would apply
     before = snapshot(server)
     server.step(1, *batch(slim, 3))
     after = snapshot(server)
@@ -49,24 +49,24 @@ def test_layers_before_the_cut_stay_bit_for_bit_with_their_momentum(slim, batch)
         assert torch.equal(value, before[key]) == (unit(key) < 3), key
 
 
-def test_the_given_network_is_left_alone_and_the_parts_share_one_model(slim, batch):
-    given = {key: value.clone() for key, value in slim.state_dict().items()}
+def test_parts_share_one_model_that_is_a_copy(slim, batch):
+    before = {key: value.clone() for key, value in slim.state_dict().items()}
     server = Sequential(slim, SplitEESettings(), CPU)
     server.open_round(1, {0: 1, 1: 2, 2: 4}, SGD)
     server.step_many({client: batch(slim, cut, client) for client, cut in {2: 4, 0: 1, 1: 2}.items()})
-    assert all(torch.equal(value, given[key]) for key, value in slim.state_dict().items())
+    assert all(torch.equal(value, before[key]) for key, value in slim.state_dict().items())
     whole = dict(server.learner.network.named_parameters())
     for part, _ in server.parts.values():
         assert all(parameter is whole[key] for key, parameter in part.named_parameters())
 
 
-def test_clients_are_served_in_their_order_one_after_another(slim, batch):
+def test_step_many_serves_clients_one_after_another(slim, batch):
     cuts = {0: 2, 1: 3, 2: 1}
     batches = {client: batch(slim, cut, client) for client, cut in cuts.items()}
     server = Sequential(slim, SHARED, CPU)
     server.open_round(1, cuts, SGD)
     results = server.step_many({client: batches[client] for client in (2, 0, 1)})
-    # by the book: one model, one optimiser of torch's, gradients of skipped layers None
+    # expected: one model, one optimiser of torch, gradients of skipped layers None
     model = copy.deepcopy(server_part(slim, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     for client, cut in cuts.items():
@@ -81,7 +81,7 @@ def test_clients_are_served_in_their_order_one_after_another(slim, batch):
         assert torch.allclose(server.model()[key], value, atol=1e-7), key
 
 
-def test_gradients_are_returned_only_where_the_method_wants_them(lenet, batch):
+def test_step_returns_a_gradient_only_if_configured(lenet, batch):
     for gradient in ("stop", "return"):
         server = Sequential(lenet, SplitEESettings(gradient=gradient), CPU)
         server.open_round(1, {0: 1}, SGD)
@@ -92,7 +92,7 @@ def test_gradients_are_returned_only_where_the_method_wants_them(lenet, batch):
             assert result.gradient.shape == features.shape
 
 
-def test_logits_are_the_models_at_any_cut(slim, batch):
+def test_logits_equal_those_of_the_model_at_any_cut(slim, batch):
     server = Sequential(slim, SplitEESettings(), CPU)
     server.open_round(1, {0: 1}, SGD)
     server.step(0, *batch(slim, 1))
@@ -106,20 +106,20 @@ def test_logits_are_the_models_at_any_cut(slim, batch):
     assert torch.equal(server.logits(7, 3, deeper), expected)
 
 
-def test_a_cut_has_the_statistics_of_its_own_batches_alone(slim, batch):
+def test_each_cut_has_statistics_of_its_own_batches(slim, batch):
     cuts = (1, 3, 2)
     server = Sequential(slim, SplitEESettings(), CPU)
     inputs = {cut: list[torch.Tensor]() for cut in cuts}
     for cut, seen in inputs.items():
         norm = server._part(cut)[0].units["3"].bn1
-        norm.register_forward_pre_hook(lambda module, given, seen=seen: seen.append(given[0].detach()))
+        norm.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0].detach()))
     server.open_round(1, dict(enumerate(cuts)), SGD)
     for turn in range(3):
         for client, cut in enumerate(cuts):
             features, y = batch(slim, cut, 10 * turn + client)
             server.step(client, features + cut, y)
     for cut, own in server.statistics().items():
-        # by the book: one running average over this cut's inputs, whatever the others trained in between
+        # expected: one running average over this cut's inputs, independent of the other cuts' batches
         mean, variance = torch.zeros(8), torch.ones(8)
         for x in inputs[cut]:
             mean = 0.9 * mean + 0.1 * x.mean((0, 2, 3))
@@ -131,8 +131,8 @@ def test_a_cut_has_the_statistics_of_its_own_batches_alone(slim, batch):
     assert all((one - other).abs().max() > 0.05 for one, other in pairwise(means))
 
 
-def test_weights_and_momentum_are_the_same_bits_whoever_shares_statistics(slim, batch):
-    own, shared = (trained(slim, batch, config) for config in (SplitEESettings(), SHARED))
+def test_sharing_statistics_does_not_change_the_weights(slim, batch):
+    own, shared = (trained(slim, batch, settings) for settings in (SplitEESettings(), SHARED))
     one, two = (snapshot(server) for server in (own, shared))
     assert two.keys() == {key for key in one if not key.startswith(STATISTICS)}
     assert all(torch.equal(one[key], two[key]) for key in two if not statistic(key))
@@ -143,7 +143,7 @@ def test_weights_and_momentum_are_the_same_bits_whoever_shares_statistics(slim, 
     assert not torch.equal(own.logits(0, 3, features), shared.logits(0, 3, features))
 
 
-def test_logits_are_of_the_cuts_own_statistics_and_of_the_models_where_a_cut_never_trained(slim, batch):
+def test_logits_use_statistics_of_the_cut_or_of_the_model(slim, batch):
     server = trained(slim, batch, SplitEESettings(), cuts=(3, 1))
     state, own = server.model(), server.statistics()
     assert sorted(own) == [1, 3]
@@ -154,11 +154,11 @@ def test_logits_are_of_the_cuts_own_statistics_and_of_the_models_where_a_cut_nev
         with torch.no_grad():
             expected = server_part(model.eval(), cut)(features)[-1]
         assert torch.equal(server.logits(9, cut, features), expected), cut
-    assert sorted(server.statistics()) == [1, 3]  # who only asks leaves nothing behind
+    assert sorted(server.statistics()) == [1, 3]  # evaluation adds no statistics
     assert all(torch.equal(state[key], value) for key, value in own[1].items())
 
 
-def test_a_cut_that_is_new_begins_with_the_initial_statistics(slim, batch):
+def test_new_cut_starts_with_the_initial_statistics(slim, batch):
     server = trained(slim, batch, SplitEESettings(), cuts=(1,))
     features, y = batch(slim, 2)
     with torch.no_grad():
@@ -170,9 +170,9 @@ def test_a_cut_that_is_new_begins_with_the_initial_statistics(slim, batch):
     torch.testing.assert_close(own[2]["units.2.bn1.running_mean"], 0.1 * mean)
 
 
-@pytest.mark.parametrize("config", [SplitEESettings(), SHARED], ids=["cut", "shared"])
-def test_a_resumed_server_goes_on_bit_for_bit(slim, batch, config):
-    one, two = (Sequential(slim, config, CPU) for _ in range(2))
+@pytest.mark.parametrize("settings", [SplitEESettings(), SHARED], ids=["cut", "shared"])
+def test_resumed_sequential_continues_bit_for_bit(slim, batch, settings):
+    one, two = (Sequential(slim, settings, CPU) for _ in range(2))
     one.open_round(1, {0: 1, 1: 3}, SGD)
     one.step_many({0: batch(slim, 1), 1: batch(slim, 3)})
     assert one.close_round({0: 6, 1: 6}, {}) == ()
@@ -184,4 +184,4 @@ def test_a_resumed_server_goes_on_bit_for_bit(slim, batch, config):
         server.step_many({0: batch(slim, 2, seed=8), 1: batch(slim, 3, seed=9)})
     assert snapshot(one).keys() == snapshot(two).keys()
     assert all(torch.equal(value, snapshot(two)[key]) for key, value in snapshot(one).items())
-    assert sorted(statistics_by_cut(snapshot(two))) == ([1, 2, 3] if config is not SHARED else [])
+    assert sorted(statistics_by_cut(snapshot(two))) == ([1, 2, 3] if settings is not SHARED else [])

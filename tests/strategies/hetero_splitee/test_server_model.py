@@ -1,4 +1,4 @@
-"""The two strategies against each other."""
+"""The two strategies of the server compared with each other."""
 
 import torch
 
@@ -12,13 +12,13 @@ from strategies.hetero_splitee.settings import SplitEESettings
 CPU = torch.device("cpu")
 
 
-def test_the_configured_strategy_is_made(slim, store):
+def test_make_server_model_returns_the_configured_strategy(slim, store):
     assert isinstance(make_server_model(slim, SplitEESettings(), CPU, store), Sequential)
     assert isinstance(make_server_model(slim, SplitEESettings(mode="averaging"), CPU, store), Averaging)
     assert not store.folder.exists()
 
 
-def test_with_one_client_both_are_the_same_bit_for_bit(slim, batch, tmp_path):
+def test_both_strategies_are_equal_with_one_client(slim, batch, tmp_path):
     for cut in (1, 3):
         models = {}
         for mode in ("sequential", "averaging"):

@@ -1,4 +1,4 @@
-"""What the server makes of messages that our own client would never send."""
+"""The server's replies to messages that the project's own client never sends."""
 
 import random
 import socket
@@ -28,8 +28,8 @@ from strategies.hetero_splitee.inbox import Missing
 from strategies.hetero_splitee.stream import StreamError, offload
 from tests.strategies.hetero_splitee.sockets import (
     SHAPES,
+    Background,
     Bench,
-    Trainer,
     batch,
     origin,
     same,
@@ -56,7 +56,7 @@ def batch_message(index: int = 0, labels=LABELS, features=FEATURES, data=None, *
 
 
 def plain_call(bench: Bench, messages: Iterable[TrainMessage], hold: bool = True):
-    """Call as a stub generated in any language would: protobuf serializes everything."""
+    """Call like a stub generated in any language: protobuf serializes everything."""
     method = bench.channel().stream_stream(
         TRAIN, request_serializer=TrainMessage.SerializeToString, response_deserializer=TrainReply.FromString
     )
@@ -64,7 +64,7 @@ def plain_call(bench: Bench, messages: Iterable[TrainMessage], hold: bool = True
     def feed() -> Iterable[TrainMessage]:
         yield from messages
         called.wait(60)
-        while hold and call.is_active():  # otherwise the stream ends, which would be a mistake of its own
+        while hold and call.is_active():  # a stream that ends here would be another mistake
             time.sleep(0.01)
 
     called = threading.Event()
@@ -80,19 +80,19 @@ def refusal(bench: Bench, *messages: TrainMessage, hold: bool = True) -> tuple[g
 
 
 def still_serves(bench: Bench, client: int = 1) -> None:
-    """Another client of the round gets all its batches through."""
+    """Assert that another client of the round can send all its batches."""
     inbox = bench.service._inbox
     with bench.stream(origin(client)) as stream:
-        taking = Trainer(lambda: take_all(inbox, client))
+        taking = Background(lambda: take_all(inbox, client))
         for index in range(3):
             stream.send(*batch(client, index))
         assert stream.finish() == 3
         assert all(same(got, client, index) for index, got in enumerate(taking.result()))
 
 
-def test_generated_code_of_any_language_can_speak_to_it(bench):
+def test_service_works_with_generated_protobuf_stubs(bench):
     inbox = bench.open({0: 1})
-    taking = Trainer(lambda: take_all(inbox))
+    taking = Background(lambda: take_all(inbox))
     messages = [hello(), batch_message(), TrainMessage(header=header(1), end=End())]
     replies = list(plain_call(bench, messages, hold=False))
     assert [reply.WhichOneof("body") for reply in replies] == ["welcome", "ack"]
@@ -105,9 +105,9 @@ def test_generated_code_of_any_language_can_speak_to_it(bench):
 @pytest.mark.parametrize(
     ("message", "code", "reason"),
     [
-        (batch_message(labels=[0] * 7), INVALID, "7 labels came with 8 samples"),
+        (batch_message(labels=[0] * 7), INVALID, "7 labels for 8 samples"),
         (batch_message(labels=[]), INVALID, "0 labels"),
-        (batch_message(labels=[0] * 7 + [10]), INVALID, "label 10 came, there are 10 classes"),
+        (batch_message(labels=[0] * 7 + [10]), INVALID, "label 10 is too high for 10 classes"),
         (batch_message(labels=[4294967295] * 8), INVALID, "label 4294967295"),
         (batch_message(features=torch.zeros(8, 4, 8, 7)), INVALID, "shape"),
         (batch_message(features=torch.zeros(8, *SHAPES[2])), INVALID, "shape"),
@@ -118,22 +118,22 @@ def test_generated_code_of_any_language_can_speak_to_it(bench):
         (TrainMessage(header=header(), batch=Batch(labels=[1])), INVALID, "coding"),
         (TrainMessage(header=header()), INVALID, "after the hello"),
         (hello(), INVALID, "after the hello"),
-        (batch_message(1), grpc.StatusCode.OUT_OF_RANGE, "batch 1 came, 0 is the next"),
+        (batch_message(1), grpc.StatusCode.OUT_OF_RANGE, "batch 1 arrived instead of batch 0"),
         (TrainMessage(header=header(5), end=End()), grpc.StatusCode.OUT_OF_RANGE, "0 of 5 batches"),
-        (batch_message(client=1), INVALID, "one client"),
+        (batch_message(client=1), INVALID, "for another client"),
         (batch_message(round=2), UNFIT, "round 2"),
         (batch_message(version=8), UNFIT, "version 8"),
         (batch_message(cut=2), UNFIT, "client 0 with cut 2"),
     ],
 )
-def test_a_wrong_message_ends_its_stream_and_nothing_else(bench, message, code, reason):
+def test_wrong_message_ends_only_its_own_stream(bench, message, code, reason):
     inbox = bench.open({0: 1, 1: 1})
-    got, details = refusal(bench, hello(), message)
-    assert got == code
+    received, details = refusal(bench, hello(), message)
+    assert received == code
     assert reason in details
     assert inbox.accepted == {0: 0, 1: 0}
     still_serves(bench)
-    # and the client itself may try again
+    # the client itself may try again
     assert next(plain_call(bench, [hello()])).WhichOneof("body") == "welcome"
 
 
@@ -145,20 +145,20 @@ def test_a_wrong_message_ends_its_stream_and_nothing_else(bench, message, code, 
         (hello(version=6), UNFIT, "version 6"),
         (hello(client=2), UNFIT, "does not expect client 2"),
         (hello(cut=2), UNFIT, "with cut 2"),
-        (hello(index=1), grpc.StatusCode.OUT_OF_RANGE, "never acknowledged"),
+        (hello(index=1), grpc.StatusCode.OUT_OF_RANGE, "has not acknowledged batch 0"),
         (batch_message(), INVALID, "first message must be a hello"),
         (TrainMessage(), INVALID, "hello"),
     ],
 )
-def test_a_wrong_beginning_is_refused(bench, first, code, reason):
+def test_wrong_first_message_is_refused(bench, first, code, reason):
     bench.open({0: 1, 1: 1})
-    got, details = refusal(bench, first)
-    assert got == code
+    received, details = refusal(bench, first)
+    assert received == code
     assert reason in details
     still_serves(bench)
 
 
-def test_nothing_is_accepted_when_no_round_is_open_or_another_one_is(bench):
+def test_streams_need_the_open_round(bench):
     assert refusal(bench, hello()) == (UNFIT, "no round is open")
     first = bench.open({0: 1}, round_=1)
     call = plain_call(bench, [hello(), batch_message()])
@@ -168,17 +168,20 @@ def test_nothing_is_accepted_when_no_round_is_open_or_another_one_is(bench):
     with pytest.raises(grpc.RpcError) as raised:
         next(call)
     assert (raised.value.code(), raised.value.details()) == (UNFIT, "client 0 in round 1: the round is closed")
-    assert "open is 'test', round 2" in refusal(bench, hello())[1]
+    assert "but run 'test', round 2, version 7 is open" in refusal(bench, hello())[1]
 
 
-def test_a_stream_that_stops_without_an_end_is_a_mistake(bench):
+def test_stream_without_an_end_message_is_refused(bench):
     bench.open({0: 1, 1: 1})
-    assert refusal(bench, hello(), batch_message(), hold=False) == (INVALID, "the stream stopped without an end")
+    assert refusal(bench, hello(), batch_message(), hold=False) == (
+        INVALID,
+        "the stream stopped without an end message",
+    )
     assert refusal(bench, hold=False)[0] == INVALID
     still_serves(bench)
 
 
-def test_noise_is_refused_and_the_service_goes_on(bench):
+def test_random_bytes_are_refused_and_the_service_continues(bench):
     bench.open({0: 1, 1: 1})
     noise = random.Random(3)
     method = bench.channel().stream_stream(TRAIN)
@@ -198,7 +201,7 @@ def test_noise_is_refused_and_the_service_goes_on(bench):
     still_serves(bench)
 
 
-def test_a_sender_that_ignores_its_credit_is_held_up(bench):
+def test_sender_that_ignores_its_credit_is_blocked(bench):
     inbox = bench.open({0: 1}, window=2)
     call = plain_call(bench, [hello(), *(batch_message(index) for index in range(5))])
     assert next(call).HasField("welcome")
@@ -209,7 +212,7 @@ def test_a_sender_that_ignores_its_credit_is_held_up(bench):
     until(lambda: inbox.accepted == {0: 3})
 
 
-def test_too_large_a_message_is_refused_by_its_announced_length():
+def test_oversized_message_is_refused():
     bench = Bench()
     bench.start(limits=Limits(message_bytes=4000))
     try:
@@ -220,7 +223,7 @@ def test_too_large_a_message_is_refused_by_its_announced_length():
             stream.finish()
         assert inbox.accepted == {0: 0, 1: 0}
         with bench.stream(origin(1, 2)) as stream:
-            taking = Trainer(lambda: take_all(inbox, 1))
+            taking = Background(lambda: take_all(inbox, 1))
             stream.send(*batch(1, 0, 2))  # 960 bytes
             assert stream.finish() == 1
             assert same(taking.result()[0], 1, 0, 2)
@@ -228,14 +231,14 @@ def test_too_large_a_message_is_refused_by_its_announced_length():
         bench.stop()
 
 
-def test_open_streams_do_not_hold_up_a_stop(bench):
+def test_server_stops_despite_open_streams(bench):
     inbox = bench.open({0: 1, 1: 1}, window=1)
     calls = [plain_call(bench, [hello(client=c), *(batch_message(i, client=c) for i in range(3))]) for c in (0, 1)]
     assert all(next(call).HasField("welcome") for call in calls)
     until(lambda: inbox.accepted == {0: 1, 1: 1})
     start = time.monotonic()
-    bench.server.stop(grace=0.1)  # that no thread is left, the fixture asserts
-    assert time.monotonic() - start < 20  # the calls would go on for a minute
+    bench.server.stop(grace=0.1)  # the fixture asserts that it leaves no thread
+    assert time.monotonic() - start < 20  # the calls have a timeout of a minute
 
 
 def offload_call(bench: Bench, **changes) -> OffloadReply:
@@ -255,14 +258,14 @@ def answering():
         seen.append((client, cut, len(features)))
         return features.flatten(1)[:, :10] * cut
 
-    made = Bench()
-    made.start(answer)
-    made.seen = seen
-    yield made
-    made.stop()
+    started = Bench()
+    started.start(answer)
+    started.seen = seen
+    yield started
+    started.stop()
 
 
-def test_features_are_answered_with_logits_whether_a_round_is_open_or_not(answering):
+def test_offload_answers_without_an_open_round(answering):
     channel = answering.channel()
     for client, cut in ((0, 1), (5, 2)):
         features, _ = batch(client, 0, cut)
@@ -285,7 +288,7 @@ def test_features_are_answered_with_logits_whether_a_round_is_open_or_not(answer
         ({"features": Features()}, "coding"),
     ],
 )
-def test_wrong_features_are_not_answered(answering, changes, reason):
+def test_offload_refuses_wrong_features(answering, changes, reason):
     with pytest.raises(grpc.RpcError) as raised:
         offload_call(answering, **changes)
     assert raised.value.code() == INVALID
@@ -294,12 +297,12 @@ def test_wrong_features_are_not_answered(answering, changes, reason):
     offload_call(answering)
 
 
-def test_without_a_model_nothing_is_answered(bench):
-    with pytest.raises(StreamError, match="answers no features"):
+def test_offload_without_a_model_is_refused(bench):
+    with pytest.raises(StreamError, match="does not answer features"):
         offload(bench.channel(), origin(), FEATURES, 10)
 
 
-def test_answers_are_given_one_at_a_time_and_few_wait():
+def test_offload_calls_run_one_at_a_time():
     at_once, most = 0, 0
 
     def answer(client: int, cut: int, features: torch.Tensor) -> torch.Tensor:
@@ -314,14 +317,14 @@ def test_answers_are_given_one_at_a_time_and_few_wait():
     bench.start(answer)
     try:
         channel = bench.channel()
-        calls = [Trainer(lambda: offload(channel, origin(), FEATURES, 10)) for _ in range(12)]
-        assert all(torch.equal(call.result(), FEATURES.flatten(1)[:, :10]) for call in calls)  # some had to come again
+        calls = [Background(lambda: offload(channel, origin(), FEATURES, 10)) for _ in range(12)]
+        assert all(torch.equal(call.result(), FEATURES.flatten(1)[:, :10]) for call in calls)  # some were retried
         assert most == 1
     finally:
         bench.stop()
 
 
-def test_a_late_client_is_told_so(bench):
+def test_late_client_gets_the_reason(bench):
     inbox = bench.open({0: 1, 1: 1})
     call = plain_call(bench, [hello()])
     assert next(call).HasField("welcome")
@@ -329,6 +332,6 @@ def test_a_late_client_is_told_so(bench):
     with pytest.raises(grpc.RpcError) as raised:
         next(call)
     assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    assert "goes on without it" in raised.value.details()
+    assert "continues without it" in raised.value.details()
     assert refusal(bench, hello())[0] == grpc.StatusCode.DEADLINE_EXCEEDED
     still_serves(bench)

@@ -6,7 +6,7 @@ from strategies.hetero_splitee.learner import Sgd
 from strategies.hetero_splitee.settings import SplitEESettings
 
 
-def test_the_defaults_are_sound():
+def test_problems_accept_the_defaults():
     assert SplitEESettings().problems() == []
     assert load_config({}, [SplitEESettings]).of(SplitEESettings) == SplitEESettings()
 
@@ -19,12 +19,12 @@ def test_the_defaults_are_sound():
         {"gradient": "return", "coding": "fp16", "exit_weight": 0.3},
     ],
 )
-def test_sound_combinations(possible):
+def test_problems_accept_possible_combinations(possible):
     assert SplitEESettings(**possible).problems() == []
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "start"),
     [
         ({"mode": "parallel"}, "splitee.mode is 'parallel'"),
         ({"statistics": "client"}, "splitee.statistics is 'client'"),
@@ -37,24 +37,25 @@ def test_sound_combinations(possible):
         ({"mode": "averaging", "aggregate_scope": "global", "client_sync": "prefix"}, "splitee.aggregate-scope"),
         ({"gradient": "return", "coding": "uint8"}, "splitee.gradient"),
         ({"exit_weight": 0.1}, "splitee.exit-weight"),
+        ({"cuts": (0, 2)}, "splitee.cuts is '0,2', must rise and start at 1 or more"),
     ],
 )
-def test_each_mistake_is_told_once(wrong, told):
+def test_problems_list_each_mistake_once(wrong, start):
     problems = SplitEESettings(**wrong).problems()
     assert len(problems) == 1
-    assert problems[0].startswith(told)
+    assert problems[0].startswith(start)
 
 
-def test_a_mistake_keeps_a_run_from_starting():
+def test_load_config_rejects_an_impossible_combination():
     with pytest.raises(UserError, match=r'needs splitee\.mode "averaging"'):
         load_config({"splitee.aggregate-scope": "global"}, [SplitEESettings])
 
 
-def test_the_server_learns_as_the_devices_do_unless_told_otherwise():
+def test_optimiser_defaults_to_the_train_section():
     train = TrainSection(lr=0.1, lr_decay=0.5, momentum=0.8, weight_decay=0.01)
     assert SplitEESettings().optimiser(train, 1) == Sgd(0.1, 0.8, 0.01)
     assert SplitEESettings(server_lr=0.4).optimiser(train, 3) == Sgd(0.1, 0.8, 0.01)
 
 
-def test_the_period_counts_rounds_from_one():
+def test_aggregates_counts_rounds_from_one():
     assert [round_ for round_ in range(1, 8) if SplitEESettings(period=3).aggregates(round_)] == [3, 6]

@@ -15,12 +15,11 @@ from common.messages.protocol import ClientReport
 from common.storage.client_store import ClientState
 from common.weights.flat import FlatModel
 from server.app import prepare
-from strategies.engine.aggregation import RoundUpdate, TierUpdate
 from strategies.factory import make_strategy
 from strategies.hetero_splitee.client import FRESH, SplitTraining, module_of
 from strategies.hetero_splitee.client_sync import synchronised
 from strategies.hetero_splitee.learner import device_part, server_part
-from strategies.node.local_training import Job
+from strategies.method import Job, RoundUpdate, TierUpdate
 from tests.conftest import Run
 from tests.strategies.hetero_splitee.runs import GRID, NODES, SPLIT, Spy, everything, kept, reference, same, told
 from tests.support.killing import run_and_kill
@@ -54,7 +53,7 @@ def test_who_hosts_whom_changes_no_bit(split, mode):
         assert told(other) == records
     assert records[-1]["accuracy"]["clients"] == 6
     assert len(records[-1]["accuracy"]["exits"]) == 2
-    assert sorted(records[-1]["accuracy"]["by_depth"]) == [1, 2, 4]
+    assert sorted(records[-1]["accuracy"]["by_part"]) == [1, 2, 4]
 
 
 @modes
@@ -94,7 +93,7 @@ def test_with_one_client_both_strategies_are_the_same(split):
 def test_devices_go_on_with_the_synchronised_parts(split, monkeypatch, how):
     spy = Spy(monkeypatch)
     reports = split({"splitee.client-sync": how}).strategy.roster.reports
-    cuts = {client: report.depth for client, report in reports.items()}
+    cuts = {client: report.part for client, report in reports.items()}
     samples = {client: report.num_examples for client, report in reports.items()}
     expected = synchronised(spy.after[1], cuts, samples, how)
     assert sorted(spy.before[2]) == list(range(6))
@@ -131,16 +130,16 @@ def test_a_device_that_was_not_averaged_keeps_what_it_learned(prepare_run, how, 
     )
     strategy.committed = {0: 2, 5: 1}
     strategy._average_devices(2, RoundUpdate({1: TierUpdate(shallow, 10, (0,))}))
-    extra = strategy.extra(ClientReport(5, 4, "", 10))
+    extra = strategy.client_values(ClientReport(5, 4, "", 10))
     assert extra == {FRESH: newer}
-    assert strategy.extra(ClientReport(0, 1, "", 10)) == {FRESH: ["units.0", "exits.1"]}
+    assert strategy.client_values(ClientReport(0, 1, "", 10)) == {FRESH: ["units.0", "exits.1"]}
     model = FlatModel(device_part(strategy.network, 4))
     job = Job(5, 4, 3, strategy.config, model, torch.device("cpu"), list, client_values=extra, kept=ClientState(deep))
     SplitTraining().load(job, strategy.part_state(4))
     own = {key for key, value in model.module.state_dict().items() if value.flatten()[0] == 4}
     assert {module_of(key) for key in own} == {f"units.{u}" for u in range(4)} - set(newer) | {"exits.4"}
     strategy.committed[5] = 3  # it took part once more: everything is its own again
-    assert strategy.extra(ClientReport(5, 4, "", 10)) == {FRESH: []}
+    assert strategy.client_values(ClientReport(5, 4, "", 10)) == {FRESH: []}
 
 
 def test_clients_take_part_now_and_then(split, tmp_path):
@@ -179,7 +178,7 @@ def test_a_deeper_cut_goes_on_with_the_layers_that_were_there(prepare_run, monke
     assert {key.split(".")[1] for key in third} == {"0", "1", "2", "3", "4"}
     shared = {key: value for key, value in first.items() if key.startswith("units.")}
     assert same({key: third[key] for key in shared}, shared)
-    seeded = run.strategy.parts.take(run.strategy.network, 4).state_dict()
+    seeded = run.strategy.parts.take(4).state_dict()
     new = {key: value for key, value in third.items() if key not in shared}
     assert same(new, {key: seeded[key] for key in new})
 
@@ -269,7 +268,7 @@ def test_messages_carry_no_weights_and_nobody_tells_the_token(split, flower_log,
         ({"network.exits": "1,2,3"}, "places exits at the cuts: leave network.exits and network.tiers empty"),
         ({"network.tiers": "2,4"}, "places exits at the cuts"),
         ({"splitee.cuts": "1,5"}, "cut 5: choose one of 1..4"),
-        ({"splitee.cuts": "2,2"}, "splitee.cuts '2,2' must rise from 1"),
+        ({"splitee.cuts": "2,2"}, "splitee.cuts is '2,2', must rise"),
         ({"clients.mix": "0.5,0.5"}, "one share, 0 or more, for each of the 3 tiers"),
         ({"stream.host": ""}, "stream.host is empty"),
         ({"stream.port": 70000}, "stream.port is 70000, must be at most 65535"),

@@ -11,9 +11,9 @@ from strategies.hetero_splitee.inbox import Missing
 from strategies.hetero_splitee.stream import FeatureStream, StreamError, offload
 from tests.strategies.hetero_splitee.sockets import (
     SHAPES,
+    Background,
     Bench,
     BreakingProxy,
-    Trainer,
     batch,
     origin,
     same,
@@ -24,30 +24,30 @@ from tests.strategies.hetero_splitee.sockets import (
 
 @pytest.mark.parametrize("coding", CODINGS)
 @pytest.mark.parametrize("cut", [1, 2])
-def test_what_is_sent_is_what_is_taken(bench, coding, cut):
+def test_sent_batches_are_taken_unchanged(bench, coding, cut):
     inbox = bench.open({3: cut})
-    taking = Trainer(lambda: take_all(inbox, 3))
+    taking = Background(lambda: take_all(inbox, 3))
     with bench.stream(origin(3, cut), coding=coding, batches=5) as stream:
         assert [stream.send(*batch(3, index, cut)) for index in range(5)] == list(range(5))
         assert stream.finish() == 5
     taken = taking.result()
     assert (inbox.accepted, inbox.missing) == ({3: 5}, {3: 0})
-    for index, got in enumerate(taken):
+    for index, received in enumerate(taken):
         features, labels = batch(3, index, cut)
         described, data = encode(features, coding)
         expected = decode(described, bytes(data), tuple(features.shape[1:]), 8)
-        assert torch.equal(got.features, expected)
-        assert torch.equal(got.labels, labels)
-        assert (got.client, got.cut, got.index) == (3, cut, index)
+        assert torch.equal(received.features, expected)
+        assert torch.equal(received.labels, labels)
+        assert (received.client, received.cut, received.index) == (3, cut, index)
 
 
-def test_over_tls_with_a_certificate_made_for_the_run():
+def test_stream_works_over_tls():
     bench = Bench()
     bench.start(certificate=self_signed(["127.0.0.1"]))
     try:
         inbox = bench.open({0: 1})
         with bench.stream() as stream:
-            taking = Trainer(lambda: take_all(inbox))
+            taking = Background(lambda: take_all(inbox))
             stream.send(*batch(0, 0))
             stream.finish()
             assert same(taking.result()[0], 0, 0)
@@ -55,22 +55,22 @@ def test_over_tls_with_a_certificate_made_for_the_run():
         bench.stop()
 
 
-def test_a_wrong_token_is_final_and_a_wrong_certificate_is_no_server(bench, monkeypatch):
+def test_wrong_token_is_final_and_wrong_certificate_unreachable(bench, monkeypatch):
     monkeypatch.setattr(stream_module, "PAUSE", (60.0, 60.0))
     bench.open({0: 1})
     start = time.monotonic()
     stream = FeatureStream(bench.channel(token="wrong"), origin())
     with pytest.raises(StreamError, match="client 0 in round 1: UNAUTHENTICATED"), stream:
         stream.send(*batch(0, 0))
-    assert time.monotonic() - start < 30  # not tried again
+    assert time.monotonic() - start < 30  # no second attempt
     monkeypatch.setattr(stream_module, "PAUSE", (0.05, 0.05))
     monkeypatch.setattr(stream_module, "ATTEMPTS", 3)
     bench.certificate = self_signed(["127.0.0.1"])
-    with pytest.raises(StreamError, match="no server after 3 attempts"), bench.stream() as stream:
+    with pytest.raises(StreamError, match="could not be reached in 3 attempts"), bench.stream() as stream:
         stream.send(*batch(0, 0))
 
 
-def test_a_sender_waits_at_its_window_until_the_trainer_takes(bench):
+def test_send_waits_at_the_window_of_the_client(bench):
     inbox = bench.open({0: 1}, window=3)
     sent = []
 
@@ -80,7 +80,7 @@ def test_a_sender_waits_at_its_window_until_the_trainer_takes(bench):
                 sent.append(stream.send(*batch(0, index)))
             stream.finish()
 
-    sending = Trainer(send)
+    sending = Background(send)
     for taken in range(3):
         until(lambda taken=taken: len(sent) == min(4, 2 + taken))
         time.sleep(0.1)
@@ -90,11 +90,11 @@ def test_a_sender_waits_at_its_window_until_the_trainer_takes(bench):
     sending.result()
 
 
-def test_the_server_may_allow_less_than_the_clients_window(bench):
+def test_server_may_reduce_the_window(bench):
     inbox = bench.open({0: 1}, window=1)
     sent = []
     stream = bench.stream(window=5)
-    sending = Trainer(lambda: [sent.append(stream.send(*batch(0, index))) for index in range(2)])
+    sending = Background(lambda: [sent.append(stream.send(*batch(0, index))) for index in range(2)])
     until(lambda: inbox.accepted == {0: 1})
     time.sleep(0.1)
     assert sent == [0]
@@ -116,11 +116,11 @@ def forwarded(kilobytes, direction):
     ],
 )
 @pytest.mark.parametrize("window", [1, 3])
-def test_a_connection_that_breaks_loses_and_repeats_nothing(bench, monkeypatch, limits, direction, window):
+def test_broken_connections_lose_and_repeat_no_batch(bench, monkeypatch, limits, direction, window):
     monkeypatch.setattr(stream_module, "PAUSE", (0.02, 0.1))
     inbox = bench.open({0: 1}, window=window)
     with BreakingProxy(bench.server.port, limits, direction) as proxy:
-        taking = Trainer(lambda: take_all(inbox))
+        taking = Background(lambda: take_all(inbox))
         with bench.stream(address=proxy.address, window=window, batches=40) as stream:
             for index in range(40):
                 stream.send(*batch(0, index))
@@ -132,11 +132,11 @@ def test_a_connection_that_breaks_loses_and_repeats_nothing(bench, monkeypatch, 
         assert proxy.connections > len(limits)  # every break happened
 
 
-def test_an_end_that_is_lost_is_said_again(bench):
+def test_lost_end_message_is_sent_again(bench):
     inbox = bench.open({0: 1})
     with BreakingProxy(bench.server.port) as proxy, bench.stream(address=proxy.address) as stream:
         stream.send(*batch(0, 0))
-        taking = Trainer(lambda: take_all(inbox))
+        taking = Background(lambda: take_all(inbox))
         until(lambda: inbox.accepted == {0: 1})
         proxy.drop = True
         assert stream.finish() == 1
@@ -144,9 +144,9 @@ def test_an_end_that_is_lost_is_said_again(bench):
         assert (proxy.drop, proxy.connections) == (False, 2)
 
 
-def test_gradients_come_back_batch_by_batch(bench):
+def test_gradients_return_batch_by_batch(bench):
     inbox = bench.open({0: 1}, gradients=True)
-    taking = Trainer(lambda: take_all(inbox, gradient=lambda got: got.features * 2))
+    taking = Background(lambda: take_all(inbox, gradient=lambda got: got.features * 2))
     with bench.stream() as stream:
         for index in range(4):
             features, labels = batch(0, index)
@@ -156,11 +156,11 @@ def test_gradients_come_back_batch_by_batch(bench):
 
 
 @pytest.mark.parametrize("limits", [[9.4, 17, 19, 30], [0.3, 5, 8.5, 8.7, 20]])
-def test_a_gradient_that_is_lost_on_the_way_comes_again(bench, monkeypatch, limits):
+def test_lost_gradient_is_sent_again(bench, monkeypatch, limits):
     monkeypatch.setattr(stream_module, "PAUSE", (0.02, 0.1))
     inbox = bench.open({0: 1}, gradients=True)
     with BreakingProxy(bench.server.port, [int(1000 * k) for k in limits], "down") as proxy:
-        taking = Trainer(lambda: take_all(inbox, gradient=lambda got: got.features + got.index))
+        taking = Background(lambda: take_all(inbox, gradient=lambda got: got.features + got.index))
         with bench.stream(address=proxy.address) as stream:
             for index in range(12):
                 features, labels = batch(0, index)
@@ -170,31 +170,34 @@ def test_a_gradient_that_is_lost_on_the_way_comes_again(bench, monkeypatch, limi
         assert proxy.connections > len(limits)
 
 
-def test_a_round_without_gradients_says_so(bench):
+def test_wait_gradient_fails_in_a_round_without_gradients(bench):
     inbox = bench.open({0: 1})
-    taking = Trainer(lambda: inbox.take(0, 0, 60))
+    taking = Background(lambda: inbox.take(0, 0, 60))
     with pytest.raises(StreamError, match="returns no gradients"), bench.stream() as stream:
         stream.send_and_wait_gradient(*batch(0, 0))
     taking.result()
 
 
-def test_who_is_skipped_learns_it(bench):
+def test_skipped_client_gets_the_reason(bench):
     inbox = bench.open({0: 1, 1: 1})
     with bench.stream(batches=3) as stream:
         stream.send(*batch(0, 0))
         assert same(inbox.take(0, 0, 60), 0, 0)
         assert inbox.take(0, 1, 0.05) == Missing.LATE
         assert inbox.take(1, 0, 0.05) == Missing.LATE
-        with pytest.raises(StreamError, match="goes on without it"):
+        with pytest.raises(StreamError, match="continues without it"):
             for index in range(1, 4):
                 stream.send(*batch(0, index))
             stream.finish()
-    with pytest.raises(StreamError, match=r"client 1 in round 1.*goes on without it"), bench.stream(origin(1)) as other:
+    with (
+        pytest.raises(StreamError, match=r"client 1 in round 1.*continues without it"),
+        bench.stream(origin(1)) as other,
+    ):
         other.send(*batch(1, 0))
     assert (inbox.late, inbox.missing, inbox.accepted) == ([0, 1], {0: 2, 1: 0}, {0: 1, 1: 0})
 
 
-def test_a_deadline_ends_the_wait_for_the_trainer(bench):
+def test_deadline_ends_the_wait_for_the_trainer(bench):
     bench.open({0: 1})
     start = time.monotonic()
     with pytest.raises(StreamError, match=r"client 0 in round 1.*(?i:deadline)"), bench.stream(deadline=0.3) as stream:
@@ -203,18 +206,19 @@ def test_a_deadline_ends_the_wait_for_the_trainer(bench):
     assert 0.25 < time.monotonic() - start < 30
 
 
-def test_a_server_that_is_not_there_is_given_up(bench, monkeypatch):
+def test_unreachable_server_ends_the_stream(bench, monkeypatch):
     monkeypatch.setattr(stream_module, "PAUSE", (0.02, 0.05))
     bench.server.stop()
-    with pytest.raises(StreamError, match=f"no server after {stream_module.ATTEMPTS} attempts"), bench.stream() as gone:
-        gone.send(*batch(0, 0))
-    with pytest.raises(StreamError, match="deadline"), bench.stream(deadline=0.05) as gone:
-        gone.send(*batch(0, 0))
-    with pytest.raises(StreamError, match="no server"):
+    failed = f"could not be reached in {stream_module.ATTEMPTS} attempts"
+    with pytest.raises(StreamError, match=failed), bench.stream() as stream:
+        stream.send(*batch(0, 0))
+    with pytest.raises(StreamError, match="deadline"), bench.stream(deadline=0.05) as stream:
+        stream.send(*batch(0, 0))
+    with pytest.raises(StreamError, match="could not be reached"):
         offload(bench.channel(), origin(), batch(0, 0)[0], 10)
 
 
-def test_features_that_are_not_finite_stay_at_home(bench):
+def test_send_rejects_features_that_are_not_finite(bench):
     inbox = bench.open({0: 1})
     features, labels = batch(0, 0)
     features[1, 2] = torch.nan
@@ -223,7 +227,7 @@ def test_features_that_are_not_finite_stay_at_home(bench):
     assert inbox.accepted == {0: 0}
 
 
-def test_a_client_without_batches_ends_at_once(bench):
+def test_finish_without_batches_returns_at_once(bench):
     inbox = bench.open({0: 1})
     with bench.stream() as stream:
         assert stream.finish() == 0
@@ -232,8 +236,8 @@ def test_a_client_without_batches_ends_at_once(bench):
     assert inbox.take(0, 0, 60) == Missing.ENDED
 
 
-def test_a_client_that_starts_over_repeats_nothing(bench):
-    """A process that was killed within its round and sends the same batches again."""
+def test_restarted_client_repeats_no_batch(bench):
+    """A process is killed during its round; the next one sends the same batches again."""
     inbox = bench.open({0: 1})
     killed = bench.stream()
     killed.send(*batch(0, 0))
@@ -242,7 +246,7 @@ def test_a_client_that_starts_over_repeats_nothing(bench):
     killed.close()
     assert same(inbox.take(0, 0, 60), 0, 0)
     with bench.stream() as stream:
-        taking = Trainer(lambda: [inbox.take(0, index, 60) for index in range(1, 5)])
+        taking = Background(lambda: [inbox.take(0, index, 60) for index in range(1, 5)])
         for index in range(4):
             stream.send(*batch(0, index))
         assert stream.finish() == 4
@@ -252,8 +256,8 @@ def test_a_client_that_starts_over_repeats_nothing(bench):
 
 
 @pytest.mark.parametrize("gradients", [False, True])
-def test_answers_that_come_before_a_client_that_started_over_asks_are_kept(bench, gradients):
-    """The server acknowledges at once what the killed process had sent; the new one may be slower."""
+def test_restarted_client_keeps_early_answers(bench, gradients):
+    """The server acknowledges the killed process's batches at once; the new process may be slower."""
     inbox = bench.open({0: 1}, gradients=gradients)
     killed = bench.stream()
     for index in range(2):
@@ -265,7 +269,7 @@ def test_answers_that_come_before_a_client_that_started_over_asks_are_kept(bench
             inbox.reply(0, index, answers[index])
     killed.close()
     with bench.stream() as stream:
-        taking = Trainer(lambda: inbox.take(0, 2, 60))
+        taking = Background(lambda: inbox.take(0, 2, 60))
         for index in range(2):
             stream.send(*batch(0, index))
             if gradients:
@@ -279,17 +283,17 @@ def test_answers_that_come_before_a_client_that_started_over_asks_are_kept(bench
         assert stream.finish() == 3
 
 
-def test_one_stream_per_client(bench):
+def test_second_stream_of_a_client_replaces_the_first(bench):
     bench.open({0: 1}, window=1)
     with bench.stream() as first, bench.stream() as second:
         first.send(*batch(0, 0))
         second.send(*batch(0, 0))
-        with pytest.raises(StreamError, match="another stream took over"):
+        with pytest.raises(StreamError, match="another stream of this client replaced this one"):
             first.send(*batch(0, 1))
 
 
 @pytest.mark.parametrize("slow", [0, 1])
-def test_batches_of_two_clients_are_taken_in_the_same_order_whoever_is_faster(bench, slow):
+def test_order_of_two_clients_does_not_depend_on_their_speed(bench, slow):
     inbox = bench.open({0: 1, 1: 2})
 
     def send(client: int) -> None:
@@ -299,18 +303,18 @@ def test_batches_of_two_clients_are_taken_in_the_same_order_whoever_is_faster(be
                 stream.send(*batch(client, index, client + 1))
             stream.finish()
 
-    sending = [Trainer(lambda client=client: send(client)) for client in (1, 0)]
+    sending = [Background(lambda client=client: send(client)) for client in (1, 0)]
     for index in range(5):
         for client in (0, 1):
             assert same(inbox.take(client, index, 60), client, index, client + 1)
     assert [inbox.take(client, 5, 60) for client in (0, 1)] == [Missing.ENDED] * 2
-    for trainer in sending:
-        trainer.result()
+    for thread in sending:
+        thread.result()
 
 
-def test_one_thread_advances_several_streams_over_one_channel(bench):
+def test_one_thread_advances_several_streams_on_one_channel(bench):
     inbox = bench.open(dict.fromkeys(range(3), 1))
-    taking = Trainer(
+    taking = Background(
         lambda: [same(inbox.take(client, index, 60), client, index) for index in range(4) for client in range(3)]
     )
     channel = bench.channel()
@@ -318,24 +322,24 @@ def test_one_thread_advances_several_streams_over_one_channel(bench):
     for index in range(4):
         for client, stream in enumerate(streams):
             stream.send(*batch(client, index))
-    ending = Trainer(lambda: [inbox.take(client, 4, 60) for client in range(3)] if all(taking.result()) else [])
+    ending = Background(lambda: [inbox.take(client, 4, 60) for client in range(3)] if all(taking.result()) else [])
     assert [stream.finish() for stream in streams] == [4, 4, 4]
     assert ending.result() == [Missing.ENDED] * 3
     for stream in streams:
         stream.close()
 
 
-def test_a_lost_batch_comes_again_while_its_node_is_waiting_for_another_client(bench, monkeypatch):
-    """The server takes client 1's batch before it answers client 0, and client 0 is who the node waits for."""
+def test_lost_batch_is_resent_while_the_node_waits_elsewhere(bench, monkeypatch):
+    """The server takes client 1's batch before it answers client 0, and the node waits for that answer."""
     monkeypatch.setattr(stream_module, "PAUSE", (0.02, 0.1))
     inbox = bench.open({0: 1, 1: 1}, gradients=True)
 
     def take():
-        got = [inbox.take(1, 0, 60), inbox.take(0, 0, 60)]
-        inbox.reply(1, 0, got[0].features)
-        got.append(inbox.take(1, 1, 60))
-        inbox.reply(0, 0, got[1].features)
-        return got
+        taken = [inbox.take(1, 0, 60), inbox.take(0, 0, 60)]
+        inbox.reply(1, 0, taken[0].features)
+        taken.append(inbox.take(1, 1, 60))
+        inbox.reply(0, 0, taken[1].features)
+        return taken
 
     with BreakingProxy(bench.server.port) as proxy:
         channel = bench.channel(proxy.address)
@@ -343,16 +347,16 @@ def test_a_lost_batch_comes_again_while_its_node_is_waiting_for_another_client(b
             first = zero.send(*batch(0, 0))
             one.send(*batch(1, 0))
             until(lambda: inbox.accepted == {0: 1, 1: 1})
-            proxy.drop = True  # what is sent next is lost with the connection
+            proxy.drop = True  # the next bytes are lost with the connection
             one.send(*batch(1, 1))
-            taking = Trainer(take)
+            taking = Background(take)
             assert torch.equal(zero.wait_gradient(first, batch(0, 0)[0].shape), batch(0, 0)[0])
             taken = taking.result()
     assert [same(got, *place) for got, place in zip(taken, [(1, 0), (0, 0), (1, 1)], strict=True)] == [True] * 3
     assert proxy.connections > 1
 
 
-def test_a_stream_that_is_abandoned_leaves_no_thread(bench):
+def test_closed_stream_leaves_no_thread(bench):
     inbox = bench.open({0: 1})
     before = threading.active_count()
     with bench.stream() as stream:

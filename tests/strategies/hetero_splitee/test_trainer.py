@@ -1,4 +1,4 @@
-"""The server's training thread: in which order it trains, and whom it waits for."""
+"""The server's training thread: its order, and for which clients it waits."""
 
 import threading
 import time
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 class Model:
-    """Remembers what it was trained on; a loss of 1 for every batch."""
+    """Records the batches; every loss is 1."""
 
     def __init__(self, fail_at=-1):
         self.seen, self.draws, self.fail_at = [], [], fail_at
@@ -57,7 +57,7 @@ def make(per_epoch, model=None, epochs=1, granularity="batch", together=False, p
     return model, inbox, trainer
 
 
-def test_order_is_by_turn_and_client_whoever_sends_first():
+def test_order_is_by_turn_and_client():
     model, inbox, trainer = make({2: 2, 0: 3, 1: 1})
     trainer.start()
     for client, number in ((2, 2), (1, 1), (0, 3)):
@@ -69,7 +69,7 @@ def test_order_is_by_turn_and_client_whoever_sends_first():
     assert (trained.missing, trained.loss) == ({0: 0, 1: 0, 2: 0}, 6.0)
 
 
-def test_by_epoch_a_client_has_all_its_batches_in_a_row():
+def test_epoch_granularity_takes_a_whole_epoch_per_client():
     model, inbox, trainer = make({0: 2, 1: 1}, epochs=2, granularity="epoch")
     trainer.start()
     Sender(inbox, 1).send(2).end()
@@ -78,7 +78,7 @@ def test_by_epoch_a_client_has_all_its_batches_in_a_row():
     assert model.seen == [{0: 0}, {0: 1}, {1: 0}, {0: 2}, {0: 3}, {1: 1}]
 
 
-def test_together_a_turn_is_one_step():
+def test_together_trains_a_turn_in_one_step():
     model, inbox, trainer = make({0: 2, 1: 1}, together=True)
     trainer.start()
     Sender(inbox, 1).send().end()
@@ -88,13 +88,13 @@ def test_together_a_turn_is_one_step():
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_a_late_client_is_waited_for_once_and_what_it_sent_counts(together):
+def test_late_client_is_waited_for_once(together):
     model, inbox, trainer = make({0: 3, 1: 5, 2: 3}, together=together, patience=0.3)
     Sender(inbox, 0).send(3).end()
     Sender(inbox, 1).send(2)
     Sender(inbox, 2).send(3).end()
     take, started = inbox.take, time.monotonic()
-    # whoever were waited for a second time would be for long
+    # a second wait for a client would take a minute
     inbox.take = lambda client, index, seconds: take(client, index, 60.0 if inbox.late else seconds)
     trained = trainer.start().finish()
     assert 0.3 <= time.monotonic() - started < 30
@@ -104,14 +104,14 @@ def test_a_late_client_is_waited_for_once_and_what_it_sent_counts(together):
     assert inbox.late == [1]
 
 
-def test_clients_that_never_come_are_missing_altogether():
+def test_batches_of_absent_clients_are_missing():
     _, _, trainer = make({0: 2, 1: 3}, epochs=2, patience=0.05)
     trained = trainer.start().finish()
     assert trained.missing == {0: 4, 1: 6}
     assert trained.batches == {0: 0, 1: 0}
 
 
-def test_nobody_waits_for_a_client_that_is_known_to_have_failed():
+def test_failed_client_is_not_waited_for():
     model, inbox, trainer = make({0: 3, 1: 1}, patience=60.0)
     trainer.start()
     Sender(inbox, 0).send(2)
@@ -121,10 +121,10 @@ def test_nobody_waits_for_a_client_that_is_known_to_have_failed():
     trained = trainer.finish()
     assert trained.batches == {0: 2, 1: 1}
     assert trained.missing == {0: 1, 1: 0}
-    inbox.abandon(7)  # of another round: nothing to do
+    inbox.abandon(7)  # not a client of this round: changes nothing
 
 
-def test_what_had_arrived_of_a_failed_client_is_trained_on():
+def test_arrived_batches_of_a_failed_client_are_trained():
     model, inbox, trainer = make({0: 3}, patience=60.0)
     Sender(inbox, 0).send(2)
     inbox.abandon(0)
@@ -132,7 +132,7 @@ def test_what_had_arrived_of_a_failed_client_is_trained_on():
     assert model.seen == [{0: 0}, {0: 1}]
 
 
-def test_fewer_or_more_batches_than_were_told_are_no_accident():
+def test_batch_count_may_differ_from_announcement():
     model, inbox, trainer = make({0: 2, 1: 2})
     Sender(inbox, 0).send(1).end()
     Sender(inbox, 1).send(4).end()
@@ -141,7 +141,7 @@ def test_fewer_or_more_batches_than_were_told_are_no_accident():
     assert trained.missing == {0: 0, 1: 0}
 
 
-def test_what_training_raises_surfaces_and_ends_the_round():
+def test_finish_raises_the_training_error():
     _, inbox, trainer = make({0: 3}, Model(fail_at=1))
     Sender(inbox, 0).send(3)
     with pytest.raises(FloatingPointError, match="boom"):
@@ -151,7 +151,7 @@ def test_what_training_raises_surfaces_and_ends_the_round():
         inbox.queues[0].attach(0)
 
 
-def test_stop_ends_the_wait_at_once_and_without_a_complaint():
+def test_stop_ends_the_wait_at_once():
     _, inbox, trainer = make({0: 3}, patience=60.0)
     trainer.start()
     Sender(inbox, 0).send()
@@ -162,7 +162,7 @@ def test_stop_ends_the_wait_at_once_and_without_a_complaint():
     assert not [thread for thread in threading.enumerate() if thread.name == "split-trainer"]
 
 
-def test_gradients_are_answered_in_turn():
+def test_trainer_replies_with_gradients():
     _, inbox, trainer = make({0: 2}, gradients=True)
     sender = Sender(inbox, 0).send(2)
     sender.end()
@@ -173,7 +173,7 @@ def test_gradients_are_answered_in_turn():
         assert torch.equal(gradient, torch.full((4, 2), float(index)))
 
 
-def test_dropout_on_the_server_depends_on_nothing_but_seed_round_and_batch():
+def test_dropout_depends_only_on_seed_round_and_batch():
     draws = []
     for _ in range(2):
         model, inbox, trainer = make({0: 2, 1: 1})
@@ -186,7 +186,7 @@ def test_dropout_on_the_server_depends_on_nothing_but_seed_round_and_batch():
     assert len(set(draws[0])) == 3
 
 
-def test_the_number_of_threads_is_as_it_was():
+def test_trainer_restores_the_number_of_threads():
     before = torch.get_num_threads()
     _, _, trainer = make({0: 1}, patience=0.01)
     trainer.num_threads = before + 1

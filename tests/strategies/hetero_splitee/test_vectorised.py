@@ -12,10 +12,10 @@ CPU, SGD = torch.device("cpu"), Sgd(0.1, 0.9, 0.01)
 
 
 def counting(calls):
-    def spy(copies, sgd, features, labels, *, wanted):
+    def spy(copies, sgd, features, labels, *, return_gradient):
         calls.append(tuple(labels.shape))
         calls.sort()
-        return train_together(copies, sgd, features, labels, wanted=wanted)
+        return train_together(copies, sgd, features, labels, return_gradient=return_gradient)
 
     return spy
 
@@ -30,16 +30,17 @@ def counting(calls):
     ],
     ids=lambda spec: spec.name,
 )
-def test_together_is_one_after_another(spec, batch):
+def test_train_together_equals_separate_steps(spec, batch):
     network, cut = build(spec, seed=1).train(), 2
     batches = [[batch(network, cut, 10 * step + row) for row in range(3)] for step in range(3)]
     single, joint = ([Learner.copy_of(server_part(network, cut), CPU) for _ in range(3)] for _ in range(2))
     for step in batches:
         one = [
-            train_step(copy, copy.network, 0, SGD, x, y, wanted=True) for copy, (x, y) in zip(single, step, strict=True)
+            train_step(copy, copy.network, 0, SGD, x, y, return_gradient=True)
+            for copy, (x, y) in zip(single, step, strict=True)
         ]
         features, labels = (torch.stack(column) for column in zip(*step, strict=True))
-        many = train_together(joint, SGD, features, labels, wanted=True)
+        many = train_together(joint, SGD, features, labels, return_gradient=True)
         for a, b in zip(one, many, strict=True):
             assert torch.allclose(a.loss, b.loss, rtol=1e-4, atol=1e-5)
             assert torch.allclose(a.gradient, b.gradient, rtol=1e-3, atol=1e-5)
@@ -51,24 +52,24 @@ def test_together_is_one_after_another(spec, batch):
                 assert value == 3
 
 
-def test_copies_stay_apart(lenet, batch):
+def test_train_together_keeps_copies_separate(lenet, batch):
     copies = [Learner.copy_of(server_part(lenet, 1), CPU) for _ in range(2)]
     features, y = batch(lenet, 1)
-    results = train_together(copies, SGD, torch.stack([features, features]), torch.stack([y, y]), wanted=False)
+    results = train_together(copies, SGD, torch.stack([features, features]), torch.stack([y, y]), return_gradient=False)
     assert [result.gradient for result in results] == [None, None]
     assert torch.allclose(copies[0].momentum, copies[1].momentum)
     before = copies[1].state_dict()["units.2.0.weight"].clone()
-    train_step(copies[0], copies[0].network, 0, SGD, features, y, wanted=False)
+    train_step(copies[0], copies[0].network, 0, SGD, features, y, return_gradient=False)
     assert torch.equal(copies[1].state_dict()["units.2.0.weight"], before)
 
 
-def test_copies_are_grouped_by_cut_and_batch_size(slim, batch, store, tmp_path, monkeypatch):
+def test_step_many_groups_copies_by_cut_and_batch_size(slim, batch, store, tmp_path, monkeypatch):
     cuts = {0: 2, 1: 2, 2: 3, 3: 2, 4: 2, 5: 3}
     sizes = {0: 6, 1: 4, 2: 6, 3: 6, 4: 4, 5: 4}  # together: 0 and 3, 1 and 4; alone: 2, 5
     servers, calls = {}, {"always": [], "never": [], "auto": []}
     for how in ("always", "never", "auto"):
-        config = SplitEESettings(mode="averaging", vectorise=how, gradient="return")
-        server = servers[how] = Averaging(slim, config, CPU, type(store)(tmp_path, how))
+        settings = SplitEESettings(mode="averaging", vectorise=how, gradient="return")
+        server = servers[how] = Averaging(slim, settings, CPU, type(store)(tmp_path, how))
         server.open_round(1, cuts, SGD)
         monkeypatch.setattr(averaging, "train_together", counting(calls[how]))
         batches = {c: batch(slim, cuts[c], c, sizes[c]) for c in (5, 3, 1, 0, 2, 4)}

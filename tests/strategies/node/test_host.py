@@ -60,7 +60,7 @@ def test_a_client_says_what_it_chose_and_why(ordered):
     (declared,) = host.describe(order, {"client-id": 0, "depth": 2}).clients
     assert (declared.part, declared.reason) == (2, "declared depth 2")
     (refused,) = host.describe(order, {"client-id": 0, "depth": 9}).clients
-    assert (refused.part, refused.refused) == (0, "declared depth 9, but the network has tiers 1..3")
+    assert (refused.part, refused.refused) == (0, "declared depth 9, but this run offers depth 1, 2, 3")
     (probed,) = host.describe(order, {"client-id": 0, "capacity": "auto"}).clients
     assert (probed.part, probed.reason) == (3, "the whole network fits")
 
@@ -202,8 +202,8 @@ def test_a_client_that_cannot_evaluate_does_not_take_the_others_along(ordered):
 
 def test_delivery_writes_one_file_per_depth(ordered, tmp_path):
     order, payload = ordered()
-    facts = {"mean": [0.5], "std": [0.25], "policy": "", "personal": False}
-    host.deliver(replace(order, method=facts), payload, {"state": str(tmp_path / "node")})
+    facts = {"mean": [0.5], "std": [0.25], "policy": ""}
+    host.deliver(replace(order, round_values=facts), payload, {"state": str(tmp_path / "node")})
     folder = tmp_path / "node" / "test"
     assert sorted(path.name for path in folder.iterdir()) == ["depth-1", "depth-2", "depth-3"]
     bundle = load_model(folder / "depth-2")

@@ -6,7 +6,8 @@ from common.config import load_config
 from common.data.clients import ClientData
 from common.networks import NetworkSpec, build
 from common.weights.flat import FlatModel
-from strategies.node.local_training import Job, LocalTraining
+from strategies.method import Job
+from strategies.node.local_training import LocalTraining
 
 CPU = torch.device("cpu")
 SPEC = NetworkSpec("lenet", 10, (1, 8, 8), width=3)

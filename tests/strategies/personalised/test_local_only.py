@@ -39,7 +39,7 @@ def sampled(prepare_run, changes, round_) -> set[int]:
     """Clients of a round: the choice depends on the seed and the round alone."""
     run = prepare_run({**changes, "run.name": f"sample-{round_}"})
     run.strategy.configure_train(round_, None, None, run.grid)
-    return set(run.strategy._asked)
+    return set(run.strategy.asked)
 
 
 def test_a_kept_network_goes_on_bit_for_bit(prepare_run):

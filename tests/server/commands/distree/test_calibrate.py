@@ -1,4 +1,4 @@
-"""`python -m server calibrate`: students get operating points that do on validation images what was asked of them."""
+"""`python -m server calibrate`: students get operating points that meet their targets on validation images."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -53,7 +53,7 @@ def validation() -> SampleSet:
 
 @pytest.fixture(scope="module")
 def answers(trained: Path, validation: SampleSet) -> Answers:
-    """What the students answer to the validation images, with MACs as costs."""
+    """The students' answers to the validation images, with MACs as costs."""
     stored = load_students(trained)
     return measure(stored.students, validation, stored.normalizer, torch.device("cpu"))
 
@@ -78,7 +78,7 @@ def same_but_for_policies(one: StoredStudents, other: StoredStudents) -> bool:
     )
 
 
-def test_an_accuracy_loss_is_kept_at_fewer_macs(students: Path, answers: Answers, capsys) -> None:
+def test_calibrate_keeps_an_accuracy_loss_at_fewer_macs(students: Path, answers: Answers, capsys) -> None:
     before = load_students(students)
     assert main(["calibrate", "--model", str(students), *IMAGES, "--accuracy-loss", "0.05"]) == 0
     stored = load_students(students)
@@ -92,7 +92,7 @@ def test_an_accuracy_loss_is_kept_at_fewer_macs(students: Path, answers: Answers
     assert "p99" not in shown
     assert "--student 1=HOST:PORT --student 2=HOST:PORT --token-file FILE --dataset digits" in shown
     assert "--policy loss-0.05" in shown
-    # all else is as it was, in the devices' files too
+    # everything else is unchanged, in the devices' files too
     assert same_but_for_policies(before, stored)
     assert {**before.policies, "loss-0.05": stored.policies["loss-0.05"]} == stored.policies
     for number in (1, 2):
@@ -100,7 +100,7 @@ def test_an_accuracy_loss_is_kept_at_fewer_macs(students: Path, answers: Answers
         assert own == {name: chosen[number] for name, chosen in stored.policies.items()}
 
 
-def test_a_looser_target_is_cheaper_and_a_tighter_share_less_accurate(students: Path, answers: Answers) -> None:
+def test_looser_targets_cost_less_and_tighter_ones_lose_accuracy(students: Path, answers: Answers) -> None:
     for target in (["--accuracy-loss", "0"], ["--accuracy-loss", "0.2"], ["--macs", "0.9"], ["--macs", "0.4"]):
         assert main(["calibrate", "--model", str(students), *IMAGES, *target]) == 0
     points = {name: operate(chosen, answers) for name, chosen in load_students(students).policies.items()}
@@ -110,7 +110,7 @@ def test_a_looser_target_is_cheaper_and_a_tighter_share_less_accurate(students: 
     assert points["macs-0.4"].accuracy < points["macs-0.9"].accuracy
 
 
-def test_a_share_that_cannot_be_met_changes_nothing_and_the_closest_that_is_told_can(students: Path, capsys) -> None:
+def test_calibrate_names_the_closest_value_to_an_impossible_share(students: Path, capsys) -> None:
     files = {path: path.read_bytes() for path in students.iterdir()}
     assert main(["calibrate", "--model", str(students), *IMAGES, "--macs", "0.01"]) == 2
     error = capsys.readouterr().err
@@ -121,16 +121,16 @@ def test_a_share_that_cannot_be_met_changes_nothing_and_the_closest_that_is_told
     assert f"macs-{float(closest):g}" in load_students(students).policies
 
 
-def test_students_beside_those_that_are_meant_are_not_overwritten(students: Path, capsys) -> None:
+def test_calibrate_does_not_overwrite_other_students(students: Path, capsys) -> None:
     (students / "students.safetensors").rename(students / "old.safetensors")
     (students / "students.safetensors").write_bytes(b"others")
     files = {path: path.read_bytes() for path in students.iterdir()}
     assert main(["calibrate", "--model", str(students / "old.safetensors"), *IMAGES, "--macs", "0.5"]) == 2
-    assert "old.safetensors: calibrate would write students.safetensors beside it" in capsys.readouterr().err
+    assert "old.safetensors: calibrate would write another students.safetensors beside it" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in students.iterdir()} == files
 
 
-def test_calibrated_is_replaced_when_it_is_named(students: Path, answers: Answers) -> None:
+def test_calibrate_replaces_calibrated_by_name(students: Path, answers: Answers) -> None:
     before = load_students(students).policies
     assert main(["calibrate", "--model", str(students), *IMAGES, "--macs", "0.5", "--name", "calibrated"]) == 0
     after = load_students(students).policies
@@ -142,20 +142,20 @@ def test_calibrated_is_replaced_when_it_is_named(students: Path, answers: Answer
     assert load_student(student_file(students, 2)).policies["calibrated"] == after["calibrated"][2]
 
 
-def test_policies_to_compare_with_cannot_be_replaced(students: Path, capsys) -> None:
+def test_calibrate_refuses_reserved_names(students: Path, capsys) -> None:
     for name in {*load_students(students).policies, "entropy", "oracle"} - {"calibrated"}:
         assert main(["calibrate", "--model", str(students), *IMAGES, "--macs", "0.5", "--name", name]) == 2
-        assert f"--name {name}: this one is there to compare with" in capsys.readouterr().err
+        assert f"--name {name} is reserved for comparisons" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--latency-ms", "--p99-ms"])
-def test_latencies_of_real_devices_are_kept(
+def test_calibrate_keeps_latencies_of_real_devices(
     option: str, students: Path, answers: Answers, devices: Served, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     times: list[dict[int, torch.Tensor]] = []
 
     def timed(*arguments) -> dict[int, torch.Tensor]:  # type: ignore[no-untyped-def]
-        times.append(times[0] if times else time_exits(*arguments))  # a loaded machine takes another time each time
+        times.append(times[0] if times else time_exits(*arguments))  # on a loaded machine times differ between calls
         return times[-1]
 
     monkeypatch.setattr(calibrate, "time_exits", timed)
@@ -181,19 +181,19 @@ def test_latencies_of_real_devices_are_kept(
     assert " ".join(devices.arguments) in shown
 
 
-def test_devices_follow_what_was_stored_and_are_timed_for_any_target(
+def test_devices_follow_stored_policies_and_are_timed(
     students: Path, answers: Answers, devices: Served, tmp_path: Path, capsys
 ) -> None:
     model = ["--model", str(students), *devices.arguments, *DEADLINE]
     assert main(["calibrate", *model, *IMAGES, "--macs", "0.5", "--name", "half"]) == 0
     assert "p99 ms" in capsys.readouterr().out
-    asked = ["infer", *model, "--dataset", "digits", "--limit", "10"]
-    assert main([*asked, "--policy", "half"]) == 0
-    assert main([*asked, "--compare"]) == 0
+    infer = ["infer", *model, "--dataset", "digits", "--limit", "10"]
+    assert main([*infer, "--policy", "half"]) == 0
+    assert main([*infer, "--compare"]) == 0
     assert "half" in capsys.readouterr().out
 
 
-def test_a_runs_own_configuration_says_which_images_were_for_validation(
+def test_calibrate_takes_validation_images_from_a_runs_configuration(
     flat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: Path, capsys
 ) -> None:
     changes = {
@@ -214,7 +214,7 @@ def test_a_runs_own_configuration_says_which_images_were_for_validation(
     data = DataConfig(limit=300, validation=0.25)
     expected = load(data, None).train.subset(Population(data, 6, 3).validation())
     assert all(torch.equal(images.inputs, expected.inputs) for images in used)
-    # nothing else passes for them
+    # other images are refused
     assert main(["calibrate", "--model", str(folder), "--macs", "0.6", "-c", "run.seed=4"]) == 2
     assert "these are not the validation images of the students' training" in capsys.readouterr().err
 
@@ -229,22 +229,25 @@ def test_a_runs_own_configuration_says_which_images_were_for_validation(
         (["--latency-ms", "0"], "--latency-ms 0: give milliseconds above 0"),
         (["--p99-ms", "inf"], "--p99-ms inf: give milliseconds above 0"),
         (["--macs", "0.5", "--name", "../x"], "use letters, digits"),
-        (["--latency-ms", "5"], "give --student NUMBER=HOST:PORT for each of them"),
-        (["--p99-ms", "5", "--student", "1=127.0.0.1:1"], "give --student NUMBER=HOST:PORT for each of them"),
-        (["--latency-ms", "5", "--student", "3=127.0.0.1:1"], "the number one of 1, 2"),
+        (["--latency-ms", "5"], "give --student NUMBER=HOST:PORT for each student"),
+        (["--p99-ms", "5", "--student", "1=127.0.0.1:1"], "give --student NUMBER=HOST:PORT for each student"),
+        (["--latency-ms", "5", "--student", "3=127.0.0.1:1"], "with a student's NUMBER (1, 2)"),
         (["--macs", "0.5", "--student", "1=127.0.0.1:1"], "--student needs --token-file"),
         (["--macs", "0.5", "-c", "run.seed=2"], "these are not the validation images of the students' training"),
         (["--macs", "0.5", "-c", "data.limit=1400"], "these are not the validation images of the students' training"),
         (
             ["--macs", "0.5", "-c", "distree.max-accuracy-loss=0.02"],
-            "`server calibrate` does not read distree.max-accuracy-loss (give --accuracy-loss): leave out",
+            "`server calibrate` does not read distree.max-accuracy-loss (use --accuracy-loss): remove",
         ),
-        (["--macs", "0.5", "-c", "data.limit=4"], "there are no validation images to calibrate on"),
-        (["--macs", "0.5", "-c", "data.image-size=16"], "the students take images (1, 8, 8) of 10 classes, here are"),
+        (["--macs", "0.5", "-c", "data.limit=4"], "no validation images to calibrate on"),
+        (
+            ["--macs", "0.5", "-c", "data.image-size=16"],
+            "the students take images (1, 8, 8) of 10 classes, but data.name 'digits' has (1, 16, 16)",
+        ),
         (["--macs", "0.5", "--model", "absent"], "no students in absent"),
     ],
 )
-def test_what_the_user_can_mend_ends_with_2_and_one_line(
+def test_calibrate_refuses_a_mistake_with_2_and_one_line(
     arguments: list[str], message: str, trained: Path, capsys
 ) -> None:
     files = {path: path.read_bytes() for path in trained.iterdir()}
@@ -256,7 +259,7 @@ def test_what_the_user_can_mend_ends_with_2_and_one_line(
 
 
 @pytest.mark.parametrize("targets", [[], ["--macs", "0.5", "--accuracy-loss", "0.01"]])
-def test_there_is_one_target(targets: list[str], trained: Path) -> None:
+def test_calibrate_needs_exactly_one_target(targets: list[str], trained: Path) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["calibrate", "--model", str(trained), *targets])
     assert ended.value.code == 2

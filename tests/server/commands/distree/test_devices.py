@@ -1,4 +1,4 @@
-"""What a command line says of the devices that serve students."""
+"""The options that name the devices serving students."""
 
 import argparse
 from contextlib import ExitStack
@@ -31,14 +31,14 @@ def token(tmp_path: Path) -> Path:
     return file
 
 
-def test_numbers_name_students(stored: StoredStudents) -> None:
+def test_numbered_maps_students_to_values(stored: StoredStudents) -> None:
     assert devices.numbered(["2=b:2", "1=a:1"], stored, "--student") == {1: "a:1", 2: "b:2"}
 
 
 @pytest.mark.parametrize(
     "more", [[], ["--certificate", "1=a"], ["--deadline", "20.0"], ["--deadline", "0.5", "--coding", "uint8"]]
 )
-def test_options_are_told_again_as_they_were_given(more: list[str], stored: StoredStudents, token: Path) -> None:
+def test_words_repeat_the_options(more: list[str], stored: StoredStudents, token: Path) -> None:
     options = read(["--student", "1=a:1", *more], token)
     assert devices.words(options, stored) == ["--student", "1=a:1", "--token-file", str(token), *more]
 
@@ -46,8 +46,14 @@ def test_options_are_told_again_as_they_were_given(more: list[str], stored: Stor
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--student", "1=127.0.0.1:1", "--student", "1=127.0.0.1:2"], "--student 1=127.0.0.1:2: student 1 has 127.0"),
-        (["--student", "1=127.0.0.1:1", "--student", "01=127.0.0.1:1"], "student 1 has 127.0.0.1:1 already"),
+        (
+            ["--student", "1=127.0.0.1:1", "--student", "1=127.0.0.1:2"],
+            "--student 1=127.0.0.1:2: student 1 already has 127.0",
+        ),
+        (
+            ["--student", "1=127.0.0.1:1", "--student", "01=127.0.0.1:1"],
+            "student 1 already has 127.0.0.1:1: give one of them",
+        ),
         (
             ["--student", "1=127.0.0.1:1", "--certificate", "1=a", "--certificate", "1=b"],
             "--certificate 1=b: student 1",
@@ -57,8 +63,6 @@ def test_options_are_told_again_as_they_were_given(more: list[str], stored: Stor
         (["--student", "1=127.0.0.1:1", "--deadline", "inf"], "give seconds above 0"),
     ],
 )
-def test_what_makes_no_sense_is_refused(
-    arguments: list[str], message: str, stored: StoredStudents, token: Path
-) -> None:
+def test_ask_refuses_wrong_options(arguments: list[str], message: str, stored: StoredStudents, token: Path) -> None:
     with ExitStack() as stack, pytest.raises(UserError, match=message):
         devices.ask(stored, read(arguments, token), stack)

@@ -1,4 +1,4 @@
-"""`python -m server teacher`, `students` and `infer`: from images to answers of several real devices."""
+"""`python -m server teacher`, `students` and `infer`: from images to the answers of several real devices."""
 
 import errno
 import json
@@ -14,7 +14,7 @@ from common.data import DataConfig, load
 from server.__main__ import main
 from server.commands.distree.students import OPTIONS, READ
 from strategies.distree.model.stored import load_student, load_students, student_file
-from strategies.registry import sections
+from strategies.registry import all_settings
 from tests.support.served import Served, served
 
 IMAGES = ["-c", "data.name=digits", "-c", "network.name=wrn16", "--no-augmentation"]
@@ -48,7 +48,7 @@ def devices(trained: Trained) -> Iterator[Served]:
         )
 
 
-def test_students_learn_from_the_teacher_and_what_was_found_is_written(trained: Trained) -> None:
+def test_students_learn_from_the_teacher_and_write_a_report(trained: Trained) -> None:
     teacher = json.loads((trained.teacher / "report.json").read_text())
     report = json.loads((trained.students / "report.json").read_text())
     assert teacher["exits"]["test"][0] > 0.9
@@ -68,7 +68,7 @@ def test_students_learn_from_the_teacher_and_what_was_found_is_written(trained: 
         assert own.policies["calibrated"] == stored.policies["calibrated"][number]
 
 
-def test_devices_answer_what_one_process_would(trained: Trained, devices: Served, tmp_path: Path) -> None:
+def test_devices_give_the_answers_of_one_process(trained: Trained, devices: Served, tmp_path: Path) -> None:
     file = tmp_path / "answers.json"
     assert main(["infer", *devices.arguments, "--policy", "last", "--deadline", "20", "--json", str(file)]) == 0
     images = json.loads(file.read_text())["images"]
@@ -85,7 +85,7 @@ def test_devices_answer_what_one_process_would(trained: Trained, devices: Served
         assert image["received"] > 4 * sum(map(len, stored.students.spec.partition))
 
 
-def test_policies_are_compared_side_by_side(trained: Trained, devices: Served, tmp_path: Path) -> None:
+def test_infer_compares_policies(trained: Trained, devices: Served, tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     assert (
         main(["infer", *devices.arguments, "--compare", "--deadline", "20", "--batch", "8", "--json", str(file)]) == 0
@@ -100,15 +100,15 @@ def test_policies_are_compared_side_by_side(trained: Trained, devices: Served, t
         assert all(sum(counts.values()) == TEST for counts in row["histogram"].values())
 
 
-def test_a_latency_target_moves_devices_to_cheaper_exits(
+def test_latency_target_moves_devices_to_cheaper_exits(
     trained: Trained, devices: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "answers.json"
     assert main(["infer", *devices.arguments, "--target-ms", "0.01", "--deadline", "20", "--json", str(file)]) == 0
     images = json.loads(file.read_text())["images"]
     exits = [image["exits"][k] for image in images for k in ("1", "2")]
-    assert exits[:2] == [7, 7]  # the ladder begins with everybody at the last exit
-    assert sum(exits[-20:]) / 20 < 5  # some samples differ from no first feature enough to leave
+    assert exits[:2] == [7, 7]  # the ladder begins at the last exits
+    assert sum(exits[-20:]) / 20 < 5  # the features of some samples never differ enough to leave
     assert "rungs of the ladder" in capsys.readouterr().out
 
 
@@ -117,12 +117,12 @@ def test_a_latency_target_moves_devices_to_cheaper_exits(
     [
         (["--policy", "best"], "choose one of calibrated, last, neighbour, published, random"),
         (["--deadline", "0"], "give seconds above 0"),
-        (["--student", "3=127.0.0.1:1"], "the number one of 1, 2"),
+        (["--student", "3=127.0.0.1:1"], "with a student's NUMBER (1, 2)"),
         (["--student", "127.0.0.1:1"], "write NUMBER=VALUE"),
         (["--target-ms", "0"], "latency target must be above 0"),
     ],
 )
-def test_what_the_user_can_mend_ends_with_2_and_one_line(
+def test_infer_refuses_a_mistake_with_2_and_one_line(
     arguments: list[str], message: str, trained: Trained, devices: Served, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["infer", *devices.arguments, *arguments]) == 2
@@ -131,7 +131,7 @@ def test_what_the_user_can_mend_ends_with_2_and_one_line(
     assert error.count("\n") == 1
 
 
-def test_images_of_unknown_class_cannot_be_compared(
+def test_compare_refuses_images_of_unknown_class(
     trained: Trained, devices: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from PIL import Image
@@ -142,7 +142,7 @@ def test_images_of_unknown_class_cannot_be_compared(
     assert "needs the class of every image" in capsys.readouterr().err
 
 
-def test_a_device_that_was_killed_is_left_out_and_the_answer_says_so(
+def test_infer_reports_a_killed_device(
     trained: Trained, devices: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     devices.processes[2].kill()
@@ -154,7 +154,7 @@ def test_a_device_that_was_killed_is_left_out_and_the_answer_says_so(
     assert "student 2 is missing in 40 answers" in capsys.readouterr().out
 
 
-def test_students_are_as_wide_as_suits_the_declared_devices(
+def test_students_are_as_wide_as_the_declared_devices_allow(
     trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--teacher", str(trained.teacher), "--out", str(tmp_path / "new"), "--epochs", "1", *IMAGES]
@@ -165,9 +165,9 @@ def test_students_are_as_wide_as_suits_the_declared_devices(
     assert [backbone.width for backbone in spec.backbones] == [2, 1]
     assert spec.devices == ("memory=64MB,compute=5GFLOPS", "low")
     assert len(spec.partition[0]) > len(spec.partition[1])
-    told = capsys.readouterr().out
-    assert "student 1, for memory=64MB,compute=5GFLOPS: width 2, since width 3 would take" in told
-    assert "student 2, for low: width 1, since width 2 would take 12.66 ms an image, more than the slowest" in told
+    shown = capsys.readouterr().out
+    assert "student 1, for memory=64MB,compute=5GFLOPS: width 2, since width 3 would take" in shown
+    assert "student 2, for low: width 1, since width 2 would take 12.66 ms an image, more than the slowest" in shown
 
 
 @pytest.mark.parametrize(
@@ -178,22 +178,22 @@ def test_students_are_as_wide_as_suits_the_declared_devices(
         (["teacher", "--out", "new", "--epochs", "0"], "epochs"),
         (
             ["teacher", "--out", "new", "-c", "train.epochs=7", "-c", "train.momentum=0", "-c", "run.seed=2"],
-            "`server teacher` does not read train.epochs (give --epochs), train.momentum: leave out",
+            "`server teacher` does not read train.epochs (use --epochs), train.momentum: remove",
         ),
-        (["teacher", "--out", "new", "-c", "distree.beta=7"], "`server teacher` does not read distree.beta: leave out"),
+        (["teacher", "--out", "new", "-c", "distree.beta=7"], "`server teacher` does not read distree.beta: remove"),
         (
             ["students", "--teacher", "absent", "--out", "new", "-c", "distree.beta=7", "-c", "distree.public=digits"],
-            "`server students` does not read distree.public: leave out",
+            "`server students` does not read distree.public: remove",
         ),
-        (["teacher", "--out", "new", "-c", "data.limit=4"], "there are 4 training images on this server: too few"),
+        (["teacher", "--out", "new", "-c", "data.limit=4"], "data.name 'digits' has 4 training images here, too few"),
         (["teacher", "--out", ".", "-c", "data.name=digits"], "is not empty"),
-        (["teacher", "--out", "something"], "--out something cannot be a folder of results: File exists"),
-        (["teacher", "--out", "something/new"], "--out something/new cannot be a folder of results: Not a directory"),
-        (["teacher", "--out", "/proc/new"], "--out /proc/new cannot be a folder of results"),
+        (["teacher", "--out", "something"], "--out something cannot be used as a folder: File exists"),
+        (["teacher", "--out", "something/new"], "--out something/new cannot be used as a folder: Not a directory"),
+        (["teacher", "--out", "/proc/new"], "--out /proc/new cannot be used as a folder"),
         (["teacher", "--out", "new", "-c", "data.name=bbc_news", "-c", "network.name=transformer4"], "images"),
     ],
 )
-def test_training_refuses_before_it_starts(
+def test_training_refuses_a_mistake_before_it_starts(
     arguments: list[str],
     message: str,
     tmp_path: Path,
@@ -206,31 +206,31 @@ def test_training_refuses_before_it_starts(
     assert message in capsys.readouterr().err
 
 
-def test_what_is_said_to_be_read_are_keys_and_so_is_what_takes_their_place() -> None:
-    known = load_config({}, sections()).flat()
+def test_read_keys_and_replaced_keys_exist() -> None:
+    known = load_config({}, all_settings()).flat()
     assert set().union(*READ.values(), OPTIONS) <= set(known)
     assert not set().union(*READ.values()) & set(OPTIONS)
 
 
-def test_a_preset_may_have_keys_that_training_does_not_read(tmp_path: Path) -> None:
+def test_preset_may_have_keys_that_training_does_not_read(tmp_path: Path) -> None:
     preset = tmp_path / "preset.toml"
     preset.write_text("[train]\nepochs = 7\n[data]\nlimit = 100\n[network]\nname = 'wrn16'\n")
     assert main(["teacher", "--out", str(tmp_path / "new"), "--epochs", "1", "--preset", str(preset)]) == 0
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_the_training(
+def test_training_refuses_an_unwritable_folder_before_it_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(**_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr("server.commands.distree.students.TemporaryFile", refuse)  # an administrator may write anywhere
-    monkeypatch.setattr("server.commands.distree.students.train_teacher", lambda *_: pytest.fail("it has been trained"))
+    monkeypatch.setattr("server.commands.distree.students.train_teacher", lambda *_: pytest.fail("training started"))
     assert main(["teacher", "--out", str(tmp_path)]) == 2
-    assert "cannot be a folder of results: Permission denied" in capsys.readouterr().err
+    assert "cannot be used as a folder: Permission denied" in capsys.readouterr().err
 
 
-def test_a_teacher_of_other_images_is_refused(trained: Trained, tmp_path: Path, data_root: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_students_refuse_a_teacher_of_other_images(trained: Trained, tmp_path: Path, data_root: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     arguments = ["--teacher", str(trained.teacher), "--out", str(tmp_path / "new"), "-c", "network.name=wrn16"]
     tiny = ["-c", "data.name=cifar10", "-c", f"data.root={data_root / 'cifar10_tiny'}"]
     assert main(["students", *arguments, *tiny]) == 2

@@ -1,4 +1,4 @@
-"""Students on hosts of their own, with TLS: all answer, one is slow, one is gone."""
+"""Students on separate hosts with TLS: all answer, one is slow, one is killed."""
 
 import json
 import os
@@ -32,7 +32,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 @dataclass
 class Devices:
-    """Two students on two hosts, a third host that asks them."""
+    """Two students on two hosts, and a server on a third host."""
 
     folder: Path
     hosts: Mapping[str, Host]
@@ -41,7 +41,7 @@ class Devices:
     processes: dict[int, subprocess.Popen[str]] = field(default_factory=dict)
 
     def serve(self, number: int, *options: str) -> None:
-        """Start a student on its host; the one that was there is ended."""
+        """Start a student on its host, and end the one that runs there."""
         if number in self.processes:
             self.kill(number)
         host, keys = self.hosts[f"device-{number}"], self.folder / f"keys-{number}"
@@ -62,7 +62,7 @@ class Devices:
         self.processes[number].wait()
 
     def infer(self, *options: str) -> tuple[list[dict[str, Any]], str]:
-        """Ask on the server's host; returns what the answers file says of every image, and what was printed."""
+        """Run `infer` on the server's host; returns the answers file's images, and the output."""
         code, output = self.ask(*options)
         assert code == 0, output
         images: list[dict[str, Any]] = json.loads(self.answers.read_text())["images"]
@@ -70,11 +70,11 @@ class Devices:
 
     @property
     def answers(self) -> Path:
-        """The file that `ask` has written."""
+        """The answers file of `ask`."""
         return self.folder / "answers.json"
 
     def ask(self, *options: str) -> tuple[int, str]:
-        """Ask on the server's host; returns the exit code and what was printed."""
+        """Run `infer` on the server's host; returns the exit code and the output."""
         arguments = [part for own in self.arguments.values() for part in own]
         process = self.hosts["server"].popen(
             [sys.executable, "-m", "server", "infer", "--model", str(self.folder), "--dataset", "digits",
@@ -88,7 +88,7 @@ class Devices:
 
 @pytest.fixture(scope="module")
 def devices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Devices]:
-    """Students that nobody has trained, whose features differ all the same."""
+    """Untrained students with random exits, whose features differ."""
     folder = tmp_path_factory.mktemp("students")
     source = load(DataConfig(), None)
     backbone = NetworkSpec("wrn16", 10, source.input_shape, width=1)
@@ -129,7 +129,7 @@ def in_one_process(stored: StoredStudents, rows: list[int], policy: str) -> tupl
 
 @torch.no_grad()
 def alone(stored: StoredStudents, rows: list[int], number: int) -> list[str]:
-    """Return what these test images are by one student and the others' means."""
+    """Return the labels of these test images by one student and the others' mean features."""
     pixels = load(DataConfig(), None).test.inputs[rows]
     own = stored.students.student(number)(stored.normalizer(pixels))[-1]
     features = {k: own if k == number else mean.expand(IMAGES, -1) for k, mean in stored.means.items()}
@@ -138,7 +138,7 @@ def alone(stored: StoredStudents, rows: list[int], number: int) -> list[str]:
 
 @torch.no_grad()
 def cpu_seconds(stored: StoredStudents, number: int) -> float:
-    """Return the least that a student needs for a batch, whatever else this machine does."""
+    """Return the least CPU time that a student needs for a batch."""
     pixels, times = load(DataConfig(), None).test.inputs[:BATCH], []
     for _ in range(20):
         started = time.thread_time()
@@ -148,7 +148,7 @@ def cpu_seconds(stored: StoredStudents, number: int) -> float:
 
 
 @pytest.mark.parametrize("policy", ["last", "calibrated", "random"])
-def test_hosts_answer_what_one_process_would(devices: Devices, policy: str) -> None:
+def test_hosts_give_the_answers_of_one_process(devices: Devices, policy: str) -> None:
     images, _ = devices.infer("--policy", policy, "--deadline", "20")
     labels, exits = in_one_process(load_students(devices.folder), rows_of(images), policy)
     assert [image["label"] for image in images] == labels
@@ -157,7 +157,7 @@ def test_hosts_answer_what_one_process_would(devices: Devices, policy: str) -> N
     assert all(image["missing"] == {} and image["ms"] >= 10 for image in images)
 
 
-def test_hosts_that_show_the_certificate_of_another_get_no_images(devices: Devices) -> None:
+def test_hosts_with_the_wrong_certificate_get_no_images(devices: Devices) -> None:
     before = dict(devices.arguments)
     devices.arguments = {k: [*before[k][:3], f"{k}={devices.folder / f'keys-{3 - k}' / CERTIFICATE}"] for k in (1, 2)}
     code, output = devices.ask("--policy", "last", "--deadline", "1")
@@ -168,7 +168,7 @@ def test_hosts_that_show_the_certificate_of_another_get_no_images(devices: Devic
     assert "certificate" in output.lower()
 
 
-def test_a_slow_host_is_left_out_where_the_deadline_is_too_short_for_it(devices: Devices) -> None:
+def test_slow_host_is_left_out_after_a_short_deadline(devices: Devices) -> None:
     devices.serve(2, "--slowdown", str(SLOW))
     images, _ = devices.infer("--policy", "last", "--deadline", "20")
     assert all(image["exits"] == {"1": 7, "2": 7} for image in images)
@@ -177,14 +177,14 @@ def test_a_slow_host_is_left_out_where_the_deadline_is_too_short_for_it(devices:
     assert all(image["exits"]["2"] is None for image in images)
     assert all("late" in image["missing"]["2"] or "down" in image["missing"]["2"] for image in images)
     assert all(image["ms"] < 1000 * (deadline + 5) for image in images)
-    assert f"student 2 is missing in {IMAGES} answers, its mean stands in" in output
+    assert f"student 2 is missing in {IMAGES} answers, its mean feature stands in" in output
 
 
-def test_a_host_that_was_killed_is_left_out_before_the_deadline(devices: Devices) -> None:
+def test_killed_host_is_left_out_before_the_deadline(devices: Devices) -> None:
     devices.kill(2)
     images, output = devices.infer("--policy", "last", "--deadline", "2")
     assert all(image["exits"] == {"1": 7, "2": None} and image["missing"]["2"] for image in images)
     assert all(image["ms"] < 2500 for image in images)
-    assert f"student 2 is missing in {IMAGES} answers, its mean stands in" in output
+    assert f"student 2 is missing in {IMAGES} answers, its mean feature stands in" in output
     stored = load_students(devices.folder)
     assert [image["label"] for image in images] == alone(stored, rows_of(images), 1)

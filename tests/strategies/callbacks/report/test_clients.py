@@ -18,7 +18,7 @@ pytest.importorskip("matplotlib")
 MakeRun = Callable[..., Path]
 
 
-def test_a_run_whose_clients_evaluated_has_four_plots(make_run: MakeRun) -> None:
+def test_clients_evaluation_has_four_plots(make_run: MakeRun) -> None:
     plots = {p.title: p for p in client_plots(load_run(make_run(records=[client_record(1), client_record(2)])))}
     assert list(plots) == [
         "Accuracy on the clients",
@@ -40,11 +40,11 @@ def test_a_run_whose_clients_evaluated_has_four_plots(make_run: MakeRun) -> None
     assert "own test samples" in plots["Accuracy on the clients"].note
 
 
-def test_another_run_has_none(make_run: MakeRun) -> None:
+def test_run_without_clients_evaluation_has_no_client_plots(make_run: MakeRun) -> None:
     assert client_plots(load_run(make_run(records=[final_record(1)]))) == []
 
 
-def test_a_round_without_the_deep_clients_and_without_anybody_that_was_sampled() -> None:
+def test_plots_of_a_round_without_deep_or_sampled_clients() -> None:
     full = client_summary()
     shallow = full | {"exits": [0.5], "spread": [0.1], "sampled": {}}
     svg = accuracy_plot([(1, full), (2, shallow), (3, full)]).svg
@@ -54,17 +54,17 @@ def test_a_round_without_the_deep_clients_and_without_anybody_that_was_sampled()
     assert client_rows(shallow)[1][:3] == ["mean of exits", "60.0 ± 10.0 %", "-"]
 
 
-def test_a_band_is_drawn_per_exit() -> None:
+def test_accuracy_plot_has_a_band_per_exit() -> None:
     svg = accuracy_plot([(1, client_summary()), (2, client_summary(1))]).svg
     assert svg.count('id="FillBetweenPolyCollection') == 2
 
 
-def test_the_saving_in_words() -> None:
+def test_saving_sentence() -> None:
     assert saving_sentence(client_summary()) == (
         "Dynamic inference saves 37.5 % of the full network's MACs when every client leaves at the confidence that it "
         "chose on its validation samples, allowing 1 point to be lost there; accuracy goes from 70.0 % to 60.0 % "
-        "(-10.0 points). With one confidence for all, at which nobody leaves early, it saves 0.0 %; accuracy goes from "
-        "70.0 % to 70.0 % (+0.0 points)."
+        "(-10.0 points). With one confidence for all, at which no sample leaves early, it saves 0.0 %; accuracy goes "
+        "from 70.0 % to 70.0 % (+0.0 points)."
     )
     one = client_summary()
     one["common"] = one["curve"][2] | {"full_accuracy": 0.7}
@@ -74,5 +74,5 @@ def test_the_saving_in_words() -> None:
     assert "2 of 2 clients are measured on the validation samples" in saving_sentence(client_summary(own_test=0))
 
 
-def test_shares() -> None:
+def test_exit_shares() -> None:
     assert exit_shares([1, 0, 3]) == [0.25, 0.0, 0.75]

@@ -33,7 +33,7 @@ def test_table_has_a_column_per_run(make_run: MakeRun) -> None:
     )
 
 
-def test_what_clients_measured_has_its_own_rows(make_run: MakeRun) -> None:
+def test_clients_evaluation_has_its_own_rows(make_run: MakeRun) -> None:
     both = [final_record(1), record(2, client_accuracy=client_summary())]
     folders = [make_run("a", records=[client_record(1)]), make_run("b", strategy="fedavg", records=both),
                make_run("c", strategy="local", records=[record(1)])]  # fmt: skip
@@ -51,12 +51,12 @@ def test_what_clients_measured_has_its_own_rows(make_run: MakeRun) -> None:
     ]
 
 
-def test_runs_of_one_method_go_by_their_names(make_run: MakeRun) -> None:
+def test_runs_of_one_method_are_labelled_by_name(make_run: MakeRun) -> None:
     runs = [load_run(make_run("a")), load_run(make_run("b")), load_run(make_run("c", strategy="fedavg"))]
     assert labels(runs) == ["a", "b", "fedavg"]
 
 
-def test_page_draws_all_runs_in_common_plots(make_run: MakeRun, tmp_path: Path) -> None:
+def test_page_has_all_runs_in_common_plots(make_run: MakeRun, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     folders = [make_run("a"), make_run("b", strategy="fedavg"), make_run("c", strategy="none", records=[])]
     path = write_comparison(folders, tmp_path / "comparison.html")
@@ -66,7 +66,18 @@ def test_page_draws_all_runs_in_common_plots(make_run: MakeRun, tmp_path: Path) 
     assert "<th>mean of exits</th>" in page
 
 
-def test_runs_without_the_cost_curve_and_without_any_evaluation(make_run: MakeRun) -> None:
+def test_page_shows_markup_in_run_names_as_text(make_run: MakeRun, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    name = '<script>alert(1)</script> & "x"'
+    page = write_comparison([make_run(name), make_run("b")], tmp_path / "comparison.html").read_text()
+    shown = "&lt;script&gt;alert(1)&lt;/script&gt; &amp; "
+    assert "<script" not in page
+    assert f'<p class="soft">{shown}&#34;x&#34;, b</p>' in page
+    assert f'<th class="number">{shown}&#34;x&#34;</th>' in page
+    assert page.count(f'>{shown}"x"</text>') == 4
+
+
+def test_plots_need_evaluations_and_cost_curves(make_run: MakeRun) -> None:
     pytest.importorskip("matplotlib")
     unfinished = load_run(make_run("a", records=[record(1)]))
     assert [plot.title for plot in comparison_plots([unfinished])] == [
@@ -82,6 +93,6 @@ def test_runs_without_the_cost_curve_and_without_any_evaluation(make_run: MakeRu
     assert [plot.title for plot in plots][3:] == ["Inference cost against accuracy on the clients"]
 
 
-def test_a_folder_without_a_run_is_a_user_error(make_run: MakeRun, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no run's folder"):
+def test_folder_without_a_run_is_a_user_error(make_run: MakeRun, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a run folder"):
         compare_runs([make_run(), tmp_path / "absent"])

@@ -10,11 +10,11 @@ from tests.strategies.callbacks.samples import client_record, client_summary, fi
 MakeRun = Callable[..., Path]
 
 
-def client(number: int, depth: int, refused: str = "") -> dict[str, object]:
-    return {"client": number, "depth": depth, "reason": "", "num_examples": 1, "refused": refused}
+def client(number: int, part: int, refused: str = "") -> dict[str, object]:
+    return {"client": number, "part": part, "reason": "", "num_examples": 1, "refused": refused}
 
 
-def test_a_run_is_read_from_its_folder_alone(make_run: MakeRun) -> None:
+def test_run_is_read_from_its_folder_alone(make_run: MakeRun) -> None:
     run = load_run(make_run(reports=[client(0, 2), client(1, 1), client(2, 2), client(3, 0, "too small")]))
     assert (run.name, run.strategy, run.status) == ("some-run", "eefl", "completed")
     assert run.config["train.epochs"] == 7
@@ -29,17 +29,17 @@ def test_a_run_is_read_from_its_folder_alone(make_run: MakeRun) -> None:
     assert run.refused == {3: "too small"}
 
 
-def test_status_tells_how_it_ended(make_run: MakeRun) -> None:
+def test_status_says_how_the_run_ended(make_run: MakeRun) -> None:
     assert load_run(make_run("a", failure="QuorumError: 1 of 6")).status == "failed: QuorumError: 1 of 6"
     assert load_run(make_run("b", failure=None)).status == "not ended"
 
 
-def test_a_round_that_was_run_again_counts_once_and_the_later_one_holds(make_run: MakeRun) -> None:
+def test_repeated_round_counts_once_with_its_last_values(make_run: MakeRun) -> None:
     run = load_run(make_run(records=[record(1), record(2), record(2, traffic={"down": 5, "up": 1})]))
     assert run.traffic("down") == [3_000_000, 5]
 
 
-def test_clients_accuracy_stands_in_only_where_the_server_never_evaluates(make_run: MakeRun) -> None:
+def test_clients_accuracy_counts_only_without_server_evaluation(make_run: MakeRun) -> None:
     alone = load_run(make_run("alone", records=[record(1, accuracy={}), client_record(2), client_record(3)]))
     assert (alone.on_server, alone.evaluated) == (False, [(2, [0.55, 0.75]), (3, pytest.approx([0.6, 0.8]))])
     assert alone.means == [(2, pytest.approx(0.65)), (3, pytest.approx(0.7))]
@@ -51,21 +51,21 @@ def test_clients_accuracy_stands_in_only_where_the_server_never_evaluates(make_r
     assert (neither.evaluated, neither.means, neither.clients) == ([], [], {})
 
 
-def test_a_clients_evaluation_of_another_form_is_none(make_run: MakeRun) -> None:
+def test_clients_evaluation_in_another_form_is_ignored(make_run: MakeRun) -> None:
     assert load_run(make_run(records=[client_record(1, client_accuracy={"exit-1": 0.5})])).clients == {}
 
 
-def test_changed_values_are_told_from_defaults(make_run: MakeRun) -> None:
+def test_changed_values_are_split_from_defaults(make_run: MakeRun) -> None:
     changed, rest = split_config(load_run(make_run()))
     assert changed == {"run.name": "some-run", "run.strategy": "eefl", "run.rounds": 3, "train.epochs": 7}
     assert rest == {"train.lr": 0.05}
 
 
-def test_only_the_runs_own_method_shows_its_defaults(make_run: MakeRun) -> None:
+def test_defaults_of_other_methods_are_left_out(make_run: MakeRun) -> None:
     _, rest = split_config(load_run(make_run(strategy="darkdistill")))
     assert rest == {"run.strategy": "darkdistill", "train.lr": 0.05, "darkdistill.label-weight": 1.0}
 
 
-def test_what_is_no_run_folder_is_a_user_error(tmp_path: Path) -> None:
+def test_folder_without_a_run_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds config\.toml"):
         load_run(tmp_path)

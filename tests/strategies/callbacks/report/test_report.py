@@ -11,7 +11,7 @@ from strategies.callbacks.run_folder import RunFolder
 MakeRun = Callable[..., Path]
 
 
-def test_a_real_run_leaves_a_report(tmp_path: Path, prepare_run: Callable[..., Any]) -> None:
+def test_real_run_writes_a_report(tmp_path: Path, prepare_run: Callable[..., Any]) -> None:
     pytest.importorskip("matplotlib")
     run = prepare_run({"run.name": "real", "server.evaluate-every": 1})
     folder = RunFolder.create(tmp_path / "runs", run.strategy.config)
@@ -25,7 +25,7 @@ def test_a_real_run_leaves_a_report(tmp_path: Path, prepare_run: Callable[..., A
     assert written.read_text() == page
 
 
-def test_without_matplotlib_a_line_says_so_and_nothing_fails(
+def test_missing_matplotlib_is_logged_and_the_run_succeeds(
     make_run: MakeRun, strategy: Any, flower_log: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_run()
@@ -35,7 +35,7 @@ def test_without_matplotlib_a_line_says_so_and_nothing_fails(
     assert not (folder / "report.html").exists()
 
 
-def test_a_run_that_failed_has_a_report(make_run: MakeRun, strategy: Any) -> None:
+def test_failed_run_has_a_report(make_run: MakeRun, strategy: Any) -> None:
     pytest.importorskip("matplotlib")
     folder = make_run(failure="QuorumError: 0 of 6 clients answered")
     Report(folder).on_end(strategy, "QuorumError")

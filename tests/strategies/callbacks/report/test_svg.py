@@ -10,18 +10,18 @@ pytest.importorskip("matplotlib")
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def test_a_plot_follows_the_page() -> None:
+def test_plot_takes_width_and_text_colour_of_the_page() -> None:
     drawn = plot("A < B", lambda axes: axes.plot([1, 2], [3, 4], label="first & only $x"), "note")
     root = ElementTree.fromstring(drawn.svg)
     assert root.tag == f"{SVG}svg"
     assert root.attrib["aria-label"] == "A < B"
-    assert set(root.attrib) == {"viewBox", "role", "aria-label"}  # no width or height: as wide as its place
+    assert set(root.attrib) == {"viewBox", "role", "aria-label"}  # no width or height: it fills its container
     assert "first & only $x" in [element.text for element in root.iter(f"{SVG}text")]
     assert INK not in drawn.svg
     assert "currentColor" in drawn.svg
 
 
-def test_the_same_plot_is_the_same_bits() -> None:
+def test_same_plot_has_the_same_bits() -> None:
     first, second = (plot("same", lambda axes: axes.plot([1, 2], [3, 4])) for _ in range(2))
     assert first == second
 
@@ -45,11 +45,11 @@ def _place(element: ElementTree.Element) -> tuple[float, float]:
     return float(x), float(y)
 
 
-def test_few_points_are_marked() -> None:
+def test_only_few_points_have_markers() -> None:
     assert (marker(1), marker(500)) == ("o", "")
 
 
-def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_matplotlib_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UserError, match=r"pip install earlybloom\[report\]"):
         require_matplotlib()

@@ -7,10 +7,10 @@ from common.capacity import ROUND_SECONDS, Capacity, Choice, parse_capacity
 from common.config import RunConfig, Value, load_config
 from common.errors import UserError
 from common.networks import NetworkSpec, build, cost_table
-from strategies.distree.model.parts import STUDENTS, StudentCosts
+from strategies.distree.model.parts import LEAN, STUDENTS, StudentCosts
 from strategies.distree.model.stored import exit_macs
 from strategies.distree.model.students import Students, build_students, students_spec
-from strategies.registry import sections
+from strategies.registry import all_settings
 
 IMAGE = (3, 8, 8)
 TEACHER = NetworkSpec("wrn16", 4, IMAGE, width=2)
@@ -21,7 +21,9 @@ SAMPLES, BATCH = 100, 8
 
 def config(**changes: Value) -> RunConfig:
     flat: dict[str, Value] = {"train.batch-size": BATCH, "distree.students": 3}
-    return load_config(flat | {key.replace("__", ".").replace("_", "-"): v for key, v in changes.items()}, sections())
+    return load_config(
+        flat | {key.replace("__", ".").replace("_", "-"): v for key, v in changes.items()}, all_settings()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -139,10 +141,10 @@ def test_students_for_equal_devices_are_alike() -> None:
 
 def test_a_declared_student_counts_whatever_else(costs: StudentCosts) -> None:
     for number in (1, 2, 3):
-        found = STUDENTS.choose(parse_capacity({"depth": number}), costs, config(), SAMPLES, 4)
+        found = STUDENTS.choose(parse_capacity({"student": number}), costs, config(), SAMPLES, 4)
         assert found == Choice(number, f"declared student {number}")
-    assert choose(costs, depth=4) == Choice(0, "declared student 4, but this run has the students 1..3")
-    assert choose(costs, cut=2) == Choice(0, "declared cut 2, but this run has students: declare depth= instead")
+    assert choose(costs, student=4) == Choice(0, "declared student 4, but this run offers student 1, 2, 3")
+    assert choose(costs, cut=2) == Choice(0, "declared cut 2, but this run needs a student: declare student= too")
 
 
 def test_a_device_that_cannot_hold_the_teacher_is_refused_or_learns_from_public_images(whole: Students) -> None:
@@ -154,5 +156,5 @@ def test_a_device_that_cannot_hold_the_teacher_is_refused_or_learns_from_public_
     assert refused.part == 0
     assert refused.reason.startswith(f"the teacher needs {needs / 1e6:.1f} MB of {(needs - 1) / 1e6:.1f} MB; ")
     lean = choose(costs, changes={"distree__without_teacher": "public", "distree__public": "digits"}, memory=needs - 1)
-    assert (lean.part, lean.lean) == (1, True)
+    assert (lean.part, lean.values.get(LEAN)) == (1, True)
     assert lean.reason.endswith("so it learns from public images")

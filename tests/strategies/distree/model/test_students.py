@@ -32,7 +32,7 @@ def test_a_student_of_each_part_has_as_many_features_as_filters() -> None:
 def test_students_may_have_widths_of_their_own() -> None:
     spec = students_spec(TEACHER, BACKBONE, PARTS, widths=(1, 3))
     assert [backbone.width for backbone in spec.backbones] == [1, 3]
-    assert build_students(spec, seed=1).student(2).layout.widths[-1] == 3 * 64
+    assert build_students(spec, seed=1).student(2).architecture.widths[-1] == 3 * 64
     with pytest.raises(UserError, match="3 widths for 2 students"):
         students_spec(TEACHER, BACKBONE, PARTS, widths=(1, 2, 3))
 

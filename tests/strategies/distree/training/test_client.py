@@ -19,8 +19,8 @@ from common.weights.flat import FlatModel, FlatState
 from strategies.distree.model.parts import STUDENTS
 from strategies.distree.model.students import Students, build_students, students_spec
 from strategies.distree.training.client import FEATURES, IMAGES, LABELS, LOGITS, TEACHER, UNKNOWN, DistrEELocal
-from strategies.node.local_training import Job
-from strategies.registry import sections
+from strategies.method import Job
+from strategies.registry import all_settings
 
 CPU = torch.device("cpu")
 DIGITS = (1, 8, 8)
@@ -43,7 +43,7 @@ def teacher() -> EarlyExitNetwork:
 @pytest.fixture
 def digits() -> tuple[Tensor, Tensor]:
     """Twelve real images, normalised, and their labels: one batch."""
-    config = load_config(FLAT, sections())
+    config = load_config(FLAT, all_settings())
     images = load(config.data, None).train.subset(range(12))
     return normalizer(config.data, 1)(images.inputs), images.labels
 
@@ -54,7 +54,7 @@ def make_job(teacher: EarlyExitNetwork, digits: tuple[Tensor, Tensor]) -> Callab
         part = STUDENTS.take(build_students(SPEC, seed=3), number)
         data = ClientData(*digits, digits[0][:0], digits[1][:0], digits[0][:0], digits[1][:0])
         job = Job(
-            4, number, 1, load_config({**FLAT, **(changes or {})}, sections()), FlatModel(part), CPU, lambda: data,  # type: ignore[arg-type]
+            4, number, 1, load_config({**FLAT, **(changes or {})}, all_settings()), FlatModel(part), CPU, lambda: data,  # type: ignore[arg-type]
             round_values={"lr": LR}, states={TEACHER: FlatState.of(teacher.state_dict())},
         )  # fmt: skip
         return replace(job, **fields)
@@ -146,7 +146,7 @@ def test_images_that_changed_are_told(make_job: Callable[..., Job]) -> None:
 def test_public_images_take_the_place_of_the_clients_own(
     make_job: Callable[..., Job], teacher: EarlyExitNetwork, labelled: bool
 ) -> None:
-    config = load_config(FLAT, sections())
+    config = load_config(FLAT, all_settings())
     public = load(config.data, None).train.subset(range(50, 60))
     x = normalizer(config.data, 1)(public.inputs)
     with torch.no_grad():

@@ -1,11 +1,11 @@
-"""How figures are written in a cell, and cells in a Markdown table."""
+"""How figures are written in text and in the cells of Markdown tables."""
 
 from collections.abc import Callable, Iterable, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
-Read = Callable[[str], dict[str, Any]]
-"""The name of a results file, without its ending -> what it holds."""
+Read = Callable[[str], dict[str, Any]]  # the name of a results file, without its ending -> its content
+Figures = dict[str, str]  # the name of a figure or table in the text -> how it is written
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -21,6 +21,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def percent(share: float, digits: int = 1) -> str:
     """Return a share in percent, without the sign; halves go up, as many shares of 10,000 test images are one."""
     return str((100 * Decimal(str(share))).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP))
+
+
+def between(shares: Iterable[float], digits: int = 0) -> str:
+    """Return the least and the greatest of several shares in percent, without the sign."""
+    least, *_, greatest = sorted(shares)
+    return f"{percent(least, digits)} to {percent(greatest, digits)}"
 
 
 def exits(shares: Iterable[float], digits: int = 1) -> str:

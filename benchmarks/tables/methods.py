@@ -1,0 +1,108 @@
+"""README's table of methods: what each does, a command, and what was measured."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from benchmarks.tables import cafedistill, darkdistill, distree, hetero_splitee
+from benchmarks.tables.cells import Read, table
+
+RUN = "python -m server run"
+PERSONAL = "-c data.client-test=0.25"
+NOT_MEASURED = "not measured here"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method's row."""
+
+    does: str
+    command: str  # the options after `python -m server run`
+    measured: Callable[[Read], str] = lambda read: NOT_MEASURED
+    page: str = ""  # of the method; empty: it has none
+
+
+def _darkdistill(read: Read) -> str:
+    return f"{darkdistill.cifar10_gain(read, 'darkdistill')} points over `eefl` on CIFAR-10: no gain at this scale"
+
+
+def _eefl(read: Read) -> str:
+    return f"{darkdistill.cifar10_mean(read, 'eefl')} % on CIFAR-10, mean of four exits"
+
+
+def _over_eefl(variant: str) -> Callable[[Read], str]:
+    return lambda read: f"{darkdistill.digits_gain(read, variant)} points over `eefl` on skewed digits"
+
+
+def _cafedistill(read: Read) -> str:
+    published, light = (cafedistill.over_fedper(read, variant) for variant in ("cafedistill", "cafedistill light"))
+    return f"{light} points over `fedper` with a tenth of the published distillation, {published} with all of it"
+
+
+def _personal(read: Read) -> str:
+    fedper, local = (cafedistill.mean_of_exits(read, variant) for variant in ("fedper", "local"))
+    return f"`fedper` {fedper} %, `local` {local} % on skewed CIFAR-10; the others {NOT_MEASURED}"
+
+
+def _hetero_splitee(read: Read) -> str:
+    exit_, gain = hetero_splitee.server_exit(read, "sequential"), hetero_splitee.over_standalone(read)
+    averaging = hetero_splitee.server_exit(read, "averaging")
+    return f"{exit_} % on CIFAR-10 at 16x16, {gain} points over devices alone; `averaging` {averaging} %, not better"
+
+
+def _distree(read: Read) -> str:
+    last, saved, lost = (
+        figure(read) for figure in (distree.last_exit, distree.calibrated_saved, distree.calibrated_lost)
+    )
+    return f"two students {last} % on CIFAR-10; early exits save {saved} % of the MACs for {lost} points"
+
+
+METHODS: Mapping[str, Row] = {
+    "`darkdistill`": Row(
+        "generated samples let shallow models teach deeper ones on the server (KDD 2025)",
+        "-c run.strategy=darkdistill", _darkdistill, "strategies/darkdistill/README.md",
+    ),
+    "`eefl`": Row(
+        "layer-wise averaging of early-exit prefixes: the baseline that counts",
+        "-c run.strategy=eefl -c run.name=teacher", _eefl,
+    ),
+    "`depthfl`": Row(
+        "mutual self-distillation among a client's exits (ICLR 2023)", "-c run.strategy=depthfl", _over_eefl("depthfl")
+    ),
+    "`exclusivefl`": Row(
+        "only devices that carry the whole network take part", "-c run.strategy=exclusivefl", _over_eefl("exclusivefl")
+    ),
+    "`fedavg`": Row("the whole network, last exit only, on capable devices (2017)", "-c run.strategy=fedavg"),
+    "`fedprox`": Row("`eefl` with a pull towards the server's weights (2020)", "-c run.strategy=fedprox"),
+    "`median`": Row("`eefl` with the coordinate-wise median in place of the mean", "-c run.strategy=median"),
+    "`cafedistill`": Row(
+        "personal networks: similar clients' last exits teach shallow ones (arXiv 2601.10015)",
+        f"-c run.strategy=cafedistill {PERSONAL}", _cafedistill, "strategies/cafedistill/README.md",
+    ),
+    "`fedper` `fedrep` `fedbabu` `ditto` `fedavg_ft` `local`": Row(
+        "personal baselines", f"-c run.strategy=fedper {PERSONAL}", _personal, "strategies/personalised"
+    ),
+    "`hetero_splitee`": Row(
+        "devices train the first layers, the server the rest from streamed features (arXiv 2512.09313)",
+        "-c run.strategy=hetero_splitee", _hetero_splitee, "strategies/hetero_splitee/README.md",
+    ),
+    "`distree`": Row(
+        "one teacher becomes small students, one per device, that answer together (arXiv 2502.15735)",
+        "-c run.strategy=distree -c distree.teacher=runs/teacher", _distree, "strategies/distree/README.md",
+    ),
+}  # fmt: skip
+
+
+def methods(read: Read) -> str:
+    """Return the table."""
+    return table(
+        ("method", "what it does", "command", "measured"),
+        (
+            (
+                f"[{name}]({row.page})" if row.page else name,
+                row.does,
+                f"`{RUN} {row.command}`",
+                row.measured(read),
+            )
+            for name, row in METHODS.items()
+        ),
+    )

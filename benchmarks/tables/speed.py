@@ -1,0 +1,62 @@
+"""Figures of speed and memory: deployed rounds, simulations, what the server holds."""
+
+from typing import Any
+
+from benchmarks.tables.cells import Figures, Read, table
+
+ROUNDS = {
+    "flower": "Flower's own way",
+    "worker": "a worker keeps torch",
+    "stand-in": "and a process keeps Flower (`client start`)",
+}
+SIMULATIONS = {"lenet": "LeNet, 51 k parameters", "1.6M": "LeNet, 1.6 M parameters"}
+
+
+def figures(read: Read) -> Figures:
+    """Return every figure of the sections on speed and memory."""
+    rounds = read("memory")["rounds"]
+    virtual = read("cifar10_300_clients")["rounds"]
+    simulated = read("simulation")
+    shares = [simulated[name]["of_bare_per_cpu_second"]["ray"] for name in SIMULATIONS]
+    return {
+        "deployment": deployment(read),
+        "deployed_s": f"{read('deployment')['stand-in']['seconds_per_round']:.1f}",
+        "simulation": simulation(read),
+        "ray_share": f"{min(shares):.2f} to {max(shares):.2f}",
+        "idle_small": f"{simulated['lenet']['noop']['seconds_per_round']:.2f}",
+        "idle_large": f"{simulated['1.6M']['noop']['seconds_per_round']:.1f}",
+        "clients_300_rounds": str(len(virtual)),
+        "clients_300_seconds": f"{sum(one['seconds']['round'] for one in virtual):.0f}",
+        "memory_model": f"{rounds[0]['model']:.0f}",
+        "memory_live": f"{max(one['tensors_between_replies'] for one in rounds):.0f}",
+        "memory_uploaded": f"{rounds[-1]['uploaded'] / 1024:.1f}",
+    }
+
+
+def deployment(read: Read) -> str:
+    """Return the table of what a deployed round takes."""
+    result = read("deployment")
+    return table(
+        ("", "seconds a round", "CPU-seconds a message"),
+        (
+            (title, f"{result[case]['seconds_per_round']:.1f}", f"{result[case]['cpu_seconds_per_message']:.1f}")
+            for case, title in ROUNDS.items()
+        ),
+    )
+
+
+def simulation(read: Read) -> str:
+    """Return the table of clients per CPU-second, and wall-clock speed, over a bare PyTorch loop."""
+    result = read("simulation")
+    return table(
+        (
+            *("", "this project, in-process", "this project, Ray", "Flower's FedAvg, a node per client"),
+            "Ray, wall-clock",
+        ),
+        (_simulation_row(title, result[name]) for name, title in SIMULATIONS.items()),
+    )
+
+
+def _simulation_row(title: str, result: dict[str, Any]) -> tuple[str, ...]:
+    share = result["of_bare_per_cpu_second"]
+    return title, *(f"{share[way]:.2f}" for way in ("local", "ray", "flower")), f"{result['ray_speed_over_bare']:.2f}x"

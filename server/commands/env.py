@@ -1,0 +1,27 @@
+"""`python -m server env`: print the environment that `flwr` and `flower-*` commands typed by hand need."""
+
+import argparse
+import os
+import shlex
+
+from common.flower.processes import environment, flower_home
+from server.commands import Verbs
+
+
+def add_parser(verbs: Verbs) -> None:
+    """Add this verb."""
+    parser = verbs.add_parser(
+        "env",
+        help='print the environment for typing flwr commands: eval "$(python -m server env)"',
+        description=__doc__,
+    )
+    parser.set_defaults(run=run)
+
+
+def run(_: argparse.Namespace) -> int:
+    """Print an `export` line for every variable that has another value now, and make Flower's home."""
+    home = flower_home(None)
+    home.mkdir(exist_ok=True)
+    changed = {name: value for name, value in environment(home).items() if os.environ.get(name) != value}
+    print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in changed.items()))
+    return 0

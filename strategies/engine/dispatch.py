@@ -1,0 +1,63 @@
+"""From sampled clients to one message per node: each part's weights once, a task per client."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from flwr.app import Message
+
+from common.messages import protocol
+from common.messages.protocol import ClientReport, Order, Task
+from strategies.engine.roster import Roster
+from strategies.method import ServerMethod
+
+
+class Dispatcher:
+    """Deals clients to nodes and packs the nodes' messages."""
+
+    def __init__(self, method: ServerMethod, roster: Roster) -> None:
+        self.method, self.roster = method, roster
+        self.hosted: dict[int, tuple[int, ...]] = {}  # node -> clients of the messages that were packed last
+
+    def messages(self, order: Order, clients: Sequence[ClientReport], kind: str, ttl: float) -> list[Message]:
+        """Return a message of this kind for every node that hosts one of these clients; it lives `ttl` seconds."""
+        method = self.method
+        cost = {c.client: float(method.parts.macs(method.part(c)) * c.num_examples) for c in clients}
+        dealt = self.roster.deal(clients, cost)
+        self.hosted = {node: tuple(c.client for c in members) for node, members in dealt.items()}
+        serving = self._serving(dealt)
+        packed = {part: protocol.pack_state(method.part_state(part)) for part in set(serving.values())}
+        return [
+            Message(
+                content=self._content(order, members, packed, serving),
+                dst_node_id=node, message_type=kind, ttl=ttl, group_id=str(order.round),
+            )
+            for node, members in dealt.items()
+        ]  # fmt: skip
+
+    def _serving(self, dealt: dict[int, list[ClientReport]]) -> dict[int, int]:
+        """Return, by client, the part whose weights its node is sent: of nested parts the largest serves all."""
+        part = self.method.part
+        if not self.method.method.nested:
+            return {c.client: part(c) for members in dealt.values() for c in members}
+        largest = {node: max(map(part, members)) for node, members in dealt.items()}
+        return {c.client: largest[node] for node, members in dealt.items() for c in members}
+
+    def _content(
+        self,
+        order: Order,
+        members: Sequence[ClientReport],
+        packed: dict[int, protocol.PackedState],
+        serving: dict[int, int],
+    ) -> protocol.RecordDict:
+        method, nested = self.method, self.method.method.nested
+        names = {
+            part: protocol.MODEL if nested else f"part-{part}" for part in sorted({serving[c.client] for c in members})
+        }
+        tasks = tuple(
+            Task(
+                c.client, method.part(c), method.committed.get(c.client, 0), names[serving[c.client]], c.num_examples,
+                method.client_values(c),
+            ) for c in sorted(members, key=lambda c: c.client)
+        )  # fmt: skip
+        states = {name: packed[part] for part, name in names.items()} | dict(method.shared_states(members))
+        return protocol.pack_order(replace(order, tasks=tasks), states, method.client_arrays(members))

@@ -1,0 +1,116 @@
+"""From the nodes' replies to a round's update, and to the clients' own evaluation."""
+
+from collections.abc import Collection, Iterable, Mapping
+from logging import WARNING
+from typing import Any
+
+import numpy as np
+from flwr.app import Message
+from flwr.supercore import log
+
+from common.messages import protocol
+from strategies.client_evaluation import SCORE_BYTES, check, summarise
+from strategies.engine.aggregation import RoundCollector
+from strategies.engine.late import Latecomers
+from strategies.engine.roster import Roster
+from strategies.engine.rounds import Usage
+from strategies.method import RoundUpdate, ServerMethod
+
+Hosted = Mapping[int, tuple[int, ...]]  # node -> clients that its message was for
+
+
+def collect(
+    method: ServerMethod,
+    round_: int,
+    replies: Iterable[Message],
+    collector: RoundCollector,
+    hosted: Hosted,
+    *,
+    roster: Roster,
+    late: Latecomers,
+    usage: Usage,
+) -> RoundUpdate:
+    """Fold each reply as it arrives; a reply that is unfit is its clients' failure and ends nothing else."""
+    for message in replies:
+        usage.count("up", message)
+        if late.take(message, collector, round_):
+            continue
+        clients = hosted.get(message.metadata.src_node_id, ())
+        try:
+            if message.has_error():
+                for client in clients:
+                    collector.fail(client, f"its node failed: {last_line(message.error.reason)}")
+            else:
+                allowed = sum(method.client_array_bytes(method.asked[client]) for client in clients)
+                reply = protocol.unpack_reply(message.content, method.uploads, allowed)
+                roster.update(report for report in reply.reports if report.client in clients)
+                collector.add(reply, clients)
+        except (ValueError, TypeError, KeyError) as error:
+            for client in clients:
+                collector.reject(client, str(error))
+        for client in set(clients) & set(collector.update.failures):
+            method.lost(client)
+    update = collector.finish()
+    for part, tier in update.tiers.items():  # frozen weights do not travel up
+        tier.state.update({key: method.model[key] for key in method.layouts[part].keys if key not in tier.state})
+    for client, reason in update.failures.items():
+        log(WARNING, "round %d: client %d is left out: %s", round_, client, reason)
+    return update
+
+
+def client_scores(
+    method: ServerMethod, replies: Iterable[Message], hosted: Hosted, roster: Roster, trained: Collection[int]
+) -> dict[str, Any]:
+    """Return the clients' evaluation, as `client_evaluation.summarise` does, and by part if there are several."""
+    measure, loss = method.method.measure, method.config.server.accuracy_loss
+    scores: dict[int, Mapping[str, np.ndarray]] = {}
+    for message in replies:
+        scores |= _scores(method, message, hosted.get(message.metadata.src_node_id, ()), roster)
+    parts = {client: method.part(roster.reports[client]) for client in scores}
+    macs = {client: method.parts.exit_macs(part) for client, part in parts.items()}
+    result = summarise(scores, trained, macs, loss, measure)
+    if len(set(parts.values())) > 1:
+        groups = {p: {c: s for c, s in scores.items() if parts[c] == p} for p in sorted(set(parts.values()))}
+        result["by_part"] = {part: summarise(group, trained, macs, loss, measure) for part, group in groups.items()}
+    return result
+
+
+def problems(reply: Message) -> list[str]:
+    """Return what went wrong on a node, or for which of its clients."""
+    if reply.has_error():
+        return [last_line(reply.error.reason)]
+    try:
+        results = protocol.unpack_reply(reply.content, {}, 0).results
+    except ValueError as error:
+        return [str(error)]
+    return [f"client {result.client}: {result.error}" for result in results if result.error]
+
+
+def last_line(reason: str | None) -> str:
+    """Return what an exception said, without the stack above it."""
+    return ((reason or "").strip().splitlines() or ["no reason given"])[-1]
+
+
+def _scores(
+    method: ServerMethod, message: Message, hosted: Collection[int], roster: Roster
+) -> dict[int, Mapping[str, np.ndarray]]:
+    """Return the arrays of a node's clients that are fit; the log says why the others are not."""
+    node, scores = message.metadata.src_node_id, dict[int, Mapping[str, np.ndarray]]()
+    try:
+        if message.has_error():
+            raise ValueError(last_line(message.error.reason))
+        reply = protocol.unpack_reply(message.content, {}, len(hosted) * SCORE_BYTES)
+    except ValueError as error:
+        log(WARNING, "node %d could not evaluate: %s", node, error)
+        return {}
+    failed = {result.client: result.error for result in reply.results if result.error}
+    for client in set(reply.client_arrays) & set(hosted):
+        exits = len(method.parts.exit_macs(method.part(roster.reports[client])))
+        try:
+            check(reply.client_arrays[client], exits, method.method.measure)
+            scores[client] = reply.client_arrays[client]
+        except ValueError as error:
+            failed[client] = str(error)
+    for client, problem in sorted(failed.items()):
+        log(WARNING, "client %d could not evaluate: %s", client, problem)
+    return scores

@@ -1,0 +1,130 @@
+"""`python -m server run` and `compare`: exit codes, what they print, and real simulations on Ray."""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from client.app import app
+from common.flower.local_grid import LocalGrid
+from server.__main__ import main
+from server.commands import run
+from server.commands.launch import PROJECT, Outcome
+from server.commands.overrides import read_overrides
+from strategies.callbacks.run_folder import read_events
+from strategies.factory import make_strategy, read_config
+from tests.support.deployment import launched, wait_until
+
+SETTINGS = {
+    "run.strategy": "darkdistill", "run.rounds": 2, "clients.count": 4, "clients.per-round": 4, "data.limit": 200,
+    "clients.mix": "1,1,1,1", "darkdistill.server-epochs": 1, "darkdistill.distill-steps": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def simulations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Any]]:
+    """Replace the SuperLink: every simulation ends at once; the one of method "fails" fails."""
+    started: list[Mapping[str, Any]] = []
+
+    @contextmanager
+    def superlink(home: Path) -> Iterator[dict[str, str]]:
+        yield {}
+
+    def simulate(settings: Mapping[str, Any], root: Path, env: Mapping[str, str], **options: Any) -> Outcome:
+        started.append({**settings, **options})
+        failed = settings.get("run.strategy") == "fails"
+        return Outcome(root / "x", "finished:failed" if failed else "finished:completed", "quorum" if failed else "")
+
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / ".flwr"))
+    monkeypatch.setattr(run, "local_superlink", superlink)
+    monkeypatch.setattr(run, "simulate", simulate)
+    monkeypatch.setattr(run, "compare_runs", lambda folders: f"{len(folders)} runs")
+    monkeypatch.setattr(run, "write_comparison", lambda folders, path: path)
+    return started
+
+
+def test_run_exit_code_says_whether_all_runs_completed(simulations, capsys):
+    assert main(["run", "-c", "run.strategy=eefl"]) == 0
+    assert "1 runs" in capsys.readouterr().out
+    assert main(["run", "-c", "run.strategy=fails"]) == 1
+    assert "finished:failed: quorum" in capsys.readouterr().err
+    assert main(["compare", "--methods", "eefl,fails"]) == 1
+    assert main(["run", "-c", "oops"]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_run_shows_no_traceback_when_interrupted(tmp_path, number):
+    with subprocess.Popen(
+        [sys.executable, "-m", "server", "run", "-c", "data.limit=100"], cwd=PROJECT,
+        env=os.environ | {"FLWR_HOME": str(tmp_path / ".flwr")}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as process:  # fmt: skip
+        log = tmp_path / ".flwr" / "superlink.log"
+        wait_until(lambda: log.exists() and log.stat().st_size, 60, "the SuperLink did not start")
+        (superlink,) = psutil.Process(process.pid).children()
+        process.send_signal(number)
+        assert process.communicate(timeout=60)[0] == b""
+        assert process.returncode == 130
+    assert not superlink.is_running()
+
+
+def test_compare_uses_one_configuration_for_all_methods(simulations, capsys):
+    assert main(["compare", "--preset", "demo", "-c", "run.seed=5", "--workers", "2", "--gpus", "0.5"]) == 0
+    assert [started["run.strategy"] for started in simulations] == ["eefl", "darkdistill"]
+    assert len({started["run.name"] for started in simulations}) == 2
+    differ = ("run.strategy", "run.name")
+    one, two = ({k: v for k, v in started.items() if k not in differ} for started in simulations)
+    demo = read_overrides(argparse.Namespace(config=[], preset="demo"))
+    assert one == two == {**demo, "run.seed": 5, "workers": 2, "gpus": 0.5}
+    assert "comparison: " in capsys.readouterr().out
+
+
+def test_run_resumes_from_a_folder(simulations, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "--resume", "runs/old"]) == 0
+    (started,) = simulations
+    assert started["run.resume"] == str(tmp_path / "runs" / "old")
+    assert "run.name" not in started
+
+
+def test_run_refuses_new_configuration_with_resume(tmp_path, capsys):
+    assert main(["run", "--resume", str(tmp_path), "-c", "run.rounds=9"]) == 2
+    assert "--resume keeps the configuration" in capsys.readouterr().err
+
+
+@pytest.mark.deployment
+def test_ray_gives_the_weights_of_one_process(tmp_path):
+    done = launched(tmp_path, {**SETTINGS, "run.name": "ray"})
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "ray"
+    assert f"report: {folder / 'report.html'}" in done.stdout
+    assert (folder / "report.html").exists()
+    assert [e["event"] for e in read_events(folder / "metrics.jsonl")] == ["start", "round", "round", "end"]
+    weights = load_file(folder / "final" / "model.safetensors")
+    for per_node in range(5):
+        changes = {"run.name": f"local-{per_node}", "clients.per-node": per_node, "clients.store": str(tmp_path)}
+        strategy = make_strategy(read_config({**SETTINGS, **changes}))
+        nodes = [{"partition-id": p} for p in range(-(-4 // per_node) if per_node else 1)]
+        strategy.start(LocalGrid(app, nodes))
+        assert weights.keys() == strategy.model.keys()
+        assert all(torch.equal(weights[key], strategy.model[key]) for key in weights)
+
+
+@pytest.mark.deployment
+def test_failed_run_exits_with_1_and_flowers_reason(tmp_path):
+    missing = {"data.name": "cifar10", "data.root": str(tmp_path / "nowhere"), "round.quorum": 1.0}
+    done = launched(tmp_path, {**SETTINGS, **missing, "run.name": "failed"})
+    assert done.returncode == 1, done.stdout
+    assert "error: run failed ended as finished:failed: " in done.stderr
+    assert "nowhere" in done.stderr
+    assert not (tmp_path / "runs" / "failed").exists()
