@@ -1,1 +1,1 @@
-"""What both sides need: networks, exits, objectives, data, protocol. Imports nothing from the other packages."""
+"""Shared by server and client: networks, exits, objectives, data, messages. Imports nothing from the other packages."""

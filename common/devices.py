@@ -1,4 +1,4 @@
-"""Where the work runs: device, number of threads, autocast."""
+"""The torch device, number of threads, autocast, memory and determinism of a process."""
 
 import ctypes
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt(3)
 
 
 def pick_device(wanted: str) -> torch.device:
-    """Return the device for "auto", "cpu" or "cuda"; raises `UserError` when CUDA is asked for and absent."""
+    """Return the device for "auto", "cpu" or "cuda"; raises `UserError` for "cuda" without a GPU."""
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("device 'cuda' was asked for but torch sees no GPU; use 'auto' or 'cpu'")
+        raise UserError("device 'cuda' is configured, but torch sees no GPU: use 'auto' or 'cpu'")
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(wanted)
@@ -22,7 +22,7 @@ def pick_device(wanted: str) -> torch.device:
 
 @contextmanager
 def threads(number: int) -> Iterator[None]:
-    """Use this many torch threads inside: sums may differ in their last bits with another number."""
+    """Use this many torch threads inside; with another number sums may differ in their last bits."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -32,15 +32,15 @@ def threads(number: int) -> Iterator[None]:
 
 
 def keep_memory() -> None:
-    """Let this process keep the memory of tensors that are gone for those that come; where there is no glibc, nothing.
+    """Make this process reuse the memory of freed tensors; without glibc do nothing.
 
-    glibc gives large blocks back to the kernel, which maps them anew, page by page: 10 to 20 % of a training step on
-    the CPU, and more than half of a small network's inference at batch 32 (`benchmarks/exit_time.py`).
+    By default glibc gives large blocks back to the kernel, which maps them anew, page by page: 10 to 20 % of a training
+    step on the CPU, and more than half of a small network's inference at batch 32 (`benchmarks/exit_time.py`).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_TRIM_THRESHOLD, 1 << 30)
-        mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the most that glibc takes
+        mallopt(M_MMAP_THRESHOLD, 1 << 25)  # glibc's maximum
 
 
 def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[None]:
@@ -49,8 +49,8 @@ def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[None
 
 
 def deterministic() -> None:
-    """Ask for kernels whose result does not depend on the run; where CUDA has none, torch warns."""
+    """Use kernels whose result is the same in every run; where CUDA has none, torch warns."""
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # torch would also write NaN into every new tensor, to show up whoever reads it too early: 5 to 7 % of a step
+    # torch would also fill every new tensor with NaN, to reveal reads before the first write: 5 to 7 % of a step
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

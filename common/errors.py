@@ -1,5 +1,5 @@
-"""Errors that a user can mend."""
+"""Errors that a user can correct."""
 
 
 class UserError(ValueError):
-    """Something the user typed, declared or stored is wrong; the message says what to do about it."""
+    """A value that the user typed, declared or stored is wrong; the message says what to do about it."""

@@ -1,6 +1,6 @@
-"""Logs by option as one JSON object per line, which says of what run, round and node it is.
+"""Logs as text or, with `run.log-format="json"`, as one JSON object per line with its run, round and node.
 
-Flower's handlers stay where they are, because Flower redirects them; only the form of what they write changes.
+Flower's handlers stay in place, because Flower redirects them; only the form of their lines changes.
 """
 
 import json
@@ -17,17 +17,17 @@ from flwr.supercore.logger import ConsoleHandler
 from common.messages.header import ORDER, record_text
 
 FORMATS = ("text", "json")
-NODE_ID = "node-id"  # Flower's id of a node, beside what its node configuration says
+NODE_ID = "node-id"  # key of Flower's id of a node, added to its node configuration
 FIELDS = ("run", "round", "node")
 _context: ContextVar[Mapping[str, Any] | None] = ContextVar("log_context", default=None)
-_process: dict[str, Any] = {}  # what threads say that have no context of their own, such as the server's for streams
+_process: dict[str, Any] = {}  # fields for threads without a context of their own, such as the server's for streams
 
 
 class JsonFormatter(logging.Formatter):
     """Writes a record as one line of JSON: time (UTC), level, run, round, node, message, and an error's traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line; what is not known of run, round and node is null."""
+        """Return the line; an unknown run, round or node is null."""
         found = _context.get()
         known = _process if found is None else found
         line = {
@@ -42,12 +42,12 @@ class JsonFormatter(logging.Formatter):
 
 
 def use(form: str) -> None:
-    """Let Flower's logger write in this form, one of `FORMATS`."""
+    """Make Flower's logger write in this form, one of `FORMATS`."""
     for handler in logging.getLogger("flwr").handlers:
         if isinstance(handler, ConsoleHandler):
-            handler.json = form == "json"  # it then leaves out Flower's empty lines
+            handler.json = form == "json"  # leaves out Flower's empty lines
         if form == "json":
-            # Flower's handler knows no formatter
+            # Flower's handler ignores formatters
             handler.format = JsonFormatter().format  # type: ignore[method-assign]
         else:
             vars(handler).pop("format", None)
@@ -55,7 +55,7 @@ def use(form: str) -> None:
 
 @contextmanager
 def context(*, everywhere: bool = False, **fields: Any) -> Iterator[None]:
-    """Add run, round or node to what is logged inside; `everywhere` also by threads without a context."""
+    """Add run, round or node to the lines logged inside; `everywhere` includes threads without a context."""
     token, before = _context.set({**(_context.get() or {}), **fields}), dict(_process)
     if everywhere:
         _process.update(fields)
@@ -70,7 +70,7 @@ def context(*, everywhere: bool = False, **fields: Any) -> Iterator[None]:
 
 @contextmanager
 def of_message(content: RecordDict, node: Mapping[str, object]) -> Iterator[None]:
-    """Log inside as the message's run wants it, with its round; what cannot be read of it is not told."""
+    """Log inside in the form of the message's run, with its run and round; an unreadable message logs plain text."""
     try:
         order = json.loads(record_text(content, ORDER))
         form = json.loads(order["config"]).get("run.log-format")

@@ -1,4 +1,4 @@
-"""Where runs, caches and client states lie: beside Flower's home, so that nothing leaves the project's folder."""
+"""Folders of runs, caches and client states: beside Flower's home, so that all files stay in the project's folder."""
 
 import os
 from pathlib import Path
@@ -20,5 +20,5 @@ def cache_root() -> Path:
 
 
 def store_root(configured: str, declared: object = None) -> Path:
-    """Return the folder of what clients keep; a node's own declaration (`state`) comes first."""
+    """Return the folder of clients' states; a node's own declaration (`state`) comes first."""
     return Path(str(declared or configured)) if declared or configured else home() / ".cache" / "clients"

@@ -1,4 +1,4 @@
-"""Seeds derive from (run seed, round, client) and a purpose, nothing else, so that order and grouping never matter."""
+"""Seeds from (run seed, round, client) and a purpose, nothing else, so that order and grouping never matter."""
 
 import hashlib
 import threading
@@ -24,7 +24,7 @@ def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Ge
 def seed_global(device: torch.device, seed: int) -> None:
     """Seed the global state that dropout on `device` draws from.
 
-    Not `torch.manual_seed`: without a GPU in use it stores a stack trace for a later one, a millisecond each time.
+    Not `torch.manual_seed`: while no GPU is in use, it stores a stack trace for later, which takes a millisecond.
     """
     with _GLOBAL_STATE:
         torch.default_generator.manual_seed(seed)
@@ -34,8 +34,8 @@ def seed_global(device: torch.device, seed: int) -> None:
 
 @contextmanager
 def seeded(*parts: int | str) -> Iterator[None]:
-    """Seed the CPU's global state inside, for torch's own initialisers; afterwards it is as it was."""
-    # Not torch.manual_seed: that would also reseed the accelerators.
+    """Seed the CPU's global state inside, for torch's own initialisers, and restore it afterwards."""
+    # Not torch.manual_seed, which would also reseed the accelerators.
     with _GLOBAL_STATE, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(*parts))
         yield

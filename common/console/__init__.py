@@ -1,1 +1,1 @@
-"""What commands that classify share: the images they are given, and how answers are shown and stored."""
+"""Shared by the commands that classify: their images, and how they show and store answers."""

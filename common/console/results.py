@@ -1,4 +1,4 @@
-"""What all ways of classifying do with their answers."""
+"""Answers of the commands that classify: timing, accuracy, table and JSON file."""
 
 import json
 import time
@@ -24,14 +24,14 @@ def now(device: torch.device) -> float:
 def accuracy(answers: Iterable[tuple[str | None, str | None]]) -> tuple[int, float | None]:
     """Return how many (label, truth) have a truth and the share of those that are right; None without any.
 
-    No label is a wrong one.
+    A missing label counts as wrong.
     """
     right = [label == truth for label, truth in answers if truth is not None]
     return len(right), sum(right) / len(right) if right else None
 
 
 def answer(label: str, truth: str | None) -> str:
-    """Return a label as the table shows it, with the truth where it is another."""
+    """Return a label as the table shows it, with the truth if they differ."""
     return label if truth in (None, label) else f"{label} (not {truth})"
 
 

@@ -1,4 +1,4 @@
-"""What is classified: a folder of images, or a data set's test split."""
+"""The samples to classify: a folder of images, or a data set's test split."""
 
 import argparse
 import sys
@@ -25,7 +25,7 @@ Shape = tuple[int, ...]
 
 
 class Skipped:
-    """Files that cannot be read, by name; each one is told when it is met."""
+    """Files that cannot be read, by name; each is reported as soon as it is found."""
 
     def __init__(self) -> None:
         self.reasons: dict[str, str] = {}
@@ -36,7 +36,7 @@ class Skipped:
         print(f"skipped: {reason}", file=sys.stderr)
 
     def all_of(self, folder: Path) -> UserError:
-        """Return what to raise when nothing was left."""
+        """Return the error to raise when no readable file is left."""
         return UserError(f"none of the {len(self.reasons)} images in {folder} can be read: replace them")
 
 
@@ -44,40 +44,37 @@ class Skipped:
 class Samples:
     """A batch of images that fit the network."""
 
-    names: list[str]
-    """Relative to the folder; of a data set the number in its test split."""
-    truths: list[str | None]
-    """Class names, None where nobody knows."""
-    pixels: Tensor
-    """uint8 (b, C, H, W)."""
+    names: list[str]  # relative to the folder; of a data set the number in its test split
+    truths: list[str | None]  # class names; None where unknown
+    pixels: Tensor  # uint8 (b, C, H, W)
 
     def __len__(self) -> int:
         return len(self.names)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say what is classified."""
+    """Add the options that choose the samples to classify."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", type=Path, metavar="FOLDER", help=f"of {', '.join(SUFFIXES)}, any nesting")
     source.add_argument(
         "--dataset", metavar="NAME[:FOLDER]", help="test split of a data set, such as digits, or cifar10:/data/cifar10"
     )
     parser.add_argument("--limit", type=int, default=0, help="classify only so many, spread evenly (default: all)")
-    parser.add_argument("--batch", type=int, default=1, help="images at once (default 1: honest time per image)")
+    parser.add_argument("--batch", type=int, default=1, help="images at once (default 1: true time per image)")
 
 
 def read(options: argparse.Namespace, classes: Classes, shape: Shape, skip: Unreadable) -> Iterator[Samples]:
-    """Yield batches of what the options name for a model's classes and inputs; a folder is decoded batch by batch.
+    """Yield batches of the samples that the options name, as a model takes them; a folder is decoded batch by batch.
 
-    Size and channels are changed to what the network takes, of a data set only the size. `skip` is called with each
-    unreadable file, relative to the folder, and the reason.
-    Raises `UserError` when there is nothing, or a data set has other classes.
+    Images get the size and channels that the network takes, those of a data set only the size. `skip` is called with
+    each unreadable file, relative to the folder, and the reason.
+    Raises `UserError` for a missing or empty source, and for a data set with other classes.
     """
     for name, least in (("batch", 1), ("limit", 0)):
         if getattr(options, name) < least:
             raise UserError(f"--{name} {getattr(options, name)}: give {least} or more")
     if len(shape) != 3:
-        raise UserError(f"{options.model} is a model of texts: this command classifies images only")
+        raise UserError(f"--model {options.model} classifies texts, this command only images: give an image model")
     if options.dataset:
         return from_dataset(options.dataset, classes, shape, options.batch, options.limit)
     files = find_images(options.images)
@@ -87,15 +84,15 @@ def read(options: argparse.Namespace, classes: Classes, shape: Shape, skip: Unre
 def find_images(folder: Path) -> list[Path]:
     """Return all images below a folder, sorted; raises `UserError` without any."""
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}: give --images a folder that holds images")
+        raise UserError(f"--images {folder} is not a folder: give a folder that holds images")
     files = images_below(folder)
     if not files:
-        raise UserError(f"{folder} holds no images: put {', '.join(SUFFIXES)} files there")
+        raise UserError(f"--images {folder} holds no images: put {', '.join(SUFFIXES)} files there")
     return files
 
 
 def spread(items: Sequence[T], limit: int) -> list[T]:
-    """Return `limit` items at even distances, so that of a set in class order every class is there; 0: all."""
+    """Return `limit` items at even distances, so that a set in class order keeps all its classes; 0: all."""
     number = len(items)
     return [items[i * number // limit] for i in range(limit)] if 0 < limit < number else list(items)
 
@@ -108,7 +105,7 @@ def from_folder(
     size: int,
     skip: Unreadable = lambda path, reason: None,
 ) -> Iterator[Samples]:
-    """Yield the readable images of `files` below `folder`; a folder above a file may name its class."""
+    """Yield the readable images of `files` below `folder`; the deepest folder named like a class is the truth."""
     channels, height, width = shape
     known = {name.replace("/", "-"): name for name in classes}
     batch: list[tuple[str, str | None, np.ndarray[Any, np.dtype[np.uint8]]]] = []
@@ -138,12 +135,14 @@ def from_dataset(text: str, classes: Classes, shape: Shape, size: int, limit: in
         p.replace("data.root", "--dataset NAME:FOLDER").replace("data.name", "--dataset") for p in config.problems()
     ]
     if problems or config.is_text or name == DEVICES:
-        raise UserError("; ".join(problems) or f"--dataset {name}: this holds no images of its own")
+        raise UserError("; ".join(problems) or f"--dataset {name} holds no images: give a data set of images")
     test = load(config, paths.cache_root()).test
     if test.shape != shape:
-        raise UserError(f"--dataset {name}: its images are {test.shape}, the network takes {shape}")
+        raise UserError(f"--dataset {name} has images of {test.shape}, but the network takes {shape}: give another set")
     if unknown := sorted(set(test.classes) - set(classes)):
-        raise UserError(f"--dataset {name}: the model knows no class {unknown[0]!r}; give the set it was trained on")
+        raise UserError(
+            f"--dataset {name} has the class {unknown[0]!r}, the model does not: give the set it was trained on"
+        )
     chosen = spread(range(len(test)), limit)
     return _from_set(test.inputs, [test.classes[label] for label in test.labels.tolist()], chosen, size)
 

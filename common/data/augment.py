@@ -6,11 +6,11 @@ from torch import Tensor
 
 
 def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
-    """Return each image shifted by up to `padding` pixels, zeros coming in, and mirrored or not.
+    """Return each image shifted by up to `padding` pixels, filled up with zeros, and mirrored or not.
 
     Args:
-        images: (B, C, H, W), of any type; zero must be what padding should look like.
-        generator: on the CPU; each image draws its own shift and side.
+        images: (B, C, H, W), of any type; zero must be the value that padding should have.
+        generator: on the CPU; each image draws its own shift and flip.
         padding: pixels on each side (4 for 32x32 images: He et al., CVPR 2016, section 4.2).
     """
     count, _, height, width = images.shape

@@ -5,9 +5,9 @@ from torch import Tensor
 
 
 def batches(num_samples: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-    """Return the shuffled indices of one epoch as int64 (b,) per batch, sizes as equal as can be.
+    """Return the shuffled indices of one epoch as int64 (b,) per batch, with sizes as equal as possible.
 
-    A small remainder would be harmful: BatchNorm cannot train on one sample, and over two or three alike ones it
+    A small last batch would do harm: BatchNorm cannot train on one sample, and over two or three similar ones it
     multiplies gradients by hundreds where a feature map is a single pixel.
     """
     number = batch_count(num_samples, batch_size)

@@ -1,4 +1,4 @@
-"""A folder per piece of work, written once by whoever comes first and read by everybody."""
+"""A folder per piece of work, written once by the first process and read by all."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ def content_key(kind: str, *parts: Json) -> str:
 
 
 def fingerprint(root: Path, files: Iterable[Path]) -> list[Json]:
-    """Return what tells that files below `root` changed: names, sizes and times of change."""
+    """Return names, sizes and times of change of files below `root`: they differ once a file has changed."""
     facts: list[Json] = [str(root)]
     for file in sorted(files):
         status = file.stat()
@@ -34,11 +34,11 @@ def fingerprint(root: Path, files: Iterable[Path]) -> list[Json]:
 
 
 def cached(cache: Path, key: str, fill: Callable[[Path], None], read: Callable[[Path], T]) -> T:
-    """Return read(cache / key), which fill(folder) writes first if nobody has yet.
+    """Return read(cache / key), after fill(folder) has written that folder if it does not exist.
 
-    The folder is filled under another name and renamed when complete, so that a reader never sees half of it; of two
-    processes that fill it at once the later one uses the earlier one's. A damaged folder is written anew.
-    Raises UserError if the cache cannot be written.
+    The folder is filled under another name and renamed when complete, so that a reader never sees half of it. Of two
+    processes that fill it at once, the later one uses the folder of the earlier one. A damaged folder is written anew.
+    Raises `UserError` if the cache cannot be written.
     """
     folder = cache / key
     if folder.is_dir():
@@ -53,7 +53,7 @@ def cached(cache: Path, key: str, fill: Callable[[Path], None], read: Callable[[
         _publish(draft, folder)
     except OSError as error:
         raise UserError(
-            f"cannot keep prepared data in {cache} ({one_line(error)}): free some space or use another folder"
+            f"prepared data cannot be written into {cache} ({one_line(error)}): free some space or use another folder"
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -64,7 +64,7 @@ def _publish(draft: Path, folder: Path) -> None:
     try:
         draft.rename(folder)
     except OSError:
-        if not folder.is_dir():  # somebody else was quicker: theirs holds the same
+        if not folder.is_dir():  # another process was quicker: its folder holds the same
             raise
 
 
@@ -73,7 +73,7 @@ def write_rows(
 ) -> None:
     """Write `rows` of one type one after another as a .npy of `shape`, without holding them all in memory.
 
-    Plain writes instead of a memory map, because a full disk is an OSError for the first and a crash for the second.
+    Plain writes instead of a memory map: a full disk is an OSError for a write and a crash for a memory map.
     """
     with path.open("wb") as file:
         header = {"descr": dtype.str, "fortran_order": False, "shape": shape}

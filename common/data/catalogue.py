@@ -1,4 +1,4 @@
-"""The data sets known by name: where their copy on the Hugging Face hub lies and what normalises them."""
+"""The data sets known by name: their copies on the Hugging Face hub and their normalisation constants."""
 
 from dataclasses import dataclass
 
@@ -6,22 +6,19 @@ EMBEDDED = "digits"
 NEWS = "bbc_news"  # embedded texts
 FOLDER = "folder"
 TEXT = "text"  # a folder of texts
-DEVICES = "devices"  # every device brings its own images, the server has none
+DEVICES = "devices"  # every device brings its own images; the server has none
 
 
 @dataclass(frozen=True)
 class HubSet:
-    """One set on the Hugging Face hub.
-
-    `mean` and `std` are per-channel statistics of the training images scaled to [0, 1]; empty means 0.5 and 0.5.
-    """
+    """One set on the Hugging Face hub."""
 
     repository: str
     subset: str | None = None
     test_split: str = "test"
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    texts: bool = False
+    mean: tuple[float, ...] = ()  # per channel, of the training images scaled to [0, 1]; empty: 0.5
+    std: tuple[float, ...] = ()  # likewise
+    texts: bool = False  # samples are texts, not images
 
 
 HUB_SETS: dict[str, HubSet] = {

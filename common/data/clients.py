@@ -17,7 +17,7 @@ from common.data.config import DataConfig
 from common.data.images import Normalizer, SampleSet
 from common.errors import UserError
 
-KEPT_CLIENTS = 64  # a worker keeps this many clients' tensors; making them anew costs a fraction of training on them
+KEPT_CLIENTS = 64  # clients whose tensors a worker keeps; making them anew costs a fraction of training on them
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ClientData:
 
 @dataclass(frozen=True)
 class Population:
-    """The shared set and how it is dealt: what decides a virtual client's images."""
+    """The shared set and how it is dealt; together they decide a virtual client's samples."""
 
     data: DataConfig
     clients: int
@@ -43,10 +43,10 @@ class Population:
     def split(self, client: int) -> ClientSplit:
         """Return a client's training, validation and test indices into the shared training set.
 
-        Raises `UserError` when there is no such client.
+        Raises `UserError` when the client does not exist.
         """
         if not 0 <= client < self.clients:
-            raise UserError(f"there is no client {client}: clients.count is {self.clients}, ids start at 0")
+            raise UserError(f"client {client} does not exist: clients.count is {self.clients}, ids start at 0")
         indices = _partitions(self)[client]
         return client_split(indices, self.data.validation, self.seed, client, test=self.data.client_test)
 
@@ -57,7 +57,7 @@ class Population:
 
 @lru_cache(maxsize=KEPT_CLIENTS)
 def shared_data(population: Population, client: int, device: torch.device) -> ClientData:
-    """Return a virtual client's images."""
+    """Return a virtual client's samples."""
     source = load(population.data, paths.cache_root()).train
     parts = tuple(source.subset(part) for part in population.split(client))
     return _ready(parts, normalizer(population.data, source.shape[0]), device)
@@ -74,10 +74,10 @@ def own_data(
 ) -> ClientData:
     """Return a device's own images, resized to `shape` (C, H, W).
 
-    Raises `UserError` for classes that the server does not know, and where the server's data are texts.
+    Raises `UserError` for classes that the run does not have, and when the run's data are texts.
     """
     if data.is_text:
-        raise UserError(f"{folder}: a device's own folder can hold images only, but this run's data are texts")
+        raise UserError(f"{folder} holds images, but this run's data are texts: take part in a run with images")
     channels, height, width = shape
     image = (channels, height, width)
     parts = device_data(Path(folder), classes, image, data.validation, seed, test=data.client_test)
@@ -85,7 +85,7 @@ def own_data(
 
 
 def _ready(parts: Iterable[SampleSet], normalize: Normalizer, device: torch.device) -> ClientData:
-    """Return what training, validation and test samples, in this order, are to a network."""
+    """Return training, validation and test samples, given in this order, as a network takes them."""
     pairs = ((normalize(part.inputs).to(device), part.labels.to(device)) for part in parts)
     return ClientData(*chain.from_iterable(pairs))
 

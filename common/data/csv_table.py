@@ -1,4 +1,4 @@
-"""A local folder of texts: train.csv and, if there is one, test.csv, each with a row of column names."""
+"""A local folder of texts: train.csv and optionally test.csv, each with a row of column names."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ TRAIN, TEST = "train.csv", "test.csv"
 
 
 def csv_files(root: Path) -> list[Path]:
-    """Return those of the two files that there are."""
+    """Return those of the two files that exist."""
     return [root / name for name in (TRAIN, TEST) if (root / name).is_file()]
 
 
 def read_csv(root: Path, config: DataConfig) -> RawSet:
     """Read both files.
 
-    Raises UserError if there is no training file, or if one is damaged or lacks a column.
+    Raises `UserError` if the training file is missing, or if a file is damaged or lacks a column.
     """
     if not (root / TRAIN).is_file():
-        raise UserError(f"{root} holds neither train*.parquet files nor {TRAIN}: set data.root to a folder that does")
+        raise UserError(
+            f"data.root {root} holds neither train*.parquet files nor {TRAIN}: set it to a folder that does"
+        )
     test = _read(root / TEST, config) if (root / TEST).is_file() else None
     return tables_to_raw(_read(root / TRAIN, config), test, config, (), str(root))
 

@@ -1,4 +1,4 @@
-"""From a configuration to tensors: find the source, decode it once, keep pixels or token ids in a cache on disk."""
+"""Load the set that a configuration names: decode it once, keep pixels or token ids in a cache on disk."""
 
 from __future__ import annotations
 
@@ -28,22 +28,18 @@ from common.data.raw import Encoded, RawSet, RawSplit, first, merged, split_off_
 from common.data.text import token_ids
 from common.errors import UserError
 
-# Raise it whenever the same files would decode to something else, so that older caches are not taken.
+# Raise it whenever the same files would decode to something else, so that older caches are not used.
 _FORMAT = 2
-_MERGED = 0.5  # any share stands for all, because none of them changes the samples
+_MERGED = 0.5  # stands for every share above 0, since the merged samples are the same for all of them
 
 
 @dataclass(frozen=True, eq=False)
 class TrainTest:
-    """A whole set.
+    """A whole set."""
 
-    train, test  what is dealt to clients, and what the server tests on: nothing with data.client-test
-    natural      the client that each training sample belongs to (N,), integers or text; None unless
-                 data.partitioner is natural
-    """
-
-    train: SampleSet
-    test: SampleSet
+    train: SampleSet  # dealt to clients
+    test: SampleSet  # the server's test set; empty with data.client-test
+    # the natural client of each training sample (N,), integers or text; None unless data.partitioner is natural
     natural: NDArray[np.generic] | None = None
 
     @property
@@ -60,14 +56,14 @@ class TrainTest:
 def load(config: DataConfig, cache: Path | None) -> TrainTest:
     """Return the set that a configuration names; later calls in the same process return the same object.
 
-    cache: folder for pixels and token ids, shared by processes; with None every process decodes for itself.
-    Raises UserError if the set is missing or damaged, or its columns are not as told.
+    `cache` is a folder for pixels and token ids, shared by processes; with None every process decodes for itself.
+    Raises `UserError` if the set is missing or damaged, or lacks a configured column.
     """
     if config.name == DEVICES:
         nothing = torch.empty((0, config.channels, config.image_size, config.image_size), dtype=torch.uint8)
         empty = SampleSet(nothing, torch.empty(0, dtype=torch.int64), config.classes)
         return TrainTest(empty, empty)
-    # Only what changes the samples counts, so that two partitions of one set share it.
+    # Only the fields that change the samples are passed on, so that two partitions of one set share it.
     by_column = config.partitioner == "natural"
     default = DataConfig()
     return _load(
@@ -106,12 +102,12 @@ def _identity(config: DataConfig) -> list[Json]:
 
 
 def _source_files(config: DataConfig) -> list[Path]:
-    """Return the local files of a set, [] for one that is embedded or on the hub."""
+    """Return the local files of a set; [] if it is embedded or on the hub."""
     if not config.root:
         return []
     root = Path(config.root).resolve()
     if not root.is_dir():
-        raise UserError(f"data.root: there is no folder {root}: set it to the folder that holds the samples")
+        raise UserError(f"data.root is {root}, which is not a folder: set it to the folder that holds the samples")
     return parquet_files(root) or (csv_files(root) if config.is_text else images_below(root))
 
 
@@ -121,7 +117,7 @@ def _read_source(config: DataConfig) -> tuple[RawSplit, RawSplit, tuple[str, ...
         raise UserError(f"the set {config.name!r} has no column {config.column!r}: choose another data.partitioner")
     train, test = (raw.train, raw.test) if raw.test is not None else split_off_test(raw.train)
     if not len(train.labels) or not len(test.labels):
-        raise UserError(f"the set {config.root or config.name} has no training or no test samples: add some")
+        raise UserError(f"the set {config.root or config.name} has no training samples or no test samples: add some")
     train = first(train, config.limit)
     if config.client_test:
         train, test = merged(train, test), test.take(np.arange(0))
@@ -143,7 +139,7 @@ def _open_source(config: DataConfig) -> RawSet:
 
 @dataclass(frozen=True)
 class _Rows:
-    """One split's samples as arrays of one shape and type, made as they are asked for."""
+    """One split's samples as arrays of one shape and type, made one at a time."""
 
     name: str
     split: RawSplit

@@ -13,18 +13,22 @@ from common.data.raw import Encoded
 from common.data.support import one_line
 from common.errors import UserError
 
-# What Pillow raises for files that are cut short, damaged, no images, or absurdly large.
+# Pillow raises these for files that are cut short, damaged, no images, or far too large.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 _GREY_MODES = ("1", "L", "LA", "I", "I;16", "F")
 _PROBED = 64
 
 
 def image_shape(images: Sequence[Encoded], image_size: int, *, where: str) -> tuple[int, int, int]:
-    """Return the (C, H, W) that a set's images get: grey only if no image of an even sample has colour.
+    """Return the (C, H, W) of a set's decoded images: grey only if no image of an evenly spaced sample has colour.
 
-    image_size: side in pixels of the square they are resized to; 0 = the size of the first image.
-    where: what the images are called in an error ("train image").
-    Raises UserError for an image that cannot be read.
+    Args:
+        images: all of them.
+        image_size: side in pixels of the square to resize to; 0 = the size of the first image.
+        where: the images' name in an error ("train image").
+
+    Raises:
+        UserError: an image cannot be read.
     """
     step = max(1, len(images) // _PROBED)
     headers = [_header(images[number], _name(images[number], where, number)) for number in range(0, len(images), step)]
@@ -38,9 +42,14 @@ def decode(
 ) -> Iterator[NDArray[np.uint8]]:
     """Yield each image as uint8 (C, H, W) = `shape`.
 
-    resize: fit other sizes by bilinear resampling; otherwise they are an error.
-    where: what the images are called in an error ("train image").
-    Raises UserError for an image that cannot be read or does not fit.
+    Args:
+        images: encoded.
+        shape: of each decoded image.
+        resize: fit other sizes by bilinear resampling; otherwise they are an error.
+        where: the images' name in an error ("train image").
+
+    Raises:
+        UserError: an image cannot be read or does not fit.
     """
     for number, item in enumerate(images):
         yield _to_array(item, shape, resize, _name(item, where, number))
@@ -57,7 +66,7 @@ def _header(item: Encoded, where: str) -> tuple[str, tuple[int, int]]:
 
 
 def _open(item: Encoded, where: str) -> Image.Image:
-    """Open lazily: pixels are decoded only when they are asked for."""
+    """Open lazily: pixels are decoded when they are first used."""
     if isinstance(item, np.ndarray):
         return Image.fromarray(item)
     try:

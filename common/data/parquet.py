@@ -1,4 +1,4 @@
-"""A local folder of Parquet files: train-*.parquet and, if there is one, test-*.parquet (or valid*, val*)."""
+"""A local folder of Parquet files: train-*.parquet and optionally test-*.parquet (or valid*, val*)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def parquet_files(root: Path) -> list[Path]:
 def read_parquet(root: Path, config: DataConfig) -> RawSet:
     """Read the training and test files of a folder, shards in the order of their names.
 
-    Raises UserError if there are no training files, or if one is damaged.
+    Raises `UserError` if the training files are missing, or if a file is damaged.
     """
     files = parquet_files(root)
     train = [file for file in files if file.name.startswith("train")]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
 
 _FORMAT = 1
-# Sampled anew, as flwr-datasets does, until every client can train (BatchNorm needs two samples).
+# flwr-datasets samples anew until every client can train (BatchNorm needs two samples).
 _WANTED_SAMPLES = 2
 
 Parts = list[NDArray[np.int64]]
@@ -39,14 +39,20 @@ def partition(
 ) -> Parts:
     """Return one sorted index array per client, disjoint, the same for the same arguments.
 
-    A client may get no sample at all where a skewed Dirichlet distribution gives it none (`with_samples` names the
-    others); `shards` leaves out fewer samples than there are shards; `natural` deals to the first `num_clients` values
-    of the column in sorted order.
+    A skewed Dirichlet distribution may leave a client without samples (`with_samples` returns the others). `shards`
+    leaves out fewer samples than the number of shards. `natural` deals to the first `num_clients` values of the column
+    in sorted order.
 
-    labels   (N,) of the training set
-    cache    folder that keeps the result, so that later processes need not import flwr-datasets (a second or two)
-    natural  the column's value per sample (N,), for data.partitioner = natural
-    Raises UserError if so many clients are impossible.
+    Args:
+        config: its partitioner and that partitioner's setting.
+        labels: (N,), of the training set.
+        num_clients: number of parts.
+        seed: of the partitioner.
+        cache: folder that keeps the result, so that later processes need not import flwr-datasets (a second or two).
+        natural: the column's value per sample (N,), for data.partitioner = natural.
+
+    Raises:
+        UserError: the set has too few samples or values for so many clients.
     """
     targets = np.asarray(labels, dtype=np.int64)
     owners = natural if config.partitioner == "natural" else None
@@ -76,22 +82,22 @@ def _check(
     config: DataConfig, targets: NDArray[np.int64], num_clients: int, owners: NDArray[np.generic] | None
 ) -> None:
     if num_clients < 1:
-        raise UserError(f"there must be at least one client, got {num_clients}")
+        raise UserError(f"clients.count is {num_clients}, must be at least 1")
     if config.partitioner == "natural":
         if owners is None or len(owners) != len(targets):
             raise UserError(f"the set {config.name!r} has no natural clients: choose another data.partitioner")
         available, unit = len(np.unique(owners)), f"values in the column {config.column!r}"
-        needed, remedy = num_clients, "use fewer clients"
+        needed, remedy = num_clients, "lower clients.count"
     elif config.partitioner == "shards":
         available, unit = len(targets), "training samples"
-        needed, remedy = num_clients * config.shards_per_client, "use fewer clients or lower data.shards-per-client"
+        needed, remedy = num_clients * config.shards_per_client, "lower clients.count or data.shards-per-client"
     else:
         available, unit = len(targets), "training samples"
-        needed, remedy = num_clients, "use fewer clients or more data (data.limit)"
+        needed, remedy = num_clients, "lower clients.count or use more data (data.limit)"
     if needed > available:
         raise UserError(
-            f"{num_clients} clients with data.partitioner {config.partitioner!r} need {needed} but there are only "
-            f"{available} {unit}: {remedy}"
+            f"{num_clients} clients with data.partitioner {config.partitioner!r} need {needed} {unit}, "
+            f"but the set has only {available}: {remedy}"
         )
 
 
@@ -108,7 +114,7 @@ def _deal(
     try:
         return draw(_WANTED_SAMPLES)
     except ValueError:
-        # Eleven draws left some client with too few: then the first draw stands, poor clients included.
+        # Eleven draws each left a client with too few samples: the first draw is kept, such clients included.
         return draw(0)
 
 
@@ -144,7 +150,7 @@ def _indices(
 ) -> Parts:
     """Run a partitioner over a table of labels without images.
 
-    The table is shuffled first, as FederatedDataset does: some partitioners cut it in the order they find it.
+    The table is shuffled first, as FederatedDataset does: some partitioners cut it in its given order.
     """
     order = np.random.default_rng(seed).permutation(len(targets))
     columns: dict[str, NDArray[np.generic]] = {"index": order, "label": targets[order]}

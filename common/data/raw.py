@@ -1,4 +1,4 @@
-"""A data set as its source gives it: encoded images or texts and integer labels, before anything is decoded."""
+"""A data set as its source stores it: encoded images or texts and integer labels, before decoding."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ from numpy.typing import NDArray
 
 from common.seeding import derive_seed
 
-Encoded = bytes | Path | NDArray[np.uint8]
-"""One image: the bytes of an image file, the path of one, or grey pixels (H, W)."""
-Sample = Encoded | str
-"""An image or a text."""
+Encoded = bytes | Path | NDArray[np.uint8]  # one image: the bytes of a file, the path of one, or grey pixels (H, W)
+Sample = Encoded | str  # an image or a text
 
 TEST_SHARE = 0.2
 
 
 @dataclass(frozen=True, eq=False)
 class RawSplit:
-    """n encoded images or n texts, labels (n,) and, where asked for, the natural client of each sample (n,)."""
+    """Encoded images or texts of one split."""
 
-    samples: Sequence[Sample]
-    labels: NDArray[np.int64]
-    natural: NDArray[np.generic] | None = None
+    samples: Sequence[Sample]  # n encoded images or n texts
+    labels: NDArray[np.int64]  # (n,)
+    natural: NDArray[np.generic] | None = None  # (n,), the natural client of each sample, if requested
 
     def take(self, indices: NDArray[np.int64]) -> RawSplit:
         """Return the samples at `indices`."""
@@ -35,11 +33,11 @@ class RawSplit:
 
 @dataclass(frozen=True, eq=False)
 class RawSet:
-    """A training split, a test split where the source has one, and class names in the order of the labels."""
+    """A set of one source."""
 
     train: RawSplit
-    test: RawSplit | None
-    classes: tuple[str, ...]
+    test: RawSplit | None  # None: the source has no test split
+    classes: tuple[str, ...]  # names in the order of the labels
 
 
 def merged(train: RawSplit, test: RawSplit) -> RawSplit:
@@ -51,7 +49,7 @@ def merged(train: RawSplit, test: RawSplit) -> RawSplit:
 
 
 def split_off_test(split: RawSplit) -> tuple[RawSplit, RawSplit]:
-    """Set a fifth of each class aside as the test set; the same fifth in every run, on every machine."""
+    """Return (training, test): a fifth of each class, the same in every run and on every machine, is for testing."""
     test = []
     for label in np.unique(split.labels):
         members = np.flatnonzero(split.labels == label)
@@ -65,7 +63,7 @@ def split_off_test(split: RawSplit) -> tuple[RawSplit, RawSplit]:
 def first(split: RawSplit, limit: int) -> RawSplit:
     """Return the first `limit` samples (0 = all).
 
-    A set stored class by class is read across its classes, else the first n images would all show the same thing.
+    A set stored class by class is read across its classes: otherwise its first n samples would all be of one class.
     """
     if limit == 0 or limit >= len(split.labels):
         return split

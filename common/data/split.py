@@ -22,7 +22,7 @@ def client_split(
     """Split a client's sorted sample indices (n,) at random.
 
     `test` is the share of all samples kept for testing and `validation` that of the rest, both in [0, 1) and rounded
-    to whole samples; one sample at least is left for training. A client without samples gets empty arrays.
+    to whole samples. At least one sample is left for training. A client without samples gets empty arrays.
     """
     rest, own_test = _hold_out(indices, test, derive_seed(seed, "client test", client_id))
     train, held_out = _hold_out(rest, validation, derive_seed(seed, "validation", client_id))

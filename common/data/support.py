@@ -1,4 +1,4 @@
-"""Optional packages and other people's exceptions, put into one line for the user."""
+"""Optional packages, and exceptions of other packages as one line for the user."""
 
 import importlib
 from types import ModuleType
@@ -9,9 +9,9 @@ _LONGEST = 200
 
 
 def require(module: str, purpose: str) -> ModuleType:
-    """Import a package of the `simulation` extra, which a bare device does not have.
+    """Import a package of the `simulation` extra, which a device's base install lacks.
 
-    Raises UserError that says what to install.
+    Raises `UserError` that names what to install.
     """
     try:
         return importlib.import_module(module)
@@ -23,6 +23,6 @@ def require(module: str, purpose: str) -> ModuleType:
 
 
 def one_line(error: BaseException) -> str:
-    """Return what an exception says on a single line of bounded length."""
+    """Return an exception's text on a single line of bounded length."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."

@@ -1,4 +1,4 @@
-"""Arrow tables with a column of images or texts and one of labels: what files and the Hugging Face hub both give."""
+"""Arrow tables with a column of images or texts and one of labels, from files or the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def tables_to_raw(
 ) -> RawSet:
     """Turn tables into a raw set.
 
-    names: class names in the order of the labels; () = take them from the labels themselves. Texts' classes without
-    names are numbered in the order of their labels, because sets of texts like to count from 1.
-    Raises UserError for missing columns, missing values and labels out of range.
+    `names` are the class names in the order of the labels; () takes them from the labels themselves. Classes of texts
+    without names are numbered in the order of their labels, because sets of texts often count from 1.
+    Raises `UserError` for missing columns, missing values and labels out of range.
     """
     label = label_column(train.column_names, config.label, where)
     tables = [train] if test is None else [train, test]
@@ -39,12 +39,12 @@ def tables_to_raw(
     for column in columns:
         if column.size and not 0 <= column.min() <= column.max() < len(names):
             raise UserError(
-                f"{where}: column {label!r} holds labels from {column.min()} to {column.max()} but there are "
+                f"{where}: column {label!r} holds labels from {column.min()} to {column.max()}, but the set has "
                 f"{len(names)} classes: name another column in data.label"
             )
     splits = []
     for table, column in zip(tables, columns, strict=True):
-        # A test table whose samples are not dealt to clients need not say whose they are.
+        # A test table needs no natural clients unless its samples are dealt to clients.
         dealt = table is train or config.client_test > 0
         natural = _values(table, config.column, where) if dealt and config.partitioner == "natural" else None
         samples = _texts(table, config.text, where) if config.is_text else _bytes(table, where)
@@ -53,7 +53,7 @@ def tables_to_raw(
 
 
 def label_column(columns: list[str], wanted: str, where: str) -> str:
-    """Return the label column: the wanted one, else the first of the usual names."""
+    """Return the label column: the wanted one, else the first of the usual names; raises `UserError`."""
     for name in (wanted,) if wanted else LABEL_COLUMNS:
         if name in columns:
             return name
@@ -62,7 +62,7 @@ def label_column(columns: list[str], wanted: str, where: str) -> str:
 
 
 def class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
-    """Return the class names in the Hugging Face metadata of a Parquet schema; () if there are none."""
+    """Return the class names in the Hugging Face metadata of a Parquet schema; () if it has none."""
     text = (schema.metadata or {}).get(b"huggingface")
     try:
         return tuple(json.loads(text)["info"]["features"][label]["names"]) if text else ()
@@ -78,8 +78,8 @@ def _image_column(table: pa.Table, where: str) -> str:
             if types.is_struct(kind) and "bytes" in {field.name for field in kind}:
                 return name
     raise UserError(
-        f"{where} has no image column: one of {', '.join(IMAGE_COLUMNS)} must be a struct with the field `bytes`, "
-        f"but the columns are {', '.join(table.column_names)}"
+        f"{where} has no image column: its columns are {', '.join(table.column_names)}; "
+        f"name one of {', '.join(IMAGE_COLUMNS)}, a struct with the field `bytes`"
     )
 
 
@@ -110,7 +110,7 @@ def _texts(table: pa.Table, column: str, where: str) -> list[str]:
 def _values(table: pa.Table, column: str, where: str) -> NDArray[np.generic]:
     """Return a column as integers or, if it holds anything else, as text."""
     if column not in table.column_names:
-        raise UserError(f"{where} has no column {column!r}: choose from {', '.join(table.column_names)}")
+        raise UserError(f"{where} has no column {column!r}: choose one of {', '.join(table.column_names)}")
     values = table.column(column)
     if values.null_count:
         raise UserError(f"{where}: {values.null_count} values of column {column!r} are missing: fill or remove them")

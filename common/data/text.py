@@ -1,7 +1,7 @@
 """Texts as token ids, without a vocabulary that clients would have to agree on.
 
-A token's id is a hash of its letters (Weinberger et al., ICML 2009): the same on every machine, and nobody learns which
-words somebody else uses. Two words may share an id; with 32,000 ids that befalls few of a small set's words.
+A token's id is a hash of its letters (Weinberger et al., ICML 2009). It is the same on every machine, and no client
+learns the words of another. Two words may share an id; with 32,000 ids this happens to few words of a small set.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Exits: who leaves where in training (assignment) and at inference (policy), calibration, evaluation."""
+"""Exits: assignment of samples in training, exit policy at inference, calibration, evaluation."""
 
 from common.exits.assignment import assign_exits, exit_counts, exit_fractions
 from common.exits.calibration import BUDGET_SWEEP, budget_fractions, calibrate, fit_scores, fit_thresholds

@@ -1,4 +1,4 @@
-"""Which sample of a batch belongs to which exit: the exit policy of training.
+"""Assign each sample of a batch to an exit: the exit policy of training.
 
 Source: L2W-DEN (Han et al., ECCV 2022, figure 3); DarkDistill (Qu et al., KDD 2025) uses the same rule for
 the batches of its generators and for exit matching.
@@ -26,8 +26,8 @@ def exit_fractions(num_exits: int, p: float = DEFAULT_P) -> Tensor:
 
 
 def exit_counts(num_samples: int, fractions: Tensor) -> list[int]:
-    """Return how many of `num_samples` every exit takes: `floor(n * q_e)`, the last one all the others."""
-    # The tiny addend keeps a product that is a whole number on paper from landing just below it.
+    """Return how many of `num_samples` every exit takes: `floor(n * q_e)`, the last one all that are left."""
+    # The small addend corrects products that rounding puts just below a whole number.
     counts = [math.floor(num_samples * fraction + 1e-9) for fraction in fractions.tolist()[:-1]]
     return [*counts, num_samples - sum(counts)]
 
@@ -36,16 +36,15 @@ def assign_exits(logits: Sequence[Tensor], p: float = DEFAULT_P) -> list[Tensor]
     """Assign every sample of a batch to one exit.
 
     Exit 1 takes the samples that are most confident (max softmax) at exit 1, exit 2 the most confident at
-    exit 2 among the rest, and the last exit everything that is left. Equally confident samples are taken in
-    batch order.
+    exit 2 among the rest, and the last exit all that are left. Equally confident samples are taken in batch order.
 
     Args:
         logits: one `(n, C)` tensor per exit, shallow to deep.
         p: skew of the target fractions, see `exit_fractions`.
 
     Returns:
-        One int64 index tensor per exit, ascending, together a partition of `0..n-1`. An exit that takes
-        nobody keeps its (empty) place, so that position e is always exit e.
+        One int64 index tensor per exit, ascending, together a partition of `0..n-1`. The tensor of an exit that
+        takes no sample is empty, so that position e is always exit e.
     """
     device = logits[0].device
     num_samples = logits[0].shape[0]

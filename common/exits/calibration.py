@@ -33,8 +33,8 @@ def fit_scores(scores: Tensor, fractions: Tensor, *, strict: bool = False) -> tu
     Args:
         scores: `(E, N)`, larger = leaves earlier.
         fractions: `(E,)`, sum 1.
-        strict: samples leave above the threshold alone, not on it: then it is the float64 just below that score, and
-            scores must be float64 as well.
+        strict: samples leave only above the threshold, not at it; the threshold is then the float64 just below that
+            score, and scores must be float64 as well.
     """
     staying = torch.ones(scores.shape[1], dtype=torch.bool, device=scores.device)
     thresholds: list[float] = []
@@ -51,7 +51,7 @@ def fit_scores(scores: Tensor, fractions: Tensor, *, strict: bool = False) -> tu
 
 
 def fit_thresholds(validation_logits: Tensor, fractions: Tensor, measure: str = "softmax") -> ThresholdPolicy:
-    """Return the policy that lets the given fractions of the validation samples leave at each exit, see `fit_scores`.
+    """Return the policy by which the given fractions of the validation samples leave at each exit, see `fit_scores`.
 
     Args:
         validation_logits: `(E, N, C)`.
@@ -78,8 +78,8 @@ def calibrate(
         measure: see `confidence`.
 
     Returns:
-        Of equally cheap policies the most accurate one; if none is accurate enough, the one where everybody
-        goes to the last exit.
+        Of equally cheap policies the most accurate one; if none is accurate enough, the one by which all samples go
+        to the last exit.
     """
     num_exits, num_samples, _ = validation_logits.shape
     cost = torch.tensor(costs, dtype=torch.float64)

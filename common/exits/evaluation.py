@@ -16,23 +16,14 @@ from common.exits.policy import exit_predictions
 
 @dataclass(frozen=True)
 class BudgetPoint:
-    """One point of the accuracy-cost curve.
+    """One point of the accuracy-cost curve."""
 
-    Attributes:
-        p: where in the sweep, see `budget_fractions`.
-        thresholds: fitted on validation, one per exit but the last.
-        mean_macs: mean cost of a test sample, in the unit of the given exit costs.
-        accuracy: on the test samples, in [0, 1].
-        exit_histogram: test samples that left at each exit.
-        validation_accuracy: with the same thresholds, in [0, 1]; choose a point by this one.
-    """
-
-    p: float
-    thresholds: tuple[float, ...]
-    mean_macs: float
-    accuracy: float
-    exit_histogram: tuple[int, ...]
-    validation_accuracy: float
+    p: float  # position in the sweep, see `budget_fractions`
+    thresholds: tuple[float, ...]  # fitted on validation, one per exit but the last
+    mean_macs: float  # mean cost of a test sample, in the unit of the given exit costs
+    accuracy: float  # on the test samples, in [0, 1]
+    exit_histogram: tuple[int, ...]  # number of test samples that left at each exit
+    validation_accuracy: float  # with the same thresholds, in [0, 1]; choose a point by this one
 
 
 @torch.inference_mode()
@@ -46,7 +37,7 @@ def collect_logits(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]])
         batches: normalised images `(B, C, H, W)` and labels `(B,)`, on any device.
 
     Raises:
-        UserError: there are no samples.
+        UserError: the batches hold no samples.
     """
     device = next(network.parameters()).device
     was_training = network.training
@@ -60,7 +51,7 @@ def collect_logits(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]])
     finally:
         network.train(was_training)
     if not logits:
-        raise UserError("there are no samples to evaluate; give every client some validation and test data")
+        raise UserError("no samples to evaluate: give every client some validation and test data")
     return torch.cat(logits, dim=1), torch.cat(labels)
 
 
@@ -97,7 +88,7 @@ def budgeted_curve(
         measure: see `confidence`.
 
     Returns:
-        One point per p of `BUDGET_SWEEP`, cheap to dear.
+        One point per p of `BUDGET_SWEEP`, from cheap to expensive.
     """
     num_exits = validation_logits.shape[0]
     macs = torch.tensor(exit_macs, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""When a sample leaves: confidence measures and the threshold policy of inference."""
+"""Confidence measures and the threshold policy of inference."""
 
 import json
 import math
@@ -15,7 +15,7 @@ MEASURES = ("softmax", "raw", "entropy")
 
 
 def confidence(logits: Tensor, measure: str = "softmax") -> Tensor:
-    """Return how sure the logits `(..., C)` are, `(...)`, larger = more confident.
+    """Return the confidence `(...)` of logits `(..., C)`, larger = more confident.
 
     Args:
         logits: class scores.
@@ -32,34 +32,29 @@ def confidence(logits: Tensor, measure: str = "softmax") -> Tensor:
     if measure == "entropy":
         entropy = torch.special.entr(F.softmax(logits, -1)).sum(-1)
         return (1.0 - entropy / math.log(logits.shape[-1])).clamp(0.0, 1.0)  # rounding may lead just outside
-    raise UserError(f"unknown confidence measure {measure!r}; choose one of {', '.join(MEASURES)}")
+    raise UserError(f"unknown confidence measure {measure!r}: choose one of {', '.join(MEASURES)}")
 
 
 @dataclass(frozen=True)
 class ThresholdPolicy:
-    """A sample leaves at the first exit whose threshold its confidence reaches; the last exit takes all.
+    """A sample leaves at the first exit whose threshold its confidence reaches; the last exit takes all."""
 
-    Attributes:
-        thresholds: one per exit but the last, shallow to deep; `inf` = nobody leaves here.
-        measure: see `confidence`.
-    """
-
-    thresholds: tuple[float, ...]
-    measure: str = "softmax"
+    thresholds: tuple[float, ...]  # one per exit but the last, shallow to deep; `inf`: no sample leaves here
+    measure: str = "softmax"  # see `confidence`
 
     def __post_init__(self) -> None:
         if self.measure not in MEASURES:
-            raise UserError(f"unknown confidence measure {self.measure!r}; choose one of {', '.join(MEASURES)}")
+            raise UserError(f"unknown confidence measure {self.measure!r}: choose one of {', '.join(MEASURES)}")
         if not all(threshold > -math.inf for threshold in self.thresholds):
-            raise UserError("an exit threshold is not a number; check that the network's outputs are finite")
+            raise UserError("an exit threshold is not a number: check that the network's outputs are finite")
 
     @property
     def num_exits(self) -> int:
-        """Exits of the network that the policy is for."""
+        """Number of exits of the network that the policy is for."""
         return len(self.thresholds) + 1
 
     def __call__(self, exit_index: int, logits: Tensor) -> Tensor:
-        """Return who leaves at exit `exit_index` (from 0), bool `(b,)`, given that exit's logits `(b, C)`."""
+        """Return which samples leave at exit `exit_index` (from 0), bool `(b,)`, from that exit's logits `(b, C)`."""
         if exit_index >= len(self.thresholds):
             return torch.ones(logits.shape[0], dtype=torch.bool, device=logits.device)
         return confidence(logits, self.measure) >= self.thresholds[exit_index]
@@ -72,7 +67,7 @@ class ThresholdPolicy:
         """
         if logits.shape[0] != self.num_exits:
             raise UserError(
-                f"the exit policy is for {self.num_exits} exits, the network has {logits.shape[0]}; calibrate it again"
+                f"the exit policy is for {self.num_exits} exits, the network has {logits.shape[0]}: calibrate it again"
             )
         leaves = torch.stack([self(index, exit_logits) for index, exit_logits in enumerate(logits)])
         # argmax of 0/1 returns the first 1: the shallowest exit whose threshold is reached.
@@ -85,7 +80,7 @@ class ThresholdPolicy:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Rebuild a policy from `to_json`.
+        """Return the policy that `to_json` wrote.
 
         Raises:
             UserError: the text is not a stored policy.
@@ -95,14 +90,14 @@ class ThresholdPolicy:
             thresholds = tuple(math.inf if value is None else float(value) for value in state["thresholds"])
             return cls(thresholds, str(state["measure"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError("the stored exit policy is damaged; calibrate the network again") from error
+            raise UserError("the stored exit policy is damaged: calibrate the network again") from error
 
 
 def entropy_gate(tau: float) -> ThresholdPolicy:
-    """Return the policy of two exits, a device's and its server's: who stays on the device.
+    """Return the policy of two exits, a device's and its server's.
 
-    A sample stays if its entropy at the device's exit, divided by log C, is at most `tau` (BranchyNet). Two ends are
-    exact: at 0 nobody stays, at 1 everybody does.
+    A sample leaves on the device if its entropy at the device's exit, divided by log C, is at most `tau` (BranchyNet).
+    Both ends are exact: at 0 no sample leaves on the device, at 1 all do.
 
     Raises:
         UserError: `tau` is not in [0, 1].

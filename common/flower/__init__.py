@@ -1,1 +1,1 @@
-"""Flower's own processes, and a grid without any."""
+"""Flower's own processes, and an in-process grid without them."""

@@ -1,7 +1,7 @@
 """An in-process Flower grid: runs a ServerApp or a strategy against a ClientApp without Ray or a SuperLink.
 
-Messages are serialised and rebuilt as in deployment. Give it node configurations as a simulation or SuperNodes would
-have them. For tests, notebooks and benchmarks; in one process, one message after another unless told otherwise.
+Messages are serialised and rebuilt as in deployment. Node configurations are those of a simulation or of SuperNodes.
+For tests, notebooks and benchmarks. Messages run one after another unless `concurrent` is set.
 """
 
 import random
@@ -29,8 +29,8 @@ class LocalGrid(Grid):
         *,
         concurrent: bool = False,
     ) -> None:
-        """With `concurrent` each message runs on a thread of its own, as clients that stream to one server need it."""
-        # a Message can only be made inside a Flower task; this is one
+        """With `concurrent` each message runs on its own thread, which clients that stream to one server need."""
+        # a Message can be made only inside a Flower task, so this process becomes one
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
         source = random.Random(0)
         self.app, self.concurrent = app, concurrent
@@ -47,11 +47,11 @@ class LocalGrid(Grid):
 
     @property
     def run(self) -> Any:
-        """There is no Flower run behind this grid."""
+        """Not available: this grid has no Flower run."""
         raise NotImplementedError
 
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """Deprecated in Flower; build a `Message`."""
+        """Not available, since Flower deprecates it; build a `Message`."""
         raise NotImplementedError
 
     def get_node_ids(self) -> Iterable[int]:

@@ -1,4 +1,4 @@
-"""Flower's processes: the environment they need, free ports, and children that end when this process is told to."""
+"""Flower's processes: their environment, free ports, and child processes that end with this one."""
 
 import os
 import signal
@@ -13,9 +13,9 @@ from types import FrameType
 
 PROJECT = Path(__file__).resolve().parents[2]
 GRACE = 15.0  # seconds that a child has to end before it is killed
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed, or ssh dropped
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed, or ssh lost its connection
 
-# Asks Linux for SIGTERM when the launcher dies (1: PR_SET_PDEATHSIG), and becomes the command unless it is dead by now.
+# Asks Linux for SIGTERM when the launcher dies (1: PR_SET_PDEATHSIG), then becomes the command if the launcher lives.
 TIE = """
 import ctypes, os, sys
 ctypes.CDLL(None).prctl(1, 15)
@@ -25,7 +25,7 @@ if os.getppid() == int(sys.argv[1]):
 
 
 def flower_home(state: Path | None) -> Path:
-    """Return Flower's home: in the folder that a user names, else `$FLWR_HOME`, else in the project's folder."""
+    """Return Flower's home: in the user's folder `state`, else `$FLWR_HOME`, else in the project's folder."""
     return state.absolute() / ".flwr" if state else Path(os.environ.get("FLWR_HOME") or PROJECT / ".flwr").absolute()
 
 
@@ -45,14 +45,14 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """Return a port of loopback that nobody listens at just now."""
+    """Return a loopback port without a listener."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def wait_for_port(host: str, port: int, process: "subprocess.Popen[bytes]", seconds: float = 30.0) -> bool:
-    """Return whether a process listens within so many seconds, and before it ends."""
+    """Return whether a process starts to listen at the port within so many seconds and before it ends."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
         try:
@@ -64,7 +64,7 @@ def wait_for_port(host: str, port: int, process: "subprocess.Popen[bytes]", seco
 
 
 def tied(command: Sequence[str]) -> Sequence[str]:
-    """Return a command for a child that, on Linux, is told to end when this process is killed (SIGKILL), too.
+    """Return a command for a child that, on Linux, gets SIGTERM even when this process is killed (SIGKILL).
 
     Start it from the main thread: the child ends with the thread that started it.
     """
@@ -72,25 +72,25 @@ def tied(command: Sequence[str]) -> Sequence[str]:
 
 
 class Child:
-    """A running process, and whether this one was told to stop since."""
+    """A running child process, and whether this process has got a signal to stop since."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", stopped: Callable[[], bool]) -> None:
         self.process, self._stopped = process, stopped
 
     @property
     def stopped(self) -> bool:
-        """Whether one of `SIGNALS` came, which the process got too."""
+        """Whether one of `SIGNALS` came, which was passed on to the child."""
         return self._stopped()
 
     def wait(self) -> int:
-        """Return the process's exit code; to end by a signal that was passed on is no failure."""
+        """Return the child's exit code; 0 if it ended by a signal that was passed on."""
         code = self.process.wait()
         return 0 if self.stopped and -code in SIGNALS else code
 
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """Make all `SIGNALS` a KeyboardInterrupt inside, as SIGINT is, so that what runs ends with this process."""
+    """Turn all `SIGNALS` into a KeyboardInterrupt inside, as SIGINT does, so that children end with this process."""
 
     def interrupt(number: int, _: object) -> None:
         _first(number)
@@ -102,44 +102,44 @@ def interrupted_by_signals() -> Iterator[None]:
 
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """Yield a list to which `SIGNALS` are added while this block lasts, as a child gets them; they do nothing else."""
-    told: list[int] = []
-    with _handled(SIGNALS, lambda number, _: told.append(_first(number))):
-        yield told
+    """Yield a list that collects `SIGNALS` while this block lasts, as a child would get them; they do nothing else."""
+    noted: list[int] = []
+    with _handled(SIGNALS, lambda number, _: noted.append(_first(number))):
+        yield noted
 
 
 @contextmanager
 def child(
-    command: Sequence[str], env: Mapping[str, str], folder: Path, told: list[int] | None = None
+    command: Sequence[str], env: Mapping[str, str], folder: Path, noted: list[int] | None = None
 ) -> Iterator[Child]:
     """Run a process in a folder while this block lasts, and pass SIGINT and SIGTERM on to it, and SIGHUP as SIGTERM.
 
-    It has a session of its own: a terminal would send it Ctrl-C as well, and Flower dies of the second one untidily.
-    `told`: from `noted_signals`; what came before the process starts is passed on, too.
+    The process has its own session: otherwise a terminal would send it Ctrl-C as well, and Flower does not end cleanly
+    after a second one. Signals in `noted`, from `noted_signals`, came before the start and are passed on too.
     """
     started: list[subprocess.Popen[bytes]] = []
-    told = [] if told is None else told
+    noted = [] if noted is None else noted
 
     def pass_on(number: int, _: object) -> None:
-        told.append(passed := _first(number))
+        noted.append(passed := _first(number))
         for process in started:
             if process.poll() is None:
                 process.send_signal(passed)
 
-    # before it starts: a signal in that moment would end this process and leave the child behind
+    # handled before the start: a signal during the start would end this process and leave the child running
     with _handled(SIGNALS, pass_on):
         process = subprocess.Popen(tied(command), cwd=folder, env=dict(env), start_new_session=True)
         started.append(process)
         try:
-            for number in told:
+            for number in noted:
                 process.send_signal(number)
-            yield Child(process, lambda: bool(told))
+            yield Child(process, lambda: bool(noted))
         finally:
             end(process)
 
 
 def _first(number: int) -> int:
-    """Return what to pass on for a signal: SIGTERM for the first SIGHUP, since Flower ends tidily at that one only."""
+    """Return the signal to pass on: SIGTERM for the first SIGHUP, since Flower ends cleanly only with SIGTERM."""
     if number != signal.SIGHUP:
         return number
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the shell sends one, and the system another when the shell ends
@@ -148,7 +148,7 @@ def _first(number: int) -> int:
 
 @contextmanager
 def _handled(numbers: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    # `nohup` ignores SIGHUP for what is to outlive its terminal
+    # `nohup` makes a process ignore SIGHUP, so that it outlives its terminal
     heard = [n for n in numbers if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
     before = {number: signal.signal(number, handler) for number in heard}
     try:
@@ -159,7 +159,7 @@ def _handled(numbers: Sequence[signal.Signals], handler: Callable[[int, FrameTyp
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
-    """Terminate a process if it runs, and kill it if it does not end in time."""
+    """Terminate a running process, and kill it if it does not end in time."""
     if process.poll() is None:
         process.terminate()
     try:

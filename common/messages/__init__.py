@@ -1,1 +1,1 @@
-"""What travels between server and nodes, and how it is checked."""
+"""Messages between server and nodes, and their checks."""

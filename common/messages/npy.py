@@ -1,7 +1,7 @@
-"""Reading an .npy file that a stranger sent: nothing is unpickled, and no memory is taken for what it only announces.
+"""Read an .npy file from an untrusted sender: nothing is unpickled, and no memory is taken for data that did not come.
 
-numpy itself allocates what a header announces before it looks at how much follows: a message of 200 bytes could ask for
-all of a server's memory.
+numpy itself allocates the announced size before it checks how much data follows: a message of 200 bytes could take all
+of a server's memory.
 """
 
 import math
@@ -20,11 +20,11 @@ MAX_ITEM = 8  # bytes of a number
 def read_npy(data: bytes) -> NDArray[Any]:
     """Return the array of numbers that an .npy file of version 1.0 holds, read-only: a view of `data`.
 
-    Raises `ValueError` when it is anything else, such as objects, or holds more or less than its header says.
+    Raises `ValueError` for any other content, such as objects, and for more or less data than the header announces.
     """
     stream = BytesIO(data)
     if npy.read_magic(stream) != (1, 0):
-        raise ValueError("an array is not of version 1.0 of its format")
+        raise ValueError("an array is not in version 1.0 of the .npy format")
     try:
         shape, fortran, dtype = npy.read_array_header_1_0(stream, max_header_size=MAX_HEADER)
     except (ArithmeticError, MemoryError, RecursionError, TypeError) as error:

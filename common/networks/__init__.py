@@ -1,7 +1,7 @@
 """Early-exit networks: one contract (`base`), a file per backbone, and the registry that builds them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
@@ -63,25 +63,16 @@ _OWN_WIDTHS = {
 class NetworkSpec:
     """Everything that decides a network's shape. Travels as JSON."""
 
-    name: str
-    """One of `backbones()`."""
+    name: str  # one of `backbones()`
     num_classes: int
-    input_shape: tuple[int, ...]
-    """(C, H, W), or (L,) of a text's token ids."""
-    exits: tuple[int, ...] = ()
-    """Units before each exit; () = the backbone's own choice."""
-    tiers: tuple[int, ...] = ()
-    """Exits of each depth tier, such as (1, 2, 3, 4); () = every exit ends a tier."""
-    width: int = 0
-    """First stage's channels, embedding length, or a Wide ResNet's factor; 0 = the backbone's own choice."""
-    ensemble: float = 0.0
-    """Weight of the previous exit's logits (BoostNet: 0.2); 0 = exits stand alone."""
-    lora_rank: int = 0
-    """Rank of the adapters; 0 = train every parameter."""
-    pretrained: str = ""
-    """A .safetensors file or a Hugging Face hub id; "" = random weights."""
-    vocabulary: int = 0
-    """Number of token ids; 0 = images."""
+    input_shape: tuple[int, ...]  # (C, H, W), or (L,) of a text's token ids
+    exits: tuple[int, ...] = ()  # units before each exit; (): the backbone's default
+    tiers: tuple[int, ...] = ()  # exits of each depth tier, such as (1, 2, 3, 4); (): every exit ends a tier
+    width: int = 0  # first stage's channels, embedding length, or a Wide ResNet's factor; 0: the backbone's default
+    ensemble: float = 0.0  # weight of the previous exit's logits (BoostNet: 0.2); 0: exits are independent
+    lora_rank: int = 0  # rank of the adapters; 0: train every parameter
+    pretrained: str = ""  # a .safetensors file or a Hugging Face hub id; empty: random weights
+    vocabulary: int = 0  # number of token ids; 0: images
 
     def without_weights(self) -> "NetworkSpec":
         """Return the spec without its file of weights."""
@@ -107,7 +98,7 @@ class NetworkSpec:
         try:
             return cls(**values)
         except TypeError as error:
-            raise UserError(f"incomplete network description: {error}") from error
+            raise UserError(f"incomplete network description ({error}): update this installation") from error
 
 
 def backbones() -> tuple[str, ...]:
@@ -116,16 +107,16 @@ def backbones() -> tuple[str, ...]:
 
 
 def build(spec: NetworkSpec, seed: int) -> EarlyExitNetwork:
-    """Return the network: the same seed gives the same bits, and the global random state stays as it was.
+    """Return the network: the same seed gives the same bits, and the global random state does not change.
 
-    The trunk's weights do not depend on the exits, nor one head's on the others.
+    The trunk's weights do not depend on the exits, nor one head's weights on the other heads.
 
     Raises:
-        UserError: the name is unknown; exits, tiers, width, input shape or class count can't be; there is no
-            attention to adapt or no such pretrained file, or it does not fit.
+        UserError: the name is unknown; exits, tiers, width, input shape or class count are impossible; LoRA needs
+            attention; or the pretrained file is missing or does not fit.
     """
     if spec.name not in backbones():
-        raise UserError(f"unknown network {spec.name!r}: choose one of {', '.join(backbones())}")
+        raise UserError(f"network.name is {spec.name!r}, must be one of {', '.join(backbones())}")
     _check_numbers(spec)
     with seeded("trunk", seed):
         trunk = _trunk(spec)
@@ -152,29 +143,35 @@ def build(spec: NetworkSpec, seed: int) -> EarlyExitNetwork:
 
 
 def width_of(spec: NetworkSpec) -> int:
-    """Return an image network's width, the backbone's own where the spec leaves it open; raises `UserError`."""
+    """Return an image network's width, the backbone's default if the spec's is 0; raises `UserError`."""
     if spec.name not in _OWN_WIDTHS:
-        raise UserError(f"network {spec.name!r} does not take images: choose one of {', '.join(sorted(_BACKBONES))}")
+        raise UserError(_not_for(spec.name, "images", _BACKBONES))
     return spec.width or _OWN_WIDTHS[spec.name]
 
 
 def without_early_exits(spec: NetworkSpec) -> NetworkSpec:
-    """Return the spec of the same trunk with no exit but the last one; raises what `build` raises."""
+    """Return the spec of the same trunk with the last exit only; raises what `build` raises."""
     whole = replace(spec, exits=(), tiers=(), pretrained="")
     return replace(spec, exits=(build(whole, seed=0).end,), tiers=())
 
 
 def _check_numbers(spec: NetworkSpec) -> None:
     if spec.num_classes < 2:
-        raise UserError(f"num_classes = {spec.num_classes}: a classifier needs 2 or more")
-    if spec.width < 0 or spec.lora_rank < 0 or spec.ensemble < 0 or spec.vocabulary < 0:
-        raise UserError("width, lora_rank, ensemble and vocabulary can't be negative")
+        raise UserError(f"the data have {spec.num_classes} class(es): a classifier needs 2 or more")
+    amounts = {"network.width": spec.width, "network.lora-rank": spec.lora_rank, "data.vocabulary": spec.vocabulary}
+    for key, value in {**amounts, "the network's ensemble weight": spec.ensemble}.items():
+        if value < 0:
+            raise UserError(f"{key} is {value}, must be at least 0")
     kind, fitting = ("texts", set(_TEXT_BACKBONES)) if spec.vocabulary else ("images", set(_BACKBONES))
     if spec.name not in fitting:
-        raise UserError(f"network {spec.name!r} does not take {kind}: choose one of {', '.join(sorted(fitting))}")
+        raise UserError(_not_for(spec.name, kind, fitting))
     axes = ("length",) if spec.vocabulary else ("channels", "height", "width")
     if len(spec.input_shape) != len(axes) or min(spec.input_shape) < 1:
-        raise UserError(f"input_shape = {spec.input_shape}: give ({', '.join(axes)})")
+        raise UserError(f"the data's shape is {spec.input_shape}, must be ({', '.join(axes)}) of 1 or more")
+
+
+def _not_for(name: str, kind: str, fitting: Iterable[str]) -> str:
+    return f"network.name {name!r} does not take {kind}: choose one of {', '.join(sorted(fitting))}"
 
 
 def _trunk(spec: NetworkSpec) -> Trunk:
@@ -188,15 +185,23 @@ def _exit_positions(spec: NetworkSpec, trunk: Trunk) -> tuple[int, ...]:
     exits = spec.exits or trunk.default_exits
     last = len(trunk.units)
     if exits[0] < 1 or exits[-1] != last or not _increases(exits):
-        raise UserError(f"exits = {exits}: give rising unit counts from 1 that end with {last} for {spec.name}")
+        raise UserError(
+            f"network.exits is {_typed(exits)}: give rising unit counts from 1 that end with {last} for {spec.name}"
+        )
     return exits
 
 
 def _tier_positions(spec: NetworkSpec, exits: tuple[int, ...]) -> tuple[int, ...]:
     tiers = spec.tiers or tuple(range(1, len(exits) + 1))
     if tiers[0] < 1 or tiers[-1] != len(exits) or not _increases(tiers):
-        raise UserError(f"tiers = {tiers}: give rising exit counts from 1 that end with {len(exits)}, all exits")
+        raise UserError(
+            f"network.tiers is {_typed(tiers)}: give rising exit counts from 1 that end with {len(exits)}, all exits"
+        )
     return tuple(exits[count - 1] for count in tiers)
+
+
+def _typed(numbers: tuple[int, ...]) -> str:
+    return ",".join(map(str, numbers))
 
 
 def _increases(numbers: tuple[int, ...]) -> bool:

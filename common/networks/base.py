@@ -1,4 +1,4 @@
-"""The contract of every network here: ordered units, exits after some, parts that share names."""
+"""The contract of every network: ordered units, exits after some of them, parts with the same parameter names."""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
@@ -18,39 +18,36 @@ Leaves = Callable[[int, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Trunk:
-    """What a backbone's file supplies: its units in order and what the rest must know about them."""
+    """A backbone without its exits."""
 
-    units: list[nn.Module]
-    widths: tuple[int, ...]
-    """Length of the pooled feature after each unit."""
-    head: Callable[[int, int], ExitHead]
-    """(width, classes) -> a new exit head."""
-    default_exits: tuple[int, ...]
-    latent_shape: tuple[int, ...]
-    """Shape of the tensor that enters unit `latent_unit`, without the batch."""
+    units: list[nn.Module]  # in order
+    widths: tuple[int, ...]  # length of the pooled feature after each unit
+    head: Callable[[int, int], ExitHead]  # (width, classes) -> a new exit head
+    default_exits: tuple[int, ...]  # units before each exit
+    latent_shape: tuple[int, ...]  # of the tensor that enters unit `latent_unit`, without the batch
     latent_unit: int = 1
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a network and all parts of it know about the whole."""
+    """Facts about the whole network, which all its parts hold too."""
 
     num_classes: int
-    input_shape: tuple[int, ...]
-    tier_positions: tuple[int, ...]
-    widths: tuple[int, ...]
-    head: Callable[[int, int], ExitHead]
-    latent_shape: tuple[int, ...]
+    input_shape: tuple[int, ...]  # (C, H, W), or (L,) of a text's token ids
+    tier_positions: tuple[int, ...]  # units of each depth tier
+    widths: tuple[int, ...]  # length of the pooled feature after each unit
+    head: Callable[[int, int], ExitHead]  # (width, classes) -> a new exit head
+    latent_shape: tuple[int, ...]  # of the tensor that enters unit `latent_unit`, without the batch
     latent_unit: int = 1
-    ensemble: float = 0.0
-    seed: int = 0
-    vocabulary: int = 0
+    ensemble: float = 0.0  # weight of the previous exit's logits; 0: exits are independent
+    seed: int = 0  # of new heads
+    vocabulary: int = 0  # number of token ids; 0: images
 
     def new_head(self, position: int) -> ExitHead:
         """Return a fresh head for the exit after `position` units.
 
         Its weights depend on the seed and the position alone: a head made on demand at a cut equals the one
-        that the whole network would have had there. The global random state stays as it was.
+        that the whole network would have had there. The global random state does not change.
         """
         with seeded("exit head", self.seed, position):
             return self.head(self.widths[position - 1], self.num_classes)
@@ -58,40 +55,32 @@ class Architecture:
 
 @dataclass(frozen=True)
 class ExitOutputs:
-    """What one pass gives, exits from shallow to deep."""
+    """The outputs of one pass, exits from shallow to deep."""
 
-    logits: list[Tensor]
-    """(B, classes) per exit; ensembled ones F_e if the network is an ensemble, else z_e."""
-    features: list[Tensor]
-    """(B, width) per exit: the pooled feature before the head."""
-    trunk: Tensor
-    """The tensor after the last unit of this part: the smashed data at a cut."""
+    logits: list[Tensor]  # (B, classes) per exit; ensembled ones F_e if the network is an ensemble, else z_e
+    features: list[Tensor]  # (B, width) per exit: the pooled feature before the head
+    trunk: Tensor  # after the last unit of this part: the smashed data at a cut
 
 
 @dataclass(frozen=True)
 class Inference:
-    """What early-exit inference gives."""
+    """The outputs of early-exit inference."""
 
-    logits: Tensor
-    """(B, classes), each sample's at the exit where it left."""
-    exits: Tensor
-    """(B,) int64, that exit's index from 0 within this part."""
+    logits: Tensor  # (B, classes), of each sample at the exit where it left
+    exits: Tensor  # (B,) int64, that exit's index from 0 within this part
 
 
 @dataclass(frozen=True)
 class Left:
     """The samples that leave at one exit."""
 
-    exit: int
-    """Its index from 0 within this part."""
-    rows: Tensor
-    """(b,) int64, rising: which samples of the batch."""
-    logits: Tensor
-    """(b, classes)"""
+    exit: int  # its index from 0 within this part
+    rows: Tensor  # (b,) int64, rising: which samples of the batch
+    logits: Tensor  # (b, classes)
 
 
 class _RescaleGradient(torch.autograd.Function):
-    """Identity forwards; multiplies the gradient backwards."""
+    """The identity in the forward pass; multiplies the gradient in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
@@ -112,7 +101,7 @@ class EarlyExitNetwork(nn.Module):
     """Ordered units and an exit head after some of them.
 
     A part of a network (`prefix`, `prefix_units`, `suffix`) is a network of the same class. Units and exits
-    keep the whole network's numbers in every part, so a part's state dict is a subset of the whole's by key.
+    keep the whole network's numbers in every part, so the keys of a part's state dict are a subset of the whole's.
 
     An exit's position is the number of units before it, counted in the whole network.
     """
@@ -124,15 +113,13 @@ class EarlyExitNetwork(nn.Module):
         self.units = nn.ModuleDict({str(index): units[index] for index in sorted(units)})
         self.exits = nn.ModuleDict({str(position): exits[position] for position in sorted(exits)})
         self.architecture = architecture
-        self.start = min(units)
-        """Position where x enters this part: 0 in a prefix, the cut in a suffix."""
-        self.end = max(units) + 1
-        """Position after this part's last unit."""
+        self.start = min(units)  # position where x enters this part: 0 in a prefix, the cut in a suffix
+        self.end = max(units) + 1  # position after this part's last unit
         self.exit_positions: tuple[int, ...] = tuple(sorted(exits))
 
     @property
     def tier_positions(self) -> tuple[int, ...]:
-        """Units of each depth tier of the whole: tier k, from 1, holds the first tier_positions[k - 1]."""
+        """Units of each depth tier of the whole: tier k, from 1, has the first tier_positions[k - 1] units."""
         return self.architecture.tier_positions
 
     @property
@@ -152,7 +139,7 @@ class EarlyExitNetwork(nn.Module):
 
     @property
     def latent_unit(self) -> int:
-        """A latent enters before this unit."""
+        """The unit before which a latent enters."""
         return self.architecture.latent_unit
 
     @property
@@ -162,7 +149,7 @@ class EarlyExitNetwork(nn.Module):
 
     @property
     def ensemble(self) -> float:
-        """0: logits are each exit's own z_e. Above: F_1 = z_1, F_e = z_e + ensemble * stopgrad(F_{e-1})."""
+        """0: logits are each exit's own z_e. Above 0: F_1 = z_1, F_e = z_e + ensemble * stopgrad(F_{e-1})."""
         return self.architecture.ensemble
 
     @property
@@ -187,11 +174,11 @@ class EarlyExitNetwork(nn.Module):
         rescale: Rescale = "none",
         carried: Tensor | None = None,
     ) -> ExitOutputs:
-        """Run this part once and return what all its exits see.
+        """Run this part once and return the outputs of all its exits.
 
         Args:
             x: (B, C, H, W) or token ids (B, L), in a suffix the features at its cut; with `latent` a batch of latents.
-            latent: x enters before unit `latent_unit`; exits on positions from there on answer.
+            latent: x enters before unit `latent_unit`; only exits on positions from there on give outputs.
             rescale: how gradients are weighed where exit e (from 0) of E branches off. "boost": 1/(E-e) on the
                 way back into the shared trunk and E-e-1 on the trunk's branch, so that every exit reaches
                 the first block group with 1/E (BoostNet, Yu et al., AAAI 2023). "legacy": without the second
@@ -199,7 +186,7 @@ class EarlyExitNetwork(nn.Module):
             carried: (B, classes), in a suffix of an ensemble: the logits of the last exit before it.
 
         Raises:
-            ValueError: a latent can't enter this part.
+            ValueError: a latent cannot enter this part.
         """
         start = self.latent_unit if latent else self.start
         if not self.start <= start <= self.end:
@@ -240,12 +227,12 @@ class EarlyExitNetwork(nn.Module):
 
     @torch.no_grad()
     def infer(self, x: Tensor, leaves: Leaves, *, carried: Tensor | None = None) -> Inference:
-        """Run early-exit inference that stops computing for samples that have left. Call it in eval mode.
+        """Run early-exit inference, which stops computing for samples that have left. Call it in eval mode.
 
         Args:
             x: (B, C, H, W) or token ids (B, L), in a suffix the features at its cut.
-            leaves: (exit index from 0, logits (b, classes) of those still here) -> bool (b,), who leaves.
-                It is not asked at the last exit of this part, which takes everybody who is left.
+            leaves: (exit index from 0, logits (b, classes) of the remaining samples) -> bool (b,), which leave.
+                It is not called at the last exit of this part, where all remaining samples leave.
             carried: (B, classes), in a suffix of an ensemble: the logits of the last exit before it.
         """
         exits = torch.zeros(len(x), dtype=torch.int64, device=x.device)
@@ -260,9 +247,9 @@ class EarlyExitNetwork(nn.Module):
 
     @torch.no_grad()
     def leave(self, x: Tensor, leaves: Leaves, *, carried: Tensor | None = None) -> Iterator[Left]:
-        """Yield who leaves at each exit, shallow to deep, nobody where nobody does; takes what `infer` takes.
+        """Yield the samples that leave at each exit, shallow to deep, possibly none; takes what `infer` takes.
 
-        It computes only as far as it is asked to, and ends at the exit where the last sample leaves.
+        A unit runs only when the caller asks for the next exit. The last yield is where the last sample leaves.
         """
         rows = torch.arange(len(x), device=x.device)
         for position, unit in self._walk(self.start):
@@ -281,19 +268,19 @@ class EarlyExitNetwork(nn.Module):
                 break
 
     def prefix(self, depth: int) -> "EarlyExitNetwork":
-        """Return a copy of what a device of tier `depth` (from 1) trains: the tier's units and exits.
+        """Return a copy of the units and exits of tier `depth` (from 1), which a device of this tier trains.
 
         Raises:
-            UserError: the network has no such tier.
+            UserError: the network does not have this tier.
         """
         if not 1 <= depth <= len(self.tier_positions):
-            raise UserError(f"depth {depth}: this network has the tiers 1..{len(self.tier_positions)}")
+            raise UserError(f"depth is {depth}, but this network has the tiers 1..{len(self.tier_positions)}")
         return self.prefix_units(self.tier_positions[depth - 1], exit_head=False)
 
     def prefix_units(self, cut: int, *, exit_head: bool = True) -> "EarlyExitNetwork":
         """Return a copy of the units before `cut` and the exits on them.
 
-        With `exit_head` it also gets an exit at the cut itself, a fresh one if the network has none there.
+        With `exit_head` the copy also has an exit at the cut itself, a fresh one if the network has none there.
 
         Raises:
             UserError: the cut is not in this part.
@@ -310,13 +297,13 @@ class EarlyExitNetwork(nn.Module):
         ).train(self.training)
 
     def suffix(self, cut: int) -> "EarlyExitNetwork":
-        """Return a copy of the units from `cut` on and the exits after them: what a server holds.
+        """Return a copy of the units from `cut` on and the exits after them, which a server holds.
 
-        Fed with `features_at(x, cut)` it gives the whole network's logits bit for bit (in an ensemble: with
-        `carried`, the logits of the last exit before the cut).
+        For `features_at(x, cut)` it returns the whole network's logits bit for bit (in an ensemble: with `carried`,
+        the logits of the last exit before the cut).
 
         Raises:
-            UserError: nothing would be left on one of the two sides.
+            UserError: one of the two sides would have no unit.
         """
         self._check_cut(cut, self.start + 1, self.end - 1)
         return self._part(cut, self.end, [position for position in self.exit_positions if position > cut])
@@ -330,7 +317,7 @@ class EarlyExitNetwork(nn.Module):
         return part.train(self.training)
 
     def _walk(self, start: int) -> Iterator[tuple[int, nn.Module | None]]:
-        """Yield each position from `start` on with the unit that leads there; none leads to the entry."""
+        """Yield each position from `start` on with the unit before it, None for `start` itself."""
         yield start, None
         for index in range(start, self.end):
             yield index + 1, self.units[str(index)]
@@ -346,4 +333,4 @@ class EarlyExitNetwork(nn.Module):
 
     def _check_cut(self, cut: int, lowest: int, highest: int) -> None:
         if not lowest <= cut <= highest:
-            raise UserError(f"cut {cut}: choose one of {lowest}..{highest}")
+            raise UserError(f"cut is {cut}, must be one of {lowest}..{highest}")

@@ -18,7 +18,10 @@ def convnet(input_shape: tuple[int, int, int], width: int) -> Trunk:
         UserError: the image is too small for three stages.
     """
     if min(input_shape[1:]) < 22:
-        raise UserError(f"convnet needs images of 22x22 or more, not {input_shape[1]}x{input_shape[2]}")
+        raise UserError(
+            f"network.name 'convnet' needs images of 22x22 or more, not {input_shape[1]}x{input_shape[2]}: "
+            "set data.image-size or another network"
+        )
     width = width or 128
     channels = (input_shape[0], width, width)
     units: list[nn.Module] = [

@@ -1,4 +1,4 @@
-"""What each unit and exit costs, counted by running them: torch counts the FLOPs and hands over what backward keeps."""
+"""Costs of each unit and exit, measured by running them: torch counts the FLOPs and the tensors kept for backward."""
 
 import copy
 import json
@@ -16,7 +16,7 @@ from common.networks.base import EarlyExitNetwork
 from common.networks.heads import ExitHead
 
 BYTES = 4  # of a float32
-COUNTED_BATCH = 2  # BatchNorm can't train on a single sample
+COUNTED_BATCH = 2  # BatchNorm cannot train on a single sample
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,10 @@ class UnitCost:
     """Costs of one unit or exit head; all but the parameters are per sample."""
 
     parameters: int
-    macs: int
-    """Multiply-accumulates of one forward pass."""
-    activation_bytes: int
-    """Size of what it hands on."""
-    training_bytes: int
-    """What it keeps for the backward pass, and the gradient of what it hands on."""
-    frozen_parameters: int = 0
-    """Those of `parameters` that are not trained (LoRA)."""
+    macs: int  # multiply-accumulates of one forward pass
+    activation_bytes: int  # of its output
+    training_bytes: int  # of the tensors kept for the backward pass and the gradient of its output
+    frozen_parameters: int = 0  # those of `parameters` that are not trained (LoRA)
 
 
 @dataclass(frozen=True)
@@ -39,10 +35,8 @@ class CostTable:
     """Costs of a whole network, and of the parts of it that a device may hold."""
 
     units: tuple[UnitCost, ...]
-    exits: dict[int, UnitCost]
-    """By position: the number of units before the exit."""
-    tiers: tuple[int, ...]
-    """Units of each depth tier."""
+    exits: dict[int, UnitCost]  # by position: the number of units before the exit
+    tiers: tuple[int, ...]  # units of each depth tier
 
     def macs(self, exit_index: int) -> int:
         """Return MACs of one sample that leaves at this exit, counted from 0, earlier heads included."""
@@ -57,7 +51,7 @@ class CostTable:
         return self.cut_parameters(self.tiers[depth - 1])
 
     def tier_training_memory(self, depth: int, batch_size: int) -> int:
-        """Return bytes that training tier `depth`, counted from 1, takes (see cut_training_memory)."""
+        """Return the bytes that training tier `depth`, counted from 1, needs (see cut_training_memory)."""
         return self.cut_training_memory(self.tiers[depth - 1], batch_size)
 
     def cut_macs(self, cut: int) -> int:
@@ -69,19 +63,19 @@ class CostTable:
         return sum(part.parameters for part in self._prefix(cut))
 
     def cut_training_memory(self, cut: int, batch_size: int) -> int:
-        """Return bytes that training the units before `cut` and the exits on them takes.
+        """Return the bytes that training the units before `cut` and the exits on them needs.
 
-        Weights, gradients and momentum in float32, and per sample what the backward pass needs. A head made on
-        demand at the cut, the batch itself and torch's own footprint are not counted.
+        These are weights, gradients and momentum in float32, and per sample the tensors for the backward pass. A head
+        made on demand at the cut, the batch itself and torch's own footprint are not counted.
         """
         parts = self._prefix(cut)
         weights = sum(3 * part.parameters - 2 * part.frozen_parameters for part in parts)
         return BYTES * weights + batch_size * sum(part.training_bytes for part in parts)
 
     def forward_memory(self, batch_size: int) -> int:
-        """Return bytes that a forward pass of the whole takes: its weights, and what a unit takes in and hands on."""
-        handed_on = [0, *(unit.activation_bytes for unit in self.units)]
-        largest = max(taken + given for taken, given in pairwise(handed_on))
+        """Return the bytes that a forward pass of the whole needs: its weights, and the largest input plus output."""
+        sizes = [0, *(unit.activation_bytes for unit in self.units)]
+        largest = max(before + after for before, after in pairwise(sizes))
         return BYTES * self.cut_parameters(len(self.units)) + batch_size * largest
 
     def to_json(self) -> str:
@@ -106,7 +100,7 @@ def cost_table(network: EarlyExitNetwork) -> CostTable:
     """Return the costs of a whole network or a prefix, counted in one training pass of a copy on the CPU.
 
     Raises:
-        ValueError: a suffix, which takes features, has no table of its own.
+        ValueError: the network is a suffix, which takes features and has no table of its own.
     """
     if network.start != 0:
         raise ValueError("count the whole network: a suffix's units are in its table")
@@ -140,7 +134,7 @@ class _Meter:
         self._kept: list[torch.UntypedStorage] = []
 
     def measure(self, module: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, UnitCost]:
-        """Return call(x) and what it cost."""
+        """Return call(x) and its cost."""
         first = len(self._kept)
         with saved_tensors_hooks(self._keep, lambda tensor: tensor), FlopCounterMode(display=False) as counter:
             output = call(x)
@@ -158,6 +152,6 @@ class _Meter:
         storage = tensor.untyped_storage()
         if storage._cdata not in self._counted:
             self._counted.add(storage._cdata)
-            # Held on to, so that no later storage gets the same address.
+            # Kept alive, so that no later storage gets the same address.
             self._kept.append(storage)
         return tensor

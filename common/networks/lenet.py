@@ -1,4 +1,4 @@
-"""A network of LeNet-5's size (LeCun et al., 1998), for benchmarks: what is slow with it is not the network."""
+"""A network of LeNet-5's size (LeCun et al., 1998), for benchmarks: most of their time is not the network's."""
 
 from torch import nn
 
@@ -19,7 +19,10 @@ def lenet(input_shape: tuple[int, int, int], width: int) -> Trunk:
     """
     channels, height, breadth = input_shape
     if min(height, breadth) < 4:
-        raise UserError(f"lenet needs images of 4x4 or more, not {height}x{breadth}")
+        raise UserError(
+            f"network.name 'lenet' needs images of 4x4 or more, not {height}x{breadth}: "
+            "set data.image-size or another network"
+        )
     first = width or 6
     second, third = 16 * first // 6, 20 * first
     units: list[nn.Module] = [

@@ -15,7 +15,7 @@ SCALE = 2.0  # alpha / rank, with alpha = 2 rank
 
 
 class Adapter(nn.Module):
-    """x -> SCALE * up(down(dropout(x))), zero at first."""
+    """x -> SCALE * up(down(dropout(x))), initially zero."""
 
     def __init__(self, width: int, rank: int) -> None:
         super().__init__()
@@ -44,9 +44,9 @@ class AdaptedAttention(nn.Module):
     def forward(
         self, x: Tensor, key: Tensor, value: Tensor, need_weights: bool, key_padding_mask: Tensor | None = None
     ) -> tuple[Tensor, None]:
-        """Return (B, T, D) for x (B, T, D); key, value and need_weights are what an EncoderBlock passes, x again.
+        """Return (B, T, D) for x (B, T, D); an EncoderBlock also passes x as key and value, and need_weights.
 
-        `key_padding_mask`: bool (B, T), positions that nobody attends to.
+        `key_padding_mask`: bool (B, T), positions that no token attends to.
         """
         queries, keys, values = functional.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
         queries = queries + self.query_adapter(x)
@@ -58,19 +58,22 @@ class AdaptedAttention(nn.Module):
 
 
 def add_adapters(network: EarlyExitNetwork, rank: int, seed: int) -> None:
-    """Give every attention of a network adapters, in place; only they and the exit heads stay trainable.
+    """Add adapters to every attention of a network, in place; only they and the exit heads stay trainable.
 
     Args:
-        network: one of transformer blocks.
+        network: of transformer blocks.
         rank: r; alpha is 2r, dropout 0.01.
-        seed: of the adapters' first weights; the network's output does not change by them.
+        seed: of the adapters' first weights, which leave the network's output unchanged.
 
     Raises:
         UserError: the network has no attention.
     """
     blocks = [unit for unit in network.units.values() if isinstance(unit, EncoderBlock)]
     if not blocks:
-        raise UserError("lora_rank needs a transformer (deit_tiny, vit_small32): this network has no attention")
+        raise UserError(
+            f"network.lora-rank is {rank}, but this network has no attention: set it to 0 or choose a transformer "
+            "(deit_tiny, vit_small32)"
+        )
     for parameter in network.units.parameters():
         parameter.requires_grad_(False)
     with seeded("adapters", seed):

@@ -19,14 +19,14 @@ from common.networks.vit import PatchEmbedding
 
 @dataclass(frozen=True)
 class _Names:
-    """Where a library keeps what; modules of a block are given by our names."""
+    """A library's names of a transformer's parameters."""
 
     class_token: str
     positions: str
     patches: str
-    block: str
+    block: str  # with a place for the block's number
     query_key_value: tuple[str, ...]
-    modules: Mapping[str, str]
+    modules: Mapping[str, str]  # of a block: our name -> the library's
 
 
 _TIMM = _Names(
@@ -60,7 +60,7 @@ _HUGGING_FACE = _Names(
 
 
 def load_pretrained(network: EarlyExitNetwork, source: str) -> None:
-    """Overwrite a whole transformer's trunk with pretrained weights; its exit heads stay as they are.
+    """Overwrite a whole transformer's trunk with pretrained weights; its exit heads do not change.
 
     Position embeddings are resized when the token grid differs.
 
@@ -69,17 +69,20 @@ def load_pretrained(network: EarlyExitNetwork, source: str) -> None:
         source: path of a local .safetensors file, or a Hugging Face hub id.
 
     Raises:
-        UserError: the file can't be had or read, or its weights don't fit this network.
+        UserError: the file cannot be downloaded or read, or its weights do not fit this network.
     """
     embedding = network.units["0"]
     if not isinstance(embedding, PatchEmbedding):
-        raise UserError("pretrained weights are for transformers (deit_tiny): leave pretrained empty")
+        raise UserError(
+            f"network.pretrained is {source}, but only transformers (deit_tiny) take pretrained weights: leave it empty"
+        )
     state = _translated(_read(source), network, embedding, source)
     ours = network.state_dict()
     for key, tensor in state.items():
         if tensor.shape != ours[key].shape:
             raise UserError(
-                f"{source} does not fit: {key} is {tuple(tensor.shape)} there and {tuple(ours[key].shape)} here"
+                f"network.pretrained {source} does not fit: {key} is {tuple(tensor.shape)} in the file and "
+                f"{tuple(ours[key].shape)} in the network"
             )
     network.load_state_dict(state, strict=False)
 
@@ -87,11 +90,11 @@ def load_pretrained(network: EarlyExitNetwork, source: str) -> None:
 def _read(source: str) -> dict[str, Tensor]:
     path = Path(source) if source.endswith(".safetensors") else _downloaded(source)
     if not path.is_file():
-        raise UserError(f"pretrained weights {source}: no such file")
+        raise UserError(f"network.pretrained {source} is not a file: give a .safetensors file or a hub id")
     try:
         tensors = load_file(path)
     except SafetensorError as error:
-        raise UserError(f"pretrained weights {source}: not a readable .safetensors file ({error})") from error
+        raise UserError(f"network.pretrained {source} is not a readable .safetensors file ({error})") from error
     return {key: tensor.float() for key, tensor in tensors.items()}
 
 
@@ -100,12 +103,12 @@ def _downloaded(repository: str) -> Path:
         from huggingface_hub import hf_hub_download
     except ImportError as error:
         raise UserError(
-            f"pretrained weights {repository}: install earlybloom[simulation] to use the hub, or give a local file"
+            f"network.pretrained {repository} is on the hub: install earlybloom[simulation], or give a local file"
         ) from error
     try:
         return Path(hf_hub_download(repository, "model.safetensors"))
     except (OSError, ValueError) as error:
-        raise UserError(f"pretrained weights {repository}: can't be downloaded ({error})") from error
+        raise UserError(f"network.pretrained {repository} cannot be downloaded ({error}): give a local file") from error
 
 
 def _translated(
@@ -115,7 +118,7 @@ def _translated(
 
     def get(name: str) -> Tensor:
         if root + name not in theirs:
-            raise UserError(f"{source} does not fit: it has no {root + name}")
+            raise UserError(f"network.pretrained {source} does not fit: it has no {root + name}")
         return theirs[root + name]
 
     state = {
@@ -137,20 +140,22 @@ def _translated(
 
 
 def _layout(theirs: dict[str, Tensor], source: str) -> tuple[_Names, str]:
-    """Return the names that a file uses and what stands before all of them, such as "vit."."""
-    # Hugging Face's class token ends as timm's does, so it is looked for first.
+    """Return the names that a file uses and their common prefix, such as "vit."."""
+    # Hugging Face's class token has timm's as its ending, so it is checked first.
     for names in (_HUGGING_FACE, _TIMM):
         for key in theirs:
             if key.endswith(names.class_token):
                 return names, key.removesuffix(names.class_token)
-    raise UserError(f"{source} holds no vision transformer in timm's or Hugging Face's names")
+    raise UserError(f"network.pretrained {source} holds no vision transformer in timm's or Hugging Face's names")
 
 
 def _resized(positions: Tensor, grid: tuple[int, int], source: str) -> Tensor:
     """Return positions (1, 1 + patches, D) for a grid (rows, columns) of patches, interpolated bicubically."""
     side = math.isqrt(positions.shape[1] - 1)
     if side * side != positions.shape[1] - 1:
-        raise UserError(f"{source} does not fit: {positions.shape[1]} positions are no class token and a square")
+        raise UserError(
+            f"network.pretrained {source} does not fit: {positions.shape[1]} positions are no class token and a square"
+        )
     if grid == (side, side):
         return positions
     plane = positions[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)

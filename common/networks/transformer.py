@@ -1,9 +1,9 @@
 """A small transformer for texts, trained from scratch (CAFEDistill, Liu et al., arXiv 2601.10015: AG News).
 
-Token and position embeddings, then four pre-norm blocks with an exit on the class token after each. What a padding
-position hands on is the zero vector, in every unit: so a block knows from its input alone which positions hold no
-token, masks them in attention and leaves them zero. Nothing but the tensor travels between units or machines, and a
-text's logits do not depend on how far it was padded. A token's own vector is never exactly zero.
+Token and position embeddings, then four pre-norm blocks with an exit on the class token after each. The output of
+every unit is the zero vector at padding positions. A block therefore sees from its input alone which positions hold no
+token, masks them in attention and leaves them zero. Only the tensor travels between units or machines, and a text's
+logits do not depend on its padding. A token's own vector is never exactly zero.
 """
 
 import torch
@@ -59,7 +59,7 @@ def transformer4(length: int, vocabulary: int, width: int) -> Trunk:
     """
     width = width or WIDTH
     if width % HEADS:
-        raise UserError(f"transformer4 has {HEADS} attention heads: width {width} is no multiple")
+        raise UserError(f"network.width is {width}, must be a multiple of transformer4's {HEADS} attention heads")
     units: list[nn.Module] = [TokenEmbedding(length, vocabulary, width)]
     for _ in range(BLOCKS):
         units.append(MaskedEncoderBlock(HEADS, width, 4 * width, dropout=0.0, attention_dropout=0.0))

@@ -1,7 +1,7 @@
 """Vision transformers (Dosovitskiy et al., ICLR 2021; DeiT, Touvron et al., ICML 2021).
 
-Exits stand after blocks 3, 6, 9 and 12, each a LayerNorm and a linear layer on the class token; there is no pooler and
-no final norm of the trunk (DarkDistill, KDD 2025).
+Exits stand after blocks 3, 6, 9 and 12, each a LayerNorm and a linear layer on the class token. The trunk has no pooler
+and no final norm (DarkDistill, KDD 2025).
 """
 
 import math
@@ -38,7 +38,7 @@ def deit_tiny(input_shape: tuple[int, int, int], width: int) -> Trunk:
     """Return DeiT-tiny: patches of 16, embeddings of 192, heads of 64 (width 384 gives DeiT-small).
 
     Raises:
-        UserError: patches don't tile the image, or heads the width.
+        UserError: image or width is not a multiple of the patch or the head.
     """
     return _trunk("deit_tiny", input_shape, patch=16, width=width or 192, head_width=64)
 
@@ -47,7 +47,7 @@ def vit_small32(input_shape: tuple[int, int, int], width: int) -> Trunk:
     """Return a small transformer for small images: patches of 4, embeddings of 64, heads of 16.
 
     Raises:
-        UserError: patches don't tile the image, or heads the width.
+        UserError: image or width is not a multiple of the patch or the head.
     """
     return _trunk("vit_small32", input_shape, patch=4, width=width or 64, head_width=16)
 
@@ -55,9 +55,12 @@ def vit_small32(input_shape: tuple[int, int, int], width: int) -> Trunk:
 def _trunk(name: str, input_shape: tuple[int, int, int], patch: int, width: int, head_width: int) -> Trunk:
     _, height, breadth = input_shape
     if height % patch or breadth % patch:
-        raise UserError(f"{name} cuts images into {patch}x{patch} patches: {height}x{breadth} is no multiple")
+        raise UserError(
+            f"images of {height}x{breadth} do not fit {name}: its patches are {patch}x{patch}, "
+            f"set data.image-size to a multiple"
+        )
     if width % head_width:
-        raise UserError(f"{name} has attention heads of {head_width}: width {width} is no multiple")
+        raise UserError(f"network.width is {width}, must be a multiple of {name}'s attention heads of {head_width}")
     embedding = PatchEmbedding(input_shape, patch, width)
     units: list[nn.Module] = [embedding]
     for _ in range(BLOCKS):

@@ -28,7 +28,8 @@ def make_objective(config: ObjectiveConfig, num_exits: int, seed: int) -> Object
     """
     problems = config.problems()
     if config.exit_weights and len(config.exit_weights) < num_exits:
-        problems.append(f"{len(config.exit_weights)} exit weights are given for {num_exits} exits; give one for each")
+        weights = ",".join(map(str, config.exit_weights))
+        problems.append(f"objective.exit-weights is {weights}, but the network has {num_exits} exits: give one each")
     if problems:
         raise UserError("; ".join(problems))
     if config.name == "boosted":

@@ -14,16 +14,10 @@ from common.networks.base import EarlyExitNetwork
 
 @dataclass(frozen=True)
 class Loss:
-    """The loss of one batch.
+    """The loss of one batch."""
 
-    Attributes:
-        total: scalar to differentiate.
-        per_exit: detached unweighted cross-entropy of every sample at every exit, `(E, B)`; row 0 is the
-            difficulty that DarkDistill reports.
-    """
-
-    total: Tensor
-    per_exit: Tensor
+    total: Tensor  # scalar to differentiate
+    per_exit: Tensor  # (E, B), detached unweighted cross-entropy; row 0 is the difficulty that DarkDistill reports
 
 
 class Objective(Protocol):
@@ -38,16 +32,16 @@ class Objective(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what must survive until the client's next round, on the CPU; empty if nothing must."""
+        """Return the tensors to keep until the client's next round, on the CPU; empty if nothing is kept."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over a state of this objective for as many exits; UserError if it isn't one."""
+        """Load a state of this objective for as many exits; raises `UserError` for any other."""
         ...
 
 
 class StatelessObjective:
-    """The hooks of an objective that has nothing to prepare and nothing to remember."""
+    """The hooks of an objective that prepares and keeps nothing."""
 
     def before_step(self, network: EarlyExitNetwork, x: Tensor, y: Tensor, lr: float) -> None:
         """Do nothing."""
@@ -59,7 +53,7 @@ class StatelessObjective:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Accept only an empty state."""
         if state:
-            raise UserError("the stored objective is another one than this run's; start under another run name")
+            raise UserError("the stored objective is not this run's: set another run.name, or the same objective.name")
 
 
 def exit_losses(logits: Sequence[Tensor], y: Tensor) -> Tensor:

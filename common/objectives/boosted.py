@@ -14,20 +14,17 @@ ENSEMBLE = 0.2
 
 @dataclass(frozen=True)
 class Boosted(StatelessObjective):
-    """`sum_e mean_b CE(F_e(x_b), y_b)` with gradients rescaled so that all exits reach the trunk alike.
+    """`sum_e mean_b CE(F_e(x_b), y_b)` with gradients rescaled so that all exits reach the trunk alike."""
 
-    Attributes:
-        rescale: "boost" lets each of E exits reach the first block group with 1/E; "legacy" is the published
-            DarkDistill code's 1/4, 1/12, 1/24, 1/24 (E = 4), only to reproduce its numbers.
-    """
-
+    # "boost" lets each of E exits reach the first block group with 1/E; "legacy" is the published DarkDistill code's
+    # 1/4, 1/12, 1/24, 1/24 (E = 4), only to reproduce its numbers
     rescale: Rescale = "boost"
 
     def loss(self, network: EarlyExitNetwork, x: Tensor, y: Tensor) -> Loss:
         """Return the loss of images `(B, C, H, W)` with labels `(B,)`.
 
         Raises:
-            UserError: the network doesn't ensemble its exits, so there is nothing to boost.
+            UserError: the network does not ensemble its exits.
         """
         if network.ensemble <= 0:
             raise UserError(f"the boosted objective needs a network built with ensemble={ENSEMBLE}; it has 0")

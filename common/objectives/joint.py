@@ -10,13 +10,9 @@ from common.objectives.base import Loss, StatelessObjective, exit_losses
 
 @dataclass(frozen=True)
 class Joint(StatelessObjective):
-    """`sum_e weight_e * mean_b CE(z_e(x_b), y_b)`.
+    """`sum_e weight_e * mean_b CE(z_e(x_b), y_b)`."""
 
-    Attributes:
-        exit_weights: one per exit, shallow to deep; a shallower network uses the first ones. () = 1 each.
-    """
-
-    exit_weights: tuple[float, ...] = ()
+    exit_weights: tuple[float, ...] = ()  # one per exit, shallow to deep; a shallower network uses the first; (): 1
 
     def loss(self, network: EarlyExitNetwork, x: Tensor, y: Tensor) -> Loss:
         """Return the loss of images `(B, C, H, W)` with labels `(B,)`."""

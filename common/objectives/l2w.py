@@ -1,13 +1,12 @@
 """Learned sample weights (L2W-DEN, Han et al., ECCV 2022): easy samples train shallow exits, hard ones deep exits.
 
-A small weight network maps a sample's losses at all exits to a weight per exit. Every few batches it is
-trained by a one-step meta update: step the early-exit network on half the batch with the weighted loss, then
-ask how well each sample of the other half is classified AT THE EXIT IT WOULD LEAVE FROM, and descend that
-through the step. Numbers and the per-sample mean follow DarkDistill's published use of the method.
+A small weight network maps a sample's losses at all exits to a weight per exit. Every few batches a one-step meta
+update trains it: step the early-exit network on half the batch with the weighted loss, compute the loss of each sample
+of the other half AT THE EXIT IT WOULD LEAVE FROM, and descend that loss through the step. Numbers and the per-sample
+mean follow DarkDistill's published use of the method.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,12 +18,10 @@ from common.errors import UserError
 from common.exits.assignment import assign_exits
 from common.networks.base import EarlyExitNetwork
 from common.objectives.base import Loss, exit_losses
+from common.objectives.config import ObjectiveConfig
 from common.seeding import generator
 
-if TYPE_CHECKING:
-    from common.objectives.config import ObjectiveConfig
-
-# With fewer samples a half batch is one sample, which BatchNorm can't normalise.
+# With fewer samples a half batch is one sample, which BatchNorm cannot normalise.
 SMALLEST_META_BATCH = 4
 
 
@@ -75,11 +72,11 @@ def assigned_loss(logits: Sequence[Tensor], y: Tensor, p: float) -> Tensor:
 class LearnedWeights:
     """`sum_e mean_b weight_be * CE(z_e(x_b), y_b)` with weights of a meta-trained weight network.
 
-    With one exit all weights are 1 (joint training) and there is nothing to learn. The weight network follows the
-    batches' device.
+    With one exit all weights are 1 (joint training) and nothing is learnt. The weight network moves to the batches'
+    device.
     """
 
-    def __init__(self, settings: "ObjectiveConfig", num_exits: int, seed: int) -> None:
+    def __init__(self, settings: ObjectiveConfig, num_exits: int, seed: int) -> None:
         self.settings = settings
         self.num_exits = num_exits
         self.weight_network = WeightNetwork(num_exits, settings.l2w_hidden, seed)
@@ -99,7 +96,7 @@ class LearnedWeights:
         return Loss((self.weights(losses).detach() * losses).mean(1).sum(), losses.detach())
 
     def before_step(self, network: EarlyExitNetwork, x: Tensor, y: Tensor, lr: float) -> None:
-        """Train the weight network on every `l2w_interval`-th batch, the very first one included.
+        """Train the weight network on every `l2w_interval`-th batch, the first one included.
 
         The network's parameters, gradients and BatchNorm statistics stay as they are.
 
@@ -132,7 +129,7 @@ class LearnedWeights:
             for name, parameter in network.named_parameters()
             if parameter.requires_grad
         }
-        # Clones take BatchNorm's in-place updates, so the network's own statistics don't see the pseudo step.
+        # Clones take BatchNorm's in-place updates, so the pseudo step leaves the network's own statistics as they are.
         buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
         # Fused attention kernels have no second derivative; the plain one does.
         with sdpa_kernel(SDPBackend.MATH):
@@ -159,16 +156,16 @@ class LearnedWeights:
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over a state of `state_dict`.
+        """Load a state that `state_dict` returned.
 
         Raises:
-            UserError: it is another objective's, or for another number of exits.
+            UserError: it is of another objective, or for another number of exits.
         """
         own = self.state_dict()
         if {name: value.shape for name, value in state.items()} != {n: v.shape for n, v in own.items()}:
             raise UserError(
-                f"the stored weight network is not one for {self.num_exits} exits with "
-                f"{self.settings.l2w_hidden} hidden units; start under another run name"
+                f"the stored weight network does not have {self.num_exits} exits and {self.settings.l2w_hidden} hidden "
+                "units (objective.l2w-hidden): set another run.name, or the same network and objective"
             )
         self.batches = int(state["batches"])
         for name, parameter in self.weight_network.named_parameters():

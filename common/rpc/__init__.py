@@ -1,1 +1,1 @@
-"""Our own gRPC streams, for what Flower's messages cannot carry: one message per batch costs them seconds."""
+"""Our own gRPC streams, for traffic per batch: a Flower message per batch would take seconds each."""

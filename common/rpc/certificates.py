@@ -1,6 +1,6 @@
 """Certificates and keys: self-signed ones of a run, an authority's own and those it signs, and the keys of devices.
 
-All keys are elliptic-curve keys; nothing here touches a file.
+All keys are elliptic-curve keys. This module reads and writes no files.
 """
 
 import datetime
@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 OWN = "earlybloom"  # the name on servers' certificates that are made here
-AUTHORITY_DAYS = 3650  # devices hold the authority's certificate: a new one means a visit to each
+AUTHORITY_DAYS = 3650  # long, because a new authority's certificate must be copied to every device
 SERVER_DAYS = 825  # the most that some TLS libraries accept
 
 
@@ -30,16 +30,16 @@ class Certificate:
 
 @dataclass(frozen=True)
 class NodeKey:
-    """A device's key pair, both in OpenSSH's form: the device proves with one that it is who the other names."""
+    """A device's key pair, both in OpenSSH's form."""
 
-    private: bytes = field(repr=False)
+    private: bytes = field(repr=False)  # by which the device proves that the public key is its own
     public: bytes
 
 
 def self_signed(hosts: Sequence[str], days: int = 30) -> Certificate:
     """Return a new key (NIST P-256) and a certificate for these host names and addresses, valid for `days`.
 
-    It counts from a day ago, since devices' clocks differ. Raises `ValueError` without a host.
+    The validity starts a day ago, since devices' clocks differ. Raises `ValueError` without a host.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     name = _name(OWN)
@@ -47,7 +47,7 @@ def self_signed(hosts: Sequence[str], days: int = 30) -> Certificate:
 
 
 def check_pair(pair: Certificate) -> None:
-    """Raise `ValueError` unless the key can be read, and is that of the certificate."""
+    """Raise `ValueError` unless key and certificate can be read and are a pair."""
     try:
         key = serialization.load_pem_private_key(pair.key, password=None).public_key()
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -61,7 +61,7 @@ def check_pair(pair: Certificate) -> None:
 
 
 def outdated(certificate: bytes, hosts: Sequence[str]) -> str:
-    """Return why a certificate of `self_signed` serves these hosts no more; empty if it does, or is somebody else's."""
+    """Return why a certificate of `self_signed` no longer fits these hosts; empty if it does, or is the user's own."""
     read = x509.load_pem_x509_certificate(certificate)
     if not read.subject == read.issuer == _name(OWN):
         return ""
@@ -90,14 +90,14 @@ def new_authority(days: int = AUTHORITY_DAYS) -> Certificate:
 
 
 def signed_by(authority: Certificate, hosts: Sequence[str], days: int = SERVER_DAYS) -> Certificate:
-    """Return a new key and a server's certificate for these hosts that an authority vouches for.
+    """Return a new key and a server's certificate for these hosts, signed by an authority.
 
     Raises `ValueError` without a host, or when the authority's PEM cannot be read.
     """
     issuer = x509.load_pem_x509_certificate(authority.certificate)
     signer = serialization.load_pem_private_key(authority.key, password=None)
     if not isinstance(signer, ec.EllipticCurvePrivateKey):
-        raise ValueError("the authority's key is no elliptic-curve key")
+        raise ValueError("the authority's key is not an elliptic-curve key")
     key = ec.generate_private_key(ec.SECP256R1())
     draft = _draft(_name(OWN), issuer.subject, key, days).add_extension(
         x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
@@ -106,7 +106,7 @@ def signed_by(authority: Certificate, hosts: Sequence[str], days: int = SERVER_D
 
 
 def new_node_key() -> NodeKey:
-    """Return a new key pair of the curve that Flower takes for SuperNodes (NIST P-384)."""
+    """Return a new key pair of the curve that Flower requires for SuperNodes (NIST P-384)."""
     key = ec.generate_private_key(ec.SECP384R1())
     openssh, plain = serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
     private = key.private_bytes(serialization.Encoding.PEM, openssh, plain)
@@ -114,7 +114,7 @@ def new_node_key() -> NodeKey:
 
 
 def public_node_key(private: bytes) -> bytes:
-    """Return the public half of a device's private key; raises `ValueError` when that is none."""
+    """Return the public half of a device's private key; raises `ValueError` if it is not such a key."""
     key = serialization.load_ssh_private_key(private, password=None).public_key()
     return key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH) + b"\n"
 

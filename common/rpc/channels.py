@@ -1,7 +1,7 @@
-"""Servers and channels of our own gRPC services: who may speak, how much at a time, and who else can listen.
+"""Servers and channels of our own gRPC services: token, limits and TLS.
 
 Every call carries the run's token. Off loopback TLS is mandatory, and a missing certificate or token is an error before
-anything starts. Compression is off: features hardly shrink, and a small message could unpack into a huge one.
+the server starts. Compression is off: features hardly shrink, and a small message could unpack into a huge one.
 """
 
 import hmac
@@ -23,13 +23,12 @@ AUTHORIZATION = "authorization"
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server or a channel puts up with."""
+    """The limits of a server or a channel."""
 
     message_bytes: int = 64 << 20  # larger messages are refused by their announced length, before they are read
-    calls: int = (
-        64  # at a time, each on a thread; further ones are refused. Two per streaming client: one may be broken
-    )
-    keepalive: float = 20.0  # seconds between pings; a peer that stays silent for half of that is gone
+    # at a time, each on a thread; further calls are refused. Two per streaming client: one may be broken
+    calls: int = 64
+    keepalive: float = 20.0  # seconds between pings; a peer that does not answer within half of that is gone
 
 
 DEFAULT_LIMITS = Limits()
@@ -49,7 +48,7 @@ class RunningServer:
 
     @property
     def address(self) -> str:
-        """Where it listens, `host:port`."""
+        """The address at which it listens, `host:port`."""
         return f"{self.host}:{self.port}"
 
     def stop(self, grace: float = 1.0) -> None:
@@ -73,19 +72,19 @@ def serve(
 ) -> RunningServer:
     """Start a server at `host:port` (port 0: a free one) whose services `register` adds.
 
-    Raises `UserError` when the address is off loopback without a certificate, or one of the two cannot be used.
+    Raises `UserError` when the address is off loopback without a certificate, or when either cannot be used.
     """
     host, port = split_address(address)
     _require_security(host, token, certificate is not None)
     if certificate is not None:
         try:
-            check_pair(certificate)  # gRPC would call the address unusable
+            check_pair(certificate)  # otherwise gRPC reports the address as unusable
         except ValueError as error:
             raise UserError(f"cannot serve at {address} with TLS: {error}") from error
     pool = ThreadPoolExecutor(limits.calls, thread_name_prefix="rpc")
     options: list[Option] = [
         *_options(limits),
-        ("grpc.so_reuseport", 0),  # otherwise two servers may share a port without a word
+        ("grpc.so_reuseport", 0),  # otherwise two servers may share a port without an error
         ("grpc.http2.min_ping_interval_without_data_ms", int(limits.keepalive * 500)),
     ]
     server = grpc.server(
@@ -100,7 +99,9 @@ def serve(
             bound = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
     except RuntimeError as error:
         pool.shutdown()
-        raise UserError(f"cannot listen at {address}: is port {port} taken, or {host} not this machine's?") from error
+        raise UserError(
+            f"cannot listen at {address}: port {port} is taken, or {host} is not this machine: choose another"
+        ) from error
     server.start()
     return RunningServer(server, pool, host, bound)
 
@@ -120,7 +121,7 @@ def connect(
         ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 2000),
         ("grpc.enable_http_proxy", 0 if is_loopback(host) else 1),
-        # each channel a connection of its own, so that nodes in one process are as independent as on two machines
+        # each channel has its own connection, so that nodes in one process are as independent as on two machines
         ("grpc.use_local_subchannel_pool", 1),
     ]
     if certificate is None:
@@ -131,7 +132,7 @@ def connect(
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
+    """Return whether only this machine can reach the address."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -169,7 +170,7 @@ def _refuse(_: object, context: grpc.ServicerContext) -> None:
 
 
 class _TokenCheck(grpc.ServerInterceptor):
-    """Refuses a call without the token. As a stream, so that not even a single request is read before."""
+    """Refuses a call without the token. The refusal is a stream handler, so that no request is read before it."""
 
     def __init__(self, token: str) -> None:
         self._expected = f"Bearer {token}".encode()

@@ -1,19 +1,19 @@
-"""A message with one large bytes field, kept out of protobuf's hands.
+"""Write and read a message's one large bytes field without protobuf's copies.
 
-Protobuf copies a bytes field two or three times on either side, which for 16 MiB of features takes longer than to send
-them. In all our messages that field is `bytes data = 15`; here it is appended to the others' serialization and found
-again without a copy. The bytes on the wire are what protobuf itself would write and read.
+Protobuf copies a bytes field two or three times on either side, which for 16 MiB of features takes longer than sending
+them. In all our messages that field is `bytes data = 15`. It is appended here to the serialized other fields and found
+again without a copy. The bytes on the wire are those that protobuf itself would write and read.
 """
 
 from google.protobuf.message import Message
 
 TAG = 15 << 3 | 2  # field 15, length-delimited
-HEAD_BYTES = 1 << 20  # of all other fields; refused before they are parsed into lists
+HEAD_BYTES = 1 << 20  # of all other fields; more are refused before they are parsed into lists
 Data = bytes | memoryview
 
 
 def join(head: Message, data: Data = b"") -> bytes:
-    """Return the wire form of a message, whose `data` must not be set, with `data` (C-contiguous bytes) as its data."""
+    """Return the wire form of a message without `data`, with `data` (C-contiguous bytes) as that field."""
     if not len(data):
         return head.SerializeToString()
     return b"".join((head.SerializeToString(), bytes([TAG]), _varint(len(data)), data))
@@ -44,7 +44,7 @@ def split(raw: bytes) -> tuple[bytes, memoryview]:
 
 
 def _value(raw: bytes, position: int, wire_type: int) -> tuple[int, int]:
-    """Return where a field's value begins and ends."""
+    """Return the begin and end of a field's value."""
     if wire_type == 0:
         return position, _read_varint(raw, position)[1]
     if wire_type == 2:

@@ -1,4 +1,4 @@
-"""Reading what somebody else has sent, and saying why it is refused."""
+"""Read messages from untrusted senders, and refuse them with a reason."""
 
 from typing import NoReturn, TypeVar
 
@@ -11,7 +11,7 @@ M = TypeVar("M", bound=Message)
 
 
 class Refused(RuntimeError):
-    """A message that is not accepted, as a status for the client."""
+    """A refused message, as a status for the client."""
 
     def __init__(self, code: grpc.StatusCode, reason: str) -> None:
         super().__init__(reason)
@@ -19,7 +19,7 @@ class Refused(RuntimeError):
 
 
 def malformed(reason: str) -> Refused:
-    """Return the refusal of what no proper client sends."""
+    """Return the refusal of a message that no correct client sends."""
     return Refused(grpc.StatusCode.INVALID_ARGUMENT, reason)
 
 

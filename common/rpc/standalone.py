@@ -1,6 +1,6 @@
-"""A service that no run announces: its options, its secrets in files, and serving until it is told to stop.
+"""A service that no run announces: its options, its secrets in files, and serving until a signal stops it.
 
-With the token, gRPC's health service and reflection answer there too.
+gRPC's health service and reflection run there too, behind the same token.
 """
 
 import argparse
@@ -22,21 +22,20 @@ from common.rpc.secrets import CERTIFICATE, read_or_make_certificate, read_or_ma
 
 @dataclass(frozen=True)
 class Access:
-    """Where a service listens, and what others need to reach it."""
+    """A service's address and the secrets that its callers need."""
 
-    address: str
-    name: str
-    """What others call its host."""
+    address: str  # to listen at
+    name: str  # by which callers reach its host
     token: str
     token_file: Path
-    certificate: Certificate | None = None
+    certificate: Certificate | None = None  # None: not encrypted
     certificate_file: Path | None = None
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that `access` reads."""
     parser.add_argument("--address", default="127.0.0.1:0", help="HOST:PORT to listen at, port 0: a free one")
-    parser.add_argument("--name", help="name or address by which others reach HOST, where that differs")
+    parser.add_argument("--name", help="name or address by which others reach HOST, if it differs")
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="made if missing (default: the model's folder)")
     parser.add_argument("--tls", action="store_true", help="encrypt on loopback too; everywhere else always")
     parser.add_argument(
@@ -46,13 +45,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def access(options: argparse.Namespace, folder: Path, token_name: str) -> Access:
-    """Return what the options say, with `folder` for files that they do not name; makes missing secrets.
+    """Return the access that the options describe, with `folder` for files without an option; makes missing secrets.
 
-    Raises `UserError` when the address is none, nobody knows the host's name, or a file cannot be read or made.
+    Raises `UserError` when the address is not valid, the host has no name, or a file cannot be read or made.
     """
     host, _ = split_address(options.address)
     if not options.name and host.strip("[]") in ("0.0.0.0", "::"):
-        raise UserError(f"--address {options.address} is every interface: say by which --name others reach it")
+        raise UserError(f"--address {options.address} is every interface: give the --name by which others reach it")
     name = str(options.name or host)
     token_file = options.token_file or folder / token_name
     token = read_or_make_token(token_file)
@@ -70,14 +69,14 @@ def serve_until_stopped(
     limits: Limits,
     announce: Callable[[str], str],
 ) -> None:
-    """Serve until SIGINT or SIGTERM; prints what `announce` makes of the address. Raises what `serve` does.
+    """Serve until SIGINT or SIGTERM; prints the text that `announce` returns. Raises what `serve` does.
 
     Args:
         register: adds the service to a server.
         service: its full name.
         reached: from `access`.
-        limits: what is put up with.
-        announce: address, `host:port` -> what to print once it listens.
+        limits: of the server.
+        announce: address, `host:port` -> the text to print once it listens.
     """
     probe, stopped = health.HealthServicer(), Event()
     probe.set(service, health_pb2.HealthCheckResponse.SERVING)
@@ -87,8 +86,8 @@ def serve_until_stopped(
         health_pb2_grpc.add_HealthServicer_to_server(probe, server)
         reflection.enable_server_reflection((service, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
 
-    told = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda *_: stopped.set()) for number in told}
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: stopped.set()) for number in signals}
     try:
         with serve(register_all, reached.address, reached.token, reached.certificate, limits) as running:
             print(announce(f"{reached.name}:{running.port}"), flush=True)

@@ -1,7 +1,7 @@
 """Tensors on the wire: fp32, fp16, bf16, or bytes with a scale and an offset per channel.
 
-The numbers that a sender declares are checked against each other, against what the receiver expects and against the
-bytes that came, before any tensor is made.
+Before a tensor is made, the declared numbers are checked against each other, against the shape that the receiver
+expects and against the received bytes.
 """
 
 import math
@@ -35,7 +35,7 @@ def encode(tensor: Tensor, coding: str) -> tuple[Features, Data]:
         _finite(torch.stack((low, step)), coding)
         features.scale.extend(step.flatten().tolist())
         features.offset.extend(low.flatten().tolist())
-        # a channel that is constant has no step; all its values are the offset
+        # a constant channel has no step; all its values are the offset
         values = tensor.sub(low).div_(step.masked_fill(step == 0, 1)).round_().clamp_(0, LEVELS).to(torch.uint8)
     else:
         values = tensor.to(DTYPES[CODINGS[coding]]).contiguous()
@@ -44,7 +44,7 @@ def encode(tensor: Tensor, coding: str) -> tuple[Features, Data]:
 
 
 def decode(features: Features, data: Data, sample_shape: tuple[int, ...], max_samples: int) -> Tensor:
-    """Return the float32 tensor `(B, *sample_shape)`, 1 <= B <= max_samples, in memory of its own.
+    """Return the float32 tensor `(B, *sample_shape)`, 1 <= B <= max_samples, in its own memory.
 
     Raises `ValueError` when the message is not exactly such a tensor, or a value is not finite.
     """
@@ -67,7 +67,7 @@ def decode(features: Features, data: Data, sample_shape: tuple[int, ...], max_sa
 
 
 def decode_pixels(shape: Sequence[int], data: Data, sample_shape: tuple[int, ...], max_samples: int) -> Tensor:
-    """Return the uint8 tensor `(B, *sample_shape)`, 1 <= B <= max_samples, in memory of its own, one byte per value.
+    """Return the uint8 tensor `(B, *sample_shape)`, 1 <= B <= max_samples, in its own memory, one byte per value.
 
     Raises `ValueError` when the message is not exactly such a tensor.
     """
@@ -91,7 +91,7 @@ def _check(shape: tuple[int, ...], size: int, itemsize: int, sample_shape: tuple
 
 def _copied(data: Data) -> Tensor:
     raw = torch.empty(len(data), dtype=torch.uint8)
-    # through numpy: torch warns of memory that it may not write to, and the message is only read
+    # through numpy: torch warns about read-only memory, although the message is only read
     np.copyto(raw.numpy(), np.frombuffer(data, np.uint8))
     return raw
 
@@ -103,7 +103,7 @@ def _channels(dimensions: int) -> tuple[int, tuple[int, ...]]:
 
 
 def _finite(values: Tensor, coding: str) -> None:
-    # the extremes show NaN and infinity: a fraction of the time of `isfinite().all()`
+    # NaN and infinity show in the extremes, which take a fraction of the time of `isfinite().all()`
     low, high = torch.aminmax(values)
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"some features are not finite as {coding} values")

@@ -1,1 +1,1 @@
-"""What is kept on disk: atomic files, clients' states, finished models."""
+"""Files on disk: atomic writes, clients' states, stored models."""

@@ -1,8 +1,8 @@
-"""What a client keeps between rounds, on its node's disk.
+"""A client's state between rounds, on its node's disk.
 
-Keyed by our own run name, a stable client id and the round, because Flower's run and node ids change on a resume or a
-restart. A task names the client's last committed version: later ones come from a round that was killed or whose reply
-was lost and are discarded, older ones are pruned.
+The key is our own run name, a stable client id and the round, because Flower's run and node ids change on a resume or a
+restart. A task names the client's last committed version. Later versions come from a killed round or a lost reply and
+are discarded; older ones are pruned.
 """
 
 import re
@@ -27,18 +27,21 @@ class ClientState:
 
 
 class ClientStore:
-    """The states of one run's clients below `root/<run>/`. A client that kept nothing costs nothing."""
+    """The states of one run's clients below `root/<run>/`. A client without a state has no folder."""
 
     def __init__(self, root: Path, run: str) -> None:
         if not NAME.fullmatch(run):
-            raise UserError(f"run name {run!r}: use letters, digits, '.', '_' and '-' only")
+            raise UserError(
+                f"run name {run!r} is not valid: write letters, digits, '.', '_' and '-', 100 at most, "
+                "with a letter or digit first"
+            )
         self.folder = root / run
 
     def load(self, client: int, version: int, *, prune: bool = True) -> ClientState:
         """Return the client's state as committed in round `version`; 0 is the empty state.
 
-        If pruned, every other version is deleted: not before the server's checkpoint names this one, or a run that is
-        killed in between cannot be continued. Raises `UserError` when the committed one is not there.
+        `prune` deletes every other version. Prune only once the server's checkpoint names this version: otherwise a run
+        that is killed in between cannot be continued. Raises `UserError` when the committed version is missing.
         """
         for round_, path in self._versions(client).items():
             if prune and round_ != version:
@@ -48,13 +51,13 @@ class ClientStore:
         path = self._path(client, version)
         if not path.exists():
             raise UserError(
-                f"client {client}: its state of round {version} is not in {self.folder}; "
-                "set clients.store to a folder that survives restarts and is shared by a cluster's machines"
+                f"client {client}: its state of round {version} is not in {self.folder}: "
+                "set clients.store to a folder that survives restarts and that all machines of a cluster share"
             )
         return ClientState(*read_tensors(path))
 
     def save(self, client: int, round_: int, state: ClientState) -> None:
-        """Write the state of a round; it counts once the server commits that round."""
+        """Write the state of a round; it is valid once the server commits that round."""
         path = self._path(client, round_)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, state.tensors, state.values)

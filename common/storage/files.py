@@ -16,7 +16,7 @@ from common.errors import UserError
 
 
 class StorageError(UserError, OSError):
-    """A file cannot be written, mostly because the disk is full; what was there before still is."""
+    """A file cannot be written, mostly because the disk is full; its old content is unchanged."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -54,14 +54,14 @@ def append_line(path: Path, line: str) -> None:
             file.write(line + "\n")
     except OSError as error:
         with contextlib.suppress(OSError):
-            os.truncate(path, size)  # what follows later must not be appended to half a line
+            os.truncate(path, size)  # a later line must not be appended to half a line
         raise _unwritten(path, error) from error
 
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Give a path to write to, which then takes the place of `path`."""
-    # no process's number: two containers that share a folder may have the same; nor a file of `tempfile`: mode 600
+    """Yield a temporary path, which replaces `path` once it is written."""
+    # not the process id: two containers that share a folder may have the same; not `tempfile`: its files have mode 600
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         yield temporary

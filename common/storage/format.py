@@ -1,14 +1,14 @@
-"""The version of what runs leave behind: run folders, checkpoints and stored models."""
+"""The format version of run folders, checkpoints and stored models."""
 
 from pathlib import Path
 
 from common.errors import UserError
 
-FORMAT = 2  # 2: `part` in the place of `depth`, method's own values in stored models
+FORMAT = 2  # 2: `part` replaces `depth`, stored models hold the method's own values
 
 
 def check_format(path: Path, found: object) -> None:
-    """Raise `UserError` unless what `path` holds was written in this version's format."""
+    """Raise `UserError` unless `path` was written in this version's format."""
     if found != FORMAT:
         raise UserError(
             f"{path} has format {found}, but this version of EarlyBloom reads format {FORMAT}: start a new run, or use "

@@ -1,8 +1,8 @@
-"""A model's state as one flat vector: what is averaged, packed for the wire and stepped by the optimiser.
+"""A model's state as one flat vector, to average, to pack for the wire and to step by the optimiser.
 
-Flower's deployment pays per array and an optimiser per tensor, so a model is held as one float vector (parameters, then
-floating-point buffers) and one integer vector (counters such as BatchNorm's `num_batches_tracked`). `Layout` says which
-slice is which key.
+Flower's deployment costs time per array and an optimiser per tensor. A model is therefore one float vector (parameters,
+then floating-point buffers) and one integer vector (counters such as BatchNorm's `num_batches_tracked`). `Layout` maps
+keys to slices.
 """
 
 import json
@@ -79,8 +79,8 @@ class FlatState:
 class FlatModel(Generic[M]):
     """A module whose float parameters, buffers and gradients are views of flat vectors.
 
-    Loading, reading, zeroing and stepping are then one operation each, whatever the number of layers. Frozen parameters
-    come after the trained ones, so `trained` is one contiguous leaf for the optimiser.
+    Loading, reading, zeroing and stepping are then one operation each for any number of layers. Frozen parameters come
+    after the trained ones, so `trained` is one contiguous leaf for the optimiser.
     """
 
     def __init__(self, module: M) -> None:
@@ -120,14 +120,14 @@ class FlatModel(Generic[M]):
         self.load_dict(state.state_dict())
 
     def load_dict(self, given: Mapping[str, Tensor]) -> None:
-        """Copy a state dict in, which may hold more; raises `ValueError` when a key is missing or misshapen."""
+        """Copy a state dict in, which may have more keys; raises `ValueError` for a missing key or a wrong shape."""
         for key, view in self._all_views().items():
             if key not in given or given[key].shape != view.shape:
                 raise ValueError(f"{key}: expected shape {tuple(view.shape)}, got {_shape(given.get(key))}")
             view.copy_(given[key])
 
     def read(self, layout: Layout) -> FlatState:
-        """Return a copy of these keys on the CPU; `upload_layout` names all that training changes."""
+        """Return a copy of these keys on the CPU; `upload_layout` holds all keys that training changes."""
         if layout == self.upload_layout:
             return FlatState(layout, torch.cat(self._learned).cpu(), self.counters.cpu().clone())
         views = self._all_views()
@@ -136,7 +136,7 @@ class FlatModel(Generic[M]):
     def leaf(self, chosen: Callable[[str], bool]) -> nn.Parameter:
         """Return the trained parameters whose keys are chosen as one vector for an optimiser, sharing memory.
 
-        Raises `ValueError` unless they lie side by side, as a network's units do, and its exits.
+        Raises `ValueError` unless they lie side by side, as a network's units do, and as its exits do.
         """
         position, spans = 0, []
         for key, shape in self._trained:
@@ -145,7 +145,7 @@ class FlatModel(Generic[M]):
                 spans.append((position, position + size))
             position += size
         if not spans or any(a[1] != b[0] for a, b in pairwise(spans)):
-            raise ValueError("the chosen parameters are none, or do not lie side by side")
+            raise ValueError("the chosen parameters do not exist, or do not lie side by side")
         part = slice(spans[0][0], spans[-1][1])
         assert self.trained.grad is not None
         leaf = nn.Parameter(self.trained.data[part])

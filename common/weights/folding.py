@@ -1,8 +1,8 @@
-"""A reproducible weighted sum: the same bits however clients are grouped and in whatever order they arrive.
+"""A reproducible weighted sum: the same bits for every grouping of clients and every order of arrival.
 
 Floating-point addition is not associative, so clients' models are summed as 64-bit integers in fixed point. The number
-of fraction bits follows from the total weight of the clients that were asked, so no sum can overflow. A client that is
-alone on its node sends its model as fp32 and the server quantises it with the same function.
+of fraction bits follows from the total weight of the sampled clients, so no sum can overflow. A client that is alone on
+its node sends its model as fp32 and the server quantises it with the same function.
 """
 
 from dataclasses import dataclass, field
@@ -16,8 +16,8 @@ MAGNITUDE_BITS = 12
 MAGNITUDE = float(2**MAGNITUDE_BITS)  # a weight or running variance beyond this comes from a client that diverged
 MAX_FRACTION_BITS = 40
 SUM_BITS = 62  # of an int64's 63, so that rounding cannot overflow either
-MAX_WEIGHT = 2**29 - 1  # of one client: what `quantise` computes exactly
-MAX_COUNTER = 2**53  # batches that nobody ever counts to; far from where an int64 wraps around
+MAX_WEIGHT = 2**29 - 1  # of one client: the largest for which `quantise` is exact
+MAX_COUNTER = 2**53  # more batches than any client trains; far below the overflow of an int64
 
 
 def fraction_bits(total_weight: int) -> int:
@@ -26,7 +26,7 @@ def fraction_bits(total_weight: int) -> int:
 
 
 def quantise(values: Tensor, weight: int, bits: int) -> Tensor:
-    """Return round(values * weight * 2**bits) as int64; exact up to the rounding, which is to even.
+    """Return round(values * weight * 2**bits) as int64; exact except for the rounding, which is to even.
 
     The product of a float32 (24 bits) with a weight below 2**29 is exact in float64, the scale is a power of two.
     """
@@ -51,7 +51,7 @@ def check(state: FlatState, layout: Layout) -> None:
     if (len(state.floats), len(state.counters)) != layout.sizes:
         raise UnfitError(f"sizes {len(state.floats)}, {len(state.counters)} differ from the tier's {layout.sizes}")
     low, high = torch.aminmax(state.floats) if len(state.floats) else (torch.zeros(()), torch.zeros(()))
-    # written so that NaN, which compares false, fails as well
+    # NaN compares false, so it fails this check too
     if not (low > -MAGNITUDE and high < MAGNITUDE):
         raise UnfitError("weights are not finite" if not low.isfinite() & high.isfinite() else "weights out of range")
     _check_counters(state.counters)
@@ -74,11 +74,11 @@ class Fold:
     clients: list[int] = field(default_factory=list)
 
     def add_state(self, state: FlatState, weight: int, client: int) -> None:
-        """Fold one client's checked model in; raises `ValueError` for a weight beyond what the bits allow for."""
+        """Fold one client's checked model in; raises `ValueError` for a weight too large for the fraction bits."""
         self._add(quantise(state.floats, weight, self.bits), state.counters, weight, [client])
 
     def add(self, other: "Fold") -> None:
-        """Fold another partial sum of the same tier and round in; raises `ValueError` unless it can be one."""
+        """Fold another partial sum of the same tier and round in; raises `ValueError` for any other sum."""
         if other.bits != self.bits or other.layout != self.layout:
             raise ValueError("partial sums of different rounds or tiers cannot be added")
         if other.sums is not None and other.counters is not None:

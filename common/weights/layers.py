@@ -9,14 +9,14 @@ from common.weights.flat import StateDict
 
 
 class LayerMean:
-    """The weighted mean of every key over the models that hold it, a model at a time."""
+    """The weighted mean of every key over the models that hold it; models are added one at a time."""
 
     def __init__(self) -> None:
         self.sums: StateDict = {}
         self.weights: dict[str, float] = {}
 
     def add(self, model: Mapping[str, Tensor], weight: float) -> None:
-        """Take a model in; a model without weight counts for nothing, not even for its keys."""
+        """Add a model; a model of weight 0 adds nothing, not even its keys."""
         if not weight:
             return
         for key, value in model.items():

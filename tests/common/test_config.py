@@ -84,8 +84,8 @@ def test_a_whole_number_does_for_a_float_but_not_the_other_way_round():
         ("server.device", "tpu", "server.device is 'tpu', must be one of auto, cpu, cuda"),
         ("clients.device", "tpu", "clients.device is 'tpu'"),
         ("clients.per-round", 21, "clients.per-round is 21 but there are only 20 clients"),
-        ("data.alpha", 0.0, "data.alpha: must be from"),
-        ("objective.name", "best", "objective 'best' is unknown"),
+        ("data.alpha", 0.0, "data.alpha is 0.0, must be at least 0.001"),
+        ("objective.name", "best", "objective.name is 'best', must be one of joint"),
         ("toy.strength", -1.0, "toy.strength is -1.0, must be at least 0.0"),
     ],
 )

@@ -9,24 +9,24 @@ from common.devices import autocast, deterministic, pick_device, threads
 from common.errors import UserError
 
 
-def test_cpu_is_always_there():
+def test_cpu_is_always_available():
     assert pick_device("cpu") == torch.device("cpu")
 
 
-def test_auto_takes_the_gpu_where_there_is_one(monkeypatch):
+def test_auto_takes_the_gpu_if_available(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert pick_device("auto") == torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert pick_device("auto") == torch.device("cpu")
 
 
-def test_a_missing_gpu_is_told(monkeypatch):
+def test_missing_gpu_is_reported(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="no GPU"):
         pick_device("cuda")
 
 
-def test_threads_are_put_back_even_after_an_error():
+def test_threads_are_restored_even_after_an_error():
     before = torch.get_num_threads()
     with pytest.raises(RuntimeError), threads(before + 1):
         assert torch.get_num_threads() == before + 1
@@ -34,7 +34,7 @@ def test_threads_are_put_back_even_after_an_error():
     assert torch.get_num_threads() == before
 
 
-def test_autocast_is_bf16_when_it_is_on():
+def test_autocast_is_bf16_if_enabled():
     x = torch.ones(2, 2)
     with autocast(torch.device("cpu"), True):
         assert (x @ x).dtype == torch.bfloat16
@@ -76,8 +76,8 @@ print(faults() - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="there is no glibc here")
-def test_memory_that_is_kept_is_not_mapped_anew():
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_kept_memory_is_not_mapped_anew():
     command = [sys.executable, "-c", FAULTS]
     found = [int(subprocess.run([*command, how], capture_output=True, check=True).stdout) for how in ("drop", "keep")]
     assert found[1] < found[0] / 5

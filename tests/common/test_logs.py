@@ -26,7 +26,7 @@ from strategies.node.local_training import LocalTraining
 
 @pytest.fixture
 def written() -> Iterator[io.StringIO]:
-    """What Flower's console handler writes."""
+    """Yield the stream to which Flower's console handler writes."""
     (handler,) = (h for h in logging.getLogger("flwr").handlers if type(h).__name__ == "ConsoleHandler")
     stream = io.StringIO()
     before = handler.setStream(stream)  # type: ignore[attr-defined]
@@ -39,7 +39,7 @@ def lines(stream: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
-def test_a_line_says_when_what_and_of_whom(written):
+def test_line_has_time_level_message_run_round_and_node(written):
     logs.use("json")
     log(INFO, "before")
     log(INFO, "")  # as Flower writes between parts
@@ -54,7 +54,7 @@ def test_a_line_says_when_what_and_of_whom(written):
     assert third["run"] is None
 
 
-def test_an_error_is_in_its_line(written):
+def test_traceback_is_part_of_its_line(written):
     logs.use("json")
     try:
         raise ValueError("no")
@@ -66,7 +66,7 @@ def test_an_error_is_in_its_line(written):
     assert line["error"].endswith("ValueError: no")
 
 
-def test_text_is_as_it_was(written):
+def test_text_form_is_flowers_own(written):
     logs.use("text")
     log(INFO, "plain")
     before = written.getvalue()
@@ -78,7 +78,7 @@ def test_text_is_as_it_was(written):
     assert not before.startswith("{")
 
 
-def test_threads_say_what_holds_everywhere(written):
+def test_threads_log_the_fields_set_everywhere(written):
     logs.use("json")
 
     def talk() -> None:
@@ -100,7 +100,7 @@ def test_threads_say_what_holds_everywhere(written):
 @pytest.mark.parametrize(
     "record", [None, {"json": "{"}, {"json": "[]"}, {"json": '{"run": "r"}'}, {"json": "[" * 10**5}]
 )
-def test_a_message_that_cannot_be_read_is_no_reason_to_fail(written, record):
+def test_unreadable_message_does_not_stop_logging(written, record):
     content = RecordDict({} if record is None else {"order": ConfigRecord(record)})
     logs.use("json")
     with logs.of_message(content, {"node-id": "5"}):
@@ -109,18 +109,18 @@ def test_a_message_that_cannot_be_read_is_no_reason_to_fail(written, record):
     assert not written.getvalue().startswith("{")
 
 
-def test_a_message_decides_how_its_node_logs(written):
+def test_message_sets_the_form_of_its_node(written):
     for form in ("json", "text"):
         order = Order("some-run", json.dumps({"run.log-format": form}), round=6)
         with logs.of_message(protocol.pack_order(order), {"node-id": "12345"}):
             log(INFO, "here")
     first, second = written.getvalue().splitlines()
-    told = json.loads(first)
-    assert (told["run"], told["round"], told["node"]) == ("some-run", 6, "12345")
+    line = json.loads(first)
+    assert (line["run"], line["round"], line["node"]) == ("some-run", 6, "12345")
     assert not second.startswith("{")
 
 
-def test_a_run_logs_every_line_as_json(written, flat, tmp_path, monkeypatch):
+def test_run_logs_every_line_as_json(written, flat, tmp_path, monkeypatch):
     train = LocalTraining.train
 
     def fail(self, job):
@@ -132,23 +132,23 @@ def test_a_run_logs_every_line_as_json(written, flat, tmp_path, monkeypatch):
     settings = {**flat, "run.root": str(tmp_path / "runs"), "run.log-format": "json", "run.name": "logged"}
     grid = LocalGrid(app, [{"partition-id": p} for p in range(2)])
     server_app(grid, Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=settings))
-    told = lines(written)
-    assert {line["run"] for line in told} == {"logged"}
-    (failed,) = (line for line in told if line["message"] == "client 3 failed")
+    logged = lines(written)
+    assert {line["run"] for line in logged} == {"logged"}
+    (failed,) = (line for line in logged if line["message"] == "client 3 failed")
     assert failed["node"] in {str(node) for node in grid.get_node_ids()}
     assert (failed["round"], failed["level"]) == (2, "WARNING")
     assert failed["error"].endswith("RuntimeError: no memory")
-    rounds = [line for line in told if line["message"].startswith("round ")]
+    rounds = [line for line in logged if line["message"].startswith("round ")]
     assert {(line["node"], line["round"]) for line in rounds} == {("server", 1), ("server", 2)}
     assert any(line["message"].startswith("round 2/2") and line["round"] == 2 for line in rounds)
 
 
-def test_the_option(flat):
+def test_unknown_log_format_is_refused(flat):
     assert read_config(flat).run.log_format == "text"
     with pytest.raises(UserError, match=r"run.log-format is 'xml', must be one of text, json"):
         read_config({**flat, "run.log-format": "xml"})
 
 
-def test_it_needs_no_torch():
+def test_logs_need_no_torch():
     code = "import sys; import common.logs; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -3,13 +3,13 @@ import torch
 from common.seeding import derive_seed, generator
 
 
-def test_the_same_parts_give_the_same_seed_always():
+def test_same_parts_always_give_the_same_seed():
     # frozen: another value would silently change every run
     assert derive_seed(1, "sample", 2) == 164257376735899811
     assert derive_seed(1, "sample", 2) == derive_seed("1", "sample", "2")
 
 
-def test_every_part_and_their_order_count():
+def test_seed_depends_on_every_part_and_their_order():
     seeds = {derive_seed(1, 2), derive_seed(2, 1), derive_seed(1, 2, 3), derive_seed(12), derive_seed("1/2", 0)}
     assert len(seeds) == 5
 

@@ -52,9 +52,9 @@ def test_the_boosted_objective_needs_an_ensemble(flat):
     [
         ({"run.strategy": "fedsgd"}, "run.strategy 'fedsgd' is unknown"),
         ({"clients.mix": "0.5,0.5"}, "clients.mix '0.5,0.5' must give one share, 0 or more, for each of the 3 tiers"),
-        ({"network.name": "alexnet"}, "unknown network 'alexnet'"),
-        ({"network.exits": "1,9"}, "exits = (1, 9)"),
-        ({"data.name": "folder", "data.root": "/nowhere/at/all"}, "there is no folder /nowhere/at/all"),
+        ({"network.name": "alexnet"}, "network.name is 'alexnet', must be one of"),
+        ({"network.exits": "1,9"}, "network.exits is 1,9"),
+        ({"data.name": "folder", "data.root": "/nowhere/at/all"}, "/nowhere/at/all, which is not a folder"),
         ({"clients.count": 5000, "server.evaluate-every": 1}, "5000 clients"),
     ],
 )

@@ -90,7 +90,7 @@ def test_a_delivered_model_reads_texts_and_infer_says_that_it_cannot(run_strateg
     parser = argparse.ArgumentParser()
     add_parser(parser.add_subparsers())
     options = parser.parse_args(["infer", "--model", str(tmp_path / "test" / "depth-4"), "--images", str(tmp_path)])
-    with pytest.raises(UserError, match="this command classifies images only"):
+    with pytest.raises(UserError, match="classifies texts, this command only images"):
         options.run(options)
 
 
@@ -98,4 +98,4 @@ def test_a_device_with_a_folder_of_images_is_refused(prepare_run, tmp_path):
     run = prepare_run(QUICK, [{"client-id": 0, "depth": 1, "data": str(tmp_path)}])
     with pytest.raises(Exception, match="no client can take part"):
         run.strategy.start(run.grid)
-    assert "hold images only, but this run's data are texts" in run.strategy.roster.reports[0].refused
+    assert "holds images, but this run's data are texts" in run.strategy.roster.reports[0].refused

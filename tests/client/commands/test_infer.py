@@ -198,7 +198,7 @@ def test_what_the_user_can_mend_ends_with_2_and_one_line(
         (["--model", str(tmp_path / "absent"), "--images", folder], "no model in"),
         (["--model", str(tmp_path / "damaged.safetensors"), "--images", folder], "cannot be read"),
         (["--model", model, "--images", str(tmp_path / "empty")], "holds no images"),
-        (["--model", model, "--images", str(tmp_path / "absent")], "there is no folder"),
+        (["--model", model, "--images", str(tmp_path / "absent")], "is not a folder"),
         (["--model", model, "--images", folder, "--batch", "0"], "give 1 or more"),
         (["--model", model, "--images", folder, "--json", str(tmp_path / "absent" / "x.json")], "cannot be written"),
     ):

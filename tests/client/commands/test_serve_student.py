@@ -195,7 +195,7 @@ def test_what_the_user_can_mend_ends_with_2_and_one_line(
         (["--model", file, "--slowdown", "nan"], "--slowdown nan: give 1 or more"),
         (["--model", file, "--policy", "quick"], "no policy 'quick'"),
         (["--model", file, "--token-file", str(tmp_path / "public")], "chmod 600"),
-        (["--model", file, "--address", "0.0.0.0:0"], "by which --name others reach it"),
+        (["--model", file, "--address", "0.0.0.0:0"], "give the --name by which others reach it"),
         (["--model", file, "--address", "127.0.0.1"], "is not an address"),
     ):
         assert main(["serve-student", "--device", "cpu", *arguments]) == 2

@@ -394,7 +394,7 @@ def test_what_the_user_can_mend_ends_with_2_and_one_line(
             "chmod 600",
         ),
         (["--mode", "split", "--model", part, "--server", "10.1.2.3:1", "--token-file", token], "needs? TLS"),
-        ([*split, "--model", part, "--certificate", token], "no certificate"),
+        ([*split, "--model", part, "--certificate", token], "not a certificate"),
     ):
         assert main(["infer", *arguments, "--dataset", "digits", "--limit", "2"]) == 2
         error = capsys.readouterr().err

@@ -169,7 +169,7 @@ def test_the_next_command_can_be_typed(encrypted):
         (["--superlink", "ml.example.org:8443"], "not loopback: give --certificates"),
         (["--superlink", "nowhere"], "is not an address"),
         (["--superlink", "127.0.0.1:1", "--data", "/no/such"], "there is no such folder"),
-        (["--superlink", "127.0.0.1:1", "--certificates", "/no/such"], "there is no /no/such/ca.pem"),
+        (["--superlink", "127.0.0.1:1", "--certificates", "/no/such"], "/no/such/ca.pem is missing"),
         (["--superlink", "127.0.0.1:1", "--client-id", "-3"], "clients are counted from 0"),
         (["--superlink", "127.0.0.1:1", "--capacity", "depth=0"], "--capacity depth=0: give 1 or more"),
         (["--superlink", "127.0.0.1:1", "--capacity", "depth=1,cut=-1"], "--capacity cut=-1: give 1 or more"),

@@ -1,4 +1,4 @@
-"""What is classified: limits, class names and sizes."""
+"""The samples to classify: limits, class names and sizes."""
 
 from pathlib import Path
 
@@ -14,14 +14,14 @@ DIGITS = tuple("0123456789")
 SHAPE = (1, 8, 8)
 
 
-def test_a_limit_is_spread_over_all() -> None:
+def test_limit_is_spread_over_all_items() -> None:
     assert spread(range(10), 0) == spread(range(10), 10) == spread(range(10), 99) == list(range(10))
     assert spread(range(10), 4) == [0, 2, 5, 7]
     assert spread("abc", 1) == ["a"]
     assert spread([], 3) == []
 
 
-def test_a_data_sets_test_split_comes_in_batches_with_its_labels() -> None:
+def test_data_set_yields_batches_with_labels() -> None:
     test = load(DataConfig(), None).test
     batches = list(from_dataset("digits", DIGITS, SHAPE, 7, 20))
     assert [len(batch) for batch in batches] == [7, 7, 6]
@@ -32,7 +32,7 @@ def test_a_data_sets_test_split_comes_in_batches_with_its_labels() -> None:
     assert sum(len(batch) for batch in from_dataset("digits", DIGITS, SHAPE, 100, 0)) == len(test)
 
 
-def test_a_folder_of_images_is_resized_as_the_network_takes_them(tmp_path: Path) -> None:
+def test_image_folder_is_resized_for_the_network(tmp_path: Path) -> None:
     for split in ("train", "test"):
         for name, shade in (("dark", 10), ("light", 200)):
             (tmp_path / split / name).mkdir(parents=True)
@@ -42,7 +42,7 @@ def test_a_folder_of_images_is_resized_as_the_network_takes_them(tmp_path: Path)
     assert batch.pixels.unique().tolist() == [10, 200]
 
 
-def test_truths_are_the_deepest_folder_that_is_a_class(tmp_path: Path) -> None:
+def test_truth_is_the_deepest_class_folder(tmp_path: Path) -> None:
     for folder in ("3/7", "3/other", "none"):
         (tmp_path / folder).mkdir(parents=True)
         Image.new("L", (8, 8)).save(tmp_path / folder / "a.png")
@@ -55,15 +55,15 @@ def test_truths_are_the_deepest_folder_that_is_a_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "classes", "shape", "message"),
     [
-        ("digit", DIGITS, (1, 8, 8), "no set is called 'digit'"),
-        ("bbc_news", DIGITS, (1, 8, 8), "holds no images of its own"),
+        ("digit", DIGITS, (1, 8, 8), "--dataset is 'digit', must be one of digits"),
+        ("bbc_news", DIGITS, (1, 8, 8), "--dataset bbc_news holds no images"),
         ("devices", DIGITS, (1, 8, 8), "--dataset"),
-        ("folder", DIGITS, (1, 8, 8), "--dataset NAME:FOLDER"),
-        ("digits", ("cat", "dog"), (1, 8, 8), "knows no class '0'"),
-        ("digits", DIGITS, (3, 8, 8), r"its images are \(1, 8, 8\)"),
+        ("folder", DIGITS, (1, 8, 8), "--dataset NAME:FOLDER is missing: --dataset 'folder'"),
+        ("digits", ("cat", "dog"), (1, 8, 8), "has the class '0', the model does not"),
+        ("digits", DIGITS, (3, 8, 8), r"has images of \(1, 8, 8\)"),
     ],
 )
-def test_a_data_set_that_does_not_fit_is_refused(
+def test_unsuitable_data_set_is_refused(
     text: str, classes: tuple[str, ...], shape: tuple[int, int, int], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""What tests of data share."""
+"""Shared by the tests of data."""
 
 import pytest
 
@@ -7,5 +7,5 @@ from common.data.dataset import _load
 
 @pytest.fixture(autouse=True)
 def nothing_loaded_yet() -> None:
-    """Forget what the process holds: a test changes files and fakes downloads under names used by others."""
+    """Empty the process's caches: a test changes files and fakes downloads under names that others use."""
     _load.cache_clear()

@@ -6,7 +6,7 @@ from common.data.augment import crop_and_flip
 
 
 def one_by_one(images: Tensor, generator: torch.Generator, padding: int) -> Tensor:
-    """The same draws, an image at a time."""
+    """Return what `crop_and_flip` should return, made with the same draws one image at a time."""
     count, channels, height, width = images.shape
     shift = torch.randint(2 * padding + 1, (2, count), generator=generator).tolist()
     flipped = torch.randint(2, (count, 1), generator=generator).flatten().tolist()
@@ -21,14 +21,14 @@ def one_by_one(images: Tensor, generator: torch.Generator, padding: int) -> Tens
 
 @pytest.mark.parametrize("padding", [1, 4])
 @pytest.mark.parametrize("kind", [torch.float32, torch.uint8])
-def test_it_equals_cropping_and_flipping_one_by_one(padding: int, kind: torch.dtype) -> None:
+def test_batch_equals_cropping_and_flipping_one_by_one(padding: int, kind: torch.dtype) -> None:
     images = torch.randint(1, 256, (40, 3, 6, 9), generator=torch.Generator().manual_seed(0)).to(kind)
     changed = crop_and_flip(images, torch.Generator().manual_seed(1), padding)
     assert changed.dtype == kind
     assert torch.equal(changed, one_by_one(images, torch.Generator().manual_seed(1), padding))
 
 
-def test_every_shift_and_both_sides_occur() -> None:
+def test_every_shift_and_both_flips_occur() -> None:
     image = torch.zeros(1, 1, 5, 5)
     image[0, 0, 2, 1] = 1.0
     changed = crop_and_flip(image.expand(2000, 1, 5, 5), torch.Generator().manual_seed(0), padding=1)
@@ -37,14 +37,14 @@ def test_every_shift_and_both_sides_occur() -> None:
     assert rows_columns == {(row, column) for row in (1, 2, 3) for column in (0, 1, 2, 3, 4)}
 
 
-def test_without_padding_only_sides_change() -> None:
+def test_without_padding_images_are_only_flipped() -> None:
     images = torch.arange(2 * 1 * 2 * 3.0).view(2, 1, 2, 3)
     changed = crop_and_flip(images, torch.Generator().manual_seed(0), padding=0)
     for before, after in zip(images, changed, strict=True):
         assert torch.equal(after, before) or torch.equal(after, before.flip(2))
 
 
-def test_the_same_generator_gives_the_same_and_the_input_stays() -> None:
+def test_same_generator_gives_same_images_and_keeps_the_input() -> None:
     images = torch.rand(8, 3, 8, 8)
     before = images.clone()
     first, second = (crop_and_flip(images, torch.Generator().manual_seed(seed)) for seed in (3, 3))

@@ -23,14 +23,14 @@ def test_every_sample_belongs_to_exactly_one_part_of_one_client():
     assert sorted(np.concatenate(parts).tolist()) == list(range(200))
 
 
-def test_the_servers_validation_set_is_the_clients_union():
+def test_server_validation_set_is_the_union_of_clients():
     people = population()
     held_out = people.validation()
     assert held_out.tolist() == sorted(np.concatenate([people.split(c)[1] for c in range(7)]).tolist())
     assert not set(held_out.tolist()) & set(np.concatenate([people.split(c)[0] for c in range(7)]).tolist())
 
 
-def test_a_clients_images_are_its_own_normalised():
+def test_client_data_is_its_part_normalised():
     people = population()
     images = shared_data(people, 4, CPU)
     train, validation, test = people.split(4)
@@ -46,11 +46,11 @@ def test_a_clients_images_are_its_own_normalised():
     assert len(test) == len(images.test_y) == len(images.test_x) == 0
 
 
-def test_images_are_made_once():
+def test_client_data_is_made_once():
     assert shared_data(population(), 1, CPU) is shared_data(population(), 1, CPU)
 
 
-def test_the_seed_and_the_number_of_clients_deal_anew():
+def test_partition_depends_on_seed_and_client_count():
     base = population().split(0)[0].tolist()
     assert Population(DATA, 7, 4).split(0)[0].tolist() != base
     assert Population(DATA, 8, 3).split(0)[0].tolist() != base
@@ -58,12 +58,12 @@ def test_the_seed_and_the_number_of_clients_deal_anew():
 
 
 @pytest.mark.parametrize("client", [-1, 7, 100])
-def test_an_unknown_client_is_told(client):
-    with pytest.raises(UserError, match=rf"there is no client {client}: clients\.count is 7"):
+def test_unknown_client_is_refused(client):
+    with pytest.raises(UserError, match=rf"client {client} does not exist: clients\.count is 7"):
         population().split(client)
 
 
-def test_every_client_keeps_a_test_split_of_the_merged_set():
+def test_each_client_keeps_a_test_split_of_the_merged_set():
     people = population(client_test=0.25)
     source = load(people.data, cache_root())
     assert (len(source.train), len(source.test), people.data.limit) == (559, 0, 200)
@@ -88,20 +88,20 @@ def test_every_client_keeps_a_test_split_of_the_merged_set():
         ({}, "24ae64938ef779ff"),
     ],
 )
-def test_without_test_splits_everybody_has_what_earlier_versions_gave(changes, digest):
+def test_without_test_splits_the_partition_is_unchanged(changes, digest):
     people = Population(DataConfig(**changes), 7, 3)
     parts = [part for client in range(7) for part in people.split(client)[:2]]
     assert hashlib.sha256(b"".join(part.tobytes() + b"|" for part in parts)).hexdigest()[:16] == digest
 
 
-def test_clients_without_samples_are_left_out_of_the_validation_set():
+def test_validation_set_leaves_out_clients_without_samples():
     people = Population(DataConfig(limit=60, partitioner="dirichlet", alpha=0.001), 30, 1)
     sizes = [len(people.split(c)[0]) for c in range(30)]
     assert 0 in sizes
     assert len(people.validation()) == 60 - sum(sizes)
 
 
-def test_a_devices_own_folder(tmp_path):
+def test_device_folder_becomes_client_data(tmp_path):
     from PIL import Image
 
     for name, shade in (("cat", 10), ("dog", 200)):
@@ -118,5 +118,5 @@ def test_a_devices_own_folder(tmp_path):
     halves = own_data(str(tmp_path), DataConfig(validation=0.25, client_test=0.5), ("cat", "dog"), (1, 8, 8), 1, CPU)
     assert [len(y) for y in (halves.y, halves.validation_y, halves.test_y)] == [3, 1, 4]
     assert halves.test_x.shape == (4, 1, 8, 8)
-    with pytest.raises(UserError, match="no classes of this run"):
+    with pytest.raises(UserError, match="not classes of this run"):
         own_data(str(tmp_path), data, ("bird", "cat"), (3, 8, 8), 1, CPU)

@@ -28,7 +28,7 @@ def ids(text: str) -> list[int]:
     return token_ids(text, 99, 6).tolist()
 
 
-def test_texts_and_their_classes(tmp_path):
+def test_csv_gives_texts_and_classes(tmp_path):
     data = read(write(tmp_path))
     assert data.classes == ("1", "3", "4")
     assert data.train.labels.tolist() == [1, 0, 2]
@@ -42,7 +42,7 @@ def test_another_column_may_hold_the_text(tmp_path):
     assert data.test.inputs.tolist() == [ids("new phones")]
 
 
-def test_names_as_labels_a_natural_column_and_no_test_file(tmp_path):
+def test_labels_may_be_names_and_the_test_file_absent(tmp_path):
     rows = "".join(f"text {i},{'ham' if i % 2 else 'spam'},user{i % 3}\n" for i in range(20))
     data = read(write(tmp_path, "text,label,who\n" + rows, None), partitioner="natural", column="who")
     assert data.classes == ("ham", "spam")
@@ -50,13 +50,13 @@ def test_names_as_labels_a_natural_column_and_no_test_file(tmp_path):
     assert set(data.natural.tolist()) == {"user0", "user1", "user2"}
 
 
-def test_both_files_are_merged_for_clients_that_test_on_their_own(tmp_path):
+def test_client_test_merges_both_files(tmp_path):
     data = read(write(tmp_path), client_test=0.25)
     assert data.train.labels.tolist() == [1, 0, 2, 2]
     assert data.test.inputs.shape == (0, 6)
 
 
-def test_parquet_files_come_first(tmp_path):
+def test_parquet_files_are_preferred(tmp_path):
     for name, texts in (("train", ["a", "b"]), ("test", ["b"])):
         pq.write_table(pa.table({"text": texts, "label": list(range(len(texts)))}), tmp_path / f"{name}.parquet")
     data = read(write(tmp_path))
@@ -72,13 +72,13 @@ def test_parquet_files_come_first(tmp_path):
         ("label,text\n1,a\n,b\n", {}, "1 values of column 'label' are missing"),
     ],
 )
-def test_what_is_wrong_is_told_in_one_line(tmp_path, train, options, message):
+def test_mistake_is_reported_in_one_line(tmp_path, train, options, message):
     with pytest.raises(UserError, match=message) as caught:
         read(write(tmp_path, train, None), **options)
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_without_texts_and_texts_without_words_are_told(tmp_path):
+def test_missing_files_and_missing_texts_are_reported(tmp_path):
     with pytest.raises(UserError, match=r"neither train\*\.parquet files nor train\.csv"):
         read(tmp_path)
     pq.write_table(pa.table({"text": ["a", None], "label": [0, 1]}), tmp_path / "train.parquet")

@@ -12,7 +12,7 @@ def _read(folder: Path) -> str:
     return (folder / "text").read_text()
 
 
-def test_filled_once(tmp_path: Path) -> None:
+def test_folder_is_filled_once(tmp_path: Path) -> None:
     calls = []
 
     def fill(folder: Path) -> None:
@@ -24,7 +24,7 @@ def test_filled_once(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["k"]
 
 
-def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
+def test_failed_fill_leaves_nothing(tmp_path: Path) -> None:
     def fill(folder: Path) -> None:
         (folder / "text").write_text("half")
         raise UserError("no")
@@ -34,12 +34,12 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_folder_is_written_anew(tmp_path: Path) -> None:
+def test_damaged_folder_is_written_anew(tmp_path: Path) -> None:
     (tmp_path / "k").mkdir()
     assert cached(tmp_path, "k", lambda f: (f / "text").write_text("good") and None, _read) == "good"
 
 
-def test_the_slower_of_two_takes_what_the_quicker_wrote(tmp_path: Path) -> None:
+def test_slower_process_uses_the_folder_of_the_quicker(tmp_path: Path) -> None:
     both_started = threading.Barrier(2)
     results = []
 
@@ -60,13 +60,13 @@ def test_the_slower_of_two_takes_what_the_quicker_wrote(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["k"]
 
 
-def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_unwritable_cache_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot keep prepared data in"):
+    with pytest.raises(UserError, match="prepared data cannot be written into"):
         cached(tmp_path / "file", "k", lambda f: None, _read)
 
 
-def test_keys_and_fingerprints_see_changes(tmp_path: Path) -> None:
+def test_keys_and_fingerprints_change_with_content(tmp_path: Path) -> None:
     assert content_key("a", 1) == content_key("a", 1) != content_key("a", 2)
     file = tmp_path / "x"
     file.write_text("1")
@@ -76,7 +76,7 @@ def test_keys_and_fingerprints_see_changes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["|u1", "<i4"])
-def test_rows_make_an_array_file(tmp_path: Path, kind: str) -> None:
+def test_write_rows_makes_an_array_file(tmp_path: Path, kind: str) -> None:
     rows = np.arange(24, dtype=kind).reshape(4, 2, 3)
     # Not contiguous, as decoded images are not.
     write_rows(tmp_path / "a.npy", (4, 3, 2), np.dtype(kind), (row.T for row in rows))

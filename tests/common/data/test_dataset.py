@@ -14,7 +14,7 @@ from common.errors import UserError
 PROJECT = Path(__file__).resolve().parents[3]
 
 
-def test_digits_are_split_once_and_for_all(tmp_path: Path) -> None:
+def test_digits_split_never_changes(tmp_path: Path) -> None:
     data = load(DataConfig(), tmp_path)
     assert (len(data.train), len(data.test)) == (1438, 359)
     assert data.input_shape == (1, 8, 8)
@@ -25,7 +25,7 @@ def test_digits_are_split_once_and_for_all(tmp_path: Path) -> None:
     assert data.natural is None
 
 
-def test_the_cache_gives_what_decoding_gives(tmp_path: Path) -> None:
+def test_cache_equals_decoding(tmp_path: Path) -> None:
     config = DataConfig(image_size=12, limit=100)
     in_memory = load(config, None)
     for _ in ("written", "read"):
@@ -39,12 +39,12 @@ def test_the_cache_gives_what_decoding_gives(tmp_path: Path) -> None:
     assert cached.input_shape == (1, 12, 12)
 
 
-def test_a_process_decodes_once_whatever_the_partition(tmp_path: Path) -> None:
+def test_process_decodes_once_for_all_partitions(tmp_path: Path) -> None:
     assert load(DataConfig(), tmp_path) is load(DataConfig(partitioner="dirichlet", alpha=0.1, mean="0.1"), tmp_path)
     assert load(DataConfig(), tmp_path) is not load(DataConfig(limit=10), tmp_path)
 
 
-def test_the_merged_set_has_both_parts_and_no_test_set(tmp_path: Path) -> None:
+def test_merged_set_has_both_parts_and_no_test_set(tmp_path: Path) -> None:
     apart = load(DataConfig(limit=100), tmp_path)
     config = DataConfig(limit=100, client_test=0.25)
     for cache in (None, tmp_path):
@@ -58,13 +58,13 @@ def test_the_merged_set_has_both_parts_and_no_test_set(tmp_path: Path) -> None:
     assert len(load(DataConfig(limit=100), tmp_path).test) == 359
 
 
-def test_writing_to_images_never_reaches_the_cache(tmp_path: Path) -> None:
+def test_writing_to_images_leaves_the_cache_unchanged(tmp_path: Path) -> None:
     load(DataConfig(), tmp_path).train.inputs.zero_()
     _load.cache_clear()
     assert load(DataConfig(), tmp_path).train.inputs.max() == 255
 
 
-def test_a_damaged_cache_is_written_anew(tmp_path: Path) -> None:
+def test_damaged_cache_is_written_anew(tmp_path: Path) -> None:
     expected = load(DataConfig(), tmp_path).train.inputs.clone()
     (file,) = tmp_path.glob("*/train_inputs.npy")
     file.write_bytes(file.read_bytes()[:1000])
@@ -85,8 +85,8 @@ def test_changed_files_are_decoded_again(tmp_path: Path, data_root: Path) -> Non
     assert not torch.equal(after.train.inputs, before)
 
 
-def test_a_missing_folder_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.root: there is no folder .*nowhere"):
+def test_missing_folder_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.root is .*nowhere, which is not a folder"):
         load(DataConfig(name="cifar10", root=str(tmp_path / "nowhere")), None)
 
 
@@ -95,7 +95,7 @@ def test_digits_have_no_natural_clients() -> None:
         load(DataConfig(partitioner="natural", column="writer"), None)
 
 
-def test_cached_data_and_partitions_need_none_of_the_slow_packages(tmp_path: Path) -> None:
+def test_cached_data_and_partitions_need_no_slow_package(tmp_path: Path) -> None:
     config = DataConfig(partitioner="dirichlet", alpha=0.3)
     parts = partition(config, load(config, tmp_path).train.labels, 5, 1, tmp_path)
     program = f"""

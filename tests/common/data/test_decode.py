@@ -26,14 +26,14 @@ def test_lossless_images_keep_their_pixels() -> None:
     np.testing.assert_array_equal(decoded, grey[None])
 
 
-def test_shape_is_colour_if_any_probed_image_is() -> None:
+def test_shape_has_colour_if_any_probed_image_has() -> None:
     grey, colour = _png(np.zeros((4, 6), np.uint8)), _png(np.zeros((4, 6, 3), np.uint8))
     assert image_shape([grey, grey], 0, where="image") == (1, 4, 6)
     assert image_shape([grey, colour], 0, where="image") == (3, 4, 6)
     assert image_shape([colour], 5, where="image") == (3, 5, 5)
 
 
-def test_grey_becomes_colour_and_sizes_are_fitted() -> None:
+def test_grey_becomes_colour_and_sizes_are_adapted() -> None:
     (decoded,) = decode([np.full((8, 8), 7, np.uint8)], (3, 16, 16), resize=True, where="image")
     assert decoded.shape == (3, 16, 16)
     assert np.unique(decoded).tolist() == [7]
@@ -49,7 +49,7 @@ def test_other_sizes_are_refused_without_resizing() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
-def test_a_truncated_image_is_named(tmp_path: Path, kind: str) -> None:
+def test_truncated_image_is_named(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"cat.{kind.lower()}"
     Image.fromarray(RNG.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -58,6 +58,6 @@ def test_a_truncated_image_is_named(tmp_path: Path, kind: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_image_is_named_by_its_number() -> None:
+def test_unreadable_bytes_are_named_by_number() -> None:
     with pytest.raises(UserError, match=r"train image 0 cannot be read as an image \(unknown file type\)"):
         list(decode([b"hello"], (3, 1, 1), resize=False, where="train image"))

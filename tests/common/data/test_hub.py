@@ -14,7 +14,7 @@ datasets = pytest.importorskip("datasets", reason="the hub needs the simulation 
 PROJECT = Path(__file__).resolve().parents[3]
 
 
-def test_a_downloaded_set_reads_like_its_files(monkeypatch: pytest.MonkeyPatch, data_root: Path) -> None:
+def test_downloaded_set_equals_its_files(monkeypatch: pytest.MonkeyPatch, data_root: Path) -> None:
     asked = []
 
     def load_dataset(repository: str, subset: str | None, split: str) -> "datasets.Dataset":
@@ -50,7 +50,7 @@ def test_downloaded_texts_become_token_ids(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("name", HUB_SETS)
-def test_a_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def load_dataset(*_: object, **__: object) -> None:
         raise ConnectionError("no route\nto host")
 
@@ -60,7 +60,7 @@ def test_a_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch, name
     assert "\n" not in str(caught.value)
 
 
-def test_the_real_loader_fails_with_the_same_line_when_offline(tmp_path: Path) -> None:
+def test_real_loader_fails_with_the_same_line_when_offline(tmp_path: Path) -> None:
     program = """
 from common.data import DataConfig, load
 from common.errors import UserError

@@ -19,7 +19,7 @@ def _load_from(root: Path, **options: int) -> TrainTest:
     return load(DataConfig(name="folder", root=str(root), **options), None)  # type: ignore[arg-type]
 
 
-def test_train_and_test_folders(tmp_path: Path) -> None:
+def test_train_and_test_folders_are_read(tmp_path: Path) -> None:
     _paint(tmp_path / "train" / "dog", 2, 100)
     _paint(tmp_path / "train" / "cat", 3)
     _paint(tmp_path / "test" / "dog", 1, 50)
@@ -31,7 +31,7 @@ def test_train_and_test_folders(tmp_path: Path) -> None:
     assert data.test.inputs.unique().tolist() == [50]
 
 
-def test_without_a_split_a_fifth_of_each_class_is_set_aside(tmp_path: Path) -> None:
+def test_without_a_split_a_fifth_of_each_class_is_for_testing(tmp_path: Path) -> None:
     _paint(tmp_path / "cat", 10)
     _paint(tmp_path / "dog", 5)
     data = _load_from(tmp_path)
@@ -39,14 +39,14 @@ def test_without_a_split_a_fifth_of_each_class_is_set_aside(tmp_path: Path) -> N
     assert data.test.labels.bincount().tolist() == [2, 1]
 
 
-def test_limit_meets_every_class(tmp_path: Path) -> None:
+def test_limit_keeps_every_class(tmp_path: Path) -> None:
     for name in ("cat", "dog", "eel"):
         _paint(tmp_path / "train" / name, 5)
         _paint(tmp_path / "test" / name, 1)
     assert _load_from(tmp_path, limit=6).train.labels.tolist() == [0, 0, 1, 1, 2, 2]
 
 
-def test_sizes_must_agree_or_be_set(tmp_path: Path) -> None:
+def test_different_sizes_need_image_size(tmp_path: Path) -> None:
     _paint(tmp_path / "train" / "cat", 1)
     Image.fromarray(np.zeros((9, 3), np.uint8)).save(tmp_path / "train" / "cat" / "tall.png")
     _paint(tmp_path / "test" / "cat", 1)
@@ -55,14 +55,14 @@ def test_sizes_must_agree_or_be_set(tmp_path: Path) -> None:
     assert _load_from(tmp_path, image_size=5).train.inputs.shape == (2, 3, 5, 5)
 
 
-def test_unknown_class_in_test_is_told(tmp_path: Path) -> None:
+def test_unknown_class_in_test_split_is_reported(tmp_path: Path) -> None:
     _paint(tmp_path / "train" / "cat", 1)
     _paint(tmp_path / "test" / "kat", 1)
     with pytest.raises(UserError, match=r"classes that .*train lacks \(kat\)"):
         _load_from(tmp_path)
 
 
-def test_an_empty_folder_is_told(tmp_path: Path) -> None:
+def test_empty_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "readme.txt").write_text("no images")
     with pytest.raises(UserError, match=r"holds neither train\*\.parquet files nor images") as caught:

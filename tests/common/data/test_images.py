@@ -15,7 +15,7 @@ def test_normalizer_matches_the_formula() -> None:
     torch.testing.assert_close(result, expected)
 
 
-def test_normalizer_leaves_the_images_alone() -> None:
+def test_normalizer_leaves_its_input_unchanged() -> None:
     images = torch.full((1, 1, 2, 2), 255, dtype=torch.uint8)
     assert Normalizer((0.5,), (0.5,))(images).unique().tolist() == [1.0]
     assert images.unique().tolist() == [255]
@@ -29,11 +29,11 @@ def test_normalizer_constants_come_from_config_then_set_then_half() -> None:
 
 
 def test_normalizer_refuses_constants_for_other_channels() -> None:
-    with pytest.raises(UserError, match=r"data\.std: the images have 1 channel"):
+    with pytest.raises(UserError, match=r"data\.std has 3 constants, but the images have 1 channel"):
         normalizer(DataConfig(std="1,1,1"), channels=1)
 
 
-def test_subset_copies_in_the_order_asked() -> None:
+def test_subset_copies_in_the_given_order() -> None:
     images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).clone()
     whole = SampleSet(images, torch.arange(5), ("a", "b", "c", "d", "e"))
     part = whole.subset(np.array([3, 1]))

@@ -39,28 +39,28 @@ def _load_from(root: Path, **options: str | int) -> TrainTest:
         ("fashion_mnist", (1, 28, 28), 10, "Pullover"),
     ],
 )
-def test_real_sets(data_root: Path, name: str, shape: tuple[int, ...], classes: int, third: str) -> None:
+def test_real_sets_are_read(data_root: Path, name: str, shape: tuple[int, ...], classes: int, third: str) -> None:
     data = load(DataConfig(name=name, root=str(data_root / f"{name}_tiny")), None)
     assert (len(data.train), len(data.test), data.input_shape) == (500, 100, shape)
     assert (len(data.classes), data.classes[2]) == (classes, third)
     assert data.train.labels.bincount().tolist() == [500 // classes] * classes
 
 
-def test_real_pixels_are_right(data_root: Path) -> None:
+def test_real_pixels_have_the_known_values(data_root: Path) -> None:
     """The first CIFAR-10 training image is the frog whose first pixel is (59, 62, 63)."""
     data = load(DataConfig(name="cifar10", root=str(data_root / "cifar10_tiny")), None)
     assert data.classes[data.train.labels[0]] == "frog"
     assert data.train.inputs[0, :, 0, 0].tolist() == [59, 62, 63]
 
 
-def test_another_label_column(data_root: Path) -> None:
+def test_another_label_column_is_read(data_root: Path) -> None:
     config = DataConfig(name="cifar100", root=str(data_root / "cifar100_tiny"), label="coarse_label")
     data = load(config, None)
     assert data.train.labels.max() == 19
     assert len(data.classes) == 20
 
 
-def test_shards_are_read_in_order_and_without_test_files_a_fifth_is_set_aside(tmp_path: Path) -> None:
+def test_shards_are_read_in_order_and_a_fifth_is_for_testing(tmp_path: Path) -> None:
     _write(tmp_path / "train-00001-of-00002.parquet", [1] * 5)
     _write(tmp_path / "train-00000-of-00002.parquet", [0] * 5)
     data = _load_from(tmp_path)
@@ -83,7 +83,7 @@ def test_natural_column_follows_limit(tmp_path: Path) -> None:
     _write(tmp_path / "test.parquet", [1], writer=["zoe"])
     data = _load_from(tmp_path, partitioner="natural", column="writer", limit=2)
     assert data.natural.tolist() == ["ann", "bob"]
-    with pytest.raises(UserError, match="no column 'user': choose from image, label, writer"):
+    with pytest.raises(UserError, match="no column 'user': choose one of image, label, writer"):
         _load_from(tmp_path, partitioner="natural", column="user")
 
 
@@ -137,27 +137,27 @@ def test_splits_may_name_the_image_column_differently(tmp_path: Path) -> None:
         ({"image": "picture"}, "no image column.*picture"),
     ],
 )
-def test_wrong_columns_are_told(tmp_path: Path, columns: dict[str, str], message: str) -> None:
+def test_wrong_columns_are_reported(tmp_path: Path, columns: dict[str, str], message: str) -> None:
     _write(tmp_path / "train.parquet", [0, 1], **columns)
     with pytest.raises(UserError, match=message):
         _load_from(tmp_path)
 
 
-def test_labels_beyond_the_class_names_are_told(tmp_path: Path) -> None:
+def test_labels_beyond_the_class_names_are_reported(tmp_path: Path) -> None:
     table = pa.table({"img": [{"bytes": _png(0), "path": None}], "label": [7]})
     features = {"info": {"features": {"label": {"names": ["a", "b"], "_type": "ClassLabel"}}}}
     pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), tmp_path / "train.parquet")
-    with pytest.raises(UserError, match="labels from 7 to 7 but there are 2 classes"):
+    with pytest.raises(UserError, match="labels from 7 to 7, but the set has 2 classes"):
         _load_from(tmp_path)
 
 
-def test_missing_values_are_told(tmp_path: Path) -> None:
+def test_missing_values_are_reported(tmp_path: Path) -> None:
     _write(tmp_path / "train.parquet", [0, None])
     with pytest.raises(UserError, match="1 values of column 'label' are missing"):
         _load_from(tmp_path)
 
 
-def test_shards_of_different_sets_are_told(tmp_path: Path) -> None:
+def test_shards_of_different_sets_are_reported(tmp_path: Path) -> None:
     _write(tmp_path / "train-0.parquet", [0])
     _write(tmp_path / "train-1.parquet", [0], label="labels")
     with pytest.raises(UserError, match="differ in their columns") as caught:

@@ -7,21 +7,21 @@ def _split(labels: list[int]) -> RawSplit:
     return RawSplit([bytes([i]) for i in range(len(labels))], np.array(labels))
 
 
-def test_a_fifth_of_each_class_is_tested_on() -> None:
+def test_fifth_of_each_class_is_for_testing() -> None:
     train, test = split_off_test(_split([0] * 10 + [1] * 20 + [2]))
     assert np.bincount(test.labels, minlength=3).tolist() == [2, 4, 0]
     assert np.bincount(train.labels, minlength=3).tolist() == [8, 16, 1]
     assert sorted([*train.samples, *test.samples]) == [bytes([i]) for i in range(31)]
 
 
-def test_the_test_split_is_always_the_same() -> None:
+def test_test_split_is_always_the_same() -> None:
     once, again = split_off_test(_split([0, 1] * 20))[1], split_off_test(_split([0, 1] * 20))[1]
     assert once.samples == again.samples
     # Frozen, so that results of different versions can be compared.
     assert [image[0] for image in once.samples] == [1, 2, 4, 8, 29, 31, 36, 37]
 
 
-def test_limit_takes_the_first() -> None:
+def test_limit_takes_the_first_samples() -> None:
     split = _split([1, 0, 1, 0, 2])
     assert first(split, 0) is split
     assert first(split, 9) is split

@@ -13,10 +13,10 @@ def test_case_and_spaces_do_not_matter_but_order_does() -> None:
     assert token_ids("Asia helps ink", 1000, 4).tolist() == [*one[2::-1].tolist(), 0]
 
 
-def test_a_long_text_is_cut_and_an_empty_one_is_padding() -> None:
+def test_long_text_is_cut_and_empty_text_is_padding() -> None:
     assert token_ids("a b c d e", 1000, 3).tolist() == token_ids("a b c", 1000, 3).tolist()
     assert token_ids(" \n", 1000, 3).tolist() == [0, 0, 0]
 
 
-def test_ids_fill_the_vocabulary_but_for_padding() -> None:
+def test_ids_fill_the_vocabulary_except_padding() -> None:
     assert set(token_ids(" ".join(map(str, range(500))), vocabulary=5, length=500).tolist()) == {1, 2, 3, 4}

@@ -58,12 +58,12 @@ def test_collect_restores_training_after_an_error(network: EarlyExitNetwork) -> 
     assert network.training
 
 
-def test_collect_refuses_no_samples(network: EarlyExitNetwork) -> None:
+def test_collect_refuses_an_empty_set(network: EarlyExitNetwork) -> None:
     with pytest.raises(UserError, match="no samples"):
         collect_logits(network, [])
 
 
-def test_counts_and_accuracy_exactly() -> None:
+def test_counts_and_accuracy_match_results_by_hand() -> None:
     logits = torch.eye(3)[torch.tensor([[0, 1, 2, 0], [0, 1, 1, 1]])]
     labels = torch.tensor([0, 1, 1, 1])
     counts = correct_counts(logits, labels)
@@ -84,13 +84,13 @@ def curve_inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tens
     random = torch.Generator().manual_seed(2)
     labels = torch.randint(5, (2, 300), generator=random)
     logits = torch.randn(2, 3, 300, 5, generator=random)
-    # Deeper exits know more.
+    # Deeper exits are more accurate.
     for depth in range(3):
         logits[:, depth] += (depth + 1) * torch.nn.functional.one_hot(labels, 5)
     return logits[0], labels[0], logits[1], labels[1]
 
 
-def test_budgeted_curve_adds_up() -> None:
+def test_budgeted_curve_is_consistent() -> None:
     macs = [10.0, 20.0, 30.0]
     points = budgeted_curve(*curve_inputs(), macs)
     assert tuple(point.p for point in points) == BUDGET_SWEEP
@@ -104,13 +104,13 @@ def test_budgeted_curve_adds_up() -> None:
     assert [point.mean_macs for point in points] == sorted(point.mean_macs for point in points)
 
 
-def test_on_its_own_validation_the_curve_meets_itself() -> None:
+def test_curve_on_validation_data_equals_validation_accuracy() -> None:
     validation, labels, _, _ = curve_inputs()
     for point in budgeted_curve(validation, labels, validation, labels, [1.0, 2.0, 3.0]):
         assert point.accuracy == point.validation_accuracy
 
 
-def test_thresholds_never_see_the_test_set() -> None:
+def test_thresholds_do_not_depend_on_the_test_set() -> None:
     validation, validation_labels, test, test_labels = curve_inputs()
     macs = [1.0, 2.0, 3.0]
     points = budgeted_curve(validation, validation_labels, test, test_labels, macs)
@@ -124,7 +124,7 @@ def test_thresholds_never_see_the_test_set() -> None:
     assert blurred[20].exit_histogram != points[20].exit_histogram
 
 
-def test_validation_logits_decide_the_thresholds() -> None:
+def test_thresholds_depend_on_validation_logits() -> None:
     validation, validation_labels, test, test_labels = curve_inputs()
     points = budgeted_curve(validation, validation_labels, test, test_labels, [1.0, 2.0, 3.0])
     others = budgeted_curve(0.5 * validation, validation_labels, test, test_labels, [1.0, 2.0, 3.0])

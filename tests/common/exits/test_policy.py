@@ -9,7 +9,7 @@ from common.exits import ThresholdPolicy, confidence, entropy_gate, exit_predict
 from common.networks import NetworkSpec, build
 
 
-def test_confidence_measures_exactly() -> None:
+def test_confidence_measures_match_results_by_hand() -> None:
     logits = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]])
     torch.testing.assert_close(confidence(logits), torch.tensor([0.75, 0.5]))
     torch.testing.assert_close(confidence(logits, "raw"), torch.tensor([math.log(3.0), 0.0]))
@@ -28,7 +28,7 @@ def test_unknown_measure_is_refused() -> None:
         ThresholdPolicy((0.5,), "margin")
 
 
-def test_leaves_when_the_threshold_is_reached_and_always_at_the_last_exit() -> None:
+def test_sample_leaves_at_its_threshold_or_the_last_exit() -> None:
     policy = ThresholdPolicy((0.75, math.inf), "raw")
     logits = torch.tensor([[0.74, 0.0], [0.75, 0.0], [0.0, 0.76]])
     assert policy(0, logits).tolist() == [False, True, True]
@@ -50,11 +50,11 @@ def test_exits_and_predictions_of_stored_logits() -> None:
     assert exit_predictions(logits, exits).tolist() == [0, 1, 0]
 
 
-def test_one_exit_takes_everybody() -> None:
+def test_single_exit_takes_all_samples() -> None:
     assert ThresholdPolicy(()).exits(torch.randn(1, 4, 3)).tolist() == [0, 0, 0, 0]
 
 
-def test_a_policy_for_other_exits_is_refused() -> None:
+def test_policy_for_another_number_of_exits_is_refused() -> None:
     with pytest.raises(UserError, match="3 exits"):
         ThresholdPolicy((0.5, 0.5)).exits(torch.zeros(2, 4, 3))
 
@@ -81,7 +81,7 @@ def test_thresholds_must_be_numbers() -> None:
             ThresholdPolicy((bad,))
 
 
-def test_network_that_stops_computing_takes_the_same_exits() -> None:
+def test_early_exit_inference_takes_the_same_exits() -> None:
     network = build(NetworkSpec(name="resnet_slim", num_classes=10, input_shape=(1, 8, 8)), seed=0).eval()
     x = torch.randn(24, 1, 8, 8, generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():
@@ -94,8 +94,8 @@ def test_network_that_stops_computing_takes_the_same_exits() -> None:
     assert len(inference.exits.unique()) > 1
 
 
-def test_the_entropy_gate_is_exact_at_both_ends_and_inclusive_between() -> None:
-    logits = torch.tensor([[0.0] * 7, [3.0] + [0.0] * 6, [300.0] + [0.0] * 6])  # nothing known, something, all
+def test_entropy_gate_is_exact_at_0_and_1_and_inclusive_between() -> None:
+    logits = torch.tensor([[0.0] * 7, [3.0] + [0.0] * 6, [300.0] + [0.0] * 6])  # uncertain, medium, certain
     entropy = 1 - confidence(logits, "entropy")
     assert 0.2 < entropy[1] < 0.8
     for tau, stays in (
@@ -108,12 +108,12 @@ def test_the_entropy_gate_is_exact_at_both_ends_and_inclusive_between() -> None:
         assert entropy_gate(tau)(0, logits).tolist() == stays, tau
 
 
-def test_entropy_never_leaves_its_range_by_rounding() -> None:
+def test_entropy_stays_in_its_range_despite_rounding() -> None:
     for classes in range(2, 200):
         assert 0.0 <= confidence(torch.zeros(classes), "entropy") <= 1.0
 
 
 @pytest.mark.parametrize("tau", [-0.1, 1.1, math.nan])
-def test_a_tau_that_is_no_share_is_refused(tau: float) -> None:
+def test_tau_out_of_range_is_refused(tau: float) -> None:
     with pytest.raises(UserError, match="from 0"):
         entropy_gate(tau)

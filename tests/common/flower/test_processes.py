@@ -1,4 +1,4 @@
-"""Children that get this process's signals, and are gone when its block ends."""
+"""Child processes get this process's signals and end with their block."""
 
 import os
 import signal
@@ -28,13 +28,13 @@ from tests.support.deployment import wait_until
 from tests.support.served import said
 
 NAP = [sys.executable, "-c", "import time; time.sleep(60)"]
-# says which signal it got
+# writes the signals that it gets into a file
 LISTENER = """
 import signal, sys, time
-def told(number, _):
+def note(number, _):
     open(sys.argv[1], "a").write(f"{number}\\n")
     sys.exit(7)
-signal.signal(signal.SIGINT, told); signal.signal(signal.SIGTERM, told)
+signal.signal(signal.SIGINT, note); signal.signal(signal.SIGTERM, note)
 open(sys.argv[1], "a").write("ready\\n")
 time.sleep(60)
 """
@@ -42,7 +42,7 @@ time.sleep(60)
 
 @pytest.fixture(autouse=True)
 def heard_hangup() -> Iterator[None]:
-    """Hear SIGHUP, which these tests may have been started without (`nohup`)."""
+    """Handle SIGHUP, even if these tests were started with `nohup`."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
@@ -53,7 +53,7 @@ def heard_hangup() -> Iterator[None]:
     [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGTERM), (signal.SIGHUP, signal.SIGTERM)],
 )
 def test_signals_are_passed_on_once(tmp_path, number, passed):
-    file = tmp_path / "told"
+    file = tmp_path / "signals"
     before = signal.getsignal(number)
     with child([sys.executable, "-c", LISTENER, str(file)], os.environ, tmp_path) as process:
         wait_until(lambda: file.exists() and file.read_text() == "ready\n", 60, "the child did not start")
@@ -65,11 +65,11 @@ def test_signals_are_passed_on_once(tmp_path, number, passed):
     assert signal.getsignal(number) is before
 
 
-def test_a_terminal_that_is_closed_tells_once(tmp_path):
+def test_closed_terminal_sends_one_signal(tmp_path):
     with child(NAP, os.environ, tmp_path) as process:
         sent: list[int] = []
         process.process.send_signal = sent.append  # type: ignore[method-assign]
-        for _ in range(2):  # the shell's, and the system's when the shell has ended
+        for _ in range(2):  # from the shell, and from the system when the shell has ended
             os.kill(os.getpid(), signal.SIGHUP)
         del process.process.send_signal
         assert sent == [signal.SIGTERM]
@@ -77,22 +77,22 @@ def test_a_terminal_that_is_closed_tells_once(tmp_path):
         try:
             os.kill(os.getpid(), signal.SIGHUP)
         finally:
-            os.kill(os.getpid(), signal.SIGHUP)  # must not interrupt what is done at the end
+            os.kill(os.getpid(), signal.SIGHUP)  # must not interrupt the cleanup
             ended = True
     assert ended
 
 
-def test_what_is_to_outlive_its_terminal_does(tmp_path):
+def test_process_under_nohup_survives_its_terminal(tmp_path):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` does
-    with interrupted_by_signals(), noted_signals() as told, child(NAP, os.environ, tmp_path, told) as process:
+    with interrupted_by_signals(), noted_signals() as noted, child(NAP, os.environ, tmp_path, noted) as process:
         os.kill(os.getpid(), signal.SIGHUP)
-        assert (told, process.stopped, process.process.poll()) == ([], False, None)
+        assert (noted, process.stopped, process.process.poll()) == ([], False, None)
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def ended(process: int) -> bool:
     try:
-        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE  # nobody may be there to bury it
+        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE  # it may have no parent that waits for it
     except psutil.NoSuchProcess:
         return True
 
@@ -109,17 +109,17 @@ with child(["sleep", "60"], os.environ, Path()) as process:
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent was killed")
-def test_a_child_ends_with_a_launcher_that_is_killed():
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a child whose parent was killed")
+def test_child_ends_with_a_killed_launcher():
     command = [sys.executable, "-c", KILLED]
     with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as launcher:
         sleeper = int(said(launcher))
         launcher.kill()
-        wait_until(lambda: ended(sleeper), 30, "the child lives on")
+        wait_until(lambda: ended(sleeper), 30, "the child still runs")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent was killed")
-def test_a_child_whose_launcher_has_died_already_does_not_start(tmp_path):
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a child whose parent was killed")
+def test_child_of_a_dead_launcher_does_not_start(tmp_path):
     command = [*tied(["touch", str(tmp_path / "started")])]
     subprocess.run(command, check=True)
     assert (tmp_path / "started").exists()
@@ -129,7 +129,7 @@ def test_a_child_whose_launcher_has_died_already_does_not_start(tmp_path):
     assert not (tmp_path / "started").exists()
 
 
-def test_to_end_as_told_is_no_failure(tmp_path):
+def test_end_by_a_passed_signal_is_no_failure(tmp_path):
     with child(NAP, os.environ, tmp_path) as process:
         os.kill(os.getpid(), signal.SIGTERM)
         assert process.wait() == 0
@@ -138,17 +138,17 @@ def test_to_end_as_told_is_no_failure(tmp_path):
         assert process.wait() == -signal.SIGKILL
 
 
-def test_a_signal_in_the_moment_of_the_start_reaches_the_child(tmp_path, monkeypatch):
+def test_signal_during_the_start_reaches_the_child(tmp_path, monkeypatch):
     popen = subprocess.Popen
 
-    def told_meanwhile(*arguments, **options):
+    def start_and_signal(*arguments, **options):
         process = popen(*arguments, **options)
         os.kill(os.getpid(), signal.SIGTERM)
         return process
 
-    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("nobody passed it on"))
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("it was not passed on"))
     try:
-        monkeypatch.setattr(subprocess, "Popen", told_meanwhile)
+        monkeypatch.setattr(subprocess, "Popen", start_and_signal)
         with child(NAP, os.environ, tmp_path) as process:
             assert process.stopped
             assert process.wait() == 0
@@ -156,40 +156,40 @@ def test_a_signal_in_the_moment_of_the_start_reaches_the_child(tmp_path, monkeyp
         signal.signal(signal.SIGTERM, before)
 
 
-def test_what_was_told_before_the_start_reaches_the_child(tmp_path):
+def test_signal_before_the_start_reaches_the_child(tmp_path):
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    with noted_signals() as told:
+    with noted_signals() as noted:
         os.kill(os.getpid(), signal.SIGTERM)
-        assert told == [signal.SIGTERM]
-        with child(NAP, os.environ, tmp_path, told) as process:
+        assert noted == [signal.SIGTERM]
+        with child(NAP, os.environ, tmp_path, noted) as process:
             assert process.stopped
             assert process.wait() == 0
-        os.kill(os.getpid(), signal.SIGINT)  # afterwards it is noted again
-        assert told == [signal.SIGTERM, signal.SIGINT]
+        os.kill(os.getpid(), signal.SIGINT)  # after the child's block signals are noted again
+        assert noted == [signal.SIGTERM, signal.SIGINT]
     assert {number: signal.getsignal(number) for number in SIGNALS} == before
 
 
-def test_every_signal_interrupts_as_sigint_does():
+def test_every_signal_interrupts_like_sigint():
     for number in SIGNALS:
         with pytest.raises(KeyboardInterrupt), interrupted_by_signals():
             os.kill(os.getpid(), number)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_a_child_that_cannot_start_leaves_the_signals_as_they_were(tmp_path):
+def test_failed_start_restores_the_signal_handlers(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(FileNotFoundError), child(NAP, os.environ, tmp_path / "nowhere"):
         pass
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_child_does_not_outlive_its_block(tmp_path):
+def test_child_ends_with_its_block(tmp_path):
     with pytest.raises(RuntimeError, match="oops"), child(NAP, os.environ, tmp_path) as process:
         raise RuntimeError("oops")
     assert process.process.poll() == -signal.SIGTERM
 
 
-def test_a_port_is_waited_for_while_its_process_lives(tmp_path):
+def test_wait_for_port_ends_with_its_process(tmp_path):
     port = free_port()
     with child(NAP, os.environ, tmp_path) as process:
         assert not wait_for_port("127.0.0.1", port, process.process, 0.3)
@@ -199,10 +199,10 @@ def test_a_port_is_waited_for_while_its_process_lives(tmp_path):
     ended = subprocess.Popen(["true"])
     ended.wait()
     assert not wait_for_port("127.0.0.1", port, ended)
-    assert time.monotonic() - started < 20  # where a process lives it would wait for 30
+    assert time.monotonic() - started < 20  # for a running process it would wait for 30
 
 
-def test_flowers_home_is_the_users_then_the_environments(tmp_path, monkeypatch):
+def test_flower_home_is_that_of_user_then_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / "env"))
     assert flower_home(None) == tmp_path / "env"
     assert flower_home(tmp_path) == tmp_path / ".flwr"

@@ -25,13 +25,13 @@ def announcing(text: str, body: bytes = bytes(24)) -> bytes:
 
 
 @pytest.mark.parametrize("array", ARRAYS, ids=lambda a: f"{a.dtype}-{a.shape}")
-def test_numbers_come_back(array):
+def test_arrays_of_numbers_are_read_back(array):
     got = read_npy(written(array))
     assert (got.dtype, got.shape) == (array.dtype, array.shape)
     assert np.array_equal(got, array, equal_nan=array.dtype.kind == "f")
 
 
-def test_it_is_a_view():
+def test_array_is_a_read_only_view():
     data = written(np.arange(3.0))
     assert not read_npy(data).flags.writeable
     assert np.shares_memory(read_npy(data), np.frombuffer(data, np.uint8))
@@ -69,13 +69,13 @@ GOOD = "{'descr': '<f8', 'fortran_order': False, 'shape': (3,), }"
         announcing("__import__('os')"),
     ],
 )
-def test_anything_else_is_a_value_error(data):
+def test_other_content_raises_value_error(data):
     assert read_npy(announcing(GOOD)).shape == (3,)
     with pytest.raises(ValueError):
         read_npy(data)
 
 
-def test_what_is_only_announced_takes_no_memory():
+def test_announced_size_takes_no_memory():
     data = announcing(GOOD.replace("(3,)", f"({10**8},)"))
     tracemalloc.start()
     with pytest.raises(ValueError, match="an array of 24 bytes announces shape"):

@@ -20,6 +20,6 @@ TINY = {
 
 @pytest.fixture(params=TINY.values(), ids=TINY.keys())
 def tiny(request: pytest.FixtureRequest) -> NetworkSpec:
-    """Each backbone in turn."""
+    """Return each backbone in turn."""
     spec: NetworkSpec = request.param
     return spec

@@ -18,7 +18,7 @@ def images(spec: NetworkSpec, count: int = 3, seed: int = 0) -> Tensor:
     if not spec.vocabulary:
         return torch.randn(count, *spec.input_shape, generator=source)
     texts = torch.randint(1, spec.vocabulary, (count, *spec.input_shape), generator=source)
-    texts[0, 2:] = 0  # a short one
+    texts[0, 2:] = 0  # a short text
     return texts
 
 
@@ -31,7 +31,7 @@ def warmed(spec: NetworkSpec) -> EarlyExitNetwork:
 
 
 @torch.no_grad()
-def test_a_suffix_fed_by_a_prefix_gives_the_whole_bit_for_bit(tiny: NetworkSpec) -> None:
+def test_suffix_after_prefix_equals_the_whole_bit_for_bit(tiny: NetworkSpec) -> None:
     spec = replace(tiny, ensemble=0.2)
     whole, x = warmed(spec), images(spec)
     expected = whole(x)
@@ -49,7 +49,7 @@ def test_a_suffix_fed_by_a_prefix_gives_the_whole_bit_for_bit(tiny: NetworkSpec)
             assert torch.equal(got, want)
 
 
-def test_parts_keep_the_wholes_names(tiny: NetworkSpec) -> None:
+def test_parts_keep_the_names_of_the_whole(tiny: NetworkSpec) -> None:
     whole = build(tiny, seed=1)
     keys = set(whole.state_dict())
     for cut in range(1, whole.num_units):
@@ -60,7 +60,7 @@ def test_parts_keep_the_wholes_names(tiny: NetworkSpec) -> None:
         assert (device.num_units, server.num_units) == (cut, whole.num_units - cut)
 
 
-def test_a_tier_holds_its_units_and_exits_as_copies() -> None:
+def test_tier_has_copies_of_its_units_and_exits() -> None:
     whole = build(replace(SLIM, tiers=(1, 3, 4)), seed=1)
     assert whole.tier_positions == (2, 4, 5)
     part = whole.prefix(2)
@@ -68,13 +68,13 @@ def test_a_tier_holds_its_units_and_exits_as_copies() -> None:
     for name, tensor in part.state_dict().items():
         assert torch.equal(tensor, whole.state_dict()[name])
         assert tensor.data_ptr() != whole.state_dict()[name].data_ptr()
-    with pytest.raises(UserError, match=r"depth 4.*1\.\.3"):
+    with pytest.raises(UserError, match=r"depth is 4.*1\.\.3"):
         whole.prefix(4)
-    with pytest.raises(UserError, match=r"cut 5.*1\.\.4"):
+    with pytest.raises(UserError, match=r"cut is 5.*1\.\.4"):
         whole.suffix(5)
 
 
-def test_a_head_on_demand_is_the_one_the_whole_would_have_there() -> None:
+def test_head_on_demand_equals_the_head_of_the_whole() -> None:
     part = build(SLIM, seed=1).prefix_units(1)
     everywhere = build(replace(SLIM, exits=(1, 2, 3, 4, 5)), seed=1)
     assert part.exit_positions == (1,)
@@ -82,7 +82,7 @@ def test_a_head_on_demand_is_the_one_the_whole_would_have_there() -> None:
     assert torch.equal(part.state_dict()[key], everywhere.state_dict()[key])
 
 
-def test_a_part_keeps_its_mode_and_what_is_frozen() -> None:
+def test_part_keeps_its_mode_and_frozen_parameters() -> None:
     whole = build(NetworkSpec("vit_small32", 3, (3, 8, 8), lora_rank=2), seed=1).eval()
     part = whole.prefix_units(3)
     assert not any(module.training for module in part.modules())
@@ -90,7 +90,7 @@ def test_a_part_keeps_its_mode_and_what_is_frozen() -> None:
     assert {n for n, p in part.named_parameters() if not p.requires_grad} == frozen & set(part.state_dict())
 
 
-def test_training_takes_a_batch_of_two(tiny: NetworkSpec) -> None:
+def test_network_trains_on_a_batch_of_two(tiny: NetworkSpec) -> None:
     network = build(tiny, seed=1)
     outputs = network.forward_exits(images(tiny, 2), rescale="boost")
     sum(logits.square().sum() for logits in outputs.logits).backward()
@@ -100,7 +100,7 @@ def test_training_takes_a_batch_of_two(tiny: NetworkSpec) -> None:
             assert parameter.grad.isfinite().all(), name
 
 
-def test_outputs_have_the_promised_shapes(tiny: NetworkSpec) -> None:
+def test_outputs_have_the_documented_shapes(tiny: NetworkSpec) -> None:
     network = warmed(tiny)
     outputs = network.forward_exits(images(tiny))
     assert [tuple(z.shape) for z in outputs.logits] == [(3, 3)] * len(network.exit_positions)
@@ -109,7 +109,7 @@ def test_outputs_have_the_promised_shapes(tiny: NetworkSpec) -> None:
 
 
 @torch.no_grad()
-def test_a_latent_enters_where_the_images_own_features_would(tiny: NetworkSpec) -> None:
+def test_latent_enters_at_the_latent_unit(tiny: NetworkSpec) -> None:
     network, x = warmed(tiny), images(tiny)
     latent = network.features_at(x, network.latent_unit) if network.latent_unit else x
     assert tuple(latent.shape[1:]) == network.latent_shape
@@ -118,13 +118,13 @@ def test_a_latent_enters_where_the_images_own_features_would(tiny: NetworkSpec) 
         assert torch.equal(a, b)
 
 
-def test_a_suffix_behind_the_latents_refuses_them() -> None:
+def test_suffix_after_the_latent_unit_refuses_latents() -> None:
     with pytest.raises(ValueError, match="not in this part"):
         build(SLIM, seed=1).suffix(2).forward_exits(torch.zeros(2, 32, 4, 4), latent=True)
 
 
 @torch.no_grad()
-def test_an_ensemble_adds_a_share_of_the_logits_before() -> None:
+def test_ensemble_adds_a_share_of_earlier_logits() -> None:
     alone, boosted = warmed(replace(SLIM, ensemble=0.0)), warmed(SLIM)
     x = images(SLIM)
     z, f = alone(x), boosted(x)
@@ -134,7 +134,7 @@ def test_an_ensemble_adds_a_share_of_the_logits_before() -> None:
         torch.testing.assert_close(ensembled, expected)
 
 
-def test_an_ensembles_later_exits_do_not_train_earlier_heads() -> None:
+def test_later_exits_of_an_ensemble_do_not_train_earlier_heads() -> None:
     network = build(SLIM, seed=1)
     network(images(SLIM))[-1].sum().backward()
     trained = {name for name, p in network.exits.named_parameters() if p.grad is not None}
@@ -158,7 +158,7 @@ def identity_network(exits: int) -> EarlyExitNetwork:
         ("legacy", [1 / 4, 1 / 12, 1 / 24, 1 / 24]),
     ],
 )
-def test_what_each_exits_unit_gradient_gives_to_the_first_block_group(rescale: Rescale, shares: list[float]) -> None:
+def test_first_block_group_gets_each_exits_share(rescale: Rescale, shares: list[float]) -> None:
     network = identity_network(exits=4)
     for exit_index, share in enumerate(shares):
         x = torch.ones(1, 1, 1, 1, requires_grad=True)
@@ -166,7 +166,7 @@ def test_what_each_exits_unit_gradient_gives_to_the_first_block_group(rescale: R
         assert gradient.item() == pytest.approx(share, rel=1e-6)
 
 
-def test_rescaling_reaches_every_trunk_and_spares_the_heads(tiny: NetworkSpec) -> None:
+def test_rescaling_changes_trunk_gradients_and_not_heads(tiny: NetworkSpec) -> None:
     network, x = warmed(tiny), images(tiny)
     count = len(network.exit_positions)
     boost = [1 / count] * count
@@ -190,7 +190,7 @@ def test_rescaling_reaches_every_trunk_and_spares_the_heads(tiny: NetworkSpec) -
         assert scale > 0
 
 
-def test_rescaling_counts_the_exits_of_the_part_at_hand() -> None:
+def test_rescaling_counts_the_exits_of_its_part() -> None:
     part = warmed(SLIM).prefix(2)
     latent = torch.randn(2, *part.latent_shape, requires_grad=True)
 
@@ -212,11 +212,11 @@ def counted(network: EarlyExitNetwork) -> Counter[str]:
     return rows
 
 
-def test_inference_computes_only_for_those_who_stay() -> None:
+def test_inference_computes_only_for_remaining_samples() -> None:
     network, x = warmed(SLIM), images(SLIM, 6)
     expected = torch.stack(network(x))
     rows = counted(network)
-    still_here = [6, 3, 2]  # 3 leave at exit 0, 1 at exit 1, nobody at exit 2
+    still_here = [6, 3, 2]  # 3 leave at exit 0, 1 at exit 1, none at exit 2
     leavers = [torch.tensor([1, 0, 1, 0, 1, 0]), torch.tensor([0, 1, 0]), torch.tensor([0, 0])]
 
     def leaves(exit_index: int, logits: Tensor) -> Tensor:
@@ -230,7 +230,7 @@ def test_inference_computes_only_for_those_who_stay() -> None:
     torch.testing.assert_close(result.logits, expected[result.exits, torch.arange(6)])
 
 
-def test_inference_stops_when_nobody_is_left() -> None:
+def test_inference_stops_when_no_sample_is_left() -> None:
     network = warmed(SLIM)
     rows = counted(network)
     result = network.infer(images(SLIM, 4), lambda _, logits: torch.ones(len(logits), dtype=torch.bool))
@@ -238,7 +238,7 @@ def test_inference_stops_when_nobody_is_left() -> None:
     assert set(rows) == {"0", "1"}
 
 
-def test_whoever_leaves_is_known_before_the_next_unit_runs() -> None:
+def test_leaving_samples_come_before_the_next_unit_runs() -> None:
     network, x = warmed(SLIM), images(SLIM, 6)
     expected = torch.stack(network(x))
     rows = counted(network)
@@ -254,7 +254,7 @@ def test_whoever_leaves_is_known_before_the_next_unit_runs() -> None:
 
 
 @torch.no_grad()
-def test_inference_agrees_with_the_forward_pass_if_nobody_leaves(tiny: NetworkSpec) -> None:
+def test_inference_equals_the_forward_pass_if_all_samples_stay(tiny: NetworkSpec) -> None:
     network, x = warmed(replace(tiny, ensemble=0.2)), images(tiny)
     result = network.infer(x, lambda _, logits: torch.zeros(len(logits), dtype=torch.bool))
     assert torch.equal(result.logits, network(x)[-1])
@@ -262,7 +262,7 @@ def test_inference_agrees_with_the_forward_pass_if_nobody_leaves(tiny: NetworkSp
 
 
 @torch.no_grad()
-def test_a_server_carries_an_ensemble_on() -> None:
+def test_server_continues_an_ensemble() -> None:
     network, x = warmed(SLIM), images(SLIM)
     expected = network(x)
     server = network.suffix(3)

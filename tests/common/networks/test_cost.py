@@ -15,13 +15,13 @@ CIFAR = (3, 32, 32)
         ("wrn16", 26_656_768, [1.7, 19.4, 37.1, 50.8, 68.5, 82.3, 100.0]),
     ],
 )
-def test_macs_are_the_published_ones(name: str, total: int, percent: list[float]) -> None:
+def test_macs_match_the_published_ones(name: str, total: int, percent: list[float]) -> None:
     macs = list(accumulate(unit.macs for unit in cost_table(build(NetworkSpec(name, 10, CIFAR), 0)).units))
     assert macs[-1] == total
     assert [round(100 * m / total, 1) for m in macs] == percent
 
 
-def test_a_small_network_counted_by_hand() -> None:
+def test_small_network_matches_a_count_by_hand() -> None:
     table = cost_table(build(NetworkSpec("lenet", 10, CIFAR), 0))
     stem = table.units[0]
     assert stem.parameters == 6 * (3 * 25 + 1)
@@ -34,7 +34,7 @@ def test_a_small_network_counted_by_hand() -> None:
     assert table.exits[1] == UnitCost(parameters=70, macs=60, activation_bytes=40, training_bytes=4 * 6 + 40)
 
 
-def test_attention_is_counted_too() -> None:
+def test_attention_is_counted() -> None:
     table = cost_table(build(NetworkSpec("vit_small32", 10, (3, 32, 32)), 0))
     tokens, width = 65, 64
     assert table.units[1].macs == tokens * 12 * width**2 + 2 * tokens**2 * width
@@ -53,12 +53,12 @@ def test_tiers_and_cuts_add_up() -> None:
     assert table.tier_training_memory(2, batch_size=1) == 4 * (3 * 25 + 6) + 31_000
 
 
-def test_a_forward_pass_takes_the_weights_and_what_the_largest_unit_takes_in_and_hands_on() -> None:
+def test_forward_memory_is_weights_and_the_largest_unit() -> None:
     units = tuple(UnitCost(1, 0, size, 0) for size in (100, 300, 200))
     assert CostTable(units, {3: UnitCost(10, 0, 1, 0)}, (3,)).forward_memory(batch_size=5) == 4 * 13 + 5 * (300 + 200)
 
 
-def test_a_table_travels_as_json(tiny: NetworkSpec) -> None:
+def test_table_survives_json(tiny: NetworkSpec) -> None:
     table = cost_table(build(tiny, 0))
     assert CostTable.from_json(table.to_json()) == table
 
@@ -71,7 +71,7 @@ def test_adapters_save_training_memory() -> None:
     assert adapted.units[1].frozen_parameters == full.units[1].parameters
 
 
-def test_counting_leaves_the_network_and_the_global_state_alone() -> None:
+def test_counting_changes_neither_network_nor_global_state() -> None:
     network = build(NetworkSpec("vit_small32", 10, (3, 8, 8), lora_rank=2), 0).eval()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     state = torch.random.get_rng_state()
@@ -82,7 +82,7 @@ def test_counting_leaves_the_network_and_the_global_state_alone() -> None:
         assert torch.equal(tensor, before[name])
 
 
-def test_a_prefix_has_its_part_of_the_table() -> None:
+def test_prefix_has_its_part_of_the_table() -> None:
     network = build(NetworkSpec("resnet_slim", 10, (1, 8, 8)), 0)
     whole, part = cost_table(network), cost_table(network.prefix(2))
     assert part.units == whole.units[:3]

@@ -10,12 +10,12 @@ def test_maps_are_averaged() -> None:
     assert head(head.pooled(maps)).shape == (1, 3)
 
 
-def test_a_preactivated_trunk_is_rectified_before_it_is_averaged() -> None:
+def test_preactivated_map_is_rectified_before_averaging() -> None:
     head = PreactivatedPooledLinear(1, 3).eval()
     torch.testing.assert_close(head.pooled(torch.tensor([[[[-1.0, 3.0]]]])), torch.tensor([[1.5]]), atol=1e-4, rtol=0)
 
 
-def test_the_class_token_is_normalised_after_it_is_pooled() -> None:
+def test_class_token_is_normalised_after_pooling() -> None:
     tokens = torch.tensor([[[10.0, 30.0], [7.0, 7.0]]])
     head = ClassTokenLinear(2, 2)
     with torch.no_grad():

@@ -17,7 +17,7 @@ def adapted_attention(width: int = 8, rank: int = 2) -> tuple[torch.nn.Multihead
     return attention, AdaptedAttention(attention, rank).eval()
 
 
-def test_a_new_adapter_changes_nothing() -> None:
+def test_new_adapter_changes_nothing() -> None:
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     for plain, adapted in zip(build(VIT, 1)(x), build(ADAPTED, 1)(x), strict=True):
         torch.testing.assert_close(adapted, plain)
@@ -53,10 +53,10 @@ def test_only_adapters_and_heads_are_trained() -> None:
     assert trained == 12 * 2 * 2 * (2 * 64)
 
 
-def test_the_trunk_keeps_its_names() -> None:
+def test_adapted_trunk_keeps_its_names() -> None:
     assert set(build(VIT, 1).state_dict()) < set(build(ADAPTED, 1).state_dict())
 
 
-def test_a_network_without_attention_is_refused() -> None:
-    with pytest.raises(UserError, match="no attention"):
+def test_network_without_attention_is_refused() -> None:
+    with pytest.raises(UserError, match=r"network\.lora-rank is 4, but this network has no attention"):
         build(NetworkSpec("lenet", 3, (1, 8, 8), lora_rank=4), 0)

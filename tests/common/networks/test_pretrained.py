@@ -94,14 +94,14 @@ def timm_features(weights: dict[str, Tensor], x: Tensor, blocks: int) -> Tensor:
     return tokens
 
 
-def test_timms_weights_compute_what_timm_computes(tmp_path: Path) -> None:
+def test_timm_weights_give_timm_outputs(tmp_path: Path) -> None:
     weights = timm_weights()
     network = build(replace(SPEC, pretrained=stored(tmp_path, weights)), 0)
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(network.features_at(x, 13), timm_features(weights, x, 12), rtol=1e-3, atol=1e-4)
 
 
-def test_hugging_faces_names_give_the_same_network_and_heads_stay(tmp_path: Path) -> None:
+def test_hugging_face_names_give_the_same_network_and_keep_heads(tmp_path: Path) -> None:
     weights = timm_weights()
     timm = build(replace(SPEC, pretrained=stored(tmp_path, weights)), 0).state_dict()
     theirs = replace(SPEC, pretrained=stored(tmp_path, hugging_face_weights(weights)))
@@ -112,7 +112,7 @@ def test_hugging_faces_names_give_the_same_network_and_heads_stay(tmp_path: Path
             assert torch.equal(tensor, fresh[name])
 
 
-def test_adapters_join_a_pretrained_trunk(tmp_path: Path) -> None:
+def test_adapters_are_added_to_a_pretrained_trunk(tmp_path: Path) -> None:
     weights = timm_weights()
     network = build(replace(SPEC, pretrained=stored(tmp_path, weights), lora_rank=2), 0)
     got = network.state_dict()["units.3.self_attention.in_proj_weight"]
@@ -142,28 +142,28 @@ def test_positions_are_resized_to_another_grid(tmp_path: Path) -> None:
         ({"pos_embed": torch.zeros(1, 6, WIDTH)}, "6 positions"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, Tensor | None], message: str) -> None:
+def test_unsuitable_weights_are_refused(tmp_path: Path, changes: dict[str, Tensor | None], message: str) -> None:
     merged = {**timm_weights(), **changes}
     weights = {name: tensor for name, tensor in merged.items() if tensor is not None}
     with pytest.raises(UserError, match=message):
         build(replace(SPEC, pretrained=stored(tmp_path, weights)), 0)
 
 
-def test_a_file_that_can_not_be_read_is_refused(tmp_path: Path) -> None:
+def test_unreadable_file_is_refused(tmp_path: Path) -> None:
     broken = tmp_path / "broken.safetensors"
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="is not a file"):
         build(replace(SPEC, pretrained=str(broken)), 0)
     broken.write_bytes(b"not weights at all")
     with pytest.raises(UserError, match="not a readable"):
         build(replace(SPEC, pretrained=str(broken)), 0)
 
 
-def test_other_networks_take_no_weights() -> None:
-    with pytest.raises(UserError, match="for transformers"):
+def test_other_networks_refuse_pretrained_weights() -> None:
+    with pytest.raises(UserError, match="only transformers"):
         build(NetworkSpec("lenet", 3, (1, 8, 8), pretrained="x.safetensors"), 0)
 
 
-def test_a_hub_id_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_id_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     huggingface_hub = pytest.importorskip("huggingface_hub")
     weights = timm_weights()
     path = stored(tmp_path, weights)
@@ -176,5 +176,5 @@ def test_a_hub_id_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     network = build(replace(SPEC, pretrained="timm/deit"), 0)
     assert torch.equal(network.state_dict()["units.0.class_token"], weights["cls_token"])
-    with pytest.raises(UserError, match=r"nobody/nothing: can't be downloaded \(offline\)"):
+    with pytest.raises(UserError, match=r"nobody/nothing cannot be downloaded \(offline\)"):
         build(replace(SPEC, pretrained="nobody/nothing"), 0)

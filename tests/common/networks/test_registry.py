@@ -9,7 +9,7 @@ from common.networks import NetworkSpec, backbones, build, width_of
 SLIM = NetworkSpec("resnet_slim", 10, (1, 8, 8))
 
 
-def test_a_spec_travels_as_json() -> None:
+def test_spec_survives_json() -> None:
     spec = replace(SLIM, exits=(1, 5), tiers=(1, 2), ensemble=0.2, width=8)
     assert NetworkSpec.from_json(spec.to_json()) == spec
     with pytest.raises(UserError, match="unknown network field colour"):
@@ -18,7 +18,7 @@ def test_a_spec_travels_as_json() -> None:
         NetworkSpec.from_json('{"name": "lenet"}')
 
 
-def test_one_seed_gives_the_same_bits_and_leaves_the_global_state(tiny: NetworkSpec) -> None:
+def test_same_seed_gives_the_same_bits_and_keeps_global_state(tiny: NetworkSpec) -> None:
     before = torch.random.get_rng_state()
     first, second, other = build(tiny, 3), build(tiny, 3), build(tiny, 4)
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -27,7 +27,7 @@ def test_one_seed_gives_the_same_bits_and_leaves_the_global_state(tiny: NetworkS
     assert any(not torch.equal(t, other.state_dict()[n]) for n, t in first.state_dict().items())
 
 
-def test_weights_do_not_depend_on_which_exits_there_are() -> None:
+def test_weights_do_not_depend_on_the_exits() -> None:
     all_exits, one_exit = build(SLIM, 3).state_dict(), build(replace(SLIM, exits=(5,)), 3).state_dict()
     assert len(one_exit) < len(all_exits)
     for name, tensor in one_exit.items():
@@ -50,28 +50,28 @@ def test_every_backbone_is_listed() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "resnet"}, "unknown network 'resnet': choose one of convnet, deit_tiny"),
-        ({"num_classes": 1}, "num_classes = 1"),
-        ({"input_shape": (8, 8)}, "input_shape"),
+        ({"name": "resnet"}, r"network\.name is 'resnet', must be one of convnet, deit_tiny"),
+        ({"num_classes": 1}, r"1 class\(es\)"),
+        ({"input_shape": (8, 8)}, r"shape is \(8, 8\), must be \(channels, height, width\)"),
         ({"vocabulary": 50}, "'resnet_slim' does not take texts: choose one of transformer4"),
         ({"name": "transformer4"}, "'transformer4' does not take images: choose one of convnet"),
-        ({"name": "transformer4", "vocabulary": 50}, r"input_shape = .*: give \(length\)"),
-        ({"width": -1}, "negative"),
-        ({"exits": (2, 4)}, "end with 5"),
+        ({"name": "transformer4", "vocabulary": 50}, r"shape is .*, must be \(length\)"),
+        ({"width": -1}, r"network\.width is -1, must be at least 0"),
+        ({"exits": (2, 4)}, r"network\.exits is 2,4: .* end with 5"),
         ({"exits": (0, 5)}, "from 1"),
         ({"exits": (3, 2, 5)}, "rising"),
-        ({"tiers": (1, 3)}, "end with 4"),
+        ({"tiers": (1, 3)}, r"network\.tiers is 1,3: .* end with 4"),
         ({"tiers": (2, 2, 4)}, "rising"),
         ({"tiers": (0, 4)}, "from 1"),
     ],
 )
-def test_what_can_not_be_built_is_refused(changes: dict[str, object], message: str) -> None:
+def test_impossible_spec_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build(replace(SLIM, **changes), 0)
 
 
 @pytest.mark.parametrize("name", [name for name in backbones() if name != "transformer4"])
-def test_the_width_that_a_spec_leaves_open_is_the_backbones_own(name: str) -> None:
+def test_default_width_is_that_of_the_backbone(name: str) -> None:
     spec = NetworkSpec(name, 2, (1, 32, 32))
     assert width_of(replace(spec, width=7)) == 7
     own, named = (build(s, 0).state_dict() for s in (spec, replace(spec, width=width_of(spec))))
@@ -79,6 +79,6 @@ def test_the_width_that_a_spec_leaves_open_is_the_backbones_own(name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["transformer4", "resnet"])
-def test_a_network_that_does_not_take_images_has_no_width_for_them(name: str) -> None:
-    with pytest.raises(UserError, match=f"network '{name}' does not take images: choose one of convnet, deit_tiny, le"):
+def test_width_of_a_text_network_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"'{name}' does not take images: choose one of convnet, deit_tiny, le"):
         width_of(NetworkSpec(name, 2, (1, 32, 32)))

@@ -8,7 +8,7 @@ from common.networks import NetworkSpec, build
 CIFAR = NetworkSpec("resnet18", 10, (3, 32, 32))
 
 
-def test_resnet18_has_the_published_parameters_unit_by_unit() -> None:
+def test_resnet18_has_the_published_parameters_per_unit() -> None:
     network = build(CIFAR, 0)
     units = [sum(p.numel() for p in unit.parameters()) for unit in network.units.values()]
     assert list(accumulate(units)) == [
@@ -35,14 +35,14 @@ def test_resnet18_halves_the_map_at_each_wider_stage() -> None:
 
 
 @pytest.mark.parametrize("input_shape", [(1, 8, 8), (3, 32, 32)])
-def test_the_slim_one_has_four_tiers(input_shape: tuple[int, int, int]) -> None:
+def test_resnet_slim_has_four_tiers(input_shape: tuple[int, int, int]) -> None:
     network = build(NetworkSpec("resnet_slim", 10, input_shape), 0)
     assert network.tier_positions == (2, 3, 4, 5)
     assert network.architecture.widths == (16, 16, 32, 64, 128)
     assert len(network(torch.zeros(2, *input_shape))) == 4
 
 
-def test_the_slim_one_learns() -> None:
+def test_resnet_slim_learns() -> None:
     network = build(NetworkSpec("resnet_slim", 2, (1, 8, 8), width=4), 0)
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(32) % 2

@@ -17,7 +17,7 @@ def test_deit_tiny_has_the_published_shape() -> None:
     assert heads == [2 * 192 + 192 * 100 + 100] * 4
 
 
-def test_the_class_token_stands_in_front_of_the_patches_row_by_row() -> None:
+def test_class_token_comes_before_the_patches_row_by_row() -> None:
     embedding = PatchEmbedding((1, 4, 6), patch=2, width=1)
     with torch.no_grad():
         embedding.projection.weight.fill_(0.25)
@@ -32,10 +32,10 @@ def test_the_class_token_stands_in_front_of_the_patches_row_by_row() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (NetworkSpec("deit_tiny", 10, (3, 200, 224)), "16x16 patches: 200x224"),
-        (NetworkSpec("vit_small32", 10, (3, 32, 32), width=40), "heads of 16: width 40"),
+        (NetworkSpec("deit_tiny", 10, (3, 200, 224)), "200x224 do not fit deit_tiny: its patches are 16x16"),
+        (NetworkSpec("vit_small32", 10, (3, 32, 32), width=40), r"network\.width is 40, .* heads of 16"),
     ],
 )
-def test_what_does_not_tile_is_refused(spec: NetworkSpec, message: str) -> None:
+def test_sizes_that_are_no_multiples_are_refused(spec: NetworkSpec, message: str) -> None:
     with pytest.raises(UserError, match=message):
         build(spec, 0)

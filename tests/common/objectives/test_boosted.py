@@ -22,13 +22,13 @@ def batch(size: int = 8) -> tuple[Tensor, Tensor]:
 
 
 def group(name: str, positions: tuple[int, ...]) -> int:
-    """Index of the block group (the units that lead to exit e) that a trunk parameter stands in."""
+    """Return the block group (the units before exit e) of a trunk parameter."""
     unit = int(name.split(".")[1])
     return next(index for index, position in enumerate(positions) if unit < position)
 
 
 def expected_gradients(model: EarlyExitNetwork, x: Tensor, y: Tensor, multiplier: list[list[float]]) -> dict:
-    """Sum over exits of multiplier[group][exit] times that exit's own gradient; heads unscaled."""
+    """Return the sum over exits of multiplier[group][exit] times that exit's own gradient; heads unscaled."""
     names, parameters = zip(*model.named_parameters(), strict=True)
     total = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
     for index, logits in enumerate(model(x)):
@@ -43,7 +43,7 @@ def expected_gradients(model: EarlyExitNetwork, x: Tensor, y: Tensor, multiplier
 
 
 def boost_multipliers(num_exits: int) -> list[list[float]]:
-    """Every exit that a block group serves reaches it with the same share; group 0 serves all E of them."""
+    """Return BoostNet's: all exits after a block group reach it with the same share; all E come after group 0."""
     return [
         [1.0 / (num_exits - first) if index >= first else 0.0 for index in range(num_exits)]
         for first in range(num_exits)
@@ -51,7 +51,7 @@ def boost_multipliers(num_exits: int) -> list[list[float]]:
 
 
 def legacy_multipliers(num_exits: int) -> list[list[float]]:
-    """Shares shrink at every exit on the way down: 1/4, 1/12, 1/24, 1/24 in group 0 of four exits."""
+    """Return the legacy ones: shares shrink at every exit: 1/4, 1/12, 1/24, 1/24 in group 0 of four exits."""
     return [
         [
             math.prod(1.0 / (num_exits - passed) for passed in range(first, index + 1)) if index >= first else 0.0
@@ -61,7 +61,7 @@ def legacy_multipliers(num_exits: int) -> list[list[float]]:
     ]
 
 
-def test_multipliers_are_the_published_ones() -> None:
+def test_multipliers_match_the_published_ones() -> None:
     assert boost_multipliers(4)[0] == [1 / 4] * 4
     assert legacy_multipliers(4)[0] == pytest.approx([1 / 4, 1 / 12, 1 / 24, 1 / 24])
 
@@ -83,7 +83,7 @@ def test_total_is_the_sum_of_the_ensembled_losses() -> None:
     ("objective", "multipliers"),
     [(Boosted(), boost_multipliers(4)), (Boosted("legacy"), legacy_multipliers(4))],
 )
-def test_gradients_on_the_real_network(objective: Boosted, multipliers: list[list[float]]) -> None:
+def test_gradients_match_the_multipliers(objective: Boosted, multipliers: list[list[float]]) -> None:
     model, (x, y) = network(), batch()
     assert len(model.exit_positions) == 4
     objective.loss(model, x, y).total.backward()
@@ -102,7 +102,7 @@ def test_earlier_exits_get_no_gradient_from_later_losses() -> None:
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-def test_shallow_tiers_share_alike(depth: int) -> None:
+def test_shallow_tiers_have_equal_shares(depth: int) -> None:
     model, (x, y) = network().prefix(depth), batch()
     Boosted().loss(model, x, y).total.backward()
     expected = expected_gradients(model, x, y, boost_multipliers(depth))
@@ -110,7 +110,7 @@ def test_shallow_tiers_share_alike(depth: int) -> None:
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-9, atol=1e-12)
 
 
-def test_a_network_that_does_not_ensemble_is_refused() -> None:
+def test_network_without_ensemble_is_refused() -> None:
     x, y = batch()
     with pytest.raises(UserError, match=r"ensemble=0\.2"):
         Boosted().loss(network(ensemble=0.0), x, y)

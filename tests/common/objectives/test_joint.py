@@ -14,7 +14,7 @@ def batch(size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(size, 1, 8, 8, generator=random), torch.randint(10, (size,), generator=random)
 
 
-def test_exit_losses_by_hand() -> None:
+def test_exit_losses_match_a_result_by_hand() -> None:
     even, sure = torch.zeros(2, 4), torch.tensor([[0.0, 0.0], [0.0, 0.0]])
     losses = exit_losses([even, sure], torch.tensor([1, 0]))
     torch.testing.assert_close(losses, torch.tensor([4.0, 4.0, 2.0, 2.0]).log().view(2, 2))
@@ -30,7 +30,7 @@ def test_total_is_the_sum_over_exits_of_the_mean_loss() -> None:
     torch.testing.assert_close(loss.per_exit.mean(1).sum(), loss.total.detach())
 
 
-def test_weights_scale_each_exit_and_leave_the_reported_losses_alone() -> None:
+def test_weights_scale_the_total_and_not_the_reported_losses() -> None:
     model, (x, y) = network(), batch()
     plain = Joint().loss(model, x, y)
     weights = tuple(float(2**index) for index in range(len(model.exit_positions)))

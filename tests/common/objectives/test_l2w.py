@@ -35,7 +35,7 @@ def moved(before: list[Tensor], objective: LearnedWeights) -> bool:
     )
 
 
-def test_centred_weights_by_hand() -> None:
+def test_centred_weights_match_a_result_by_hand() -> None:
     raw = torch.tensor([[1.0, -1.0, 0.0, 0.0], [0.5, 0.5, 0.5, 0.5]])
     expected = torch.tensor([[1.8, 0.2, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
     torch.testing.assert_close(centred_weights(raw, 0.8), expected)
@@ -53,7 +53,7 @@ def test_weights_have_mean_one_per_sample_and_stay_in_range() -> None:
     assert 1.5 < weights.max() <= 1 + reach + 1e-6
 
 
-def test_weight_network_is_the_sourced_one() -> None:
+def test_weight_network_matches_its_source() -> None:
     weight_network = LearnedWeights(CONFIG, 3, seed=0).weight_network
     hidden, output = weight_network.hidden, weight_network.output
     assert (hidden.in_features, hidden.out_features, output.out_features) == (3, 500, 3)
@@ -61,7 +61,7 @@ def test_weight_network_is_the_sourced_one() -> None:
     torch.testing.assert_close(weight_network(losses), output(hidden(losses).clamp(min=0)).tanh())
 
 
-def test_same_seed_same_weight_network_and_global_random_state_untouched() -> None:
+def test_weight_network_depends_on_its_seed_alone() -> None:
     before = torch.get_rng_state()
     one, same, other = (LearnedWeights(CONFIG, 2, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(before, torch.get_rng_state())
@@ -69,7 +69,7 @@ def test_same_seed_same_weight_network_and_global_random_state_untouched() -> No
     assert moved(snapshot(one), other)
 
 
-def test_total_is_the_weighted_sum_and_gradients_do_not_reach_the_weight_network() -> None:
+def test_total_is_the_weighted_sum_with_constant_weights() -> None:
     model, (x, y) = network(), batch()
     objective = LearnedWeights(CONFIG, 4, seed=0)
     loss = objective.loss(model, x, y)
@@ -80,7 +80,7 @@ def test_total_is_the_weighted_sum_and_gradients_do_not_reach_the_weight_network
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_assigned_loss_judges_samples_at_their_exit_only() -> None:
+def test_assigned_loss_counts_samples_at_their_exit_only() -> None:
     # n = 5, E = 2: exit 1 takes samples 1 and 3; at exit 2 only the others count.
     first = torch.tensor([[1.0, 0.0], [5.0, 0.0], [2.0, 0.0], [4.0, 0.0], [3.0, 0.0]])
     second = torch.tensor([[0.0, 0.0], [9.0, 0.0], [0.0, 0.0], [9.0, 0.0], [0.0, 0.0]])
@@ -89,13 +89,13 @@ def test_assigned_loss_judges_samples_at_their_exit_only() -> None:
     assert assigned_loss([first, second], y, p=30.0).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_assigned_loss_skips_exits_that_take_nobody() -> None:
+def test_assigned_loss_skips_exits_without_samples() -> None:
     logits = [torch.zeros(1, 2)] * 3
     assert assigned_loss(logits, torch.tensor([0]), p=30.0).item() == pytest.approx(math.log(2))
 
 
 class TwoExits(nn.Module):
-    """Smallest network with two exits and a second derivative: linear heads on a shared linear trunk."""
+    """The smallest network with two exits and a second derivative: linear heads on a shared linear trunk."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ def test_weight_network_moves_every_tenth_batch() -> None:
     assert moves == [0, 10]
 
 
-def test_meta_update_leaves_the_network_alone() -> None:
+def test_meta_update_does_not_change_the_network() -> None:
     model, (x, y) = network(), batch()
     before = copy.deepcopy(model.state_dict())
     objective = LearnedWeights(CONFIG, 4, seed=0)
@@ -188,7 +188,7 @@ def test_frozen_parameters_stay_out_of_the_pseudo_step() -> None:
 
 
 class AttentionNetwork(nn.Module):
-    """Two exits on fused attention, whose fast kernels can't be differentiated twice."""
+    """Two exits on fused attention, whose fast kernels cannot be differentiated twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -202,7 +202,7 @@ class AttentionNetwork(nn.Module):
         return [pooled @ self.heads[0], pooled @ self.heads[1]]
 
 
-def test_meta_update_goes_through_attention() -> None:
+def test_meta_update_works_with_attention() -> None:
     x, y = batch(8)
     objective = LearnedWeights(CONFIG, 2, seed=0)
     before = snapshot(objective)
@@ -220,7 +220,7 @@ def test_one_exit_is_joint_training() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_tiny_last_batches_are_no_trouble(size: int) -> None:
+def test_tiny_last_batches_are_accepted(size: int) -> None:
     objective = LearnedWeights(CONFIG, 4, seed=0)
     before = snapshot(objective)
     objective.before_step(network(), *batch(size), LR)
@@ -228,7 +228,7 @@ def test_tiny_last_batches_are_no_trouble(size: int) -> None:
     assert objective.batches == 1
 
 
-def test_state_on_disk_continues_bit_for_bit() -> None:
+def test_stored_state_continues_bit_for_bit() -> None:
     model = network()
     config = ObjectiveConfig("l2w", l2w_interval=2)
     whole = LearnedWeights(config, 4, seed=0)
@@ -245,7 +245,7 @@ def test_state_on_disk_continues_bit_for_bit() -> None:
     assert all(torch.equal(value, right[name]) for name, value in left.items())
 
 
-def test_state_does_not_follow_later_training() -> None:
+def test_state_does_not_change_with_later_training() -> None:
     objective = LearnedWeights(CONFIG, 4, seed=0)
     state = objective.state_dict()
     kept = {name: value.clone() for name, value in state.items()}
@@ -263,7 +263,7 @@ def test_fresh_and_trained_states_have_the_same_keys() -> None:
     }
 
 
-def test_foreign_states_are_refused() -> None:
+def test_states_of_another_objective_are_refused() -> None:
     objective = LearnedWeights(CONFIG, 4, seed=0)
     with pytest.raises(UserError, match="4 exits"):
         objective.load_state_dict(LearnedWeights(CONFIG, 3, seed=0).state_dict())

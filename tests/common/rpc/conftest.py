@@ -1,4 +1,4 @@
-"""Fixtures of the transport's tests."""
+"""Fixtures of the tests of streams."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def no_thread_stays() -> Iterator[None]:
-    """Every test closes what it opens."""
+    """Check that each test ends the threads that it starts."""
     before = set(threading.enumerate())
     yield
     until = time.monotonic() + 60

@@ -1,4 +1,4 @@
-"""Who gets through, with a service that returns what it is sent."""
+"""Which calls are accepted, with a service that returns its requests."""
 
 import os
 import socket
@@ -47,7 +47,7 @@ def status(call, *args, **kwargs) -> tuple[grpc.StatusCode, str]:
 
 
 @pytest.mark.parametrize("certificate", [None, LOCAL], ids=["plain", "tls"])
-def test_one_and_many_get_through(certificate):
+def test_single_and_streamed_messages_get_through(certificate):
     with serve(Echo().register, "127.0.0.1:0", TOKEN, certificate) as server:
         assert server.port > 0
         with connect(server.address, TOKEN, certificate and certificate.certificate) as channel:
@@ -56,7 +56,7 @@ def test_one_and_many_get_through(certificate):
             assert list(channel.stream_stream("/Echo/many")(iter([b"a", b"b"]), timeout=10)) == [b"a", b"b"]
 
 
-def test_a_wrong_or_missing_token_is_refused_before_anything_is_read():
+def test_wrong_token_is_refused_before_the_request_is_read():
     echo = Echo()
     with serve(echo.register, "127.0.0.1:0", TOKEN, limits=Limits(message_bytes=1000)) as server:
         with calling(server.address, TOKEN[:-1]) as call:
@@ -64,7 +64,7 @@ def test_a_wrong_or_missing_token_is_refused_before_anything_is_read():
         with grpc.insecure_channel(server.address) as channel:
             call = channel.unary_unary("/Echo/one")
             assert status(call, b"x")[0] == grpc.StatusCode.UNAUTHENTICATED
-            # not RESOURCE_EXHAUSTED: nobody looked at the message
+            # not RESOURCE_EXHAUSTED: the message was not read
             assert status(call, bytes(2000))[0] == grpc.StatusCode.UNAUTHENTICATED
             assert status(call, b"x", metadata=[("authorization", TOKEN)])[0] == grpc.StatusCode.UNAUTHENTICATED
             many = channel.stream_stream("/Echo/many")
@@ -76,7 +76,7 @@ def test_a_wrong_or_missing_token_is_refused_before_anything_is_read():
             assert call(b"x", timeout=10) == b"x"
 
 
-def test_only_the_runs_own_certificate_is_trusted():
+def test_only_the_certificate_of_the_run_is_trusted():
     with serve(Echo().register, "127.0.0.1:0", TOKEN, LOCAL) as server:
         with calling(server.address, TOKEN, self_signed(["127.0.0.1"]).certificate) as call:
             assert status(call, b"x")[0] == grpc.StatusCode.UNAVAILABLE
@@ -92,7 +92,7 @@ def test_only_the_runs_own_certificate_is_trusted():
         assert status(call, b"x")[0] == grpc.StatusCode.UNAVAILABLE  # the right key at the wrong address
 
 
-def test_large_messages_are_refused_by_either_side():
+def test_large_messages_are_refused_on_both_sides():
     small, large = Limits(message_bytes=1000), Limits(message_bytes=10_000)
     with serve(Echo().register, "127.0.0.1:0", TOKEN, limits=small) as server:
         with calling(server.address, TOKEN, limits=large) as call:
@@ -126,7 +126,7 @@ def test_calls_beyond_the_limit_are_refused():
 
 
 @pytest.mark.parametrize("start", [b"", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"])
-def test_noise_on_the_port_harms_nobody(start):
+def test_noise_on_the_port_leaves_other_calls_intact(start):
     with serve(Echo().register, "127.0.0.1:0", TOKEN) as server:
         for _ in range(5):
             with socket.create_connection(("127.0.0.1", server.port)) as connection:
@@ -135,7 +135,7 @@ def test_noise_on_the_port_harms_nobody(start):
             assert call(b"x", timeout=10) == b"x"
 
 
-def test_off_loopback_nothing_starts_without_tls_and_token():
+def test_off_loopback_needs_tls_and_token():
     with pytest.raises(UserError, match="TLS"):
         serve(Echo().register, "0.0.0.0:0", TOKEN)
     with pytest.raises(UserError, match="TLS"):
@@ -153,26 +153,26 @@ def test_off_loopback_nothing_starts_without_tls_and_token():
 
 
 @pytest.mark.parametrize("address", ["", "localhost", "localhost:http", ":80", "localhost:70000", "localhost:-1"])
-def test_an_address_needs_host_and_port(address):
+def test_address_needs_host_and_port(address):
     with pytest.raises(UserError, match="host:port"):
         connect(address, TOKEN)
 
 
-def test_a_port_is_never_shared():
+def test_port_is_never_shared():
     with (
         serve(Echo().register, "127.0.0.1:0", TOKEN) as server,
-        pytest.raises(UserError, match=f"port {server.port} taken"),
+        pytest.raises(UserError, match=f"port {server.port} is taken"),
     ):
         serve(Echo().register, server.address, TOKEN)
 
 
-def test_a_key_that_is_not_the_certificates_is_not_taken_for_a_port_in_use():
-    for mixed, told in [
+def test_wrong_key_is_not_reported_as_a_port_in_use():
+    for mixed, reason in [
         (Certificate(self_signed(["127.0.0.1"]).key, LOCAL.certificate), "not a pair"),
         (Certificate(b"oops", LOCAL.certificate), "the key cannot be read"),
         (Certificate(LOCAL.key, b"oops"), "the certificate cannot be read"),
     ]:
-        with pytest.raises(UserError, match=f"cannot serve at 127.0.0.1:0 with TLS: .*{told}"):
+        with pytest.raises(UserError, match=f"cannot serve at 127.0.0.1:0 with TLS: .*{reason}"):
             serve(Echo().register, "127.0.0.1:0", TOKEN, mixed)
 
 
@@ -183,11 +183,11 @@ def test_a_key_that_is_not_the_certificates_is_not_taken_for_a_port_in_use():
         *((host, False) for host in ("0.0.0.0", "[::]", "192.168.0.1", "server", "localhost.example")),
     ],
 )
-def test_loopback(host, expected):
+def test_loopback_is_recognised(host, expected):
     assert is_loopback(host) == expected
 
 
-def test_a_certificate_names_its_hosts_and_hides_its_key():
+def test_certificate_names_its_hosts_and_hides_its_key():
     certificate = self_signed(["server.example", "10.1.2.3", "::1"], days=3)
     read = x509.load_pem_x509_certificate(certificate.certificate)
     names = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

@@ -13,7 +13,7 @@ def message(**fields) -> TrainMessage:
 
 
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 300, 70_000])
-def test_the_wire_form_is_protobufs_own(size):
+def test_wire_form_equals_that_of_protobuf(size):
     data = random.Random(size).randbytes(size)
     raw = framing.join(message(), memoryview(data))
     assert TrainMessage.FromString(raw) == message(data=data)
@@ -29,7 +29,7 @@ def test_data_is_found_without_a_copy(size):
     assert data.obj is raw or not size
 
 
-def test_data_may_stand_anywhere():
+def test_data_may_be_at_any_position():
     raw = TrainMessage(data=b"abc").SerializeToString() + message().SerializeToString()
     head, data = framing.split(raw)
     assert (TrainMessage.FromString(head), bytes(data)) == (message(), b"abc")
@@ -38,7 +38,7 @@ def test_data_may_stand_anywhere():
 @pytest.mark.parametrize(
     "raw",
     [
-        b"\x7a\x05abc",  # shorter than it says
+        b"\x7a\x05abc",  # shorter than announced
         b"\x7a",
         b"\x7a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",  # a length without an end
         b"\x0b",  # a group
@@ -52,14 +52,14 @@ def test_malformed_messages_are_refused(raw):
         framing.split(raw)
 
 
-def test_everything_beside_the_data_is_bounded():
+def test_size_of_other_fields_is_bounded():
     framing.split(framing.join(message(), bytes(2 * framing.HEAD_BYTES)))
     huge = TrainMessage(batch=Batch(labels=[1] * (framing.HEAD_BYTES + 1)))
     with pytest.raises(ValueError, match="beside the data"):
         framing.split(huge.SerializeToString())
 
 
-def test_noise_never_does_more_than_raise_value_error():
+def test_noise_raises_only_value_error():
     noise = random.Random(1)
     valid = framing.join(message(), b"some data")
     outcomes = set()

@@ -1,4 +1,4 @@
-"""The checked-in code is what the compiler makes of the checked-in description."""
+"""The checked-in code equals the compiler's output for the checked-in description."""
 
 import subprocess
 import sys
@@ -25,12 +25,12 @@ def test_generated_code_is_up_to_date(tmp_path):
         assert (PROJECT / path).read_text() == text, f"{path} is old: run `make proto`"
 
 
-def test_methods_are_the_declared_ones():
+def test_method_names_match_the_description():
     assert (TRAIN, OFFLOAD) == ("/earlybloom.Split/Train", "/earlybloom.Split/Offload")
     assert INFER == "/earlybloom.Students/Infer"
 
 
-def test_every_message_says_who_and_where():
+def test_every_message_has_header_and_data_field():
     for name in ("TrainMessage", "TrainReply", "OffloadRequest", "OffloadReply"):
         fields = split_pb2.DESCRIPTOR.message_types_by_name[name].fields_by_name
         assert fields["header"].message_type.name == "Header"
@@ -39,7 +39,7 @@ def test_every_message_says_who_and_where():
     assert set(header) == {"run", "client", "cut", "round", "version", "index"}
 
 
-def test_the_large_field_of_every_message_is_the_one_that_framing_knows():
+def test_large_field_of_every_message_is_that_of_framing():
     for name in ("InferRequest", "InferReply"):
         fields = students_pb2.DESCRIPTOR.message_types_by_name[name].fields_by_name
         assert fields["data"].number == max(field.number for field in fields.values()) == 15

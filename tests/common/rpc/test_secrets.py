@@ -1,4 +1,4 @@
-"""Tokens and keys in files that only their owner may read."""
+"""Tokens and keys in files that only their owner can read."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +13,7 @@ from common.rpc.certificates import Certificate, new_authority, self_signed, sig
 from common.rpc.secrets import read_certificate, read_or_make_certificate, read_or_make_token, read_token
 
 
-def test_a_token_is_made_once_and_only_its_owner_may_read_it(tmp_path: Path) -> None:
+def test_token_is_made_once_and_readable_by_its_owner_alone(tmp_path: Path) -> None:
     file = tmp_path / "deep" / "token"
     token = read_or_make_token(file)
     assert file.stat().st_mode & 0o777 == 0o600
@@ -21,8 +21,8 @@ def test_a_token_is_made_once_and_only_its_owner_may_read_it(tmp_path: Path) -> 
     assert read_or_make_token(file) == read_token(file) == token
 
 
-def test_a_token_is_never_seen_half_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another process that starts while the first has not written its token makes one itself, and both use one."""
+def test_token_is_never_read_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second process that starts before the first has written its token makes one too, and both use the same."""
     file, other = tmp_path / "token", list[str]()
 
     def link(source: str, target: Path) -> None:
@@ -36,7 +36,7 @@ def test_a_token_is_never_seen_half_made(tmp_path: Path, monkeypatch: pytest.Mon
     assert [path.name for path in tmp_path.iterdir()] == ["token"]
 
 
-def test_processes_that_start_together_get_one_token_and_one_certificate(tmp_path: Path) -> None:
+def test_concurrent_processes_share_one_token_and_certificate(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         tokens = set(pool.map(lambda _: read_or_make_token(tmp_path / "token"), range(32)))
         pairs = {(pair.key, pair.certificate) for pair in pool.map(lambda _: _certificate(tmp_path), range(16))}
@@ -44,7 +44,7 @@ def test_processes_that_start_together_get_one_token_and_one_certificate(tmp_pat
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o604, 0o640, 0o660])
-def test_a_token_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> None:
+def test_token_that_other_users_can_access_is_refused(tmp_path: Path, mode: int) -> None:
     file = tmp_path / "token"
     read_or_make_token(file)
     file.chmod(mode)
@@ -53,7 +53,7 @@ def test_a_token_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> N
             read(file)
 
 
-def test_what_is_no_token_is_refused(tmp_path: Path) -> None:
+def test_invalid_token_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "token"
     with pytest.raises(UserError, match="cannot be read"):
         read_token(file)
@@ -62,11 +62,11 @@ def test_what_is_no_token_is_refused(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(UserError, match="holds no token"):
             read_token(file)
-    with pytest.raises(UserError, match="cannot be made a folder"):
+    with pytest.raises(UserError, match="cannot be created"):
         read_or_make_token(file / "below")
 
 
-def test_a_certificate_outlives_restarts_and_names_its_hosts(tmp_path: Path) -> None:
+def test_certificate_survives_restarts_and_names_its_hosts(tmp_path: Path) -> None:
     made = read_or_make_certificate(tmp_path, ["10.0.0.7"])
     assert (tmp_path / "key.pem").stat().st_mode & 0o777 == 0o600
     again = read_or_make_certificate(tmp_path, ["10.0.0.7"])
@@ -78,18 +78,18 @@ def test_a_certificate_outlives_restarts_and_names_its_hosts(tmp_path: Path) -> 
     assert [str(ip) for ip in names.value.get_values_for_type(x509.IPAddress)] == ["10.0.0.7"]
 
 
-def test_a_key_that_others_may_read_and_what_is_no_certificate_are_refused(tmp_path: Path) -> None:
+def test_accessible_key_and_invalid_certificate_are_refused(tmp_path: Path) -> None:
     read_or_make_certificate(tmp_path, ["a"])
     (tmp_path / "key.pem").chmod(0o644)
     with pytest.raises(UserError, match="chmod 600"):
         read_or_make_certificate(tmp_path, ["a"])
-    with pytest.raises(UserError, match="no certificate"):
+    with pytest.raises(UserError, match="not a certificate"):
         read_certificate(tmp_path / "key.pem")
     with pytest.raises(UserError, match="cannot be read"):
         read_certificate(tmp_path / "absent.pem")
 
 
-def test_a_key_that_was_left_without_its_certificate_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_without_its_certificate_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(secrets, "PATIENCE", 0.05)
     read_or_make_certificate(tmp_path, ["a"])
     (tmp_path / "certificate.pem").unlink()
@@ -100,7 +100,7 @@ def test_a_key_that_was_left_without_its_certificate_is_told(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("broken", ["key.pem", "certificate.pem"])
-def test_files_that_do_not_belong_together_are_told(tmp_path: Path, broken: str) -> None:
+def test_files_that_are_not_a_pair_are_reported(tmp_path: Path, broken: str) -> None:
     read_or_make_certificate(tmp_path, ["a"])
     other = self_signed(["a"])
     (tmp_path / broken).write_bytes(other.key if broken == "key.pem" else other.certificate)
@@ -111,11 +111,11 @@ def test_files_that_do_not_belong_together_are_told(tmp_path: Path, broken: str)
         read_or_make_certificate(tmp_path, ["a"])
 
 
-def test_a_certificate_for_another_name_or_past_its_time_is_told(tmp_path: Path) -> None:
+def test_expired_certificate_or_another_host_is_reported(tmp_path: Path) -> None:
     read_or_make_certificate(tmp_path, ["10.0.0.7", "cam"])
     for known in ("10.0.0.7", "cam"):
         read_or_make_certificate(tmp_path, [known])
-    with pytest.raises(UserError, match=r"is for 10\.0\.0\.7, cam and not for 10\.0\.0\.8: delete .* give others"):
+    with pytest.raises(UserError, match=r"is for 10\.0\.0\.7, cam and not for 10\.0\.0\.8: delete .* copy the new"):
         read_or_make_certificate(tmp_path, ["10.0.0.8"])
     old = self_signed(["cam"], days=0)
     (tmp_path / "certificate.pem").write_bytes(old.certificate)
@@ -125,7 +125,7 @@ def test_a_certificate_for_another_name_or_past_its_time_is_told(tmp_path: Path)
         read_or_make_certificate(tmp_path, ["cam"])
 
 
-def test_the_users_own_pair_is_theirs_to_judge(tmp_path: Path) -> None:
+def test_pair_of_the_user_is_not_checked_for_hosts_or_expiry(tmp_path: Path) -> None:
     authority = new_authority()
     for folder, pair in {"signed": signed_by(authority, ["a"], days=0), "alone": authority}.items():
         (tmp_path / folder).mkdir()

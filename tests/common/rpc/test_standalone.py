@@ -1,4 +1,4 @@
-"""A service that no run announces: what its options ask for, and what they leave on the disk."""
+"""A service that no run announces: its options, and the files that they make."""
 
 import argparse
 from pathlib import Path
@@ -21,16 +21,16 @@ def read(*arguments: str) -> argparse.Namespace:
         ((":9201",), "':9201' is not an address"),
         (("9201",), "'9201' is not an address"),
         (("192.0.2.1:", "--name", "here"), "is not an address"),
-        (("0.0.0.0:0",), "by which --name others reach it"),
+        (("0.0.0.0:0",), "give the --name by which others reach it"),
     ],
 )
-def test_a_mistyped_address_makes_no_secrets(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+def test_invalid_address_makes_no_secrets(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         standalone.access(read("--address", *arguments), tmp_path, "token")
     assert not list(tmp_path.iterdir())
 
 
-def test_secrets_are_made_and_found_again(tmp_path: Path) -> None:
+def test_secrets_are_made_once_and_read_again(tmp_path: Path) -> None:
     first, again = (standalone.access(read("--address", "192.0.2.1:0"), tmp_path, "token") for _ in range(2))
     assert first == again
     assert (first.name, first.token_file, first.certificate_file) == (

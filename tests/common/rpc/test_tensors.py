@@ -23,7 +23,7 @@ def there_and_back(x, coding):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("seed", range(3))
-def test_fp32_is_exact_whatever_the_memory_layout(shape, seed):
+def test_fp32_is_exact_for_every_memory_layout(shape, seed):
     x = random_tensor(shape, seed)
     assert torch.equal(there_and_back(x, "fp32"), x)
     assert torch.equal(there_and_back(x.transpose(0, -1), "fp32"), x.transpose(0, -1))
@@ -32,12 +32,12 @@ def test_fp32_is_exact_whatever_the_memory_layout(shape, seed):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("coding", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
-def test_halves_are_rounded_as_torch_rounds(shape, coding, dtype):
+def test_half_precision_is_rounded_as_in_torch(shape, coding, dtype):
     x = random_tensor(shape)
     assert torch.equal(there_and_back(x, coding), x.to(dtype).float())
 
 
-def test_halves_keep_subnormals_zeros_and_extremes():
+def test_half_precision_keeps_subnormals_zeros_and_extremes():
     x = torch.tensor([[0.0, -0.0, 1e-7, 6e-5, 65504.0, -65504.0]])
     assert torch.equal(there_and_back(x, "fp16"), x.half().float())
     y = torch.tensor([[0.0, -0.0, 1e-40, 1e38, -1e38]])
@@ -47,7 +47,7 @@ def test_halves_keep_subnormals_zeros_and_extremes():
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("seed", range(3))
-def test_uint8_is_off_by_half_a_step_of_its_channel_at_most(shape, seed):
+def test_uint8_is_off_by_at_most_half_a_step_of_its_channel(shape, seed):
     x = random_tensor(shape, seed)
     others = (0, 2, 3) if len(shape) == 4 else tuple(range(len(shape) - 1))
     step = (x.amax(others, keepdim=True) - x.amin(others, keepdim=True)) / 255
@@ -55,7 +55,7 @@ def test_uint8_is_off_by_half_a_step_of_its_channel_at_most(shape, seed):
     assert ((there_and_back(x, "uint8") - x).abs() <= step / 2 + rounding).all()
 
 
-def test_uint8_by_hand():
+def test_uint8_matches_a_result_by_hand():
     x = torch.tensor([[[[0.0, 51.0]], [[7.0, 7.0]]], [[[255.0, 25.4]], [[7.0, 7.0]]]])  # (2, 2, 1, 2)
     features, data = encode(x, "uint8")
     assert (list(features.scale), list(features.offset)) == ([1.0, 0.0], [0.0, 7.0])
@@ -64,26 +64,26 @@ def test_uint8_by_hand():
 
 
 @pytest.mark.parametrize("coding", CODINGS)
-def test_what_arrives_may_be_written_to_and_is_nobody_elses(coding):
+def test_decoded_tensor_is_writable_and_has_its_own_memory(coding):
     x = random_tensor((3, 4, 2, 2))
     features, data = encode(x, coding)
     data = bytes(data)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # torch warns of memory that must not be written
+        warnings.simplefilter("error")  # torch warns about read-only memory
         first, second = (decode(features, data, (4, 2, 2), 3) for _ in range(2))
     first.add_(1)
     assert torch.equal(first, second + 1)
 
 
 @pytest.mark.parametrize("coding", CODINGS)
-def test_bytes_per_sample_are_those_that_travel(coding):
+def test_bytes_per_sample_match_the_encoded_size(coding):
     x = random_tensor((3, 4, 2, 5))
     assert len(encode(x, coding)[1]) == 3 * bytes_per_sample((4, 2, 5), coding)
 
 
 @pytest.mark.parametrize("coding", CODINGS)
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
-def test_values_that_are_not_finite_are_refused_on_both_sides(coding, value):
+def test_non_finite_values_are_refused_on_both_sides(coding, value):
     x = random_tensor((2, 3, 2, 2))
     x[1, 2, 1, 0] = value
     with pytest.raises(ValueError, match="not finite"):
@@ -98,7 +98,7 @@ def test_values_that_are_not_finite_are_refused_on_both_sides(coding, value):
         decode(features, data, (3, 2, 2), 2)
 
 
-def test_fp16_refuses_what_it_cannot_hold():
+def test_fp16_refuses_values_out_of_its_range():
     with pytest.raises(ValueError, match="fp16"):
         encode(torch.tensor([[70000.0]]), "fp16")
 
@@ -127,12 +127,12 @@ def described(**changes) -> Features:
         (described(coding=UINT8, scale=[1, 1], offset=[0, 0, 0]), 6, "scales"),
     ],
 )
-def test_what_does_not_fit_is_refused(features, size, reason):
+def test_features_of_another_shape_are_refused(features, size, reason):
     with pytest.raises(ValueError, match=reason):
         decode(features, bytes(size), (3,), 4)
 
 
-def test_a_refusal_allocates_nothing(monkeypatch):
+def test_refusal_allocates_no_memory(monkeypatch):
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("allocated before the check")
 
@@ -141,12 +141,12 @@ def test_a_refusal_allocates_nothing(monkeypatch):
         decode(Features(coding=FP32, shape=[1 << 20, 1 << 20]), b"", (1 << 20,), 1 << 20)
 
 
-def test_pixels_come_back_as_they_are():
+def test_pixels_come_back_unchanged():
     pixels = torch.randint(0, 256, (3, 2, 4, 5), generator=generator("pixels", 1), dtype=torch.uint8)
     raw = pixels.numpy().tobytes()
     back = decode_pixels(pixels.shape, raw, (2, 4, 5), 3)
     assert torch.equal(back, pixels)
-    back.zero_()  # memory of its own
+    back.zero_()  # it has its own memory
 
 
 @pytest.mark.parametrize(
@@ -159,6 +159,6 @@ def test_pixels_come_back_as_they_are():
         ((2, 2, 3, 4), 47, "47 bytes came, 48 are expected"),
     ],
 )
-def test_pixels_that_are_not_what_is_announced(shape, size, reason):
+def test_pixels_of_another_shape_are_refused(shape, size, reason):
     with pytest.raises(ValueError, match=reason):
         decode_pixels(shape, bytes(size), (2, 3, 4), 3)

@@ -19,19 +19,19 @@ def store(tmp_path) -> ClientStore:
     return ClientStore(tmp_path, "run-1")
 
 
-def test_a_client_that_kept_nothing_has_no_folder(store, tmp_path):
+def test_client_without_a_state_has_no_folder(store, tmp_path):
     assert store.load(3, 0) == ClientState()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_committed_state_comes_back(store):
+def test_committed_state_is_read_back(store):
     store.save(3, 1, state(1))
     loaded = store.load(3, 1)
     assert loaded.tensors["m"].item() == 1
     assert loaded.values == {"steps": 1}
 
 
-def test_an_uncommitted_version_is_discarded(store):
+def test_uncommitted_version_is_discarded(store):
     store.save(3, 1, state(1))
     store.save(3, 2, state(2))  # the round was killed: the server still names round 1
     assert store.load(3, 1).values == {"steps": 1}
@@ -45,26 +45,26 @@ def test_older_versions_are_pruned_after_the_commit(store):
     assert rounds(store, 3) == [3]
 
 
-def test_the_committed_version_survives_the_next_save(store):
+def test_committed_version_survives_the_next_save(store):
     store.save(3, 1, state(1))
     store.load(3, 1)
     store.save(3, 2, state(2))
     assert rounds(store, 3) == [1, 2]
 
 
-def test_a_new_run_of_the_same_name_starts_empty(store):
+def test_new_run_of_the_same_name_starts_empty(store):
     store.save(3, 1, state(1))
     assert store.load(3, 0) == ClientState()
     assert rounds(store, 3) == []
 
 
-def test_a_lost_state_is_told_and_not_replaced(store):
+def test_lost_state_is_reported_and_not_replaced(store):
     store.save(3, 1, state(1))
     with pytest.raises(UserError, match=r"client 3: its state of round 4 is not in .*clients\.store"):
         store.load(3, 4)
 
 
-def test_clients_and_runs_do_not_meet(store, tmp_path):
+def test_clients_and_runs_have_separate_states(store, tmp_path):
     other = ClientStore(tmp_path, "run-2")
     store.save(1, 1, state(1))
     store.save(2, 1, state(2))
@@ -89,7 +89,7 @@ def test_writing_is_atomic(store, monkeypatch):
     assert store.load(3, 1).values == {"steps": 1}
 
 
-def test_a_damaged_state_is_told(store):
+def test_damaged_state_is_reported(store):
     store.save(3, 1, state(1))
     path = store._versions(3)[1]
     path.write_bytes(path.read_bytes()[:20])
@@ -98,6 +98,6 @@ def test_a_damaged_state_is_told(store):
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "/etc", ".hidden", "x" * 101, "a b", "a\n"])
-def test_names_that_leave_the_folder_are_refused(tmp_path, name):
+def test_invalid_run_names_are_refused(tmp_path, name):
     with pytest.raises(UserError, match="run name"):
         ClientStore(tmp_path, name)

@@ -9,7 +9,7 @@ from common.storage import files as storage
 from common.storage.files import StorageError, append_line, read_tensors, write_tensors, write_text
 
 
-def test_tensors_and_values_come_back(tmp_path):
+def test_tensors_and_values_are_read_back(tmp_path):
     tensors = {"a": torch.randn(2, 3), "n": torch.tensor(4), "half": torch.ones(2, dtype=torch.bfloat16)}
     values = {"round": 3, "names": ["x", "ü"], "nested": {"k": None}}
     write_tensors(tmp_path / "s.safetensors", tensors, values)
@@ -21,7 +21,7 @@ def test_tensors_and_values_come_back(tmp_path):
         assert read[name].dtype == value.dtype
 
 
-def test_views_are_written_as_what_they_show(tmp_path):
+def test_views_are_written_as_their_visible_values(tmp_path):
     whole = torch.arange(12.0).view(3, 4)
     write_tensors(tmp_path / "s", {"column": whole[:, 1], "turned": whole.T}, {})
     read, _ = read_tensors(tmp_path / "s")
@@ -35,7 +35,7 @@ def test_parameters_need_no_detaching(tmp_path):
 
 
 @pytest.mark.parametrize("write", ["tensors", "text"])
-def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, write):
+def test_failed_write_leaves_only_the_old_file(tmp_path, monkeypatch, write):
     path = tmp_path / "file"
 
     def put(number: int) -> None:
@@ -64,7 +64,7 @@ def test_text_is_replaced(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_processes_of_the_same_number_write_apart_and_others_may_read_as_the_user_has_said(tmp_path):
+def test_temporary_files_are_distinct_and_keep_the_umask(tmp_path):
     path = tmp_path / "t"
     with storage._replacing(path) as one, storage._replacing(path) as two:  # as in two containers
         one.write_text("one")
@@ -79,7 +79,7 @@ def test_processes_of_the_same_number_write_apart_and_others_may_read_as_the_use
     assert path.stat().st_mode & 0o777 == 0o644
 
 
-def test_missing_and_damaged_files_are_told(tmp_path):
+def test_missing_and_damaged_files_are_reported(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         read_tensors(tmp_path / "none")
     path = tmp_path / "s"
@@ -91,14 +91,14 @@ def test_missing_and_damaged_files_are_told(tmp_path):
             read_tensors(path)
 
 
-def test_a_file_without_values_has_none(tmp_path):
+def test_file_without_values_has_none(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"a": torch.ones(1)}, tmp_path / "s")
     assert read_tensors(tmp_path / "s")[1] == {}
 
 
-def test_a_line_is_appended_whole_or_not_at_all(tmp_path):
+def test_line_is_appended_whole_or_not_at_all(tmp_path):
     path = tmp_path / "lines"
     append_line(path, "first")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -11,7 +11,7 @@ def small() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
 
 
-def test_a_state_dict_goes_flat_and_back_in_order():
+def test_state_dict_is_flattened_and_restored_in_order():
     state = {"b": torch.arange(6.0).view(2, 3), "n": torch.tensor(7), "a": torch.tensor([1.5])}
     flat = FlatState.of(state)
     assert flat.layout == Layout((("b", (2, 3)), ("a", (1,))), (("n", ()),))
@@ -23,25 +23,25 @@ def test_a_state_dict_goes_flat_and_back_in_order():
         assert value.shape == state[name].shape
 
 
-def test_half_precision_is_widened_and_an_empty_state_is_possible():
+def test_half_precision_is_widened_and_a_state_may_be_empty():
     assert FlatState.of({"a": torch.ones(2, dtype=torch.bfloat16)}).floats.dtype == torch.float32
     empty = FlatState.of({})
     assert (len(empty.floats), len(empty.counters)) == (0, 0)
     assert empty.state_dict() == {}
 
 
-def test_layout_travels_as_json():
+def test_layout_survives_json():
     layout = Layout((("a.weight", (2, 3)), ("s", ())), (("n", ()),))
     assert Layout.from_json(layout.to_json()) == layout
 
 
 @pytest.mark.parametrize("text", ["", "3", "[1,2]", "[[],[],[]]", '[[["a",["x"]]],[]]', '{"a": 1}', '[[["a"]],[]]'])
-def test_anything_else_is_no_layout(text):
+def test_invalid_layouts_are_refused(text):
     with pytest.raises(ValueError, match="not a layout"):
         Layout.from_json(text)
 
 
-def test_the_module_computes_the_same_and_keeps_its_keys():
+def test_flat_module_computes_the_same_and_keeps_its_keys():
     plain, module = small(), small()
     model = FlatModel(module)
     x = torch.randn(5, 3)
@@ -51,7 +51,7 @@ def test_the_module_computes_the_same_and_keeps_its_keys():
         assert torch.equal(value, model.read(model.layout).state_dict()[name]), name
 
 
-def test_one_step_on_the_vector_equals_a_step_on_every_tensor():
+def test_step_on_the_vector_equals_a_step_on_every_tensor():
     plain, module = small(), small()
     model = FlatModel(module)
     options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2}
@@ -66,7 +66,7 @@ def test_one_step_on_the_vector_equals_a_step_on_every_tensor():
         assert torch.equal(value, module.state_dict()[name]), name
 
 
-def test_gradients_stay_views_after_they_are_cleared():
+def test_gradients_stay_views_after_clearing():
     module = small()
     model = FlatModel(module)
     module(torch.randn(4, 3)).sum().backward()
@@ -77,7 +77,7 @@ def test_gradients_stay_views_after_they_are_cleared():
     assert torch.equal(model.trained.grad[:12].view(4, 3), module[0].weight.grad)
 
 
-def test_frozen_parameters_come_after_the_trained_ones_and_are_not_stepped():
+def test_frozen_parameters_come_last_and_are_not_stepped():
     module = small()
     module[0].requires_grad_(False)
     model = FlatModel(module)
@@ -92,7 +92,7 @@ def test_frozen_parameters_come_after_the_trained_ones_and_are_not_stepped():
     assert torch.equal(module[1].bias, torch.ones(4))
 
 
-def test_buffers_follow_the_vector_in_training_and_when_loaded():
+def test_buffers_share_the_vector_in_training_and_after_loading():
     module = small()
     model = FlatModel(module)
     start = model.read(model.layout)
@@ -105,7 +105,7 @@ def test_buffers_follow_the_vector_in_training_and_when_loaded():
     assert module[1].running_mean.abs().sum() == 0
 
 
-def test_a_state_is_a_copy():
+def test_read_state_is_a_copy():
     model = FlatModel(small())
     state = model.read(model.layout)
     with torch.no_grad():
@@ -113,7 +113,7 @@ def test_a_state_is_a_copy():
     assert not torch.equal(state.floats, model.read(model.layout).floats)
 
 
-def test_a_tier_loads_from_the_whole_networks_state():
+def test_tier_loads_from_the_state_of_the_whole_network():
     network = build(NetworkSpec("resnet_slim", 3, (1, 8, 8), width=4), seed=1)
     other = build(NetworkSpec("resnet_slim", 3, (1, 8, 8), width=4), seed=2)
     model = FlatModel(other.prefix(2))
@@ -124,7 +124,7 @@ def test_a_tier_loads_from_the_whole_networks_state():
         assert torch.equal(value, expected[name]), name
 
 
-def test_a_missing_key_or_wrong_shape_is_refused():
+def test_missing_key_or_wrong_shape_is_refused():
     model = FlatModel(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"bias: expected shape \(2,\), got nothing"):
         model.load(FlatState.of({"weight": torch.zeros(2, 2)}))
@@ -132,7 +132,7 @@ def test_a_missing_key_or_wrong_shape_is_refused():
         model.load(FlatState.of({"weight": torch.zeros(4), "bias": torch.zeros(2)}))
 
 
-def test_a_part_of_a_layout_keeps_its_order():
+def test_part_of_a_layout_keeps_its_order():
     layout = Layout((("a.weight", (2, 3)), ("b.weight", (4,)), ("a.mean", (3,))), (("b.n", ()), ("a.n", ())))
     part = layout.only(lambda key: key.startswith("a."))
     assert part == Layout((("a.weight", (2, 3)), ("a.mean", (3,))), (("a.n", ()),))
@@ -141,7 +141,7 @@ def test_a_part_of_a_layout_keeps_its_order():
     assert layout.only(lambda key: False) == Layout(())
 
 
-def test_a_dict_is_loaded_whole_and_may_hold_more():
+def test_loaded_dict_must_be_complete_and_may_have_more_keys():
     model, other = FlatModel(small()), FlatModel(small())
     with torch.no_grad():
         other.floats.add_(1)
@@ -158,7 +158,7 @@ def test_a_dict_is_loaded_whole_and_may_hold_more():
 
 
 @pytest.mark.parametrize("prefix", ["0.", "1.", "2.weight", ""])
-def test_a_part_is_read_as_a_copy(prefix):
+def test_read_part_is_a_copy(prefix):
     model = FlatModel(small())
     whole = model.read(model.layout).state_dict()
     layout = model.layout.only(lambda key: key.startswith(prefix))
@@ -171,13 +171,13 @@ def test_a_part_is_read_as_a_copy(prefix):
     assert all(torch.equal(value, whole[key]) for key, value in part.state_dict().items())
 
 
-def test_nothing_can_be_read():
+def test_empty_layout_reads_an_empty_state():
     model = FlatModel(small())
     nothing = model.read(model.layout.only(lambda key: False))
     assert (nothing.layout, len(nothing.floats), len(nothing.counters)) == (Layout(()), 0, 0)
 
 
-def test_a_leaf_shares_its_memory_and_its_gradient_with_the_whole():
+def test_leaf_shares_memory_and_gradient_with_the_whole():
     module = small()
     model = FlatModel(module)
     leaf = model.leaf(lambda key: key.startswith("2."))
@@ -194,7 +194,7 @@ def test_a_leaf_shares_its_memory_and_its_gradient_with_the_whole():
     assert len(model.leaf(lambda key: True)) == len(model.trained)
 
 
-def test_a_leaf_is_one_piece():
+def test_leaf_must_be_contiguous():
     model = FlatModel(small())
     for chosen in (lambda key: key.startswith(("0.", "2.")), lambda key: False, lambda key: "running" in key):
         with pytest.raises(ValueError, match="do not lie side by side"):
@@ -206,7 +206,7 @@ def test_a_leaf_is_one_piece():
         FlatModel(module).leaf(lambda key: key.startswith("0."))
 
 
-def test_stepping_a_leaf_leaves_every_other_weight_alone():
+def test_stepping_a_leaf_changes_no_other_weight():
     plain, module = small(), small()
     model = FlatModel(module)
     options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.5}

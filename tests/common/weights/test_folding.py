@@ -18,7 +18,7 @@ def states(number: int = 4) -> list[FlatState]:
 
 
 def folded(groups: list[list[int]], bits: int, lone: bool) -> Fold:
-    """Fold the groups as nodes and then as a server would; with `lone`, groups of one travel as fp32."""
+    """Fold each group as a node and the sums as a server; with `lone`, groups of one client travel as fp32."""
     server = Fold(LAYOUT, bits)
     for group in groups:
         if lone and len(group) == 1:
@@ -31,7 +31,7 @@ def folded(groups: list[list[int]], bits: int, lone: bool) -> Fold:
     return server
 
 
-def test_no_order_and_no_grouping_changes_a_bit():
+def test_order_and_grouping_do_not_change_a_bit():
     bits = fraction_bits(sum(WEIGHTS))
     reference = folded([[0, 1, 2, 3]], bits, lone=False).mean()
     for order in itertools.permutations(range(4)):
@@ -45,13 +45,13 @@ def test_no_order_and_no_grouping_changes_a_bit():
                 assert sorted(fold.clients) == [0, 1, 2, 3]
 
 
-def test_the_mean_is_the_weighted_mean():
+def test_mean_is_the_weighted_mean():
     fold = folded([[0, 1, 2, 3]], fraction_bits(sum(WEIGHTS)), lone=False)
     exact = sum(s.floats.double() * w for s, w in zip(states(), WEIGHTS, strict=True)) / sum(WEIGHTS)
     assert torch.allclose(fold.mean().floats.double(), exact, rtol=1e-7, atol=1e-10)
 
 
-def test_exact_numbers():
+def test_mean_of_exact_numbers_is_exact():
     fold = Fold(Layout((("w", (2,)),)), 4)
     fold.add_state(FlatState(fold.layout, torch.tensor([1.0, -0.5]), torch.zeros(0, dtype=torch.int64)), 1, 0)
     fold.add_state(FlatState(fold.layout, torch.tensor([2.0, 0.25]), torch.zeros(0, dtype=torch.int64)), 3, 1)
@@ -59,7 +59,7 @@ def test_exact_numbers():
     assert fold.mean().floats.tolist() == [1.75, 0.0625]
 
 
-def test_counters_are_the_maximum():
+def test_counters_of_a_fold_are_the_maximum():
     assert folded([[3], [0, 1], [2]], 20, lone=True).mean().counters.tolist() == [3]
 
 
@@ -70,12 +70,12 @@ def test_rounding_is_to_even_and_symmetric():
 
 
 @pytest.mark.parametrize(("weight", "bits"), [(1, 40), (1023, 40), (1024, 39), (50_000, 34), (0, 40)])
-def test_fraction_bits(weight, bits):
+def test_fraction_bits_follow_from_the_total_weight(weight, bits):
     assert fraction_bits(weight) == bits
 
 
 @pytest.mark.parametrize("total", [1, 1023, 1024, 60_000, 2**28])
-def test_nothing_overflows_at_the_bound(total):
+def test_sum_does_not_overflow_at_the_bound(total):
     largest = torch.nextafter(torch.tensor(MAGNITUDE), torch.tensor(0.0))
     layout = Layout((("w", (2,)),))
     state = FlatState(layout, torch.stack([largest, -largest]), torch.zeros(0, dtype=torch.int64))
@@ -89,7 +89,7 @@ def test_nothing_overflows_at_the_bound(total):
     assert fold.mean().floats.tolist() == state.floats.tolist()
 
 
-def test_more_weight_than_announced_is_refused_before_it_can_overflow():
+def test_more_weight_than_announced_is_refused():
     fold = Fold(LAYOUT, fraction_bits(100))
     with pytest.raises(ValueError, match="weight 2000 is impossible"):
         fold.add_state(states()[0], 2000, 0)
@@ -97,32 +97,32 @@ def test_more_weight_than_announced_is_refused_before_it_can_overflow():
 
 
 @pytest.mark.parametrize("weight", [0, -5])
-def test_a_weight_below_one_is_refused(weight):
+def test_weight_below_one_is_refused(weight):
     with pytest.raises(ValueError, match="is impossible"):
         Fold(LAYOUT, 20).add_state(states()[0], weight, 0)
 
 
-def test_a_folded_sum_out_of_range_is_refused():
+def test_folded_sum_out_of_range_is_refused():
     bad = Fold(LAYOUT, 20, torch.full((6,), -(2**62)), torch.zeros(1, dtype=torch.int64), 5, [0])
     with pytest.raises(ValueError, match="out of range"):
         Fold(LAYOUT, 20).add(bad)
 
 
-def test_sums_of_other_rounds_or_tiers_cannot_be_added():
+def test_sums_of_other_rounds_or_tiers_are_refused():
     with pytest.raises(ValueError, match="different rounds or tiers"):
         Fold(LAYOUT, 20).add(Fold(LAYOUT, 21))
     with pytest.raises(ValueError, match="different rounds or tiers"):
         Fold(LAYOUT, 20).add(Fold(Layout((("v", (6,)),)), 20))
 
 
-def test_an_empty_fold_adds_nothing_and_has_no_mean():
+def test_empty_fold_adds_nothing_and_has_no_mean():
     fold = Fold(LAYOUT, 20)
     fold.add(Fold(LAYOUT, 20))
     with pytest.raises(ValueError, match="nothing was folded"):
         fold.mean()
 
 
-def test_folding_leaves_the_clients_state_alone():
+def test_folding_does_not_change_the_client_state():
     state = states()[2]
     before = state.floats.clone(), state.counters.clone()
     fold = Fold(LAYOUT, 30)
@@ -142,7 +142,7 @@ def test_folding_leaves_the_clients_state_alone():
         (torch.zeros(5), "sizes 5, 1 differ"),
     ],
 )
-def test_check_refuses_values(floats, message):
+def test_check_refuses_values_out_of_range(floats, message):
     with pytest.raises(ValueError, match=message):
         check(FlatState(LAYOUT, floats, torch.tensor([1])), LAYOUT)
 
@@ -160,13 +160,13 @@ def test_check_names_the_wrong_keys(layout, named):
         check(FlatState(layout, torch.zeros(6), torch.tensor([1])), LAYOUT)
 
 
-def test_check_passes_what_fits():
+def test_check_accepts_a_valid_state():
     check(states()[0], LAYOUT)
     check(FlatState.of({}), Layout(()))
 
 
 @pytest.mark.parametrize("counter", [-1, -(2**63), 2**53 + 1, 2**63 - 1])
-def test_a_counter_that_nobody_counts_to_is_refused(counter):
+def test_impossible_counter_is_refused(counter):
     state = FlatState(LAYOUT, torch.zeros(6), torch.tensor([counter]))
     with pytest.raises(UnfitError, match="counters out of range"):
         check(state, LAYOUT)

@@ -37,7 +37,7 @@ def test_offload_refuses_a_mistake_with_2_and_one_line(tmp_path: Path, capsys: p
         (["--model", stored(tmp_path / "tiered", TIERED)], "is not a split training run"),
         (["--model", run, "--batch", "0"], "give 1 or more"),
         (["--model", run, "--token-file", str(public)], "chmod 600"),
-        (["--model", run, "--address", "0.0.0.0:0"], "by which --name others reach it"),
+        (["--model", run, "--address", "0.0.0.0:0"], "give the --name by which others reach it"),
         (["--model", run, "--address", "127.0.0.1"], "is not an address"),
         (["--model", run, "--address", "192.0.2.1:0"], "cannot listen at"),
     ):

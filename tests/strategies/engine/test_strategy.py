@@ -291,7 +291,7 @@ def test_a_client_that_does_not_exist_is_refused_with_a_line(run_strategy, flowe
     run = run_strategy({}, [{"client-id": 0}, {"client-ids": "2,77"}])
     assert set(run.strategy.committed) == set()
     assert sum(run.records[0].clients.values()) == 2
-    assert "client 77 cannot take part: there is no client 77: clients.count is 6, ids start at 0" in flower_log
+    assert "client 77 cannot take part: client 77 does not exist: clients.count is 6, ids start at 0" in flower_log
 
 
 def test_a_run_that_is_continued_gives_the_same_weights(prepare_run):

@@ -270,8 +270,8 @@ def test_messages_carry_no_weights_and_nobody_tells_the_token(split, flower_log,
         ({"splitee.cuts": "1,5"}, "cut 5: choose one of 1..4"),
         ({"splitee.cuts": "2,2"}, "splitee.cuts is '2,2', must rise"),
         ({"clients.mix": "0.5,0.5"}, "one share, 0 or more, for each of the 3 tiers"),
-        ({"stream.host": ""}, "stream.host must not be empty"),
-        ({"stream.port": 70000}, "stream.port must not exceed 65535"),
+        ({"stream.host": ""}, "stream.host is empty"),
+        ({"stream.port": 70000}, "stream.port is 70000, must be at most 65535"),
         ({"stream.patience": 0.0}, "stream.patience"),
         ({"splitee.mode": "both"}, "splitee.mode"),
         ({"splitee.aggregate-scope": "global"}, 'needs splitee.mode "averaging"'),
@@ -291,7 +291,7 @@ def test_a_mistake_is_told_before_anything_starts(prepare_run, changes, message)
 )
 def test_an_address_of_another_machine_cannot_be_served(prepare_run, changes):
     run = prepare_run({**SPLIT, **changes})
-    with pytest.raises(UserError, match=r"cannot listen at 203\.0\.113\.1:0: is port 0 taken, or .* not this machine"):
+    with pytest.raises(UserError, match=r"cannot listen at 203\.0\.113\.1:0: port 0 is taken, or .* not this machine"):
         run.strategy.start(run.grid)
     assert run.records == []
 
@@ -300,7 +300,7 @@ def test_a_port_that_is_taken_is_told(prepare_run):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         run = prepare_run({**SPLIT, "stream.port": port})
-        with pytest.raises(UserError, match=f"is port {port} taken"):
+        with pytest.raises(UserError, match=f"port {port} is taken"):
             run.strategy.start(run.grid)
 
 
