@@ -69,7 +69,7 @@ def _ending_with(channel: Channel) -> Iterator[None]:
     done, finished = socket.socketpair()
 
     def watch() -> None:
-        if finished not in select([channel, finished], [], [])[0]:
+        if finished.fileno() not in select([channel.fileno(), finished.fileno()], [], [])[0]:
             os._exit(1)
 
     watcher = threading.Thread(target=watch, daemon=True)
