@@ -1,4 +1,4 @@
-"""`python -m client VERB`: what a device does without a server."""
+"""`python -m client VERB`: the commands of a device."""
 
 import argparse
 import sys
@@ -11,7 +11,7 @@ VERBS = (infer, serve_student, start, probe)  # each with add_parser(verbs), whi
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return the exit code: 2 with one line on stderr when the user can mend what is wrong, 130 if interrupted."""
+    """Return the exit code: 2 with one line on stderr for a mistake of the user, 130 if interrupted."""
     parser = argparse.ArgumentParser(prog="python -m client", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb in VERBS:
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 130  # as a shell says it
+        return 130  # the shell's code for it
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The ClientApp: a node that hosts one client on a device, or many in a simulation.
 
 Importing it does not import torch: a deployed ClientApp is a new process for every message, which hands the work to a
-worker that stays.
+worker process that stays.
 """
 
 from flwr.app import Context, Message
@@ -15,7 +15,7 @@ app = ClientApp()
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
-    """Say which clients this node has and what depth each of them chooses, and why."""
+    """Report this node's clients and the depth that each chooses, with the reason."""
     return _respond(message, context)
 
 

@@ -1,4 +1,4 @@
-"""What a node does with a message's content, in whichever process; importing this imports torch."""
+"""The work on a message's content, the same in every process; importing this imports torch."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""What a device says it has, as its user types it, and the node configuration that tells the server."""
+"""A device's capacity as its user types it, and the node configuration that declares it to the server."""
 
 from collections.abc import Mapping
 
@@ -7,13 +7,13 @@ from common.errors import UserError
 
 
 def read_capacity(text: str) -> tuple[Capacity, dict[str, str], str]:
-    """Return a capacity, the node configuration that declares it, and where it comes from.
+    """Return a capacity, the node configuration that declares it, and its source.
 
-    `auto` measures this machine once, so that what it declares stays the same while it runs. Raises `UserError`.
+    `auto` measures this machine once, so that the declared values stay the same while it runs. Raises `UserError`.
     """
     if text == "auto":
         found = probe()
-        return found, declared(found), "half of the memory that is free, and a matrix product on one thread"
+        return found, declared(found), "half of the free memory, and the speed of a matrix product on one thread"
     try:
         node = read_node(text)
     except UserError as error:
@@ -32,7 +32,7 @@ def declared(capacity: Capacity) -> dict[str, str]:
 
 
 def shown(capacity: Capacity) -> str:
-    """Return a capacity as a user reads it."""
+    """Return a capacity as text."""
     units = {"memory": (1e6, "MB"), "compute": (1e9, "GFLOPS"), "bandwidth": (1e6, "Mbps")}
     parts = [
         f"{key} {value / units[key][0]:.4g} {units[key][1]}" if key in units else f"{key} {value}"

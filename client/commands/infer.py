@@ -1,8 +1,8 @@
 """`python -m client infer`: classify images with a stored model, on this device alone or together with a server.
 
-Alone (`--mode local`), a sample leaves at the first exit that is sure enough and is computed no further, so
+Alone (`--mode local`), a sample leaves at the first exit that is confident enough and is computed no further, so
 milliseconds and MACs are what the device really spends. Together (`--mode split`), a device that trained the first
-layers of a network sends the features of what its own exit is unsure of to `python -m server offload`.
+layers of a network sends the features of samples that its own exit is unsure of to `python -m server offload`.
 """
 
 import argparse
@@ -30,91 +30,83 @@ from strategies.hetero_splitee.statistics import SERVER_HALF
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
-SPLIT = ("server", "token_file", "certificate", "coding", "tau", "deadline", "sweep")  # options of that mode alone
+SPLIT = ("server", "token_file", "certificate", "coding", "tau", "deadline", "sweep")  # options of this mode only
 LOCAL = ("accuracy_first", "threshold")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one image."""
+    """The model's prediction for one image."""
 
-    file: str
-    """Relative to the folder; of a data set the number in its test split."""
+    file: str  # relative to the folder; for a data set the number in its test split
     label: str
-    truth: str | None
-    """The data set's label, or the class that a folder above the file is named after, if any."""
-    exit: int
-    """Counted from 1."""
-    confidence: float
-    """In the policy's measure: for softmax a probability."""
-    ms: float
-    """Milliseconds on the device, decoding left out; a batch's time is shared evenly."""
-    macs: int
-    """Multiply-accumulates up to that exit."""
+    truth: str | None  # the data set's label, or the class after which a folder above the file is named, if any
+    exit: int  # counted from 1
+    confidence: float  # in the policy's measure: for softmax a probability
+    ms: float  # milliseconds on the device without decoding; a batch's time is shared evenly
+    macs: int  # multiply-accumulates up to that exit
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What all predictions come to."""
+    """Totals and means over all predictions."""
 
     images: int
     skipped: int
     exit_histogram: tuple[int, ...]
     mean_ms: float
     mean_macs: float
-    full_macs: int
-    """Of a sample that leaves at the last exit."""
+    full_macs: int  # of a sample that leaves at the last exit
     share_of_full_macs: float
     labelled: int
-    accuracy: float | None
-    """In [0, 1], of the labelled images; None without any."""
+    accuracy: float | None  # in [0, 1], of the labelled images; None without any
 
 
 def add_parser(verbs: "Verbs") -> None:
     """Add this verb and its options."""
     parser = verbs.add_parser("infer", help="classify images with a stored model", description=__doc__)
     parser.add_argument("--mode", choices=("local", "split"), default="local", help="(default: %(default)s)")
-    parser.add_argument("--model", type=Path, required=True, help="a finished run's or device's folder, or model file")
+    parser.add_argument("--model", type=Path, required=True, help="folder of a finished run or device, or a model file")
     add_arguments(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     local = parser.add_argument_group("local").add_mutually_exclusive_group()
-    local.add_argument("--accuracy-first", action="store_true", help="everything goes to the last exit")
-    local.add_argument("--threshold", type=float, help="leave at this confidence, instead of the calibrated ones")
+    local.add_argument("--accuracy-first", action="store_true", help="use the last exit for every image")
+    local.add_argument("--threshold", type=float, help="leave at this confidence (default: the calibrated ones)")
     split = parser.add_argument_group("split")
-    split.add_argument("--server", metavar="HOST:PORT", help="where `python -m server offload` listens")
-    split.add_argument("--token-file", type=Path, metavar="FILE", help="a copy of the server's")
-    split.add_argument("--certificate", type=Path, metavar="PEM", help="the server's, off loopback")
-    split.add_argument("--coding", choices=tuple(CODINGS), help="of the features that are sent (default: fp32)")
-    split.add_argument("--tau", type=float, help="stay on the device up to this entropy / log C, not the tuned one")
+    split.add_argument("--server", metavar="HOST:PORT", help="address of `python -m server offload`")
+    split.add_argument("--token-file", type=Path, metavar="FILE", help="copy of the server's token")
+    split.add_argument("--certificate", type=Path, metavar="PEM", help="the server's certificate, off loopback")
+    split.add_argument("--coding", choices=tuple(CODINGS), help="of the sent features (default: fp32)")
+    split.add_argument("--tau", type=float, help="answer on the device up to this entropy / log C (default: tuned)")
     split.add_argument("--deadline", type=float, metavar="S", help="seconds to wait for the server (default: 2)")
-    split.add_argument("--sweep", action="store_true", help="ask for everything once and compare taus from 0 to 1")
+    split.add_argument("--sweep", action="store_true", help="send every image once and compare taus from 0 to 1")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Classify, print and store. Raises `UserError` when there is no model or no readable image."""
+    """Classify, print and store. Raises `UserError` without a model or a readable image."""
     foreign, other = (LOCAL, "local") if options.mode == "split" else (SPLIT, "split")
     if wrong := [name for name in foreign if getattr(options, name) not in (None, False)]:
         raise UserError(f"--{wrong[0].replace('_', '-')} is for --mode {other}, not for --mode {options.mode}")
     if options.mode == "split":
-        from client.commands import split_infer  # its imports take seconds that a device alone need not spend
+        from client.commands import split_infer  # its imports take seconds that local mode need not spend
 
         return split_infer.run(options)
-    bundle = load_model(options.model)
-    if bundle.values.get(SERVER_HALF):
+    stored = load_model(options.model)
+    if stored.values.get(SERVER_HALF):
         raise UserError(
-            f"{options.model} is the server's half of a split network: serve it with `python -m server offload`, "
-            "and give --model the folder that a device stored"
+            f"--model {options.model} is the server's half of a split network: serve it with "
+            "`python -m server offload`, and give the folder that a device stored"
         )
-    policy = choose_policy(bundle, accuracy_first=options.accuracy_first, threshold=options.threshold)
-    bundle, macs = replace(bundle, policy=policy), exit_macs(bundle)
+    policy = choose_policy(stored, accuracy_first=options.accuracy_first, threshold=options.threshold)
+    stored, macs = replace(stored, policy=policy), exit_macs(stored)
     device = pick_device(options.device)
     keep_memory()
     skipped = Skipped()
-    samples = read(options, bundle.classes, bundle.network.input_shape, skipped)
-    warm_up(bundle, device)
-    predictions = list(classify(bundle, samples, macs=macs, device=device))
+    samples = read(options, stored.classes, stored.network.input_shape, skipped)
+    warm_up(stored, device)
+    predictions = list(classify(stored, samples, macs=macs, device=device))
     if not predictions:
         raise skipped.all_of(options.images)
     summary = summarise(predictions, macs, len(skipped.reasons))
@@ -132,34 +124,34 @@ def run(options: argparse.Namespace) -> int:
 
 
 def choose_policy(
-    bundle: StoredModel, *, accuracy_first: bool = False, threshold: float | None = None
+    stored: StoredModel, *, accuracy_first: bool = False, threshold: float | None = None
 ) -> ThresholdPolicy:
-    """Return the stored policy, or one threshold for every exit but the last; `accuracy_first`: nobody leaves early."""
-    early = len(bundle.network.exit_positions) - 1
+    """Return the stored policy, or one threshold for all early exits; `accuracy_first`: always the last exit."""
+    early = len(stored.network.exit_positions) - 1
     if accuracy_first:
-        return ThresholdPolicy((math.inf,) * early, bundle.policy.measure)
+        return ThresholdPolicy((math.inf,) * early, stored.policy.measure)
     if threshold is not None:
-        return ThresholdPolicy((threshold,) * early, bundle.policy.measure)
-    return bundle.policy
+        return ThresholdPolicy((threshold,) * early, stored.policy.measure)
+    return stored.policy
 
 
-def exit_macs(bundle: StoredModel) -> tuple[int, ...]:
-    """Return MACs of a sample that leaves at each exit, shallow to deep."""
-    costs = cost_table(bundle.network)
-    return tuple(costs.macs(index) for index in range(len(bundle.network.exit_positions)))
+def exit_macs(stored: StoredModel) -> tuple[int, ...]:
+    """Return the MACs of a sample that leaves at each exit, shallow to deep."""
+    costs = cost_table(stored.network)
+    return tuple(costs.macs(index) for index in range(len(stored.network.exit_positions)))
 
 
-def warm_up(bundle: StoredModel, device: torch.device) -> None:
-    """Run one blank image through all units: the first pass of a process also pays for its set-up."""
-    network = bundle.network.to(device)
-    network.infer(network.example(1).to(device), choose_policy(bundle, accuracy_first=True))
+def warm_up(stored: StoredModel, device: torch.device) -> None:
+    """Run one blank image through all units: the first pass of a process includes its set-up."""
+    network = stored.network.to(device)
+    network.infer(network.example(1).to(device), choose_policy(stored, accuracy_first=True))
 
 
 def classify(
-    bundle: StoredModel, batches: Iterable[Samples], *, macs: Sequence[int], device: torch.device
+    stored: StoredModel, batches: Iterable[Samples], *, macs: Sequence[int], device: torch.device
 ) -> Iterator[Prediction]:
-    """Yield a prediction per sample, in order; `macs` are of each exit, see `exit_macs`."""
-    network, normalise, policy = bundle.network.to(device), bundle.normalizer.to(device), bundle.policy
+    """Yield a prediction per sample, in order; `macs` as `exit_macs` returns them."""
+    network, normalise, policy = stored.network.to(device), stored.normalizer.to(device), stored.policy
     for batch in batches:
         started = results.now(device)
         inference = network.infer(normalise(batch.pixels.to(device)), policy)
@@ -169,11 +161,11 @@ def classify(
             confidence(inference.logits, policy.measure).tolist(), strict=True,
         )  # fmt: skip
         for name, truth, label, exit_, score in rows:
-            yield Prediction(name, bundle.classes[label], truth, exit_ + 1, score, ms, macs[exit_])
+            yield Prediction(name, stored.classes[label], truth, exit_ + 1, score, ms, macs[exit_])
 
 
 def summarise(predictions: Sequence[Prediction], macs: Sequence[int], skipped: int) -> Summary:
-    """Add up predictions, of which there is at least one; `macs` of each exit, shallow to deep."""
+    """Return the summary of at least one prediction; `macs` as `exit_macs` returns them."""
     number = len(predictions)
     labelled, accuracy = results.accuracy((p.label, p.truth) for p in predictions)
     mean_macs = sum(p.macs for p in predictions) / number
@@ -199,20 +191,20 @@ def show(predictions: Sequence[Prediction], summary: Summary) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for p in predictions:
         numbers = (str(p.exit), f"{p.confidence:.3f}", f"{p.ms:.2f}", f"{p.macs / 1e6:.3f}")
-        # Text, because a file name may hold what rich takes for markup
+        # Text, because a file name may look like rich's markup
         table.add_row(Text(p.file), Text(results.answer(p.label, p.truth)), *numbers)
     results.show(table, closing_lines(summary))
 
 
 def closing_lines(summary: Summary) -> list[str]:
-    """Return what to say after the table."""
+    """Return the lines below the table."""
     left = ", ".join(f"exit {e}: {n}" for e, n in enumerate(summary.exit_histogram, start=1))
     lines = [
         f"{summary.images} images, {summary.mean_ms:.2f} ms and {summary.mean_macs / 1e6:.3f} MMACs each on average, "
         f"{100 * summary.share_of_full_macs:.1f} % of the full {summary.full_macs / 1e6:.3f} ({left})"
     ]
     if summary.accuracy is not None:
-        lines.append(f"accuracy {100 * summary.accuracy:.1f} % of {summary.labelled} images whose class is known")
+        lines.append(f"accuracy {100 * summary.accuracy:.1f} % of {summary.labelled} labelled images")
     if summary.skipped:
         lines.append(f"{summary.skipped} unreadable files skipped")
     return lines

@@ -1,7 +1,7 @@
-"""`python -m client probe`: measure this machine, and show what it would hold of every known network.
+"""`python -m client probe`: measure this machine, and show its depth and cut for every known network.
 
-The depth is that of methods with depth tiers, the cut that of split training. Which network a run has is the server's
-choice, and so are the image size and the number of images; here they are the defaults or what the options say.
+The depth is for methods with depth tiers, the cut for split training. In a run the server chooses the network, the
+image size and the number of images; here the options do.
 """
 
 import argparse
@@ -31,7 +31,7 @@ TEXTS = ("transformer4",)
 
 @dataclass(frozen=True)
 class Fit:
-    """What a device would hold of a network."""
+    """A device's part of a network."""
 
     network: str
     tiers: int
@@ -42,10 +42,10 @@ class Fit:
 
 def add_parser(verbs: "Verbs") -> None:
     """Add this verb and its options."""
-    parser = verbs.add_parser("probe", help="what this machine would hold of every network", description=__doc__)
+    parser = verbs.add_parser("probe", help="show this machine's depth and cut for every network", description=__doc__)
     add_capacity(parser)
-    parser.add_argument("--samples", type=int, default=1000, help="images of an epoch (default: %(default)s)")
-    parser.add_argument("--image-size", type=int, default=32, help="pixels a side (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=1000, help="images per epoch (default: %(default)s)")
+    parser.add_argument("--image-size", type=int, default=32, help="pixels per side (default: %(default)s)")
     parser.set_defaults(run=run)
 
 
@@ -53,14 +53,14 @@ def add_capacity(parser: argparse.ArgumentParser) -> None:
     """Add the option that `read_capacity` reads."""
     parser.add_argument(
         "--capacity", default="auto", metavar="WHAT",
-        help="auto (measure), low, medium, high, or such as memory=512MB,compute=2GFLOPS (default: %(default)s)",
+        help="auto (measure), low, medium, high, or values: memory=512MB,compute=2GFLOPS (default: %(default)s)",
     )  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the table. Raises `UserError`."""
     if options.samples < 1 or options.image_size < 1:
-        raise UserError("--samples and --image-size: give 1 or more")
+        raise UserError(f"--samples {options.samples}, --image-size {options.image_size}: give 1 or more")
     capacity, _, source = read_capacity(options.capacity)
     table = Table()
     for name in ("network", "depth", "why", "cut", "why"):
@@ -68,12 +68,12 @@ def run(options: argparse.Namespace) -> int:
     for fit in fits(capacity, options.samples, options.image_size):
         depth, cut = f"{fit.depth.part} of {fit.tiers}", f"{fit.cut.part} of {fit.cuts}"
         table.add_row(fit.network, depth, Text(fit.depth.reason), cut, Text(fit.cut.reason))
-    show(table, [f"{shown(capacity)} ({source}); for {options.samples} images an epoch"])
+    show(table, [f"{shown(capacity)} ({source}); for {options.samples} images per epoch"])
     return 0
 
 
 def fits(capacity: Capacity, samples: int, image_size: int, *names: str) -> Iterator[Fit]:
-    """Yield what a capacity carries of each of these networks, all of them by default."""
+    """Yield the part of each named network that fits a capacity; without names, of every network."""
     config = read_config({})
     for name in names or backbones():
         spec = _spec(name, image_size, config)

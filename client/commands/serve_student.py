@@ -1,8 +1,8 @@
 """`python -m client serve-student`: answer with a student's features, as one device of several (DistrEE).
 
-Whoever adds the answers up asks with `python -m server infer`. All devices of a run share one token in a file: copy the
-first one's to the others and to the aggregator, and off loopback each device's certificate too. With the token, gRPC's
-health service and reflection answer here as well.
+The aggregator, `python -m server infer`, asks and adds the answers up. All devices of a run share one token in a file:
+copy the first device's file to the others and to the aggregator, and off loopback each device's certificate too. With
+the token, gRPC's health service and reflection answer here as well.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from strategies.distree.serving.service import StudentService, message_bytes, ow
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
-CALLS = 16  # at a time; one is computed, the others wait
+CALLS = 16  # at a time; one computes, the others wait
 
 
 def add_parser(verbs: "Verbs") -> None:
@@ -33,20 +33,20 @@ def add_parser(verbs: "Verbs") -> None:
     parser = verbs.add_parser("serve-student", help="answer with a student's features", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, metavar="FILE", help="student-NUMBER.safetensors")
     standalone.add_options(parser)
-    parser.add_argument("--policy", default="", metavar="NAME", help="where samples stop (default: as calibrated)")
-    parser.add_argument("--batch", type=int, default=64, help="images that a call may bring (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="threads that compute (default: %(default)s)")
+    parser.add_argument("--policy", default="", metavar="NAME", help="exit policy (default: the calibrated one)")
+    parser.add_argument("--batch", type=int, default=64, help="most images per call (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="compute threads (default: %(default)s)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(
         "--slowdown", type=float, default=1.0, metavar="FACTOR",
-        help="stand in for a device that takes FACTOR times as long: after each exit, sleep in proportion to what "
-        "computing took (default: %(default)s, no sleep)",
+        help="imitate a device that takes FACTOR times as long: sleep after each exit in proportion to its time "
+        "(default: %(default)s, no sleep)",
     )  # fmt: skip
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace, made: Callable[[StudentService], None] = lambda service: None) -> int:
-    """Serve until SIGINT or SIGTERM; `made` gets the service first. Raises `UserError` before anything starts."""
+    """Serve until SIGINT or SIGTERM; `made` gets the service first. Raises `UserError` before it starts."""
     for name in ("batch", "threads"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} {getattr(options, name)}: give 1 or more")
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace, made: Callable[[StudentService], None] = la
 
 
 def _next_command(address: str, reached: standalone.Access, stored: StoredStudent, folder: Path) -> str:
-    """Return where the student answers, and what to type where the answers are added up."""
+    """Return the student's address, and the command to type at the aggregator."""
     model = str(folder) if (folder / FILE).is_file() else "FOLDER"
     words = ["python", "-m", "server", "infer", "--model", model, "--student", f"{stored.number}={address}"]
     words += ["--token-file", str(reached.token_file)]

@@ -1,11 +1,11 @@
-"""Split inference: a device's own exit answers what it is sure of, the server the rest (Hetero-SplitEE, Oda et al.).
+"""Split inference: a device's own exit answers confident samples, the server the rest (Hetero-SplitEE, Oda et al.).
 
 For each batch of images:
 
 1. Run the device's units and its exit.
-2. A sample whose entropy H / log C at the exit is at most tau is answered here.
-3. The features of the others go up in one call, the server's answer comes back.
-4. If it does not come, the device's exit answers those too, and says so; then the server is left alone for a while.
+2. The device answers samples whose entropy H / log C at the exit is at most tau.
+3. The features of the others go up in one call, and the server's answer comes back.
+4. Without an answer the device's exit answers those too, and reports it; the next calls skip the server for a while.
 """
 
 import argparse
@@ -37,86 +37,70 @@ DEVICE, SERVER = "device", "server"
 
 @dataclass(frozen=True)
 class Half:
-    """What the device computes of a batch."""
+    """The device's results for a batch."""
 
-    logits: Tensor
-    """(b, classes) of its exit."""
-    features: Tensor
-    """(b, ...) at the cut."""
-    stays: Tensor
-    """(b,) bool: sure enough."""
-    ms: float
-    """Milliseconds per sample."""
+    logits: Tensor  # (b, classes) of its exit
+    features: Tensor  # (b, ...) at the cut
+    stays: Tensor  # (b,) bool: confident enough
+    ms: float  # milliseconds per sample
 
 
 @dataclass(frozen=True)
 class SplitPrediction:
-    """What was said of one image, and where."""
+    """The prediction for one image, and its origin."""
 
-    file: str
-    """Relative to the folder; of a data set the number in its test split."""
+    file: str  # relative to the folder; for a data set the number in its test split
     label: str
     truth: str | None
-    answered: str
-    """By whom: "device" or "server"."""
-    entropy: float
-    """At the device's exit, divided by log C: in [0, 1]."""
-    ms: float
-    """Milliseconds, the network's included, decoding left out; a batch's times are shared evenly."""
-    sent: float
-    """Bytes up; a batch's are shared evenly among those that went up in it."""
-    received: float
-    """Bytes down, likewise."""
-    problem: str = ""
-    """Why the device answered in the server's place; empty: it did not."""
+    answered: str  # by "device" or "server"
+    entropy: float  # at the device's exit, divided by log C: in [0, 1]
+    ms: float  # milliseconds with the network's but without decoding; a batch's times are shared evenly
+    sent: float  # bytes up; a batch's bytes are shared evenly among its samples that went up
+    received: float  # bytes down, likewise
+    problem: str = ""  # why the device answered instead of the server; empty: it did not
 
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """What all predictions come to; means are over images, None where there are none."""
+    """Totals and means over all predictions; a mean over no images is None."""
 
     images: int
     skipped: int
     tau: float
-    on_device: int
-    """Answered by the device's exit, those included that the server did not answer."""
-    in_place: int
-    """Of these, answered in the server's place."""
+    on_device: int  # answered by the device's exit, those included that the server did not answer
+    in_place: int  # of these, answered instead of the server
     share_on_device: float
     mean_ms: float
-    mean_ms_device: float | None
-    """Of images that stayed on the device by themselves."""
+    mean_ms_device: float | None  # of images that stayed on the device by the gate
     mean_ms_server: float | None
     mean_sent: float
     mean_received: float
     labelled: int
-    accuracy: float | None
-    """In [0, 1], of the labelled images; None without any."""
-    problems: dict[str, int]
-    """Why the server did not answer -> images."""
+    accuracy: float | None  # in [0, 1], of the labelled images; None without any
+    problems: dict[str, int]  # why the server did not answer -> images
 
 
 def run(options: argparse.Namespace) -> int:
-    """Classify, print and store. Raises `UserError` when there is no device's part, token or readable image."""
+    """Classify, print and store. Raises `UserError` without a device's part, token or readable image."""
     keep_memory()
-    bundle, device = load_device(options.model), pick_device(options.device)
-    gate = choose_gate(bundle, options.tau)
+    stored, device = load_device(options.model), pick_device(options.device)
+    gate = choose_gate(stored, options.tau)
     skipped = Skipped()
-    samples = read(options, bundle.classes, bundle.network.input_shape, skipped)
-    remote = _remote(options, bundle)
+    samples = read(options, stored.classes, stored.network.input_shape, skipped)
+    remote = _remote(options, stored)
     if options.sweep:
-        halves = ((batch, device_half(bundle, batch.pixels, gate, device)) for batch in samples)
-        warm_up(bundle, gate, remote, device, quiet=True)
-        return sweep(options, bundle, remote, halves, tau_of(gate), skipped)
-    warm_up(bundle, gate, remote, device)
-    predictions = list(classify(bundle, samples, gate, remote, device))
+        halves = ((batch, device_half(stored, batch.pixels, gate, device)) for batch in samples)
+        warm_up(stored, gate, remote, device, quiet=True)
+        return sweep(options, stored, remote, halves, tau_of(gate), skipped)
+    warm_up(stored, gate, remote, device)
+    predictions = list(classify(stored, samples, gate, remote, device))
     if not predictions:
         raise skipped.all_of(options.images)
     summary = summarise(predictions, tau_of(gate), len(skipped.reasons))
     show(predictions, summary, options.server)
     if options.json:
         content = {
-            "model": str(options.model), "cut": bundle.cut, "server": options.server,
+            "model": str(options.model), "cut": stored.cut, "server": options.server,
             "coding": options.coding or "fp32", "summary": asdict(summary),
             "images": [asdict(prediction) for prediction in predictions], "skipped": skipped.reasons,
         }  # fmt: skip
@@ -125,22 +109,22 @@ def run(options: argparse.Namespace) -> int:
 
 
 def load_device(path: Path) -> StoredModel:
-    """Return a device's part; raises `UserError` when this is another model."""
-    bundle = load_model(path)
-    if not bundle.cut:
+    """Return a device's part; raises `UserError` for any other model."""
+    stored = load_model(path)
+    if not stored.cut:
         raise UserError(
-            f"{path} is not a device's part of a split network: give the folder client-... that a device stored after "
-            "a run of hetero_splitee"
+            f"--model {path} is not a device's part of a split network: give the folder client-... that a device "
+            "stored after a run of hetero_splitee"
         )
-    return bundle
+    return stored
 
 
-def choose_gate(bundle: StoredModel, tau: float | None = None) -> ThresholdPolicy:
-    """Return who stays on the device: by `tau`, else by what the device tuned; without either everything goes up."""
+def choose_gate(stored: StoredModel, tau: float | None = None) -> ThresholdPolicy:
+    """Return the gate of `tau`, else the one that the device tuned; without either every sample goes up."""
     if tau is not None:
         return entropy_gate(tau)
-    tuned = bundle.policy.measure == "entropy" and bundle.policy.num_exits == 2
-    return bundle.policy if tuned else entropy_gate(0.0)
+    tuned = stored.policy.measure == "entropy" and stored.policy.num_exits == 2
+    return stored.policy if tuned else entropy_gate(0.0)
 
 
 def tau_of(gate: ThresholdPolicy) -> float:
@@ -149,27 +133,27 @@ def tau_of(gate: ThresholdPolicy) -> float:
 
 
 def warm_up(
-    bundle: StoredModel, gate: ThresholdPolicy, remote: Remote, device: torch.device, *, quiet: bool = False
+    stored: StoredModel, gate: ThresholdPolicy, remote: Remote, device: torch.device, *, quiet: bool = False
 ) -> None:
-    """Run one blank image through everything: the first one also pays for set-up, on both sides and between them.
+    """Run one blank image through both sides: the first image includes set-up, of the connection too.
 
-    Tells when the server does not answer, unless nothing would go there.
+    Prints a note when the server does not answer, unless no sample would go there.
     """
-    network = bundle.network
-    half = device_half(bundle, network.example(1).to(torch.uint8), gate, device)
+    network = stored.network
+    half = device_half(stored, network.example(1).to(torch.uint8), gate, device)
     if tau_of(gate) == 1.0 and not quiet:
         return
     try:
         remote.ask(half.features)
     except NoAnswer as error:
         if not quiet:
-            print(f"note: {error}; until it answers, this device's own exit does", file=sys.stderr)
+            print(f"note: {error}; until the server answers, this device's own exit does", file=sys.stderr)
 
 
 @torch.no_grad()
-def device_half(bundle: StoredModel, pixels: Tensor, gate: ThresholdPolicy, device: torch.device) -> Half:
-    """Return what the device computes of pixels, uint8 (b, C, H, W)."""
-    network, normalise = bundle.network.to(device), bundle.normalizer.to(device)
+def device_half(stored: StoredModel, pixels: Tensor, gate: ThresholdPolicy, device: torch.device) -> Half:
+    """Return the device's results for pixels, uint8 (b, C, H, W)."""
+    network, normalise = stored.network.to(device), stored.normalizer.to(device)
     started = results.now(device)
     outputs = network.forward_exits(normalise(pixels.to(device)))
     stays = gate(0, outputs.logits[-1])
@@ -178,11 +162,11 @@ def device_half(bundle: StoredModel, pixels: Tensor, gate: ThresholdPolicy, devi
 
 
 def classify(
-    bundle: StoredModel, batches: Iterable[Samples], gate: ThresholdPolicy, remote: Remote, device: torch.device
+    stored: StoredModel, batches: Iterable[Samples], gate: ThresholdPolicy, remote: Remote, device: torch.device
 ) -> Iterator[SplitPrediction]:
     """Yield a prediction per sample, in order."""
     for batch in batches:
-        half = device_half(bundle, batch.pixels, gate, device)
+        half = device_half(stored, batch.pixels, gate, device)
         labels, away = half.logits.argmax(-1).tolist(), (~half.stays).nonzero().flatten().tolist()
         sent = received = 0
         problem, started = "", results.now(device)
@@ -200,13 +184,13 @@ def classify(
         for name, truth, label, stays, entropy in rows:
             share = 0.0 if stays else 1 / len(away)
             yield SplitPrediction(
-                name, bundle.classes[label], truth, DEVICE if stays or problem else SERVER, entropy,
+                name, stored.classes[label], truth, DEVICE if stays or problem else SERVER, entropy,
                 half.ms + share * waited, share * sent, share * received, "" if stays else problem,
             )  # fmt: skip
 
 
 def summarise(predictions: Sequence[SplitPrediction], tau: float, skipped: int) -> SplitSummary:
-    """Add up predictions, of which there is at least one."""
+    """Return the summary of at least one prediction."""
     number = len(predictions)
     labelled, accuracy = results.accuracy((p.label, p.truth) for p in predictions)
     on_device = [p for p in predictions if p.answered == DEVICE]
@@ -244,7 +228,7 @@ def show(predictions: Sequence[SplitPrediction], summary: SplitSummary, server: 
 
 
 def closing_lines(summary: SplitSummary, server: str) -> list[str]:
-    """Return what to say after the table."""
+    """Return the lines below the table."""
     asked = summary.images - summary.on_device
     lines = [
         f"{summary.images} images, tau {summary.tau:g}: {summary.on_device} answered on the device "
@@ -254,30 +238,30 @@ def closing_lines(summary: SplitSummary, server: str) -> list[str]:
         f"{summary.mean_received:.0f} down",
     ]
     for problem, number in summary.problems.items():
-        lines.append(f"{number} of them the device answered in the server's place: {problem}")
+        lines.append(f"{number} of them answered by the device instead of the server: {problem}")
     if summary.accuracy is not None:
-        lines.append(f"accuracy {100 * summary.accuracy:.1f} % of {summary.labelled} images whose class is known")
+        lines.append(f"accuracy {100 * summary.accuracy:.1f} % of {summary.labelled} labelled images")
     if summary.skipped:
         lines.append(f"{summary.skipped} unreadable files skipped")
     return lines
 
 
-def _remote(options: argparse.Namespace, bundle: StoredModel) -> Remote:
-    """Return the server that the options name; nothing is sent yet."""
+def _remote(options: argparse.Namespace, stored: StoredModel) -> Remote:
+    """Return the server of the options, without sending anything yet."""
     if not options.server or not options.token_file:
         raise UserError(
-            "--mode split needs --server HOST:PORT and --token-file FILE, as `python -m server offload` says"
+            "--mode split needs --server HOST:PORT and --token-file FILE, as `python -m server offload` prints them"
         )
     deadline = 2.0 if options.deadline is None else options.deadline
     if not 0 < deadline < float("inf"):
         raise UserError(f"--deadline {options.deadline}: give seconds above 0")
-    network = bundle.network
+    network = stored.network
     with torch.no_grad():
-        shape = tuple(network.features_at(network.example(1), bundle.cut).shape[1:])
+        shape = tuple(network.features_at(network.example(1), stored.cut).shape[1:])
     limits = Limits(OVERHEAD + options.batch * bytes_per_sample(shape))
     certificate = read_certificate(options.certificate) if options.certificate else None
     channel = connect(options.server, read_token(options.token_file), certificate, limits)
-    origin = Origin(bundle.run, client=0, cut=bundle.cut, round=0)
+    origin = Origin(stored.run, client=0, cut=stored.cut, round=0)
     return Remote(channel, origin, network.num_classes, coding=options.coding or "fp32", deadline=deadline)
 
 

@@ -1,8 +1,7 @@
-"""What split inference costs and gives at every tau, from one pass.
+"""Cost and accuracy of split inference at every tau, from one pass.
 
-Every image runs on the device and goes to the server once, both are measured; what a tau would have cost and answered
-follows from that image by image. Sent in batches of all images, which a gate would have thinned: with `--batch 1` the
-numbers are those of images one by one.
+Every image runs on the device and goes to the server once, both measured; the cost and answers of each tau follow image
+by image. Batches go up whole, where a gate would send fewer images: `--batch 1` gives the numbers of single images.
 """
 
 import argparse
@@ -29,22 +28,15 @@ TAUS = tuple(step / 20 for step in range(21))
 
 @dataclass(frozen=True)
 class Measured:
-    """Both answers to every image and what they cost; all tensors (N,) unless noted."""
+    """Both answers to every image and their cost; all tensors (N,) unless noted."""
 
-    logits: Tensor
-    """(N, classes) of the device's exit."""
-    right_here: Tensor
-    """bool: the device's exit is right."""
-    right_there: Tensor
-    """bool: the server is right."""
-    ms_here: Tensor
-    """float64: milliseconds on the device."""
-    ms_there: Tensor
-    """float64: further milliseconds to the server and back."""
-    sent: Tensor
-    """float64: bytes up."""
-    received: Tensor
-    """float64: bytes down."""
+    logits: Tensor  # (N, classes) of the device's exit
+    right_here: Tensor  # bool: the device's exit is right
+    right_there: Tensor  # bool: the server is right
+    ms_here: Tensor  # float64: milliseconds on the device
+    ms_there: Tensor  # float64: further milliseconds to the server and back
+    sent: Tensor  # float64: bytes up
+    received: Tensor  # float64: bytes down
 
 
 @dataclass(frozen=True)
@@ -61,21 +53,21 @@ class SweepPoint:
 
 def sweep(
     options: argparse.Namespace,
-    bundle: StoredModel,
+    stored: StoredModel,
     remote: Remote,
     halves: Iterable[tuple[Samples, "Half"]],
     tuned: float,
     skipped: Skipped,
 ) -> int:
-    """Measure, print and store. Raises `UserError` when the server does not answer or a class is not known."""
-    measured = measure(bundle, remote, halves)
+    """Measure, print and store. Raises `UserError` when the server does not answer or an image has no label."""
+    measured = measure(stored, remote, halves)
     if not len(measured.logits):
         raise skipped.all_of(options.images)
     points = [at(measured, tau) for tau in TAUS]
     _show(points, len(measured.logits), tuned)
     if options.json:
         content = {
-            "model": str(options.model), "cut": bundle.cut, "server": options.server,
+            "model": str(options.model), "cut": stored.cut, "server": options.server,
             "coding": options.coding or "fp32", "images": len(measured.logits), "tuned_tau": tuned,
             "sweep": [asdict(point) for point in points], "skipped": skipped.reasons,
         }  # fmt: skip
@@ -83,14 +75,14 @@ def sweep(
     return 0
 
 
-def measure(bundle: StoredModel, remote: Remote, halves: Iterable[tuple[Samples, "Half"]]) -> Measured:
-    """Ask the server for everything; `halves` are what the device computed of each batch."""
-    logits: list[Tensor] = [torch.empty(0, bundle.network.num_classes)]
+def measure(stored: StoredModel, remote: Remote, halves: Iterable[tuple[Samples, "Half"]]) -> Measured:
+    """Send every batch to the server; `halves` are the device's results for each batch."""
+    logits: list[Tensor] = [torch.empty(0, stored.network.num_classes)]
     columns: list[list[float]] = []
     for batch, half in halves:
         unknown = [name for name, truth in zip(batch.names, batch.truths, strict=True) if truth is None]
         if unknown:
-            raise UserError(f"--sweep: {unknown[0]} is in no folder that is named after its class, so nobody is right")
+            raise UserError(f"--sweep needs labelled images; {unknown[0]} is not inside a class folder")
         device = half.logits.device
         started = results.now(device)
         try:
@@ -101,14 +93,14 @@ def measure(bundle: StoredModel, remote: Remote, halves: Iterable[tuple[Samples,
         costs = [half.ms] + [value / len(batch) for value in (waited, answer.sent, answer.received)]
         here, there = half.logits.argmax(-1).tolist(), answer.logits.argmax(-1).tolist()
         for truth, one, other in zip(batch.truths, here, there, strict=True):
-            columns.append([bundle.classes[one] == truth, bundle.classes[other] == truth, *costs])
+            columns.append([stored.classes[one] == truth, stored.classes[other] == truth, *costs])
         logits.append(half.logits.cpu())
     right_here, right_there, *costs_ = torch.tensor(columns, dtype=torch.float64).reshape(-1, 6).unbind(1)
     return Measured(torch.cat(logits), right_here.bool(), right_there.bool(), *costs_)
 
 
 def at(measured: Measured, tau: float) -> SweepPoint:
-    """Return what this tau would have cost and given."""
+    """Return the cost and accuracy of this tau."""
     stays = entropy_gate(tau)(0, measured.logits)
     goes = (~stays).double()
     right = torch.where(stays, measured.right_here, measured.right_there)

@@ -1,7 +1,7 @@
 """`python -m client start`: run a SuperNode, through which a server's runs train on this device.
 
-It keeps trying while the server is away, and starts anew when Flower gives up: after a crash the server needs up to a
-minute until it takes the same device again.
+It keeps trying while the server is away, and restarts the SuperNode when Flower gives up: after a crash the server
+needs up to a minute until it accepts the same device again.
 """
 
 import argparse
@@ -27,42 +27,50 @@ from common.rpc.credentials import DeviceFiles, device_files
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
-NETWORK, SAMPLES, PIXELS = "resnet_slim", 1000, 32  # what is told of the choice before a run is known
-RETRY = 5.0  # seconds between two starts
-LOOK = 0.1  # seconds between two looks at whether to stop meanwhile
+NETWORK, SAMPLES, PIXELS = "resnet_slim", 1000, 32  # the example that is printed before a run is known
+RETRY = 5.0  # seconds before the next start
+LOOK = 0.1  # seconds between two checks for a signal meanwhile
 
 
 def add_parser(verbs: "Verbs") -> None:
     """Add this verb and its options."""
     parser = verbs.add_parser("start", help="run a SuperNode on this device", description=__doc__)
-    parser.add_argument("--superlink", required=True, metavar="HOST:PORT", help="the server, or the proxy before it")
+    parser.add_argument("--superlink", required=True, metavar="HOST:PORT", help="address of the server or its proxy")
     parser.add_argument(
         "--client-id", "--partition", dest="client", type=int, required=True, metavar="N",
-        help="which of the run's clients this is, from 0; its share of the data if it has none of its own",
+        help="number of this client in the run, from 0; without --data also its share of the run's data",
     )  # fmt: skip
     add_capacity(parser)
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="this device's images, one folder per class")
-    parser.add_argument("--tls", action="store_true", help="encrypt; without --certificates trust the system's")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="this device's own images, one folder per class")
     parser.add_argument(
-        "--certificates", type=Path, metavar="FOLDER", help="encrypt, with this device's folder: ca.pem, node.key"
+        "--tls", action="store_true", help="encrypt; without --certificates trust the system's authorities"
     )
-    parser.add_argument("--insecure", action="store_true", help="no TLS off loopback: in a private network")
     parser.add_argument(
-        "--state", type=Path, metavar="FOLDER", help="what is kept: models, Flower's home (default: beside $FLWR_HOME)"
+        "--certificates", type=Path, metavar="FOLDER", help="encrypt with this device's folder: ca.pem, node.key"
+    )
+    parser.add_argument("--insecure", action="store_true", help="allow no TLS off loopback, in a private network")
+    parser.add_argument(
+        "--state", type=Path, metavar="FOLDER", help="stored models and Flower's home (default: beside $FLWR_HOME)"
     )
     parser.add_argument(
         "--worker", type=float, metavar="MINUTES",
-        help="how long the process that trains stays in memory without an order; 0: not at all (default: 10)",
+        help="how long the training process stays in memory without work; 0: not at all (default: 10)",
     )  # fmt: skip
-    parser.add_argument("--port", type=int, default=0, help="of this device's own processes (default: a free one)")
     parser.add_argument(
-        "--patience", type=float, default=120.0, metavar="S", help="seconds of failing starts (default: %(default)s)"
+        "--port", type=int, default=0, help="port for this device's own processes (default: a free one)"
+    )
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=120.0,
+        metavar="S",
+        help="give up after S seconds of failing starts (default: %(default)s)",
     )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serve until SIGINT, SIGTERM or SIGHUP, which are passed on. Raises `UserError`."""
+    """Serve until SIGINT, SIGTERM or SIGHUP, which the SuperNode gets too. Raises `UserError`."""
     host, port = split_address(options.superlink)
     _check_numbers(options)
     files = _security(options, host)
@@ -70,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     home = flower_home(options.state)
     home.mkdir(parents=True, exist_ok=True)
     if options.data and not options.data.is_dir():
-        raise UserError(f"--data {options.data}: there is no such folder")
+        raise UserError(f"--data {options.data} is not a folder: give one with a folder of images per class")
     values: dict[str, object] = {"client-id": options.client, **node}
     values |= {"data": str(options.data.absolute())} if options.data else {}
     values |= {"state": str(home.parent)} if options.state else {}
@@ -80,11 +88,11 @@ def run(options: argparse.Namespace) -> int:
     check_clock(host.strip("[]"), port, _context(files) if encrypted else None)
     print(f"capacity: {shown(capacity)} ({source})")
     for fit in fits(capacity, SAMPLES, PIXELS, NETWORK):
-        print(f"{fit.network}, {SAMPLES} images an epoch (others: python -m client probe):")
+        print(f"{fit.network}, {SAMPLES} images per epoch (others: python -m client probe):")
         print(f"    depth {fit.depth.part} of {fit.tiers}: {fit.depth.reason}")
         print(f"    split training: cut {fit.cut.part} of {fit.cuts}: {fit.cut.reason}")
     security = _security_word(files, encrypted)
-    print(f"client {options.client} at {options.superlink}: {security}; keeps all in {home.parent}")
+    print(f"client {options.client} at {options.superlink}: {security}; state in {home.parent}")
     print(_next_command(encrypted), flush=True)
     command = ["flower-supernode", "--superlink", options.superlink]
     command += ["--node-config", node_config(values), *_links(files, encrypted)]
@@ -92,28 +100,30 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _next_command(encrypted: bool) -> str:
-    authority = "--root-certificates certificates/ca.pem " if encrypted else ""  # where the server makes its own
+    authority = (
+        "--root-certificates certificates/ca.pem " if encrypted else ""
+    )  # where the server makes its own certificates
     numbers = "-c clients.count=N -c clients.per-round=N -c round.min-nodes=N"
-    return f"next, on the server, for the N devices that are started:  python -m server submit {authority}{numbers}"
+    return f"next, on the server, for the N started devices:  python -m server submit {authority}{numbers}"
 
 
 def _check_numbers(options: argparse.Namespace) -> None:
-    """Raise `UserError` for what Flower or its runs would stumble over, or take for something else."""
+    """Raise `UserError` for numbers that Flower or its runs would reject or misread."""
     if options.client < 0:
-        raise UserError(f"--client-id {options.client}: clients are counted from 0")
+        raise UserError(f"--client-id {options.client}: give 0 or more, clients are counted from 0")
     if options.worker is not None and not 0 <= options.worker < math.inf:
         raise UserError(f"--worker {options.worker}: give minutes, 0 or more")
-    if not options.patience >= 0:  # nor is it no number
+    if not options.patience >= 0:  # NaN is refused too
         raise UserError(f"--patience {options.patience}: give seconds, 0 or more")
     if not 0 <= options.port <= 65535:
         raise UserError(f"--port {options.port}: give 1 to 65535, or 0 for a free one")
 
 
 def node_config(values: Mapping[str, object]) -> str:
-    """Return values as Flower's command line takes them; raises `UserError` for what its quotes cannot carry."""
+    """Return values for Flower's command line; raises `UserError` for characters that its quotes cannot carry."""
     for value in values.values():
         if any(sign in str(value) for sign in "\"'\\\n"):
-            raise UserError(f"{value}: choose a path without quotes and backslashes, Flower cannot pass it on")
+            raise UserError(f"{value}: choose a path without quotes and backslashes, Flower cannot pass them on")
     return " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items())
 
 
@@ -122,8 +132,8 @@ def _security(options: argparse.Namespace, host: str) -> DeviceFiles | None:
         return device_files(options.certificates.absolute())
     if not options.tls and not is_loopback(host) and not options.insecure:
         raise UserError(
-            f"{host} is not loopback: give --certificates, or --tls if the server's certificate is one that everybody "
-            "trusts, or --insecure in a network of your own"
+            f"--superlink {host} is not loopback: give --certificates, or --tls if a public authority signed the "
+            "server's certificate, or --insecure in a private network"
         )
     return None
 
@@ -139,7 +149,7 @@ def _links(files: DeviceFiles | None, encrypted: bool) -> Sequence[str]:
 
 def _security_word(files: DeviceFiles | None, encrypted: bool) -> str:
     if files and files.key:
-        return f"TLS, known by {files.key}"
+        return f"TLS, key {files.key}"
     return "TLS" if encrypted else "not encrypted"
 
 
@@ -148,48 +158,53 @@ def _context(files: DeviceFiles | None) -> ssl.SSLContext:
 
 
 def _check_server(host: str, port: int, files: DeviceFiles | None) -> None:
-    """Raise `UserError` when a server answers that is not the right one: Flower would try again for ever."""
+    """Raise `UserError` when the wrong server answers: Flower would retry for ever."""
     try:
         with socket.create_connection((host.strip("[]"), port), timeout=5) as plain:
             _context(files).wrap_socket(plain, server_hostname=host.strip("[]")).close()
     except ssl.SSLCertVerificationError as error:
-        trusted = files.authority if files else "an authority that this system trusts"
-        raise UserError(f"{host}:{port} is not vouched for by {trusted}: {error.verify_message}") from error
+        trusted = files.authority if files else "this system's authorities"
+        raise UserError(
+            f"{host}:{port}: its certificate does not verify against {trusted}: {error.verify_message}. Check the "
+            "address and --certificates"
+        ) from error
     except ssl.SSLError as error:
-        raise UserError(f"{host}:{port} does not speak TLS: leave --tls and --certificates out?") from error
+        raise UserError(
+            f"{host}:{port} does not speak TLS: check the port, or leave out --tls and --certificates"
+        ) from error
     except OSError:
-        print(f"{host}:{port} does not answer yet: the device will keep trying")
+        print(f"{host}:{port} does not answer yet; the device keeps trying")
 
 
 def _supervise(command: Sequence[str], env: Mapping[str, str], home: Path, options: argparse.Namespace) -> int:
     failing: float | None = None
-    with noted_signals() as told:
+    with noted_signals() as signals:
         while True:
             begun = time.monotonic()
-            # a free port is looked for each time: another process may have taken the last one meanwhile
-            with child([*command, "--port", str(options.port or free_port())], env, home, told) as node:
+            # a free port each time: another process may have taken the last one meanwhile
+            with child([*command, "--port", str(options.port or free_port())], env, home, signals) as node:
                 code = node.wait()
                 if node.stopped:
                     return code
             now = time.monotonic()
-            if now - begun > options.patience:  # it had been at work
+            if now - begun > options.patience:  # it worked before it ended
                 failing = now
             elif failing is None:
                 failing = begun
             if now - failing >= options.patience:
                 again = shlex.join(["python", "-m", "server", "register", "--superlink", "HOST:PORT"])
                 raise UserError(
-                    f"{options.superlink} does not take this device, Flower's own lines above say how: is its clock "
-                    f"right, and its key known there? There: {again}"
+                    f"{options.superlink} rejected this device (see Flower's log above). Check its clock and that its "
+                    f"key is registered: on the server run {again}"
                 )
-            print(f"the SuperNode ended; it is started again in {RETRY:.0f} s", flush=True)
-            if _told_within(RETRY, told):
-                return 0  # to end as told is no failure
+            print(f"the SuperNode ended; it starts again in {RETRY:.0f} s", flush=True)
+            if _signalled_within(RETRY, signals):
+                return 0  # to end on a signal is no failure
 
 
-def _told_within(seconds: float, told: list[int]) -> bool:
+def _signalled_within(seconds: float, signals: list[int]) -> bool:
     for _ in range(round(seconds / LOOK)):
-        if told:
+        if signals:
             break
         time.sleep(LOOK)  # a signal does not shorten it
-    return bool(told)
+    return bool(signals)

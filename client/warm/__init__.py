@@ -1,1 +1,1 @@
-"""Processes that stay beside a SuperNode, so that a message does not wait for imports."""
+"""Processes that stay beside a SuperNode, so that no message waits for imports."""

@@ -1,8 +1,8 @@
 """Stands in for Flower's command `flwr-clientapp`, which spends a second on importing Flower before every message.
 
 A process stays beside the SuperNode with Flower imported and nothing of any app. The stand-in, which is first on the
-SuperNode's PATH (see `environment`), hands it its arguments, and it forks a process that runs Flower's own function.
-When anything is amiss, the stand-in becomes Flower's command.
+SuperNode's PATH (see `environment`), hands its arguments to that process, which forks a process to run Flower's own
+function. If this fails, the stand-in becomes Flower's command.
 """
 
 import json
@@ -20,14 +20,14 @@ ROOT = str(Path(__file__).resolve().parents[2])
 if __name__ == "__main__":  # run by its path, so that no more than this is imported
     sys.path.insert(0, ROOT)
 
-from client.warm.listener import Door, Keeper  # noqa: E402
+from client.warm.listener import Address, Listener  # noqa: E402
 
 COMMAND = "flwr-clientapp"
-IDLE = 900.0  # seconds without a message after which it leaves
-PATIENCE = 5.0  # seconds for the few bytes that the two say to each other
-LIMIT = 2**16
-HOLD = 0.25  # seconds: who asks a SuperNode for objects that it is still fetching has to wait for a second
-POLL = 0.1  # seconds between two questions of Flower's SuperExec whether there is a message; its own default is 1
+IDLE = 900.0  # seconds without a message after which the process leaves
+PATIENCE = 5.0  # seconds to wait for the arguments
+LIMIT = 2**16  # bytes of arguments
+HOLD = 0.25  # seconds: a request for objects that the SuperNode is still fetching has to wait for a second
+POLL = 0.1  # seconds between two polls for messages by Flower's SuperExec, whose default is 1
 
 
 def environment(env: Mapping[str, str], folder: Path) -> dict[str, str]:
@@ -37,46 +37,46 @@ def environment(env: Mapping[str, str], folder: Path) -> dict[str, str]:
     # -I -S: neither the user's settings nor installed packages, which would take longer than all the rest
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{Path(__file__).resolve()}" "$@"\n')
     command.chmod(0o755)
-    command.replace(folder / COMMAND)  # another device's SuperNode may run it in this moment
+    command.replace(folder / COMMAND)  # another device's SuperNode may run it at this moment
     path = os.pathsep.join(filter(None, [str(folder), env.get("PATH")]))
     return {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(POLL), **env, "PATH": path}
 
 
 def ask(arguments: list[str]) -> None:
-    """Have Flower's function run with these arguments; raises `ValueError` or `OSError` if nobody takes them."""
+    """Have Flower's function run with these arguments; raises `ValueError` or `OSError` if that fails."""
     parent = arguments[arguments.index("--parent-pid") + 1]
     command = [sys.executable, "-P", __file__, "--serve", parent]
-    with Door.named(f"flower-{int(parent)}").enter(command, os.environ) as connection:
+    with Address.named(f"flower-{int(parent)}").connect(command, os.environ) as connection:
         connection.sendall(json.dumps(arguments).encode() + b"\n")
         if connection.recv(1) != b"+":
-            raise ConnectionError("the arguments were not taken")
+            raise ConnectionError("no process accepted the arguments")
 
 
-def serve(keeper: Keeper) -> None:
+def serve(listener: Listener) -> None:
     """Fork a process for each message."""
     from flwr.supernode.cli import flwr_clientapp
 
     sys.path.remove(ROOT)
 
-    def admit(connection: socket.socket) -> None:
+    def handle(connection: socket.socket) -> None:
         _reap()
         connection.settimeout(PATIENCE)
         try:
             arguments = [str(word) for word in json.loads(connection.makefile().readline(LIMIT))]
         except (OSError, ValueError, TypeError) as error:
-            print(f"the spawner sent somebody away: {error}", file=sys.stderr)
+            print(f"flower_shim rejected a connection: {error}", file=sys.stderr)
             return
         if os.fork() == 0:
-            keeper.listener.close()
+            listener.sock.close()
             connection.sendall(b"+")
             connection.close()
             _become(arguments, flwr_clientapp)
 
-    keeper.serve(admit)
+    listener.serve(handle)
 
 
 def _reap() -> None:
-    """Let processes that have ended go, as Flower does: when the next is started."""
+    """Collect processes that have ended, as Flower does: when the next one starts."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -89,7 +89,7 @@ def _become(arguments: list[str], function: Callable[[], None]) -> NoReturn:
     code: object = 1
     try:
         random.seed()
-        # the app's packages have the same names as those that this process has found the door with
+        # the app's packages have the same names as those that this process has imported to listen
         for name in [name for name in sys.modules if name.partition(".")[0] == "client"]:
             del sys.modules[name]
         sys.argv = [str(Path(sys.executable).parent / COMMAND), *arguments]
@@ -105,16 +105,16 @@ def _become(arguments: list[str], function: Callable[[], None]) -> NoReturn:
 
 
 def main() -> None:
-    """Be the stand-in, or with `--serve` the process that it asks."""
+    """Run the stand-in, or with `--serve` the process that it asks."""
     words = sys.argv[1:]
     if words[:1] == ["--serve"]:
         _, parent, descriptor, path = words
-        serve(Keeper.of(descriptor, path, int(parent), IDLE))
+        serve(Listener.inherited(descriptor, path, int(parent), IDLE))
         return
     try:
         ask(words)
     except (OSError, ValueError, IndexError) as error:
-        print(f"flwr-clientapp is started anew: {error}", file=sys.stderr)
+        print(f"starting Flower's own {COMMAND}: {error}", file=sys.stderr)
         real = str(Path(sys.executable).parent / COMMAND)
         os.execv(real, [real, *words])
 

@@ -1,6 +1,6 @@
-"""Where a process that stays beside a SuperNode is found: a socket in a folder that only this user can enter.
+"""The socket of a process that stays beside a SuperNode, in a folder that only this user can enter.
 
-Whoever finds nobody there starts one. Standard library only: `spawner` imports it before every message.
+A client that finds no process there starts one. Standard library only: `flower_shim` imports it before every message.
 """
 
 import fcntl
@@ -17,25 +17,25 @@ from pathlib import Path
 from select import select
 
 BACKLOG = 8
-PAUSE = 1.0  # seconds between two looks at whether to leave
+PAUSE = 1.0  # seconds between two checks whether to leave
 
 
 @dataclass(frozen=True)
-class Door:
-    """The outside: how to get in."""
+class Address:
+    """The client's side: where the process listens, and how to reach it."""
 
-    path: Path  # a short one: a socket's may not exceed 100 bytes
+    path: Path  # short: a socket's path may not exceed 100 bytes
 
     @classmethod
-    def named(cls, name: str) -> "Door":
-        """Return the door of this name; raises `OSError` if there cannot be one."""
+    def named(cls, name: str) -> "Address":
+        """Return the address of this name; raises `OSError` if its folder cannot be private."""
         return cls(_private_folder() / f"{name}.sock")
 
-    def enter(self, command: Sequence[str], env: Mapping[str, str]) -> socket.socket:
-        """Return a connection; if nobody is there, start this command, with socket, path and parent as arguments.
+    def connect(self, command: Sequence[str], env: Mapping[str, str]) -> socket.socket:
+        """Return a connection; if no process listens, start this command with the socket's descriptor and path added.
 
-        Whoever connects waits in the queue while the process that was started gets ready. It stays in this process's
-        group, so that what ends the node's processes ends it, too.
+        The connection waits in the socket's queue while the new process gets ready. That process stays in this
+        process's group, so that what ends the node's processes ends it, too.
         """
         with self.lock():
             connection = socket.socket(socket.AF_UNIX)
@@ -52,18 +52,18 @@ class Door:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep others from connecting, starting or leaving meanwhile."""
+        """Keep other processes from connecting, starting or leaving meanwhile."""
         with (self.path.parent / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def _start(self, command: Sequence[str], env: Mapping[str, str]) -> None:
         self.path.unlink(missing_ok=True)
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(self.path))
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(self.path))
             self.path.chmod(0o600)
-            listener.listen(BACKLOG)
-            descriptor = listener.fileno()
+            listening.listen(BACKLOG)
+            descriptor = listening.fileno()
             subprocess.Popen(
                 [*command, str(descriptor), str(self.path)],
                 env=env, stdin=subprocess.DEVNULL, pass_fds=[descriptor],
@@ -71,38 +71,38 @@ class Door:
 
 
 @dataclass
-class Keeper:
-    """The inside: lets in one after another until it is time to leave."""
+class Listener:
+    """The process's side: serves one connection after another until it is time to leave."""
 
-    listener: socket.socket
-    door: Door
+    sock: socket.socket
+    address: Address
     parent: int  # process beside which it stays
-    idle: float  # seconds without anybody after which it leaves
+    idle: float  # seconds without a connection after which it leaves
 
     @classmethod
-    def of(cls, descriptor: str, path: str, parent: int, idle: float) -> "Keeper":
-        """Return the keeper of the socket that was handed down."""
-        return cls(socket.socket(fileno=int(descriptor)), Door(Path(path)), parent, idle)
+    def inherited(cls, descriptor: str, path: str, parent: int, idle: float) -> "Listener":
+        """Return a listener on the socket that the starting process opened."""
+        return cls(socket.socket(fileno=int(descriptor)), Address(Path(path)), parent, idle)
 
-    def serve(self, admit: Callable[[socket.socket], None]) -> None:
-        """Let in whoever comes until `leave` was called, nobody came for long, or the parent process has gone."""
+    def serve(self, handle: Callable[[socket.socket], None]) -> None:
+        """Handle connections until `leave` is called, none comes for `idle` seconds, or the parent process ends."""
         last = time.monotonic()
-        while self.listener.fileno() >= 0:
-            if select([self.listener], [], [], PAUSE)[0]:
-                connection, _ = self.listener.accept()
+        while self.sock.fileno() >= 0:
+            if select([self.sock], [], [], PAUSE)[0]:
+                connection, _ = self.sock.accept()
                 with connection:
-                    admit(connection)
+                    handle(connection)
                 last = time.monotonic()
             elif not _alive(self.parent) or time.monotonic() - last > self.idle:
-                self.leave(unless_asked=True)
+                self.leave(unless_pending=True)
 
-    def leave(self, *, unless_asked: bool = False) -> None:
-        """Close the door for good; on request not if somebody came in this moment."""
-        with self.door.lock():
-            if unless_asked and select([self.listener], [], [], 0)[0]:
+    def leave(self, *, unless_pending: bool = False) -> None:
+        """Stop listening for good; with `unless_pending` only if no connection waits."""
+        with self.address.lock():
+            if unless_pending and select([self.sock], [], [], 0)[0]:
                 return
-            self.door.path.unlink(missing_ok=True)
-            self.listener.close()
+            self.address.path.unlink(missing_ok=True)
+            self.sock.close()
 
 
 def _alive(process: int) -> bool:

@@ -119,7 +119,7 @@ def test_the_demo_under_tls_with_keys_and_the_proxy(tmp_path, stack):
     done = made.execute("certificates", line, 120)
     assert done.returncode == 0, done.stdout + done.stderr
     refused = made.run("stranger", PATIENCE)
-    assert (refused.returncode, "proxy:8443 does not take this device" in refused.stderr) == (2, True), refused.stderr
+    assert (refused.returncode, "proxy:8443 rejected this device" in refused.stderr) == (2, True), refused.stderr
     assert "SuperNode ID:" not in refused.stdout + refused.stderr
 
     done = made.run("run", 900)

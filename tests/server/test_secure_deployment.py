@@ -72,7 +72,7 @@ def test_device_with_unregistered_key_is_refused(machines, tmp_path):
     folder = machines.folder / "certificates" / "devices" / "late-2"
     refused = machines.run(*device(machines, "late-2", folder, machines.port, "--patience", "0"))
     assert refused.returncode == 2
-    assert "does not take this device" in refused.stderr
+    assert "rejected this device" in refused.stderr
     assert JOINED not in refused.stdout + refused.stderr
 
     registered = machines.run(
@@ -89,7 +89,7 @@ def test_device_without_a_key_is_refused(machines, tmp_path):
     shutil.copy(machines.folder / "certificates" / "ca.pem", tmp_path)
     refused = machines.run(*device(machines, "none-3", tmp_path, machines.port, "--patience", "0"))
     assert refused.returncode == 2
-    assert "does not take this device" in refused.stderr
+    assert "rejected this device" in refused.stderr
     assert JOINED not in refused.stdout + refused.stderr
 
 
@@ -97,7 +97,7 @@ def test_device_refuses_a_server_of_another_authority(machines, tmp_path):
     make_credentials(tmp_path, ["127.0.0.1"], ["device-0"])
     refused = machines.run(*device(machines, "device-0", tmp_path / "devices" / "device-0", machines.port))
     assert refused.returncode == 2
-    assert f"127.0.0.1:{machines.port} is not vouched for by {tmp_path}" in refused.stderr
+    assert f"127.0.0.1:{machines.port}: its certificate does not verify against {tmp_path}" in refused.stderr
 
 
 def test_proxy_passes_only_fleet_paths(machines, proxy):

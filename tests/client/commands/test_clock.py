@@ -1,4 +1,4 @@
-"""A clock that the server would not take is told before anything starts."""
+"""A device's clock is compared with the server's before anything starts."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ from common.flower.processes import free_port
 
 
 class Server(HTTPServer):
-    """Answers as a proxy does that lets nobody in: with the time."""
+    """Answers as a proxy that rejects every request: with the time."""
 
     date: str | None = None
 
@@ -40,31 +40,31 @@ def server() -> Iterator[Server]:
 
 
 @pytest.mark.parametrize(
-    ("behind", "told"),
+    ("behind", "message"),
     [
-        (3600, r"is 3(600|59\d) s behind that of 127.0.0.1:.*, which takes devices up to 305 s behind its own: set"),
-        (-3600, r"is 360\d s ahead of that of 127.0.0.1:.*, which takes devices up to 5 s ahead"),
+        (3600, r"is 3(600|59\d) s behind that of 127.0.0.1:.*, which accepts devices up to 305 s behind its own: set"),
+        (-3600, r"is 360\d s ahead of that of 127.0.0.1:.*, which accepts devices up to 5 s ahead"),
         (320, r"is 3[12]\d s behind"),
         (-20, r"is 2\d s ahead"),
     ],
 )
-def test_a_clock_that_is_off_is_told(server: Server, behind: float, told: str) -> None:
+def test_a_clock_that_is_off_raises(server: Server, behind: float, message: str) -> None:
     server.date = formatdate(time.time() + behind, usegmt=True)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         check_clock("127.0.0.1", server.server_port, None)
 
 
 @pytest.mark.parametrize("behind", [290, 0, -1])
-def test_a_clock_that_is_right_enough_passes(server: Server, behind: float) -> None:
+def test_a_clock_within_the_limits_passes(server: Server, behind: float) -> None:
     server.date = formatdate(time.time() + behind, usegmt=True)
     check_clock("127.0.0.1", server.server_port, None)
 
 
 @pytest.mark.parametrize("date", [None, "yesterday"])
-def test_a_server_that_does_not_tell_the_time_is_no_reason_to_complain(server: Server, date: str | None) -> None:
+def test_a_server_without_a_readable_time_passes(server: Server, date: str | None) -> None:
     server.date = date
     check_clock("127.0.0.1", server.server_port, None)
 
 
-def test_nor_is_one_that_is_away() -> None:
+def test_a_server_that_is_away_passes() -> None:
     check_clock("127.0.0.1", free_port(), None)

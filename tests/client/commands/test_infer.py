@@ -1,4 +1,4 @@
-"""Inference on a folder: real digits as PNG files, a small network trained for a moment so that exits differ."""
+"""Inference on a folder: real digits as PNG files, a small network trained briefly so that exits differ."""
 
 import json
 import math
@@ -26,9 +26,9 @@ CPU = torch.device("cpu")
 MEAN, STD = (0.3,), (0.35,)
 
 
-def predict(bundle: StoredModel, folder: Path, batch: int = 1) -> list[Prediction]:
-    samples = from_folder(folder, find_images(folder), bundle.classes, bundle.network.input_shape, batch)
-    return list(classify(bundle, samples, macs=(10, 20, 30, 40), device=CPU))
+def predict(stored: StoredModel, folder: Path, batch: int = 1) -> list[Prediction]:
+    samples = from_folder(folder, find_images(folder), stored.classes, stored.network.input_shape, batch)
+    return list(classify(stored, samples, macs=(10, 20, 30, 40), device=CPU))
 
 
 @pytest.fixture(scope="module")
@@ -65,15 +65,15 @@ def images(tmp_path: Path, digits: tuple[torch.Tensor, torch.Tensor]) -> Path:
     return root
 
 
-def test_predictions_are_those_of_the_whole_network_at_the_exit_the_policy_picks(
+def test_predictions_are_the_whole_networks_at_the_policys_exit(
     run_folder: Path, images: Path, digits: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
-    bundle = load_model(run_folder)
-    predictions = predict(bundle, images)
+    stored = load_model(run_folder)
+    predictions = predict(stored, images)
     numbers = [int(Path(p.file).stem) for p in predictions]
     with torch.no_grad():
-        logits = torch.stack(bundle.network(bundle.normalizer(digits[0][numbers])))
-    exits = bundle.policy.exits(logits)
+        logits = torch.stack(stored.network(stored.normalizer(digits[0][numbers])))
+    exits = stored.policy.exits(logits)
     chosen = logits[exits, torch.arange(40)]
     assert [p.exit for p in predictions] == (exits + 1).tolist()
     assert len(set(exits.tolist())) > 1
@@ -83,13 +83,13 @@ def test_predictions_are_those_of_the_whole_network_at_the_exit_the_policy_picks
 
 
 @pytest.mark.parametrize("batch", [1, 7])
-def test_units_after_the_exit_never_run_and_macs_follow_it(run_folder: Path, images: Path, batch: int) -> None:
-    bundle = load_model(run_folder)
-    seen: Counter[int] = Counter()  # unit -> samples that it computed
-    for index, unit in bundle.network.units.items():
+def test_units_after_the_exit_never_run_and_macs_follow(run_folder: Path, images: Path, batch: int) -> None:
+    stored = load_model(run_folder)
+    seen: Counter[int] = Counter()  # unit -> computed samples
+    for index, unit in stored.network.units.items():
         unit.register_forward_hook(lambda _, inputs, __, index=int(index): seen.update({index: len(inputs[0])}))
-    predictions = predict(bundle, images, batch)
-    positions = bundle.network.exit_positions
+    predictions = predict(stored, images, batch)
+    positions = stored.network.exit_positions
     expected = Counter(unit for p in predictions for unit in range(positions[p.exit - 1]))
     assert seen == expected
     assert [p.macs for p in predictions] == [10 * p.exit for p in predictions]
@@ -97,28 +97,28 @@ def test_units_after_the_exit_never_run_and_macs_follow_it(run_folder: Path, ima
 
 
 def test_batches_give_the_same_predictions(run_folder: Path, images: Path) -> None:
-    bundle = load_model(run_folder)
-    one, many = ([(p.file, p.label, p.exit) for p in predict(bundle, images, size)] for size in (1, 16))
+    stored = load_model(run_folder)
+    one, many = ([(p.file, p.label, p.exit) for p in predict(stored, images, size)] for size in (1, 16))
     assert one == many
 
 
 def test_exit_macs_are_those_of_the_cost_table(run_folder: Path) -> None:
-    bundle = load_model(run_folder)
-    costs = cost_table(bundle.network)
-    assert exit_macs(bundle) == tuple(costs.macs(e) for e in range(4))
-    assert list(exit_macs(bundle)) == sorted(set(exit_macs(bundle)))
+    stored = load_model(run_folder)
+    costs = cost_table(stored.network)
+    assert exit_macs(stored) == tuple(costs.macs(e) for e in range(4))
+    assert list(exit_macs(stored)) == sorted(set(exit_macs(stored)))
 
 
-def test_choose_policy(run_folder: Path) -> None:
-    bundle = load_model(run_folder)
-    assert choose_policy(bundle).thresholds == (0.14, 0.3, 0.7)
-    assert choose_policy(bundle, accuracy_first=True).thresholds == (math.inf,) * 3
-    assert choose_policy(bundle, threshold=0.25).thresholds == (0.25,) * 3
+def test_choose_policy_prefers_the_options(run_folder: Path) -> None:
+    stored = load_model(run_folder)
+    assert choose_policy(stored).thresholds == (0.14, 0.3, 0.7)
+    assert choose_policy(stored, accuracy_first=True).thresholds == (math.inf,) * 3
+    assert choose_policy(stored, threshold=0.25).thresholds == (0.25,) * 3
     with pytest.raises(UserError, match="not a number"):
-        choose_policy(bundle, threshold=math.nan)
+        choose_policy(stored, threshold=math.nan)
 
 
-def test_json_holds_what_the_table_says(
+def test_json_holds_the_tables_values(
     run_folder: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "out.json"
@@ -135,7 +135,7 @@ def test_json_holds_what_the_table_says(
     assert summary["accuracy"] == sum(row["label"] == row["truth"] for row in rows) / 40
     printed = capsys.readouterr().out
     assert rows[0]["file"] in printed
-    assert f"accuracy {100 * summary['accuracy']:.1f} % of 40 images" in printed
+    assert f"accuracy {100 * summary['accuracy']:.1f} % of 40 labelled images" in printed
 
 
 def test_corrupt_files_are_skipped_and_counted(
@@ -153,20 +153,20 @@ def test_corrupt_files_are_skipped_and_counted(
     assert "2 unreadable files skipped" in captured.out
 
 
-def test_size_and_channels_are_changed_and_a_flat_folder_has_no_accuracy(run_folder: Path, tmp_path: Path) -> None:
+def test_images_are_resized_and_a_flat_folder_has_no_accuracy(run_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "colour"
     (folder / "deep" / "deeper").mkdir(parents=True)
     Image.new("RGBA", (31, 17), (200, 10, 10, 90)).save(folder / "deep" / "deeper" / "[red].webp")
     Image.new("RGB", (8, 8)).save(folder / "black.bmp")
-    bundle = load_model(run_folder)
-    predictions = predict(bundle, folder)
+    stored = load_model(run_folder)
+    predictions = predict(stored, folder)
     assert [p.file for p in predictions] == ["black.bmp", "deep/deeper/[red].webp"]
-    summary = summarise(predictions, exit_macs(bundle), skipped=0)
+    summary = summarise(predictions, exit_macs(stored), skipped=0)
     assert (summary.labelled, summary.accuracy) == (0, None)
     assert len(closing_lines(summary)) == 1
 
 
-def test_a_device_with_a_prefix_uses_the_whole_networks_policy(run_folder: Path, images: Path, tmp_path: Path) -> None:
+def test_a_prefix_uses_the_whole_networks_policy(run_folder: Path, images: Path, tmp_path: Path) -> None:
     whole = load_model(run_folder)
     info = ModelInfo(SPEC.to_json(), 2, whole.classes, MEAN, STD, whole.policy.to_json())
     save_model(tmp_path / FILE, whole.network.state_dict(), info)
@@ -175,7 +175,7 @@ def test_a_device_with_a_prefix_uses_the_whole_networks_policy(run_folder: Path,
     assert {p.exit for p in small} == {1, 2}
 
 
-def test_accuracy_first_sends_everything_to_the_last_exit(run_folder: Path, images: Path, tmp_path: Path) -> None:
+def test_accuracy_first_uses_the_last_exit(run_folder: Path, images: Path, tmp_path: Path) -> None:
     file = tmp_path / "out.json"
     arguments = ["infer", "--model", str(run_folder / "final" / FILE), "--images", str(images), "--json", str(file)]
     assert main([*arguments, "--accuracy-first"]) == 0
@@ -186,7 +186,7 @@ def test_accuracy_first_sends_everything_to_the_last_exit(run_folder: Path, imag
     assert json.loads(file.read_text())["summary"]["exit_histogram"] == [40, 0, 0, 0]
 
 
-def test_what_the_user_can_mend_ends_with_2_and_one_line(
+def test_user_errors_end_with_2_and_one_line(
     run_folder: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()

@@ -1,4 +1,4 @@
-"""A client of a personalised run uses its own network offline; the run's folder says where it is."""
+"""A client of a personalised run uses its own network offline; the run's folder points to it."""
 
 import json
 
@@ -38,9 +38,9 @@ def test_a_client_infers_with_its_own_network(settings, images, tmp_path, capsys
     assert main(["infer", "--model", str(own), "--images", str(images), "--json", str(file)]) == 0
     content = json.loads(file.read_text())
     assert content["summary"]["images"] == content["summary"]["labelled"] == 10
-    bundle = load_model(own)
-    assert content["policy"] == json.loads(bundle.policy.to_json())
-    assert len(bundle.network.exit_positions) == 2  # client 3's depth
+    stored = load_model(own)
+    assert content["policy"] == json.loads(stored.policy.to_json())
+    assert len(stored.network.exit_positions) == 2  # client 3's depth
     capsys.readouterr()
     assert main(["infer", "--model", str(tmp_path / "runs" / "test"), "--images", str(images)]) == 2
     error = capsys.readouterr().err
@@ -48,7 +48,7 @@ def test_a_client_infers_with_its_own_network(settings, images, tmp_path, capsys
     assert f"each client of this run has its own, give the folder of one, such as {own.parent}/client-000000" in error
 
 
-def test_a_run_whose_networks_are_elsewhere_says_so(settings, tmp_path):
+def test_a_run_points_to_its_clients_networks(settings, tmp_path):
     strategy = prepare(settings)
     strategy.callbacks[1].on_start(strategy)
     folder = tmp_path / "runs" / "test"

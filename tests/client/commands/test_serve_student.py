@@ -1,4 +1,4 @@
-"""Devices as real processes: they answer as one process does, are killed, stopped, and come back."""
+"""Devices as real processes: they answer as one process does, are killed, stopped, and return."""
 
 import os
 import shlex
@@ -42,8 +42,8 @@ class Process:
         )
 
     def listens(self) -> "Process":
-        """Wait until it says where."""
-        self.said, self.command = said(self.process), shlex.split(said(self.process))
+        """Wait until it prints its address."""
+        self.line, self.command = said(self.process), shlex.split(said(self.process))
         self.address = self.option("--student").partition("=")[2]
         self.token = Path(self.option("--token-file"))
         return self
@@ -68,7 +68,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 class Devices:
-    """Two processes: the first plain, the second encrypted and slowed down. Importing torch takes them seconds."""
+    """Two processes: the first plain, the second encrypted and slowed down. Importing torch takes seconds."""
 
     def __init__(self, tiny: Tiny) -> None:
         self._tiny = tiny
@@ -79,7 +79,7 @@ class Devices:
             process.listens()
 
     def restart(self) -> None:
-        """Start the second again where it was."""
+        """Start the second again at its address."""
         address = self.processes[2].address
         self.processes[2] = Process(self._tiny, 2, *self._second, "--address", address).listens()
 
@@ -100,7 +100,7 @@ def devices(tiny: Tiny) -> Iterator[Devices]:
 
 
 def until(aggregator: Aggregator, there: bool) -> Answer:
-    """Ask until student 2 answers, or does not."""
+    """Ask until student 2 answers, or until it does not."""
     end = time.monotonic() + 60
     while True:
         answer = aggregator.infer(PIXELS, LAST)
@@ -109,9 +109,9 @@ def until(aggregator: Aggregator, there: bool) -> Answer:
         time.sleep(0.05)
 
 
-def test_what_is_printed(tiny: Tiny, devices: Devices) -> None:
+def test_next_command_is_printed(tiny: Tiny, devices: Devices) -> None:
     plain, secured = devices.processes[1], devices.processes[2]
-    assert plain.said == f"student 1 answers at {plain.address}\n"
+    assert plain.line == f"student 1 answers at {plain.address}\n"
     assert plain.command[:4] == ["python", "-m", "server", "infer"]
     assert plain.option("--model") == str(tiny.folder)
     assert "--certificate" not in plain.command
@@ -120,7 +120,7 @@ def test_what_is_printed(tiny: Tiny, devices: Devices) -> None:
     assert plain.token.stat().st_mode & 0o777 == 0o600
 
 
-def test_health_and_reflection_answer_whoever_has_the_token(devices: Devices) -> None:
+def test_health_and_reflection_need_the_token(devices: Devices) -> None:
     for process in devices.processes.values():
         with process.channel() as channel:
             health = health_pb2_grpc.HealthStub(channel)
@@ -137,7 +137,7 @@ def test_health_and_reflection_answer_whoever_has_the_token(devices: Devices) ->
             assert refusal.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
-def test_devices_answer_as_one_process_does_the_slowed_one_later(tiny: Tiny, devices: Devices) -> None:
+def test_devices_answer_as_one_process_the_slowed_one_later(tiny: Tiny, devices: Devices) -> None:
     with devices.asked(deadline=20.0) as aggregator:
         answer = until(aggregator, there=True)
         answers = [answer, *(aggregator.infer(PIXELS, LAST) for _ in range(4))]
@@ -147,7 +147,7 @@ def test_devices_answer_as_one_process_does_the_slowed_one_later(tiny: Tiny, dev
     assert min(answer.compute[2] for answer in answers) > 4 * min(answer.compute[1] for answer in answers)
 
 
-def test_a_device_that_hangs_costs_few_deadlines_and_comes_back(devices: Devices) -> None:
+def test_a_hanging_device_costs_few_deadlines_and_returns(devices: Devices) -> None:
     with devices.asked(deadline=3.0) as aggregator:
         assert not until(aggregator, there=True).missing
         devices.processes[2].process.send_signal(signal.SIGSTOP)
@@ -161,7 +161,7 @@ def test_a_device_that_hangs_costs_few_deadlines_and_comes_back(devices: Devices
         assert not until(aggregator, there=True).missing
 
 
-def test_a_killed_device_is_filled_in_and_comes_back(tiny: Tiny, devices: Devices) -> None:
+def test_a_killed_device_is_filled_in_and_returns(tiny: Tiny, devices: Devices) -> None:
     here = {number: tiny.here(number, policy) for number, policy in LAST.items()}
     mean = Inference(tiny.whole.means[2].expand(len(PIXELS), -1), torch.full((len(PIXELS),), EXITS - 1))
     with devices.asked(deadline=5.0) as aggregator:
@@ -181,9 +181,7 @@ def test_a_killed_device_is_filled_in_and_comes_back(tiny: Tiny, devices: Device
         assert process.stop(number) == 0
 
 
-def test_what_the_user_can_mend_ends_with_2_and_one_line(
-    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_user_errors_end_with_2_and_one_line(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = str(student_file(tiny.folder, 1))
     (tmp_path / "public").write_text("token")
     (tmp_path / "public").chmod(0o644)

@@ -1,4 +1,4 @@
-"""Split inference: what a device answers itself, what the server does; last as three real processes."""
+"""Split inference: which samples the device answers, which the server; last as three real processes."""
 
 import json
 import os
@@ -49,7 +49,7 @@ IMAGES = 24
 
 
 class Run:
-    """A finished run: its folder, its devices', and what they answer when no network lies between."""
+    """A finished run: its folder, its devices', and their answers without a network in between."""
 
     def __init__(self, root: Path) -> None:
         config = read_config({
@@ -64,24 +64,24 @@ class Run:
         strategy.start(LocalGrid(app, nodes, concurrent=True))
         self.folder, self.model, self.trained = folder.folder, strategy.final_model(), strategy.server
         self.devices = [root / "clients" / "split" / f"client-{client:06d}" for client in (0, 1)]
-        bundle = load_model(self.folder)
-        self.suffixes = Suffixes(bundle.network, CPU, statistics_by_cut(bundle.others))
+        stored = load_model(self.folder)
+        self.suffixes = Suffixes(stored.network, CPU, statistics_by_cut(stored.others))
 
     def samples(self, client: int, size: int = 1) -> list[Samples]:
-        bundle = load_model(self.devices[client])
-        return list(from_dataset("digits", bundle.classes, bundle.network.input_shape, size, IMAGES))
+        stored = load_model(self.devices[client])
+        return list(from_dataset("digits", stored.classes, stored.network.input_shape, size, IMAGES))
 
     def both(self, client: int) -> tuple[Tensor, Tensor]:
         """Logits (IMAGES, 10) of the device and of the server, one by one."""
-        bundle = load_model(self.devices[client])
+        stored = load_model(self.devices[client])
         with torch.no_grad():
-            outs = [bundle.network.forward_exits(bundle.normalizer(s.pixels)) for s in self.samples(client)]
-        there = [self.suffixes.logits(0, bundle.cut, out.trunk) for out in outs]
+            outs = [stored.network.forward_exits(stored.normalizer(s.pixels)) for s in self.samples(client)]
+        there = [self.suffixes.logits(0, stored.cut, out.trunk) for out in outs]
         return torch.cat([out.logits[-1] for out in outs]), torch.cat(there)
 
 
 class Here:
-    """Stands in the place of the network: answers with the run's own layers, or fails from some call on."""
+    """Replaces the network: answers with the run's own layers, or fails from some call on."""
 
     def __init__(self, run: Run, cut: int, fails_from: int = 1_000_000) -> None:
         self.run, self.cut, self.fails_from, self.batches = run, cut, fails_from, list[int]()
@@ -89,7 +89,7 @@ class Here:
     def ask(self, features: Tensor) -> Answer:
         self.batches.append(len(features))
         if len(self.batches) > self.fails_from:
-            raise NoAnswer("nobody there")
+            raise NoAnswer("no server")
         return Answer(self.run.suffixes.logits(0, self.cut, features), 100 * len(features), 10 * len(features))
 
 
@@ -106,7 +106,7 @@ class Server:
         self.token = token
 
     def option(self, name: str) -> str:
-        """Return an option of the command that it tells devices to type."""
+        """Return an option of the command that it prints for devices."""
         return self.command[self.command.index(name) + 1]
 
     def stop(self, number: signal.Signals) -> int:
@@ -132,9 +132,9 @@ def device(run: Run, client: int) -> StoredModel:
     return load_device(run.devices[client])
 
 
-def remote(server: Server, bundle: StoredModel, certificate: bytes | None = None) -> Remote:
+def remote(server: Server, stored: StoredModel, certificate: bytes | None = None) -> Remote:
     channel = connect(server.address, read_token(server.token), certificate)
-    return Remote(channel, Origin(bundle.run, 0, bundle.cut, 0), 10, deadline=20.0)
+    return Remote(channel, Origin(stored.run, 0, stored.cut, 0), 10, deadline=20.0)
 
 
 def infer(server: Server, run: Run, file: Path, *arguments: str, token: Path | None = None) -> dict:
@@ -146,48 +146,48 @@ def infer(server: Server, run: Run, file: Path, *arguments: str, token: Path | N
     return json.loads(file.read_text())
 
 
-def test_every_device_stores_its_part_with_the_gate_that_it_tuned(run: Run) -> None:
+def test_every_device_stores_its_part_with_its_tuned_gate(run: Run) -> None:
     for client, cut in enumerate((1, 3)):
-        bundle = device(run, client)
-        assert (bundle.cut, bundle.run, bundle.network.exit_positions) == (cut, "split", (cut,))
-        assert (bundle.policy.measure, bundle.policy.num_exits) == ("entropy", 2)
-        assert 0.0 <= tau_of(choose_gate(bundle)) <= 1.0
+        stored = device(run, client)
+        assert (stored.cut, stored.run, stored.network.exit_positions) == (cut, "split", (cut,))
+        assert (stored.policy.measure, stored.policy.num_exits) == ("entropy", 2)
+        assert 0.0 <= tau_of(choose_gate(stored)) <= 1.0
     whole = load_model(run.folder)
     assert (whole.cut, whole.network.exit_positions) == (0, (5,))
     assert all(torch.equal(value, run.model[key]) for key, value in whole.network.state_dict().items())
 
 
-def test_the_finished_run_answers_as_its_own_evaluation_did(run: Run, server: Server) -> None:
+def test_finished_run_answers_as_its_own_evaluation(run: Run, server: Server) -> None:
     own = run.trained.statistics()
     key = "units.3.bn1.running_mean"
     assert not torch.equal(own[1][key], own[3][key])
-    for cut, shape in run.suffixes.shapes.items():  # 2 and 4 nobody has
+    for cut, shape in run.suffixes.shapes.items():  # no client has 2 and 4
         features = torch.randn(8, *shape, generator=torch.Generator().manual_seed(cut))
         expected = run.trained.logits(0, cut, features)
         assert torch.equal(run.suffixes.logits(0, cut, features), expected)
     for client in (0, 1):
-        bundle = device(run, client)
-        features = torch.randn(8, *run.suffixes.shapes[bundle.cut], generator=torch.Generator().manual_seed(9))
-        there = remote(server, bundle).ask(features).logits
-        assert torch.equal(there, run.trained.logits(client, bundle.cut, features))
+        stored = device(run, client)
+        features = torch.randn(8, *run.suffixes.shapes[stored.cut], generator=torch.Generator().manual_seed(9))
+        there = remote(server, stored).ask(features).logits
+        assert torch.equal(there, run.trained.logits(client, stored.cut, features))
 
 
-def test_taus_and_thresholds() -> None:
-    bundle = StoredModel(None, None, (), None, ThresholdPolicy((0.35,), "entropy"))  # type: ignore[arg-type]
-    assert tau_of(choose_gate(bundle)) == 0.65
-    assert tau_of(choose_gate(bundle, 0.2)) == 0.2
-    assert tau_of(choose_gate(replace(bundle, policy=ThresholdPolicy(())))) == 0.0  # nothing tuned: all to the server
+def test_tau_is_one_minus_the_threshold() -> None:
+    stored = StoredModel(None, None, (), None, ThresholdPolicy((0.35,), "entropy"))  # type: ignore[arg-type]
+    assert tau_of(choose_gate(stored)) == 0.65
+    assert tau_of(choose_gate(stored, 0.2)) == 0.2
+    assert tau_of(choose_gate(replace(stored, policy=ThresholdPolicy(())))) == 0.0  # not tuned: all to the server
     for tau in TAUS:
         assert tau_of(entropy_gate(tau)) == pytest.approx(tau)
 
 
 @pytest.mark.parametrize("size", [1, 7])
-def test_who_is_unsure_goes_up_and_who_is_sure_costs_nothing(run: Run, size: int) -> None:
-    bundle, (here, there) = device(run, 1), run.both(1)
+def test_only_unsure_samples_go_up_and_cost_bytes(run: Run, size: int) -> None:
+    stored, (here, there) = device(run, 1), run.both(1)
     entropy = 1 - confidence(here, "entropy")
     tau = float(entropy.median())
     asked = Here(run, 3)
-    found = list(classify(bundle, run.samples(1, size), entropy_gate(tau), asked, CPU))  # type: ignore[arg-type]
+    found = list(classify(stored, run.samples(1, size), entropy_gate(tau), asked, CPU))  # type: ignore[arg-type]
     stays = (entropy <= tau + 1e-6).tolist()
     assert 0 < sum(stays) < IMAGES
     assert [p.answered == "device" for p in found] == stays
@@ -199,34 +199,34 @@ def test_who_is_unsure_goes_up_and_who_is_sure_costs_nothing(run: Run, size: int
     assert [p.entropy for p in found] == pytest.approx(entropy.tolist(), abs=1e-5)
 
 
-def test_at_tau_1_nobody_is_asked_and_at_0_all_go_up(run: Run) -> None:
-    bundle, (here, there) = device(run, 0), run.both(0)
+def test_at_tau_1_no_sample_goes_up_and_at_0_all_do(run: Run) -> None:
+    stored, (here, there) = device(run, 0), run.both(0)
     asked = Here(run, 1)
     for tau, logits, calls in ((1.0, here, 0), (0.0, there, IMAGES)):
-        warm_up(bundle, entropy_gate(tau), asked, CPU)  # type: ignore[arg-type]
+        warm_up(stored, entropy_gate(tau), asked, CPU)  # type: ignore[arg-type]
         asked.batches = asked.batches[1:]
-        found = list(classify(bundle, run.samples(0), entropy_gate(tau), asked, CPU))  # type: ignore[arg-type]
+        found = list(classify(stored, run.samples(0), entropy_gate(tau), asked, CPU))  # type: ignore[arg-type]
         assert [int(p.label) for p in found] == logits.argmax(-1).tolist()
         assert len(asked.batches) == calls
 
 
-def test_without_an_answer_the_device_answers_and_says_so(run: Run) -> None:
-    bundle, (here, there) = device(run, 1), run.both(1)
+def test_without_an_answer_the_device_answers_and_reports_it(run: Run) -> None:
+    stored, (here, there) = device(run, 1), run.both(1)
     asked = Here(run, 3, fails_from=10)
-    found = list(classify(bundle, run.samples(1), entropy_gate(0.0), asked, CPU))  # type: ignore[arg-type]
+    found = list(classify(stored, run.samples(1), entropy_gate(0.0), asked, CPU))  # type: ignore[arg-type]
     expected = torch.cat([there[:10], here[10:]]).argmax(-1)
     assert [int(p.label) for p in found] == expected.tolist()
     assert [p.answered for p in found] == ["server"] * 10 + ["device"] * (IMAGES - 10)
-    assert [p.problem for p in found] == [""] * 10 + ["nobody there"] * (IMAGES - 10)
+    assert [p.problem for p in found] == [""] * 10 + ["no server"] * (IMAGES - 10)
     summary = summarise(found, 0.0, 0)
     assert (summary.on_device, summary.in_place) == (IMAGES - 10, IMAGES - 10)
-    assert summary.problems == {"nobody there": IMAGES - 10}
+    assert summary.problems == {"no server": IMAGES - 10}
     assert summary.mean_ms_device is None
     lines = closing_lines(summary, "there:1")
-    assert f"{IMAGES - 10} of them the device answered in the server's place: nobody there" in lines
+    assert f"{IMAGES - 10} of them answered by the device instead of the server: no server" in lines
 
 
-def test_sums_by_hand() -> None:
+def test_summary_matches_hand_computed_values() -> None:
     rows = [
         SplitPrediction("a", "x", "x", "device", 0.1, 1.0, 0.0, 0.0),
         SplitPrediction("b", "x", "y", "server", 0.9, 5.0, 300.0, 30.0),
@@ -240,7 +240,7 @@ def test_sums_by_hand() -> None:
     assert closing_lines(s, "h:1")[0] == "4 images, tau 0.25: 2 answered on the device (50.0 %), 2 by h:1"
 
 
-def test_a_sweep_by_hand() -> None:
+def test_sweep_matches_hand_computed_values() -> None:
     logits = torch.tensor([[0.0, 0.0], [3.0, 0.0], [50.0, 0.0]])  # entropies 1, 0.275, 0
     numbers = {"ms_here": [1, 2, 3], "ms_there": [10, 20, 30], "sent": [6, 6, 12], "received": [1, 1, 1]}
     here, there = torch.tensor([False, False, True]), torch.tensor([True, True, False])
@@ -273,14 +273,14 @@ def test_three_processes_answer_as_one_does(run: Run, server: Server, tmp_path: 
 
 
 def test_logits_over_a_socket_are_the_same_bits(run: Run, server: Server) -> None:
-    bundle = device(run, 0)
-    x = bundle.normalizer(run.samples(0, IMAGES)[0].pixels)
+    stored = device(run, 0)
+    x = stored.normalizer(run.samples(0, IMAGES)[0].pixels)
     with torch.no_grad():
-        features = bundle.network.forward_exits(x).trunk
-    assert torch.equal(remote(server, bundle).ask(features).logits, run.suffixes.logits(0, 1, features))
+        features = stored.network.forward_exits(x).trunk
+    assert torch.equal(remote(server, stored).ask(features).logits, run.suffixes.logits(0, 1, features))
 
 
-def test_with_the_token_the_service_says_what_it_is(run: Run, server: Server) -> None:
+def test_reflection_and_health_need_the_token(run: Run, server: Server) -> None:
     with connect(server.address, read_token(server.token)) as channel:
         known = ProtoReflectionDescriptorDatabase(channel)
         assert {SPLIT, "grpc.health.v1.Health"} <= set(known.get_services())
@@ -291,7 +291,7 @@ def test_with_the_token_the_service_says_what_it_is(run: Run, server: Server) ->
         ProtoReflectionDescriptorDatabase(channel).get_services()
 
 
-def test_the_gate_that_was_tuned_decides_and_files_tell_all(
+def test_tuned_gate_decides_and_json_holds_all_values(
     run: Run, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = infer(server, run, tmp_path / "a.json", "--tau", "0.5", "--coding", "uint8", "--batch", "8")
@@ -323,16 +323,16 @@ def test_a_sweep_over_the_network(run: Run, server: Server, tmp_path: Path, caps
     assert "tau 0: all to the server" in capsys.readouterr().out
 
 
-def test_a_wrong_token_is_refused_and_told(
+def test_a_wrong_token_is_refused_and_reported(
     run: Run, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     token = tmp_path / "token"
     token.touch(0o600)
     token.write_text("another")
     found = infer(server, run, tmp_path / "a.json", "--tau", "0", token=token)
-    said = capsys.readouterr()
-    assert "UNAUTHENTICATED" in said.err
-    assert f"{IMAGES} of them the device answered in the server's place" in said.out
+    printed = capsys.readouterr()
+    assert "UNAUTHENTICATED" in printed.err
+    assert f"{IMAGES} of them answered by the device instead of the server" in printed.out
     assert found["summary"]["in_place"] == IMAGES
     assert [int(row["label"]) for row in found["images"]] == run.both(1)[0].argmax(-1).tolist()
     arguments = ["infer", "--mode", "split", "--server", server.address, "--token-file", str(token), "--sweep"]
@@ -340,10 +340,10 @@ def test_a_wrong_token_is_refused_and_told(
     assert "--sweep needs an answer to every image" in capsys.readouterr().err
 
 
-def test_what_another_run_trained_is_not_answered(run: Run, server: Server) -> None:
-    bundle = device(run, 1)
+def test_another_runs_device_is_refused(run: Run, server: Server) -> None:
+    stored = device(run, 1)
     with pytest.raises(NoAnswer, match="'other' with cut 3 is not served here"):
-        remote(server, replace(bundle, run="other")).ask(torch.zeros(1, *run.suffixes.shapes[3]))
+        remote(server, replace(stored, run="other")).ask(torch.zeros(1, *run.suffixes.shapes[3]))
 
 
 def test_with_tls_until_the_server_is_killed(run: Run, tmp_path: Path) -> None:
@@ -352,10 +352,10 @@ def test_with_tls_until_the_server_is_killed(run: Run, tmp_path: Path) -> None:
     try:
         certificate = Path(server.option("--certificate"))
         assert sorted(p.name for p in folder.iterdir()) == ["certificate.pem", "key.pem", "token"]
-        bundle, gate, (here, there) = device(run, 1), entropy_gate(0.0), run.both(1)
-        asked = remote(server, bundle, certificate.read_bytes())
-        with pytest.raises(NoAnswer, match="cannot be reached"):  # plain text is not understood
-            remote(server, bundle).ask(torch.zeros(1, *run.suffixes.shapes[3]))
+        stored, gate, (here, there) = device(run, 1), entropy_gate(0.0), run.both(1)
+        asked = remote(server, stored, certificate.read_bytes())
+        with pytest.raises(NoAnswer, match="cannot be reached"):  # the server accepts no plain text
+            remote(server, stored).ask(torch.zeros(1, *run.suffixes.shapes[3]))
 
         def samples() -> Iterator[Samples]:
             for number, sample in enumerate(run.samples(1)):
@@ -363,19 +363,17 @@ def test_with_tls_until_the_server_is_killed(run: Run, tmp_path: Path) -> None:
                     server.stop(signal.SIGKILL)
                 yield sample
 
-        found = list(classify(bundle, samples(), gate, asked, CPU))
+        found = list(classify(stored, samples(), gate, asked, CPU))
     finally:
         server.process.kill()
         server.process.wait()
     assert [p.answered for p in found] == ["server"] * 10 + ["device"] * (IMAGES - 10)
     assert [int(p.label) for p in found] == torch.cat([there[:10], here[10:]]).argmax(-1).tolist()
     assert all("cannot be reached" in p.problem for p in found[10:])
-    assert sum(p.ms for p in found[11:]) < 1000  # once told, it does not wait for every image
+    assert sum(p.ms for p in found[11:]) < 1000  # after the first failure it does not wait for every image
 
 
-def test_what_the_user_can_mend_ends_with_2_and_one_line(
-    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_user_errors_end_with_2_and_one_line(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     token, part = str(run.folder / "token"), str(run.devices[0])
     (run.folder / "token").touch(0o600)
     (run.folder / "token").write_text("a")

@@ -1,4 +1,4 @@
-"""What a device decides before it joins, what it tells Flower, and when it gives up."""
+"""What a device decides before it joins, what Flower receives, and when the device gives up."""
 
 import argparse
 import os
@@ -36,7 +36,7 @@ def started(*words: str) -> argparse.Namespace:
 
 
 class Child:
-    """Stands for a SuperNode that ends at once."""
+    """A SuperNode that ends at once."""
 
     stopped = False
 
@@ -46,17 +46,17 @@ class Child:
 
 @pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
-    """The commands that were started; SuperNodes end at once, and time does not pass."""
-    asked: list[tuple[str, ...]] = []
+    """The started commands; SuperNodes end at once, without waiting in between."""
+    begun: list[tuple[str, ...]] = []
 
     @contextmanager
-    def child(words: Any, env: Any, folder: Path, told: list[int]) -> Iterator[Child]:
-        asked.append(tuple(words))
+    def child(words: Any, env: Any, folder: Path, signals: list[int]) -> Iterator[Child]:
+        begun.append(tuple(words))
         yield Child()
 
     monkeypatch.setattr(start, "child", child)
     monkeypatch.setattr(start, "RETRY", 0.0)
-    return asked
+    return begun
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
         ("low", Capacity(memory=64e6, compute=1e9)),
     ],
 )
-def test_a_capacity_is_what_the_node_configuration_says(text, capacity):
+def test_a_capacity_equals_its_node_configuration(text, capacity):
     found, node, _ = read_capacity(text)
     assert found == capacity == parse_capacity(node)
 
@@ -82,7 +82,7 @@ def test_a_measured_capacity_is_declared_as_measured():
 
 
 @pytest.mark.parametrize("text", ["", "huge", "memory", "memory=", "disk=1GB", "memory=much"])
-def test_a_capacity_that_cannot_be_read_is_told(text):
+def test_an_unreadable_capacity_raises(text):
     with pytest.raises(UserError, match="memory"):
         read_capacity(text)
 
@@ -96,21 +96,21 @@ def test_classes_are_ordered_and_shown():
     assert shown(Capacity()) == "no limit"
 
 
-def test_a_device_that_carries_more_takes_more_of_every_network():
+def test_a_larger_capacity_takes_more_of_every_network():
     little, much = (list(fits(parse_capacity(CLASSES[name]), 1000, 32)) for name in ("low", "high"))
     assert [fit.network for fit in much] == list(backbones())
-    assert all(one.part.part <= two.part.part and one.cut.part <= two.cut.part
+    assert all(one.depth.part <= two.depth.part and one.cut.part <= two.cut.part
                for one, two in zip(little, much, strict=True))  # fmt: skip
     slim = little[backbones().index("resnet_slim")]
-    assert (slim.part.part, slim.tiers) == (2, 4)
+    assert (slim.depth.part, slim.tiers) == (2, 4)
     assert slim.depth.reason == "tier 3 would take 75 s an epoch, more than 60 s"
     assert slim.cut.part <= slim.cuts == 4
 
 
 def test_probe_prints_every_network(capsys):
     assert command.main(["probe", "--capacity", "low"]) == 0
-    said = capsys.readouterr().out
-    assert all(name in said for name in backbones())
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in backbones())
     assert command.main(["probe", "--samples", "0"]) == 2
 
 
@@ -123,9 +123,9 @@ def test_an_interrupted_command_shows_no_traceback(monkeypatch, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_what_flower_gets_is_what_it_reads_back(tmp_path, commands):
+def test_flower_reads_back_the_node_configuration(tmp_path, commands):
     (tmp_path / "my images").mkdir()
-    with pytest.raises(UserError, match="does not take this device"):
+    with pytest.raises(UserError, match="rejected this device"):
         start.run(started("--superlink", "127.0.0.1:1", "--data", str(tmp_path / "my images"), "--patience", "0",
                           "--state", str(tmp_path / "s"), "--port", "9094", "--worker", "2"))  # fmt: skip
     words = commands[0]
@@ -139,10 +139,10 @@ def test_what_flower_gets_is_what_it_reads_back(tmp_path, commands):
         start.node_config({"data": 'a"b'})
 
 
-def test_keys_go_to_flower(tmp_path, commands):
+def test_keys_are_passed_to_flower(tmp_path, commands):
     make_credentials(tmp_path, ["a"], ["one"])
     device = tmp_path / "devices" / "one"
-    with pytest.raises(UserError, match="does not take"):
+    with pytest.raises(UserError, match="rejected this device"):
         start.run(started("--superlink", "127.0.0.1:1", "--certificates", str(device), "--patience", "0"))
     assert commands[0][-6:-2] == (
         "--root-certificates", str(device / "ca.pem"), "--auth-supernode-private-key", str(device / "node.key"),
@@ -150,7 +150,7 @@ def test_keys_go_to_flower(tmp_path, commands):
 
 
 @pytest.mark.parametrize("encrypted", [False, True])
-def test_the_next_command_can_be_typed(encrypted):
+def test_next_command_is_valid(encrypted):
     words = shlex.split(start._next_command(encrypted).partition("python -m server ")[2].replace("=N", "=3"))
     parser = argparse.ArgumentParser()
     submit.add_parser(parser.add_subparsers(dest="verb"))
@@ -159,16 +159,16 @@ def test_the_next_command_can_be_typed(encrypted):
     assert {key: value for key, value in overrides.items() if key != "run.name"} == {
         "clients.count": 3, "clients.per-round": 3, "round.min-nodes": 3,
     }  # fmt: skip
-    load_config(overrides, all_settings())  # refuses a key that there is not
+    load_config(overrides, all_settings())  # refuses an unknown key
     assert options.root_certificates == (FOLDER / "ca.pem" if encrypted else None)
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--superlink", "ml.example.org:8443"], "not loopback: give --certificates"),
         (["--superlink", "nowhere"], "is not an address"),
-        (["--superlink", "127.0.0.1:1", "--data", "/no/such"], "there is no such folder"),
+        (["--superlink", "127.0.0.1:1", "--data", "/no/such"], "--data /no/such is not a folder"),
         (["--superlink", "127.0.0.1:1", "--certificates", "/no/such"], "/no/such/ca.pem is missing"),
         (["--superlink", "127.0.0.1:1", "--client-id", "-3"], "clients are counted from 0"),
         (["--superlink", "127.0.0.1:1", "--capacity", "depth=0"], "--capacity depth=0: give 1 or more"),
@@ -181,13 +181,13 @@ def test_the_next_command_can_be_typed(encrypted):
         (["--superlink", "127.0.0.1:1", "--port", "65536"], "--port 65536: give 1 to 65535"),
     ],
 )
-def test_what_cannot_work_does_not_start(commands, words, told):
-    with pytest.raises(UserError, match=told):
+def test_wrong_options_start_nothing(commands, words, message):
+    with pytest.raises(UserError, match=message):
         start.run(started(*words))
     assert not commands
 
 
-def test_a_server_without_tls_is_told(commands):
+def test_a_server_without_tls_is_reported(commands):
     with socket.create_server(("127.0.0.1", 0)) as plain:
 
         def answer() -> None:
@@ -204,21 +204,21 @@ def test_a_server_without_tls_is_told(commands):
     assert not commands
 
 
-def test_a_supernode_that_ends_is_started_again_until_patience_ends(commands, monkeypatch, capsys):
+def test_supernode_is_restarted_until_patience_ends(commands, monkeypatch, capsys):
     clock = iter([0.0, 500.0, 505.0, 506.0, 511.0, 599.0, 604.0, 605.0])  # begin and end of each
     monkeypatch.setattr(start.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(start.time, "sleep", lambda seconds: None)
     options = argparse.Namespace(superlink="x:1", patience=100.0, port=0)
     monkeypatch.setattr(start, "free_port", iter([5, 6, 7, 8]).__next__)
-    with pytest.raises(UserError, match="does not take this device"):
+    with pytest.raises(UserError, match="rejected this device"):
         start._supervise(["node"], {}, Path(), options)
-    # 500 s of work; what fails after that is forgiven for 100 s
+    # 500 s of work; then 100 s of failing starts are allowed
     assert commands == [("node", "--port", port) for port in "5678"]  # the last one's may be taken by now
-    assert capsys.readouterr().out.count("started again") == 3
+    assert capsys.readouterr().out.count("starts again") == 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_device_that_is_told_to_stop_between_two_starts_ends_well(commands, monkeypatch, number):
+def test_a_signal_between_two_starts_ends_with_0(commands, monkeypatch, number):
     monkeypatch.setattr(start, "RETRY", 60.0)
     monkeypatch.setattr(start.time, "sleep", lambda seconds: os.kill(os.getpid(), number))
     assert start._supervise(["node"], {}, Path(), argparse.Namespace(superlink="x:1", patience=100.0, port=0)) == 0
@@ -226,7 +226,7 @@ def test_a_device_that_is_told_to_stop_between_two_starts_ends_well(commands, mo
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_a_device_that_was_told_to_stop_stays_stopped(commands, monkeypatch):
+def test_a_stopped_device_stays_stopped(commands, monkeypatch):
     monkeypatch.setattr(Child, "stopped", True)
     assert start._supervise(["node"], {}, Path(), argparse.Namespace(patience=100.0, port=0)) == 1
     assert len(commands) == 1

@@ -1,8 +1,10 @@
-"""A worker beside a SuperNode, as a real process: what it answers, whom it serves, when it ends."""
+"""A worker beside a SuperNode, as a real process: what it answers, which clients it serves, when it ends."""
 
+import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -21,7 +23,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common.serde import recorddict_to_proto
 
 from client.warm import dispatch, frames, worker
-from client.warm.listener import Door, Keeper
+from client.warm.listener import Address, Listener
 from client.work import answer
 from common.errors import UserError
 from common.flower.local_grid import LocalGrid
@@ -36,7 +38,7 @@ PROJECT = Path(__file__).resolve().parents[3]
 
 
 class Recording(LocalGrid):
-    """Keeps what was sent, by message type."""
+    """Records the sent content, by message type."""
 
     sent: dict[str, RecordDict]
 
@@ -48,10 +50,10 @@ class Recording(LocalGrid):
 
 @pytest.fixture(scope="module")
 def runtime() -> Iterator[Path]:
-    """The folder of sockets, with a short path; workers that are left end with it."""
+    """The folder of sockets, with a short path; remaining workers end with it."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", folder)
-        # as Flower starts it beside a SuperNode
+        # as Flower starts a ClientApp beside a SuperNode
         patch.setattr(sys, "argv", ["/somewhere/flwr-clientapp", "--parent-pid", str(os.getpid())])
         yield Path(folder)
         for process in workers():
@@ -77,22 +79,22 @@ def orders(runtime: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 
 def workers() -> list[psutil.Process]:
-    """The workers that this process started and that still run."""
+    """The running workers that this process started."""
     return running("client.warm.worker")
 
 
 def running(word: str) -> list[psutil.Process]:
-    """The processes started from here that have this word in their command and still run."""
+    """The running processes below this one with this word in their command."""
     found = []
     for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):  # or it is one that has ended and nobody has asked about
+        with suppress(psutil.NoSuchProcess):  # or it has ended meanwhile
             if word in process.cmdline():
                 found.append(process)
     return found
 
 
 def ask(kind: str, content: RecordDict, node: dict[str, Any] = NODE, idle: float = 600) -> dispatch.Reply:
-    reply = dispatch.ask(dispatch.door(NODE_ID), kind, content, node, idle)
+    reply = dispatch.ask(dispatch.worker_address(NODE_ID), kind, content, node, idle)
     assert reply is not None
     return reply
 
@@ -107,7 +109,7 @@ def with_epochs(content: RecordDict, epochs: int) -> RecordDict:
 
 
 def as_bytes(content: RecordDict) -> bytes:
-    """A reply as it travels, without how long its clients took."""
+    """A reply as it travels, without its clients' times."""
     if "results" in str(content[protocol.ORDER]):
         reply = protocol.unpack_reply(content)
         reply.results = [replace(result, seconds=0.0) for result in reply.results]
@@ -116,7 +118,7 @@ def as_bytes(content: RecordDict) -> bytes:
 
 
 @pytest.mark.parametrize("kind", [protocol.QUERY, protocol.TRAIN, protocol.EVALUATE, protocol.DELIVER])
-def test_the_workers_reply_is_that_of_a_direct_call_byte_for_byte(orders, kind):
+def test_workers_reply_equals_a_direct_calls_byte_for_byte(orders, kind):
     by_worker, _ = ask(kind, orders[kind])
     direct = as_bytes(answer(kind, orders[kind], NODE))
     assert as_bytes(by_worker) == direct
@@ -124,7 +126,7 @@ def test_the_workers_reply_is_that_of_a_direct_call_byte_for_byte(orders, kind):
     assert len(workers()) == 1  # one for all of them
 
 
-def test_what_the_work_raises_is_raised_and_the_worker_stays(orders):
+def test_an_error_is_passed_on_and_the_worker_stays(orders):
     before = workers()
     with pytest.raises(dispatch.WorkerError, match="ValueError: the message has no"):
         ask(protocol.TRAIN, RecordDict({"nonsense": ConfigRecord({"a": 1})}))
@@ -137,18 +139,19 @@ def test_what_the_work_raises_is_raised_and_the_worker_stays(orders):
     "garbage",
     [
         b"GET / HTTP/1.1\r\n\r\n",
-        frames.HEAD.pack(frames.MAGIC, frames.REQUEST, 2**40),  # far more than will come
-        frames.HEAD.pack(frames.MAGIC, frames.RECORD, 4) + b"\x80\x04N.",  # a pickle, out of turn
-        frames.HEAD.pack(frames.MAGIC, frames.REQUEST, 2) + b"[]",
-        frames.HEAD.pack(frames.MAGIC, frames.REQUEST, 2) + b"{}",
+        struct.pack("!iQ", -1, 2**40),  # far more than will come
+        struct.pack("!i", 4) + b"\x80\x04N.",  # a pickle
+        struct.pack("!i", 2) + b"[]",
+        struct.pack("!i", 2) + b"{}",
+        struct.pack("!i", -2),
         b"",
     ],
 )
-def test_garbage_on_the_socket_is_sent_away_and_the_worker_stays(orders, garbage):
+def test_garbage_is_rejected_and_the_worker_stays(orders, garbage):
     ask(protocol.QUERY, orders[protocol.QUERY])
     before = workers()
     with socket.socket(socket.AF_UNIX) as stranger:
-        stranger.connect(str(dispatch.door(NODE_ID).path))
+        stranger.connect(str(dispatch.worker_address(NODE_ID).path))
         stranger.sendall(garbage)
         stranger.shutdown(socket.SHUT_WR)
         stranger.settimeout(60)
@@ -158,24 +161,24 @@ def test_garbage_on_the_socket_is_sent_away_and_the_worker_stays(orders, garbage
     assert workers() == before
 
 
-def test_a_message_that_takes_long_to_be_written_keeps_no_worker_waiting(orders, monkeypatch):
+def test_message_is_encoded_before_connecting(orders, monkeypatch):
     written: list[str] = []
-    encode, enter = frames.encode, Door.enter
-    monkeypatch.setattr(frames, "encode", lambda record: (written.append("written"), encode(record))[1])
-    monkeypatch.setattr(Door, "enter", lambda *arguments: (written.append("in"), enter(*arguments))[1])
+    encode, connect = dispatch.encode, Address.connect
+    monkeypatch.setattr(dispatch, "encode", lambda record: (written.append("encode"), encode(record))[1])
+    monkeypatch.setattr(Address, "connect", lambda *arguments: (written.append("connect"), connect(*arguments))[1])
     ask(protocol.QUERY, orders[protocol.QUERY])
-    assert written == ["written", "in"]
+    assert written == ["encode", "connect"]
 
 
 def test_only_this_user_can_reach_the_socket(orders, runtime):
     ask(protocol.QUERY, orders[protocol.QUERY])
-    path = dispatch.door(NODE_ID).path
+    path = dispatch.worker_address(NODE_ID).path
     assert path.is_relative_to(runtime)
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
 
 
-def test_two_messages_are_worked_on_one_after_the_other(orders):
+def test_worker_answers_two_messages_one_after_the_other(orders):
     content = with_epochs(orders[protocol.TRAIN], 12)
     ask(protocol.QUERY, orders[protocol.QUERY])
     before, started = workers(), time.monotonic()
@@ -186,7 +189,7 @@ def test_two_messages_are_worked_on_one_after_the_other(orders):
     assert workers() == before
 
 
-def test_a_killed_worker_fails_its_message_and_the_next_gets_a_new_one(orders):
+def test_a_killed_worker_fails_its_message_and_is_replaced(orders):
     ask(protocol.QUERY, orders[protocol.QUERY])
     (victim,) = workers()
     spent = sum(victim.cpu_times()[:2])
@@ -206,6 +209,16 @@ def test_a_killed_worker_fails_its_message_and_the_next_gets_a_new_one(orders):
     assert successor.pid != victim.pid
 
 
+def test_a_worker_that_ends_within_its_reply_fails_the_message() -> None:
+    ours, theirs = socket.socketpair()
+    done = b'{"answer": "done", "seconds": 1}'
+    with theirs, frames.Channel(ours) as channel:
+        theirs.sendall(struct.pack("!i", len(done)) + done + struct.pack("!i", 1000) + b"half")
+        theirs.shutdown(socket.SHUT_WR)
+        with pytest.raises(dispatch.WorkerError, match="ended while it worked"):
+            dispatch._converse(channel, b"")
+
+
 CLIENT_APP = """
 import sys
 from pathlib import Path
@@ -213,11 +226,11 @@ from flwr.common.serde import recorddict_from_proto
 from flwr.proto.recorddict_pb2 import RecordDict
 from client.warm import dispatch
 content = recorddict_from_proto(RecordDict.FromString(Path(sys.argv[3]).read_bytes()))
-dispatch.ask(dispatch.door(7), "train", content, {"client-ids": "0,1,2", "depth": 2}, 600)
+dispatch.ask(dispatch.worker_address(7), "train", content, {"client-ids": "0,1,2", "depth": 2}, 600)
 """
 
 
-def test_a_killed_client_app_ends_the_work_that_nobody_wants_any_more(orders, tmp_path):
+def test_a_killed_client_app_ends_its_work(orders, tmp_path):
     ask(protocol.QUERY, orders[protocol.QUERY])
     (process,) = workers()
     spent = sum(process.cpu_times()[:2])
@@ -227,53 +240,79 @@ def test_a_killed_client_app_ends_the_work_that_nobody_wants_any_more(orders, tm
     with subprocess.Popen(command, cwd=PROJECT) as client_app:
         wait_until(lambda: sum(process.cpu_times()[:2]) > spent + 0.3, 120, "it does not train")
         client_app.send_signal(signal.SIGKILL)
-    wait_until(lambda: not workers(), 60, "the worker trains on")
+    wait_until(lambda: not workers(), 60, "the worker keeps training")
 
 
-def resident(door: Door, parent: int, idle: float) -> None:
-    """Start a process that keeps a door and lets everybody in."""
-    code = f"import sys; from client.warm.listener import Keeper; Keeper.of(*sys.argv[1:], {parent}, {idle}).serve(id)"
-    door.enter([sys.executable, "-c", code], os.environ).close()
-    assert running(str(door.path))
+def resident(address: Address, parent: int, idle: float) -> None:
+    """Start a process that listens at an address and accepts every connection."""
+    code = (
+        "import sys; from client.warm.listener import Listener; "
+        f"Listener.inherited(*sys.argv[1:], {parent}, {idle}).serve(id)"
+    )
+    address.connect([sys.executable, "-c", code], os.environ).close()
+    assert running(str(address.path))
 
 
-def test_it_leaves_when_nothing_comes(runtime):
-    door = Door.named("idle")
-    resident(door, os.getpid(), idle=2)
-    wait_until(lambda: not running(str(door.path)), 60, "it stays")
-    assert not door.path.exists()
+def test_listener_leaves_when_idle(runtime):
+    address = Address.named("idle")
+    resident(address, os.getpid(), idle=2)
+    wait_until(lambda: not running(str(address.path)), 60, "it stays")
+    assert not address.path.exists()
 
 
-def test_it_leaves_when_its_supernode_has_gone(runtime):
-    door = Door.named("left")
+def test_listener_leaves_when_its_supernode_ends(runtime):
+    address = Address.named("left")
     with subprocess.Popen(["sleep", "60"]) as supernode:
-        resident(door, supernode.pid, idle=600)
-        time.sleep(1.5)  # longer than between two looks
-        (process,) = running(str(door.path))
+        resident(address, supernode.pid, idle=600)
+        time.sleep(1.5)  # longer than between two checks
+        (process,) = running(str(address.path))
         supernode.kill()
-    wait_until(lambda: not running(str(door.path)), 60, "it stays")
-    assert not door.path.exists()
-    resident(door, os.getpid(), idle=2)
-    assert process not in running(str(door.path))
+    wait_until(lambda: not running(str(address.path)), 60, "it stays")
+    assert not address.path.exists()
+    resident(address, os.getpid(), idle=2)
+    assert process not in running(str(address.path))
 
 
-@pytest.mark.parametrize("change", [{"bundle": "/apps/newer"}, {"parent": 1}])
-def test_it_makes_way_for_another_version_and_another_supernode(runtime, change):
-    door = Door.named("version")
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(door.path))
-    keeper = Keeper(listener, door, os.getpid(), 600)
-    request = {"bundle": str(dispatch.BUNDLE), "parent": os.getpid(), "kind": "query", "node": {}, "idle": 1, **change}
+REQUEST = {"kind": "query", "node": {}, "idle": 1}
+
+
+def bound(address: Address) -> Listener:
+    """Return a listener in this process."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(str(address.path))
+    return Listener(sock, address, os.getpid(), 600)
+
+
+@pytest.mark.parametrize("change", [{"packages": "/apps/newer"}, {"parent": 1}])
+def test_worker_leaves_for_another_version_or_supernode(runtime, change):
+    address = Address.named("version")
+    listener = bound(address)
     ours, theirs = socket.socketpair()
-    with ours, theirs:
-        frames.send_json(theirs, frames.REQUEST, request)
-        worker.admit(keeper, ours)
-        assert frames.receive(theirs, frames.OTHER)[0] == frames.OTHER
-    assert listener.fileno() == -1
-    assert not door.path.exists()  # whoever comes next starts its own
+    with ours, frames.Channel(theirs) as client:
+        client.send_json(REQUEST | {"packages": str(dispatch.PACKAGES), "parent": os.getpid(), **change})
+        worker.handle(listener, ours)
+        assert client.receive_answer(frames.OTHER) == {"answer": frames.OTHER}
+    assert listener.sock.fileno() == -1
+    assert not address.path.exists()  # the next client starts a new worker
 
 
-def test_without_a_private_folder_the_process_does_the_work_itself(orders, tmp_path, monkeypatch, flower_log):
+@pytest.mark.parametrize("asks", [False, True])
+@pytest.mark.parametrize("rest", [b"", b"\0\0", struct.pack("!i", 50) + b"half"])
+def test_a_silent_client_does_not_keep_others_waiting(runtime, monkeypatch, flower_log, asks, rest):
+    monkeypatch.setattr(worker, "PATIENCE", 0.2)
+    listener = bound(Address.named("silent"))
+    request = json.dumps(REQUEST | {"packages": str(dispatch.PACKAGES), "parent": os.getpid()}).encode()
+    ours, theirs = socket.socketpair()
+    with ours, theirs, listener.sock:
+        theirs.sendall((struct.pack("!i", len(request)) + request if asks else b"") + rest)
+        started = time.monotonic()
+        worker.handle(listener, ours)
+        assert 0.1 < time.monotonic() - started < 10
+        assert "rejected a connection: TimeoutError" in flower_log[-1]
+    listener.address.path.unlink()
+
+
+def test_without_a_private_folder_the_own_process_works(orders, tmp_path, monkeypatch, flower_log):
     (tmp_path / f"earlybloom-{os.getuid()}").mkdir(mode=0o755)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     before = workers()
@@ -285,7 +324,7 @@ def test_without_a_private_folder_the_process_does_the_work_itself(orders, tmp_p
 
 
 @pytest.mark.parametrize("node", [{"worker": False}, {"worker": 0}])
-def test_a_node_may_keep_no_worker(orders, monkeypatch, node):
+def test_worker_false_keeps_no_worker(orders, monkeypatch, node):
     monkeypatch.setattr(dispatch, "ask", lambda *arguments: pytest.fail("asked a worker"))
     dispatch.respond(protocol.QUERY, orders[protocol.QUERY], NODE_ID, NODE | node)
 
@@ -296,7 +335,7 @@ def test_a_simulation_keeps_no_worker(orders, monkeypatch):
     dispatch.respond(protocol.QUERY, orders[protocol.QUERY], NODE_ID, NODE)
 
 
-def test_how_long_a_worker_waits_is_the_nodes_to_say():
+def test_node_configuration_sets_the_idle_time():
     assert dispatch.idle_seconds({}) == dispatch.idle_seconds({"worker": True}) == 600
     assert dispatch.idle_seconds({"worker": 2.5}) == 150
     assert dispatch.idle_seconds({"worker": -1}) == dispatch.idle_seconds({"worker": False}) == 0
@@ -304,6 +343,6 @@ def test_how_long_a_worker_waits_is_the_nodes_to_say():
         dispatch.idle_seconds({"worker": "often"})
 
 
-def test_the_client_app_is_there_without_torch():
+def test_client_app_imports_no_torch():
     code = "import sys, client.app; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=False).returncode == 0
