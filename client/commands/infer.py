@@ -11,12 +11,12 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from rich.table import Table
 from rich.text import Text
 
+from client.commands import Verbs
 from common.console import results
 from common.console.samples import Samples, Skipped, add_arguments, read
 from common.devices import keep_memory, pick_device
@@ -26,9 +26,6 @@ from common.networks import cost_table
 from common.rpc.tensors import CODINGS
 from common.storage.model_file import StoredModel, load_model
 from strategies.hetero_splitee.statistics import SERVER_HALF
-
-if TYPE_CHECKING:
-    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
 SPLIT = ("server", "token_file", "certificate", "coding", "tau", "deadline", "sweep")  # options of this mode only
 LOCAL = ("accuracy_first", "threshold")
@@ -62,7 +59,7 @@ class Summary:
     accuracy: float | None  # in [0, 1], of the labelled images; None without any
 
 
-def add_parser(verbs: "Verbs") -> None:
+def add_parser(verbs: Verbs) -> None:
     """Add this verb and its options."""
     parser = verbs.add_parser("infer", help="classify images with a stored model", description=__doc__)
     parser.add_argument("--mode", choices=("local", "split"), default="local", help="(default: %(default)s)")

@@ -7,11 +7,11 @@ image size and the number of images; here the options do.
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
+from client.commands import Verbs
 from client.commands.capacity import read_capacity, shown
 from common.capacity import Capacity, Choice
 from common.config import RunConfig
@@ -21,9 +21,6 @@ from common.networks import NetworkSpec, backbones, build, cost_table, without_e
 from strategies.factory import read_config
 from strategies.hetero_splitee.cut import CUTS
 from strategies.parts import TIERS
-
-if TYPE_CHECKING:
-    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
 CLASSES, CHANNELS = 10, 3
 TEXTS = ("transformer4",)
@@ -40,7 +37,7 @@ class Fit:
     cut: Choice
 
 
-def add_parser(verbs: "Verbs") -> None:
+def add_parser(verbs: Verbs) -> None:
     """Add this verb and its options."""
     parser = verbs.add_parser("probe", help="show this machine's depth and cut for every network", description=__doc__)
     add_capacity(parser)

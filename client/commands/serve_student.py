@@ -10,10 +10,10 @@ import math
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
+from client.commands import Verbs
 from common.devices import keep_memory, pick_device
 from common.errors import UserError
 from common.rpc import standalone
@@ -22,13 +22,10 @@ from common.rpc.methods import STUDENTS
 from strategies.distree.model.stored import FILE, StoredStudent, load_student
 from strategies.distree.serving.service import StudentService, message_bytes, own_policy
 
-if TYPE_CHECKING:
-    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
-
 CALLS = 16  # at a time; one computes, the others wait
 
 
-def add_parser(verbs: "Verbs") -> None:
+def add_parser(verbs: Verbs) -> None:
     """Add this verb and its options."""
     parser = verbs.add_parser("serve-student", help="answer with a student's features", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, metavar="FILE", help="student-NUMBER.safetensors")

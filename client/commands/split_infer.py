@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
 
+from client.commands.split_half import device_half
 from client.commands.split_sweep import sweep
 from common.console import results
 from common.console.samples import Samples, Skipped, read
@@ -33,16 +33,6 @@ from strategies.hetero_splitee.offload import OVERHEAD, NoAnswer, Remote, bytes_
 from strategies.hetero_splitee.stream import Origin
 
 DEVICE, SERVER = "device", "server"
-
-
-@dataclass(frozen=True)
-class Half:
-    """The device's results for a batch."""
-
-    logits: Tensor  # (b, classes) of its exit
-    features: Tensor  # (b, ...) at the cut
-    stays: Tensor  # (b,) bool: confident enough
-    ms: float  # milliseconds per sample
 
 
 @dataclass(frozen=True)
@@ -148,17 +138,6 @@ def warm_up(
     except NoAnswer as error:
         if not quiet:
             print(f"note: {error}; until the server answers, this device's own exit does", file=sys.stderr)
-
-
-@torch.no_grad()
-def device_half(stored: StoredModel, pixels: Tensor, gate: ThresholdPolicy, device: torch.device) -> Half:
-    """Return the device's results for pixels, uint8 (b, C, H, W)."""
-    network, normalise = stored.network.to(device), stored.normalizer.to(device)
-    started = results.now(device)
-    outputs = network.forward_exits(normalise(pixels.to(device)))
-    stays = gate(0, outputs.logits[-1])
-    ms = (results.now(device) - started) * 1000 / len(pixels)
-    return Half(outputs.logits[-1], outputs.trunk, stays, ms)
 
 
 def classify(

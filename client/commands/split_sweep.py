@@ -7,21 +7,18 @@ by image. Batches go up whole, where a gate would send fewer images: `--batch 1`
 import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from rich.table import Table
 from torch import Tensor
 
+from client.commands.split_half import Half
 from common.console import results
 from common.console.samples import Samples, Skipped
 from common.errors import UserError
 from common.exits import entropy_gate
 from common.storage.model_file import StoredModel
 from strategies.hetero_splitee.offload import NoAnswer, Remote
-
-if TYPE_CHECKING:
-    from client.commands.split_infer import Half
 
 TAUS = tuple(step / 20 for step in range(21))
 
@@ -55,7 +52,7 @@ def sweep(
     options: argparse.Namespace,
     stored: StoredModel,
     remote: Remote,
-    halves: Iterable[tuple[Samples, "Half"]],
+    halves: Iterable[tuple[Samples, Half]],
     tuned: float,
     skipped: Skipped,
 ) -> int:
@@ -75,7 +72,7 @@ def sweep(
     return 0
 
 
-def measure(stored: StoredModel, remote: Remote, halves: Iterable[tuple[Samples, "Half"]]) -> Measured:
+def measure(stored: StoredModel, remote: Remote, halves: Iterable[tuple[Samples, Half]]) -> Measured:
     """Send every batch to the server; `halves` are the device's results for each batch."""
     logits: list[Tensor] = [torch.empty(0, stored.network.num_classes)]
     columns: list[list[float]] = []

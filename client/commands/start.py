@@ -13,8 +13,8 @@ import ssl
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from client.commands import Verbs
 from client.commands.capacity import read_capacity, shown
 from client.commands.clock import check_clock
 from client.commands.probe import add_capacity, fits
@@ -24,15 +24,12 @@ from common.flower.processes import child, environment, flower_home, free_port, 
 from common.rpc.channels import is_loopback, split_address
 from common.rpc.credentials import DeviceFiles, device_files
 
-if TYPE_CHECKING:
-    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
-
 NETWORK, SAMPLES, PIXELS = "resnet_slim", 1000, 32  # the example that is printed before a run is known
 RETRY = 5.0  # seconds before the next start
 LOOK = 0.1  # seconds between two checks for a signal meanwhile
 
 
-def add_parser(verbs: "Verbs") -> None:
+def add_parser(verbs: Verbs) -> None:
     """Add this verb and its options."""
     parser = verbs.add_parser("start", help="run a SuperNode on this device", description=__doc__)
     parser.add_argument("--superlink", required=True, metavar="HOST:PORT", help="address of the server or its proxy")
