@@ -14,18 +14,18 @@ from strategies.method import ServerMethod
 class Dispatcher:
     """Deals clients to nodes and packs the nodes' messages."""
 
-    def __init__(self, method: ServerMethod, roster: Roster) -> None:
-        self.method, self.roster = method, roster
+    def __init__(self, strategy: ServerMethod, roster: Roster) -> None:
+        self.strategy, self.roster = strategy, roster
         self.hosted: dict[int, tuple[int, ...]] = {}  # node -> clients of the messages that were packed last
 
     def messages(self, order: Order, clients: Sequence[ClientReport], kind: str, ttl: float) -> list[Message]:
         """Return a message of this kind for every node that hosts one of these clients; it lives `ttl` seconds."""
-        method = self.method
-        cost = {c.client: float(method.parts.macs(method.part(c)) * c.num_examples) for c in clients}
+        strategy = self.strategy
+        cost = {c.client: float(strategy.parts.macs(strategy.part(c)) * c.num_examples) for c in clients}
         dealt = self.roster.deal(clients, cost)
         self.hosted = {node: tuple(c.client for c in members) for node, members in dealt.items()}
         serving = self._serving(dealt)
-        packed = {part: protocol.pack_state(method.part_state(part)) for part in set(serving.values())}
+        packed = {part: protocol.pack_state(strategy.part_state(part)) for part in set(serving.values())}
         return [
             Message(
                 content=self._content(order, members, packed, serving),
@@ -36,8 +36,8 @@ class Dispatcher:
 
     def _serving(self, dealt: dict[int, list[ClientReport]]) -> dict[int, int]:
         """Return, by client, the part whose weights its node is sent: of nested parts the largest serves all."""
-        part = self.method.part
-        if not self.method.method.nested:
+        part = self.strategy.part
+        if not self.strategy.method.nested:
             return {c.client: part(c) for members in dealt.values() for c in members}
         largest = {node: max(map(part, members)) for node, members in dealt.items()}
         return {c.client: largest[node] for node, members in dealt.items() for c in members}
@@ -49,15 +49,15 @@ class Dispatcher:
         packed: dict[int, protocol.PackedState],
         serving: dict[int, int],
     ) -> protocol.RecordDict:
-        method, nested = self.method, self.method.method.nested
+        strategy, nested = self.strategy, self.strategy.method.nested
         names = {
             part: protocol.MODEL if nested else f"part-{part}" for part in sorted({serving[c.client] for c in members})
         }
         tasks = tuple(
             Task(
-                c.client, method.part(c), method.committed.get(c.client, 0), names[serving[c.client]], c.num_examples,
-                method.client_values(c),
+                c.client, strategy.part(c), strategy.committed.get(c.client, 0), names[serving[c.client]],
+                c.num_examples, strategy.client_values(c),
             ) for c in sorted(members, key=lambda c: c.client)
         )  # fmt: skip
-        states = {name: packed[part] for part, name in names.items()} | dict(method.shared_states(members))
-        return protocol.pack_order(replace(order, tasks=tasks), states, method.client_arrays(members))
+        states = {name: packed[part] for part, name in names.items()} | dict(strategy.shared_states(members))
+        return protocol.pack_order(replace(order, tasks=tasks), states, strategy.client_arrays(members))

@@ -20,7 +20,7 @@ Hosted = Mapping[int, tuple[int, ...]]  # node -> clients that its message was f
 
 
 def collect(
-    method: ServerMethod,
+    strategy: ServerMethod,
     round_: int,
     replies: Iterable[Message],
     collector: RoundCollector,
@@ -41,33 +41,33 @@ def collect(
                 for client in clients:
                     collector.fail(client, f"its node failed: {last_line(message.error.reason)}")
             else:
-                allowed = sum(method.client_array_bytes(method.asked[client]) for client in clients)
-                reply = protocol.unpack_reply(message.content, method.uploads, allowed)
+                allowed = sum(strategy.client_array_bytes(strategy.asked[client]) for client in clients)
+                reply = protocol.unpack_reply(message.content, strategy.uploads, allowed)
                 roster.update(report for report in reply.reports if report.client in clients)
                 collector.add(reply, clients)
         except (ValueError, TypeError, KeyError) as error:
             for client in clients:
                 collector.reject(client, str(error))
         for client in set(clients) & set(collector.update.failures):
-            method.lost(client)
+            strategy.lost(client)
     update = collector.finish()
     for part, tier in update.tiers.items():  # frozen weights do not travel up
-        tier.state.update({key: method.model[key] for key in method.layouts[part].keys if key not in tier.state})
+        tier.state.update({key: strategy.model[key] for key in strategy.layouts[part].keys if key not in tier.state})
     for client, reason in update.failures.items():
         log(WARNING, "round %d: client %d is left out: %s", round_, client, reason)
     return update
 
 
 def client_scores(
-    method: ServerMethod, replies: Iterable[Message], hosted: Hosted, roster: Roster, trained: Collection[int]
+    strategy: ServerMethod, replies: Iterable[Message], hosted: Hosted, roster: Roster, trained: Collection[int]
 ) -> dict[str, Any]:
     """Return the clients' evaluation, as `client_evaluation.summarise` does, and by part if there are several."""
-    measure, loss = method.method.measure, method.config.server.accuracy_loss
+    measure, loss = strategy.method.measure, strategy.config.server.accuracy_loss
     scores: dict[int, Mapping[str, np.ndarray]] = {}
     for message in replies:
-        scores |= _scores(method, message, hosted.get(message.metadata.src_node_id, ()), roster)
-    parts = {client: method.part(roster.reports[client]) for client in scores}
-    macs = {client: method.parts.exit_macs(part) for client, part in parts.items()}
+        scores |= _scores(strategy, message, hosted.get(message.metadata.src_node_id, ()), roster)
+    parts = {client: strategy.part(roster.reports[client]) for client in scores}
+    macs = {client: strategy.parts.exit_macs(part) for client, part in parts.items()}
     result = summarise(scores, trained, macs, loss, measure)
     if len(set(parts.values())) > 1:
         groups = {p: {c: s for c, s in scores.items() if parts[c] == p} for p in sorted(set(parts.values()))}
@@ -92,7 +92,7 @@ def last_line(reason: str | None) -> str:
 
 
 def _scores(
-    method: ServerMethod, message: Message, hosted: Collection[int], roster: Roster
+    strategy: ServerMethod, message: Message, hosted: Collection[int], roster: Roster
 ) -> dict[int, Mapping[str, np.ndarray]]:
     """Return the arrays of a node's clients that are fit; the log says why the others are not."""
     node, scores = message.metadata.src_node_id, dict[int, Mapping[str, np.ndarray]]()
@@ -105,9 +105,9 @@ def _scores(
         return {}
     failed = {result.client: result.error for result in reply.results if result.error}
     for client in set(reply.client_arrays) & set(hosted):
-        exits = len(method.parts.exit_macs(method.part(roster.reports[client])))
+        exits = len(strategy.parts.exit_macs(strategy.part(roster.reports[client])))
         try:
-            check(reply.client_arrays[client], exits, method.method.measure)
+            check(reply.client_arrays[client], exits, strategy.method.measure)
             scores[client] = reply.client_arrays[client]
         except ValueError as error:
             failed[client] = str(error)

@@ -106,6 +106,8 @@ class EarlyExitStrategy(ServerMethod, Strategy):
                 with logs.context(round=round_, everywhere=True):
                     record = self._run_round(grid, round_, timeout or self.config.round.deadline)
                     result.train_metrics_clientapp[round_] = MetricRecord({**record.client_metrics})
+                    if record.client_accuracy:
+                        result.evaluate_metrics_clientapp[round_] = _by_exit(record.client_accuracy)
                     if evaluate_fn is not None and (metrics := evaluate_fn(round_, self.arrays())) is not None:
                         result.evaluate_metrics_serverapp[round_] = metrics
                     for callback in self.callbacks:
@@ -200,7 +202,7 @@ class EarlyExitStrategy(ServerMethod, Strategy):
         """Return the mean over clients of each exit's accuracy."""
         scores = client_scores(self, replies, self.dispatcher.hosted, self.roster, self.trained)
         self._client_accuracy = scores
-        return MetricRecord({f"exit-{e}": a for e, a in enumerate(scores["exits"], start=1)}) if scores else None
+        return _by_exit(scores) if scores else None
 
     def summary(self) -> None:
         """Log what is about to run."""
@@ -288,3 +290,7 @@ class EarlyExitStrategy(ServerMethod, Strategy):
 
     def _travels(self, key: str) -> bool:
         return self.method.travels(self.config, key)
+
+
+def _by_exit(scores: Mapping[str, Any]) -> MetricRecord:
+    return MetricRecord({f"exit-{e}": accuracy for e, accuracy in enumerate(scores["exits"], start=1)})

@@ -221,6 +221,18 @@ def test_invalid_run_name_is_refused(settings, name):
     assert not root.exists()
 
 
+def test_run_of_an_older_format_is_refused_in_one_line(settings):
+    strategy = run({**settings, "run.rounds": 1})
+    folder = Path(str(settings["run.root"])) / strategy.config.run.name
+    text = (folder / "config.toml").read_text()
+    assert "format = 2\n" in text
+    (folder / "config.toml").write_text(text.replace("format = 2\n", ""))
+    with pytest.raises(
+        UserError, match=r"has format 1, but this version of EarlyBloom reads format 2: start a new run"
+    ):
+        prepare({**settings, "run.resume": str(folder)})
+
+
 def test_resume_needs_a_run_folder(tmp_path):
     with pytest.raises(UserError, match="is no run folder"):
         RunFolder.reopen(tmp_path)

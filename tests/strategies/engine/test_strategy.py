@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.serverapp.strategy import Strategy
 
 from client.app import app as real_app
 from common.data import load
@@ -438,3 +439,21 @@ def test_a_model_costs_a_lone_client_no_more_than_it_weighs(run_strategy):
     run = run_strategy({**HOME, "clients.count": 1, "clients.per-round": 1, "clients.mix": "0,0,1"}, NODES[:1])
     bytes_ = 4 * sum(v.numel() for v in run.strategy.model.values())
     assert bytes_ < run.records[0].traffic["up"] < 1.1 * bytes_
+
+
+@pytest.mark.parametrize("method", ["ditto", "darkdistill"])
+def test_flowers_own_loop_gives_the_same_bits_and_commits_what_clients_keep(prepare_run, tmp_path, method):
+    """The own loop is made of Flower's four moments, so nothing of a round may happen beside them."""
+    changes = {"run.strategy": method, "run.name": "own", "server.clients-evaluate-every": 1}
+    own = prepare_run(changes)
+    own.result = own.strategy.start(own.grid)
+    flowers = prepare_run({**changes, "run.name": "flowers"})
+    result = Strategy.start(flowers.strategy, flowers.grid, flowers.strategy.arrays(), num_rounds=2)
+    assert same(own.strategy.model, flowers.strategy.model)
+    assert same(result.arrays.to_torch_state_dict(), own.strategy.model)
+    assert flowers.strategy.committed == own.strategy.committed
+    assert flowers.strategy.trained == own.strategy.trained
+    assert bool(own.strategy.committed) == (method == "ditto")
+    assert result.train_metrics_clientapp == own.result.train_metrics_clientapp
+    assert result.evaluate_metrics_clientapp == own.result.evaluate_metrics_clientapp
+    assert sorted(result.evaluate_metrics_clientapp) == [1, 2]
