@@ -64,7 +64,7 @@ def rounds(line: Sequence[str], number: int) -> list[str]:
     return [f"run.rounds={number}" if word.startswith("run.rounds=") else word for word in line]
 
 
-def test_the_demo_runs_as_the_images_run_it(host):
+def test_demo_runs_with_commands_of_images(host):
     assert not host.healthy("server")
     host.start("server", *host.command("server"))
     wait_until(lambda: host.healthy("server"), 300, "the server is not healthy")

@@ -85,7 +85,7 @@ def assert_stops(made: Containers) -> None:
         assert made.stop(name) == 0, made.log(name).read_text()
 
 
-def test_the_demo(tmp_path, stack):
+def test_demo_stack_completes_and_stops(tmp_path, stack):
     made = containers(tmp_path, stack, read("compose.yml", env={})["services"])
     serve(made)
     join(made)
@@ -101,7 +101,7 @@ def test_the_demo(tmp_path, stack):
 
 
 @pytest.mark.skipif(stream_module() is None, reason="nginx or its stream module is not installed")
-def test_the_demo_under_tls_with_keys_and_the_proxy(tmp_path, stack):
+def test_demo_stack_with_tls_keys_and_proxy(tmp_path, stack):
     services = read("compose.yml", "compose.tls.yml", env={})["services"]
     services["proxy"]["entrypoint"][-1] = f"{stream_module()}{services['proxy']['entrypoint'][-1]}"
     stranger = deepcopy(services["client-0"])

@@ -44,7 +44,7 @@ def ports(tmp_path: Path) -> Iterator[tuple[int, int]]:
         end(process)
 
 
-def test_a_stream_passes_with_its_own_certificate_and_token(ports):
+def test_stream_passes_proxy_with_own_certificate_and_token(ports):
     port, behind = ports
     with serve(register, f"127.0.0.1:{behind}", TOKEN, OURS):
         with connect(f"localhost:{port}", TOKEN, OURS.certificate) as channel:

@@ -20,7 +20,7 @@ print(time.time(), datetime.datetime.now(datetime.UTC).timestamp(), time.monoton
 
 @pytest.mark.skipif(bool(clocks_available()), reason=clocks_available())
 @pytest.mark.parametrize("seconds", [0, -240, 3600])
-def test_only_the_time_of_day_is_off(seconds: int) -> None:
+def test_only_time_of_day_is_shifted(seconds: int) -> None:
     before = time.time(), time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", CODE], env=os.environ | clock_off_by(seconds), capture_output=True, text=True,

@@ -169,7 +169,7 @@ def without() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_it_is_rejected_and_the_model_is_that_of_the_others(run_strategy, flower_log, without, attack):
+def test_attack_is_rejected_and_model_is_that_of_others(run_strategy, flower_log, without, attack):
     if not without:
         failing = Hostile(lambda reply, _: protocol.pack_reply(Reply([replace(reply.results[0], error="gone")])))
         reference = run_strategy(SETTINGS, NODES, failing)
@@ -188,7 +188,7 @@ def test_it_is_rejected_and_the_model_is_that_of_the_others(run_strategy, flower
 
 
 @pytest.mark.parametrize("attack", ["no samples", "nan", "sum at the integers' end"])
-def test_a_tier_of_which_all_is_refused_keeps_its_model(prepare_run, attack):
+def test_tier_keeps_model_if_all_updates_are_rejected(prepare_run, attack):
     nodes = [{**node, "depth": 3 if node["partition-id"] == HOSTILE else 1} for node in NODES]
     answer = ATTACKS[attack][0] if attack != "sum at the integers' end" else fold_of([HOSTILE], fill=-(2**63), depth=3)
     run = prepare_run(SETTINGS, nodes, Hostile(answer))
@@ -201,14 +201,14 @@ def test_a_tier_of_which_all_is_refused_keeps_its_model(prepare_run, attack):
         assert torch.equal(value, before[key]) == (key not in shallow), key
 
 
-def test_a_model_that_comes_twice_counts_once(run_strategy):
+def test_duplicate_model_counts_once(run_strategy):
     honest = run_strategy(SETTINGS, NODES)
     run = run_strategy(SETTINGS, NODES, Hostile(fold_of([HOSTILE], keep=True)))
     assert run.records[0].failures == {}
     assert all(torch.equal(run.strategy.model[key], value) for key, value in honest.strategy.model.items())
 
 
-def test_a_depth_that_is_not_there_ends_nothing_but_the_clients_part(run_strategy, flower_log):
+def test_invalid_depth_excludes_only_its_client(run_strategy, flower_log):
     report = ClientReport(HOSTILE, 99, "because", 40)
     run = run_strategy(
         {**SETTINGS, "run.rounds": 2}, NODES, Hostile(by_reply(lambda reply, _: reply.reports.append(report)))
@@ -217,7 +217,7 @@ def test_a_depth_that_is_not_there_ends_nothing_but_the_clients_part(run_strateg
     assert "client 2 cannot take part: there is no depth 99" in flower_log
 
 
-def test_updates_that_a_node_itself_finds_unfit_count_as_rejected(run_strategy, monkeypatch):
+def test_updates_rejected_by_node_count_as_rejected(run_strategy, monkeypatch):
     from strategies.node.local_training import LocalTraining
 
     train = LocalTraining.train
