@@ -1,4 +1,4 @@
-"""Three networks whose logits are given by hand, so that every count can be checked on paper."""
+"""Networks with fixed logits, so that every count can be checked by hand."""
 
 import json
 import math
@@ -19,7 +19,7 @@ EACH = dict.fromkeys(range(100), MACS)
 
 
 class Table(nn.Module):
-    """Says what a table says: row x of each exit; two classes."""
+    """Returns the logits of a table with two classes: row x of each exit."""
 
     def __init__(self, *confidences: list[float]) -> None:
         """One list per exit: probability of class 1 of each sample."""
@@ -35,14 +35,14 @@ class Table(nn.Module):
 
 
 def data(y: list[int], validation: int, test: int) -> ClientData:
-    """The first `validation` samples of the table are validation, the next `test` ones test."""
+    """Return data whose first `validation` samples are validation and whose next `test` samples are test."""
     x, labels = torch.arange(len(y)), torch.tensor(y)
     held_out, tested = slice(0, validation), slice(validation, validation + test)
     return ClientData(x[:0], labels[:0], x[held_out], labels[held_out], x[tested], labels[tested])
 
 
 def two_exits() -> tuple[Table, ClientData]:
-    """Four validation and five test samples, all of class 1."""
+    """Return four validation and five test samples, all of class 1."""
     validation = [0.97, 0.82, 0.38, 0.57], [0.99, 0.99, 0.90, 0.45]
     test = [0.96, 0.18, 0.72, 0.52, 0.04], [0.97, 0.60, 0.80, 0.30, 0.70]
     return Table(validation[0] + test[0], validation[1] + test[1]), data([1] * 9, 4, 5)
@@ -68,7 +68,7 @@ def test_counts_match_hand_count() -> None:
     assert found["examples"].tolist() == [4, 5]
     assert found["own_test"].tolist() == [1]
     validation, test = found["sweep"]
-    # two classes: at 0.5 everybody leaves at once
+    # two classes: at 0.5 every sample leaves at the first exit
     assert validation[at(0.5)].tolist() == [[4, 3], [0, 0]]
     assert validation[at(0.6)].tolist() == [[3, 2], [1, 0]]  # 0.97, 0.82 and 0.62 for the wrong class leave
     assert validation[at(0.65)].tolist() == [[2, 2], [2, 1]]
@@ -81,7 +81,7 @@ def test_counts_match_hand_count() -> None:
 
 
 def test_threshold_is_cheapest_within_allowed_validation_loss() -> None:
-    # the full network has 3 of 4; 0.5 and 0.55 have 3 of 4 with everybody at the first exit, the higher one is taken
+    # the full network has 3 of 4; 0.5 and 0.55 have 3 of 4 with all at the first exit; the higher one is taken
     assert scored()["threshold"].tolist() == [0.55]
     network, own = two_exits()
     own.validation_y[3] = 0  # now the last exit has 4 of 4, the first 2 of 4
@@ -162,9 +162,9 @@ def test_cheapest() -> None:
 
 
 def client(*exits: int, validation: list[int], test: list[int], threshold: float, own_test: int = 1) -> dict:
-    """A client with ten samples per split; below 0.7 all leave at the first exit, from there on at the last.
+    """Return a client with ten samples per split: below 0.7 all leave at the first exit, from 0.7 on at the last.
 
-    `validation` and `test`: how many are right at the first and at the last exit.
+    `validation` and `test`: how many are correct at the first and at the last exit.
     """
     sweep = np.zeros((2, len(THRESHOLDS), len(exits), 2), dtype=np.int64)
     for split, (first, last) in enumerate((validation, test)):
@@ -177,7 +177,7 @@ def client(*exits: int, validation: list[int], test: list[int], threshold: float
 
 
 def three() -> dict[int, dict]:
-    """Two clients with two exits, one with the first alone."""
+    """Return two clients with two exits and one with the first exit only."""
     alone = client(9, validation=[8, 8], test=[9, 9], threshold=math.inf)
     alone["sweep"][:, :, 0] = [[[10, 8]] * (FULL + 1), [[10, 9]] * (FULL + 1)]
     return {

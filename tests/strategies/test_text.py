@@ -83,10 +83,10 @@ def test_network_for_other_data_kind_is_refused(flat, changes, message):
 
 def test_delivered_text_model_works_and_infer_refuses_it(run_strategy, tmp_path):
     run = run_strategy({**QUICK, "clients.store": str(tmp_path)})
-    bundle = load_model(tmp_path / "test" / "depth-4")
+    stored_model = load_model(tmp_path / "test" / "depth-4")
     data = load(run.strategy.config.data, cache_root())
-    assert bundle.classes == data.classes
-    assert bundle.network(bundle.normalizer(data.test.inputs[:3]))[-1].shape == (3, 5)
+    assert stored_model.classes == data.classes
+    assert stored_model.network(stored_model.normalizer(data.test.inputs[:3]))[-1].shape == (3, 5)
     parser = argparse.ArgumentParser()
     add_parser(parser.add_subparsers())
     options = parser.parse_args(["infer", "--model", str(tmp_path / "test" / "depth-4"), "--images", str(tmp_path)])

@@ -1,4 +1,4 @@
-"""EEFL end to end: the real ClientApp on the in-process grid, and the promise that grouping changes no bit."""
+"""EEFL end to end: the real ClientApp on the in-process grid; grouping clients on nodes changes no bit."""
 
 import pytest
 import torch

@@ -18,7 +18,7 @@ def test_all_full_depth_clients_equal_eefl(run_strategy):
 
 
 def test_shallow_clients_do_not_contribute(run_strategy):
-    """The same images at the same full-depth clients: EEFL learns from the shallow ones as well."""
+    """With the same images on full-depth clients, only EEFL also learns from the shallow clients."""
     exclusive = run_strategy({"run.strategy": "exclusivefl", "run.rounds": 1}).strategy.model
     eefl = run_strategy({"run.rounds": 1}).strategy.model
     last = [k for k in eefl if k.startswith(("units.2", "exits.3"))]

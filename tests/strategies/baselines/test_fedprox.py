@@ -1,4 +1,4 @@
-"""FedProx: EEFL whose clients are pulled back to the server's weights."""
+"""FedProx: EEFL with a proximal term that pulls clients to the server's weights."""
 
 import torch
 
@@ -19,7 +19,7 @@ def test_two_steps_match_hand_computation(prepare_run):
     plain = {"train.batch-size": 16, "train.epochs": 1, "train.momentum": 0.0, "train.weight-decay": 0.0}
     strategy = prepare_run({**FEDPROX, **DEEP, **plain, "fedprox.mu": 4.0}).strategy
     job, w = make_job(strategy, 1), seeded(strategy)
-    assert len(job.y) == 32  # two batches; at the first one there is nothing to pull
+    assert len(job.y) == 32  # two batches; at the first one the pull is zero
     pulled = FedProxLocal().train(job).state.state_dict()
     network = strategy.network
     sgd(strategy, network, 1, 1, 1, pull=4.0, anchor=w)

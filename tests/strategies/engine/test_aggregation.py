@@ -17,7 +17,7 @@ LAYOUTS = {1: SHALLOW, 2: DEEP}
 ASKED = {0: 1, 1: 1, 2: 2, 3: 2, 4: 2}
 EXAMPLES = {0: 10, 1: 30, 2: 20, 3: 20, 4: 7}
 BITS = fraction_bits(sum(EXAMPLES.values()))
-BITS_ALLOW = 2 ** sum(EXAMPLES.values()).bit_length() - 1  # samples: more than that would overflow the sum
+BITS_ALLOW = 2 ** sum(EXAMPLES.values()).bit_length() - 1  # most samples before the sum overflows
 
 
 def state(client: int, value: float | None = None) -> FlatState:
@@ -31,7 +31,7 @@ def result(client: int, **changes) -> ClientResult:
 
 
 def folded(*clients: int) -> Reply:
-    """A node's reply; alone in its tier a client travels as fp32."""
+    """Return a node's reply; the model of a client alone in its tier is sent as fp32."""
     reply = Reply([result(c) for c in clients])
     for depth in (1, 2):
         members = [c for c in clients if ASKED[c] == depth]

@@ -1,4 +1,4 @@
-"""A client that answers after the deadline: dropped, or folded into a later round with a staleness weight."""
+"""Replies after the deadline are dropped, or folded into a later round with a staleness weight."""
 
 import threading
 import time
@@ -28,7 +28,7 @@ DEADLINE = 0.3
 
 
 class Clock:
-    """Goes on by what is slept, and a little whenever it is read: a busy machine makes nobody late."""
+    """Advances by each sleep, and a little at each reading, so that a busy machine makes no client late."""
 
     TICK = 0.01
 
@@ -52,7 +52,7 @@ def clock(monkeypatch) -> Clock:
 
 
 class Watched:
-    """The real ClientApp; keeps who was asked in which round, with which version, and what came of it."""
+    """The real ClientApp; records the round, client and version of every order, and the resulting model."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, int, int]] = []  # round, client, version
@@ -73,7 +73,7 @@ class Watched:
 
 
 class Withholding(LocalGrid):
-    """Keeps the slow client's answer to round 1 until orders of round `until` go out."""
+    """Holds the slow client's reply to round 1 back until orders of round `until` are sent."""
 
     until = 2
 
@@ -131,7 +131,7 @@ def test_late_reply_is_weighted_by_staleness(prepare_run, grid, rounds_late):
     last = 1 + rounds_late
     assert [list(record.late) for record in run.records] == [[]] * rounds_late + [[SLOW]]
     assert [list(record.failures) for record in run.records] == [[SLOW]] + [[]] * rounds_late
-    assert app.rounds_of(SLOW) == [1]  # still at work in the rounds after
+    assert app.rounds_of(SLOW) == [1]  # busy in the rounds after
     assert run.records[-1].clients == {1: 2, 2: 2, 3: 1}
     assert run.strategy.trained == set(range(6))
     (ours, fresh), (theirs, stale) = app.models[last, 4], app.models[1, SLOW]
@@ -139,7 +139,7 @@ def test_late_reply_is_weighted_by_staleness(prepare_run, grid, rounds_late):
     deepest = set(run.strategy.layouts[3].keys) - set(run.strategy.layouts[2].keys)
     assert deepest
     for key, value in fresh.state_dict().items():
-        if key in deepest:  # nobody else has these
+        if key in deepest:  # the only other client that holds these is SLOW
             mean = (ours * value.double() + share * stale.state_dict()[key].double()) / (ours + share)
             assert torch.allclose(run.strategy.model[key].double(), mean, atol=1e-6), key
             assert not torch.allclose(run.strategy.model[key], value, atol=1e-6), key
@@ -212,7 +212,7 @@ def test_invalid_late_reply_is_dropped(run_strategy, flower_log):
 
 @pytest.mark.parametrize("staleness", [0.0, 0.5])
 def test_slow_node_on_real_threads(run_strategy, monkeypatch, clock, staleness):
-    """Nodes on threads, one of which works until the others are in the next round."""
+    """Nodes run on threads; one works until the others are in the next round."""
     turn, next_round, done, in_time = threading.Lock(), threading.Event(), threading.Event(), set[int]()
 
     def app(message, context):
@@ -261,7 +261,7 @@ LAYOUT = Layout((("w", (2,)),), (("n", ()),))
 
 
 def test_late_sum_has_expected_weight():
-    """Two clients of one node, 10 and 20 samples, two rounds late at 0.5: 8 samples of 7.5, beside 24 fresh ones."""
+    """Two clients (10 and 20 samples), two rounds late at 0.5: weight 8 (from 7.5), beside 24 fresh samples."""
     bits, reports = fraction_bits(30), [ClientReport(c, 1, "", n) for c, n in ((0, 10), (1, 20))]
     latecomers = Latecomers(0.5, {1: LAYOUT}, lambda client: client.part, averages=True)
     latecomers.expect(1, bits, 60.0, {"first": reports})
@@ -272,7 +272,7 @@ def test_late_sum_has_expected_weight():
         fold.add_state(state, reports[client].num_examples, client)
     results = [ClientResult(c, 1, n, kept=True) for c, n in ((0, 10), (1, 20))]
     content = protocol.pack_reply(Reply(results, folds={1: fold}))
-    LocalGrid(None, [])  # makes messages possible
+    LocalGrid(None, [])  # messages need a grid in the process
     order = Message(content, dst_node_id=1, message_type=protocol.TRAIN)
     order.metadata.__dict__["_message_id"] = "first"
     collector = RoundCollector({1: LAYOUT}, fraction_bits(24 + latecomers.samples), {2: 1}, {2: 24})

@@ -14,7 +14,7 @@ def echo(message: Message, context) -> Message:
 
 
 class Late(LocalGrid):
-    """Hands over one reply at a time, and none at every other pull; node 2's message is lost."""
+    """Returns one reply at every other pull and none in between; node 2's message is lost."""
 
     pulls = 0
 
@@ -65,7 +65,7 @@ def test_deadline_ends_wait_for_lost_message():
 
 
 class Gone(LocalGrid):
-    """Its second node has gone, and the grid says so in its own name, as Flower's does."""
+    """The second node has gone; the grid reports that as the sender, as Flower's does."""
 
     def pull_messages(self, message_ids):
         gone = list(self.contexts)[1]

@@ -123,7 +123,7 @@ def test_norms_of_two_updates_are_not_compared(flower_log):
 
 
 def apart(*moves: float, layouts: dict[int, Layout]) -> set[int]:
-    """Each client alone in its tier, with every layer moved by so much; returns who is rejected."""
+    """Move all layers of each client, alone in its tier, by its value; return the rejected clients."""
     starts = {d: FlatState(layout, torch.ones(layout.sizes[0]), torch.ones(1).long()) for d, layout in layouts.items()}
     asked = dict(enumerate(layouts))
     collector = make_collector(
@@ -185,7 +185,7 @@ def test_fold_is_rejected():
 
 
 def boosted(client: int, factor: float):
-    """Local training after which one client multiplies what it has learnt."""
+    """Return local training in which one client multiplies its update."""
     train = LocalTraining.train
 
     def patched(self, job):

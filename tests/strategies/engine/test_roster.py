@@ -87,7 +87,7 @@ def test_bound_clients_stay_on_node_and_idle_nodes_get_none():
 
 
 class Answering(LocalGrid):
-    """A grid whose nodes answer queries with prepared reports (`None`: an error, text: nonsense)."""
+    """A grid whose nodes answer queries with prepared reports (`None`: an error, text: an invalid reply)."""
 
     def __init__(self, answers: list) -> None:
         super().__init__(None, [{}] * len(answers))
@@ -187,7 +187,7 @@ def test_too_few_answers_are_reported():
 
 
 def again(people: Roster, grid: Answering) -> int:
-    """Look for nodes once more; returns how many were asked something."""
+    """Look for nodes again; return how many got a query."""
     before = len(grid.asked)
     people.discover(grid, Order("r", "{}"), 1, wait=0.0, deadline=5.0)
     return len(grid.asked) - before
@@ -199,8 +199,8 @@ def test_first_node_keeps_client_that_two_nodes_claim(flower_log):
     (second,) = set(grid.answers) - {first}
     told = f"client 7 is at home on node {first}, which answers: node {second} is left out"
     assert sum(line.startswith(told) for line in flower_log) == 1
-    assert again(people, grid) == 0  # it is settled
-    del grid.contexts[first]  # Flower lists it no more
+    assert again(people, grid) == 0  # the decision stays
+    del grid.contexts[first]  # Flower no longer lists it
     assert again(people, grid) == 0
     assert people.homes == {7: second}
 
@@ -233,7 +233,7 @@ def test_refused_device_may_return_with_more_capacity():
 
 
 def add(grid: Answering, answer: NodeReport) -> int:
-    """Let one more node come; returns its id."""
+    """Add a node; return its id."""
     other = Answering([answer])
     (node,) = other.contexts
     number = max(grid.contexts, default=node) + 1

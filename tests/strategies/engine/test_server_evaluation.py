@@ -22,7 +22,7 @@ def source():
 
 @pytest.fixture
 def network():
-    """LeNet after a few steps, so that its exits differ."""
+    """Return LeNet after a few steps, so that its exits differ."""
     network = build(NetworkSpec("lenet", 10, (1, 8, 8)), seed=1)
     train = load(DATA, cache_root()).train
     x, y = normalizer(DATA, 1)(train.inputs[:300]), train.labels[:300]

@@ -1,4 +1,4 @@
-"""The round loop: faults, quorum, declared depths, resume, and what the clients receive at the end."""
+"""The round loop: faults, quorum, declared depths, resume, and the final models on the clients."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def same(one, two) -> bool:
 
 
 class Tampered:
-    """The real ClientApp whose train replies are changed for one client."""
+    """The real ClientApp, except that one client's replies to train orders are changed."""
 
     def __init__(self, client: int, change) -> None:
         self.client, self.change = client, change
@@ -146,7 +146,7 @@ def test_failed_node_is_reported_for_each_of_its_clients(run_strategy):
 
 
 class Swallowing(LocalGrid):
-    """Loses every order to train that is sent to the second node."""
+    """Drops every train order to the second node."""
 
     def push_messages(self, messages):
         ids = []
@@ -200,7 +200,7 @@ def test_run_fails_without_any_answer(run_strategy, monkeypatch):
 
 
 class Spy:
-    """Records (round, client, depth) of every order to train."""
+    """Records (round, client, depth) of every train order."""
 
     def __init__(self) -> None:
         self.trained: list[tuple[int, int, int]] = []
@@ -228,7 +228,7 @@ def test_depth_one_leaves_deeper_layers_unchanged(run_strategy):
 
 
 def rerated(prepare_run, before: dict[str, Any], after: dict[str, Any]):
-    """Run three rounds; client 5's node declares something else after the first."""
+    """Run three rounds; client 5's node changes its declaration after the first."""
     spy = Spy()
     nodes: list[dict[str, Any]] = [*NODES[:5], {"partition-id": 5, **before}]
     run = prepare_run({**HOME, "run.rounds": 3}, nodes, spy)
@@ -300,7 +300,7 @@ def test_resumed_run_gives_same_weights(prepare_run):
     whole.strategy.start(whole.grid)
     first = prepare_run({**learned, "run.name": "cut", "run.rounds": 3})
     first.strategy.start(first.grid, num_rounds=1)
-    # round 2 was killed before its checkpoint: clients wrote states that nobody committed
+    # round 2 was killed before its checkpoint: clients wrote states that were never committed
     killed = first.strategy.configure_train(2, None, None, first.grid)
     assert not any(reply.has_error() for reply in first.grid.send_and_receive(killed))
     second = prepare_run({**learned, "run.name": "cut", "run.rounds": 3})
@@ -403,17 +403,19 @@ def test_every_client_gets_loadable_model_after_last_round(run_strategy, tmp_pat
     run = run_strategy({"server.evaluate-every": 2, "run.name": "delivered"})
     source = load(run.strategy.config.data, cache_root())
     for depth in (1, 2, 3):
-        bundle = load_model(tmp_path / "clients" / "delivered" / f"depth-{depth}")
-        assert same(bundle.network.state_dict(), {k: run.strategy.model[k] for k in bundle.network.state_dict()})
-        assert len(bundle.network.exit_positions) == depth
-        assert bundle.classes == source.classes
-        x = bundle.normalizer(source.test.inputs[:8])
+        stored_model = load_model(tmp_path / "clients" / "delivered" / f"depth-{depth}")
+        assert same(
+            stored_model.network.state_dict(), {k: run.strategy.model[k] for k in stored_model.network.state_dict()}
+        )
+        assert len(stored_model.network.exit_positions) == depth
+        assert stored_model.classes == source.classes
+        x = stored_model.normalizer(source.test.inputs[:8])
         assert torch.equal(x, run.strategy.normalizer(source.test.inputs[:8]))
         with torch.inference_mode():
             expected = run.strategy.global_network().eval()(x)
-            assert all(torch.equal(a, b) for a, b in zip(bundle.network(x), expected, strict=False))
+            assert all(torch.equal(a, b) for a, b in zip(stored_model.network(x), expected, strict=False))
     thresholds = run.records[-1].accuracy["calibrated"]["thresholds"]
-    assert list(bundle.policy.thresholds) == thresholds
+    assert list(stored_model.policy.thresholds) == thresholds
 
 
 def test_node_state_folder_holds_its_model(run_strategy, tmp_path):

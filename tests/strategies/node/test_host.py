@@ -1,4 +1,4 @@
-"""What a node does with an order, without any server."""
+"""How a node handles an order, without a server."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ EVERYBODY = tuple(Task(client, 1 + client // 2) for client in range(6))
 
 @pytest.fixture
 def ordered(flat):
-    """An order for all six clients and the whole model, as the server would send it; `changes` to the configuration."""
+    """Return an order as the server sends it, for all six clients and the whole model; `changes`: configuration."""
 
     def make(changes=None, tasks=EVERYBODY):
         strategy = make_strategy(read_config({**flat, **(changes or {})}))
@@ -206,11 +206,11 @@ def test_delivery_writes_one_file_per_depth(ordered, tmp_path):
     host.deliver(replace(order, round_values=facts), payload, {"state": str(tmp_path / "node")})
     folder = tmp_path / "node" / "test"
     assert sorted(path.name for path in folder.iterdir()) == ["depth-1", "depth-2", "depth-3"]
-    bundle = load_model(folder / "depth-2")
-    assert bundle.normalizer.std == (0.25,)
+    stored_model = load_model(folder / "depth-2")
+    assert stored_model.normalizer.std == (0.25,)
     whole = payload.states[protocol.MODEL].state_dict()
-    assert all(torch.equal(value, whole[key]) for key, value in bundle.network.state_dict().items())
-    assert len(bundle.policy.thresholds) == 1
+    assert all(torch.equal(value, whole[key]) for key, value in stored_model.network.state_dict().items())
+    assert len(stored_model.policy.thresholds) == 1
 
 
 def test_unreadable_configuration_is_reported(ordered):

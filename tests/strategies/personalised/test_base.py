@@ -1,4 +1,4 @@
-"""What all personalised methods share: parts, BatchNorm's statistics, evaluation, and no trace of grouping."""
+"""Shared behaviour of personalised methods: keys, BatchNorm statistics, evaluation, independence of grouping."""
 
 import copy
 import math
@@ -96,7 +96,7 @@ def test_batchnorm_statistics_are_averaged_by_option(run_strategy):
 
 
 def by_hand(strategy, network, x, batch_sizes):
-    """BatchNorm's statistics after one pass: means over batches of the mean and of the unbiased variance."""
+    """Return BatchNorm's statistics after one pass: means over batches of the mean and of the unbiased variance."""
     rows = batches(len(x), batch_sizes, generator(strategy.config.run.seed, "statistics", 1, 3))
     seen: dict[str, list[torch.Tensor]] = {}
     network = copy.deepcopy(network).train()
@@ -186,7 +186,7 @@ def test_fine_tuning_continues_from_objective_state(prepare_run):
         FedBABULocal().personalise(job)
         tuned.append(job.model.floats.clone())
     assert not torch.equal(*tuned)
-    deeper = make_job(strategy, 1, depth=2, kept=outcome.kept)  # of three exits' weights two exits can use none
+    deeper = make_job(strategy, 1, depth=2, kept=outcome.kept)  # weights of three exits do not fit two exits
     FedBABULocal().train(deeper)
 
 
@@ -208,12 +208,14 @@ def test_last_evaluation_uses_delivered_model(run_strategy, name):
     means = []
     for client in range(6):
         data = own_data(run.strategy, client)
-        bundle = load_model(folder(run.strategy) / f"client-{client:06d}")
+        stored_model = load_model(folder(run.strategy) / f"client-{client:06d}")
         with torch.inference_mode():
-            right = [(z.argmax(1) == data.validation_y).double().mean() for z in bundle.network(data.validation_x)]
+            right = [
+                (z.argmax(1) == data.validation_y).double().mean() for z in stored_model.network(data.validation_x)
+            ]
         means.append(float(sum(right)) / len(right))
-        assert len(set(bundle.policy.thresholds)) <= 1
-        assert all(0.5 <= t <= 0.95 or math.isinf(t) for t in bundle.policy.thresholds)
+        assert len(set(stored_model.policy.thresholds)) <= 1
+        assert all(0.5 <= t <= 0.95 or math.isinf(t) for t in stored_model.policy.thresholds)
     assert accuracy["mean"] == pytest.approx(sum(means) / 6)
 
 

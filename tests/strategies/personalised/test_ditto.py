@@ -1,4 +1,4 @@
-"""Ditto: FedAvg, and beside it a network of one's own that is pulled towards the server's."""
+"""Ditto: FedAvg, plus a personal network per client that is pulled towards the server's weights."""
 
 import pytest
 import torch
@@ -84,7 +84,7 @@ def test_pull_and_epochs_apply_to_personal_network_only(prepare_run):
     strategy = prepare_run(changes).strategy
     start = FlatState.of(seeded(strategy))
     job, local = make_job(strategy, 1), DittoLocal()
-    for round_ in (1, 2):  # one client half serves a node's clients in turn: the anchor must not outlive the first
+    for round_ in (1, 2):  # one client half serves a node's clients in turn: the anchor of the first must not remain
         local.load(job, start)
         outcome = local.train(job)
         network = prepare_run(changes).strategy.network

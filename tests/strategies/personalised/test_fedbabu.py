@@ -1,4 +1,4 @@
-"""FedBABU: the body alone is trained; a client fine-tunes everything before its network is used."""
+"""FedBABU: rounds train the body only; each client fine-tunes the whole network before use."""
 
 import copy
 
@@ -49,7 +49,7 @@ def test_body_step_matches_hand_computation(prepare_run):
 
 def test_fine_tuning_matches_hand_computation(run_strategy):
     strategy = run_strategy({**FEDBABU, **DEEP, "clients.per-round": 3}).strategy
-    for client in range(6):  # whether they were sampled or not
+    for client in range(6):  # sampled or not
         network = copy.deepcopy(strategy.global_network())
         sgd(strategy, network, client, 2, 2, "fine-tuning")
         assert close(delivered(strategy, client), network.state_dict())

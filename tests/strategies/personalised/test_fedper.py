@@ -1,4 +1,4 @@
-"""FedPer: the backbone is averaged, the heads stay."""
+"""FedPer: the backbone is averaged, the heads stay on the clients."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""FedRep: heads on a fixed backbone, then the backbone under fixed heads."""
+"""FedRep: train the heads on a fixed backbone, then the backbone under fixed heads."""
 
 import pytest
 import torch

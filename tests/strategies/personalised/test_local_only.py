@@ -1,4 +1,4 @@
-"""Local training alone: not one weight travels."""
+"""Local training only: no weights are sent."""
 
 import pytest
 
@@ -36,7 +36,7 @@ def test_client_trains_as_it_would_alone(run_strategy, prepare_run, network):
 
 
 def sampled(prepare_run, changes, round_) -> set[int]:
-    """Clients of a round: the choice depends on the seed and the round alone."""
+    """Return the clients of a round: the choice depends only on the seed and the round."""
     run = prepare_run({**changes, "run.name": f"sample-{round_}"})
     run.strategy.configure_train(round_, None, None, run.grid)
     return set(run.strategy.asked)
