@@ -1,4 +1,4 @@
-"""Hosts in namespaces: what other tests rely on."""
+"""Hosts in namespaces: the delay, rate, loss and clean-up that other tests rely on."""
 
 import os
 import signal
@@ -48,7 +48,7 @@ def hosts() -> Iterator[Mapping[str, Host]]:
 
 
 def ask(hosts: Mapping[str, Host], size: int = 10, timeout: float = 10) -> float:
-    """Return the seconds of the quickest of five round trips; 0 when there was no connection."""
+    """Return the seconds of the fastest of five round trips; 0 without a connection."""
     command = [sys.executable, "-c", ASK, hosts["device"].address, str(size), str(timeout)]
     process = hosts["server"].popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     answer, _ = process.communicate()
@@ -64,7 +64,7 @@ def test_delay_counts_twice_in_round_trip(hosts: Mapping[str, Host]) -> None:
 
 def test_rate_limits_both_directions(hosts: Mapping[str, Host]) -> None:
     hosts["device"].link(rate=1e6)
-    # the answer to the first packet is on its way back while the last one is still on its way there
+    # the first packet is already answered while the last one is still being sent
     assert 0.08 <= ask(hosts, 10_000) < 0.3
 
 

@@ -14,14 +14,14 @@ from strategies.factory import make_strategy, read_config
 from strategies.node import host
 from strategies.node.local_training import LocalTraining
 
-EVERYBODY = tuple(Task(client, 1 + client // 2) for client in range(6))
+ALL_CLIENTS = tuple(Task(client, 1 + client // 2) for client in range(6))
 
 
 @pytest.fixture
 def ordered(flat):
     """Return an order as the server sends it, for all six clients and the whole model; `changes`: configuration."""
 
-    def make(changes=None, tasks=EVERYBODY):
+    def make(changes=None, tasks=ALL_CLIENTS):
         strategy = make_strategy(read_config({**flat, **(changes or {})}))
         order = replace(strategy._order(1), tasks=tasks, bits=30)
         return order, Payload({protocol.MODEL: strategy.part_state(3)})
