@@ -34,7 +34,7 @@ def template() -> str:
 
 
 def test_readme_agrees_with_results(text: str) -> None:
-    assert list(stale(text)) == [], "write the tables anew: python -m benchmarks.tables"
+    assert list(stale(text)) == [], "update the tables: python -m benchmarks.tables"
     assert rendered(text) == text
 
 
@@ -49,7 +49,7 @@ def test_every_measured_table_has_a_renderer(text: str) -> None:
 
 @pytest.mark.parametrize("topic", TOPICS)
 def test_results_page_has_every_figure(topic: str) -> None:
-    words = " ".join(RESULTS.read_text(encoding="utf-8").split())  # a figure may be broken over two lines
+    words = " ".join(RESULTS.read_text(encoding="utf-8").split())  # a line break may split a figure
     figures = {name: " ".join(figure.split()) for name, figure in TOPICS[topic](read_results).items()}
     assert [name for name, figure in figures.items() if figure not in words] == []
 
@@ -150,6 +150,6 @@ def test_pick_needs_exactly_one_matching_row() -> None:
 
 
 def _next_digit(text: str, end: int) -> str:
-    """Return a text whose last digit before `end` is another one."""
+    """Change the last digit before `end`."""
     at = max(at for at in range(end) if text[at].isdigit())
     return text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :]

@@ -1,4 +1,4 @@
-"""Images and compose files: their schema, what each promises, and, where the tools are installed, their own checks."""
+"""Images and compose files: schema, documented properties and, where installed, the checks of Docker and hadolint."""
 
 import json
 import re
@@ -114,12 +114,12 @@ def test_every_image_is_built_once_and_own_images_never_pulled():
 
 @pytest.mark.parametrize("names", [["compose.yml"], ["compose.yml", "compose.tls.yml"]])
 def test_only_run_ends_among_started_services(names):
-    """`--abort-on-container-exit` stops all with the first that ends, well or not, and with it the run."""
+    """`--abort-on-container-exit` stops all services when the first one ends, so only the run may end."""
     services = read(*names)["services"]
-    ends = {name for name, told in services.items() if "restart" not in told and "profiles" not in told}
+    ends = {name for name, service in services.items() if "restart" not in service and "profiles" not in service}
     assert ends == {"run"}
-    waited_for = {other for told in services.values() for other in told.get("depends_on", [])}
-    assert waited_for <= {name for name, told in services.items() if "profiles" not in told}
+    waited_for = {other for service in services.values() for other in service.get("depends_on", [])}
+    assert waited_for <= {name for name, service in services.items() if "profiles" not in service}
 
 
 def test_readme_has_commands_of_compose_files():
