@@ -197,8 +197,8 @@ def test_first_node_keeps_client_that_two_nodes_claim(flower_log):
     people, grid = discovered([NodeReport(0, False, (report(7),)), NodeReport(1, False, (report(7),))])
     first = people.homes[7]
     (second,) = set(grid.answers) - {first}
-    told = f"client 7 is at home on node {first}, which answers: node {second} is left out"
-    assert sum(line.startswith(told) for line in flower_log) == 1
+    expected = f"client 7 is at home on node {first}, which answers: node {second} is left out"
+    assert sum(line.startswith(expected) for line in flower_log) == 1
     assert again(people, grid) == 0  # the decision stays
     del grid.contexts[first]  # Flower no longer lists it
     assert again(people, grid) == 0

@@ -11,9 +11,8 @@ def test_rounds_equal_eefl_bit_for_bit(run_strategy):
     tuned = run_strategy({**TUNED, "server.clients-evaluate-every": 1})
     assert same(tuned.strategy.model, run_strategy().strategy.model)
     assert all(record.client_accuracy["clients"] == 6 for record in tuned.records)
-    assert not list(
-        folder(tuned.strategy).glob("client-*/round-*")
-    )  # clients keep no state: fine-tuning always starts from the server's weights
+    # clients keep no state: fine-tuning always starts from the server's weights
+    assert not list(folder(tuned.strategy).glob("client-*/round-*"))
 
 
 def test_every_client_fine_tunes_global_network(run_strategy):
