@@ -1,4 +1,4 @@
-# Everything happens inside this folder: the virtual environment, Flower's home, runs and caches.
+# All files stay in this folder: the virtual environment, Flower's home, runs and caches.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -28,7 +28,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# common/rpc/*_pb2* are checked in, so that a device needs no compiler
+# common/rpc/*_pb2* are in the repository, so that a device needs no compiler
 proto: setup
 	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. common/rpc/split.proto common/rpc/students.proto
 

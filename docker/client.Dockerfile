@@ -1,8 +1,8 @@
 # A device: SuperNode and ClientApp. Build from the project's folder:
 #   docker build -f docker/client.Dockerfile -t earlybloom-client .
-# TORCH_INDEX: address of PyTorch's package index for CPUs, else pip's own torch comes with several GB of CUDA. Both of
-# its packages come from there, since others do not match, and nothing else, since it has few versions of the rest.
-# A device's folder has keys that only their owner may read: `chown -R 10001 FOLDER` before it is mounted at /certificates.
+# TORCH_INDEX: address of PyTorch's package index for CPUs; without it pip installs torch with several GB of CUDA. Torch
+# and torchvision must both come from it to match, and nothing else: it has few versions of other packages.
+# Only their owner may read the keys in a device's folder: `chown -R 10001 FOLDER` before you mount it at /certificates.
 FROM python:3.11-slim
 
 ARG TORCH_INDEX=""

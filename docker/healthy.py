@@ -1,6 +1,6 @@
-"""`python docker/healthy.py PORT`: exit 0 if Flower's process at this port of this machine answers, by TLS or without.
+"""`python docker/healthy.py PORT`: exit 0 if Flower's process answers at this port of loopback, with or without TLS.
 
-The certificate is not looked at: the question goes to loopback, and nothing secret is in it.
+The certificate is not checked: the request stays on this machine and holds no secret.
 """
 
 import ssl
@@ -17,7 +17,7 @@ def healthy(port: int) -> bool:
         try:
             with urlopen(f"{scheme}://127.0.0.1:{port}/health", timeout=4, context=context) as answer:
                 return bool(answer.status == 200)
-        except (URLError, OSError):  # a TLS port hangs up on plain HTTP
+        except (URLError, OSError):  # a TLS port closes plain HTTP connections
             continue
     return False
 

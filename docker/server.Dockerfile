@@ -1,7 +1,7 @@
 # The server: SuperLink and ServerApp. Build from the project's folder:
 #   docker build -f docker/server.Dockerfile -t earlybloom-server .
-# TORCH_INDEX: address of PyTorch's package index for CPUs, else pip's own torch comes with several GB of CUDA. Both of
-# its packages come from there, since others do not match, and nothing else, since it has few versions of the rest.
+# TORCH_INDEX: address of PyTorch's package index for CPUs; without it pip installs torch with several GB of CUDA. Torch
+# and torchvision must both come from it to match, and nothing else: it has few versions of other packages.
 FROM python:3.11-slim
 
 ARG TORCH_INDEX=""

@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """Folder of real image sets (cifar10_tiny, ...), set by EARLYBLOOM_DATA."""
+    """Return the folder of real image sets (cifar10_tiny, ...), set by EARLYBLOOM_DATA."""
     folder = (PROJECT / os.environ.get("EARLYBLOOM_DATA", "../shared/data")).resolve()
     if not (folder / "cifar10_tiny").is_dir():
         pytest.skip(f"no image sets in {folder}: set EARLYBLOOM_DATA to the folder that holds cifar10_tiny")
@@ -44,7 +44,7 @@ def data_root() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def flower_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Flower's home in a folder of the session: runs, client states and decoded images land beside it."""
+    """Put Flower's home into a temporary folder; runs, client states and decoded images are stored beside it."""
     home = tmp_path_factory.mktemp("home") / ".flwr"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLWR_HOME", str(home))
@@ -53,19 +53,19 @@ def flower_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Clients and server compute on one thread by default; what they are compared with must, too, to the last bit."""
+    """Compute on one thread, as clients and server do by default, so that references agree to the last bit."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> None:
-    """Let Ctrl-C interrupt what tests start: a shell's background job, as which they may run, ignores it."""
+    """Let Ctrl-C interrupt processes that tests start, even where the tests are a background job, which ignores it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
 def flower_log() -> Iterator[list[str]]:
-    """What Flower's logger was told, one string per message."""
+    """Yield the messages of Flower's logger."""
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
@@ -77,7 +77,7 @@ def flower_log() -> Iterator[list[str]]:
 
 @dataclass
 class Run(Callback):
-    """A run on the in-process grid and what it recorded."""
+    """A run on the in-process grid and its records."""
 
     strategy: EarlyExitStrategy
     grid: Grid
@@ -94,7 +94,7 @@ class Run(Callback):
 
 @pytest.fixture
 def flat(tmp_path: Path) -> dict[str, Value]:
-    """A configuration that trains in milliseconds: LeNet with three tiers on a few embedded digits."""
+    """Return a configuration that trains in milliseconds: LeNet with three tiers on a few embedded digits."""
     return {
         "run.name": "test", "run.strategy": "eefl", "run.rounds": 2,
         "clients.count": 6, "clients.per-round": 6, "clients.mix": "0.34,0.33,0.33", "clients.device": "cpu",
@@ -106,7 +106,7 @@ def flat(tmp_path: Path) -> dict[str, Value]:
 
 @pytest.fixture
 def prepare_run(flat: dict[str, Value]) -> Callable[..., Run]:
-    """Make a strategy and a grid; `changes` are keys of the configuration, `nodes` one node configuration each."""
+    """Make a strategy and a grid; `changes`: configuration keys, `nodes`: one node configuration each."""
 
     def prepare(
         changes: Mapping[str, Value] | None = None,

@@ -6,7 +6,7 @@ COSTS = (1.0, 19.0, 37.0, 51.0, 69.0, 82.0, 100.0)
 
 
 @pytest.mark.parametrize("cost", [60.0, 72.4, 80.0])
-def test_all_draws_cost_what_was_asked(cost: float) -> None:
+def test_all_draws_have_requested_cost(cost: float) -> None:
     found = list(draws(cost, COSTS))
     assert len(set(found)) == len(found) > 100
     assert all(min(shares) >= 0 and shares[0] == 0 for shares in found)

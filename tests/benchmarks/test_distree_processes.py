@@ -23,7 +23,7 @@ def handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def test_a_student_is_slowed_and_quick_again(tmp_path: Path, handlers: None) -> None:
+def test_signals_slow_student_and_restore_it(tmp_path: Path, handlers: None) -> None:
     service = StudentService(Tiny(tmp_path).student(1), LastExit(EXITS))
     slowed_by_signals(service)
     for number, factor in zip(SIGNALS, (SLOW, 1.0), strict=True):
@@ -31,7 +31,7 @@ def test_a_student_is_slowed_and_quick_again(tmp_path: Path, handlers: None) -> 
         assert service.slowdown == factor
 
 
-def test_a_device_serves_what_its_arguments_say(
+def test_device_serves_student_of_its_arguments(
     tmp_path: Path, handlers: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served: list[str] = []

@@ -34,7 +34,7 @@ def template() -> str:
 
 
 def test_readme_agrees_with_results(text: str) -> None:
-    assert list(stale(text)) == [], "write the tables anew: python -m benchmarks.tables"
+    assert list(stale(text)) == [], "update the tables: python -m benchmarks.tables"
     assert rendered(text) == text
 
 
@@ -49,19 +49,19 @@ def test_every_measured_table_has_a_renderer(text: str) -> None:
 
 @pytest.mark.parametrize("topic", TOPICS)
 def test_results_page_has_every_figure(topic: str) -> None:
-    words = " ".join(RESULTS.read_text(encoding="utf-8").split())  # a figure may be broken over two lines
+    words = " ".join(RESULTS.read_text(encoding="utf-8").split())  # a line break may split a figure
     figures = {name: " ".join(figure.split()) for name, figure in TOPICS[topic](read_results).items()}
     assert [name for name, figure in figures.items() if figure not in words] == []
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_number_changed_by_hand_is_found_and_mended(name: str, text: str) -> None:
+def test_edited_number_is_found_and_restored(name: str, text: str) -> None:
     changed = _next_digit(text, text.index("<!-- end -->", text.index(f"<!-- table: {name} -->")))
     assert list(stale(changed)) == [name]
     assert rendered(changed) == text
 
 
-def test_command_finds_and_mends_changed_documents(
+def test_command_finds_and_restores_edited_documents(
     tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = RESULTS.read_text(encoding="utf-8")
@@ -103,13 +103,13 @@ def test_new_result_is_found_in_readme(text: str) -> None:
     assert "+12.34 ± " not in text
 
 
-def test_table_without_its_end_is_refused_and_no_text_lost(text: str) -> None:
+def test_table_without_end_marker_is_refused_and_text_kept(text: str) -> None:
     before, after = text.split("<!-- table: methods -->")
     with pytest.raises(UserError, match="0 places for table methods"):
         rendered(before + "<!-- table: methods -->" + after.replace("<!-- end -->\n", "", 1))
 
 
-def test_table_twice_is_refused(text: str) -> None:
+def test_duplicate_table_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="2 places for table methods"):
         list(stale(text + "<!-- table: methods -->\n<!-- end -->\n"))
 
@@ -121,12 +121,12 @@ def test_table_twice_is_refused(text: str) -> None:
         ("{{distree.four_lost}}", "{{distree.four_lost}} {{typo}}", r"unknown figures \['typo'\] and leaves out \[\]"),
     ],
 )
-def test_template_names_every_figure_and_no_other(old: str, new: str, message: str, template: str) -> None:
+def test_template_must_name_exactly_the_known_figures(old: str, new: str, message: str, template: str) -> None:
     with pytest.raises(UserError, match=message):
         results(template.replace(old, new))
 
 
-def test_cells() -> None:
+def test_cells_are_formatted() -> None:
     assert percent(0.3925) == "39.3"  # formatting the float would give 39.2
     assert percent(0.0052, 0) == "1"
     assert exits([0.5, 0.25], 0) == "50 / 25"
@@ -135,13 +135,13 @@ def test_cells() -> None:
     assert [gain((0.0725, 0.001)), gain((-0.0725, 0.001))] == ["+7.3 ± 0.1", "-7.3 ± 0.1"]
 
 
-def test_table() -> None:
+def test_table_is_rendered() -> None:
     assert table(("", "a"), [("b", "")]) == "| | a |\n|---|---|\n| b | |\n"
     with pytest.raises(ValueError, match="1 cells, the header 2"):
         table(("", "a"), [("b",)])
 
 
-def test_row_is_picked_only_if_it_is_the_only_one() -> None:
+def test_pick_needs_exactly_one_matching_row() -> None:
     rows = [{"a": 1, "b": 1}, {"a": 1, "b": 2}]
     assert pick(rows, a=1, b=2) is rows[1]
     for wanted in ({"a": 1}, {"a": 2}):
@@ -150,6 +150,6 @@ def test_row_is_picked_only_if_it_is_the_only_one() -> None:
 
 
 def _next_digit(text: str, end: int) -> str:
-    """Return a text whose last digit before `end` is another one."""
+    """Change the last digit before `end`."""
     at = max(at for at in range(end) if text[at].isdigit())
     return text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :]

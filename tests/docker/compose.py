@@ -1,4 +1,4 @@
-"""What Compose and Docker read from the files in `docker`: services merged and interpolated, instructions as words."""
+"""Reads the files in `docker` as Compose and Docker do: merged, interpolated services and Dockerfile instructions."""
 
 import json
 import os
@@ -11,16 +11,16 @@ import yaml
 from common.flower.processes import PROJECT
 
 DOCKER = PROJECT / "docker"
-REPLACED = ("command", "entrypoint", "test")  # of all lists these only; others grow
+REPLACED = ("command", "entrypoint", "test")  # lists that a later file replaces; it extends all others
 VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")
 
 
 class Override(list[Any]):
-    """A list that takes the earlier file's place."""
+    """A list that replaces the earlier file's list."""
 
 
 class Loader(yaml.SafeLoader):
-    """Reads Compose's own tags, too."""
+    """Reads YAML with Compose's tags."""
 
 
 Loader.add_constructor("!override", lambda loader, node: Override(loader.construct_sequence(node, deep=True)))
@@ -28,16 +28,16 @@ Loader.add_constructor("!reset", lambda loader, node: Override())
 
 
 def read(*names: str, env: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """Return the content of compose files, later ones over earlier ones, as `docker compose -f A -f B` takes them."""
-    whole: dict[str, Any] = {}
+    """Return the content of compose files, merged in order as `docker compose -f A -f B` does."""
+    content: dict[str, Any] = {}
     for name in names:
         text = VARIABLE.sub(lambda found: env.get(found[1]) or found[2], (DOCKER / name).read_text())
-        whole = merged(whole, yaml.load(text, Loader))
-    return whole
+        content = merged(content, yaml.load(text, Loader))
+    return content
 
 
 def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge as the Compose Specification says: mappings by key, lists by appending, commands by replacing."""
+    """Merge as the Compose Specification says: merge mappings by key, append lists, replace commands."""
     result = dict(old)
     for key, value in new.items():
         if isinstance(value, dict) and isinstance(old.get(key), dict):
@@ -50,19 +50,19 @@ def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def instructions(image: str) -> list[tuple[str, str]]:
-    """Return a Dockerfile's instructions and what follows each; `image` is "client" or "server"."""
+    """Return a Dockerfile's instructions with their arguments; `image` is "client" or "server"."""
     text = re.sub(r"\\\n", " ", (DOCKER / f"{image}.Dockerfile").read_text())
     lines = [line.split(maxsplit=1) for line in text.splitlines() if line and not line.startswith("#")]
     return [(name, rest) for name, rest in lines]
 
 
 def words(image: str, instruction: str) -> list[str]:
-    """Return the list of words of an instruction: ENTRYPOINT's, CMD's or HEALTHCHECK's."""
+    """Return the words of the image's ENTRYPOINT, CMD or HEALTHCHECK."""
     (rest,) = [rest for name, rest in instructions(image) if name == instruction]
     values: list[str] = json.loads(rest[rest.index("[") :])
     return values
 
 
 def copied(image: str) -> list[str]:
-    """Return the files and folders that an image gets from the project."""
+    """Return the files and folders that an image copies from the project."""
     return [word for name, rest in instructions(image) if name == "COPY" for word in rest.split()[:-1]]

@@ -1,8 +1,8 @@
-"""Stands in for a container engine: every service of a compose file on a host and with a root folder of its own.
+"""Replaces a container engine: each service of a compose file runs on its own host with its own root folder.
 
-A service runs as the image's user, with nothing of the project but what the Dockerfile copies, with the compose file's
-words, volumes and names of other services on the same network, and no other command on its PATH than Python's. The
-installed packages are those of the tests, and the project is in its own folder, not /app. Limits of memory are not set.
+A service runs as the image's user. It has only the project files that the Dockerfile copies, the command, volumes and
+service names of the compose file, and only Python's folder on its PATH. Unlike in a container, the packages are those
+of the tests, the project is in its own folder instead of /app, and memory is not limited.
 """
 
 import os
@@ -25,7 +25,7 @@ SHORT = re.compile(r"(?P<source>[^:]+):(?P<target>[^:]+)(:(?P<mode>ro))?")
 
 
 class Containers:
-    """Services of a compose file by name; every process it started is ended by `close`."""
+    """Services of a compose file by name; `close` ends every process."""
 
     def __init__(self, folder: Path, services: Mapping[str, Any], hosts: Mapping[str, Host]) -> None:
         self.folder, self.services, self.hosts = folder, services, hosts
@@ -35,7 +35,7 @@ class Containers:
                 self._copy(name, folder / image / name)
 
     def volume(self, name: str) -> Path:
-        """Return a named volume's folder, which belongs to whom it belongs in the images."""
+        """Return a named volume's folder, which has the same owner as in the images."""
         folder = self.folder / "volumes" / name
         if not folder.exists():
             folder.mkdir(parents=True)
@@ -43,19 +43,19 @@ class Containers:
         return folder
 
     def user(self, service: str) -> int:
-        """Return the number of the user that a service runs as."""
-        told = self.services[service].get("user") or dict(instructions(self.image(service)))["USER"]
-        return int(told)
+        """Return the id of a service's user."""
+        user = self.services[service].get("user") or dict(instructions(self.image(service)))["USER"]
+        return int(user)
 
     def image(self, service: str) -> str:
-        """Return "client" or "server", or another image's whole name."""
+        """Return "client", "server" or the full name of another image."""
         return str(self.services[service]["image"]).removeprefix("earlybloom-")
 
     def line(self, service: str) -> list[str]:
-        """Return what a container runs."""
-        told = self.services[service]
-        entry = told.get("entrypoint") or words(self.image(service), "ENTRYPOINT")
-        return [*entry, *told.get("command", [])]
+        """Return the command of a service's container."""
+        settings = self.services[service]
+        entry = settings.get("entrypoint") or words(self.image(service), "ENTRYPOINT")
+        return [*entry, *settings.get("command", [])]
 
     def start(self, service: str) -> None:
         """Start a service in the background."""
@@ -75,20 +75,20 @@ class Containers:
         )
 
     def healthy(self, service: str) -> bool:
-        """Ask as the image does; raises `AssertionError` when a service that was started has ended."""
+        """Run the image's health check; raise `AssertionError` if a started service has ended."""
         process = self.processes.get(service)
         assert not process or process.poll() is None, self.log(service).read_text()
         return self.execute(service, words(self.image(service), "HEALTHCHECK"), 60).returncode == 0
 
     def log(self, service: str) -> Path:
-        """Return the file of everything that a service has printed."""
+        """Return the file with the output of a service."""
         return self.folder / f"{service}.log"
 
     def stop(self, service: str) -> int:
-        """Stop as the engine does, within the time that it gives; returns the exit code."""
-        process, told = self.processes.pop(service), self.services[service]
-        process.send_signal(signal.Signals[told.get("stop_signal", "SIGTERM")])
-        return process.wait(timeout=int(told.get("stop_grace_period", "10s").removesuffix("s")))
+        """Stop a service as the engine does, within its grace period; return the exit code."""
+        process, settings = self.processes.pop(service), self.services[service]
+        process.send_signal(signal.Signals[settings.get("stop_signal", "SIGTERM")])
+        return process.wait(timeout=int(settings.get("stop_grace_period", "10s").removesuffix("s")))
 
     def close(self) -> None:
         """End all processes, the last one first."""
@@ -96,13 +96,15 @@ class Containers:
             end(process)
 
     def inside(self, service: str, command: Sequence[str]) -> list[str]:
-        """Return the command that makes the container's root folder in a namespace and runs a command there."""
+        """Return a command that makes the container's root folder in a namespace and runs `command` there."""
         user, ours = self.user(service), self.image(service) in ("client", "server")
         root = self.folder / "roots" / service
         root.mkdir(parents=True, exist_ok=True)
         binaries = str(Path(sys.executable).parent) if ours else "/usr/sbin:/usr/bin"
-        told = dict(pair.split("=") for name, rest in instructions("server") if name == "ENV" for pair in rest.split())
-        env = {"PATH": binaries, "HOME": "/home/bloom", "OMP_NUM_THREADS": "1"} | (told if ours else {})
+        image_env = dict(
+            pair.split("=") for name, rest in instructions("server") if name == "ENV" for pair in rest.split()
+        )
+        env = {"PATH": binaries, "HOME": "/home/bloom", "OMP_NUM_THREADS": "1"} | (image_env if ours else {})
         script = [
             "set -e",
             f"mount -t tmpfs -o mode=755 tmpfs '{root}'",
@@ -135,7 +137,7 @@ class Containers:
         return (DOCKER / source).resolve() if source.startswith(".") else self.volume(source), found["target"]
 
     def _etc(self, service: str) -> Path:
-        """Make a container's /etc, which knows the services that share a network with it."""
+        """Make a container's /etc, with the addresses of services on the same networks."""
         folder = self.folder / "etc" / service
         folder.mkdir(parents=True, exist_ok=True)
         mine = set(self.services[service].get("networks", []))
@@ -161,7 +163,7 @@ class Containers:
 
 def _bind(source: Path, root: Path, target: str) -> list[str]:
     place = f"{root}{target}"
-    if source.is_symlink():  # /bin, where it is a part of /usr
+    if source.is_symlink():  # /bin, on systems where it links into /usr
         return [f"ln -s '{source.readlink()}' '{place}'"]
     make = f"mkdir -p '{place}'" if source.is_dir() else f"mkdir -p \"$(dirname '{place}')\" && touch '{place}'"
     return [make, f"mount --rbind '{source}' '{place}'"]

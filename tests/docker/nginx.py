@@ -1,11 +1,11 @@
-"""Whether nginx here passes plain TCP: its stream module is built in as in its own images, beside it, or missing."""
+"""Finds nginx's stream module, which passes plain TCP: built in (as in nginx's images), a separate file, or missing."""
 
 import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
 
-MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")  # where Debian puts it
+MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")  # Debian's path
 
 
 @cache
@@ -14,7 +14,7 @@ def stream_module() -> str | None:
     nginx = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
     if not nginx:
         return None
-    told = subprocess.run([nginx, "-V"], capture_output=True, text=True, check=True).stderr.split()
-    if "--with-stream" in told:
+    options = subprocess.run([nginx, "-V"], capture_output=True, text=True, check=True).stderr.split()
+    if "--with-stream" in options:
         return ""
     return f"load_module {MODULE}; " if MODULE.exists() else None

@@ -1,4 +1,4 @@
-"""The images' own command lines, as plain processes on one machine: server, devices, health checks and run."""
+"""The images' command lines as plain processes on one machine: server, devices, health checks and run."""
 
 import subprocess
 import sys
@@ -23,21 +23,21 @@ def image_of(service: str) -> str:
 
 
 class Host(Machines):
-    """One machine that stands for all containers: a container's ports and folders are this machine's."""
+    """One machine in place of all containers: their ports and folders are mapped to this machine's."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.ports = {name: free_port() for name in CLIENTS}
 
     def command(self, service: str) -> list[str]:
-        """Return what a container runs, after `python -m`."""
+        """Return the command of a container, without `python -m`."""
         entry = words(image_of(service), "ENTRYPOINT")
         assert entry[:2] == ["python", "-m"]
         line = entry[2:] + DEMO[service]["command"]
         return [self.here(service, word) for word in line]
 
     def here(self, service: str, word: str) -> str:
-        """Return a word of a command for this machine; server and run share a volume."""
+        """Translate a word of a container's command to this machine; server and run share a volume."""
         here = {
             "0.0.0.0:8000": f"0.0.0.0:{self.port}", "server:8000": f"127.0.0.1:{self.port}", "8000": str(self.port),
             "/state": str(self.folder / ("server" if service == "run" else service)),
@@ -46,7 +46,7 @@ class Host(Machines):
         return here.get(word, word)
 
     def healthy(self, service: str) -> bool:
-        """Ask as the image does."""
+        """Run the image's health check."""
         line = [self.here(service, word) for word in words(image_of(service), "HEALTHCHECK")]
         return subprocess.run([sys.executable, *line[1:]], cwd=PROJECT, check=False).returncode == 0
 
@@ -64,7 +64,7 @@ def rounds(line: Sequence[str], number: int) -> list[str]:
     return [f"run.rounds={number}" if word.startswith("run.rounds=") else word for word in line]
 
 
-def test_the_demo_runs_as_the_images_run_it(host):
+def test_demo_runs_with_commands_of_images(host):
     assert not host.healthy("server")
     host.start("server", *host.command("server"))
     wait_until(lambda: host.healthy("server"), 300, "the server is not healthy")

@@ -1,4 +1,4 @@
-"""The compose files' services, word for word, each on a host and in a root folder of its own, as the image's user."""
+"""The compose files' services with their exact commands, each as the image's user on its own host and root folder."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -21,7 +21,7 @@ SPLIT = [
     "-c", "stream.bind=0.0.0.0", "-c", "stream.port=8009",
 ]  # fmt: skip
 STRANGER = {"volume": {"subpath": "devices/stranger"}}
-PATIENCE = 300.0  # seconds that a busy machine may take for anything
+PATIENCE = 300.0  # seconds, also for a busy machine
 pytestmark = [
     pytest.mark.deployment, pytest.mark.slow, pytest.mark.timeout(1500),
     pytest.mark.skipif(bool(namespaces_available()), reason=namespaces_available()),
@@ -30,7 +30,7 @@ pytestmark = [
 
 def containers(folder: Path, stack: ExitStack, services: Mapping[str, Any]) -> Containers:
     hosts = stack.enter_context(network([name for name in services if name != "certificates"]))
-    if "certificates" in services:  # it has no network, so any host will do
+    if "certificates" in services:  # it has no network, so any host fits
         hosts = {**hosts, "certificates": hosts["run"]}
     made = Containers(folder, services, hosts)
     stack.callback(made.close)
@@ -61,7 +61,7 @@ def runs(made: Containers) -> list[Path]:
 
 
 def listed(made: Containers) -> str:
-    """Return what Flower says of all runs, by the connection that the run's own launcher has used."""
+    """Return Flower's list of all runs, over the connection that the run's launcher uses."""
     line = ["/usr/bin/env", "FLWR_HOME=/state/.flwr", "flwr", "list", "server-8000", "--format", "json"]
     return made.execute("run", line, 60).stdout
 
@@ -69,15 +69,15 @@ def listed(made: Containers) -> str:
 def assert_complete(made: Containers, rounds: int) -> None:
     (folder,) = runs(made)
     events = read_events(folder / "metrics.jsonl")
-    told = [event["clients"] for event in events if event["event"] == "round"]
-    assert told == [{"1": 1, "2": 1, "3": 1, "4": 1}] * rounds
+    clients = [event["clients"] for event in events if event["event"] == "round"]
+    assert clients == [{"1": 1, "2": 1, "3": 1, "4": 1}] * rounds
 
 
 def assert_streamed(made: Containers) -> None:
     events = read_events(made.volume("state") / "runs" / "split" / "metrics.jsonl")
-    told = [event for event in events if event["event"] == "round"]
-    assert [(sum(event["clients"].values()), event["terms"]["missing"]) for event in told] == [(4, 0)] * 2
-    assert all(event["terms"]["batches"] for event in told)
+    rounds = [event for event in events if event["event"] == "round"]
+    assert [(sum(event["clients"].values()), event["terms"]["missing"]) for event in rounds] == [(4, 0)] * 2
+    assert all(event["terms"]["batches"] for event in rounds)
 
 
 def assert_stops(made: Containers) -> None:
@@ -85,7 +85,7 @@ def assert_stops(made: Containers) -> None:
         assert made.stop(name) == 0, made.log(name).read_text()
 
 
-def test_the_demo(tmp_path, stack):
+def test_demo_stack_completes_and_stops(tmp_path, stack):
     made = containers(tmp_path, stack, read("compose.yml", env={})["services"])
     serve(made)
     join(made)
@@ -96,12 +96,12 @@ def test_the_demo(tmp_path, stack):
     made.start("run")
     wait_until(lambda: len(runs(made)) == 2, PATIENCE, "the second run does not start")
     assert made.stop("run") != 0
-    wait_until(lambda: "finished:stopped" in listed(made), 30, "a run that is stopped goes on")
+    wait_until(lambda: "finished:stopped" in listed(made), 30, "the stopped run does not finish")
     assert_stops(made)
 
 
 @pytest.mark.skipif(stream_module() is None, reason="nginx or its stream module is not installed")
-def test_the_demo_under_tls_with_keys_and_the_proxy(tmp_path, stack):
+def test_demo_stack_with_tls_keys_and_proxy(tmp_path, stack):
     services = read("compose.yml", "compose.tls.yml", env={})["services"]
     services["proxy"]["entrypoint"][-1] = f"{stream_module()}{services['proxy']['entrypoint'][-1]}"
     stranger = deepcopy(services["client-0"])

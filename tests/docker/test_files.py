@@ -1,4 +1,4 @@
-"""Images and compose files: their schema, what each promises, and, where the tools are installed, their own checks."""
+"""Images and compose files: schema, documented properties and, where installed, the checks of Docker and hadolint."""
 
 import json
 import re
@@ -17,18 +17,18 @@ IMAGES = sorted(DOCKER.glob("*.Dockerfile"))
 FILES = sorted(DOCKER.glob("compose*.yml"))
 
 
-def test_there_are_two_images_and_three_compose_files():
+def test_images_and_compose_files_are_complete():
     assert [file.name for file in IMAGES] == ["client.Dockerfile", "server.Dockerfile"]
     assert [file.name for file in FILES] == ["compose.gpu.yml", "compose.tls.yml", "compose.yml"]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.name))
-def test_compose_files_follow_the_specification(file):
+def test_compose_files_follow_specification(file):
     # the Compose Specification's own schema, Apache-2.0
     jsonschema.validate(read(file.name), json.loads((Path(__file__).parent / "compose-spec.json").read_text()))
 
 
-def test_the_schema_would_find_a_mistake():
+def test_schema_finds_mistake():
     wrong = {"services": {"a": {"image": "b", "comand": ["c"]}}}
     with pytest.raises(jsonschema.ValidationError, match="comand"):
         jsonschema.validate(wrong, json.loads((Path(__file__).parent / "compose-spec.json").read_text()))
@@ -37,7 +37,7 @@ def test_the_schema_would_find_a_mistake():
 @pytest.mark.parametrize(
     "names", [["compose.yml"], ["compose.yml", "compose.tls.yml"], ["compose.yml", "compose.gpu.yml"]]
 )
-def test_docker_itself_takes_the_compose_files(names):
+def test_docker_accepts_compose_files(names):
     docker = shutil.which("docker")
     if not docker or subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode:
         pytest.skip("docker compose is not installed")
@@ -46,7 +46,7 @@ def test_docker_itself_takes_the_compose_files(names):
     assert done.returncode == 0, done.stderr
 
 
-def test_every_device_has_limits_a_capacity_and_a_volume_of_its_own():
+def test_every_device_has_own_limits_capacity_and_volume():
     demo = read("compose.yml")
     clients = {name: service for name, service in demo["services"].items() if name.startswith("client-")}
     assert len(clients) == 4
@@ -60,7 +60,7 @@ def test_every_device_has_limits_a_capacity_and_a_volume_of_its_own():
     assert demo["services"]["server"]["volumes"] == ["state:/state"]
 
 
-def test_under_tls_devices_get_their_own_key_only_and_reach_the_proxy_only():
+def test_tls_devices_get_only_own_key_and_reach_only_proxy():
     demo, tls = read("compose.yml"), read("compose.tls.yml")
     assert tls["services"]["server"]["networks"] == ["inside"]
     proxy = tls["services"]["proxy"]
@@ -76,7 +76,7 @@ def test_under_tls_devices_get_their_own_key_only_and_reach_the_proxy_only():
 
 
 @pytest.mark.parametrize("file", IMAGES, ids=lambda file: str(file.name))
-def test_images_are_slim_run_as_nobody_special_and_know_if_they_are_well(file):
+def test_images_are_slim_unprivileged_and_have_health_checks(file):
     lines = re.sub(r"\\\n", " ", file.read_text()).splitlines()
     words = {line.split()[0]: line for line in lines if line and not line.startswith("#")}
     assert words["FROM"] == "FROM python:3.11-slim"
@@ -87,12 +87,12 @@ def test_images_are_slim_run_as_nobody_special_and_know_if_they_are_well(file):
     assert all((PROJECT / name).exists() for name in copied)
 
 
-def test_what_the_images_copy_is_what_docker_is_sent_and_no_more():
+def test_build_context_holds_only_what_images_copy():
     sent = {line[1:] for line in (PROJECT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert sent == {*copied("client"), *copied("server")}
 
 
-def test_files_are_merged_as_compose_merges_them():
+def test_files_are_merged_like_compose():
     assert merged({"a": [1], "command": ["x"]}, {"a": [2], "command": ["y"], "b": 3}) == {
         "a": [1, 2], "command": ["y"], "b": 3,
     }  # fmt: skip
@@ -103,7 +103,7 @@ def test_files_are_merged_as_compose_merges_them():
     assert server["build"]["args"]["TORCH_INDEX"] == "there"
 
 
-def test_every_image_is_built_once_and_none_of_ours_is_looked_for_elsewhere():
+def test_every_image_is_built_once_and_own_images_never_pulled():
     services = read("compose.yml", "compose.tls.yml")["services"].values()
     ours = [service for service in services if service["image"].startswith("earlybloom-")]
     assert sorted(service["image"] for service in ours if "build" in service) == [
@@ -113,16 +113,16 @@ def test_every_image_is_built_once_and_none_of_ours_is_looked_for_elsewhere():
 
 
 @pytest.mark.parametrize("names", [["compose.yml"], ["compose.yml", "compose.tls.yml"]])
-def test_of_what_up_starts_only_the_run_ends(names):
-    """`--abort-on-container-exit` stops all with the first that ends, well or not, and with it the run."""
+def test_only_run_ends_among_started_services(names):
+    """`--abort-on-container-exit` stops all services when the first one ends, so only the run may end."""
     services = read(*names)["services"]
-    ends = {name for name, told in services.items() if "restart" not in told and "profiles" not in told}
+    ends = {name for name, service in services.items() if "restart" not in service and "profiles" not in service}
     assert ends == {"run"}
-    waited_for = {other for told in services.values() for other in told.get("depends_on", [])}
-    assert waited_for <= {name for name, told in services.items() if "profiles" not in told}
+    waited_for = {other for service in services.values() for other in service.get("depends_on", [])}
+    assert waited_for <= {name for name, service in services.items() if "profiles" not in service}
 
 
-def test_the_readme_says_what_the_files_say():
+def test_readme_has_commands_of_compose_files():
     readme = (DOCKER / "README.md").read_text()
     typed = [
         line.removeprefix("#   ")
@@ -135,7 +135,7 @@ def test_the_readme_says_what_the_files_say():
 
 
 @pytest.mark.parametrize("file", IMAGES, ids=lambda file: str(file.name))
-def test_dockerfiles_are_clean(file):
+def test_hadolint_accepts_dockerfiles(file):
     hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin")
     if not hadolint:
         pytest.skip("hadolint is not installed")

@@ -1,4 +1,4 @@
-"""Split training's streams through nginx, with the shipped configuration: as they are, with their own TLS and token."""
+"""Split training's streams through nginx with the shipped configuration: unchanged, with their own TLS and token."""
 
 import subprocess
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from tests.docker.nginx import stream_module
 from tests.support.deployment import free_port
 
 TOKEN = new_token()
-OURS = self_signed(["localhost"])  # what devices call the proxy
+OURS = self_signed(["localhost"])  # the proxy's name on devices
 pytestmark = pytest.mark.skipif(stream_module() is None, reason="nginx or its stream module is not installed")
 
 
@@ -26,7 +26,7 @@ def register(server: grpc.Server) -> None:
 
 @pytest.fixture
 def ports(tmp_path: Path) -> Iterator[tuple[int, int]]:
-    """The port of nginx and the one that it passes on to."""
+    """Yield the port of nginx and the port that it forwards to."""
     port, behind = free_port(), free_port()
     text = (DOCKER / "streams.conf").read_text()
     changes = {"listen 8009": f"listen 127.0.0.1:{port}", "proxy_pass server:8009": f"proxy_pass 127.0.0.1:{behind}"}
@@ -44,12 +44,12 @@ def ports(tmp_path: Path) -> Iterator[tuple[int, int]]:
         end(process)
 
 
-def test_a_stream_passes_with_its_own_certificate_and_token(ports):
+def test_stream_passes_proxy_with_own_certificate_and_token(ports):
     port, behind = ports
     with serve(register, f"127.0.0.1:{behind}", TOKEN, OURS):
         with connect(f"localhost:{port}", TOKEN, OURS.certificate) as channel:
             assert list(channel.stream_stream("/Echo/many")(iter([b"a", b"b"]), timeout=30)) == [b"a", b"b"]
-        with connect(f"127.0.0.1:{port}", TOKEN, OURS.certificate) as channel:  # no name of the certificate's
+        with connect(f"127.0.0.1:{port}", TOKEN, OURS.certificate) as channel:  # a name that is not in the certificate
             assert code(channel) == grpc.StatusCode.UNAVAILABLE
         with connect(f"localhost:{port}", TOKEN[:-1], OURS.certificate) as channel:
             assert code(channel) == grpc.StatusCode.UNAUTHENTICATED

@@ -11,7 +11,7 @@ from common.rpc.secrets import CERTIFICATE
 from common.storage.model_file import load_model
 from server.__main__ import main
 from strategies.distree.model.stored import load_student, load_students, student_file
-from tests.support.field import PATIENCE, Field, assert_whole, trained
+from tests.support.field import PATIENCE, Field, assert_complete, trained
 from tests.support.machines import settings
 from tests.support.namespaces import namespaces_available, network
 
@@ -51,7 +51,7 @@ def field(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
 
 
 def assert_all_took_part(folder: Path, rounds: int = 2, devices: int = 4) -> None:
-    counted = assert_whole(folder, rounds)
+    counted = assert_complete(folder, rounds)
     assert [trained(round_) for round_ in counted] == [devices] * rounds
     assert all(len(round_["clients"]) == devices and not round_["failures"] for round_ in counted)  # a part for each
 
@@ -59,7 +59,7 @@ def assert_all_took_part(folder: Path, rounds: int = 2, devices: int = 4) -> Non
 @pytest.mark.parametrize("method", METHODS)
 def test_method_trains_on_four_unequal_devices(field, method):
     folder = field.submit(method, f"run.strategy={method}", *RUN, *METHODS[method])
-    field.completes(method)
+    field.wait_completed(method)
     assert_all_took_part(folder)
     for name in DEVICES:
         (stored,) = (field.machines.folder / name / method).rglob("model.safetensors")
@@ -73,7 +73,7 @@ def test_distree_trains_and_its_devices_answer(field, tmp_path):
         "distree", "run.strategy=distree", *RUN, f"distree.teacher={teacher}", "distree.students=4",
         "distree.kept-edges=0.3",
     )  # fmt: skip
-    field.completes("distree")
+    field.wait_completed("distree")
     assert_all_took_part(folder)
     token, devices = tmp_path / "token", list[str]()
     for number, name in enumerate(DEVICES, start=1):
@@ -114,5 +114,5 @@ def test_darkdistill_trains_over_links_with_delay_and_loss(tmp_path):
             field.join(name)
         pairs = ("clients.count=2", "clients.per-round=2", "round.min-nodes=2")
         folder = field.submit("far", "run.strategy=darkdistill", *RUN, *pairs, *METHODS["darkdistill"])
-        field.completes("far")
+        field.wait_completed("far")
         assert_all_took_part(folder, devices=2)

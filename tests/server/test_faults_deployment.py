@@ -8,7 +8,7 @@ import pytest
 
 from strategies.callbacks.run_folder import read_events
 from tests.support.clocks import clock_off_by, clocks_available
-from tests.support.field import JOINED, ORDERED, Field, assert_whole, trained
+from tests.support.field import JOINED, ORDERED, Field, assert_complete, trained
 from tests.support.namespaces import namespaces_available, network
 from tests.support.relay import Relay
 
@@ -49,23 +49,23 @@ def fields(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[bool]
 @pytest.mark.parametrize("keys", [True, False], ids=["registered-key", "no-key"])
 def test_killed_supernode_comes_back_and_trains(fields, keys):
     field = fields(keys)
-    before, joined = field.said("device-1", ORDERED), field.said("device-1", JOINED)
+    before, joined = field.times_printed("device-1", ORDERED), field.times_printed("device-1", JOINED)
     folder = field.submit(f"killed-{keys}", *RUN, "run.rounds=4")
-    field.in_round("device-1", 2, before)
+    field.wait_for_round("device-1", 2, before)
     field.flower("device-1").kill()
-    field.completes(f"killed-{keys}")
-    rounds = assert_whole(folder, 4)
+    field.wait_completed(f"killed-{keys}")
+    rounds = assert_complete(folder, 4)
     assert [trained(round_) for round_ in rounds] == [2, 1, 2, 2]
     assert rounds[1]["failures"].keys() == {"1"}
     assert rounds[1]["failures"]["1"].startswith("its node failed")
-    assert field.said("device-1", JOINED) == joined + 1
+    assert field.times_printed("device-1", JOINED) == joined + 1
 
 
 def test_run_of_a_killed_superlink_can_be_resumed(fields):
     field = fields(True)
-    before = field.said("device-1", ORDERED)
+    before = field.times_printed("device-1", ORDERED)
     folder = field.submit("crashed", *RUN, "run.rounds=4")
-    field.in_round("device-1", 2, before)
+    field.wait_for_round("device-1", 2, before)
     field.flower("server").kill()
     for name in ("server", "crashed"):  # both launchers notice and fail
         assert field.machines.processes.pop(name).wait(timeout=60) != 0
@@ -73,7 +73,7 @@ def test_run_of_a_killed_superlink_can_be_resumed(fields):
     field.serve()
     done = field.machines.run(*field.submit_command("--resume", str(folder)), seconds=400)
     assert done.returncode == 0, done.stdout + done.stderr
-    rounds = assert_whole(folder, 4)
+    rounds = assert_complete(folder, 4)
     assert [trained(round_) for round_ in rounds] == [2, 2, 2, 2]
     starts = [event["after"] for event in read_events(folder / "metrics.jsonl") if event["event"] == "start"]
     assert len(starts) == 2
@@ -86,16 +86,16 @@ def test_run_survives_a_device_cut_off_for_20_s(fields, closing):
     field, name = fields(False), f"cut-{closing}"
     with Relay(field.machines.port) as relay:
         field.machines.stop("device-1")
-        before = field.said("device-1", ORDERED)
+        before = field.times_printed("device-1", ORDERED)
         field.join("device-1", relay.port)
         folder = field.submit(name, *RUN, "run.rounds=3")
-        field.in_round("device-1", 2, before)
+        field.wait_for_round("device-1", 2, before)
         relay.cut(closing=closing)
         time.sleep(CUT)
         relay.mend()
-        field.completes(name)
+        field.wait_completed(name)
         field.machines.stop("device-1")
-    assert [trained(round_) for round_ in assert_whole(folder, 3)] == [2, 2, 2]
+    assert [trained(round_) for round_ in assert_complete(folder, 3)] == [2, 2, 2]
 
 
 @pytest.mark.skipif(bool(namespaces_available()), reason=namespaces_available())
@@ -108,14 +108,14 @@ def test_run_survives_a_host_cut_off_for_20_s(tmp_path):
             for name in DEVICES:
                 field.join(name)
             folder = field.submit("cut", *RUN, "run.rounds=3")
-            field.in_round("device-1", 2, 0)
+            field.wait_for_round("device-1", 2, 0)
             hosts["device-1"].link(loss=1.0)
             time.sleep(CUT)
             hosts["device-1"].link()
-            field.completes("cut")
+            field.wait_completed("cut")
         finally:
             field.close()
-    assert [trained(round_) for round_ in assert_whole(folder, 3)] == [2, 2, 2]
+    assert [trained(round_) for round_ in assert_complete(folder, 3)] == [2, 2, 2]
 
 
 @needs_clocks
@@ -124,9 +124,9 @@ def test_device_with_a_clock_minutes_behind_trains(fields):
     field.machines.stop("device-1")
     field.join("device-1", **clock_off_by(-240))
     folder = field.submit("behind", *RUN, "run.rounds=2")
-    field.completes("behind")
+    field.wait_completed("behind")
     field.machines.stop("device-1")
-    assert [trained(round_) for round_ in assert_whole(folder, 2)] == [2, 2]
+    assert [trained(round_) for round_ in assert_complete(folder, 2)] == [2, 2]
 
 
 @needs_clocks
@@ -139,5 +139,5 @@ def test_device_with_a_clock_an_hour_off_is_refused(fields):
         assert refused.returncode == 2
         assert re.search(rf"this device's clock is 3(600|60\d|59\d) s {word} that of 127.0.0.1", refused.stderr)
     folder = field.submit("others", *RUN, "run.rounds=2", "round.min-nodes=1")
-    field.completes("others")
-    assert [trained(round_) for round_ in assert_whole(folder, 2)] == [1, 1]
+    field.wait_completed("others")
+    assert [trained(round_) for round_ in assert_complete(folder, 2)] == [1, 1]

@@ -18,7 +18,7 @@ from common.storage.files import read_tensors
 from server.app import prepare
 from strategies.callbacks.run_folder import METHOD, read_events
 from strategies.engine.strategy import EarlyExitStrategy
-from tests.support.deployment import Deployment, launched, wait_until
+from tests.support.deployment import Deployment, run_launcher, wait_until
 from tests.support.killing import NODES, rounds, run_and_kill
 
 # Unequal depths, and teachers across depths: every way in which one client's head reaches another client.
@@ -154,7 +154,7 @@ def test_killed_and_resumed_run_gives_the_same_bits(tmp_path):
 @pytest.mark.deployment
 def test_ray_gives_the_personal_networks_of_one_process(tmp_path):
     settings = {**SETTINGS, "clients.count": 5, "clients.mix": "0,0.4,0,0.6"}
-    done = launched(tmp_path, {**settings, "run.name": "ray"})
+    done = run_launcher(tmp_path, {**settings, "run.name": "ray"})
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "ray"
     assert f"report: {folder / 'report.html'}" in done.stdout

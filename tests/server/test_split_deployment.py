@@ -13,7 +13,7 @@ from common.storage.files import read_tensors
 from server.app import prepare
 from strategies.callbacks.run_folder import METHOD, read_events
 from strategies.engine.strategy import EarlyExitStrategy
-from tests.support.deployment import Deployment, launched
+from tests.support.deployment import Deployment, run_launcher
 
 SETTINGS: dict[str, Value] = {
     "run.strategy": "hetero_splitee", "run.rounds": 2, "clients.count": 24, "clients.per-round": 12,
@@ -49,7 +49,7 @@ def assert_same_run(folder: Path, strategy: EarlyExitStrategy) -> None:
 
 
 def test_ray_streams_give_the_bits_of_one_process(tmp_path):
-    done = launched(tmp_path, {**SETTINGS, "run.name": "ray"})
+    done = run_launcher(tmp_path, {**SETTINGS, "run.name": "ray"})
     assert done.returncode == 0, done.stderr
     strategy = in_this_process(SETTINGS, tmp_path, [{"partition-id": 0}])
     assert len(set(strategy.committed.values())) == 2  # some clients did not take part in the last round

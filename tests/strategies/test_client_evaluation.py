@@ -1,4 +1,4 @@
-"""Three networks whose logits are given by hand, so that every count can be checked on paper."""
+"""Networks with fixed logits, so that every count can be checked by hand."""
 
 import json
 import math
@@ -19,7 +19,7 @@ EACH = dict.fromkeys(range(100), MACS)
 
 
 class Table(nn.Module):
-    """Says what a table says: row x of each exit; two classes."""
+    """Returns the logits of a table with two classes: row x of each exit."""
 
     def __init__(self, *confidences: list[float]) -> None:
         """One list per exit: probability of class 1 of each sample."""
@@ -35,14 +35,14 @@ class Table(nn.Module):
 
 
 def data(y: list[int], validation: int, test: int) -> ClientData:
-    """The first `validation` samples of the table are validation, the next `test` ones test."""
+    """Return data whose first `validation` samples are validation and whose next `test` samples are test."""
     x, labels = torch.arange(len(y)), torch.tensor(y)
     held_out, tested = slice(0, validation), slice(validation, validation + test)
     return ClientData(x[:0], labels[:0], x[held_out], labels[held_out], x[tested], labels[tested])
 
 
 def two_exits() -> tuple[Table, ClientData]:
-    """Four validation and five test samples, all of class 1."""
+    """Return four validation and five test samples, all of class 1."""
     validation = [0.97, 0.82, 0.38, 0.57], [0.99, 0.99, 0.90, 0.45]
     test = [0.96, 0.18, 0.72, 0.52, 0.04], [0.97, 0.60, 0.80, 0.30, 0.70]
     return Table(validation[0] + test[0], validation[1] + test[1]), data([1] * 9, 4, 5)
@@ -57,18 +57,18 @@ def at(threshold: float) -> int:
     return THRESHOLDS.index(threshold)
 
 
-def test_thresholds_end_with_the_full_network() -> None:
+def test_last_threshold_is_full_network() -> None:
     assert list(THRESHOLDS) == [*(n / 20 for n in range(10, 20)), math.inf]
     assert list(thresholds("entropy")) == [*(n / 20 for n in range(20)), math.inf]
 
 
-def test_counts_by_hand() -> None:
+def test_counts_match_hand_count() -> None:
     found = scored()
     assert found["exits"].tolist() == [3, 4]
     assert found["examples"].tolist() == [4, 5]
     assert found["own_test"].tolist() == [1]
     validation, test = found["sweep"]
-    # two classes: at 0.5 everybody leaves at once
+    # two classes: at 0.5 every sample leaves at the first exit
     assert validation[at(0.5)].tolist() == [[4, 3], [0, 0]]
     assert validation[at(0.6)].tolist() == [[3, 2], [1, 0]]  # 0.97, 0.82 and 0.62 for the wrong class leave
     assert validation[at(0.65)].tolist() == [[2, 2], [2, 1]]
@@ -80,8 +80,8 @@ def test_counts_by_hand() -> None:
     assert test[FULL].tolist() == [[0, 0], [5, 4]]
 
 
-def test_the_threshold_is_the_cheapest_that_is_accurate_enough_on_validation() -> None:
-    # the full network has 3 of 4; 0.5 and 0.55 have 3 of 4 with everybody at the first exit, the higher one is taken
+def test_threshold_is_cheapest_within_allowed_validation_loss() -> None:
+    # the full network has 3 of 4; 0.5 and 0.55 have 3 of 4 with all at the first exit; the higher one is taken
     assert scored()["threshold"].tolist() == [0.55]
     network, own = two_exits()
     own.validation_y[3] = 0  # now the last exit has 4 of 4, the first 2 of 4
@@ -93,7 +93,7 @@ def test_the_threshold_is_the_cheapest_that_is_accurate_enough_on_validation() -
     assert found["tuned"].dtype == found["sweep"].dtype == found["exits"].dtype == np.int64
 
 
-def test_nothing_is_chosen_on_test_samples() -> None:
+def test_threshold_ignores_test_samples() -> None:
     network, own = two_exits()
     before = score(network, own, MACS, 0.0)  # type: ignore[arg-type]
     own.test_y[:] = 0
@@ -103,7 +103,7 @@ def test_nothing_is_chosen_on_test_samples() -> None:
     assert (after["sweep"][0] == before["sweep"][0]).all()
 
 
-def test_without_a_test_split_validation_samples_stand_in_and_are_told() -> None:
+def test_validation_samples_replace_missing_test_samples() -> None:
     network, _ = two_exits()
     found = score(network, data([1] * 4, 4, 0), MACS, 0.0)  # type: ignore[arg-type]
     assert found["own_test"].tolist() == [0]
@@ -113,7 +113,7 @@ def test_without_a_test_split_validation_samples_stand_in_and_are_told() -> None
     check(found, 2)
 
 
-def test_without_validation_samples_everybody_goes_to_the_last_exit() -> None:
+def test_no_validation_samples_means_last_exit() -> None:
     network, _ = two_exits()
     found = score(network, data([1] * 3, 0, 3), MACS, 0.5)  # type: ignore[arg-type]
     assert found["threshold"].tolist() == [math.inf]
@@ -122,13 +122,13 @@ def test_without_validation_samples_everybody_goes_to_the_last_exit() -> None:
     check(found, 2)
 
 
-def test_without_any_sample_there_is_no_result() -> None:
+def test_no_samples_give_no_result() -> None:
     network, _ = two_exits()
     assert score(network, data([], 0, 0), MACS, 0.0) == {}  # type: ignore[arg-type]
     assert network.seen == []
 
 
-def test_samples_come_in_batches_through_a_network_that_neither_learns_nor_changes() -> None:
+def test_scoring_uses_batches_and_keeps_network_unchanged() -> None:
     network = Table([0.9] * 700)
     network.train()
     score(network, data([1] * 700, 400, 300), (1.0,), 0.0)  # type: ignore[arg-type]
@@ -136,13 +136,13 @@ def test_samples_come_in_batches_through_a_network_that_neither_learns_nor_chang
     assert network.training
 
 
-def test_one_exit_has_nothing_to_tune() -> None:
+def test_single_exit_needs_no_threshold() -> None:
     found = score(Table([0.9, 0.9, 0.2]), data([1] * 3, 1, 2), (7.0,), 0.5)  # type: ignore[arg-type]
     assert found["threshold"].tolist() == [math.inf]
     assert found["tuned"].tolist() == [[2, 1]]
 
 
-def test_a_real_network_gives_what_its_own_inference_gives() -> None:
+def test_scores_match_network_inference() -> None:
     network = build(NetworkSpec("lenet", 10, (1, 8, 8)), seed=1)
     x, y = torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(60) % 10
     own = ClientData(x[:0], y[:0], x[:30], y[:30], x[30:], y[30:])
@@ -162,9 +162,9 @@ def test_cheapest() -> None:
 
 
 def client(*exits: int, validation: list[int], test: list[int], threshold: float, own_test: int = 1) -> dict:
-    """A client with ten samples per split; below 0.7 all leave at the first exit, from there on at the last.
+    """Return a client with ten samples per split: below 0.7 all leave at the first exit, from 0.7 on at the last.
 
-    `validation` and `test`: how many are right at the first and at the last exit.
+    `validation` and `test`: how many are correct at the first and at the last exit.
     """
     sweep = np.zeros((2, len(THRESHOLDS), len(exits), 2), dtype=np.int64)
     for split, (first, last) in enumerate((validation, test)):
@@ -177,7 +177,7 @@ def client(*exits: int, validation: list[int], test: list[int], threshold: float
 
 
 def three() -> dict[int, dict]:
-    """Two clients with two exits, one with the first alone."""
+    """Return two clients with two exits and one with the first exit only."""
     alone = client(9, validation=[8, 8], test=[9, 9], threshold=math.inf)
     alone["sweep"][:, :, 0] = [[[10, 8]] * (FULL + 1), [[10, 9]] * (FULL + 1)]
     return {
@@ -187,7 +187,7 @@ def three() -> dict[int, dict]:
     }
 
 
-def test_means_and_spreads_over_clients_by_hand() -> None:
+def test_means_and_spreads_over_clients_match_hand_count() -> None:
     found = summarise(three(), {3, 5}, EACH, 0.01)
     assert found["clients"] == 3
     assert found["exits"] == pytest.approx([(0.2 + 0.6 + 0.9) / 3, 0.7])  # the last exit is that of two clients
@@ -205,7 +205,7 @@ def test_means_and_spreads_over_clients_by_hand() -> None:
     assert (found["exit_macs"], found["accuracy_loss"]) == ([1.0, 4.0], 0.01)
 
 
-def test_curve_and_operating_points_by_hand() -> None:
+def test_curve_and_operating_points_match_hand_count() -> None:
     found = summarise(three(), (), EACH, 0.1)
     assert [point["threshold"] for point in found["curve"]] == [*THRESHOLDS[:-1], None]
     cheap, full = found["curve"][0], found["curve"][-1]
@@ -231,7 +231,7 @@ def test_curve_and_operating_points_by_hand() -> None:
     assert found["sampled"] == {}
 
 
-def test_the_common_threshold_is_not_chosen_by_clients_without_validation_samples() -> None:
+def test_common_threshold_ignores_clients_without_validation() -> None:
     scores = three()
     scores[7]["sweep"][0] = 0
     scores[7]["examples"][0] = 0
@@ -242,7 +242,7 @@ def test_the_common_threshold_is_not_chosen_by_clients_without_validation_sample
     assert summarise(scores, (), EACH, 0.0)["common"]["threshold"] is None
 
 
-def test_the_order_of_clients_does_not_matter_to_the_last_bit() -> None:
+def test_client_order_changes_no_bit() -> None:
     source = random.Random(1)
     scores = {}
     for number in range(40):
@@ -258,12 +258,12 @@ def test_the_order_of_clients_does_not_matter_to_the_last_bit() -> None:
         assert json.dumps(again) == expected
 
 
-def test_clients_without_samples_are_passed_over() -> None:
+def test_clients_without_samples_are_skipped() -> None:
     assert summarise({**three(), 1: {}}, {1}, EACH, 0.0) == summarise(three(), (), EACH, 0.0)
     assert summarise({1: {}}, (), EACH, 0.0) == summarise({}, (), EACH, 0.0) == {}
 
 
-def test_who_was_measured_on_validation_samples_is_counted() -> None:
+def test_clients_measured_on_validation_samples_are_counted() -> None:
     scores = three()
     scores[3]["own_test"][0] = 0
     found = summarise(scores, (), EACH, 0.0)
@@ -292,7 +292,7 @@ def test_who_was_measured_on_validation_samples_is_counted() -> None:
         ("own_test", np.array([2])),
     ],
 )
-def test_wrong_arrays_are_refused(name: str, wrong: np.ndarray | None) -> None:
+def test_malformed_arrays_are_rejected(name: str, wrong: np.ndarray | None) -> None:
     arrays = three()[3]
     check(arrays, 2)
     arrays = {k: v for k, v in (arrays | {name: wrong}).items() if v is not None}
@@ -302,14 +302,14 @@ def test_wrong_arrays_are_refused(name: str, wrong: np.ndarray | None) -> None:
         summarise({**three(), 9: arrays}, (), EACH, 0.0)
 
 
-def test_more_right_than_left_is_refused() -> None:
+def test_more_correct_samples_than_exited_are_rejected() -> None:
     arrays = three()[3]
     arrays["sweep"][0, 0, 0] = 10, 11
     with pytest.raises(ValueError, match="do not add up"):
         check(arrays, 2)
 
 
-def test_by_entropy_who_leaves_is_who_has_little_of_it() -> None:
+def test_entropy_criterion_exits_low_entropy_samples() -> None:
     network, own = two_exits()
     found = score(network, own, MACS, 0.0, "entropy")  # type: ignore[arg-type]
     check(found, 2, "entropy")

@@ -6,7 +6,7 @@ from strategies.baselines.eefl import EEFL
 from strategies.factory import make_strategy, read_config
 
 
-def test_the_configuration_becomes_a_strategy(flat):
+def test_configuration_becomes_strategy(flat):
     strategy = make_strategy(
         read_config({**flat, "network.tiers": "1,3", "clients.mix": "1,1", "server.evaluate-every": 3})
     )
@@ -20,29 +20,29 @@ def test_the_configuration_becomes_a_strategy(flat):
     assert strategy.round == 0
 
 
-def test_the_same_seed_gives_the_same_start(flat):
+def test_same_seed_gives_same_initial_weights(flat):
     one, two = (make_strategy(read_config({**flat, "run.seed": 4})) for _ in range(2))
     other = make_strategy(read_config({**flat, "run.seed": 5}))
     assert all(torch.equal(v, two.model[k]) for k, v in one.model.items())
     assert not all(torch.equal(v, other.model[k]) for k, v in one.model.items())
 
 
-def test_the_server_validates_on_what_its_clients_hold_out(flat):
+def test_server_validates_on_samples_that_clients_hold_out(flat):
     strategy = make_strategy(read_config({**flat, "server.evaluate-every": 1, "data.validation": 0.25}))
     assert len(strategy.evaluator.validation) == 60  # 6 clients hold out 10 of 40 each
     assert len(strategy.evaluator.test) > 100
 
 
-def test_without_evaluation_no_images_are_held(flat):
+def test_no_evaluation_creates_no_evaluator(flat):
     assert make_strategy(read_config({**flat, "server.evaluate-every": 0})).evaluator is None
 
 
-def test_a_server_whose_clients_keep_all_test_samples_evaluates_nothing(flat):
+def test_server_without_test_samples_does_not_evaluate(flat):
     strategy = make_strategy(read_config({**flat, "server.evaluate-every": 1, "data.client-test": 0.25}))
     assert strategy.evaluator is None
 
 
-def test_the_boosted_objective_needs_an_ensemble(flat):
+def test_boosted_objective_needs_ensemble(flat):
     assert make_strategy(read_config({**flat, "objective.name": "boosted"})).spec.ensemble == 0.2
     assert make_strategy(read_config(flat)).spec.ensemble == 0.0
 
@@ -58,19 +58,19 @@ def test_the_boosted_objective_needs_an_ensemble(flat):
         ({"clients.count": 5000, "server.evaluate-every": 1}, "5000 clients"),
     ],
 )
-def test_what_cannot_be_had_is_told_before_anything_starts(flat, changes, message):
+def test_impossible_settings_are_reported_before_start(flat, changes, message):
     with pytest.raises(UserError) as caught:
         make_strategy(read_config({**flat, **changes}))
     assert message in str(caught.value)
 
 
-def test_a_missing_gpu_is_told(flat, monkeypatch):
+def test_missing_gpu_is_reported(flat, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="no GPU"):
         make_strategy(read_config({**flat, "server.device": "cuda"}))
 
 
-def test_mistakes_in_any_methods_section_are_told_together(flat):
+def test_mistakes_in_all_method_sections_are_reported_together(flat):
     with pytest.raises(UserError) as caught:
         read_config({**flat, "depthfl.temperature": -1.0, "darkdistill.batch": 0, "eefl.lr": 0.1})
     message = str(caught.value)

@@ -37,7 +37,7 @@ def test_darkdistill_trains_every_family(name, data_root, run_strategy):
     assert len(moved) == sum(value.is_floating_point() for value in start.values())
 
 
-def test_adapters_travel_up_and_the_frozen_weights_stay(data_root, run_strategy):
+def test_adapters_are_uploaded_and_frozen_weights_stay(data_root, run_strategy):
     changes = {**ROUNDS, "network.name": "vit_small32", "network.width": 16, "network.lora-rank": 2}
     strategy = run_strategy({**changes, "data.root": str(data_root / "cifar10_tiny")}).strategy
     start = first_weights(strategy)

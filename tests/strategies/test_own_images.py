@@ -19,7 +19,7 @@ SETTINGS = {
 
 
 def write_images(folder: Path, names: list[str], start: int) -> Path:
-    """Write a few real digits below one folder per class."""
+    """Write a few real digits into one folder per class."""
     digits = load_digits()
     for label, name in enumerate(names):
         (folder / name).mkdir(parents=True)
@@ -28,7 +28,7 @@ def write_images(folder: Path, names: list[str], start: int) -> Path:
     return folder
 
 
-def test_devices_train_on_their_own_folders_and_keep_their_models(tmp_path):
+def test_devices_train_on_own_folders_and_store_models(tmp_path):
     nodes = [
         {
             "client-id": client, "depth": client + 1, "state": str(tmp_path / f"state-{client}"),
@@ -42,12 +42,12 @@ def test_devices_train_on_their_own_folders_and_keep_their_models(tmp_path):
     assert {r.num_examples for r in strategy.roster.reports.values()} == {24}
     assert len(result.train_metrics_clientapp) == 2
     for client in range(4):
-        bundle = load_model(tmp_path / f"state-{client}" / "own" / f"depth-{client + 1}")
-        assert bundle.classes == ("zero", "one", "two")
-        assert len(bundle.network.exit_positions) == client + 1
+        stored_model = load_model(tmp_path / f"state-{client}" / "own" / f"depth-{client + 1}")
+        assert stored_model.classes == ("zero", "one", "two")
+        assert len(stored_model.network.exit_positions) == client + 1
 
 
-def test_a_device_with_unknown_classes_is_refused_with_a_line(tmp_path, flower_log):
+def test_device_with_unknown_classes_is_refused_and_logged(tmp_path, flower_log):
     folder = write_images(tmp_path / "images", ["zero", "cat", "two"], 0)
     strategy = make_strategy(read_config({**SETTINGS, "run.name": "unknown"}))
     with pytest.raises(QuorumError, match="no client can take part"):

@@ -13,7 +13,7 @@ OWN_LOSS = ("cafedistill", "depthfl", "distree", "fedavg", "hetero_splitee")  # 
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_card_has_its_name_and_both_halves(name):
+def test_every_method_card_has_name_and_both_halves(name):
     card = find_method(name)
     assert isinstance(card.strategy, type)
     assert issubclass(card.strategy, EarlyExitStrategy)
@@ -25,17 +25,17 @@ def test_every_card_has_its_name_and_both_halves(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_ensemble_follows_the_objective_where_it_applies(name):
+def test_ensemble_follows_objective_where_it_applies(name):
     config = RunConfig(objective=ObjectiveConfig(name="boosted"))
     assert find_method(name).ensemble(config) == (0.0 if name in OWN_LOSS else 0.2)
 
 
-def test_an_unknown_method_is_refused_with_the_known_ones():
+def test_unknown_method_is_refused_and_known_ones_listed():
     with pytest.raises(UserError, match=r"run\.strategy 'fedsgd' is unknown: choose one of cafedistill, darkdistill"):
         find_method("fedsgd")
 
 
-def test_finding_a_method_imports_no_other():
+def test_finding_method_imports_no_other_method():
     script = (
         "import sys; from strategies.registry import METHODS, find_method; find_method('fedprox'); "
         "print(sorted(m for m in METHODS.values() if m in sys.modules))"
@@ -44,7 +44,7 @@ def test_finding_a_method_imports_no_other():
     assert done.stdout.strip() == "['strategies.baselines.fedprox']"
 
 
-def test_every_section_has_sound_defaults_and_travels():
+def test_every_section_has_valid_defaults_and_round_trips():
     names = [kind.SECTION for kind in all_settings()]
     assert len(set(names)) == len(names)
     assert {"robust", "personal", "difficulty", "stream"} < set(names)
@@ -54,14 +54,14 @@ def test_every_section_has_sound_defaults_and_travels():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_what_travels_has_only_the_methods_own_sections(name):
+def test_sent_configuration_has_only_own_method_sections(name):
     config, card = load_config({"run.strategy": name}, all_settings()), find_method(name)
     sent = config.only(card.settings)
     assert load_config(sent.flat(), card.settings) == sent
     assert {kind.SECTION for kind in sent.settings} == {kind.SECTION for kind in card.settings}
 
 
-def test_a_section_that_was_not_read_is_an_error():
+def test_access_to_unread_section_is_an_error():
     kind = all_settings()[0]
     with pytest.raises(LookupError, match=f"section '{kind.SECTION}' was not read: list {kind.__name__} on the"):
         RunConfig().of(kind)

@@ -22,7 +22,7 @@ QUICK = {
 }  # fmt: skip
 
 
-def test_a_run_learns_the_sections_of_the_news(run_strategy):
+def test_run_learns_news_sections(run_strategy):
     run = run_strategy({
         **TEXTS, "clients.count": 2, "clients.per-round": 2, "clients.mix": "0.5,0,0,0.5", "train.epochs": 2,
         "run.rounds": 4, "server.evaluate-every": 4,
@@ -51,21 +51,21 @@ def test_darkdistill_generates_latents_of_texts(run_strategy, variant):
     assert all(value.isfinite().all() for value in distilled.model.values())
 
 
-def test_personal_networks_read_texts(run_strategy):
+def test_personal_networks_train_on_texts(run_strategy):
     run = run_strategy({**QUICK, "run.strategy": "cafedistill", "run.rounds": 2, "data.client-test": 0.25})
     measured = run.records[-1].client_accuracy
     assert (measured["clients"], len(measured["exits"]), measured["own_test"]) == (4, 4, True)
     assert set(run.strategy.known) == {0, 1, 2, 3}
 
 
-def test_texts_are_cut_between_blocks(run_strategy):
+def test_split_training_cuts_text_network_between_blocks(run_strategy):
     changes = {"clients.mix": "equal", "splitee.cuts": "1,2", "stream.patience": 30.0, "data.client-test": 0.25}
     run = run_strategy({**QUICK, **changes, "run.strategy": "hetero_splitee"})
     assert run.records[-1].terms["missing"] == 0
     assert set(run.records[-1].client_accuracy["by_part"]) == {1, 2}
 
 
-def test_texts_have_no_pixels_to_generate(flat):
+def test_pixel_generation_is_refused_for_texts(flat):
     with pytest.raises(UserError, match="texts have no pixels"):
         make_strategy(
             read_config({**flat, **QUICK, "run.strategy": "darkdistill", "darkdistill.generator-output": "pixels"})
@@ -76,17 +76,17 @@ def test_texts_have_no_pixels_to_generate(flat):
     ("changes", "message"),
     [({"network.name": "lenet"}, "'lenet' does not take texts"), ({"data.name": "digits"}, "does not take images")],
 )
-def test_a_network_for_the_other_kind_is_refused(flat, changes, message):
+def test_network_for_other_data_kind_is_refused(flat, changes, message):
     with pytest.raises(UserError, match=message):
         make_strategy(read_config({**flat, **QUICK, **changes}))
 
 
-def test_a_delivered_model_reads_texts_and_infer_says_that_it_cannot(run_strategy, tmp_path):
+def test_delivered_text_model_works_and_infer_refuses_it(run_strategy, tmp_path):
     run = run_strategy({**QUICK, "clients.store": str(tmp_path)})
-    bundle = load_model(tmp_path / "test" / "depth-4")
+    stored_model = load_model(tmp_path / "test" / "depth-4")
     data = load(run.strategy.config.data, cache_root())
-    assert bundle.classes == data.classes
-    assert bundle.network(bundle.normalizer(data.test.inputs[:3]))[-1].shape == (3, 5)
+    assert stored_model.classes == data.classes
+    assert stored_model.network(stored_model.normalizer(data.test.inputs[:3]))[-1].shape == (3, 5)
     parser = argparse.ArgumentParser()
     add_parser(parser.add_subparsers())
     options = parser.parse_args(["infer", "--model", str(tmp_path / "test" / "depth-4"), "--images", str(tmp_path)])
@@ -94,7 +94,7 @@ def test_a_delivered_model_reads_texts_and_infer_says_that_it_cannot(run_strateg
         options.run(options)
 
 
-def test_a_device_with_a_folder_of_images_is_refused(prepare_run, tmp_path):
+def test_device_with_image_folder_is_refused(prepare_run, tmp_path):
     run = prepare_run(QUICK, [{"client-id": 0, "depth": 1, "data": str(tmp_path)}])
     with pytest.raises(Exception, match="no client can take part"):
         run.strategy.start(run.grid)

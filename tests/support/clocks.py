@@ -1,6 +1,6 @@
-"""Processes whose wall clock is off, for tests: a library that is loaded before C's own and shifts what it says.
+"""Processes with a wrong wall clock, for tests: a preloaded library shifts the time that C's functions return.
 
-Only the time of day is shifted: Python waits by a clock that nobody sets. libfaketime shifts that one as well, or has
+It shifts the time of day only: Python waits by the monotonic clock. libfaketime shifts that clock too, or makes
 Python's `sleep` fail.
 """
 
@@ -45,13 +45,17 @@ time_t time(time_t *stored) {
 
 
 def clock_off_by(seconds: int) -> dict[str, str]:
-    """Return the environment of a process whose clock is ahead by so many seconds, or behind."""
+    """Return the environment of a process whose clock is this many seconds ahead (negative: behind)."""
     return {"LD_PRELOAD": str(_library()), "CLOCK_OFFSET": str(seconds)}
 
 
 def clocks_available() -> str:
-    """Return why no clock can be shifted here; empty if it can be."""
-    return "" if shutil.which("cc") and Path("/proc/self").exists() else "there is no C compiler `cc`, or no Linux"
+    """Return why clocks cannot be shifted here; empty if they can."""
+    return (
+        ""
+        if shutil.which("cc") and Path("/proc/self").exists()
+        else "shifting clocks needs Linux and a C compiler `cc`"
+    )
 
 
 @cache

@@ -21,7 +21,7 @@ PORTS = 16_000, 32_000
 
 
 class Deployment:
-    """One SuperLink and its SuperNodes; every process it started is ended by `close`."""
+    """One SuperLink and its SuperNodes; `close` ends every process."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.home = folder, folder / ".flwr"
@@ -44,7 +44,7 @@ class Deployment:
                    "--port", str(free_port()), "--node-config", node_config)  # fmt: skip
 
     def start(self, name: str, *command: str) -> None:
-        """Start a process in a session of its own, so that its children can be ended with it."""
+        """Start a process in its own session, so that `kill` also ends its children."""
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 command, cwd=self.home, env=self.env, stdout=log, stderr=log, start_new_session=True
@@ -65,11 +65,11 @@ class Deployment:
             process.kill()
 
     def nodes(self) -> int:
-        """Return how many nodes Flower has seen, those that left included."""
+        """Return how many nodes Flower has seen, including those that left."""
         return len(self._flwr("supernode", "list", "dep")["nodes"])
 
     def run(self, settings: Mapping[str, Any]) -> str:
-        """Submit a run; returns Flower's run id."""
+        """Submit a run; return Flower's run id."""
         file = self.folder / "settings.toml"
         file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
         answer = self._flwr("run", str(PROJECT), "dep", "-c", str(file))
@@ -77,7 +77,7 @@ class Deployment:
         return str(answer["run-id"])
 
     def wait(self, run_id: str, seconds: float) -> tuple[str, str]:
-        """Wait for a run's end; returns Flower's status and its details."""
+        """Wait for a run's end; return Flower's status and its details."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             run = self._flwr("list", "dep", "--run-id", run_id)["runs"][0]
@@ -105,8 +105,8 @@ class Deployment:
         return found
 
 
-def launched(home: Path, settings: Mapping[str, Any]) -> subprocess.CompletedProcess[str]:
-    """Run `python -m server run` on two workers in a process of its own."""
+def run_launcher(home: Path, settings: Mapping[str, Any]) -> subprocess.CompletedProcess[str]:
+    """Run `python -m server run` with two workers in its own process."""
     pairs = [part for key, value in settings.items() for part in ("-c", f"{key}={json.dumps(value)}")]
     return subprocess.run(
         [sys.executable, "-m", "server", "run", "--workers", "2", *pairs],
@@ -116,7 +116,7 @@ def launched(home: Path, settings: Mapping[str, Any]) -> subprocess.CompletedPro
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on, from below those that systems give to connections: it is bound later."""
+    """Return a free port below the range of outgoing connections, so that it is still free when it is bound."""
     while True:
         port = random.SystemRandom().randrange(*PORTS)
         with suppress(OSError), socket.create_server(("", port)):

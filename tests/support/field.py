@@ -1,4 +1,4 @@
-"""A server and its devices as their users start them, under TLS and on demand with device keys, and what runs leave."""
+"""A server and its devices, started by the launchers under TLS, optionally with device keys; checks of run folders."""
 
 import json
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ class Field:
     def __init__(
         self, folder: Path, capacities: Mapping[str, str], *, keys: bool, hosts: Mapping[str, Host] | None = None
     ) -> None:
-        """`capacities`: by device, whose names end with their clients' numbers; `hosts`: where each one is."""
+        """`capacities`: by device name, which ends with the client's number; `hosts`: the host of each process."""
         self.machines = Machines(folder, hosts)
         self.capacities, self.keys = dict(capacities), keys
         self.address = hosts["server"].address if hosts else "127.0.0.1"
@@ -32,7 +32,7 @@ class Field:
         self.make_certificates("--host", self.address, *(self.capacities if keys else ()))
 
     def make_certificates(self, *words: str) -> None:
-        """Make the authority's and the server's certificates, and keys for the devices that follow the options."""
+        """Make the certificates of the authority and the server; device names among `words` get keys."""
         options = [w for word in words for w in (["--add-device", word] if word in self.capacities else [word])]
         assert main(["certificates", "--folder", str(self.certificates), *options]) == 0
 
@@ -41,14 +41,14 @@ class Field:
         self.machines.close()
 
     def serve(self) -> None:
-        """Start the server, on the database that it left if it was there before."""
+        """Start the server, on its earlier database if it ran before."""
         required = ["--require-node-keys"] if self.keys else []
-        told = self.said("server", READY)
+        before = self.times_printed("server", READY)
         self.machines.start(
             "server", "server", "start", "--address", f"{self.address}:{self.machines.port}",
             "--certificates", str(self.certificates), "--state", str(self.machines.folder / "server"), *required,
         )  # fmt: skip
-        wait_until(lambda: self.said("server", READY) > told, PATIENCE, "the server does not start")
+        wait_until(lambda: self.times_printed("server", READY) > before, PATIENCE, "the server does not start")
 
     def device_command(self, name: str, port: int = 0) -> list[str]:
         """Return the command of a device that reaches the server at this port."""
@@ -60,10 +60,10 @@ class Field:
         ]  # fmt: skip
 
     def join(self, name: str, port: int = 0, **env: str) -> None:
-        """Start a device and wait until the server has taken it."""
-        before = self.said(name, JOINED)
+        """Start a device and wait until the server has accepted it."""
+        before = self.times_printed(name, JOINED)
         self.machines.start(name, *self.device_command(name, port), **env)
-        wait_until(lambda: self.said(name, JOINED) > before, PATIENCE, f"{name} is not taken")
+        wait_until(lambda: self.times_printed(name, JOINED) > before, PATIENCE, f"{name} did not join")
 
     def submit_command(self, *words: str) -> list[str]:
         """Return the command of a run."""
@@ -74,24 +74,26 @@ class Field:
         ]  # fmt: skip
 
     def submit(self, name: str, *pairs: str) -> Path:
-        """Submit a run and return its folder; its launcher's process has the run's name."""
+        """Submit a run and return its folder; the launcher's process has the run's name."""
         self.machines.start(name, *self.submit_command(*settings(f"run.name={name}", *pairs)))
         return self.machines.folder / "server" / "runs" / name
 
-    def completes(self, name: str) -> None:
-        """Wait until a submitted run has ended as completed."""
+    def wait_completed(self, name: str) -> None:
+        """Wait until a submitted run has completed."""
         process = self.machines.processes.pop(name)
         assert process.wait(timeout=PATIENCE) == 0, self.machines.log(name).read_text()
 
-    def said(self, name: str, text: str) -> int:
+    def times_printed(self, name: str, text: str) -> int:
         """Return how often a process has printed a text."""
         log = self.machines.log(name)
         return log.read_text().count(text) if log.exists() else 0
 
-    def in_round(self, name: str, round_: int, before: int) -> None:
-        """Wait until a device works on this round; before the run it had got so many orders."""
+    def wait_for_round(self, name: str, round_: int, before: int) -> None:
+        """Wait until a device works on this round; `before`: its orders before the run."""
         ordered = before + round_
-        wait_until(lambda: self.said(name, ORDERED) >= ordered, PATIENCE, f"{name} got no order of round {round_}")
+        wait_until(
+            lambda: self.times_printed(name, ORDERED) >= ordered, PATIENCE, f"{name} got no order of round {round_}"
+        )
 
     def flower(self, name: str) -> psutil.Process:
         """Return Flower's own process under a launcher."""
@@ -99,8 +101,8 @@ class Field:
         return process
 
 
-def assert_whole(folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """Check what a run left: every round once, nothing half-written, all fit to be used; returns what rounds told."""
+def assert_complete(folder: Path, rounds: int) -> list[dict[str, Any]]:
+    """Check a run folder: every round once, complete and usable files; return the round events."""
     events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     counted = [event for event in events if event["event"] == "round"]
     assert [event["round"] for event in counted] == list(range(1, rounds + 1))
@@ -110,7 +112,7 @@ def assert_whole(folder: Path, rounds: int) -> list[dict[str, Any]]:
     assert [path.name for path in kept] == [f"round-{r:06d}.safetensors" for r in range(max(1, rounds - 1), rounds + 1)]
     tensors, values = read_tensors(kept[-1])
     assert values["round"] == rounds
-    if (folder / "final" / FILE).exists():  # else the finished models are with the devices
+    if (folder / "final" / FILE).exists():  # else the devices hold the final models
         network = load_model(folder / "final" / FILE).network.state_dict()
         assert network.keys() <= tensors.keys()
         assert all(network[key].equal(tensors[key]) for key in network)

@@ -21,7 +21,7 @@ from strategies.engine.strategy import EarlyExitStrategy
 
 Pause = Callable[[], None]
 NODES = ({"partition-id": 0}, {"partition-id": 1})
-# Each run is a process of its own, forked from one that has imported everything: that takes seconds.
+# Each run is a process, forked from one that has already imported everything: imports take seconds.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.support.killing"])
 
@@ -29,7 +29,7 @@ PROCESSES.set_forkserver_preload(["tests.support.killing"])
 def run_and_kill(
     settings: Mapping[str, Value], moment: str, round_: int, nodes: Sequence[Mapping[str, Any]] = NODES
 ) -> None:
-    """Run the ServerApp in a process of its own and kill it (SIGKILL) at this moment of a round."""
+    """Run the ServerApp in its own process and kill it (SIGKILL) at this moment of a round."""
     paused = PROCESSES.Event()
     process = PROCESSES.Process(target=main, args=(dict(settings), moment, round_, paused, nodes))
     process.start()
@@ -47,14 +47,14 @@ def run_and_kill(
 
 
 def rounds(metrics: Path) -> list[int]:
-    """Return the rounds that have a line."""
+    """Return the rounds that have a metrics line."""
     return [event["round"] for event in read_events(metrics) if event["event"] == "round"]
 
 
 def main(
     settings: Mapping[str, Value], moment: str, round_: int, paused: Any, nodes: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Run the ServerApp on the in-process grid, with a pause."""
+    """Run the ServerApp on the in-process grid and pause at this moment of a round."""
 
     def pause() -> None:
         paused.set()
@@ -107,7 +107,7 @@ def _half_checkpoint(round_: int, pause: Pause) -> None:
 
 
 def _client_stored(round_: int, pause: Pause) -> None:
-    """Pause in the middle of a round, when its first client has stored what it keeps."""
+    """Pause in the middle of a round, after its first client has stored its state."""
     save = ClientStore.save
 
     def slow(self: ClientStore, client: int, number: int, state: Any) -> None:
@@ -119,7 +119,7 @@ def _client_stored(round_: int, pause: Pause) -> None:
 
 
 def _before_delivery(round_: int, pause: Pause) -> None:
-    """Pause after the last round, before the clients are given their models."""
+    """Pause after the last round, before clients get their models."""
     EarlyExitStrategy._deliver = lambda self, grid: pause()  # type: ignore[method-assign]
 
 

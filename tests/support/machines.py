@@ -1,6 +1,6 @@
-"""Machines for tests: the launchers as a user types them, each in a process and a folder of its own.
+"""Machines for tests: the launchers as a user types them, each with its own process and folder.
 
-With hosts, which are network namespaces, each process is on the host of its name, and on the server's if it has none.
+With hosts (network namespaces), each process runs on the host of its name, or on the server's host.
 """
 
 import os
@@ -16,7 +16,7 @@ from tests.support.namespaces import Host
 
 
 class Machines:
-    """Launchers by name; every process it started is ended by `close`."""
+    """Launchers by name; `close` ends every process."""
 
     def __init__(self, folder: Path, hosts: Mapping[str, Host] | None = None) -> None:
         self.folder, self.hosts = folder, hosts or {}
@@ -40,7 +40,7 @@ class Machines:
         )  # fmt: skip
 
     def log(self, name: str) -> Path:
-        """Return the file of everything that a process has printed."""
+        """Return the file with the output of a process."""
         return self.folder / f"{name}.log"
 
     def wait_for(self, name: str, text: str, seconds: float = 120) -> None:
@@ -48,7 +48,7 @@ class Machines:
         wait_until(lambda: text in self.log(name).read_text(), seconds, f"no {text!r} in {self.log(name)}")
 
     def stop(self, name: str) -> int:
-        """Send SIGTERM as a service manager does; returns the exit code."""
+        """Send SIGTERM as a service manager does; return the exit code."""
         process = self.processes.pop(name)
         process.send_signal(signal.SIGTERM)
         return process.wait(timeout=60)
@@ -67,5 +67,5 @@ class Machines:
 
 
 def settings(*pairs: str) -> Sequence[str]:
-    """Return configuration as options."""
+    """Return `key=value` pairs as `-c` options."""
     return [word for pair in pairs for word in ("-c", pair)]

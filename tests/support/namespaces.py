@@ -1,11 +1,11 @@
-"""Hosts as network namespaces of this machine, for tests and benchmarks: own addresses, delay, loss and rate per link.
+"""Hosts as network namespaces, for tests and benchmarks: each has an address and a link with delay, loss and rate.
 
     with network(["server", "device"]) as hosts:
         hosts["device"].link(delay=0.01)
         hosts["device"].popen(["curl", hosts["server"].address])
 
-Nothing outside the namespaces is touched, and they are removed at the end with whatever still runs in them. Those of a
-process that was killed are removed by the next one.
+Only the namespaces are touched. They are removed at the end, and their remaining processes are killed. `network` also
+removes namespaces that killed processes left behind.
 """
 
 import json
@@ -33,18 +33,17 @@ class Host:
 
     namespace: str
     address: str
-    port: int
-    """Of the switch."""
-    wire: subprocess.Popen[str]
+    port: int  # of the switch
+    wire: subprocess.Popen[str]  # the switch
 
     def popen(self, command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
-        """Start a command here, in a session of its own; options are `subprocess.Popen`'s."""
+        """Start a command on this host in its own session; options are those of `subprocess.Popen`."""
         return subprocess.Popen(["ip", "netns", "exec", self.namespace, *command], start_new_session=True, **options)
 
     def link(self, *, delay: float = 0.0, rate: float = 0.0, loss: float = 0.0) -> None:
-        """Change both directions of this host's link: seconds one way, bits per second (0: any), share of frames lost.
+        """Change both directions of this host's link for frames that are sent from now on.
 
-        It holds for frames that are sent from now on.
+        `delay`: seconds one way; `rate`: bits per second (0: unlimited); `loss`: share of frames.
         """
         change = {"port": self.port, "delay": delay, "rate": rate / 8, "loss": loss}
         assert self.wire.stdin and self.wire.stdout
@@ -54,13 +53,13 @@ class Host:
 
 @cache
 def namespaces_available() -> str:
-    """Return why there can be no namespaces here; empty if they can be made."""
+    """Return why namespaces cannot be made here; empty if they can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     if not shutil.which("ip"):
-        return "there is no `ip` (iproute2)"
+        return "network namespaces need `ip` (iproute2)"
     if not TUN.exists():
-        return f"there is no {TUN}"
+        return f"network namespaces need {TUN}"
     try:
         with network(["probe"]):
             return ""
@@ -72,7 +71,7 @@ def namespaces_available() -> str:
 def network(names: Sequence[str]) -> Iterator[Mapping[str, Host]]:
     """Yield hosts by name, all on one switch. Host `names[i]` has the address 10.91.0.(i + 1).
 
-    Raises `subprocess.CalledProcessError` when that is not permitted.
+    Raises `subprocess.CalledProcessError` if namespaces are not permitted.
     """
     _sweep()
     prefix = f"{PREFIX}-{os.getpid()}-{next(NUMBERS)}"
@@ -102,7 +101,7 @@ def _switch(namespace: str, interfaces: Sequence[str]) -> Iterator[subprocess.Po
         assert wire.stdout and wire.stderr
         if wire.stdout.readline() != "ready\n":
             raise subprocess.CalledProcessError(wire.wait(), command, stderr=wire.stderr.read())
-        yield wire  # its stdin is closed at the end, which ends it
+        yield wire  # leaving closes its stdin, which ends it
 
 
 def _ip(*arguments: str) -> str:
@@ -117,7 +116,7 @@ def _remove(namespace: str) -> None:
 
 
 def _sweep() -> None:
-    """Remove what processes left that were killed."""
+    """Remove namespaces that killed processes left behind."""
     for line in _ip("netns", "list").splitlines():
         name = line.split()[0]
         words = name.split("-")

@@ -1,4 +1,4 @@
-"""What tests of personalised methods share: an app that remembers what travelled, clients by hand, what was stored."""
+"""Helpers for tests of personalised methods: recorded messages, hand-made clients, stored client states."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,11 +23,11 @@ from strategies.method import Job
 CPU = torch.device("cpu")
 HOME = {"clients.per-node": 1}
 NODES = [{"partition-id": p} for p in range(6)]
-DEEP = {"clients.mix": "0,0,1"}  # every client has the whole network
+DEEP = {"clients.mix": "0,0,1"}  # every client trains the whole network
 
 
 class Recorder:
-    """The real ClientApp, which remembers every order to train and its reply."""
+    """The real ClientApp; records every train order and its reply."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[protocol.Order, protocol.Payload]] = []
@@ -41,65 +41,65 @@ class Recorder:
         return answer
 
     def down(self) -> set[str]:
-        """Keys of weights that any client was sent."""
+        """Return the keys of all weights that clients received."""
         return {key for _, payload in self.sent for state in payload.states.values() for key in state.layout.keys}
 
     def up(self) -> set[str]:
-        """Keys of weights that any client sent."""
+        """Return the keys of all weights that clients sent."""
         layouts = [part.layout for r in self.replies for part in [*r.folds.values(), *r.lone.values()]]
         return {key for layout in layouts for key in layout.keys}
 
     def uploads(self, round_: int) -> dict[int, dict[str, Any]]:
-        """What each client sent for itself in a round, by client."""
+        """Return the arrays that each client sent in a round, by client."""
         pairs = zip(self.sent, self.replies, strict=True)
         return {c: arrays for (o, _), r in pairs if o.round == round_ for c, arrays in r.client_arrays.items()}
 
 
 def same(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
-    """Same keys, same bits."""
+    """Return whether keys and bits are equal."""
     return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
 def heads(state: Mapping[str, Tensor]) -> StateDict:
-    """The exits' part."""
+    """Return the weights of the exits."""
     return {key: value for key, value in state.items() if key.startswith("exits.")}
 
 
 def trunk(state: Mapping[str, Tensor]) -> StateDict:
-    """All but the exits."""
+    """Return all weights except those of the exits."""
     return {key: value for key, value in state.items() if not key.startswith("exits.")}
 
 
 def seeded(strategy: EarlyExitStrategy) -> StateDict:
-    """The network as the run's seed makes it."""
+    """Return the initial weights of the run's seed."""
     return build(strategy.spec, strategy.config.run.seed).state_dict()
 
 
 def folder(strategy: EarlyExitStrategy) -> Path:
-    """Where the run's clients keep what they keep."""
+    """Return the folder in which the run's clients store their states."""
     return Path(strategy.config.clients.store) / strategy.config.run.name
 
 
 def kept(strategy: EarlyExitStrategy, client: int) -> StateDict:
-    """What a client keeps of its network, as of its last committed round."""
+    """Return the weights that a client stored in its last committed round."""
     file = folder(strategy) / f"client-{client:06d}" / f"round-{strategy.committed[client]:06d}.safetensors"
     tensors = read_tensors(file)[0]
     return {key.removeprefix("own."): value for key, value in tensors.items() if key.startswith("own.")}
 
 
 def delivered(strategy: EarlyExitStrategy, client: int) -> StateDict:
-    """The network that a client ended with."""
+    """Return the weights of a client's final model."""
     return read_tensors(folder(strategy) / f"client-{client:06d}" / FILE)[0]
 
 
 def own_data(strategy: EarlyExitStrategy, client: int) -> ClientData:
-    """A virtual client's samples."""
+    """Return a virtual client's samples."""
     config = strategy.config
     return shared_data(Population(config.data, config.clients.count, config.run.seed), client, CPU)
 
 
 def make_job(strategy: EarlyExitStrategy, client: int, round_: int = 1, **changes: Any) -> Job:
-    """A client's job on a model of its own, outside any node."""
+    """Return a client's job with its own model, without a node."""
     report_depth = changes.pop("depth", len(strategy.tiers))
     model = FlatModel(build(strategy.spec, strategy.config.run.seed).prefix(report_depth))
     method = {"lr": strategy.lr(round_)}
@@ -113,7 +113,7 @@ def sgd(
     strategy: EarlyExitStrategy, network: EarlyExitNetwork, client: int, round_: int, epochs: int,
     purpose: str = "batches", part: str = "", pull: float = 0.0, anchor: Mapping[str, Tensor] | None = None,
 ) -> None:  # fmt: skip
-    """Train by hand, with torch's own optimiser on the parameters whose names begin with `part`."""
+    """Train a reference with torch's optimiser, on the parameters whose names begin with `part`."""
     section, data = strategy.config.train, own_data(strategy, client)
     options = {"lr": strategy.lr(round_), "momentum": section.momentum, "weight_decay": section.weight_decay}
     chosen = [p for name, p in network.named_parameters() if name.startswith(part)]
@@ -133,5 +133,5 @@ def sgd(
 
 
 def close(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
-    """Same keys, the same numbers but for the order in which they were added."""
+    """Return whether keys are equal, and numbers up to the rounding of another summation order."""
     return one.keys() == two.keys() and all(torch.allclose(one[k], two[k], rtol=1e-4, atol=2e-6) for k in one)

@@ -1,4 +1,4 @@
-"""A TCP relay in a thread: the wire between a device and its server, which a test can cut without any privilege."""
+"""A TCP relay in a thread: the link between a device and its server, which a test can cut without privileges."""
 
 import select
 import socket
@@ -11,11 +11,11 @@ POLL = 0.1  # seconds
 
 
 class Relay:
-    """Passes connections to `address` on to a port of loopback.
+    """Forwards connections at `port` to a port of loopback.
 
     with Relay(server_port) as relay:
-        relay.cut()  # nothing passes any more, and nobody is told: neither end sees its connection close
-        relay.mend()  # what waited passes now
+        relay.cut()  # data stops, but neither end sees its connection close
+        relay.mend()  # waiting data passes
     """
 
     def __init__(self, target: int) -> None:
@@ -27,7 +27,7 @@ class Relay:
         self._ends: list[socket.socket] = []
 
     def cut(self, *, closing: bool = False) -> None:
-        """Let nothing pass; with `closing`, end all connections too, as a router that starts anew."""
+        """Stop all data; with `closing`, also end all connections, as a router that restarts."""
         self._passing.clear()
         if closing:
             time.sleep(2 * POLL)
@@ -36,7 +36,7 @@ class Relay:
                     end.shutdown(socket.SHUT_RDWR)
 
     def mend(self) -> None:
-        """Let everything pass again."""
+        """Let data pass again."""
         self._passing.set()
 
     def __enter__(self) -> "Relay":
@@ -54,7 +54,7 @@ class Relay:
             try:
                 inside, _ = self.listener.accept()
                 outside = socket.create_connection(("127.0.0.1", self.target))
-            except OSError:  # closed, or the server is not there
+            except OSError:  # closed, or the server does not listen
                 continue
             self._ends += [inside, outside]
             for one, other in ((inside, outside), (outside, inside)):

@@ -1,4 +1,4 @@
-"""Real processes that serve students, and what processes say first."""
+"""Real processes that serve students, and reading the lines that processes print."""
 
 import os
 import subprocess
@@ -13,25 +13,24 @@ from strategies.distree.model.stored import student_file
 
 @dataclass(frozen=True)
 class Served:
-    """Where students answer."""
+    """Running student processes by number."""
 
-    arguments: list[str]
-    """What `python -m server infer` takes to ask them."""
+    arguments: list[str]  # options of `python -m server infer` that reach them
     processes: dict[int, subprocess.Popen[str]]
 
 
-def said(process: "subprocess.Popen[str]") -> str:
-    """Return the next line that a process prints; if it ends without one, fail with what became of it."""
+def read_line(process: "subprocess.Popen[str]") -> str:
+    """Return the next line that a process prints; fail with its exit code if it ends without one."""
     assert process.stdout
     line = process.stdout.readline()
-    # what it wrote on stderr is in pytest's report of the test, or of its set-up
-    assert line, f"it ended with {process.wait(60)}, see its last words on stderr: {process.args}"
+    # pytest's report of the test or its set-up shows the stderr
+    assert line, f"the process ended with exit code {process.wait(60)} (see stderr): {process.args}"
     return line
 
 
 @contextmanager
 def served(folder: Path, extra: Sequence[str] = ()) -> Iterator[Served]:
-    """Serve the students 1 and 2 of a folder; `extra`: further arguments of the second."""
+    """Serve students 1 and 2 of a folder; `extra`: more arguments for student 2."""
     token, found = folder / "token", Served([], {})
     with ExitStack() as stack:
         for number in (1, 2):
@@ -45,6 +44,6 @@ def served(folder: Path, extra: Sequence[str] = ()) -> Iterator[Served]:
             stack.callback(process.kill)
             found.processes[number] = process
         for number, process in found.processes.items():
-            found.arguments.extend(["--student", f"{number}={said(process).split()[-1]}"])
+            found.arguments.extend(["--student", f"{number}={read_line(process).split()[-1]}"])
         found.arguments.extend(["--token-file", str(token)])
         yield found

@@ -1,4 +1,4 @@
-"""A shifted clock is off by what it should be, and waits stay what they were."""
+"""A shifted clock is off by the given seconds, and waits stay unchanged."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ print(time.time(), datetime.datetime.now(datetime.UTC).timestamp(), time.monoton
 
 @pytest.mark.skipif(bool(clocks_available()), reason=clocks_available())
 @pytest.mark.parametrize("seconds", [0, -240, 3600])
-def test_only_the_time_of_day_is_off(seconds: int) -> None:
+def test_only_time_of_day_is_shifted(seconds: int) -> None:
     before = time.time(), time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", CODE], env=os.environ | clock_off_by(seconds), capture_output=True, text=True,
@@ -28,7 +28,7 @@ def test_only_the_time_of_day_is_off(seconds: int) -> None:
     )  # fmt: skip
     after = time.time(), time.monotonic()
     assert done.returncode == 0, done.stderr
-    told, dated, waited, monotonic = map(float, done.stdout.split())
-    assert before[0] <= told - seconds <= dated - seconds <= after[0]
+    timed, dated, waited, monotonic = map(float, done.stdout.split())
+    assert before[0] <= timed - seconds <= dated - seconds <= after[0]
     assert waited >= 0.1
     assert before[1] <= monotonic <= after[1]

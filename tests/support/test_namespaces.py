@@ -1,4 +1,4 @@
-"""Hosts in namespaces: what other tests rely on."""
+"""Hosts in namespaces: the delay, rate, loss and clean-up that other tests rely on."""
 
 import os
 import signal
@@ -48,34 +48,34 @@ def hosts() -> Iterator[Mapping[str, Host]]:
 
 
 def ask(hosts: Mapping[str, Host], size: int = 10, timeout: float = 10) -> float:
-    """Return the seconds of the quickest of five round trips; 0 when there was no connection."""
+    """Return the seconds of the fastest of five round trips; 0 without a connection."""
     command = [sys.executable, "-c", ASK, hosts["device"].address, str(size), str(timeout)]
     process = hosts["server"].popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     answer, _ = process.communicate()
     return float(answer or 0)
 
 
-def test_a_delay_counts_twice_in_a_round_trip(hosts: Mapping[str, Host]) -> None:
+def test_delay_counts_twice_in_round_trip(hosts: Mapping[str, Host]) -> None:
     hosts["device"].link()
     assert 0 < ask(hosts) < 0.05
     hosts["device"].link(delay=0.05)
     assert 0.1 <= ask(hosts) < 0.15
 
 
-def test_a_rate_holds_in_both_directions(hosts: Mapping[str, Host]) -> None:
+def test_rate_limits_both_directions(hosts: Mapping[str, Host]) -> None:
     hosts["device"].link(rate=1e6)
-    # the answer to the first packet is on its way back while the last one is still on its way there
+    # the first packet is already answered while the last one is still being sent
     assert 0.08 <= ask(hosts, 10_000) < 0.3
 
 
-def test_nothing_comes_through_a_link_that_loses_everything(hosts: Mapping[str, Host]) -> None:
+def test_full_loss_stops_all_traffic(hosts: Mapping[str, Host]) -> None:
     hosts["device"].link(loss=1.0)
     assert ask(hosts, timeout=0.3) == 0
     hosts["device"].link()
     assert ask(hosts) > 0
 
 
-def test_everything_goes_after_a_failure_and_after_a_kill() -> None:
+def test_namespaces_are_removed_after_failure_and_kill() -> None:
     with pytest.raises(ZeroDivisionError), network(["a"]) as hosts:
         sleeper = hosts["a"].popen(["sleep", "60"])
         _ = 1 / 0

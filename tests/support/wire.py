@@ -1,8 +1,8 @@
 """A switch in user space between network namespaces, with delay, rate and loss on each host's link.
 
-`tests.support.namespaces` starts it as a script, with one interface (TAP) per host. It stands in for `tc netem`, which
-many kernels lack. Links are changed by lines on stdin, `{"port": 0, "delay": seconds, "rate": bytes/s, "loss": share}`,
-each answered by a line; it ends with stdin. A frame passes its sender's link, then its receiver's.
+`tests.support.namespaces` starts it as a script, with one interface (TAP) per host. It replaces `tc netem`, which many
+kernels lack. A line on stdin changes a link, `{"port": 0, "delay": seconds, "rate": bytes/s, "loss": share}`, and gets
+a line in reply; the end of stdin ends the switch. A frame passes its sender's link, then its receiver's.
 """
 
 import fcntl
@@ -19,23 +19,21 @@ from dataclasses import dataclass, field
 from itertools import count
 
 TUNSETIFF, TAP_WITHOUT_HEADER = 0x400454CA, 0x0002 | 0x1000
-BACKLOG = 1.0  # seconds that a frame waits for a slow link at most; more are dropped, as a full queue would
+BACKLOG = 1.0  # longest wait for a slow link in seconds; later frames are dropped, as by a full queue
 LARGEST = 2048  # bytes of a frame
 
 
 @dataclass
 class Line:
-    """One direction of a link: frames one after another at its rate, each then on its way for the delay."""
+    """One direction of a link: sends frames one after another at its rate, then delays each."""
 
-    delay: float = 0.0
-    rate: float = 0.0
-    """Bytes per second; 0: any."""
-    loss: float = 0.0
-    free: float = 0.0
-    """When the last frame will have been sent."""
+    delay: float = 0.0  # seconds
+    rate: float = 0.0  # bytes per second; 0: unlimited
+    loss: float = 0.0  # share of frames
+    free: float = 0.0  # time when the last frame will have been sent
 
     def arrival(self, size: int, now: float, chance: random.Random) -> float | None:
-        """Return when a frame is through, None if it is lost."""
+        """Return the time when a frame arrives, None if it is lost."""
         if chance.random() < self.loss or self.free - now > BACKLOG:
             return None
         if self.rate:
@@ -53,23 +51,23 @@ class Port:
 
 
 class Switch:
-    """Learns which host has which address, and sends every frame on when its time has come."""
+    """Learns the address of each host, and forwards every frame when it is due."""
 
     def __init__(self, ports: list[Port]) -> None:
         self.ports, self.homes, self.chance = ports, dict[bytes, int](), random.Random(1)
+        # (time due, number, source port while on that link, target port, frame)
         self.waiting: list[tuple[float, int, int | None, int, bytes]] = []
-        """(when, number, the port it came from while it is on that link, the port it goes to, frame)."""
         self.numbers = count()
 
     def take(self, source: int, frame: bytes, now: float) -> None:
-        """Put a frame that came in on its sender's link."""
+        """Put an incoming frame on its sender's link."""
         self.homes[frame[6:12]] = source
         arrival = self.ports[source].up.arrival(len(frame), now, self.chance)
         if arrival is not None:
             heapq.heappush(self.waiting, (arrival, next(self.numbers), source, -1, frame))
 
     def run_until(self, now: float) -> float | None:
-        """Move everything that is due; return the seconds to the next frame, None if there is none."""
+        """Move every frame that is due; return the seconds to the next one, None without any."""
         while self.waiting and self.waiting[0][0] <= now:
             when, _, source, target, frame = heapq.heappop(self.waiting)
             if source is None:
@@ -94,7 +92,7 @@ def interface(name: str) -> int:
 def main(names: list[str]) -> None:
     """Switch until stdin ends."""
     with suppress(PermissionError):
-        # it hardly computes, and a busy machine shall not add to the delays
+        # it computes little, and a busy machine must not add to the delays
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     switch = Switch([Port(interface(name)) for name in names])
     print("ready", flush=True)

@@ -26,7 +26,7 @@ from strategies.distree.exits.policies import LastExit
 from strategies.distree.model.stored import student_file
 from strategies.distree.serving.aggregator import Aggregator, Answer
 from tests.strategies.distree.devices import EXITS, PIXELS, Tiny
-from tests.support.served import said
+from tests.support.served import read_line
 
 LAST = {number: LastExit(EXITS) for number in (1, 2)}
 
@@ -42,8 +42,8 @@ class Process:
         )
 
     def listens(self) -> "Process":
-        """Wait until it prints its address."""
-        self.line, self.command = said(self.process), shlex.split(said(self.process))
+        """Wait until it says where."""
+        self.line, self.command = read_line(self.process), shlex.split(read_line(self.process))
         self.address = self.option("--student").partition("=")[2]
         self.token = Path(self.option("--token-file"))
         return self

@@ -42,7 +42,7 @@ from strategies.factory import make_strategy, read_config
 from strategies.hetero_splitee.offload import Answer, NoAnswer, Remote, Suffixes
 from strategies.hetero_splitee.statistics import statistics_by_cut
 from strategies.hetero_splitee.stream import Origin
-from tests.support.served import said
+from tests.support.served import read_line
 
 CPU = torch.device("cpu")
 IMAGES = 24
@@ -101,7 +101,7 @@ class Server:
             [sys.executable, "-m", "server", "offload", "--model", str(run.folder), "--device", "cpu", *arguments],
             cwd=PROJECT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
-        self.command = said(self.process).split()
+        self.command = read_line(self.process).split()
         self.address, token = self.option("--server"), Path(self.option("--token-file"))
         self.token = token
 

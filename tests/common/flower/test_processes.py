@@ -25,7 +25,7 @@ from common.flower.processes import (
     wait_for_port,
 )
 from tests.support.deployment import wait_until
-from tests.support.served import said
+from tests.support.served import read_line
 
 NAP = [sys.executable, "-c", "import time; time.sleep(60)"]
 # writes the signals that it gets into a file
@@ -113,7 +113,7 @@ with child(["sleep", "60"], os.environ, Path()) as process:
 def test_child_ends_with_a_killed_launcher():
     command = [sys.executable, "-c", KILLED]
     with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as launcher:
-        sleeper = int(said(launcher))
+        sleeper = int(read_line(launcher))
         launcher.kill()
         wait_until(lambda: ended(sleeper), 30, "the child still runs")
 

@@ -18,7 +18,7 @@ from common.errors import UserError
 from server.commands import launch
 from server.commands.launch import Outcome, deploy, environment, local_superlink, simulate
 from tests.support.deployment import wait_until
-from tests.support.served import said
+from tests.support.served import read_line
 
 
 class Flower:
@@ -197,7 +197,7 @@ def test_local_superlink_ends_with_its_launcher(tmp_path, number):
         pytest.skip("only Linux signals a child when its parent is killed")
     command = [sys.executable, "-c", LAUNCHER, str(tmp_path / "home")]
     with subprocess.Popen(command, cwd=launch.PROJECT, stdout=subprocess.PIPE, text=True) as launcher:
-        superlink = int(said(launcher))
+        superlink = int(read_line(launcher))
         launcher.send_signal(number)
         assert launcher.wait(60) != 0
     wait_until(lambda: ended(superlink), 20, "the SuperLink still runs")

@@ -23,7 +23,7 @@ from server.commands.launch import PROJECT, Outcome
 from server.commands.overrides import read_overrides
 from strategies.callbacks.run_folder import read_events
 from strategies.factory import make_strategy, read_config
-from tests.support.deployment import launched, wait_until
+from tests.support.deployment import run_launcher, wait_until
 
 SETTINGS = {
     "run.strategy": "darkdistill", "run.rounds": 2, "clients.count": 4, "clients.per-round": 4, "data.limit": 200,
@@ -104,7 +104,7 @@ def test_run_refuses_new_configuration_with_resume(tmp_path, capsys):
 
 @pytest.mark.deployment
 def test_ray_gives_the_weights_of_one_process(tmp_path):
-    done = launched(tmp_path, {**SETTINGS, "run.name": "ray"})
+    done = run_launcher(tmp_path, {**SETTINGS, "run.name": "ray"})
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "ray"
     assert f"report: {folder / 'report.html'}" in done.stdout
@@ -123,7 +123,7 @@ def test_ray_gives_the_weights_of_one_process(tmp_path):
 @pytest.mark.deployment
 def test_failed_run_exits_with_1_and_flowers_reason(tmp_path):
     missing = {"data.name": "cifar10", "data.root": str(tmp_path / "nowhere"), "round.quorum": 1.0}
-    done = launched(tmp_path, {**SETTINGS, **missing, "run.name": "failed"})
+    done = run_launcher(tmp_path, {**SETTINGS, **missing, "run.name": "failed"})
     assert done.returncode == 1, done.stdout
     assert "error: run failed ended as finished:failed: " in done.stderr
     assert "nowhere" in done.stderr

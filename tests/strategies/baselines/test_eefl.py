@@ -1,4 +1,4 @@
-"""EEFL end to end: the real ClientApp on the in-process grid, and the promise that grouping changes no bit."""
+"""EEFL end to end: the real ClientApp on the in-process grid; grouping clients on nodes changes no bit."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def same(one, two) -> bool:
     return set(one) == set(two) and all(torch.equal(one[k], two[k]) for k in one)
 
 
-def test_a_run_learns(run_strategy):
+def test_run_learns(run_strategy):
     run = run_strategy({
         "run.rounds": 4, "data.limit": 800, "network.name": "resnet_slim", "network.width": 8, "clients.count": 8,
         "clients.per-round": 8, "clients.mix": "1,1,1,1", "train.epochs": 2, "server.evaluate-every": 4,
@@ -31,7 +31,7 @@ def test_a_run_learns(run_strategy):
     assert same(run.result.arrays.to_torch_state_dict(), run.strategy.model)
 
 
-def test_the_weights_are_the_same_bit_for_bit_however_clients_are_grouped(run_strategy):
+def test_grouping_changes_no_bit(run_strategy):
     reference = run_strategy({"clients.per-round": 4}).strategy.model
     for nodes in ROAMING[1:]:
         assert same(run_strategy({"clients.per-round": 4}, nodes).strategy.model, reference)
@@ -40,7 +40,7 @@ def test_the_weights_are_the_same_bit_for_bit_however_clients_are_grouped(run_st
         assert same(run.strategy.model, reference)
 
 
-def test_batchnorm_on_real_images_is_the_same_bit_for_bit_too(run_strategy, data_root):
+def test_grouping_changes_no_bit_with_batchnorm_on_real_images(run_strategy, data_root):
     images = {
         "data.name": "cifar10", "data.root": str(data_root / "cifar10_tiny"), "data.limit": 120,
         "network.name": "resnet_slim", "network.width": 4, "clients.mix": "small", "train.batch-size": 8,
@@ -56,11 +56,11 @@ def test_batchnorm_on_real_images_is_the_same_bit_for_bit_too(run_strategy, data
     assert len(one.records[-1].accuracy["exits"]) == 4
 
 
-def test_another_seed_gives_other_weights(run_strategy):
+def test_other_seed_gives_other_weights(run_strategy):
     assert not same(run_strategy({"run.seed": 2}).strategy.model, run_strategy().strategy.model)
 
 
-def test_what_clients_keep_is_the_same_too(run_strategy):
+def test_grouping_changes_no_stored_client_state(run_strategy):
     learned = {"objective.name": "l2w", "objective.l2w-hidden": 4, "objective.l2w-interval": 1, "run.rounds": 3}
     one = run_strategy({**learned, "run.name": "a"})
     many = run_strategy({**learned, "run.name": "b", "clients.per-node": 1}, hosted(1))
@@ -71,7 +71,7 @@ def test_what_clients_keep_is_the_same_too(run_strategy):
     )
 
 
-def test_a_round_is_the_average_of_what_its_clients_trained(prepare_run):
+def test_round_is_average_of_client_models(prepare_run):
     run = prepare_run({"clients.per-node": 1}, hosted(1))
     strategy = run.strategy
     initial = {k: v.clone() for k, v in strategy.model.items()}
@@ -93,7 +93,7 @@ def test_a_round_is_the_average_of_what_its_clients_trained(prepare_run):
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-def test_layers_that_nobody_trains_stay_as_they_are(run_strategy, depth):
+def test_untrained_layers_stay_unchanged(run_strategy, depth):
     run = run_strategy({"clients.mix": ",".join("1" if d == depth else "0" for d in (1, 2, 3))})
     initial = build(run.strategy.spec, 1).state_dict()
     trained = set(build(run.strategy.spec, 1).prefix(depth).state_dict())

@@ -6,7 +6,7 @@ from common.networks import NetworkSpec, build
 from strategies.baselines.fedavg import LastExit
 
 
-def test_the_loss_is_the_last_exits():
+def test_loss_is_that_of_last_exit():
     network = build(NetworkSpec("lenet", 10, (1, 8, 8), width=3), seed=1)
     x, y = torch.randn(5, 1, 8, 8), torch.tensor([0, 1, 2, 3, 4])
     loss = LastExit().loss(network, x, y)
@@ -20,7 +20,7 @@ def test_the_loss_is_the_last_exits():
     }
 
 
-def test_shallow_exits_stay_untrained_and_the_rest_is_averaged(run_strategy):
+def test_shallow_exits_stay_untrained_and_rest_is_averaged(run_strategy):
     run = run_strategy({"run.strategy": "fedavg", "train.weight-decay": 0.0})
     assert all(record.clients == {3: 2} for record in run.records)
     initial = build(run.strategy.spec, 1).state_dict()
@@ -28,7 +28,7 @@ def test_shallow_exits_stay_untrained_and_the_rest_is_averaged(run_strategy):
         assert torch.equal(value, initial[key]) == key.startswith(("exits.1", "exits.2")), key
 
 
-def test_the_objective_section_does_not_apply(run_strategy):
+def test_objective_section_does_not_apply(run_strategy):
     plain = run_strategy({"run.strategy": "fedavg"})
     boosted = run_strategy({"run.strategy": "fedavg", "objective.name": "boosted"})
     assert boosted.strategy.spec.ensemble == 0.0

@@ -1,4 +1,4 @@
-"""FedProx: EEFL whose clients are pulled back to the server's weights."""
+"""FedProx: EEFL with a proximal term that pulls clients to the server's weights."""
 
 import torch
 
@@ -9,17 +9,17 @@ from tests.support.personal_runs import DEEP, close, make_job, same, seeded, sgd
 FEDPROX = {"run.strategy": "fedprox", "train.epochs": 2}
 
 
-def test_without_a_pull_it_is_eefl_bit_for_bit(run_strategy):
+def test_zero_mu_equals_eefl_bit_for_bit(run_strategy):
     eefl = run_strategy({"train.epochs": 2}).strategy.model
     assert same(run_strategy({**FEDPROX, "fedprox.mu": 0.0}).strategy.model, eefl)
     assert not same(run_strategy({**FEDPROX, "fedprox.mu": 0.05}).strategy.model, eefl)
 
 
-def test_two_steps_by_hand(prepare_run):
+def test_two_steps_match_hand_computation(prepare_run):
     plain = {"train.batch-size": 16, "train.epochs": 1, "train.momentum": 0.0, "train.weight-decay": 0.0}
     strategy = prepare_run({**FEDPROX, **DEEP, **plain, "fedprox.mu": 4.0}).strategy
     job, w = make_job(strategy, 1), seeded(strategy)
-    assert len(job.y) == 32  # two batches; at the first one there is nothing to pull
+    assert len(job.y) == 32  # two batches; at the first one the pull is zero
     pulled = FedProxLocal().train(job).state.state_dict()
     network = strategy.network
     sgd(strategy, network, 1, 1, 1, pull=4.0, anchor=w)
@@ -31,7 +31,7 @@ def test_two_steps_by_hand(prepare_run):
     assert torch.cat([(value - w[key]).flatten() for key, value in pulled.items()]).norm() < free
 
 
-def test_each_client_is_anchored_at_what_it_was_sent(prepare_run):
+def test_each_client_is_pulled_to_weights_it_received(prepare_run):
     strategy = prepare_run({**FEDPROX, **DEEP, "fedprox.mu": 4.0}).strategy
     moved = FlatState.of({key: value + 0.1 for key, value in seeded(strategy).items()})
     local, job = FedProxLocal(), make_job(strategy, 1)
@@ -43,6 +43,6 @@ def test_each_client_is_anchored_at_what_it_was_sent(prepare_run):
     assert torch.equal(again.train(job).state.floats, result.floats)
 
 
-def test_mistakes_are_told():
+def test_invalid_settings_are_reported():
     assert FedProxSettings().problems() == []
     assert FedProxSettings(mu=-1.0).problems() == ["fedprox.mu is -1.0, must be at least 0.0"]

@@ -27,7 +27,7 @@ from strategies.callbacks.run_folder import LOCK, RunFolder, read_events
 from strategies.engine.strategy import EarlyExitStrategy
 from strategies.factory import read_config
 from tests.support.killing import NODES, rounds, run_and_kill
-from tests.support.served import said
+from tests.support.served import read_line
 
 DARKDISTILL = {
     "run.strategy": "darkdistill", "run.rounds": 4, "clients.per-round": 4, "server.evaluate-every": 2,
@@ -168,7 +168,7 @@ def writer(folder: Path) -> Iterator["subprocess.Popen[str]"]:
     )
     command = [sys.executable, "-c", code, str(folder / LOCK)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        said(process)
+        read_line(process)
         yield process
         process.kill()
 

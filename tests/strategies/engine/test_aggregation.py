@@ -17,7 +17,7 @@ LAYOUTS = {1: SHALLOW, 2: DEEP}
 ASKED = {0: 1, 1: 1, 2: 2, 3: 2, 4: 2}
 EXAMPLES = {0: 10, 1: 30, 2: 20, 3: 20, 4: 7}
 BITS = fraction_bits(sum(EXAMPLES.values()))
-BITS_ALLOW = 2 ** sum(EXAMPLES.values()).bit_length() - 1  # samples: more than that would overflow the sum
+BITS_ALLOW = 2 ** sum(EXAMPLES.values()).bit_length() - 1  # most samples before the sum overflows
 
 
 def state(client: int, value: float | None = None) -> FlatState:
@@ -31,7 +31,7 @@ def result(client: int, **changes) -> ClientResult:
 
 
 def folded(*clients: int) -> Reply:
-    """A node's reply; alone in its tier a client travels as fp32."""
+    """Return a node's reply; the model of a client alone in its tier is sent as fp32."""
     reply = Reply([result(c) for c in clients])
     for depth in (1, 2):
         members = [c for c in clients if ASKED[c] == depth]
@@ -59,7 +59,7 @@ def test_tiers_are_weighted_means():
     assert update.failures == {}
 
 
-def test_order_and_grouping_change_nothing():
+def test_order_and_grouping_change_no_bit():
     reference = collect(folded(0, 1, 2, 3, 4))
     groupings = [[(0,), (1,), (2,), (3,), (4,)], [(0, 2), (1, 3), (4,)], [(4, 3, 2), (1, 0)], [(2, 0, 4), (3,), (1,)]]
     for grouping in groupings:
@@ -71,7 +71,7 @@ def test_order_and_grouping_change_nothing():
                 assert all(torch.equal(update.tiers[depth].state[k], v) for k, v in tier.state.items())
 
 
-def test_a_client_that_failed_is_named_and_the_others_count():
+def test_failed_client_is_named_and_others_count():
     bad = Reply([result(2, error="RuntimeError: no memory", num_examples=0)])
     update = collect(folded(0, 1), bad, folded(3, 4))
     assert update.failures == {2: "RuntimeError: no memory"}
@@ -79,15 +79,15 @@ def test_a_client_that_failed_is_named_and_the_others_count():
     assert update.tiers[2].weight == 27
 
 
-def test_silence_is_a_failure():
+def test_missing_reply_is_a_failure():
     assert collect(folded(0, 1)).failures == dict.fromkeys((2, 3, 4), "did not answer in time")
 
 
-def test_a_tier_without_replies_is_absent():
+def test_tier_without_replies_is_absent():
     assert set(collect(folded(0, 1)).tiers) == {1}
 
 
-def test_nothing_at_all():
+def test_no_replies_give_no_tiers():
     update = collect()
     assert (update.tiers, update.results) == ({}, {})
     assert set(update.failures) == set(ASKED)
@@ -103,7 +103,7 @@ def test_nothing_at_all():
         (FlatState(DEEP, torch.ones(2), torch.tensor([1])), "sizes 2, 1 differ"),
     ],
 )
-def test_a_lone_model_is_checked(lone, reason):
+def test_lone_model_is_checked(lone, reason):
     update = collect(Reply([result(2)], lone={2: lone}), folded(3, 4))
     assert reason in update.failures[2]
     assert list(update.results) == [3, 4]
@@ -111,14 +111,14 @@ def test_a_lone_model_is_checked(lone, reason):
 
 
 @pytest.mark.parametrize("examples", [0, -3])
-def test_an_impossible_number_of_samples_is_refused(examples):
+def test_invalid_sample_count_is_rejected(examples):
     update = collect(Reply([result(2, num_examples=examples)], lone={2: state(2)}), folded(3, 4))
     assert "is impossible" in update.failures[2]
     assert update.tiers[2].weight == 27
 
 
 @pytest.mark.parametrize("examples", [21, BITS_ALLOW, 10**6])
-def test_who_counts_more_samples_than_it_announced_is_left_out_and_nobody_else(examples):
+def test_only_client_with_too_many_samples_is_left_out(examples):
     fold = Fold(DEEP, BITS, torch.ones(3, dtype=torch.int64), torch.ones(1, dtype=torch.int64), examples + 7, [2, 4])
     for lying in (
         Reply([result(2, num_examples=examples)], lone={2: state(2)}),
@@ -131,7 +131,7 @@ def test_who_counts_more_samples_than_it_announced_is_left_out_and_nobody_else(e
         assert update.tiers[1].weight == 40
 
 
-def test_a_fold_must_fit_the_round():
+def test_fold_must_match_round():
     def sum_of(bits: int = BITS, layout: Layout = DEEP, weight: int = 27, depth: int = 2) -> Reply:
         fold = Fold(layout, bits, torch.ones(layout.sizes[0], dtype=torch.int64), torch.ones(1, dtype=torch.int64))
         fold.weight, fold.clients = weight, [3, 4]
@@ -145,7 +145,7 @@ def test_a_fold_must_fit_the_round():
     assert collect(sum_of(), folded(0, 1), folded(2)).failures == {}
 
 
-def test_a_fold_with_a_client_that_failed_is_left_out():
+def test_fold_with_failed_client_is_left_out():
     reply = folded(3, 4)
     reply.results[0] = result(3, error="late")
     update = collect(reply, folded(2))
@@ -157,13 +157,13 @@ def test_a_fold_with_a_client_that_failed_is_left_out():
     assert update.tiers[2].clients == (2,)
 
 
-def test_clients_that_were_not_asked_do_not_count():
+def test_clients_without_order_do_not_count():
     update = collect(folded(0, 1), asked={0: 1})
     assert 1 not in update.results
     assert update.tiers == {}
 
 
-def test_entries_are_in_client_order():
+def test_client_arrays_are_in_client_order():
     late, early = folded(4), folded(0)
     late.client_arrays = {4: {"d": np.array([4.0])}}
     early.client_arrays = {0: {"d": np.array([0.0])}}
@@ -172,7 +172,7 @@ def test_entries_are_in_client_order():
     assert update.client_arrays[4]["d"].tolist() == [4.0]
 
 
-def test_models_apart_are_kept_in_client_order():
+def test_separate_models_are_in_client_order():
     replies = [Reply([result(c)], lone={c: state(c)}) for c in (4, 0, 2)]
     update = collect(*replies, apart=True)
     assert list(update.states) == [0, 2, 4]
@@ -205,12 +205,12 @@ def held(clients: int, **options) -> int:
     return tensors_of(collector, set())
 
 
-def test_the_server_holds_one_sum_per_tier_whatever_the_number_of_clients():
+def test_memory_is_one_sum_per_tier_for_any_client_count():
     assert held(2) == held(40) == 1000
     assert held(40, apart=True) == 41_000
 
 
-def test_layers_are_averaged_over_the_tiers_that_hold_them():
+def test_layers_are_averaged_over_tiers_that_hold_them():
     models = {
         1: {"a": torch.tensor([1.0, 2.0]), "n": torch.tensor(3)},
         2: {"a": torch.tensor([4.0, 8.0]), "b": torch.tensor([5.0]), "n": torch.tensor(9)},
@@ -225,14 +225,14 @@ def test_layers_are_averaged_over_the_tiers_that_hold_them():
     assert averaged["n"].dtype == torch.int64
 
 
-def test_a_tier_without_weight_is_left_out():
+def test_tier_without_weight_is_left_out():
     models = {1: {"a": torch.tensor([1.0])}, 2: {"a": torch.tensor([3.0]), "b": torch.tensor([5.0])}}
     for weights in ({1: 4.0}, {1: 4.0, 2: 0.0}):
         assert average_layers(models, weights) == {"a": torch.tensor([1.0])}
     assert average_layers(models, {}) == {}
 
 
-def test_averaging_leaves_the_tiers_alone():
+def test_averaging_does_not_change_tiers():
     models = {1: {"n": torch.tensor(1), "a": torch.tensor([1.0])}, 2: {"n": torch.tensor(5), "a": torch.tensor([2.0])}}
     averaged = average_layers(models, {1: 1.0, 2: 1.0})
     averaged["n"] += 100

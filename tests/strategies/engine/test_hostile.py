@@ -1,4 +1,4 @@
-"""A node that sends whatever it likes: the server refuses it, names it and counts it, and the others do not notice."""
+"""Malicious replies: the server rejects, logs and counts them, and the other clients are not affected."""
 
 import json
 import pickle
@@ -20,7 +20,7 @@ HOSTILE = 2  # alone in its node; clients 2 and 3 are of depth 2
 
 
 class Hostile:
-    """The real ClientApp but for one node, which answers what `answer` makes of its honest reply."""
+    """The real ClientApp, except that `answer` replaces the reply of one node."""
 
     def __init__(self, answer) -> None:
         self.answer = answer
@@ -68,7 +68,7 @@ def filled(value: float):
 
 
 def counted(value: int):
-    """LeNet counts nothing, so that a counter is a key too many; the range itself is `test_folding`'s."""
+    """Add a counter: LeNet has none, so it is an unexpected key (`test_folding` tests the range)."""
     return by_reply(lambda reply, _: setattr(model_of(reply), "counters", torch.tensor([value])))
 
 
@@ -99,7 +99,7 @@ def layout_of(text: str):
 def fold_of(
     clients: list[int], *, fill: int | None = None, weight: int = 0, bits: int = 0, keep: bool = False, depth: int = 2
 ):
-    """Send a sum over these clients in place of the model, or, with `keep`, beside it."""
+    """Send a sum over these clients instead of the model or, with `keep`, beside it."""
 
     def change(reply: Reply, order) -> None:
         state, samples = model_of(reply), reply.results[0].num_examples
@@ -137,10 +137,10 @@ ATTACKS = {
     "pickle": (array_of(pickle.dumps(Bomb())), "magic string"),
     "pickled objects": (array_of(announced("(1,)").replace(b"'<f4'", b"'|O' ")), "not numbers"),
     "layout of a huge size": (layout_of(f'[[["units.0.0.weight", [{10**12}]]], []]'), "keys or shapes differ"),
-    "layout without an end": (layout_of("[" * 200_000), "not a layout"),
+    "unterminated layout": (layout_of("[" * 200_000), "not a layout"),
     "layout of infinity": (layout_of('[[["a", [Infinity]]], []]'), "not a layout"),
     "counter": (counted(-(2**63)), "missing or not a vector of 0"),
-    "results without an end": (by_content(lambda c: c["order"].update({"json": "[" * 200_000})), "nested too deeply"),
+    "unterminated results": (by_content(lambda c: c["order"].update({"json": "[" * 200_000})), "nested too deeply"),
     "samples": (result_of(num_examples=10**400), "samples are not in 0.."),
     "negative samples": (result_of(num_examples=-4), "samples are not in 0.."),
     "more samples than announced": (result_of(num_examples=4095), "counts 4095 samples, where it announced"),
@@ -148,28 +148,28 @@ ATTACKS = {
     "metric of text": (result_of(metrics={"loss": "x"}), "is no number"),
     "metric beyond floats": (result_of(metrics={"loss": 10**400}), "OverflowError"),
     "no model": (by_reply(lambda reply, _: reply.lone.clear()), "sent no model"),
-    "a depth that nobody has": (by_reply(other_depth), "of no depth"),
+    "unknown depth": (by_reply(other_depth), "of no depth"),
     "sum of others": (fold_of([0, 1]), "sent no model"),
     "sum with a neighbour": (fold_of([HOSTILE, 3]), "not asked for"),
     "sum of itself twice": (fold_of([HOSTILE, HOSTILE]), "not asked for"),
-    "sum at the integers' end": (fold_of([HOSTILE], fill=-(2**63)), "out of range"),
+    "sum at the integer limit": (fold_of([HOSTILE], fill=-(2**63)), "out of range"),
     "sum of another weight": (fold_of([HOSTILE], weight=3), "weight is not"),
     "sum of a weight beyond floats": (fold_of([HOSTILE], weight=10**400), "weight is not"),
     "sum in another scale": (fold_of([HOSTILE], bits=3), "does not fit"),
-    "entry beyond what was sent": (entry_of(f'[[2, "x", "float32", [{2**32}, {2**32}]]]'), "more than was sent"),
-    "arrays that nobody expects": (entry_of('[[2, "x", "float32", [1000]]]', 1000), "4000 bytes of arrays came"),
+    "entry larger than the data": (entry_of(f'[[2, "x", "float32", [{2**32}, {2**32}]]]'), "more than was sent"),
+    "unexpected arrays": (entry_of('[[2, "x", "float32", [1000]]]', 1000), "4000 bytes of arrays came"),
     "entry of a negative size": (entry_of('[[2, "x", "float32", [-2, -2]]]'), "more than was sent"),
 }
 
 
 @pytest.fixture(scope="module")
 def without() -> dict[str, torch.Tensor]:
-    """The model that the others make; filled by the first test."""
+    """Hold the model of the other clients; the first test fills it."""
     return {}
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_it_is_rejected_and_the_model_is_that_of_the_others(run_strategy, flower_log, without, attack):
+def test_attack_is_rejected_and_model_is_that_of_others(run_strategy, flower_log, without, attack):
     if not without:
         failing = Hostile(lambda reply, _: protocol.pack_reply(Reply([replace(reply.results[0], error="gone")])))
         reference = run_strategy(SETTINGS, NODES, failing)
@@ -187,10 +187,10 @@ def test_it_is_rejected_and_the_model_is_that_of_the_others(run_strategy, flower
     assert all(torch.equal(run.strategy.model[key], value) for key, value in without.items())
 
 
-@pytest.mark.parametrize("attack", ["no samples", "nan", "sum at the integers' end"])
-def test_a_tier_of_which_all_is_refused_keeps_its_model(prepare_run, attack):
+@pytest.mark.parametrize("attack", ["no samples", "nan", "sum at the integer limit"])
+def test_tier_keeps_model_if_all_updates_are_rejected(prepare_run, attack):
     nodes = [{**node, "depth": 3 if node["partition-id"] == HOSTILE else 1} for node in NODES]
-    answer = ATTACKS[attack][0] if attack != "sum at the integers' end" else fold_of([HOSTILE], fill=-(2**63), depth=3)
+    answer = ATTACKS[attack][0] if attack != "sum at the integer limit" else fold_of([HOSTILE], fill=-(2**63), depth=3)
     run = prepare_run(SETTINGS, nodes, Hostile(answer))
     before = {key: value.clone() for key, value in run.strategy.model.items()}
     run.strategy.start(run.grid)
@@ -201,14 +201,14 @@ def test_a_tier_of_which_all_is_refused_keeps_its_model(prepare_run, attack):
         assert torch.equal(value, before[key]) == (key not in shallow), key
 
 
-def test_a_model_that_comes_twice_counts_once(run_strategy):
+def test_duplicate_model_counts_once(run_strategy):
     honest = run_strategy(SETTINGS, NODES)
     run = run_strategy(SETTINGS, NODES, Hostile(fold_of([HOSTILE], keep=True)))
     assert run.records[0].failures == {}
     assert all(torch.equal(run.strategy.model[key], value) for key, value in honest.strategy.model.items())
 
 
-def test_a_depth_that_is_not_there_ends_nothing_but_the_clients_part(run_strategy, flower_log):
+def test_invalid_depth_excludes_only_its_client(run_strategy, flower_log):
     report = ClientReport(HOSTILE, 99, "because", 40)
     run = run_strategy(
         {**SETTINGS, "run.rounds": 2}, NODES, Hostile(by_reply(lambda reply, _: reply.reports.append(report)))
@@ -217,7 +217,7 @@ def test_a_depth_that_is_not_there_ends_nothing_but_the_clients_part(run_strateg
     assert "client 2 cannot take part: depth 99 is not offered" in flower_log
 
 
-def test_updates_that_a_node_itself_finds_unfit_count_as_rejected(run_strategy, monkeypatch):
+def test_updates_rejected_by_node_count_as_rejected(run_strategy, monkeypatch):
     from strategies.node.local_training import LocalTraining
 
     train = LocalTraining.train

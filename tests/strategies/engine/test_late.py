@@ -1,4 +1,4 @@
-"""A client that answers after the deadline: dropped, or folded into a later round with a staleness weight."""
+"""Replies after the deadline are dropped, or folded into a later round with a staleness weight."""
 
 import threading
 import time
@@ -28,7 +28,7 @@ DEADLINE = 0.3
 
 
 class Clock:
-    """Goes on by what is slept, and a little whenever it is read: a busy machine makes nobody late."""
+    """Advances by each sleep, and a little at each reading, so that a busy machine makes no client late."""
 
     TICK = 0.01
 
@@ -52,7 +52,7 @@ def clock(monkeypatch) -> Clock:
 
 
 class Watched:
-    """The real ClientApp; keeps who was asked in which round, with which version, and what came of it."""
+    """The real ClientApp; records the round, client and version of every order, and the resulting model."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, int, int]] = []  # round, client, version
@@ -73,7 +73,7 @@ class Watched:
 
 
 class Withholding(LocalGrid):
-    """Keeps the slow client's answer to round 1 until orders of round `until` go out."""
+    """Holds the slow client's reply to round 1 back until orders of round `until` are sent."""
 
     until = 2
 
@@ -104,7 +104,7 @@ class Never(Withholding):
     until = 0
 
 
-def test_without_the_option_it_is_dropped_and_counted_once(run_strategy):
+def test_late_reply_is_dropped_and_counted_once_by_default(run_strategy):
     app = Watched()
     run = run_strategy({**SETTINGS, "run.rounds": 2}, NODES, app, Withholding, timeout=DEADLINE)
     assert [record.failures for record in run.records] == [{SLOW: "did not answer in time"}, {}]
@@ -124,14 +124,14 @@ def test_without_the_option_it_is_dropped_and_counted_once(run_strategy):
 
 
 @pytest.mark.parametrize(("grid", "rounds_late"), [(Withholding, 1), (Long, 2)])
-def test_with_the_option_it_counts_by_how_late_it_is(prepare_run, grid, rounds_late):
+def test_late_reply_is_weighted_by_staleness(prepare_run, grid, rounds_late):
     app = Watched()
     run = prepare_run({**SETTINGS, "run.rounds": 1 + rounds_late, "round.staleness": 0.5}, NODES, app, grid)
     run.strategy.start(run.grid, timeout=3 * DEADLINE)
     last = 1 + rounds_late
     assert [list(record.late) for record in run.records] == [[]] * rounds_late + [[SLOW]]
     assert [list(record.failures) for record in run.records] == [[SLOW]] + [[]] * rounds_late
-    assert app.rounds_of(SLOW) == [1]  # still at work in the rounds after
+    assert app.rounds_of(SLOW) == [1]  # busy in the rounds after
     assert run.records[-1].clients == {1: 2, 2: 2, 3: 1}
     assert run.strategy.trained == set(range(6))
     (ours, fresh), (theirs, stale) = app.models[last, 4], app.models[1, SLOW]
@@ -139,13 +139,13 @@ def test_with_the_option_it_counts_by_how_late_it_is(prepare_run, grid, rounds_l
     deepest = set(run.strategy.layouts[3].keys) - set(run.strategy.layouts[2].keys)
     assert deepest
     for key, value in fresh.state_dict().items():
-        if key in deepest:  # nobody else has these
+        if key in deepest:  # the only other client that holds these is SLOW
             mean = (ours * value.double() + share * stale.state_dict()[key].double()) / (ours + share)
             assert torch.allclose(run.strategy.model[key].double(), mean, atol=1e-6), key
             assert not torch.allclose(run.strategy.model[key], value, atol=1e-6), key
 
 
-def test_what_a_late_client_kept_is_committed_with_its_answer(run_strategy, tmp_path):
+def test_late_client_state_is_committed_with_its_reply(run_strategy, tmp_path):
     app = Watched()
     run = run_strategy({**SETTINGS, **KEEPING, "round.staleness": 0.5}, NODES, app, Withholding, timeout=DEADLINE)
     assert [list(record.late) for record in run.records] == [[], [SLOW], [], []]
@@ -162,14 +162,14 @@ def test_what_a_late_client_kept_is_committed_with_its_answer(run_strategy, tmp_
     assert store.load(SLOW, 4, prune=False).tensors
 
 
-def test_without_the_option_what_it_kept_is_discarded(run_strategy):
+def test_late_client_state_is_discarded_by_default(run_strategy):
     app = Watched()
     run = run_strategy({**SETTINGS, **KEEPING}, NODES, app, Withholding, timeout=DEADLINE)
     assert [version for _, client, version in app.asked if client == SLOW] == [0, 0, 2, 3]
     assert run.strategy.committed == dict.fromkeys(range(6), 4)
 
 
-def test_who_is_still_at_work_is_not_asked_to_evaluate(run_strategy):
+def test_busy_client_is_not_asked_to_evaluate(run_strategy):
     asked = []
 
     def app(message, context):
@@ -183,7 +183,7 @@ def test_who_is_still_at_work_is_not_asked_to_evaluate(run_strategy):
     assert {round_ for round_, node in asked if node != SLOW} == {"1", "2", "3"}
 
 
-def test_who_never_answers_is_asked_again(run_strategy):
+def test_client_that_never_answers_is_asked_again(run_strategy):
     app = Watched()
     settings = {**SETTINGS, **KEEPING, "round.staleness": 1.0}
     run = run_strategy(settings, NODES, app, Never, timeout=2.5 * Clock.TICK)
@@ -194,7 +194,7 @@ def test_who_never_answers_is_asked_again(run_strategy):
     assert (again, SLOW, 0) in app.asked
 
 
-def test_a_late_answer_that_is_unfit_is_dropped(run_strategy, flower_log):
+def test_invalid_late_reply_is_dropped(run_strategy, flower_log):
     def app(message, context):
         answer = real_app(message, context)
         if message.metadata.group_id == "1" and context.node_config["partition-id"] == SLOW:
@@ -211,8 +211,8 @@ def test_a_late_answer_that_is_unfit_is_dropped(run_strategy, flower_log):
 
 
 @pytest.mark.parametrize("staleness", [0.0, 0.5])
-def test_a_node_that_is_really_slow(run_strategy, monkeypatch, clock, staleness):
-    """Nodes on threads, one of which works until the others are in the next round."""
+def test_slow_node_on_real_threads(run_strategy, monkeypatch, clock, staleness):
+    """Nodes run on threads; one works until the others are in the next round."""
     turn, next_round, done, in_time = threading.Lock(), threading.Event(), threading.Event(), set[int]()
 
     def app(message, context):
@@ -260,8 +260,8 @@ def test_a_node_that_is_really_slow(run_strategy, monkeypatch, clock, staleness)
 LAYOUT = Layout((("w", (2,)),), (("n", ()),))
 
 
-def test_the_weight_of_a_late_sum():
-    """Two clients of one node, 10 and 20 samples, two rounds late at 0.5: 8 samples of 7.5, beside 24 fresh ones."""
+def test_late_sum_has_expected_weight():
+    """Two clients (10 and 20 samples), two rounds late at 0.5: weight 8 (from 7.5), beside 24 fresh samples."""
     bits, reports = fraction_bits(30), [ClientReport(c, 1, "", n) for c, n in ((0, 10), (1, 20))]
     latecomers = Latecomers(0.5, {1: LAYOUT}, lambda client: client.part, averages=True)
     latecomers.expect(1, bits, 60.0, {"first": reports})
@@ -272,7 +272,7 @@ def test_the_weight_of_a_late_sum():
         fold.add_state(state, reports[client].num_examples, client)
     results = [ClientResult(c, 1, n, kept=True) for c, n in ((0, 10), (1, 20))]
     content = protocol.pack_reply(Reply(results, folds={1: fold}))
-    LocalGrid(None, [])  # makes messages possible
+    LocalGrid(None, [])  # messages need a grid in the process
     order = Message(content, dst_node_id=1, message_type=protocol.TRAIN)
     order.metadata.__dict__["_message_id"] = "first"
     collector = RoundCollector({1: LAYOUT}, fraction_bits(24 + latecomers.samples), {2: 1}, {2: 24})
@@ -290,7 +290,7 @@ def test_the_weight_of_a_late_sum():
 
 
 @pytest.mark.parametrize("changes", [{"run.strategy": "darkdistill"}, {"robust.reject": 4.0}])
-def test_where_a_late_model_has_no_place(prepare_run, changes):
+def test_staleness_is_refused_where_unsupported(prepare_run, changes):
     with pytest.raises(UserError, match="needs a method that only averages models"):
         prepare_run({**SETTINGS, **changes, "round.staleness": 0.5})
     assert prepare_run({**SETTINGS, **changes}).strategy.late.lives == 1

@@ -14,7 +14,7 @@ def echo(message: Message, context) -> Message:
 
 
 class Late(LocalGrid):
-    """Hands over one reply at a time, and none at every other pull; node 2's message is lost."""
+    """Returns one reply at every other pull and none in between; node 2's message is lost."""
 
     pulls = 0
 
@@ -43,13 +43,13 @@ def quick(monkeypatch):
     monkeypatch.setattr(module, "LAST_POLL", 0.005)
 
 
-def test_every_reply_comes_once():
+def test_every_reply_is_yielded_once():
     grid = LocalGrid(echo, [{"id": n} for n in range(4)])
     assert sorted(ids(exchange(grid, orders(grid), 5.0))) == [0, 1, 2, 3]
     assert grid.replies == {}
 
 
-def test_replies_are_handed_over_as_they_come():
+def test_replies_are_yielded_as_they_arrive():
     grid = Late(echo, [{"id": 0}, {"id": 1}])
     replies = exchange(grid, orders(grid), 5.0)
     next(replies)
@@ -57,7 +57,7 @@ def test_replies_are_handed_over_as_they_come():
     assert len(list(replies)) == 1
 
 
-def test_the_deadline_ends_the_wait_for_a_lost_message():
+def test_deadline_ends_wait_for_lost_message():
     grid = Late(echo, [{"id": n} for n in (0, 1, 2)])
     started = time.monotonic()
     assert sorted(ids(exchange(grid, orders(grid), 0.2))) == [0, 1]
@@ -65,7 +65,7 @@ def test_the_deadline_ends_the_wait_for_a_lost_message():
 
 
 class Gone(LocalGrid):
-    """Its second node has gone, and the grid says so in its own name, as Flower's does."""
+    """The second node has gone; the grid reports that as the sender, as Flower's does."""
 
     def pull_messages(self, message_ids):
         gone = list(self.contexts)[1]
@@ -78,7 +78,7 @@ class Gone(LocalGrid):
         return replies
 
 
-def test_what_flower_says_of_a_node_that_has_gone_counts_as_its_answer():
+def test_flower_error_for_gone_node_counts_as_its_reply():
     grid = Gone(echo, [{"id": 0}, {"id": 1}])
     nodes = list(grid.get_node_ids())
     there, gone = sorted(exchange(grid, orders(grid), 5.0), key=lambda reply: reply.has_error())
@@ -86,5 +86,5 @@ def test_what_flower_says_of_a_node_that_has_gone_counts_as_its_answer():
     assert (gone.metadata.src_node_id, gone.error.reason) == (nodes[1], "gone")
 
 
-def test_nothing_to_send_takes_no_time():
+def test_no_messages_return_at_once():
     assert list(exchange(LocalGrid(echo, []), [], 60.0)) == []

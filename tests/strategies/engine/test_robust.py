@@ -55,7 +55,7 @@ STATES = {
 }  # fmt: skip
 
 
-def test_the_median_and_the_trimmed_mean_of_known_numbers():
+def test_median_and_trimmed_mean_of_known_numbers():
     median = collect(STATES, aggregation="median").tiers[1]
     assert median.state["w"].tolist() == [13.0, 4.0]
     assert median.state["n"] == 3
@@ -67,7 +67,7 @@ def test_the_median_and_the_trimmed_mean_of_known_numbers():
     assert even.weight == 4 * 10
 
 
-def test_neither_can_be_moved_beyond_the_others_by_one_client():
+def test_one_client_cannot_move_result_beyond_others():
     for aggregation, number in itertools.product(("median", "trimmed-mean"), (3, 4, 5)):
         honest = {c: state(float(c), -float(c)) for c in range(number - 1)}
         for value in (4e3, -4e3):
@@ -79,7 +79,7 @@ def test_neither_can_be_moved_beyond_the_others_by_one_client():
 @pytest.mark.parametrize(
     "options", [{"aggregation": "median"}, {"aggregation": "trimmed-mean", "trim": 0.3}, {"reject": 2.0}]
 )
-def test_the_order_of_arrival_changes_no_bit(options):
+def test_arrival_order_changes_no_bit(options):
     source = torch.Generator().manual_seed(1)
     states = {c: FlatState(LAYOUT, torch.randn(2, generator=source) * 10**c, torch.tensor([c])) for c in SAMPLES}
     states[1].floats[0], states[2].floats[0] = 0.0, -0.0
@@ -92,7 +92,7 @@ def test_the_order_of_arrival_changes_no_bit(options):
         assert list(update.results) == list(reference.results)
 
 
-def test_many_columns_are_the_same_as_few(monkeypatch):
+def test_block_size_changes_no_bit(monkeypatch):
     vectors = list(torch.randn((5, 1000), generator=torch.Generator().manual_seed(2)))
     whole = trimmed_mean(vectors, 2)
     assert torch.equal(whole, torch.stack(vectors).median(dim=0).values)
@@ -101,7 +101,7 @@ def test_many_columns_are_the_same_as_few(monkeypatch):
     assert torch.allclose(trimmed_mean(vectors, 0), torch.stack(vectors).mean(dim=0), atol=1e-6)
 
 
-def test_an_update_far_off_is_rejected_and_counted():
+def test_outlier_update_is_rejected_and_counted():
     update = collect(STATES, reject=3.0)
     assert update.rejected == {4}
     assert list(update.results) == [0, 1, 2, 3]
@@ -115,7 +115,7 @@ def test_an_update_far_off_is_rejected_and_counted():
     assert collect(STATES, reject=2.0, aggregation="median").tiers[1].clients == (0, 1, 3)
 
 
-def test_two_updates_are_not_compared(flower_log):
+def test_norms_of_two_updates_are_not_compared(flower_log):
     update = collect({c: STATES[c] for c in (3, 4)}, reject=1.5)
     assert update.rejected == set()
     assert "tier 1: 2 updates are too few to find one that is far off" in flower_log
@@ -123,7 +123,7 @@ def test_two_updates_are_not_compared(flower_log):
 
 
 def apart(*moves: float, layouts: dict[int, Layout]) -> set[int]:
-    """Each client alone in its tier, with every layer moved by so much; returns who is rejected."""
+    """Move all layers of each client, alone in its tier, by its value; return the rejected clients."""
     starts = {d: FlatState(layout, torch.ones(layout.sizes[0]), torch.ones(1).long()) for d, layout in layouts.items()}
     asked = dict(enumerate(layouts))
     collector = make_collector(
@@ -137,7 +137,7 @@ def apart(*moves: float, layouts: dict[int, Layout]) -> set[int]:
     return update.rejected
 
 
-def test_in_tiers_of_few_the_updates_of_all_are_compared_on_the_layers_that_all_hold(flower_log):
+def test_small_tiers_are_compared_on_shared_layers(flower_log):
     deeper = [(f"deep-{unit}", (100,)) for unit in range(3)]
     nested = {d: Layout((("w", (2,)), *deeper[: d - 1]), (("n", ()),)) for d in (1, 2, 3, 4)}
     assert apart(0.01, 0.02, 0.015, 0.01, layouts=nested) == set()  # though the deepest has 150 times the weights
@@ -148,20 +148,20 @@ def test_in_tiers_of_few_the_updates_of_all_are_compared_on_the_layers_that_all_
     assert len([line for line in flower_log if "1 updates are too few to find one that is far off" in line]) == 3
 
 
-def test_norms():
+def test_norms_of_known_updates():
     assert far_off({0: 1.0, 1: 2.0, 2: 4.0, 3: 4.1}, 2.0) == [3]
     assert far_off({0: 0.0, 1: 0.0, 2: 5.0}, 2.0) == []
     assert lower_median([3, 1, 4, 2]) == 2
     assert lower_median([5, 1, 3]) == 3
 
 
-def test_how_many_are_cut_off():
+def test_trimmed_mean_drops_expected_number():
     assert [trimmed(n, 0.1) for n in (1, 2, 3, 10, 11, 20)] == [0, 0, 1, 1, 2, 2]
     assert [trimmed(n, 0.5) for n in (1, 2, 3, 4, 5, 6)] == [0, 0, 1, 1, 2, 2]
     assert [trimmed(n, 0.0) for n in (1, 5, 50)] == [0, 0, 0]
 
 
-def test_rejecting_nobody_is_the_folded_mean_bit_for_bit():
+def test_no_rejection_equals_folded_mean_bit_for_bit():
     fold = Fold(LAYOUT, BITS)
     for client, one in STATES.items():
         fold.add_state(one, SAMPLES[client], client)
@@ -170,7 +170,7 @@ def test_rejecting_nobody_is_the_folded_mean_bit_for_bit():
     assert torch.equal(folded.finish().tiers[1].state["w"], collect(STATES, reject=1e6).tiers[1].state["w"])
 
 
-def test_a_sum_is_refused():
+def test_fold_is_rejected():
     fold = Fold(LAYOUT, BITS)
     fold.add_state(STATES[0], 10, 0)
     collector = make_collector(
@@ -185,7 +185,7 @@ def test_a_sum_is_refused():
 
 
 def boosted(client: int, factor: float):
-    """Local training after which one client multiplies what it has learnt."""
+    """Return local training in which one client multiplies its update."""
     train = LocalTraining.train
 
     def patched(self, job):
@@ -202,7 +202,7 @@ SETTINGS = {"clients.mix": "0,0,1", "run.rounds": 2, "server.evaluate-every": 1}
 LEARNING = {"network.width": 8, "data.limit": 600, "train.lr": 0.1, "train.epochs": 5}
 
 
-def test_a_client_that_pushes_the_other_way(run_strategy, monkeypatch):
+def test_rejection_and_median_limit_reversed_update(run_strategy, monkeypatch):
     monkeypatch.setattr(LocalTraining, "train", boosted(CHEATING, -30.0))
     settings = {**SETTINGS, **LEARNING}
     attacked, rejecting, median = (
@@ -218,7 +218,7 @@ def test_a_client_that_pushes_the_other_way(run_strategy, monkeypatch):
 
 
 @pytest.mark.parametrize("options", [{"robust.reject": 4.0}, {"robust.aggregation": "trimmed-mean"}])
-def test_one_node_or_many_give_the_same_bits(run_strategy, monkeypatch, options):
+def test_grouping_on_nodes_changes_no_bit(run_strategy, monkeypatch, options):
     monkeypatch.setattr(LocalTraining, "train", boosted(CHEATING, -30.0))
     one, many = (
         run_strategy({**SETTINGS, **options, "clients.per-node": per_node}, nodes)
@@ -228,7 +228,7 @@ def test_one_node_or_many_give_the_same_bits(run_strategy, monkeypatch, options)
     assert [record.failures for record in one.records] == [record.failures for record in many.records]
 
 
-def test_rejected_clients_count_as_failures_for_the_quorum(run_strategy, monkeypatch):
+def test_rejected_clients_count_against_quorum(run_strategy, monkeypatch):
     monkeypatch.setattr(LocalTraining, "train", boosted(CHEATING, -30.0))
     settings = {**SETTINGS, "robust.reject": 4.0, "run.rounds": 1}
     assert run_strategy({**settings, "round.quorum": 0.8}).records[0].clients == {3: 5}
@@ -237,7 +237,7 @@ def test_rejected_clients_count_as_failures_for_the_quorum(run_strategy, monkeyp
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_methods_that_can_and_cannot(flat, name):
+def test_robust_aggregation_depends_on_method(flat, name):
     config = read_config({**flat, "run.strategy": name, "robust.reject": 4.0})
     if name not in ("cafedistill", "hetero_splitee", "local"):
         assert robust_settings(config, find_method(name)).active
@@ -248,7 +248,7 @@ def test_methods_that_can_and_cannot(flat, name):
     assert not robust_settings(plain, find_method(name)).active
 
 
-def test_darkdistill_runs_on_medians(run_strategy):
+def test_darkdistill_runs_with_median(run_strategy):
     small = {"darkdistill.batch": 8, "darkdistill.generator-channels": 4, "darkdistill.distill-steps": 2}
     run = run_strategy({**small, "run.strategy": "darkdistill", "robust.aggregation": "median", "run.rounds": 1})
     assert run.records[0].failures == {}
@@ -264,6 +264,6 @@ def test_darkdistill_runs_on_medians(run_strategy):
         ({"robust.reject": float("nan")}, "must be at least 0"),
     ],
 )
-def test_mistakes(flat, changes, message):
+def test_invalid_robust_settings_are_reported(flat, changes, message):
     with pytest.raises(UserError, match=message):
         read_config({**flat, **changes})

@@ -26,11 +26,11 @@ def report(client: int, depth: int = 1, examples: int = 10, refused: str = "") -
         ({}, 4, {}),
     ],
 )
-def test_strata_get_their_share_and_at_least_one(sizes, number, expected):
+def test_strata_get_proportional_share_and_at_least_one(sizes, number, expected):
     assert stratify(sizes, number) == expected
 
 
-def test_no_split_is_ever_wrong():
+def test_every_allocation_is_valid():
     for sizes in ({1: 3, 2: 17, 3: 1}, {1: 1, 2: 1, 3: 1, 4: 50}, {1: 9, 4: 2}):
         for number in range(len(sizes), 60):
             quotas = stratify(sizes, number)
@@ -39,7 +39,7 @@ def test_no_split_is_ever_wrong():
             assert all(1 <= quota <= sizes[depth] for depth, quota in quotas.items())
 
 
-def test_sampling_depends_on_seed_and_round_only():
+def test_sampling_depends_only_on_seed_and_round():
     clients = [report(c, depth=1 + c % 3) for c in range(30)]
     first = sample(clients, 6, seed=1, round_=4)
     assert first == sample(list(clients), 6, seed=1, round_=4)
@@ -50,7 +50,7 @@ def test_sampling_depends_on_seed_and_round_only():
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_everybody_is_sampled_sooner_or_later_even_with_fewer_places_than_tiers(number):
+def test_all_clients_are_sampled_with_fewer_places_than_tiers(number):
     clients = [report(c, depth=1 + c % 3) for c in range(12)]
     rounds = [sample(clients, number, 1, round_) for round_ in range(60)]
     assert all(len({c.client for c in chosen}) == number for chosen in rounds)
@@ -62,7 +62,7 @@ def roster(nodes: dict[int, NodeReport], count: int = 12) -> Roster:
     return Roster(count, homes=homes, nodes=nodes)
 
 
-def test_dealing_balances_the_cost():
+def test_assignment_balances_cost():
     people = [report(c) for c in range(7)]
     cost = dict(enumerate((8.0, 1.0, 1.0, 4.0, 4.0, 2.0, 4.0)))
     dealt = roster({20: NodeReport(1, True), 10: NodeReport(0, True)}).deal(people, cost)
@@ -71,7 +71,7 @@ def test_dealing_balances_the_cost():
     )
 
 
-def test_dealing_is_the_same_whatever_the_nodes_are_called():
+def test_assignment_does_not_depend_on_node_ids():
     people = [report(c) for c in range(9)]
     cost = {c: float(1 + c % 4) for c in range(9)}
     one = roster({5: NodeReport(0, True), 9: NodeReport(1, True)}).deal(people, cost)
@@ -79,7 +79,7 @@ def test_dealing_is_the_same_whatever_the_nodes_are_called():
     assert (one[5], one[9]) == (two[99], two[77])
 
 
-def test_clients_at_home_stay_there_and_idle_nodes_get_nothing():
+def test_bound_clients_stay_on_node_and_idle_nodes_get_none():
     home = report(3)
     nodes = {1: NodeReport(0, False, (home,)), 2: NodeReport(1, True), 4: NodeReport(2, False, (report(4),))}
     dealt = roster(nodes).deal([home, report(0)], {3: 1.0, 0: 1.0})
@@ -87,7 +87,7 @@ def test_clients_at_home_stay_there_and_idle_nodes_get_nothing():
 
 
 class Answering(LocalGrid):
-    """A grid whose nodes answer queries with prepared reports (`None`: an error, text: nonsense)."""
+    """A grid whose nodes answer queries with prepared reports (`None`: an error, text: an invalid reply)."""
 
     def __init__(self, answers: list) -> None:
         super().__init__(None, [{}] * len(answers))
@@ -114,7 +114,7 @@ def discovered(answers: list, count: int = 5, min_nodes: int = 1) -> tuple[Roste
     return people, grid
 
 
-def test_roaming_nodes_share_the_work_of_describing():
+def test_nodes_share_queries_about_unbound_clients():
     people, grid = discovered([NodeReport(0, True), NodeReport(1, True)])
     assert [c.client for c in people.available()] == [0, 1, 2, 3, 4]
     described = [order.describe for _, order in grid.asked if order.describe]
@@ -125,7 +125,7 @@ def test_roaming_nodes_share_the_work_of_describing():
     assert len(grid.asked) == before
 
 
-def test_homes_are_learned_and_refusals_told(flower_log):
+def test_client_nodes_are_recorded_and_refusals_logged(flower_log):
     refused = report(8, 0, refused="nothing fits: tier 1 needs 5.0 MB of 1.0 MB")
     people, _ = discovered([NodeReport(0, False, (report(7, 2), refused)), NodeReport(1, False, (report(9, 1),))])
     assert [c.client for c in people.available()] == [7, 9]
@@ -133,14 +133,14 @@ def test_homes_are_learned_and_refusals_told(flower_log):
     assert "client 8 cannot take part: nothing fits: tier 1 needs 5.0 MB of 1.0 MB" in flower_log
 
 
-def test_a_node_that_fails_or_talks_nonsense_is_left_out(flower_log):
+def test_node_with_failed_or_invalid_report_is_left_out(flower_log):
     people, _ = discovered([None, NodeReport(1, False, (report(9),)), "nonsense"])
     assert [c.client for c in people.available()] == [9]
     assert sum("broken" in line for line in flower_log) == 1
     assert sum("cannot be read" in line for line in flower_log) == 1
 
 
-def test_a_node_that_left_takes_its_clients_along_and_brings_them_back():
+def test_clients_leave_and_return_with_node():
     people, grid = discovered([NodeReport(0, False, (report(1),)), NodeReport(1, False, (report(2),))])
     node, context = next(iter(grid.contexts.items()))
     del grid.contexts[node]
@@ -151,7 +151,7 @@ def test_a_node_that_left_takes_its_clients_along_and_brings_them_back():
     assert [c.client for c in people.available()] == [1, 2]
 
 
-def test_a_resumed_run_keeps_the_choices_of_its_checkpoint():
+def test_resumed_run_keeps_assignment_of_checkpoint():
     grid, people = Answering([NodeReport(0, False, (report(1, depth=3),))]), Roster(5)
     people.reports[1] = report(1, depth=2)
     people.discover(grid, Order("r", "{}"), 1, 0.0, 5.0)
@@ -160,7 +160,7 @@ def test_a_resumed_run_keeps_the_choices_of_its_checkpoint():
     assert people.available() == [report(1, depth=1)]
 
 
-def test_too_few_nodes_are_told():
+def test_too_few_nodes_are_reported():
     with pytest.raises(TimeoutError, match=r"1 nodes after 0 s, round\.min-nodes asks for 2"):
         discovered([NodeReport(0, True)], min_nodes=2)
 
@@ -174,38 +174,38 @@ class Deaf(Answering):
 
 
 @pytest.mark.parametrize(("min_nodes", "found"), [(1, [2]), (2, [1, 2])])
-def test_a_listed_node_that_does_not_answer_is_no_node(min_nodes, found):
+def test_listed_node_without_answer_is_not_counted(min_nodes, found):
     grid, people = Deaf([NodeReport(0, False, (report(1),)), NodeReport(1, False, (report(2),))]), Roster(5)
     people.discover(grid, Order("r", "{}"), min_nodes, wait=5.0, deadline=0.05)
     assert [c.client for c in people.available()] == found
 
 
-def test_too_few_answers_are_told():
+def test_too_few_answers_are_reported():
     grid, people = Deaf([NodeReport(0, False, (report(1),)), NodeReport(1, False, (report(2),))]), Roster(5)
     with pytest.raises(TimeoutError, match=r"1 nodes answered within 0 s, round\.min-nodes asks for 2"):
         people.discover(grid, Order("r", "{}"), 2, wait=0.0, deadline=0.05)
 
 
 def again(people: Roster, grid: Answering) -> int:
-    """Look for nodes once more; returns how many were asked something."""
+    """Look for nodes again; return how many got a query."""
     before = len(grid.asked)
     people.discover(grid, Order("r", "{}"), 1, wait=0.0, deadline=5.0)
     return len(grid.asked) - before
 
 
-def test_of_two_living_nodes_the_first_keeps_a_client_that_both_claim(flower_log):
+def test_first_node_keeps_client_that_two_nodes_claim(flower_log):
     people, grid = discovered([NodeReport(0, False, (report(7),)), NodeReport(1, False, (report(7),))])
     first = people.homes[7]
     (second,) = set(grid.answers) - {first}
-    told = f"client 7 is on node {first}, which answers, so node {second} is left out"
-    assert sum(line.startswith(told) for line in flower_log) == 1
-    assert again(people, grid) == 0  # it is settled
-    del grid.contexts[first]  # Flower lists it no more
+    expected = f"client 7 is on node {first}, which answers, so node {second} is left out"
+    assert sum(line.startswith(expected) for line in flower_log) == 1
+    assert again(people, grid) == 0  # the decision stays
+    del grid.contexts[first]  # Flower no longer lists it
     assert again(people, grid) == 0
     assert people.homes == {7: second}
 
 
-def test_a_node_that_comes_later_takes_no_client_from_one_that_answers(flower_log):
+def test_later_node_takes_no_client_of_responsive_node(flower_log):
     people, grid = discovered([NodeReport(0, False, (report(7),)), NodeReport(1, False, (report(8),))])
     thief = add(grid, NodeReport(2, False, (report(7), report(8), report(9))))
     assert again(people, grid) == 3
@@ -214,7 +214,7 @@ def test_a_node_that_comes_later_takes_no_client_from_one_that_answers(flower_lo
     assert sum(f"node {thief} is left out" in line for line in flower_log) == 2
 
 
-def test_a_device_that_was_started_again_takes_the_place_of_the_node_that_died():
+def test_restarted_device_replaces_dead_node():
     people, grid = discovered([NodeReport(0, False, (report(7),))])
     (died,) = grid.answers
     grid.answers[died] = None  # Flower's answer for it, while it is still listed
@@ -223,7 +223,7 @@ def test_a_device_that_was_started_again_takes_the_place_of_the_node_that_died()
     assert people.homes == {7: back}
 
 
-def test_a_device_that_was_refused_may_come_back_with_more():
+def test_refused_device_may_return_with_more_capacity():
     people, grid = discovered([NodeReport(0, False, (report(7, 0, refused="tier 1 needs 5 MB"),)), NodeReport(1, True)])
     assert 7 not in [c.client for c in people.available()]
     grid.contexts.pop(next(iter(grid.answers)))
@@ -233,7 +233,7 @@ def test_a_device_that_was_refused_may_come_back_with_more():
 
 
 def add(grid: Answering, answer: NodeReport) -> int:
-    """Let one more node come; returns its id."""
+    """Add a node; return its id."""
     other = Answering([answer])
     (node,) = other.contexts
     number = max(grid.contexts, default=node) + 1

@@ -22,7 +22,7 @@ def source():
 
 @pytest.fixture
 def network():
-    """LeNet after a few steps, so that its exits differ."""
+    """Return LeNet after a few steps, so that its exits differ."""
     network = build(NetworkSpec("lenet", 10, (1, 8, 8)), seed=1)
     train = load(DATA, cache_root()).train
     x, y = normalizer(DATA, 1)(train.inputs[:300]), train.labels[:300]
@@ -53,7 +53,7 @@ def accuracies(network, images) -> list[float]:
     return [int((z.argmax(1) == images.labels).sum()) / len(images) for z in outputs]
 
 
-def test_every_exit_is_counted_on_test_and_validation(source, network):
+def test_every_exit_is_scored_on_test_and_validation(source, network):
     result = evaluator(source).evaluate(network)
     assert result["exits"] == accuracies(network, source.test.subset(range(150)))
     assert result["validation"] == accuracies(network, source.train.subset(range(300, 500)))
@@ -61,12 +61,12 @@ def test_every_exit_is_counted_on_test_and_validation(source, network):
     assert set(result) == {"exits", "mean", "validation"}
 
 
-def test_the_batch_size_changes_nothing(source, network):
+def test_batch_size_changes_nothing(source, network):
     results = [evaluator(source, batch_size=size).evaluate(network)["exits"] for size in (1, 7, 150, 1000)]
     assert results.count(results[0]) == 4
 
 
-def test_the_network_is_left_as_it_was(source, network):
+def test_evaluation_does_not_change_network(source, network):
     before = {k: v.clone() for k, v in network.state_dict().items()}
     network.train()
     evaluator(source).evaluate(network, macs(network))
@@ -74,7 +74,7 @@ def test_the_network_is_left_as_it_was(source, network):
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
 
-def test_the_last_evaluation_calibrates_and_draws_the_curve(source, network):
+def test_last_evaluation_calibrates_and_computes_curve(source, network):
     judge = evaluator(source)
     result = judge.evaluate(network, macs(network))
     assert json.dumps(json.loads(json.dumps(result))) == json.dumps(result)
@@ -95,7 +95,7 @@ def test_the_last_evaluation_calibrates_and_draws_the_curve(source, network):
     assert all(result["exit_macs"][0] <= point["mean_macs"] <= result["exit_macs"][-1] for point in result["budgeted"])
 
 
-def test_nothing_is_chosen_on_test_images(source, network):
+def test_thresholds_ignore_test_images(source, network):
     one, two = evaluator(source), evaluator(source, test=source.test.subset(range(150, 200)))
     first, second = one.evaluate(network, macs(network)), two.evaluate(network, macs(network))
     assert first["exits"] != second["exits"]
@@ -103,12 +103,12 @@ def test_nothing_is_chosen_on_test_images(source, network):
     assert [p["thresholds"] for p in first["budgeted"]] == [p["thresholds"] for p in second["budgeted"]]
 
 
-def test_the_allowed_loss_bounds_what_early_exits_cost(source, network):
+def test_allowed_loss_bounds_accuracy_loss_of_early_exits(source, network):
     strict, lax = evaluator(source, accuracy_loss=0.0), evaluator(source, accuracy_loss=0.9)
     cheap, dear = lax.evaluate(network, macs(network)), strict.evaluate(network, macs(network))
     assert cheap["calibrated"]["mean_macs"] < dear["calibrated"]["mean_macs"]
 
 
-def test_no_validation_images_are_told(source, network):
+def test_missing_validation_images_are_reported(source, network):
     with pytest.raises(UserError, match="no samples"):
         evaluator(source, validation=source.train.subset([])).evaluate(network)

@@ -1,4 +1,4 @@
-"""The round loop: faults, quorum, declared depths, resume, and what the clients receive at the end."""
+"""The round loop: faults, quorum, declared depths, resume, and the final models on the clients."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def same(one, two) -> bool:
 
 
 class Tampered:
-    """The real ClientApp whose train replies are changed for one client."""
+    """The real ClientApp, except that one client's replies to train orders are changed."""
 
     def __init__(self, client: int, change) -> None:
         self.client, self.change = client, change
@@ -75,7 +75,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_reply_that_is_wrong_is_left_out_with_its_reason(run_strategy, flower_log, fault):
+def test_invalid_reply_is_left_out_and_reason_logged(run_strategy, flower_log, fault):
     change, reason = FAULTS[fault]
     run = run_strategy(HOME, NODES, Tampered(2, change))
     for record in run.records:
@@ -108,7 +108,7 @@ def diverges(outcome):
 @pytest.mark.parametrize(
     ("mistake", "reason"), [(raises, "RuntimeError: out of memory"), (diverges, "weights are not finite")]
 )
-def test_a_client_that_fails_takes_nobody_along(run_strategy, monkeypatch, mistake, reason):
+def test_failed_client_does_not_affect_others(run_strategy, monkeypatch, mistake, reason):
     monkeypatch.setattr(LocalTraining, "train", failing(3, mistake))
     together = run_strategy()  # all six on one node
     assert [list(record.failures) for record in together.records] == [[3], [3]]
@@ -117,7 +117,7 @@ def test_a_client_that_fails_takes_nobody_along(run_strategy, monkeypatch, mista
     assert same(together.strategy.model, apart.strategy.model)
 
 
-def test_a_full_disk_takes_nobody_along(run_strategy, monkeypatch):
+def test_full_disk_does_not_affect_other_clients(run_strategy, monkeypatch):
     save = ClientStore.save
 
     def full(self, client, round_, state):
@@ -134,7 +134,7 @@ def test_a_full_disk_takes_nobody_along(run_strategy, monkeypatch):
     assert run.strategy.committed == dict.fromkeys((0, 2, 3, 4, 5), 2)
 
 
-def test_a_node_that_fails_is_told_for_each_of_its_clients(run_strategy):
+def test_failed_node_is_reported_for_each_of_its_clients(run_strategy):
     def app(message, context):
         if message.metadata.message_type == protocol.TRAIN and context.node_config["partition-id"] == 1:
             raise RuntimeError("the disk is gone")
@@ -147,7 +147,7 @@ def test_a_node_that_fails_is_told_for_each_of_its_clients(run_strategy):
 
 
 class Swallowing(LocalGrid):
-    """Loses every order to train that is sent to the second node."""
+    """Drops every train order to the second node."""
 
     def push_messages(self, messages):
         ids = []
@@ -160,7 +160,7 @@ class Swallowing(LocalGrid):
         return ids
 
 
-def test_a_client_that_never_answers_is_left_out_after_the_deadline(run_strategy):
+def test_client_without_answer_is_left_out_after_deadline(run_strategy):
     run = run_strategy({**HOME, "run.rounds": 1}, NODES, grid=Swallowing, timeout=0.3)
     assert run.records[0].failures == {1: "did not answer in time"}
     assert sum(run.records[0].clients.values()) == 5
@@ -170,7 +170,7 @@ def test_a_client_that_never_answers_is_left_out_after_the_deadline(run_strategy
 @pytest.mark.parametrize(
     ("quorum", "needed", "enough"), [(0.5, 3, True), (0.51, 4, False), (1.0, 6, False), (0.0, 1, True)]
 )
-def test_the_quorum(prepare_run, monkeypatch, quorum, needed, enough):
+def test_quorum_decides_whether_run_continues(prepare_run, monkeypatch, quorum, needed, enough):
     train = LocalTraining.train
 
     def half(self, job):
@@ -194,14 +194,14 @@ def test_the_quorum(prepare_run, monkeypatch, quorum, needed, enough):
     assert same(run.strategy.model, initial)
 
 
-def test_nobody_answers(run_strategy, monkeypatch):
+def test_run_fails_without_any_answer(run_strategy, monkeypatch):
     monkeypatch.setattr(LocalTraining, "train", lambda self, job: raises(None))
     with pytest.raises(QuorumError, match="0 of 6 clients answered"):
         run_strategy({"round.quorum": 0.0})
 
 
 class Spy:
-    """Records (round, client, depth) of every order to train."""
+    """Records (round, client, depth) of every train order."""
 
     def __init__(self) -> None:
         self.trained: list[tuple[int, int, int]] = []
@@ -213,7 +213,7 @@ class Spy:
         return real_app(message, context)
 
 
-def test_no_client_is_trained_deeper_than_it_declared(run_strategy):
+def test_client_is_never_trained_deeper_than_declared(run_strategy):
     spy = Spy()
     nodes = [{"partition-id": p, "depth": 1 + p // 2} for p in range(6)]
     run = run_strategy({**HOME, "clients.mix": "0,0,1"}, nodes, spy)
@@ -221,7 +221,7 @@ def test_no_client_is_trained_deeper_than_it_declared(run_strategy):
     assert run.records[0].clients == {1: 2, 2: 2, 3: 2}
 
 
-def test_a_depth_of_one_leaves_the_deeper_layers_alone(run_strategy):
+def test_depth_one_leaves_deeper_layers_unchanged(run_strategy):
     spy = Spy()
     run = run_strategy({**HOME, "clients.mix": "0,0,1"}, [{"partition-id": p, "depth": 1} for p in range(6)], spy)
     assert {depth for _, _, depth in spy.trained} == {1}
@@ -229,7 +229,7 @@ def test_a_depth_of_one_leaves_the_deeper_layers_alone(run_strategy):
 
 
 def rerated(prepare_run, before: dict[str, Any], after: dict[str, Any]):
-    """Run three rounds; client 5's node declares something else after the first."""
+    """Run three rounds; client 5's node changes its declaration after the first."""
     spy = Spy()
     nodes: list[dict[str, Any]] = [*NODES[:5], {"partition-id": 5, **before}]
     run = prepare_run({**HOME, "run.rounds": 3}, nodes, spy)
@@ -244,7 +244,7 @@ def rerated(prepare_run, before: dict[str, Any], after: dict[str, Any]):
     return run, [depth for _, client, depth in spy.trained if client == 5]
 
 
-def test_a_lowered_depth_is_refused_once_and_then_kept(prepare_run, flower_log):
+def test_lowered_depth_fails_once_and_then_applies(prepare_run, flower_log):
     run, asked = rerated(prepare_run, {"depth": 3}, {"depth": 1})
     assert asked == [3, 3, 1]
     assert [record.failures for record in run.records] == [
@@ -255,20 +255,20 @@ def test_a_lowered_depth_is_refused_once_and_then_kept(prepare_run, flower_log):
     assert "client 5 chose depth 1: declared depth 1" in flower_log
 
 
-def test_a_raised_depth_is_taken_up_in_the_next_round(prepare_run):
+def test_raised_depth_applies_from_next_round(prepare_run):
     run, asked = rerated(prepare_run, {"depth": 1}, {"depth": 3})
     assert asked == [1, 1, 3]
     assert all(record.failures == {} for record in run.records)
 
 
-def test_a_client_that_loses_its_capacity_is_asked_no_more(prepare_run, flower_log):
+def test_client_without_capacity_any_more_gets_no_orders(prepare_run, flower_log):
     run, asked = rerated(prepare_run, {"memory": "1GB"}, {"memory": "10B"})
     assert asked == [3, 3]
     assert "nothing fits" in run.records[1].failures[5]
     assert any(line.startswith("client 5 cannot take part: nothing fits") for line in flower_log)
 
 
-def test_a_node_without_capacity_is_refused_with_a_line(run_strategy, flower_log):
+def test_node_without_capacity_is_refused_and_logged(run_strategy, flower_log):
     spy = Spy()
     nodes = [{**node, "memory": "1KB"} if node["partition-id"] == 2 else node for node in NODES]
     run = run_strategy(HOME, nodes, spy)
@@ -278,30 +278,30 @@ def test_a_node_without_capacity_is_refused_with_a_line(run_strategy, flower_log
     assert len(refusals) == 1
 
 
-def test_a_mistyped_capacity_is_refused_with_a_line(run_strategy, flower_log):
+def test_mistyped_capacity_is_refused_and_logged(run_strategy, flower_log):
     run_strategy(HOME, [*NODES[:5], {"partition-id": 5, "memory": "lots"}])
     assert any(line.startswith("client 5 cannot take part: memory='lots' cannot be read") for line in flower_log)
 
 
-def test_nobody_can_take_part(run_strategy):
+def test_run_fails_if_no_client_can_take_part(run_strategy):
     with pytest.raises(QuorumError, match="no client can take part"):
         run_strategy(HOME, [{**node, "memory": "1KB"} for node in NODES])
 
 
-def test_a_client_that_does_not_exist_is_refused_with_a_line(run_strategy, flower_log):
+def test_unknown_client_id_is_refused_and_logged(run_strategy, flower_log):
     run = run_strategy({}, [{"client-id": 0}, {"client-ids": "2,77"}])
     assert set(run.strategy.committed) == set()
     assert sum(run.records[0].clients.values()) == 2
     assert "client 77 cannot take part: client 77 does not exist: clients.count is 6, ids start at 0" in flower_log
 
 
-def test_a_run_that_is_continued_gives_the_same_weights(prepare_run):
+def test_resumed_run_gives_same_weights(prepare_run):
     learned = {"objective.name": "l2w", "objective.l2w-hidden": 4, "objective.l2w-interval": 1, "clients.per-round": 4}
     whole = prepare_run({**learned, "run.name": "whole", "run.rounds": 3})
     whole.strategy.start(whole.grid)
     first = prepare_run({**learned, "run.name": "cut", "run.rounds": 3})
     first.strategy.start(first.grid, num_rounds=1)
-    # round 2 was killed before its checkpoint: clients wrote states that nobody committed
+    # round 2 was killed before its checkpoint: clients wrote states that were never committed
     killed = first.strategy.configure_train(2, None, None, first.grid)
     assert not any(reply.has_error() for reply in first.grid.send_and_receive(killed))
     second = prepare_run({**learned, "run.name": "cut", "run.rounds": 3})
@@ -313,7 +313,7 @@ def test_a_run_that_is_continued_gives_the_same_weights(prepare_run):
     assert same(second.strategy.model, whole.strategy.model)
 
 
-def test_it_is_a_flower_strategy(prepare_run):
+def test_strategy_is_a_flower_strategy(prepare_run):
     run = prepare_run()
     strategy, grid = run.strategy, run.grid
     messages = strategy.configure_train(1, strategy.arrays(), None, grid)
@@ -325,7 +325,7 @@ def test_it_is_a_flower_strategy(prepare_run):
     assert strategy.configure_evaluate(1, arrays, None, grid) == []
 
 
-def test_start_takes_arrays_and_a_function_and_returns_a_result(prepare_run):
+def test_start_takes_arrays_and_function_and_returns_result(prepare_run):
     run, other = prepare_run(), prepare_run({"run.seed": 5})
     seen = []
 
@@ -342,12 +342,12 @@ def test_start_takes_arrays_and_a_function_and_returns_a_result(prepare_run):
     assert not same(run.strategy.model, plain.strategy.model)
 
 
-def test_the_learning_rate_decays_per_round(prepare_run):
+def test_learning_rate_decays_per_round(prepare_run):
     strategy = prepare_run({"train.lr": 0.1, "train.lr-decay": 0.5}).strategy
     assert [strategy.lr(round_) for round_ in (1, 2, 3)] == pytest.approx([0.1, 0.05, 0.025])
 
 
-def test_a_node_gets_the_arrays_of_its_deepest_client_once(prepare_run):
+def test_node_gets_arrays_of_deepest_client_once(prepare_run):
     run = prepare_run({"clients.per-node": 2}, NODES[:3])
     messages = run.strategy.configure_train(1, None, None, run.grid)
     by_clients = {}
@@ -358,7 +358,7 @@ def test_a_node_gets_the_arrays_of_its_deepest_client_once(prepare_run):
     assert by_clients == {(2 * d, 2 * d + 1): run.strategy.layouts[d + 1] for d in range(3)}
 
 
-def test_clients_evaluate_and_the_counts_add_up_exactly(run_strategy):
+def test_client_evaluation_counts_add_up_exactly(run_strategy):
     changes = {"server.clients-evaluate-every": 2, "run.rounds": 3, "clients.mix": "0.34,0.33,0.33"}
     runs = [
         run_strategy(changes),
@@ -385,7 +385,7 @@ def test_clients_evaluate_and_the_counts_add_up_exactly(run_strategy):
     assert short.records[1].client_accuracy["own_test"] is False
 
 
-def test_an_evaluation_that_fails_does_not_end_the_run(run_strategy, flower_log):
+def test_failed_evaluation_does_not_end_run(run_strategy, flower_log):
     def app(message, context):
         answer = real_app(message, context)
         if message.metadata.message_type == protocol.EVALUATE:
@@ -400,24 +400,26 @@ def test_an_evaluation_that_fails_does_not_end_the_run(run_strategy, flower_log)
     assert sum("could not evaluate" in line for line in flower_log) == 2
 
 
-def test_after_the_last_round_every_client_has_a_model_that_loads(run_strategy, tmp_path):
+def test_every_client_gets_loadable_model_after_last_round(run_strategy, tmp_path):
     run = run_strategy({"server.evaluate-every": 2, "run.name": "delivered"})
     source = load(run.strategy.config.data, cache_root())
     for depth in (1, 2, 3):
-        bundle = load_model(tmp_path / "clients" / "delivered" / f"depth-{depth}")
-        assert same(bundle.network.state_dict(), {k: run.strategy.model[k] for k in bundle.network.state_dict()})
-        assert len(bundle.network.exit_positions) == depth
-        assert bundle.classes == source.classes
-        x = bundle.normalizer(source.test.inputs[:8])
+        stored_model = load_model(tmp_path / "clients" / "delivered" / f"depth-{depth}")
+        assert same(
+            stored_model.network.state_dict(), {k: run.strategy.model[k] for k in stored_model.network.state_dict()}
+        )
+        assert len(stored_model.network.exit_positions) == depth
+        assert stored_model.classes == source.classes
+        x = stored_model.normalizer(source.test.inputs[:8])
         assert torch.equal(x, run.strategy.normalizer(source.test.inputs[:8]))
         with torch.inference_mode():
             expected = run.strategy.global_network().eval()(x)
-            assert all(torch.equal(a, b) for a, b in zip(bundle.network(x), expected, strict=False))
+            assert all(torch.equal(a, b) for a, b in zip(stored_model.network(x), expected, strict=False))
     thresholds = run.records[-1].accuracy["calibrated"]["thresholds"]
-    assert list(bundle.policy.thresholds) == thresholds
+    assert list(stored_model.policy.thresholds) == thresholds
 
 
-def test_a_nodes_own_folder_holds_its_model(run_strategy, tmp_path):
+def test_node_state_folder_holds_its_model(run_strategy, tmp_path):
     nodes = [{**node, "state": str(tmp_path / f"node-{node['partition-id']}")} for node in NODES]
     run_strategy(HOME, nodes)
     for client, depth in enumerate((1, 1, 2, 2, 3, 3)):
@@ -435,7 +437,7 @@ def test_phases_and_traffic_are_recorded(run_strategy):
         assert 2 * bytes_ < record.traffic["up"] < 4 * bytes_  # a sum of 64-bit numbers for each tier
 
 
-def test_a_model_costs_a_lone_client_no_more_than_it_weighs(run_strategy):
+def test_lone_client_sends_only_model_bytes(run_strategy):
     run = run_strategy({**HOME, "clients.count": 1, "clients.per-round": 1, "clients.mix": "0,0,1"}, NODES[:1])
     bytes_ = 4 * sum(v.numel() for v in run.strategy.model.values())
     assert bytes_ < run.records[0].traffic["up"] < 1.1 * bytes_

@@ -1,4 +1,4 @@
-"""What a node does with an order, without any server."""
+"""How a node handles an order, without a server."""
 
 from dataclasses import replace
 
@@ -14,14 +14,14 @@ from strategies.factory import make_strategy, read_config
 from strategies.node import host
 from strategies.node.local_training import LocalTraining
 
-EVERYBODY = tuple(Task(client, 1 + client // 2) for client in range(6))
+ALL_CLIENTS = tuple(Task(client, 1 + client // 2) for client in range(6))
 
 
 @pytest.fixture
 def ordered(flat):
-    """An order for all six clients and the whole model, as the server would send it; `changes` to the configuration."""
+    """Return an order as the server sends it, for all six clients and the whole model; `changes`: configuration."""
 
-    def make(changes=None, tasks=EVERYBODY):
+    def make(changes=None, tasks=ALL_CLIENTS):
         strategy = make_strategy(read_config({**flat, **(changes or {})}))
         order = replace(strategy._order(1), tasks=tasks, bits=30)
         return order, Payload({protocol.MODEL: strategy.part_state(3)})
@@ -48,11 +48,11 @@ def clients(ordered, node, changes=None):
         ({}, {"clients.per-node": 4}, (False, [0, 1, 2, 3])),
     ],
 )
-def test_whose_node_it_is(ordered, node, changes, expected):
+def test_node_hosts_expected_clients(ordered, node, changes, expected):
     assert clients(ordered, node, changes) == expected
 
 
-def test_a_client_says_what_it_chose_and_why(ordered):
+def test_client_reports_choice_and_reason(ordered):
     order, _ = ordered()
     by_mix = host.describe(replace(order, describe=(0, 2, 5)), {}).clients
     assert [(c.part, c.reason, c.refused) for c in by_mix] == [(d, "mix 0.34,0.33,0.33", "") for d in (1, 2, 3)]
@@ -65,7 +65,7 @@ def test_a_client_says_what_it_chose_and_why(ordered):
     assert (probed.part, probed.reason) == (3, "the whole network fits")
 
 
-def test_a_client_without_images_is_refused(ordered):
+def test_client_without_images_is_refused(ordered):
     skewed = {"data.partitioner": "dirichlet", "data.alpha": 0.001, "data.limit": 60, "clients.count": 30}
     order, _ = ordered(skewed, ())
     reports = host.describe(replace(order, describe=tuple(range(30))), {}).clients
@@ -73,7 +73,7 @@ def test_a_client_without_images_is_refused(ordered):
     assert all(c.refused == "" for c in reports if c.num_examples)
 
 
-def test_clients_of_a_tier_are_folded_and_a_lone_one_is_not(ordered):
+def test_clients_of_tier_are_folded_and_lone_client_is_not(ordered):
     tasks = (Task(0, 1), Task(1, 1), Task(2, 2))
     reply = host.train(*ordered(tasks=tasks), {})
     assert {d: (f.clients, f.weight) for d, f in reply.folds.items()} == {1: ([0, 1], 64)}
@@ -84,7 +84,7 @@ def test_clients_of_a_tier_are_folded_and_a_lone_one_is_not(ordered):
     assert all(r.metrics["loss"] > 0 and r.seconds > 0 for r in reply.results)
 
 
-def test_a_lone_client_quantised_by_the_server_equals_its_fold(ordered):
+def test_lone_client_quantised_on_server_equals_fold(ordered):
     def mean(tasks):
         reply = host.train(*ordered(tasks=tasks), {})
         fold = Fold(next(iter(reply.folds.values())).layout, 30) if reply.folds else None
@@ -100,14 +100,14 @@ def test_a_lone_client_quantised_by_the_server_equals_its_fold(ordered):
     assert torch.equal(server.sums, together.sums)
 
 
-def test_models_apart_are_never_folded(ordered):
+def test_separate_models_are_never_folded(ordered):
     order, payload = ordered()
     reply = host.train(replace(order, fold=False), payload, {})
     assert reply.folds == {}
     assert sorted(reply.lone) == [0, 1, 2, 3, 4, 5]
 
 
-def test_no_client_sees_what_another_left_behind(ordered):
+def test_clients_do_not_affect_each_other(ordered):
     whole = host.train(*ordered(), {})
     alone = host.train(*ordered(tasks=(Task(5, 3),)), {})
     pair = host.train(*ordered(tasks=(Task(4, 3),)), {})
@@ -117,20 +117,20 @@ def test_no_client_sees_what_another_left_behind(ordered):
     assert torch.equal(fold.sums, whole.folds[3].sums)
 
 
-def test_the_orders_arrays_are_not_changed(ordered):
+def test_arrays_of_order_are_not_changed(ordered):
     order, payload = ordered()
     before = payload.states[protocol.MODEL].floats.clone()
     host.train(order, payload, {})
     assert torch.equal(payload.states[protocol.MODEL].floats, before)
 
 
-def test_training_leaves_the_number_of_threads_alone(ordered):
+def test_training_keeps_number_of_threads(ordered):
     before = torch.get_num_threads()
     host.train(*ordered({"clients.threads": before + 1}), {})
     assert torch.get_num_threads() == before
 
 
-def test_a_failure_is_a_result(ordered, monkeypatch):
+def test_failed_client_is_reported_as_result(ordered, monkeypatch):
     train = LocalTraining.train
 
     def sometimes(self, job):
@@ -144,7 +144,7 @@ def test_a_failure_is_a_result(ordered, monkeypatch):
     assert {d: f.clients for d, f in reply.folds.items()} == {1: [0], 2: [3], 3: [4, 5]}
 
 
-def test_arrays_that_do_not_fit_fail_the_client(ordered):
+def test_mismatched_arrays_fail_their_clients(ordered):
     order, _ = ordered(tasks=(Task(0, 1), Task(5, 3)))
     strategy_state = make_strategy(read_config({"run.name": "x", "network.name": "lenet", "clients.mix": "1,1,1"}))
     wrong = Payload({protocol.MODEL: strategy_state.part_state(1)})
@@ -153,21 +153,21 @@ def test_arrays_that_do_not_fit_fail_the_client(ordered):
     assert (reply.folds, reply.lone) == ({}, {})
 
 
-def test_a_client_never_trains_deeper_than_its_node_declares(ordered):
+def test_client_never_trains_deeper_than_node_declares(ordered):
     reply = host.train(*ordered(tasks=(Task(0, 2, samples=32), Task(1, 1, samples=32))), {"depth": 1})
     assert [r.error for r in reply.results] == ["UserError: asked for depth 2, but declared depth 1", ""]
     assert [(r.client, r.part) for r in reply.reports] == [(0, 1)]
 
 
 @pytest.mark.parametrize("clients", [(0,), (0, 1)])
-def test_samples_that_were_not_announced_do_not_count_until_the_server_knows_of_them(ordered, clients):
+def test_extra_samples_do_not_count_before_announcement(ordered, clients):
     reply = host.train(*ordered(tasks=tuple(Task(client, 1, samples=10) for client in clients)), {"depth": 1})
     assert [r.num_examples for r in reply.results] == [10] * len(clients)
     assert [(r.client, r.part, r.num_examples) for r in reply.reports] == [(client, 1, 32) for client in clients]
     assert all(fold.weight == 10 * len(clients) for fold in reply.folds.values())
 
 
-def test_what_a_client_keeps_needs_its_committed_version(ordered):
+def test_stored_client_state_needs_committed_version(ordered):
     learned = {"objective.name": "l2w", "objective.l2w-hidden": 4}
     order, payload = ordered(learned, (Task(0, 2),))
     assert host.train(order, payload, {}).results[0].kept
@@ -179,7 +179,7 @@ def test_what_a_client_keeps_needs_its_committed_version(ordered):
     assert "its state of round 2 is not in" in host.train(gone, payload, {}).results[0].error
 
 
-def test_every_client_counts_whole_samples(ordered):
+def test_evaluation_returns_exit_counts_of_every_client(ordered):
     reply = host.evaluate(*ordered(), {})
     for result in reply.results:
         scores = reply.client_arrays[result.client]
@@ -187,13 +187,13 @@ def test_every_client_counts_whole_samples(ordered):
         assert scores["examples"].tolist() == [8, 8]
 
 
-def test_without_validation_images_there_is_nothing_to_count(ordered):
+def test_no_validation_images_give_no_counts(ordered):
     reply = host.evaluate(*ordered({"data.validation": 0.0}), {})
     assert [result.error for result in reply.results] == [""] * 6
     assert not any(reply.client_arrays.values())
 
 
-def test_a_client_that_cannot_evaluate_does_not_take_the_others_along(ordered):
+def test_failed_evaluation_does_not_affect_other_clients(ordered):
     order, payload = ordered(tasks=(Task(0, 1), Task(99, 1), Task(1, 1)))
     reply = host.evaluate(order, payload, {})
     assert [bool(result.error) for result in reply.results] == [False, True, False]
@@ -206,14 +206,14 @@ def test_delivery_writes_one_file_per_depth(ordered, tmp_path):
     host.deliver(replace(order, round_values=facts), payload, {"state": str(tmp_path / "node")})
     folder = tmp_path / "node" / "test"
     assert sorted(path.name for path in folder.iterdir()) == ["depth-1", "depth-2", "depth-3"]
-    bundle = load_model(folder / "depth-2")
-    assert bundle.normalizer.std == (0.25,)
+    stored_model = load_model(folder / "depth-2")
+    assert stored_model.normalizer.std == (0.25,)
     whole = payload.states[protocol.MODEL].state_dict()
-    assert all(torch.equal(value, whole[key]) for key, value in bundle.network.state_dict().items())
-    assert len(bundle.policy.thresholds) == 1
+    assert all(torch.equal(value, whole[key]) for key, value in stored_model.network.state_dict().items())
+    assert len(stored_model.policy.thresholds) == 1
 
 
-def test_a_configuration_that_cannot_be_read_is_told(ordered):
+def test_unreadable_configuration_is_reported(ordered):
     order, payload = ordered()
     with pytest.raises(UserError, match=r"unknown key 'future\.option'"):
         host.train(replace(order, config='{"future.option": 1}'), payload, {})

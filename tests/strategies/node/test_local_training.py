@@ -31,7 +31,7 @@ def trained(*args, **kwargs) -> torch.Tensor:
     return LocalTraining().train(job(*args, **kwargs)).state.floats
 
 
-def test_seed_client_and_round_decide_everything():
+def test_training_depends_only_on_seed_client_and_round():
     assert torch.equal(trained(), trained())
     torch.manual_seed(77)
     assert torch.equal(trained(), trained())
@@ -48,20 +48,20 @@ def test_one_batch_is_one_step_of_sgd_on_all_exits():
         assert torch.allclose(state[name], parameter - 0.1 * parameter.grad, atol=1e-6), name
 
 
-def test_no_epoch_changes_nothing():
+def test_zero_epochs_change_nothing():
     outcome = LocalTraining().train(job(epochs=0))
     assert torch.equal(outcome.state.floats, FlatModel(build(SPEC, 1)).floats)
     assert (outcome.metrics, outcome.kept) == ({}, None)
 
 
-def test_the_loss_is_the_mean_over_samples_and_exits():
+def test_loss_is_mean_over_samples_and_exits():
     outcome = LocalTraining().train(job(number=8, lr=0.0))
     own = images(8)
     expected = sum(F.cross_entropy(z, own.y).item() for z in build(SPEC, 1)(own.x)) / 3
     assert outcome.metrics["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_method_sees_every_sample_once_an_epoch_before_the_step():
+def test_hook_sees_every_sample_once_per_epoch_before_step():
     seen: list[tuple[bool, list[int], torch.Size]] = []
 
     class Observer(LocalTraining):

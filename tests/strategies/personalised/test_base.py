@@ -1,4 +1,4 @@
-"""What all personalised methods share: parts, BatchNorm's statistics, evaluation, and no trace of grouping."""
+"""Shared behaviour of personalised methods: keys, BatchNorm statistics, evaluation, independence of grouping."""
 
 import copy
 import math
@@ -44,7 +44,7 @@ def statistics(state):
     return {key: value for key, value in state.items() if is_statistic(key)}
 
 
-def test_which_key_is_what():
+def test_keys_are_classified():
     assert is_head("exits.2.linear.weight")
     assert not is_head("units.1.exits.weight")
     names = ("running_mean", "running_var", "num_batches_tracked", "weight", "bias")
@@ -55,18 +55,18 @@ def test_which_key_is_what():
     ("batchnorm", "expected"),
     [("local", {"units.1.bn.weight"}), ("averaged", {"units.1.bn.weight", "units.1.bn.running_mean"})],
 )
-def test_what_travels(prepare_run, batchnorm, expected):
+def test_sent_keys_depend_on_batchnorm_option(prepare_run, batchnorm, expected):
     config = prepare_run({**FEDPER, "personal.batchnorm": batchnorm}).strategy.config
     keys = ("units.1.bn.weight", "units.1.bn.running_mean", "exits.1.linear.weight", "exits.1.norm.running_mean")
     assert {key for key in keys if backbone(config, key)} == expected
 
 
-def test_mistakes_are_told():
+def test_invalid_settings_are_reported():
     assert PersonalSettings().problems() == []
     assert len(PersonalSettings(batchnorm="none", finetune_epochs=0).problems()) == 2
 
 
-def test_statistics_stay_with_their_client_by_default(run_strategy):
+def test_batchnorm_statistics_stay_on_client_by_default(run_strategy):
     app = Recorder()
     strategy = run_strategy({**FEDPER, **NORM}, app=app).strategy
     assert not any(map(is_statistic, app.up() | app.down()))
@@ -76,7 +76,7 @@ def test_statistics_stay_with_their_client_by_default(run_strategy):
     assert not same(first, second)
 
 
-def test_statistics_are_averaged_by_option(run_strategy):
+def test_batchnorm_statistics_are_averaged_by_option(run_strategy):
     app = Recorder()
     changes = {**FEDPER, **NORM, **HOME, "personal.batchnorm": "averaged", "run.rounds": 1}
     strategy = run_strategy(changes, NODES, app).strategy
@@ -96,7 +96,7 @@ def test_statistics_are_averaged_by_option(run_strategy):
 
 
 def by_hand(strategy, network, x, batch_sizes):
-    """BatchNorm's statistics after one pass: means over batches of the mean and of the unbiased variance."""
+    """Return BatchNorm's statistics after one pass: means over batches of the mean and of the unbiased variance."""
     rows = batches(len(x), batch_sizes, generator(strategy.config.run.seed, "statistics", 1, 3))
     seen: dict[str, list[torch.Tensor]] = {}
     network = copy.deepcopy(network).train()
@@ -112,7 +112,7 @@ def by_hand(strategy, network, x, batch_sizes):
     return {key: torch.stack(values).mean(0) for key, values in {**means, **variances}.items()} | counts
 
 
-def test_a_client_without_statistics_estimates_them_by_one_pass(prepare_run):
+def test_client_without_statistics_estimates_them_in_one_pass(prepare_run):
     strategy = prepare_run({**FEDPER, **NORM}).strategy
     job = make_job(strategy, 3)
     PersonalTraining().load(job, strategy_state(strategy, job))
@@ -131,7 +131,7 @@ def strategy_state(strategy, job) -> FlatState:
     return FlatState.of({key: strategy.model[key] for key in job.upload_layout.keys})
 
 
-def test_a_client_with_statistics_uses_its_own(prepare_run):
+def test_client_with_statistics_uses_its_own(prepare_run):
     strategy = prepare_run({**FEDPER, **NORM}).strategy
     job = make_job(strategy, 3)
     outcome = PersonalTraining().train(job)
@@ -142,7 +142,7 @@ def test_a_client_with_statistics_uses_its_own(prepare_run):
     assert all(torch.equal(outcome.kept.tensors[f"own.{key}"], value) for key, value in statistics(state).items())
 
 
-def test_a_client_that_went_deeper_estimates_what_it_never_had(prepare_run):
+def test_deeper_client_estimates_missing_statistics(prepare_run):
     strategy = prepare_run({**FEDPER, **NORM}).strategy
     shallow = make_job(strategy, 3, depth=1)
     outcome = PersonalTraining().train(shallow)
@@ -154,7 +154,7 @@ def test_a_client_that_went_deeper_estimates_what_it_never_had(prepare_run):
     assert not any(torch.equal(state[key], value) for key, value in fresh.items())
 
 
-def test_averaged_statistics_survive_the_estimate_of_a_heads_own(prepare_run):
+def test_estimate_of_head_keeps_averaged_statistics(prepare_run):
     wide = {**NORM, "network.name": "wrn16", "network.width": 1, "clients.mix": "equal"}  # BatchNorm in its heads
     strategy = prepare_run({**FEDPER, **wide, "personal.batchnorm": "averaged"}).strategy
     job = make_job(strategy, 3)
@@ -172,7 +172,7 @@ def test_averaged_statistics_survive_the_estimate_of_a_heads_own(prepare_run):
             assert torch.equal(value, strategy.model[key]), key
 
 
-def test_fine_tuning_goes_on_with_what_the_objective_has_learned(prepare_run):
+def test_fine_tuning_continues_from_objective_state(prepare_run):
     learned = {"objective.name": "l2w", "objective.l2w-hidden": 4, "run.strategy": "fedbabu"}
     strategy = prepare_run({**learned, "clients.mix": "0,0,1"}).strategy
     outcome = FedBABULocal().train(make_job(strategy, 1))
@@ -186,7 +186,7 @@ def test_fine_tuning_goes_on_with_what_the_objective_has_learned(prepare_run):
         FedBABULocal().personalise(job)
         tuned.append(job.model.floats.clone())
     assert not torch.equal(*tuned)
-    deeper = make_job(strategy, 1, depth=2, kept=outcome.kept)  # of three exits' weights two exits can use none
+    deeper = make_job(strategy, 1, depth=2, kept=outcome.kept)  # weights of three exits do not fit two exits
     FedBABULocal().train(deeper)
 
 
@@ -199,7 +199,7 @@ def test_fine_tuning_is_local_training_with_other_batches(prepare_run):
 
 
 @pytest.mark.parametrize("name", PERSONAL)
-def test_the_last_evaluation_is_of_what_is_delivered(run_strategy, name):
+def test_last_evaluation_uses_delivered_model(run_strategy, name):
     run = run_strategy({"run.strategy": name, "clients.per-round": 4, "run.rounds": 2})
     assert not run.records[0].client_accuracy
     accuracy = run.records[-1].client_accuracy
@@ -208,22 +208,24 @@ def test_the_last_evaluation_is_of_what_is_delivered(run_strategy, name):
     means = []
     for client in range(6):
         data = own_data(run.strategy, client)
-        bundle = load_model(folder(run.strategy) / f"client-{client:06d}")
+        stored_model = load_model(folder(run.strategy) / f"client-{client:06d}")
         with torch.inference_mode():
-            right = [(z.argmax(1) == data.validation_y).double().mean() for z in bundle.network(data.validation_x)]
+            right = [
+                (z.argmax(1) == data.validation_y).double().mean() for z in stored_model.network(data.validation_x)
+            ]
         means.append(float(sum(right)) / len(right))
-        assert len(set(bundle.policy.thresholds)) <= 1
-        assert all(0.5 <= t <= 0.95 or math.isinf(t) for t in bundle.policy.thresholds)
+        assert len(set(stored_model.policy.thresholds)) <= 1
+        assert all(0.5 <= t <= 0.95 or math.isinf(t) for t in stored_model.policy.thresholds)
     assert accuracy["mean"] == pytest.approx(sum(means) / 6)
 
 
-def test_clients_evaluate_after_the_last_round_that_was_asked_for(prepare_run):
+def test_clients_evaluate_after_last_requested_round(prepare_run):
     run = prepare_run({**FEDPER, "run.rounds": 5})
     run.strategy.start(run.grid, num_rounds=2)
     assert [bool(record.client_accuracy) for record in run.records] == [False, True]
 
 
-def test_a_client_that_lost_its_state_does_not_take_the_others_networks_along(prepare_run, flower_log):
+def test_client_without_stored_state_does_not_affect_others(prepare_run, flower_log):
     run = prepare_run({**FEDPER, "run.rounds": 1})
     run.on_round = lambda strategy, record: shutil.rmtree(folder(strategy) / "client-000002")
     run.strategy.start(run.grid)
@@ -240,7 +242,7 @@ def test_a_client_that_lost_its_state_does_not_take_the_others_networks_along(pr
     [("cafedistill", {}), ("ditto", {**NORM, "clients.mix": "equal"}), ("fedrep", {})],
     ids=["cafedistill", "ditto with BatchNorm", "fedrep"],
 )
-def test_every_client_ends_with_the_same_bits_however_clients_are_grouped(run_strategy, name, network):
+def test_grouping_changes_no_bit_of_delivered_models(run_strategy, name, network):
     changes = {"run.strategy": name, "clients.per-round": 4, "cafedistill.across-depths": True}
     hosted = [({}, NODES[:1]), ({}, NODES[:3]), (HOME, NODES), ({"clients.per-node": 2}, NODES[:3])]
     ends = []

@@ -1,4 +1,4 @@
-"""Ditto: FedAvg, and beside it a network of one's own that is pulled towards the server's."""
+"""Ditto: FedAvg, plus a personal network per client that is pulled towards the server's weights."""
 
 import pytest
 import torch
@@ -35,14 +35,14 @@ def train(strategy, client, round_, server, kept=None, **changes):
     return local.train(job)
 
 
-def test_the_global_network_is_eefls_bit_for_bit(run_strategy):
+def test_global_network_equals_eefl_bit_for_bit(run_strategy):
     app = Recorder()
     ditto, eefl = run_strategy({**DITTO, "ditto.pull": 5.0}, app=app).strategy, run_strategy().strategy
     assert same(ditto.model, eefl.model)
     assert app.down() == app.up() == set(eefl.model)
 
 
-def test_the_personal_network_starts_from_the_servers(prepare_run):
+def test_personal_network_starts_from_server_weights(prepare_run):
     strategy = prepare_run({**DITTO, **DEEP, "ditto.pull": 0.0}).strategy
     server = shifted(seeded(strategy), 0.01)
     outcome = train(strategy, 1, 1, server)
@@ -53,7 +53,7 @@ def test_the_personal_network_starts_from_the_servers(prepare_run):
     assert not close(own(outcome), outcome.state.state_dict())  # other batches than the global network's
 
 
-def test_without_a_pull_it_is_local_training(prepare_run):
+def test_zero_pull_equals_local_training(prepare_run):
     strategy = prepare_run({**DITTO, **DEEP, "ditto.pull": 0.0}).strategy
     first = train(strategy, 1, 1, FlatState.of(seeded(strategy)))
     elsewhere = shifted(seeded(strategy), 0.5)
@@ -64,7 +64,7 @@ def test_without_a_pull_it_is_local_training(prepare_run):
     assert close(own(second), network.state_dict())
 
 
-def test_one_step_by_hand(prepare_run):
+def test_one_step_matches_hand_computation(prepare_run):
     one = {"train.batch-size": 64, "train.momentum": 0.0, "train.weight-decay": 0.0, "train.lr": 0.1}
     strategy = prepare_run({**DITTO, **DEEP, **one, "ditto.pull": 2.0}).strategy
     first = train(strategy, 1, 1, FlatState.of(seeded(strategy)))
@@ -79,12 +79,12 @@ def test_one_step_by_hand(prepare_run):
         torch.testing.assert_close(second[name], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_pull_holds_for_its_own_steps_only_and_has_its_own_epochs(prepare_run):
+def test_pull_and_epochs_apply_to_personal_network_only(prepare_run):
     changes = {**DITTO, **DEEP, "ditto.pull": 3.0, "ditto.epochs": 4}
     strategy = prepare_run(changes).strategy
     start = FlatState.of(seeded(strategy))
     job, local = make_job(strategy, 1), DittoLocal()
-    for round_ in (1, 2):  # one client half serves a node's clients in turn: the anchor must not outlive the first
+    for round_ in (1, 2):  # one client half serves a node's clients in turn: the anchor of the first must not remain
         local.load(job, start)
         outcome = local.train(job)
         network = prepare_run(changes).strategy.network
@@ -95,7 +95,7 @@ def test_the_pull_holds_for_its_own_steps_only_and_has_its_own_epochs(prepare_ru
     assert close(own(outcome), network.state_dict())
 
 
-def test_it_is_what_a_client_ends_with_and_without_one_it_is_the_global_network(run_strategy):
+def test_delivered_model_is_personal_else_global_network(run_strategy):
     strategy = run_strategy({**DITTO, **DEEP, "clients.per-round": 2}).strategy
     assert set(range(6)) - strategy.trained
     for client in range(6):
@@ -105,6 +105,6 @@ def test_it_is_what_a_client_ends_with_and_without_one_it_is_the_global_network(
 
 
 @pytest.mark.parametrize("wrong", [{"pull": -0.1}, {"epochs": -1}])
-def test_mistakes_are_told(wrong):
+def test_invalid_settings_are_reported(wrong):
     assert DittoSettings().problems() == []
     assert len(DittoSettings(**wrong).problems()) == 1

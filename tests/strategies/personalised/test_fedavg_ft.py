@@ -7,14 +7,15 @@ from tests.support.personal_runs import DEEP, close, delivered, folder, same, sg
 TUNED = {"run.strategy": "fedavg_ft", "personal.finetune-epochs": 3}
 
 
-def test_the_rounds_are_eefls_bit_for_bit_whatever_is_evaluated(run_strategy):
+def test_rounds_equal_eefl_bit_for_bit(run_strategy):
     tuned = run_strategy({**TUNED, "server.clients-evaluate-every": 1})
     assert same(tuned.strategy.model, run_strategy().strategy.model)
     assert all(record.client_accuracy["clients"] == 6 for record in tuned.records)
-    assert not list(folder(tuned.strategy).glob("client-*/round-*"))  # nothing is kept: every time from the server's
+    # clients keep no state: fine-tuning always starts from the server's weights
+    assert not list(folder(tuned.strategy).glob("client-*/round-*"))
 
 
-def test_every_client_fine_tunes_the_global_network(run_strategy):
+def test_every_client_fine_tunes_global_network(run_strategy):
     strategy = run_strategy({**TUNED, **DEEP, "clients.per-round": 2}).strategy
     for client in range(6):
         network = copy.deepcopy(strategy.global_network())

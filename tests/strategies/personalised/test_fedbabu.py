@@ -1,4 +1,4 @@
-"""FedBABU: the body alone is trained; a client fine-tunes everything before its network is used."""
+"""FedBABU: rounds train the body only; each client fine-tunes the whole network before use."""
 
 import copy
 
@@ -22,13 +22,13 @@ from tests.support.personal_runs import (
 FEDBABU = {"run.strategy": "fedbabu", "personal.finetune-epochs": 2}
 
 
-def test_only_the_backbone_travels(run_strategy):
+def test_only_backbone_is_sent(run_strategy):
     app = Recorder()
     run = run_strategy(FEDBABU, app=app)
     assert app.down() == app.up() == set(trunk(run.strategy.model))
 
 
-def test_heads_stay_at_the_seed_until_a_client_fine_tunes(run_strategy):
+def test_heads_keep_initial_weights_until_fine_tuning(run_strategy):
     strategy = run_strategy({**FEDBABU, **DEEP, "clients.per-round": 3}).strategy
     start = heads(seeded(strategy))
     assert all(same(kept(strategy, client), start) for client in strategy.trained)
@@ -38,7 +38,7 @@ def test_heads_stay_at_the_seed_until_a_client_fine_tunes(run_strategy):
     assert not same(heads(delivered(strategy, 0)), heads(delivered(strategy, 1)))
 
 
-def test_the_bodys_step_by_hand(prepare_run):
+def test_body_step_matches_hand_computation(prepare_run):
     strategy = prepare_run({**FEDBABU, **DEEP, "train.epochs": 2}).strategy
     outcome = FedBABULocal().train(make_job(strategy, 2))
     network = strategy.network
@@ -47,9 +47,9 @@ def test_the_bodys_step_by_hand(prepare_run):
     assert same(heads(network.state_dict()), heads(seeded(strategy)))
 
 
-def test_fine_tuning_by_hand(run_strategy):
+def test_fine_tuning_matches_hand_computation(run_strategy):
     strategy = run_strategy({**FEDBABU, **DEEP, "clients.per-round": 3}).strategy
-    for client in range(6):  # whether they were sampled or not
+    for client in range(6):  # sampled or not
         network = copy.deepcopy(strategy.global_network())
         sgd(strategy, network, client, 2, 2, "fine-tuning")
         assert close(delivered(strategy, client), network.state_dict())

@@ -1,4 +1,4 @@
-"""FedPer: the backbone is averaged, the heads stay."""
+"""FedPer: the backbone is averaged, the heads stay on the clients."""
 
 import torch
 
@@ -21,14 +21,14 @@ from tests.support.personal_runs import (
 FEDPER = {"run.strategy": "fedper"}
 
 
-def test_only_the_backbone_travels(run_strategy):
+def test_only_backbone_is_sent(run_strategy):
     app = Recorder()
     run = run_strategy(FEDPER, app=app)
     assert app.down() == app.up() == set(trunk(run.strategy.model))
     assert same(heads(run.strategy.model), heads(seeded(run.strategy)))
 
 
-def test_one_round_is_eefls_but_for_the_heads(run_strategy):
+def test_one_round_equals_eefl_except_heads(run_strategy):
     one = {"run.rounds": 1}
     app = Recorder()
     eefl = run_strategy({**one, **HOME}, NODES, app).strategy
@@ -39,7 +39,7 @@ def test_one_round_is_eefls_but_for_the_heads(run_strategy):
     assert not torch.equal(kept(fedper, 4)["exits.1.linear.bias"], kept(fedper, 5)["exits.1.linear.bias"])
 
 
-def test_two_rounds_by_hand(run_strategy):
+def test_two_rounds_match_hand_computation(run_strategy):
     strategy = run_strategy({**FEDPER, **DEEP, "clients.count": 3, "clients.per-round": 3}).strategy
     own = {client: heads(seeded(strategy)) for client in range(3)}
     shared = trunk(seeded(strategy))
@@ -58,7 +58,7 @@ def test_two_rounds_by_hand(run_strategy):
     assert all(close(delivered(strategy, client), {**shared, **own[client]}) for client in own)
 
 
-def test_a_client_keeps_its_heads_over_rounds_in_which_it_is_not_sampled(run_strategy):
+def test_client_keeps_heads_while_not_sampled(run_strategy):
     strategy = run_strategy({**FEDPER, **DEEP, "run.rounds": 3, "clients.per-round": 2}).strategy
     early = [client for client, round_ in strategy.committed.items() if round_ < 3]
     assert early
@@ -68,7 +68,7 @@ def test_a_client_keeps_its_heads_over_rounds_in_which_it_is_not_sampled(run_str
         assert not same(kept(strategy, client), heads(seeded(strategy)))
 
 
-def test_a_client_that_was_never_sampled_has_the_servers_backbone_and_the_seeds_heads(run_strategy):
+def test_unsampled_client_has_server_backbone_and_initial_heads(run_strategy):
     strategy = run_strategy({**FEDPER, **DEEP, "clients.per-round": 2}).strategy
     others = set(range(6)) - strategy.trained
     assert others

@@ -1,4 +1,4 @@
-"""FedRep: heads on a fixed backbone, then the backbone under fixed heads."""
+"""FedRep: train the heads on a fixed backbone, then the backbone under fixed heads."""
 
 import pytest
 import torch
@@ -15,13 +15,13 @@ def strategy(prepare_run):
     return prepare_run({**FEDREP, **DEEP}).strategy
 
 
-def test_only_the_backbone_travels(run_strategy):
+def test_only_backbone_is_sent(run_strategy):
     app = Recorder()
     run = run_strategy(FEDREP, app=app)
     assert app.down() == app.up() == set(trunk(run.strategy.model))
 
 
-def test_each_phase_touches_its_part_only(strategy, monkeypatch):
+def test_each_phase_changes_only_its_part(strategy, monkeypatch):
     phases = []
     fit = FedRepLocal.fit
 
@@ -38,7 +38,7 @@ def test_each_phase_touches_its_part_only(strategy, monkeypatch):
     assert phases == [("heads", 3, set(heads(everything))), ("batches", 2, set(trunk(everything)))]
 
 
-def test_a_round_by_hand(strategy):
+def test_round_matches_hand_computation(strategy):
     job = make_job(strategy, 1)
     outcome = FedRepLocal().train(job)
     network = strategy.network
@@ -50,14 +50,14 @@ def test_a_round_by_hand(strategy):
     assert close(own, heads(expected))
 
 
-def test_without_head_epochs_the_heads_stay_as_they_are(prepare_run):
+def test_zero_head_epochs_leave_heads_unchanged(prepare_run):
     strategy = prepare_run({**FEDREP, **DEEP, "fedrep.head-epochs": 0}).strategy
     outcome = FedRepLocal().train(make_job(strategy, 1))
     own = {key.removeprefix("own."): value for key, value in outcome.kept.tensors.items()}
     assert same(own, heads(seeded(strategy)))
 
 
-def test_a_kept_head_goes_on(strategy):
+def test_stored_head_is_trained_further(strategy):
     first = FedRepLocal().train(make_job(strategy, 1))
     job = make_job(strategy, 1, 2, kept=first.kept)
     FedRepLocal().load(job, first.state)
@@ -66,7 +66,7 @@ def test_a_kept_head_goes_on(strategy):
     assert same({f"own.{key}": value for key, value in heads(state).items()}, first.kept.tensors)
 
 
-def test_mistakes_are_told(strategy):
+def test_invalid_settings_are_reported(strategy):
     assert FedRepSettings(head_epochs=-1).problems() == ["fedrep.head-epochs is -1, must be at least 0"]
     assert FedRepSettings().problems() == []
     assert backbone(strategy.config, "units.0.0.weight")

@@ -1,4 +1,4 @@
-"""Local training alone: not one weight travels."""
+"""Local training only: no weights are sent."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from tests.support.personal_runs import DEEP, Recorder, close, delivered, kept, 
 LOCAL = {"run.strategy": "local"}
 
 
-def test_no_weight_travels(run_strategy):
+def test_no_weights_are_sent(run_strategy):
     app = Recorder()
     run = run_strategy(LOCAL, app=app)
     assert app.sent
@@ -21,7 +21,7 @@ def test_no_weight_travels(run_strategy):
 
 
 @pytest.mark.parametrize("network", [{}, {"network.name": "resnet_slim", "network.width": 4}])
-def test_a_client_trains_as_it_would_alone(run_strategy, prepare_run, network):
+def test_client_trains_as_it_would_alone(run_strategy, prepare_run, network):
     changes = {**LOCAL, **DEEP, **network, "clients.mix": "0,0,0,1" if network else "0,0,1", "clients.per-round": 4}
     strategy = run_strategy({**changes, "run.rounds": 3}).strategy
     rounds = {client: [r for r in (1, 2, 3) if client in sampled(prepare_run, changes, r)] for client in range(6)}
@@ -36,13 +36,13 @@ def test_a_client_trains_as_it_would_alone(run_strategy, prepare_run, network):
 
 
 def sampled(prepare_run, changes, round_) -> set[int]:
-    """Clients of a round: the choice depends on the seed and the round alone."""
+    """Return the clients of a round: the choice depends only on the seed and the round."""
     run = prepare_run({**changes, "run.name": f"sample-{round_}"})
     run.strategy.configure_train(round_, None, None, run.grid)
     return set(run.strategy.asked)
 
 
-def test_a_kept_network_goes_on_bit_for_bit(prepare_run):
+def test_stored_network_is_loaded_bit_for_bit(prepare_run):
     strategy = prepare_run({**LOCAL, **DEEP}).strategy
     first = PersonalTraining().train(make_job(strategy, 1))
     assert len(first.state.floats) == 0

@@ -23,7 +23,7 @@ from strategies.distree.model.stored import StoredStudents, load_students, save_
 from strategies.distree.model.students import build_students, students_spec
 from strategies.distree.training.finish import finish_students
 from tests.support.namespaces import Host, namespaces_available, network
-from tests.support.served import said
+from tests.support.served import read_line
 
 pytestmark = pytest.mark.skipif(bool(namespaces_available()), reason=namespaces_available())
 BATCH, IMAGES, SLOW = 128, 256, 100
@@ -53,7 +53,7 @@ class Devices:
         )  # fmt: skip
         self.processes[number] = self.stack.enter_context(process)
         self.stack.callback(process.kill)
-        address = said(process).split()[-1]
+        address = read_line(process).split()[-1]
         self.arguments[number] = ["--student", f"{number}={address}", "--certificate", f"{number}={keys / CERTIFICATE}"]
 
     def kill(self, number: int) -> None:
