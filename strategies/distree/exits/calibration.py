@@ -15,8 +15,8 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.exits import BUDGET_SWEEP, budget_fractions, fit_scores
+from strategies.distree.exits.classifier import ColumnBlocks
 from strategies.distree.exits.policies import Classify, ExitPolicy, FeatureDifference, LastExit, Policies, ScorePolicy
-from strategies.distree.model.classifier import ColumnBlocks
 
 Measure = Literal["cost", "slowest_mean", "slowest_p99"]
 """Of a `Point`."""

@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.networks import EarlyExitNetwork, NetworkSpec, build
 from common.networks.heads import ExitHead
 from common.seeding import derive_seed
-from strategies.distree.model.classifier import ColumnBlocks
+from strategies.distree.exits.classifier import ColumnBlocks
 
 FIRST_BIAS = 0.5
 """Of the exit heads. Around 0, as torch has it, many of a shallow exit's features would be 0 for every image, get no

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from common.errors import UserError
-from strategies.distree.exits import timing
-from strategies.distree.exits.timing import REPEATS, WARM_UP, leaving_at, time_exits
+from strategies.distree.serving import timing
+from strategies.distree.serving.timing import REPEATS, WARM_UP, leaving_at, time_exits
 from tests.strategies.distree.devices import EXITS, PIXELS, Tiny, asking, service, serving
 
 
