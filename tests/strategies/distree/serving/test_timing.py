@@ -58,7 +58,7 @@ def test_a_device_that_does_not_answer_cannot_be_timed() -> None:
 
 
 def test_an_exit_that_no_image_reaches_cannot_be_timed() -> None:
-    with pytest.raises(UserError, match="student 1: no image gets to exit 6"):
+    with pytest.raises(UserError, match="student 1 cannot be timed: no image reaches exit 6"):
         time_exits(Clock(reached=5), (1, 2), EXITS, PIXELS)  # type: ignore[arg-type]
 
 
