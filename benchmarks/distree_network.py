@@ -35,8 +35,8 @@ from benchmarks.distree_processes import SLOW
 from common.rpc.secrets import CERTIFICATE, read_or_make_token
 from server.commands.distree.infer_compare import percentile
 from server.commands.launch import PROJECT
-from strategies.distree.exits.controller import LatencyTarget
 from strategies.distree.model.stored import load_students, student_file
+from strategies.distree.serving.controller import LatencyTarget
 from tests.support.namespaces import Host, namespaces_available, network
 
 DEADLINE = 1.0  # seconds, as `server infer` has it

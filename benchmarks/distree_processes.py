@@ -24,10 +24,10 @@ from common.data import DataConfig, load
 from common.rpc.channels import connect
 from common.rpc.secrets import read_certificate, read_token
 from server.commands.distree.infer import classify
-from strategies.distree.exits.controller import LatencyController, LatencyTarget
 from strategies.distree.exits.policies import Policies
 from strategies.distree.model.stored import CALIBRATED, StoredStudents, load_students
 from strategies.distree.serving.aggregator import Aggregator
+from strategies.distree.serving.controller import LatencyController, LatencyTarget
 from strategies.distree.serving.service import StudentService
 
 SLOW = 4.0

@@ -49,7 +49,7 @@ from strategies.distree.model.parts import LEAN, LEARN_FROM_PUBLIC, StudentCosts
 from strategies.distree.model.stored import CALIBRATED, StoredStudents, save_students
 from strategies.distree.model.students import Students, StudentsSpec, students_spec
 from strategies.distree.model.teacher import load_teacher
-from strategies.distree.model.widths import Match, match_devices, told
+from strategies.distree.model.widths import Match, describe_matches, match_devices
 from strategies.distree.settings import DistrEESettings, read_device
 from strategies.distree.training.client import IMAGES, LABELS, POLICIES, TEACHER, TRAINING, teach
 from strategies.distree.training.finish import finish_students, measure
@@ -206,7 +206,7 @@ class DistrEE(EarlyExitStrategy):
         activations = teacher_activations(self.teacher.network, self.validation, setup.normalizer, device)
         self.teacher.network.cpu()
         found = partition(activations, settings, widths, config.run.seed)
-        for line in (*found.report(), *told(matches)):
+        for line in (*found.report(), *describe_matches(matches)):
             log(INFO, "%s", line)
         return students_spec(self.teacher.spec, backbone, found.parts, widths, [match.device for match in matches])
 

@@ -30,7 +30,6 @@ from server.commands.overrides import add_overrides, read_overrides, refuse_unre
 from strategies.callbacks.report.records import load_run
 from strategies.distree.exits.calibration import Answers, Measure, cheapest, operate, within
 from strategies.distree.exits.policies import LastExit, Policies
-from strategies.distree.exits.timing import time_exits
 from strategies.distree.model.stored import (
     CALIBRATED,
     FILE,
@@ -40,6 +39,7 @@ from strategies.distree.model.stored import (
     save_students,
 )
 from strategies.distree.serving.aggregator import Aggregator
+from strategies.distree.serving.timing import time_exits
 from strategies.distree.training.finish import measure
 from strategies.factory import read_config
 

@@ -20,10 +20,10 @@ from common.errors import UserError
 from server.commands import Verbs
 from server.commands.distree import devices
 from server.commands.distree.infer_compare import compare, percentile
-from strategies.distree.exits.controller import LatencyController, LatencyTarget, Seconds
 from strategies.distree.exits.policies import Policies
 from strategies.distree.model.stored import StoredStudents, load_students
 from strategies.distree.serving.aggregator import Aggregator, Answer
+from strategies.distree.serving.controller import LatencyController, LatencyTarget, Seconds
 
 
 @dataclass(frozen=True)

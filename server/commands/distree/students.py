@@ -34,7 +34,7 @@ from strategies.distree.model.parts import StudentCosts
 from strategies.distree.model.stored import save_students, student_file
 from strategies.distree.model.students import build_students, students_spec
 from strategies.distree.model.teacher import load_teacher
-from strategies.distree.model.widths import match_devices, told
+from strategies.distree.model.widths import describe_matches, match_devices
 from strategies.distree.settings import DistrEESettings
 from strategies.distree.training.central import Schedule, image_batches
 from strategies.distree.training.finish import finish_students
@@ -119,7 +119,7 @@ def run_students(options: argparse.Namespace) -> int:
         widths = tuple(match.width for match in matches) or settings.widths
         activations = teacher_activations(taught.network, samples.validation, samples.normalize, device)
         found = partition(activations, settings, widths, config.run.seed)
-        for line in (*found.report(), *told(matches)):
+        for line in (*found.report(), *describe_matches(matches)):
             print(line, flush=True)
         spec = students_spec(taught.spec, samples.spec, found.parts, widths, [match.device for match in matches])
         students = build_students(spec, config.run.seed)

@@ -1,1 +1,1 @@
-"""Where a sample leaves its student, and how that is chosen."""
+"""Exits: their classifier, the policies that decide where a sample leaves, and how the thresholds are calibrated."""

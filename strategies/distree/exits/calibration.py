@@ -1,7 +1,7 @@
-"""Thresholds for all students together, chosen on validation samples alone: for a loss, a cost or a latency.
+"""Thresholds for all students together, chosen on validation samples: for an accuracy loss, a cost or a latency.
 
-The paper's thresholds are set by hand (DistrEE, Peng et al., arXiv 2502.15735); features of other heads do not share
-their scale. Here they are fitted to fractions of samples, as in MSDNet's sweep (Huang et al., ICLR 2018).
+The paper's thresholds are set by hand (DistrEE, Peng et al., arXiv 2502.15735); features of other heads have another
+scale. Here they are fitted to fractions of samples, as in MSDNet's sweep (Huang et al., ICLR 2018).
 """
 
 import math
@@ -15,34 +15,30 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.exits import BUDGET_SWEEP, budget_fractions, fit_scores
+from strategies.distree.exits.classifier import ColumnBlocks
 from strategies.distree.exits.policies import Classify, ExitPolicy, FeatureDifference, LastExit, Policies, ScorePolicy
-from strategies.distree.model.classifier import ColumnBlocks
 
-Measure = Literal["cost", "slowest_mean", "slowest_p99"]
-"""Of a `Point`."""
+Measure = Literal["cost", "slowest_mean", "slowest_p99"]  # a field of `Point`
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What K students answer to N labelled samples, and what that costs; all on the CPU."""
+    """The features of K students for N labelled samples, and their cost; all on the CPU."""
 
-    features: Mapping[int, Tensor]
-    """Student -> F_{k,j} of all exits (J, N, |P_k|)."""
-    labels: Tensor
-    """(N,)."""
+    features: Mapping[int, Tensor]  # student -> F_{k,j} of all exits (J, N, |P_k|)
+    labels: Tensor  # (N,)
     classifier: ColumnBlocks
-    costs: Mapping[int, Sequence[float]]
-    """Student -> cost of a sample that stops at each exit, J numbers."""
+    costs: Mapping[int, Sequence[float]]  # student -> cost of a sample that stops at each exit, J numbers
+    # Student -> seconds that a sample waits for the device if it stops at each exit, measured R times (J, R), see
+    # `serving/timing.py`; if empty, costs take the place of seconds
     seconds: Mapping[int, Tensor] = field(default_factory=dict)
-    """Student -> what a sample that stops at each exit waits for its device, each of R times (J, R), see `timing.py`;
-    without any, the latency is told in costs."""
 
     def __post_init__(self) -> None:
         if len(self.labels) == 0:
             raise UserError("there are no validation samples to choose exit thresholds on; set data.validation")
 
     def classify(self, number: int) -> Classify:
-        """Return the classifier that student `number` would have if it were alone."""
+        """Return the classifier for student `number` alone."""
         block, bias = self.classifier.blocks[str(number)].detach(), self.classifier.bias.detach()
         return lambda exit_index, features: features @ block[exit_index].T + bias[exit_index]
 
@@ -55,24 +51,18 @@ class Answers:
 
 @dataclass(frozen=True)
 class Point:
-    """How a set of policies does on some samples."""
+    """The operating point of a set of policies on some samples."""
 
-    accuracy: float
-    """Of the aggregated logits, in [0, 1]."""
-    cost: float
-    """Mean over samples of the sum over devices."""
-    costs: dict[int, float]
-    """Device -> mean over samples."""
-    slowest_mean: float
-    """What a sample waits for the device that is last, on average over samples and times."""
-    slowest_p99: float
-    """What 99 in 100 do not exceed of the same."""
-    histogram: dict[int, tuple[int, ...]]
-    """Device -> samples that stopped at each exit."""
+    accuracy: float  # of the aggregated logits, in [0, 1]
+    cost: float  # mean over samples of the sum over devices
+    costs: dict[int, float]  # device -> mean over samples
+    slowest_mean: float  # a sample's wait for the last device, mean over samples and times
+    slowest_p99: float  # 99th percentile of the same
+    histogram: dict[int, tuple[int, ...]]  # device -> number of samples that stop at each exit
 
 
 def operate(policies: Mapping[int, ExitPolicy], answers: Answers, ids: Sequence[int] = ()) -> Point:
-    """Return how the policies do; `ids`: the samples' numbers, else 0..N-1."""
+    """Return the operating point of the policies; `ids`: the samples' numbers, by default 0..N-1."""
     numbers = ids or range(len(answers.labels))
     exits = {k: policies[k].exits(f, answers.classify(k), numbers) for k, f in answers.features.items()}
     return _point(answers, answers.votes(), exits)
@@ -94,12 +84,12 @@ def _point(answers: Answers, votes: Mapping[int, Tensor], exits: Mapping[int, Te
 
 
 def _slowest(answers: Answers, exits: Mapping[int, Tensor]) -> tuple[float, float]:
-    """Return mean and 99th percentile, over samples and times, of the device that is last.
+    """Return mean and 99th percentile, over samples and times, of the wait for the last device.
 
-    Samples that leave all devices at the same exits wait alike: each such group is looked at once.
+    Samples that leave all devices at the same exits wait equally long, so each such group is computed once.
     """
     num_exits = len(next(iter(answers.features.values())))
-    # a sample's exits as the digits of one number: to look for equal rows takes five times as long
+    # a sample's exits as the digits of one number: a search for equal rows takes five times as long
     numbers = num_exits ** np.arange(len(exits)) @ np.stack([own.numpy() for own in exits.values()])
     _, first, samples = np.unique(numbers, return_index=True, return_counts=True)
     waits = [
@@ -115,25 +105,25 @@ def _slowest(answers: Answers, exits: Mapping[int, Tensor]) -> tuple[float, floa
 
 
 def fit(kind: type[ScorePolicy], features: Tensor, fractions: Tensor, classify: Classify | None = None) -> ScorePolicy:
-    """Return the policy that lets the given fractions (J,) of samples leave at each exit, of features (J, N, P).
+    """Return the policy by which the given fractions (J,) of samples leave at each exit, of features (J, N, P).
 
-    Raises `ValueError` when some are to leave at an exit whose score says nothing yet, see `ScorePolicy.first`.
+    Raises `ValueError` when samples should leave at an exit without a meaningful score, see `ScorePolicy.first`.
     """
     if fractions[:-1][: kind.first].any():
-        raise ValueError(f"nobody can leave before exit {kind.first} (from 0) by {kind.name}")
+        raise ValueError(f"no sample can leave before exit {kind.first} (from 0) by {kind.name}")
     return kind(fit_scores(_scores(kind, features, classify), fractions, strict=True))
 
 
 def sweep_fractions(num_exits: int, p: float, first: int) -> Tensor:
-    """Return the fractions (J,) of `budget_fractions` over the exits from `first` (from 0) on; nobody leaves before."""
+    """Return `budget_fractions` (J,) over the exits from `first` (from 0) on; no sample leaves before."""
     silent = min(first, num_exits - 1)
     return torch.cat([torch.zeros(silent, dtype=torch.float64), budget_fractions(num_exits - silent, p)])
 
 
 def sweep(num_exits: int, first: int) -> list[Tensor]:
-    """Return the fractions (J,) of all candidates: from every exit on, beginning with `first`, MSDNet's sweep and all.
+    """Return the fractions (J,) of all candidates: for every first exit from `first` on, MSDNet's sweep, and all there.
 
-    Without the later beginnings, saving more would always mean that more leave at the first exits, the least accurate.
+    With `first` alone, to save more always means that more samples leave at the first exits, the least accurate ones.
     """
     shares: list[Tensor] = []
     for begin in range(first, num_exits - 1):
@@ -143,9 +133,9 @@ def sweep(num_exits: int, first: int) -> list[Tensor]:
 
 
 def cheapest(answers: Answers, max_accuracy_loss: float, kind: type[ScorePolicy] = FeatureDifference) -> Policies:
-    """Return the cheapest policies that lose at most `max_accuracy_loss` against everybody at the last exit.
+    """Return the cheapest policies that lose at most `max_accuracy_loss` against all samples at the last exit.
 
-    Of equally cheap ones the most accurate; 0.01 is one point.
+    Of equally cheap policies, the most accurate; 0.01 is one percentage point.
     """
     search = _Search(answers, kind)
     needed = search.point(search.uniform(0)).accuracy - max_accuracy_loss - 1e-9
@@ -155,17 +145,17 @@ def cheapest(answers: Answers, max_accuracy_loss: float, kind: type[ScorePolicy]
 def within(
     answers: Answers, target: float, of: Measure = "cost", kind: type[ScorePolicy] = FeatureDifference
 ) -> Policies:
-    """Return the most accurate policies whose `of` is at most `target`; if none is, the ones that come closest.
+    """Return the most accurate policies whose measure `of` is at most `target`; if none fits, the closest ones.
 
     "cost" bounds the mean cost of all devices together; "slowest_mean" and "slowest_p99" bound the latency, which the
-    last device decides.
+    last device determines.
     """
     search = _Search(answers, kind)
     return search.best(lambda point: (max(0.0, getattr(point, of) - target), -point.accuracy, point.cost))
 
 
 def ladder(answers: Answers, rungs: int = 12, kind: type[ScorePolicy] = FeatureDifference) -> list[Policies]:
-    """Return policies from everybody at the last exit to the cheapest, at most `rungs`, about equally far apart.
+    """Return policies from "all samples at the last exit" to the cheapest: at most `rungs`, about equally far apart.
 
     From rung to rung the sum of the devices' mean costs falls, and no device's rises.
     """
@@ -177,7 +167,7 @@ def ladder(answers: Answers, rungs: int = 12, kind: type[ScorePolicy] = FeatureD
             chain.append((choice, point))
     dear, cheap = chain[0][1].cost, chain[-1][1].cost
     targets = [dear + (cheap - dear) * step / max(1, rungs - 1) for step in range(rungs)]
-    # A dict keeps the order and drops what two targets have in common.
+    # A dict keeps the order and drops duplicates.
     nearest = {min(range(len(chain)), key=lambda at: abs(chain[at][1].cost - target)): None for target in targets}
     return [search.policies(chain[at][0]) for at in nearest]
 
@@ -187,7 +177,7 @@ def _scores(kind: type[ScorePolicy], features: Tensor, classify: Classify | None
 
 
 class _Search:
-    """All students' candidates: the last exit, then the sweep."""
+    """A search over the candidates of all students: the last exit, then the sweep."""
 
     def __init__(self, answers: Answers, kind: type[ScorePolicy]) -> None:
         self.answers, self.votes = answers, answers.votes()
@@ -209,7 +199,7 @@ class _Search:
         return {k: self.candidates[k][index] for k, index in choice.items()}
 
     def point(self, choice: Mapping[int, int]) -> Point:
-        """Return how a choice does."""
+        """Return the operating point of a choice."""
         return _point(self.answers, self.votes, {k: self.exits[k][index] for k, index in choice.items()})
 
     def uniform_choices(self) -> list[dict[int, int]]:
@@ -217,7 +207,7 @@ class _Search:
         return [self.uniform(index) for index in range(min(map(len, self.candidates.values())))]
 
     def efficient(self) -> list[tuple[dict[int, int], Point]]:
-        """Return the uniform choices than which no cheaper one is as accurate, from dear to cheap."""
+        """Return the uniform choices for which no cheaper one is as accurate, from dear to cheap."""
         found = [(choice, self.point(choice)) for choice in self.uniform_choices()]
         best, efficient = -1.0, []
         for choice, point in sorted(found, key=lambda one: (one[1].cost, -one[1].accuracy)):
@@ -227,9 +217,9 @@ class _Search:
         return efficient[::-1]
 
     def best(self, key: Callable[[Point], tuple[float, ...]]) -> Policies:
-        """Return the policies of least key: the best with one candidate for all, then one student after the other.
+        """Return the policies with the least key: the best uniform choice, then improved student by student.
 
-        Devices differ, so students do not have to leave alike; all combinations would be too many.
+        Devices differ, so students may exit differently; trying all combinations would take too long.
         """
         choices = self.uniform_choices()
         least, best = min((key(self.point(choice)), at) for at, choice in enumerate(choices))

@@ -1,6 +1,6 @@
-"""Where a sample leaves its student: every device decides for itself, without talking to anybody.
+"""Exit policies: at which exit a sample leaves its student. Each device decides without asking another one.
 
-Source: DistrEE (Peng et al., arXiv 2502.15735): feature difference, and the policies it is compared with.
+Source: DistrEE (Peng et al., arXiv 2502.15735): feature difference and its baselines.
 """
 
 import json
@@ -43,11 +43,9 @@ __all__ = [
     "policy_from_json",
 ]
 
+# T_1..T_6 of the paper's 7 exits; the last exit takes all samples, whatever its T_7 = 1.28
 PUBLISHED = (1.0, 1.08, 1.12, 1.16, 1.20, 1.24)
-"""T_1..T_6 of the paper's 7 exits; the last exit takes all, whatever its T_7 = 1.28."""
-
-LONGEST = 4096
-"""Characters of a policy's JSON: it comes from outside."""
+LONGEST = 4096  # characters of a policy's JSON, which comes from outside
 
 
 class ExitPolicy(Protocol):
@@ -57,53 +55,52 @@ class ExitPolicy(Protocol):
 
     @property
     def num_exits(self) -> int:
-        """Exits of the student that the policy is for."""
+        """Number of exits of the student that the policy is for."""
 
     def start(self, classify: Classify | None = None, ids: Sequence[int] = ()) -> Leaves:
-        """Return a fresh decision maker for one batch: (exit index, features (b, P) of those still here) -> bool (b,).
+        """Return the decisions for one batch: (exit index, features (b, P) of the samples left) -> bool (b,).
 
         Args:
-            classify: needed by "entropy" alone.
-            ids: numbers of the batch's samples, needed by "random" alone.
+            classify: needed by "entropy" only.
+            ids: numbers of the batch's samples, needed by "random" only.
 
         Raises:
-            UserError: what the policy needs is missing.
+            UserError: an argument that the policy needs is missing.
         """
 
     def exits(self, features: Tensor, classify: Classify | None = None, ids: Sequence[int] = ()) -> Tensor:
         """Return the exit (from 0) where every sample leaves, int64 (N,), of features (J, N, P).
 
-        The answer of `start`, for samples whose features of all exits are there.
+        The same decisions as those of `start`, for samples whose features of all exits are known.
 
         Raises:
-            UserError: what the policy needs is missing, or the number of exits is another one.
+            UserError: an argument that the policy needs is missing, or the number of exits differs.
         """
 
     def to_json(self) -> str:
         """Return the policy as one line of JSON, see `policy_from_json`."""
 
 
-Policies = Mapping[int, ExitPolicy]
-"""Student -> its exit policy."""
+Policies = Mapping[int, ExitPolicy]  # student -> its exit policy
 
 
 @dataclass(frozen=True)
 class LastExit:
-    """Everybody goes to the last exit."""
+    """All samples go to the last exit."""
 
     num_exits: int
     name: ClassVar[str] = "last"
 
     def __post_init__(self) -> None:
         if self.num_exits < 1:
-            raise UserError(f"an exit policy for {self.num_exits} exits; a student has 1 or more")
+            raise UserError(f"an exit policy is for {self.num_exits} exits; a student has 1 or more")
 
     def start(self, classify: Classify | None = None, ids: Sequence[int] = ()) -> Leaves:
-        """Return a decision maker that lets nobody go."""
+        """Return decisions that let no sample leave early."""
         return lambda exit_index, features: torch.zeros(len(features), dtype=torch.bool, device=features.device)
 
     def exits(self, features: Tensor, classify: Classify | None = None, ids: Sequence[int] = ()) -> Tensor:
-        """Return the last exit for everybody, int64 (N,), of features (J, N, P)."""
+        """Return the last exit for all samples, int64 (N,), of features (J, N, P)."""
         check_exits(self.num_exits, len(features))
         return torch.full((features.shape[1],), self.num_exits - 1, device=features.device)
 
@@ -114,10 +111,9 @@ class LastExit:
 
 @dataclass(frozen=True)
 class Random:
-    """A sample's exit is drawn from its number and the seed, however samples are grouped into batches."""
+    """A sample's exit depends on its number and the seed, not on the batch that holds it."""
 
-    shares: tuple[float, ...]
-    """How many leave at each exit, of any sum; the paper's comparison is taken as (0, 1, 1, 1, 1, 1, 1)."""
+    shares: tuple[float, ...]  # how many leave at each exit, of any sum; the paper's baseline: (0, 1, 1, 1, 1, 1, 1)
     seed: int = 0
     name: ClassVar[str] = "random"
 
@@ -127,11 +123,11 @@ class Random:
 
     @property
     def num_exits(self) -> int:
-        """Exits of the student that the policy is for."""
+        """Number of exits of the student that the policy is for."""
         return len(self.shares)
 
     def start(self, classify: Classify | None = None, ids: Sequence[int] = ()) -> Leaves:
-        """Return a fresh decision maker for the batch of the samples `ids`."""
+        """Return the decisions for the batch of the samples `ids`."""
         staying = self._draw(ids)
 
         def leaves(exit_index: int, features: Tensor) -> Tensor:
@@ -156,15 +152,15 @@ class Random:
     def _draw(self, ids: Sequence[int]) -> Tensor:
         drawn = torch.tensor([derive_seed(self.seed, "random exit", i) / 2**63 for i in ids], dtype=torch.float64)
         bounds = torch.tensor(list(accumulate(self.shares)), dtype=torch.float64)
-        # Without the last bound, so that rounding leads nobody past the last exit.
+        # Without the last bound, so that rounding moves no sample past the last exit.
         return torch.searchsorted(bounds[:-1] / bounds[-1], drawn, right=True)
 
 
 def oracle_exits(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the first exit (from 0) that is right, else the last, int64 (N,): no policy can know it, a bound.
+    """Return the first exit (from 0) that is right, else the last, int64 (N,): an upper bound for all policies.
 
     Args:
-        logits: (J, N, classes) where all students stop at the same exit.
+        logits: (J, N, classes), with all students stopping at the same exit.
         labels: (N,).
     """
     right = logits.argmax(-1) == labels
@@ -175,7 +171,7 @@ def oracle_exits(logits: Tensor, labels: Tensor) -> Tensor:
 def policy_from_json(text: str) -> ExitPolicy:
     """Return the policy that `to_json` wrote; raises `UserError` when it is damaged or longer than `LONGEST`."""
     if len(text) > LONGEST:
-        raise UserError(f"an exit policy of {len(text)} characters; {LONGEST} is the most")
+        raise UserError(f"an exit policy has {len(text)} characters; at most {LONGEST} are allowed")
     try:
         values = json.loads(text)
         kind = values.pop("policy")
@@ -211,4 +207,4 @@ def _whole(value: Any) -> int:
 
 def _check_ids(given: int, samples: int) -> None:
     if given != samples:
-        raise UserError(f"the random exit policy needs the number of every sample: {given} for {samples}")
+        raise UserError(f"the random exit policy needs the number of every sample: {given} for {samples} samples")

@@ -1,4 +1,4 @@
-"""Exit rules that compare a score with a threshold: the paper's feature difference and what it is compared with.
+"""Exit policies that compare a score with a threshold: the paper's feature difference and its baselines.
 
 Source: DistrEE (Peng et al., arXiv 2502.15735, section on the online exit policy).
 """
@@ -17,22 +17,22 @@ from common.errors import UserError
 from common.exits import confidence
 from common.networks.base import Leaves
 
+# (exit index from 0, features (b, |P_k|)) -> logits (b, classes) of the student alone
 Classify = Callable[[int, Tensor], Tensor]
-"""(exit index from 0, features (b, |P_k|)) -> logits (b, classes) that a student alone would give."""
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Return cos(a, b), float64 (B,), of a and b (B, P); 0 where one of the two is a zero vector."""
+    """Return cos(a, b), float64 (B,), of a and b (B, P); 0 where one of them is a zero vector."""
     a, b = a.double(), b.double()
     lengths = a.norm(dim=1) * b.norm(dim=1)
-    return torch.where(lengths > 0, (a * b).sum(1) / lengths, 0.0).clamp(-1.0, 1.0)  # rounding may lead just outside
+    return torch.where(lengths > 0, (a * b).sum(1) / lengths, 0.0).clamp(-1.0, 1.0)  # rounding may go just outside
 
 
 def diff_cos(features: Tensor, first: Tensor) -> Tensor:
-    """Return d = 1 / cos(F_j, F_1), float64 (B,), of features (B, P) that are not negative: from 1 up to inf.
+    """Return d = 1 / cos(F_j, F_1), float64 (B,) from 1 to inf, of features (B, P) that are not negative.
 
-    A zero vector has no direction that could differ: d = 1, so the sample stays. Few operations, because at batch 1
-    each costs as much as thousands of multiplications.
+    A zero vector has no direction that could differ: d = 1, so the sample stays. The function uses few operations,
+    because at batch 1 each costs as much as thousands of multiplications.
     """
     a, b = features.double(), first.double()
     squares = torch.linalg.vecdot(a, a) * torch.linalg.vecdot(b, b)
@@ -44,15 +44,13 @@ def diff_cos(features: Tensor, first: Tensor) -> Tensor:
 class ScorePolicy(ABC):
     """A sample leaves at the first exit whose score is strictly greater than its threshold; the last exit takes all.
 
-    Strictly, because d is exactly 1 at the first exit and its published threshold is 1: nobody leaves there.
+    Strictly, because d is exactly 1 at the first exit and its published threshold is 1: no sample leaves there.
     """
 
-    thresholds: tuple[float, ...]
-    """T_j, one per exit but the last; `inf` = nobody leaves here."""
+    thresholds: tuple[float, ...]  # T_j, one per exit but the last; `inf`: no sample leaves there
 
     name: ClassVar[str]
-    first: ClassVar[int] = 1
-    """Index of the first exit whose score says anything."""
+    first: ClassVar[int] = 1  # index of the first exit with a meaningful score
 
     def __post_init__(self) -> None:
         if not all(threshold > -math.inf for threshold in self.thresholds):
@@ -60,15 +58,15 @@ class ScorePolicy(ABC):
 
     @property
     def num_exits(self) -> int:
-        """Exits of the student that the policy is for."""
+        """Number of exits of the student that the policy is for."""
         return len(self.thresholds) + 1
 
     @abstractmethod
     def score(self, exit_index: int, features: Tensor, reference: Tensor | None, classify: Classify | None) -> Tensor:
-        """Return the scores, float64 (b,), of features (b, P) against the reference (b, P), None at the first exit."""
+        """Return the scores, float64 (b,), of features (b, P) and the reference (b, P), which is None at exit 0."""
 
     def reference(self, features: Tensor, reference: Tensor | None) -> Tensor:
-        """Return what the next exit's features are compared with: these ones."""
+        """Return the reference for the next exit's features: these features."""
         return features
 
     def scores(self, features: Tensor, classify: Classify | None = None) -> Tensor:
@@ -81,7 +79,7 @@ class ScorePolicy(ABC):
         return torch.stack(found)
 
     def start(self, classify: Classify | None = None, ids: Sequence[int] = ()) -> Leaves:
-        """Return a fresh decision maker for one batch, see `ExitPolicy.start`."""
+        """Return the decisions for one batch, see `ExitPolicy.start`."""
         return _Batch(self, classify)
 
     def exits(self, features: Tensor, classify: Classify | None = None, ids: Sequence[int] = ()) -> Tensor:
@@ -90,7 +88,7 @@ class ScorePolicy(ABC):
         return self.exits_by(self.scores(features, classify))
 
     def exits_by(self, scores: Tensor) -> Tensor:
-        """Return what `exits` does, int64 (N,), of scores that are known already (J, N)."""
+        """Return the same as `exits`, int64 (N,), from scores (J, N)."""
         thresholds = torch.tensor(self.thresholds, dtype=torch.float64, device=scores.device)
         leaves = scores[:-1] > thresholds[:, None]
         # argmax of 0/1 returns the first 1: the shallowest exit whose threshold is passed.
@@ -103,7 +101,7 @@ class ScorePolicy(ABC):
 
 
 class _Batch:
-    """Steps of a score policy through the exits, with the reference rows of those who stay."""
+    """A score policy on its way through the exits, with the reference rows of the samples that stay."""
 
     def __init__(self, policy: ScorePolicy, classify: Classify | None) -> None:
         self.policy, self.classify = policy, classify
@@ -111,7 +109,7 @@ class _Batch:
 
     def __call__(self, exit_index: int, features: Tensor) -> Tensor:
         threshold = self.policy.thresholds[exit_index]
-        if threshold == math.inf:  # nobody leaves: no score is worth its time
+        if threshold == math.inf:  # no sample leaves: save the time for the score
             self.reference = self.policy.reference(features, self.reference)
             return torch.zeros(len(features), dtype=torch.bool, device=features.device)
         leaves = self.policy.score(exit_index, features, self.reference, self.classify) > threshold
@@ -121,7 +119,7 @@ class _Batch:
 
 @dataclass(frozen=True)
 class FeatureDifference(ScorePolicy):
-    """DistrEE's own: how far the features have moved away from the first exit's, d = 1 / cos(F_j, F_1)."""
+    """DistrEE's policy: how far the features have moved away from those of the first exit, d = 1 / cos(F_j, F_1)."""
 
     name: ClassVar[str] = "difference"
 
@@ -138,12 +136,12 @@ class FeatureDifference(ScorePolicy):
 
 @dataclass(frozen=True)
 class NeighbourSimilarity(ScorePolicy):
-    """The paper's comparison: the features have settled, cos(F_j, F_{j-1}) > T_j; nobody leaves at the first exit."""
+    """The paper's baseline: the features have settled, cos(F_j, F_{j-1}) > T_j; no sample leaves at the first exit."""
 
     name: ClassVar[str] = "neighbour"
 
     def score(self, exit_index: int, features: Tensor, reference: Tensor | None, classify: Classify | None) -> Tensor:
-        """Return the cosine to the exit before; -inf at the first one."""
+        """Return the cosine to the previous exit's features; -inf at the first exit."""
         if reference is None:
             return torch.full((len(features),), -math.inf, dtype=torch.float64, device=features.device)
         return cosine(features, reference)
@@ -151,13 +149,13 @@ class NeighbourSimilarity(ScorePolicy):
 
 @dataclass(frozen=True)
 class Entropy(ScorePolicy):
-    """How sure a student would be if it were alone, 1 - H / log C: what a device can know when it is the only one."""
+    """Confidence of the student alone, 1 - H / log C. Only for a single student, whose logits are final."""
 
     name: ClassVar[str] = "entropy"
     first: ClassVar[int] = 0
 
     def start(self, classify: Classify | None = None, ids: Sequence[int] = ()) -> Leaves:
-        """Return a fresh decision maker for one batch; raises `UserError` without `classify`."""
+        """Return the decisions for one batch; raises `UserError` without `classify`."""
         return super().start(_needed(classify))
 
     def score(self, exit_index: int, features: Tensor, reference: Tensor | None, classify: Classify | None) -> Tensor:
@@ -166,7 +164,7 @@ class Entropy(ScorePolicy):
 
 
 def check_exits(policy: int, student: int) -> None:
-    """Raise `UserError` when a policy is for another number of exits than the student has."""
+    """Raise `UserError` unless a policy is for as many exits as the student has."""
     if policy != student:
         raise UserError(f"the exit policy is for {policy} exits, the student has {student}; calibrate it again")
 

@@ -1,1 +1,1 @@
-"""Teacher, students and classifier: how the teacher is divided, and what is stored."""
+"""Teacher and students: how the teacher is partitioned, which student a device trains, and what is stored."""

@@ -2,8 +2,8 @@
 
 Two filters that fire together with unequal strength are linked, so a community mixes strong and weak filters and no
 student gets all the important ones. Source: Bhardwaj et al., ACM TECS 18(5s), 2019, arXiv 1907.11804, and the released
-code; DistrEE (arXiv 2502.15735) takes it over for K students. Differences from that code, which works for two: only
-filters without a link are dropped, not the largest cluster; communities are packed by size; the seed is fixed.
+code; DistrEE (arXiv 2502.15735) applies it to K students. Differences from that code, which works for two students:
+only filters without a link are dropped, not the largest cluster; communities are packed by size; the seed is fixed.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,17 +17,16 @@ from torch import Tensor
 from common.errors import UserError
 from strategies.distree.settings import DistrEESettings
 
-Community = tuple[int, ...]
-"""Filters, ascending."""
+Community = tuple[int, ...]  # filters, ascending
 
 LINKS_AT_ONCE = 2**21  # pairs of filters held in memory, 8 bytes each
 RESOLUTION_STEP = 1.5
-RESOLUTION_STEPS = 5  # up to 7.6 times the resolution asked for, before communities are split
+RESOLUTION_STEPS = 5  # up to 7.6 times the configured resolution; then communities are split
 FEWEST = 2  # filters of a student: networks need two outputs
 
 
 def shares_of_largest(activations: Tensor) -> Tensor:
-    """Return activations (N, D) clipped at 0 and divided by their image's largest, float64 on the CPU.
+    """Return activations (N, D) clipped at 0 and divided by the largest of their image, float64 on the CPU.
 
     Images without any activation are left out.
     """
@@ -42,7 +41,7 @@ def link_weights(activations: Tensor, top: int) -> Tensor:
 
     Args:
         activations: mean of each filter of the last convolution over its map, (N, D); see `shares_of_largest`.
-        top: filters of an image that are linked, the strongest; of equal ones the first.
+        top: number of an image's strongest filters that are linked; of equal filters, the first.
     """
     filters = activations.shape[1]
     strongest, which = shares_of_largest(activations).sort(dim=1, descending=True, stable=True)
@@ -81,8 +80,8 @@ def communities(graph: nx.Graph, resolution: float, seed: int) -> list[Community
 
     Args:
         graph: see `filter_graph`.
-        resolution: gamma of the modularity; higher gives more and smaller communities.
-        seed: of the order in which filters are visited.
+        resolution: gamma of the modularity; a higher one gives more and smaller communities.
+        seed: of the order in which Louvain visits the filters.
     """
     found = nx.community.louvain_communities(_linked(graph), weight="weight", resolution=resolution, seed=seed)
     return _largest_first(tuple(sorted(community)) for community in found)
@@ -92,7 +91,7 @@ def pack(found: Sequence[Community], shares: Sequence[float]) -> tuple[Community
     """Return each student's filters: the largest community left goes to the student with the fewest for its share.
 
     Longest processing time first (Graham, 1969); between equals, the student with the larger share, then the first.
-    With at least as many communities as students everybody gets one.
+    With at least as many communities as students, every student gets one.
     """
     parts: list[list[int]] = [[] for _ in shares]
     for community in _largest_first(found):
@@ -102,27 +101,21 @@ def pack(found: Sequence[Community], shares: Sequence[float]) -> tuple[Community
 
 
 def split(community: Community, totals: Tensor) -> tuple[Community, Community]:
-    """Return the community's filters of odd and of even rank by total activation (D,): both as strong as can be."""
+    """Return the community's filters of odd and of even rank by total activation (D,): halves of similar strength."""
     ranked = sorted(community, key=lambda f: (-float(totals[f]), f))
     return tuple(sorted(ranked[::2])), tuple(sorted(ranked[1::2]))
 
 
 @dataclass(frozen=True)
 class Partition:
-    """Which filters each student imitates, and how that came about."""
+    """The filters that each student imitates, and how they were found."""
 
-    parts: tuple[Community, ...]
-    """One per student, disjoint."""
-    dropped: Community
-    """Filters without a strong link, which nobody imitates."""
-    communities: tuple[int, ...]
-    """Sizes of what was packed, largest first."""
-    modularity: float
-    """Of those communities in the graph, at resolution 1."""
-    activation: tuple[float, ...]
-    """One per student: its filters' share of the total activation of all filters."""
-    notes: tuple[str, ...] = ()
-    """What had to be done to serve every student."""
+    parts: tuple[Community, ...]  # one per student, disjoint
+    dropped: Community  # filters without a strong link, which no student imitates
+    communities: tuple[int, ...]  # sizes of the packed communities, largest first
+    modularity: float  # of those communities in the graph, at resolution 1
+    activation: tuple[float, ...]  # one per student: its filters' share of the total activation of all filters
+    notes: tuple[str, ...] = ()  # steps that were needed so that every student gets its share
 
     def __post_init__(self) -> None:
         filters = [f for part in (*self.parts, self.dropped) for f in part]
@@ -130,7 +123,7 @@ class Partition:
             raise ValueError("students would imitate the same filters: parts overlap")
 
     def report(self) -> list[str]:
-        """Return lines that tell a user how the teacher was partitioned."""
+        """Return lines for the user that describe the partition."""
         used = sum(map(len, self.parts))
         sizes = ", ".join(map(str, self.communities))
         return [
@@ -155,7 +148,7 @@ def partition(activations: Tensor, settings: DistrEESettings, shares: Sequence[f
         seed: of the community detection.
 
     Raises:
-        UserError: too few filters are linked for so many students; activations are not finite; shares do not fit.
+        UserError: too few filters are linked for the number of students; activations are not finite; shares do not fit.
     """
     students = settings.students
     shares = tuple(shares) or (1.0,) * students
@@ -192,7 +185,7 @@ def partition(activations: Tensor, settings: DistrEESettings, shares: Sequence[f
 def _enough_communities(
     graph: nx.Graph, resolution: float, students: int, seed: int
 ) -> tuple[list[Community], list[str]]:
-    """Return communities, one or more per student if a higher resolution can give them, and a note on it."""
+    """Return communities, at least one per student if a higher resolution gives them, and a note if it was raised."""
     for step in range(RESOLUTION_STEPS + 1):
         used = resolution * RESOLUTION_STEP**step
         found = communities(graph, used, seed)
@@ -207,9 +200,9 @@ def _enough_communities(
 def _balanced(
     found: list[Community], shares: Sequence[float], totals: Tensor
 ) -> tuple[tuple[Community, ...], list[Community], int]:
-    """Return the packed parts, the communities after halving the largest as often as needed, and how often that was.
+    """Return the packed parts, the communities after halving the largest one as often as needed, and how often.
 
-    Needed: as many communities as students, and nobody with more than twice or less than half of what is due to them.
+    Halving ends when every student has between half and twice its fair number of filters.
     """
     filters = sum(map(len, found))
     due = [max(FEWEST, filters * share / sum(shares)) for share in shares]

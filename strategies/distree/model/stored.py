@@ -1,4 +1,4 @@
-"""Finished students on disk: one file for who adds up the answers, one for each device."""
+"""Finished students on disk: one file for the aggregator, one for each device."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,26 +16,25 @@ from strategies.distree.exits.policies import ExitPolicy, Policies, policy_from_
 from strategies.distree.model.students import Student, Students, StudentsSpec, build_students
 
 FILE = "students.safetensors"
-CALIBRATED = "calibrated"  # the operating point that devices use unless they are told otherwise
+CALIBRATED = "calibrated"  # the operating point that devices use by default
 
 
 @dataclass(frozen=True)
 class StoredStudents:
-    """What the aggregator needs: all blocks, what stands in for a device that is missing, how the students exit."""
+    """What the aggregator needs: all column blocks, stand-ins for missing devices, and the students' exit policies."""
 
     students: Students
     classes: tuple[str, ...]
     normalizer: Normalizer
-    means: Mapping[int, Tensor]
-    """Student -> its mean feature (|P_k|,) at the last exit, over validation images."""
-    policies: Mapping[str, Policies] = field(default_factory=dict)
-    """Operating points by name."""
+    means: Mapping[int, Tensor]  # student -> its mean feature (|P_k|,) at the last exit, over validation images
+    policies: Mapping[str, Policies] = field(default_factory=dict)  # operating points by name
+    # From "all samples at the last exit" to the cheapest: the rungs of the online controller
     ladder: Sequence[Policies] = ()
-    """From everybody at the last exit to the cheapest: what an online controller moves on."""
+    # Student -> its mean MACs at every rung, on validation images
     ladder_costs: Mapping[int, Sequence[float]] = field(default_factory=dict)
-    """Student -> its mean MACs at every rung, on validation images."""
-    run: str = ""
-    """Which training they are of, see `strategies.distree.training.finish.told_apart`; devices' files have the same."""
+    run: str = (
+        ""  # id of the training, see `strategies.distree.training.finish.training_id`; the same in devices' files
+    )
 
 
 @dataclass(frozen=True)
@@ -44,17 +43,15 @@ class StoredStudent:
 
     network: Student
     number: int
-    block: Tensor
-    """Its columns of the classifier (J, classes, |P_k|)."""
-    bias: Tensor
-    """(J, classes)."""
+    block: Tensor  # its columns of the classifier (J, classes, |P_k|)
+    bias: Tensor  # (J, classes)
     normalizer: Normalizer
-    policies: Mapping[str, ExitPolicy]
+    policies: Mapping[str, ExitPolicy]  # by name
     classes: tuple[str, ...]
-    run: str
+    run: str  # as in `StoredStudents`
 
     def classify(self, exit_index: int, features: Tensor) -> Tensor:
-        """Return the logits (b, classes) that this student alone would give: all there are if it is the only one."""
+        """Return the logits (b, classes) of this student alone; the final ones if it is the only student."""
         return features @ self.block[exit_index].T + self.bias[exit_index]
 
     def to(self, device: torch.device) -> "StoredStudent":
@@ -66,7 +63,7 @@ class StoredStudent:
 
 
 def student_file(folder: Path, number: int) -> Path:
-    """Return where a device's file stands in a folder."""
+    """Return the path of a device's file in a folder."""
     return folder / f"student-{number}.safetensors"
 
 
@@ -105,7 +102,7 @@ def save_student(
     classes: Sequence[str],
     run: str,
 ) -> None:
-    """Write a device's file; `students` need hold only this one."""
+    """Write a device's file; `students` may hold only this student."""
     path.parent.mkdir(parents=True, exist_ok=True)
     student = students.student(number)
     tensors = {f"model.{key}": value for key, value in student.state_dict().items()}
@@ -120,7 +117,7 @@ def save_student(
 
 
 def find_students(path: Path) -> Path:
-    """Return the aggregator's file, which `path` names itself or is the (run's) folder of; raises `UserError`."""
+    """Return the aggregator's file at `path`: the file itself, its folder or its run's folder; raises `UserError`."""
     found = next((p for p in (path, path / FILE, path / "final" / FILE) if p.is_file()), None)
     if found is None:
         raise UserError(f"no students in {path}: give a finished distree run, or what `python -m server students` made")
@@ -128,7 +125,7 @@ def find_students(path: Path) -> Path:
 
 
 def load_students(path: Path) -> StoredStudents:
-    """Read the file that `find_students` finds; raises `UserError` when there is no whole one."""
+    """Read the file that `find_students` finds; raises `UserError` when it is missing or damaged."""
     found = find_students(path)
     tensors, values = read_tensors(found)
     try:
@@ -148,7 +145,7 @@ def load_students(path: Path) -> StoredStudents:
 
 
 def load_student(path: Path) -> StoredStudent:
-    """Read a device's file; raises `UserError` when there is none or it is damaged."""
+    """Read a device's file; raises `UserError` when it is missing or damaged."""
     tensors, values = read_tensors(path)
     try:
         network = Student.of(build(NetworkSpec.from_json(values["network"]), seed=0))
@@ -185,7 +182,7 @@ def _policies(texts: Mapping[str, str]) -> dict[int, ExitPolicy]:
 
 def _check_shape(tensor: Tensor, *shape: int) -> None:
     if tensor.shape != shape:
-        raise ValueError(f"a tensor is {tuple(tensor.shape)} in the place of {shape}")
+        raise ValueError(f"a tensor has shape {tuple(tensor.shape)} instead of {shape}")
 
 
 def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""K students of one teacher: each sees the whole image and imitates its own part of the teacher's last filters.
+"""K students of one teacher: each student sees the whole image and imitates its own part of the teacher's last filters.
 
 Source: DistrEE (Peng et al., arXiv 2502.15735); the partitioned teacher is NoNN's (Bhardwaj et al., ACM TECS 18, 2019).
 """
@@ -15,17 +15,17 @@ from common.errors import UserError
 from common.networks import EarlyExitNetwork, NetworkSpec, build
 from common.networks.heads import ExitHead
 from common.seeding import derive_seed
-from strategies.distree.model.classifier import ColumnBlocks
+from strategies.distree.exits.classifier import ColumnBlocks
 
+# Bias that the exit heads start with. Around 0, torch's default, many features of a shallow exit are 0 for every image,
+# get no gradient and stay 0: pooled maps differ too little between images to lift them.
 FIRST_BIAS = 0.5
-"""Of the exit heads. Around 0, as torch has it, many of a shallow exit's features would be 0 for every image, get no
-gradient and stay so: pooled maps differ too little between images to lift them."""
 
 
 class Student(EarlyExitNetwork):
-    """An early-exit network whose exits answer features F_j (B, |P_k|), never negative, in the place of logits.
+    """An early-exit network whose exits return features F_j (B, |P_k|), never negative, instead of logits.
 
-    `student(x)` returns them for all exits, `student.infer(x, leaves)` those of the exit where each sample stopped.
+    `student(x)` returns them for all exits, `student.infer(x, leaves)` those of the exit where each sample stops.
     """
 
     @classmethod
@@ -42,15 +42,12 @@ class Student(EarlyExitNetwork):
 
 @dataclass(frozen=True)
 class StudentsSpec:
-    """Everything that decides the students' shapes, and their teacher's. Travels as JSON."""
+    """Everything that decides the shapes of the students and of their teacher. Travels as JSON."""
 
     teacher: NetworkSpec
-    backbones: tuple[NetworkSpec, ...]
-    """One per student; `num_classes` is the length of its features, the number of its filters."""
-    partition: tuple[tuple[int, ...], ...]
-    """One per student: its filters of the teacher's last feature, disjoint."""
-    devices: tuple[str, ...] = ()
-    """One per student: the device that its width was matched to, as declared; empty where none were."""
+    backbones: tuple[NetworkSpec, ...]  # one per student; `num_classes` is the length |P_k| of its features
+    partition: tuple[tuple[int, ...], ...]  # one per student: its filters of the teacher's last feature, disjoint
+    devices: tuple[str, ...] = ()  # one per student: the declared device that its width matches; empty if none declared
 
     def __post_init__(self) -> None:
         filters = [f for part in self.partition for f in part]
@@ -60,7 +57,7 @@ class StudentsSpec:
 
     @property
     def num_classes(self) -> int:
-        """Classes that the teacher tells apart."""
+        """Number of the teacher's classes."""
         return self.teacher.num_classes
 
     @property
@@ -74,7 +71,7 @@ class StudentsSpec:
         return range(1, len(self.backbones) + 1)
 
     def without_weights(self) -> "StudentsSpec":
-        """Return itself: students start from the run's seed."""
+        """Return the spec unchanged: students start from the run's seed."""
         return self
 
     def to_json(self) -> str:
@@ -106,18 +103,18 @@ def students_spec(
     """Return the spec of one student per part, all of one backbone.
 
     Args:
-        teacher: whose filters are partitioned.
-        backbone: of every student.
-        partition: each student's filters.
+        teacher: the network whose filters are partitioned.
+        backbone: the network of every student.
+        partition: the filters of each student.
         widths: one per student; empty: the backbone's.
-        devices: what the widths were matched to, as declared, one per student; empty: nothing.
+        devices: one per student, as declared: the devices that the widths match; empty: none declared.
     """
     parts = tuple(tuple(part) for part in partition)
     chosen = widths or (backbone.width,) * len(parts)
     if len(chosen) != len(parts):
-        raise UserError(f"{len(chosen)} widths for {len(parts)} students: give one each, or none")
+        raise UserError(f"{len(chosen)} widths for {len(parts)} students: give one width per student, or none")
     plain = replace(teacher, pretrained="")
-    # an ensemble adds logits, and a student has none
+    # no ensemble: it adds logits, and a student has none
     backbones = (
         replace(backbone, num_classes=len(part), width=width, ensemble=0.0, pretrained="")
         for part, width in zip(parts, chosen, strict=True)
@@ -126,10 +123,10 @@ def students_spec(
 
 
 class Students(nn.Module):
-    """Some of the students, and the classifier's column blocks of all.
+    """Some of the students, and the classifier's column blocks of all students.
 
-    A device's part holds its own student; the whole holds all. Names are the same in both, so that merging by name is
-    averaging each student over the devices that hold it.
+    A device's part holds its own student; the whole holds all. Parameter names are the same in both, so averaging by
+    name averages each student over the devices that hold it.
     """
 
     def __init__(self, spec: StudentsSpec, networks: Mapping[int, Student], classifier: ColumnBlocks) -> None:
@@ -144,27 +141,27 @@ class Students(nn.Module):
         return self.classifier.num_exits
 
     def student(self, number: int) -> Student:
-        """Return a student, from 1."""
+        """Return the student of a number, from 1."""
         return cast(Student, self.networks[str(number)])
 
     def numbered(self) -> Iterable[tuple[int, Student]]:
-        """Yield the students that this part holds, with their numbers."""
+        """Return the students that this part holds, with their numbers."""
         return ((int(number), cast(Student, student)) for number, student in self.networks.items())
 
     def features(self, x: Tensor) -> dict[int, list[Tensor]]:
-        """Return F_{k,j}: of each student here the features (B, |P_k|) of all exits, for x (B, C, H, W)."""
+        """Return F_{k,j}: for each student held here the features (B, |P_k|) of all exits, of x (B, C, H, W)."""
         return {number: student(x) for number, student in self.numbered()}
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Return the logits (B, classes) per exit where all students stop at the same one."""
+        """Return the logits (B, classes) of each exit, with all students stopping at the same one."""
         features = self.features(x)
         return [self.classifier({k: f[j] for k, f in features.items()}, j) for j in range(self.num_exits)]
 
 
 def build_students(spec: StudentsSpec, seed: int) -> Students:
-    """Return the students and their classifier: the same seed gives the same bits.
+    """Return the students and their classifier; the same seed gives the same bits.
 
-    Raises `UserError` when a network cannot be built or the students have different numbers of exits.
+    Raises `UserError` when a network cannot be built, or the students have different numbers of exits.
     """
     networks = {
         number: Student.of(build(backbone, derive_seed(seed, "student", number)))
@@ -175,18 +172,18 @@ def build_students(spec: StudentsSpec, seed: int) -> Students:
             nn.init.constant_(cast(ExitHead, head).linear.bias, FIRST_BIAS)
     exits = {len(network.exit_positions) for network in networks.values()}
     if len(exits) != 1:
-        raise UserError("students need the same number of exits: give them one network.name and network.exits")
+        raise UserError("students need the same number of exits: give all of them one network.name and network.exits")
     sizes = {number: len(part) for number, part in zip(spec.numbers, spec.partition, strict=True)}
     return Students(spec, networks, ColumnBlocks(sizes, exits.pop(), spec.num_classes, derive_seed(seed, "blocks")))
 
 
 @torch.no_grad()
 def teacher_targets(teacher: EarlyExitNetwork, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what students imitate: the teacher's last feature (B, D), clipped at 0, and its logits (B, classes)."""
+    """Return the students' targets: the teacher's last feature (B, D), clipped at 0, and its logits (B, classes)."""
     outputs = teacher.forward_exits(x)
     return outputs.features[-1].clamp_min(0), outputs.logits[-1]
 
 
 def blocks_of(features: Tensor, partition: Sequence[Sequence[int]]) -> dict[int, Tensor]:
-    """Return each student's filters (B, |P_k|) of the teacher's features (B, D)."""
+    """Return each student's columns (B, |P_k|) of the teacher's features (B, D)."""
     return {k: features[:, list(part)] for k, part in enumerate(partition, start=1)}

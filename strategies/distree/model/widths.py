@@ -1,6 +1,6 @@
-"""How wide the student of each declared device is, from what the backbone costs at several widths.
+"""How wide each declared device's student is, from the backbone's costs at several widths.
 
-DistrEE (arXiv 2502.15735) names devices of unequal power without a rule for them; this one is our own.
+DistrEE (arXiv 2502.15735) mentions devices of unequal power but gives no rule for them; this rule is our own.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,35 +16,33 @@ from strategies.distree.model.students import build_students, students_spec
 from strategies.distree.settings import DistrEESettings, read_device
 
 FACTORS = (1, 2, 3, 4)  # of the configured width
-ONLY = 1  # number of the student whose costs are looked at
+ONLY = 1  # number of the only student that is built to look at costs
 
+# (device, costs of students, a student's number) -> what the device lacks for it, as a phrase after its subject
 Lacks = Callable[[Capacity, StudentCosts, int], str]
-"""(device, costs of students, a student's number) -> what the device lacks for it, as a phrase after its subject."""
 
 
 @dataclass(frozen=True)
 class Match:
     """A declared device and its student's width."""
 
-    device: str
-    """As declared."""
+    device: str  # as declared
     width: int
-    reason: str
-    """Why it is not wider."""
+    reason: str  # why the student is not wider
 
     @property
     def order(self) -> tuple[float, ...]:
-        """Students' order from the cheapest to the dearest; of equal width, devices with less come first."""
+        """Sort key of the students, cheapest first; of equal width, the student of the weaker device."""
         return self.width, *read_device(self.device).limits
 
 
 def match_devices(
     settings: DistrEESettings, backbone: NetworkSpec, teacher: StoredModel, lacks: Lacks
 ) -> tuple[Match, ...]:
-    """Return each declared device's match, in the order of `settings.devices`; nothing where none are declared.
+    """Return each declared device's match, in the order of `settings.devices`; empty if none is declared.
 
-    The costs at a width are those of a student that imitates all filters of the teacher: whatever part of them it gets
-    later, it costs no more.
+    The costs at a width are those of a student that imitates all filters of the teacher. With only a part of them, as
+    later, a student costs no more.
 
     Raises:
         UserError: a device lacks something even for the narrowest student.
@@ -70,14 +68,14 @@ def match_widths(
     lacks: Callable[[Capacity, int], str],
     widths: Sequence[int] = FACTORS,
 ) -> list[tuple[int, str]]:
-    """Return each device's width, the widest student that fits and keeps nobody waiting, and why it is not wider.
+    """Return for each device the largest width that fits and lets no other device wait, and why it is not larger.
 
-    An answer needs every device, so the narrowest student on the slowest device sets the time that others may use.
+    An answer needs every device, so the narrowest student on the slowest device sets the time limit for all others.
 
     Args:
-        devices: one per student; one that declares no compute is never too slow.
+        devices: one per student; a device that declares no compute is never too slow.
         macs_of: width -> MACs of a sample through the whole student.
-        lacks: device, width -> what else it lacks, as a phrase after its subject, or nothing.
+        lacks: device, width -> what else the device lacks, as a phrase after its subject, or "".
         widths: those to choose from; a wider student costs more of everything.
 
     Raises:
@@ -108,8 +106,8 @@ def match_widths(
     return found
 
 
-def told(matches: Sequence[Match]) -> list[str]:
-    """Return a line per student that tells a user its width and why."""
+def describe_matches(matches: Sequence[Match]) -> list[str]:
+    """Return a line for the user per student, with its width and the reason."""
     return [
         f"student {number}, for {match.device}: width {match.width}, {match.reason}"
         for number, match in enumerate(matches, start=1)

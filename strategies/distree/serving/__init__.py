@@ -1,1 +1,1 @@
-"""Students on several devices that answer together."""
+"""Distributed inference: several devices answer each request together."""

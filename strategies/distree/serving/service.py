@@ -1,10 +1,10 @@
-"""A device's end of distributed inference: it runs its student and sends each sample's features where it leaves.
+"""The device's side of distributed inference: it runs its student and sends each sample's features from its exit.
 
 For each batch of images (DistrEE, arXiv 2502.15735, online algorithm):
 
 1. Run the student up to its next exit.
-2. The samples that the exit policy lets go are sent; nothing more is computed for them.
-3. Go on with the others, unless whoever asked has gone.
+2. Send the features of the samples that leave there by the exit policy, and compute nothing more for them.
+3. Go on with the other samples, unless the caller has disconnected.
 """
 
 import math
@@ -36,17 +36,17 @@ from strategies.distree.exits.policies import (
 )
 from strategies.distree.model.stored import CALIBRATED, StoredStudent
 
-OVERHEAD = 1 << 16  # bytes of a message beside what it holds of each sample
-LOOK = 0.1  # seconds between two looks at whether a caller who waits is still there
+OVERHEAD = 1 << 16  # bytes of a message besides those of its samples
+LOOK = 0.1  # seconds between two checks whether a waiting caller is still connected
 NAMES = {number: name for name, number in CODINGS.items()}
-_policy = lru_cache(256)(policy_from_json)  # the same few come again and again
+_policy = lru_cache(256)(policy_from_json)  # requests repeat the same few policies
 
 
 def own_policy(stored: StoredStudent, name: str = "") -> ExitPolicy:
-    """Return the exit policy that a device uses unless it is told otherwise.
+    """Return the exit policy that a device uses for requests without one.
 
-    It is the stored one of this name; without a name the calibrated one, else the paper's if the student has its 7
-    exits, else everybody goes to the last exit. Raises `UserError` when there is none of this name.
+    This is the stored policy of this name. Without a name it is the calibrated one; if none is stored, the paper's for
+    a student of 7 exits, else the last exit. Raises `UserError` when no policy has this name.
     """
     if name and name not in stored.policies:
         known = ", ".join(sorted(stored.policies)) or "none"
@@ -58,21 +58,20 @@ def own_policy(stored: StoredStudent, name: str = "") -> ExitPolicy:
 
 
 def message_bytes(network: EarlyExitNetwork, batch_size: int) -> int:
-    """Return the bytes that a request or a reply of `batch_size` samples takes at most."""
+    """Return the largest size in bytes of a request or a reply of `batch_size` samples."""
     # a varint of 64 bits takes 10 bytes, a scale and an offset 8
     return OVERHEAD + batch_size * (max(math.prod(network.input_shape), 4 * network.num_classes) + 32)
 
 
 class StudentService:
-    """The servicer of `Students`. One exit of one batch is computed at a time, whoever else waits.
+    """The servicer of `Students`. It computes one exit of one batch at a time; other calls wait for their turn.
 
     Args:
         stored: the student; moved to `device`.
-        policy: the device's own; requests may bring another.
+        policy: the device's own; a request may bring another.
         batch_size: samples per request, at most.
         device: where to compute.
-        slowdown: sleeps this many times less one as long as it computed, to stand in for a slower device; may change
-            while it serves.
+        slowdown: factor on the computing time, to emulate a slower device; may change while the service runs.
     """
 
     def __init__(
@@ -96,7 +95,7 @@ class StudentService:
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
 
     def warm_up(self) -> None:
-        """Run one blank image to the last exit: the first one also pays for set-up."""
+        """Run one blank image to the last exit, since the first image includes torch's set-up."""
         network = self._stored.network
         blank = self._stored.normalizer(network.example(1).to(self._device, torch.uint8))
         network.infer(blank, LastExit(len(network.exit_positions)).start())
@@ -111,16 +110,16 @@ class StudentService:
             for left, seconds in self._compute(pixels, leaves, context):
                 if len(left.rows):
                     yield _reply(left, seconds, coding)
-        except UserError as error:  # the policy cannot be followed
+        except UserError as error:  # the policy is damaged, or does not fit the student
             abort(context, malformed(str(error)))
         except Refused as refused:
             abort(context, refused)
 
     def _compute(self, pixels: Tensor, leaves: Leaves, context: grpc.ServicerContext) -> Iterator[tuple[Left, float]]:
-        """Yield who leaves at each exit and the seconds so far, until nobody is left or the caller has gone."""
+        """Yield the samples that leave at each exit and the seconds so far, until the last one, or a disconnect."""
         steps, missing, seconds = self._steps(pixels, leaves), len(pixels), 0.0
         while missing:
-            # not for the whole batch: a caller who does not read would hold up all others
+            # the lock per exit, not per batch: a caller that does not read would block all others
             while not self._turn.acquire(timeout=LOOK):
                 if not context.is_active():
                     return
@@ -142,12 +141,12 @@ class StudentService:
         yield from self._stored.network.leave(x, leaves)
 
     def _pixels(self, request: InferRequest, data: framing.Data) -> Tensor:
-        """Return uint8 (B, C, H, W); raises `Refused` before memory is taken for anything else."""
+        """Return uint8 (B, C, H, W); raises `Refused` before any other memory is allocated."""
         if (request.run, request.student) != (self._stored.run, self._stored.number):
             here = f"student {self._stored.number} of run {self._stored.run!r}"
-            reason = f"student {request.student} of run {request.run!r} was asked for, here is {here}"
+            reason = f"the request asks for student {request.student} of run {request.run!r}, here is {here}"
             if request.run != self._stored.run:
-                reason += ": copy the students of the same training"
+                reason += ": copy the students of one training to all devices and to the server"
             raise Refused(grpc.StatusCode.FAILED_PRECONDITION, reason)
         try:
             pixels = decode_pixels(request.shape, data, self._stored.network.input_shape, self._batch_size)
@@ -171,7 +170,7 @@ class StudentService:
 
 def _reply(left: Left, seconds: float, coding: str) -> bytes:
     try:
-        # samples in the place of channels: "uint8" then sends a scale for each of them, not for each feature
+        # samples as channels, so that "uint8" sends one scale per sample, not per feature
         features, data = encode(left.logits[None, :, :, None], coding)
     except ValueError as error:
         raise Refused(grpc.StatusCode.INTERNAL, f"exit {left.exit + 1}: {error}") from error

@@ -1,1 +1,1 @@
-"""How students learn: on a server that has data, and federated."""
+"""Training of the students: on a server with data of its own, or federated."""

@@ -1,4 +1,4 @@
-"""Plain training on a server that has data of its own."""
+"""Central training on a server that has data of its own."""
 
 import math
 import time
@@ -15,34 +15,33 @@ from common.devices import autocast
 from common.seeding import derive_seed, generator, seed_global
 from common.settings import Settings, at_least
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
-"""(x (B, C, H, W) normalised, labels (B,)) -> the loss, a scalar."""
+LossFunction = Callable[[Tensor, Tensor], Tensor]  # (x (B, C, H, W) normalised, labels (B,)) -> the loss, a scalar
 
 
 @dataclass(frozen=True)
 class Schedule(Settings):
     """SGD with a linear warm-up and a cosine decay.
 
-    Published are 200 epochs with steps of 0.2 (NoNN, arXiv 1907.11804, released code); a cosine gets further with few.
+    Published: 200 epochs with steps of 0.2 (NoNN, arXiv 1907.11804, released code); a cosine is better for few epochs.
     """
 
     SECTION = "schedule"
 
     epochs: int = 30
     batch_size: int = 128
-    lr: float = 0.1
+    lr: float = 0.1  # peak
     momentum: float = 0.9
     weight_decay: float = 5e-4
     warmup: float = 0.15  # share of all steps
-    augment: bool = True  # crops and flips
-    autocast: bool = False  # bf16 where torch trusts it
+    augment: bool = True  # random crops and flips
+    autocast: bool = False  # bf16 where torch's autocast uses it
 
     def problems(self) -> list[str]:
         """Return every mistake as a sentence."""
         return at_least(self, epochs=1, batch_size=2, lr=1e-9, momentum=0, weight_decay=0, warmup=0)
 
     def factor(self, step: int, steps: int) -> float:
-        """Return the share of `lr` that step `step` (from 0) of `steps` uses."""
+        """Return the factor on `lr` at step `step` (from 0) of `steps`."""
         first = max(1, round(self.warmup * steps))
         if step < first:
             return (step + 1) / first
@@ -59,9 +58,9 @@ def train(
     device: torch.device,
     on_epoch: Callable[[int, float, float], None] = lambda epoch, loss, seconds: None,
 ) -> None:
-    """Train every parameter of `modules` that asks for a gradient, on `device`, in place; leaves it in eval mode.
+    """Train every parameter of `modules` that requires a gradient, on `device`, in place; end in eval mode.
 
-    `on_epoch` is told the epoch from 1, its mean loss and its seconds. The same seed gives the same weights.
+    `on_epoch` receives the epoch from 1, its mean loss and its seconds. The same seed gives the same weights.
     """
     modules.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     parameters = [p for p in modules.parameters() if p.requires_grad]
@@ -77,7 +76,7 @@ def train(
         for batch in batches(len(images), schedule.batch_size, order):
             x = normalize(images.inputs[batch].to(device))
             if schedule.augment:
-                x = crop_and_flip(x, crops, padding=x.shape[-1] // 8)  # 4 of 32 pixels, as is usual
+                x = crop_and_flip(x, crops, padding=x.shape[-1] // 8)  # the usual 4 of 32 pixels
             x = x.contiguous(memory_format=torch.channels_last)
             with autocast(device, schedule.autocast):
                 value = loss(x, images.labels[batch].to(device))

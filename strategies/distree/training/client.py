@@ -2,18 +2,18 @@
 
 Once:
 
-1. Take the teacher and note, of every own image, its used filters t_1 ... t_K and its logits z_T; let the teacher go.
+1. Run the teacher on every own image and keep its used filters t_1 ... t_K and its logits z_T; drop the teacher.
 
 In every round, for each mini-batch and at every exit j, device k:
 
 2. F_{k,j} = its own student's features
 3. Z_j = b^(j) + W_k^(j) F_{k,j} + sum_{i != k} W_i^(j) t_i     (the teacher stands in for the other students)
-4. one step of its student, of its columns W_k and of the bias b by
+4. one step of its student, of its columns W_k and of the bias b on
    sum_j w_j (KD(Z_j, z_T, y) + beta / K * AT(F_{k,j}, t_k))
 
-The paper trains all students jointly on one machine; the teacher in the place of the others is this project's reading
-for devices that never see each other. A device that cannot hold the teacher gets what it answers to public images, and
-learns from those; in the average it weighs as much as its own images, like everybody.
+The paper trains all students jointly on one machine; the teacher as stand-in for the others is this project's choice
+for devices that do not see each other. A device that cannot hold the teacher receives its answers to public images and
+learns from these; its weight in the average is still the number of its own images.
 """
 
 from collections.abc import Mapping
@@ -41,34 +41,33 @@ from strategies.distree.training.objective import JointLoss
 from strategies.method import Job, Outcome
 from strategies.node.local_training import LocalTraining
 
-TEACHER = "teacher"  # name of its state in a message
-POLICIES, TRAINING = "policies", "training"  # in the order that delivers: student -> name -> policy; `stored.run`
-FEATURES, LOGITS, IMAGES, LABELS = "features", "logits", "images", "labels"  # of a lesson, sent and kept
-UNKNOWN = -1  # label of a public image
+TEACHER = "teacher"  # name of the teacher's state in a message
+POLICIES, TRAINING = (
+    "policies",
+    "training",
+)  # round values after the end: student -> name -> policy; `StoredStudents.run`
+FEATURES, LOGITS, IMAGES, LABELS = "features", "logits", "images", "labels"  # arrays of a lesson, as sent and as kept
+UNKNOWN = -1  # label of all public images if some of their classes are not the run's
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """Images and what the teacher answers to them."""
+    """Images and the teacher's answers to them."""
 
-    x: Tensor
-    """(N, C, H, W), normalised."""
-    labels: Tensor | None
-    """(N,), or None where nobody knows them."""
-    features: Tensor
-    """The used filters (N, sum_k |P_k|), student by student."""
-    logits: Tensor
-    """(N, classes)."""
+    x: Tensor  # (N, C, H, W), normalised
+    labels: Tensor | None  # (N,); None: unknown
+    features: Tensor  # the used filters (N, sum_k |P_k|), student by student
+    logits: Tensor  # (N, classes)
 
     def numbers_as_labels(self) -> ClientData:
-        """Return the images with their numbers in the place of labels, so that a batch finds its answers."""
+        """Return the images with their numbers as labels, by which a batch finds the teacher's answers."""
         nothing = self.x[:0], torch.arange(0)
         return ClientData(self.x, torch.arange(len(self.x), device=self.x.device), *nothing, *nothing)
 
 
 @dataclass(frozen=True)
 class Imitation(StatelessObjective):
-    """The loss of one student with the teacher in the place of all others."""
+    """The loss of one student, with the teacher's filters as stand-in for all other students."""
 
     lesson: Lesson
     joint_loss: JointLoss
@@ -89,10 +88,10 @@ class Imitation(StatelessObjective):
 
 
 class DistrEELocal(LocalTraining):
-    """Trains a device's student; the teacher's answers stay with the client from its first round on."""
+    """Trains a device's student; the client keeps the teacher's answers from its first round on."""
 
     def train(self, job: Job) -> Outcome:
-        """Train one client for one round; the lesson is written once, in the round that brought it."""
+        """Train one client for one round; the first round also stores the teacher's answers."""
         settings = job.config.of(DistrEESettings)
         answers = dict(job.kept.tensors) or _answers(job)
         lesson, part = _lesson(job, answers), cast(Students, job.network)
@@ -115,7 +114,7 @@ class DistrEELocal(LocalTraining):
 
 
 def used_filters(features: Tensor, spec: StudentsSpec) -> Tensor:
-    """Return the filters that some student imitates (N, sum_k |P_k|), student by student, of all (N, D)."""
+    """Return the filters that the students imitate (N, sum_k |P_k|), student by student, of all (N, D)."""
     return features[:, [f for part in spec.partition for f in part]]
 
 
@@ -128,11 +127,11 @@ def teach(teacher: EarlyExitNetwork, x: Tensor, spec: StudentsSpec, batch_size: 
 
 
 def _answers(job: Job) -> dict[str, Tensor]:
-    """Return what the teacher says, here to the client's own images, or elsewhere to public ones."""
+    """Return the teacher's answers: to the client's own images, computed here, or to public ones, as received."""
     if job.client_arrays:
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in job.client_arrays.items()}
     if TEACHER not in job.states:
-        raise UserError("the message brought no teacher, and this client has not kept its answers")
+        raise UserError("the message holds no teacher, and this client has not kept the teacher's answers")
     spec = cast(Students, job.network).spec
     teacher = build(spec.teacher, seed=0)
     teacher.load_state_dict(job.states[TEACHER].state_dict())
@@ -147,7 +146,7 @@ def _lesson(job: Job, answers: Mapping[str, Tensor]) -> Lesson:
         return Lesson(x, None if (labels == UNKNOWN).any() else labels, features, logits)
     if len(job.y) != len(features):
         raise UserError(
-            f"client {job.client}: it has {len(job.y)} images but the teacher's answers to {len(features)}; "
-            "images must stay the same while a run lasts"
+            f"client {job.client} has {len(job.y)} images but the teacher's answers to {len(features)}; "
+            "keep a client's images unchanged during a run"
         )
     return Lesson(job.x, job.y, features, logits)

@@ -1,4 +1,4 @@
-"""What trained students get before they serve: calibrated exits, policies to compare with, and mean features."""
+"""The last step before students serve: calibrated exits, policies to compare with, and mean features."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -33,9 +33,9 @@ def finish_students(
     device: torch.device,
     run: str,
 ) -> tuple[StoredStudents, dict[str, Any]]:
-    """Return the students with all their policies, and how these do on the validation images, by name.
+    """Return the students with all their policies, and the policies' operating points on validation images, by name.
 
-    `run` is the training's name, which `told_apart` completes. Raises `UserError` when there are no validation images.
+    `run` is the training's name, part of its `training_id`. Raises `UserError` when there are no validation images.
     """
     if not len(validation):
         raise UserError("there are no validation images to calibrate the exits on: set data.validation above 0")
@@ -45,13 +45,13 @@ def finish_students(
     costs = [operate(rung, answers).costs for rung in rungs]
     stored = StoredStudents(
         students, validation.classes, normalize.to("cpu"), means, policies, rungs,
-        {k: [rung[k] for rung in costs] for k in means}, told_apart(run, students),
+        {k: [rung[k] for rung in costs] for k in means}, training_id(run, students),
     )  # fmt: skip
     return stored, {name: asdict(operate(chosen, answers)) for name, chosen in policies.items()}
 
 
-def told_apart(run: str, students: Students) -> str:
-    """Return a training's name with a digest of all weights: two trainings of one name must not answer together."""
+def training_id(run: str, students: Students) -> str:
+    """Return a training's name with a digest of all weights: students of two trainings must not answer together."""
     weights = FlatState.of(students.state_dict()).floats.numpy().tobytes()
     return f"{run}-{hashlib.sha256(weights).hexdigest()[:12]}"
 
@@ -63,7 +63,7 @@ def measure(
     device: torch.device,
     costs: Callable[[Any], Sequence[float]] = exit_macs,
 ) -> Answers:
-    """Return what the students answer to images at every exit; `costs` of a student: MACs unless told otherwise."""
+    """Return the students' answers to images at every exit; `costs`: student -> cost of each exit, by default MACs."""
     features = collect_features(students, images, normalize.to(device), device)
     students.cpu()
     return Answers(features, images.labels, students.classifier, {k: costs(s) for k, s in students.numbered()})
@@ -72,9 +72,9 @@ def measure(
 def comparable_policies(answers: Answers, max_accuracy_loss: float) -> Mapping[str, Policies]:
     """Return the policies by name.
 
-    "calibrated": feature difference, the cheapest that loses at most `max_accuracy_loss`; "neighbour" and, where one
-    device sees all logits, "entropy": as accurate as they get with the same mean MACs; "random": uniform from the
-    second exit on; "last"; with 7 exits "published", the paper's thresholds.
+    "calibrated": the cheapest feature difference that loses at most `max_accuracy_loss`; "neighbour" and, with a single
+    student, "entropy": the most accurate with the same mean MACs; "random": uniform from the second exit on; "last";
+    with 7 exits "published": the paper's thresholds.
     """
     exits: dict[int, int] = {k: len(features) for k, features in answers.features.items()}
     calibrated: dict[str, Policies] = {CALIBRATED: cheapest(answers, max_accuracy_loss)}

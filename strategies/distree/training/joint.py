@@ -1,7 +1,7 @@
-"""DistrEE's offline half on a server that has data (arXiv 2502.15735): teacher, joint training of the students.
+"""DistrEE's training on a server that has data (arXiv 2502.15735): the teacher, then all students jointly.
 
 1. Train the teacher, or take one from a finished run.
-2. Partition its last filters (`partition.py`) and build one student per part.
+2. Partition its last filters (`model/partition.py`) and build one student per part.
 3. For each batch: Z_j = FC_j(concat_k F_{k,j}) for every exit j; one backward pass of sum_j w_j (KD + beta AT)
    through all students; one step.
 """
@@ -67,7 +67,7 @@ def train_students(
 def teacher_activations(
     teacher: EarlyExitNetwork, images: SampleSet, normalize: Normalizer, device: torch.device
 ) -> Tensor:
-    """Return the teacher's last feature (N, D) of validation images, on the CPU: what the partition looks at."""
+    """Return the teacher's last feature (N, D) of validation images, on the CPU: the partition's input."""
     teacher.to(device).eval()
     return torch.cat([teacher_targets(teacher, x)[0].cpu() for x, _ in image_batches(images, normalize, device)])
 

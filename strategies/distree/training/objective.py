@@ -1,10 +1,10 @@
-"""What a student learns at every exit: the teacher's answers and its filters' activations.
+"""The students' loss at every exit: the teacher's logits and its filters' activations.
 
     L = sum_j w_j (L_KD(Z_j, z_T, y) + beta * L_AT)
 
 Source: DistrEE (arXiv 2502.15735); both terms are NoNN's (arXiv 1907.11804, released code). The paper says that middle
-exits weigh more, not by how much. Doubled ones (1, 1, 2, 2, 2, 1, 1) came less close to its accuracies per exit than
-equal ones, and the last exit lost by them (CIFAR-10, validation images): by default all weigh the same.
+exits weigh more, but not how much. Doubled weights (1, 1, 2, 2, 2, 1, 1) came less close to its accuracies per exit
+than equal ones and lowered the last exit's accuracy (CIFAR-10, validation images): by default all weights are equal.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,14 @@ from strategies.distree.settings import DistrEESettings
 
 
 def exit_weights(given: Sequence[float], num_exits: int) -> Tensor:
-    """Return w (J,), mean 1: the given ones, or, without any, the same for all.
+    """Return w (J,), mean 1: the given weights scaled, or equal ones if none are given.
 
-    Raises `UserError` when there is not one for each exit.
+    Raises `UserError` unless there is one weight per exit.
     """
     if given and len(given) != num_exits:
-        raise UserError(f"distree.exit-weights names {len(given)} exits, the students have {num_exits}: give one each")
+        raise UserError(
+            f"distree.exit-weights names {len(given)} exits, the students have {num_exits}: give one weight per exit"
+        )
     weights = torch.tensor(given, dtype=torch.float32) if given else torch.ones(num_exits)
     return weights / weights.mean()
 
@@ -35,11 +37,11 @@ def kd_loss(logits: Tensor, teacher: Tensor, labels: Tensor | None, alpha: float
     Args:
         logits: the students', (B, classes).
         teacher: the teacher's, (B, classes).
-        labels: (B,), or None where nobody knows them: then without CE.
-        alpha: share of the teacher (0.9).
+        labels: (B,); None: unknown, then without CE.
+        alpha: weight of the teacher (0.9).
         temperature: T (4).
 
-    The division by the classes is what the released code's default reduction does.
+    The division by the number of classes comes from the released code's default reduction.
     """
     divergence = F.kl_div(
         F.log_softmax(logits / temperature, dim=1), F.softmax(teacher / temperature, dim=1), reduction="batchmean"
@@ -51,8 +53,8 @@ def kd_loss(logits: Tensor, teacher: Tensor, labels: Tensor | None, alpha: float
 def activation_transfer(student: Tensor, teacher: Tensor) -> Tensor:
     """Return || s/|s| - t/|t| ||^2, a mean over the batch, of one student's features and filters (B, |P_k|).
 
-    Each student is normalised by itself, so that its loss does not depend on the others: the released code normalises
-    the concatenation, which only joint training could do.
+    Each student is normalised by itself, so that its loss does not depend on the others. The released code normalises
+    the concatenation, which needs joint training.
     """
     return (F.normalize(student, dim=1) - F.normalize(teacher, dim=1)).square().sum(1).mean()
 
@@ -61,18 +63,14 @@ def activation_transfer(student: Tensor, teacher: Tensor) -> Tensor:
 class JointLoss:
     """The mean over exits of w_j (L_KD + beta * mean_k L_AT)."""
 
-    weights: Tensor
-    """w (J,), mean 1."""
-    alpha: float
-    """Of `kd_loss`."""
-    temperature: float
-    """Of `kd_loss`."""
-    beta: float
-    """Weight of the activation transfer."""
+    weights: Tensor  # w (J,), mean 1
+    alpha: float  # of `kd_loss`
+    temperature: float  # of `kd_loss`
+    beta: float  # weight of the activation transfer
 
     @classmethod
     def of(cls, settings: DistrEESettings, num_exits: int, device: torch.device) -> "JointLoss":
-        """Return what a run's settings ask for; raises what `exit_weights` does."""
+        """Return the loss of a run's settings; raises `UserError` unless there is one weight per exit."""
         weights = exit_weights(settings.exit_weights, num_exits).to(device)
         return cls(weights, settings.alpha, settings.temperature, settings.beta)
 
@@ -88,7 +86,7 @@ class JointLoss:
 
         Args:
             logits: Z_j (B, classes) per exit.
-            features: student -> F_{k,j} (B, |P_k|) per exit, of the students that learn.
+            features: student -> F_{k,j} (B, |P_k|) per exit, of the students in training.
             teacher_logits: (B, classes).
             teacher_blocks: student -> its filters (B, |P_k|), of all students.
             labels: (B,), or None.

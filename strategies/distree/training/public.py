@@ -1,4 +1,4 @@
-"""Images that everybody may see: devices which cannot hold the teacher learn from what it answers to these."""
+"""Public images: devices that cannot hold the teacher learn from its answers to these."""
 
 from dataclasses import replace
 
@@ -15,8 +15,8 @@ from strategies.distree.training.client import UNKNOWN
 def public_images(settings: DistrEESettings, images: SampleSet, seed: int) -> SampleSet:
     """Return `distree.public-samples` of the images that `distree.public` names, in the shape of the run's `images`.
 
-    Where all class names are the run's, labels are the run's numbers; else nobody knows them (`UNKNOWN`).
-    Raises `UserError` when the set is not there, or has fewer or other channels.
+    If all class names occur in the run, labels are the run's class numbers; else all are `UNKNOWN`.
+    Raises `UserError` when the data set is missing, or its images have another shape.
     """
     name, _, root = settings.public.partition(":")
     channels, height, width = images.shape
@@ -25,7 +25,7 @@ def public_images(settings: DistrEESettings, images: SampleSet, seed: int) -> Sa
         raise UserError(f"distree.public {settings.public!r}: {'; '.join(problems)}")
     found = load(config, paths.cache_root()).train
     if found.shape != (channels, height, width):
-        raise UserError(f"distree.public has images {found.shape}, this run {images.shape}: name another set")
+        raise UserError(f"distree.public has images {found.shape}, this run {images.shape}: name another data set")
     chosen = torch.randperm(len(found), generator=generator(seed, "public"))[: settings.public_samples].sort().values
     picked = found.subset(chosen)
     if set(found.classes) <= set(images.classes):

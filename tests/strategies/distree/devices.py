@@ -116,7 +116,7 @@ def asking(
 
 def seen(aggregator: Aggregator, number: int) -> None:
     """Wait until a device has said that it is there: a busy machine takes longer for that than batches wait."""
-    assert aggregator._remotes[number]._there.wait(60), aggregator._remotes[number]._problem
+    assert aggregator._remotes[number]._ready.wait(60), aggregator._remotes[number]._problem
 
 
 def slow_at(stored: StoredStudent, unit: int, seconds: float) -> StoredStudent:

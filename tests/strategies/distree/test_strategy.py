@@ -24,7 +24,7 @@ from strategies.distree.model.students import students_spec
 from strategies.distree.settings import read_device
 from strategies.distree.strategy import DistrEE
 from strategies.distree.training.client import FEATURES, IMAGES, LABELS, LOGITS, TEACHER, UNKNOWN
-from strategies.distree.training.finish import told_apart
+from strategies.distree.training.finish import training_id
 from strategies.factory import make_strategy, read_config
 from strategies.method import RoundUpdate, TierUpdate
 from tests.strategies.distree.conftest import teach
@@ -198,7 +198,7 @@ def test_students_learn_and_are_delivered_with_their_exits(start, students, tmp_
     assert sum(found["exit_histogram"]) == 2 * len(strategy.evaluator.test)
     stored = load_students(tmp_path / "runs" / "test")
     assert same(stored.students.state_dict(), strategy.model)
-    assert (stored.classes, stored.run) == (strategy.classes, told_apart("test", stored.students))
+    assert (stored.classes, stored.run) == (strategy.classes, training_id("test", stored.students))
     assert event["accuracy"]["exit_macs"] == [
         sum(macs) for macs in zip(*(strategy.parts.exit_macs(k) for k in (1, 2)), strict=True)
     ]

@@ -20,8 +20,8 @@ from server.commands.distree.students import VALIDATION
 from strategies.callbacks.run_folder import RunFolder
 from strategies.distree.exits.calibration import Answers, operate
 from strategies.distree.exits.policies import LastExit
-from strategies.distree.exits.timing import time_exits
 from strategies.distree.model.stored import StoredStudents, load_student, load_students, student_file
+from strategies.distree.serving.timing import time_exits
 from strategies.distree.training.finish import measure
 from tests.support.served import Served, served
 

@@ -13,10 +13,10 @@ from common.console.samples import Samples
 from common.errors import UserError
 from server.commands.distree import infer
 from server.commands.distree.infer_compare import compare
-from strategies.distree.exits.controller import LatencyController, LatencyTarget
 from strategies.distree.exits.policies import FeatureDifference, LastExit
 from strategies.distree.model.stored import StoredStudents, exit_macs
 from strategies.distree.serving.aggregator import Answer
+from strategies.distree.serving.controller import LatencyController, LatencyTarget
 from tests.strategies.distree.devices import EXITS, Tiny
 
 DEADLINE = 0.5

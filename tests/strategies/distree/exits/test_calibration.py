@@ -10,6 +10,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.exits import BUDGET_SWEEP, exit_counts
 from strategies.distree.exits.calibration import Answers, cheapest, fit, ladder, operate, sweep, sweep_fractions, within
+from strategies.distree.exits.classifier import ColumnBlocks
 from strategies.distree.exits.policies import (
     Entropy,
     FeatureDifference,
@@ -18,7 +19,6 @@ from strategies.distree.exits.policies import (
     Random,
     ScorePolicy,
 )
-from strategies.distree.model.classifier import ColumnBlocks
 
 COSTS = (1.0, 2.0, 3.0, 4.0)
 

@@ -10,7 +10,7 @@ from common.networks import NetworkSpec, build
 from common.storage.model_file import StoredModel
 from strategies.distree.model.parts import STUDENTS, StudentCosts
 from strategies.distree.model.students import build_students, students_spec
-from strategies.distree.model.widths import Match, match_devices, match_widths, told
+from strategies.distree.model.widths import Match, describe_matches, match_devices, match_widths
 from strategies.distree.settings import DistrEESettings
 
 TEACHER = NetworkSpec("wrn16", 10, (1, 8, 8), width=2)
@@ -103,7 +103,7 @@ def test_students_are_ordered_by_width_then_by_what_their_device_has() -> None:
 
 def test_a_line_tells_a_students_width_and_why() -> None:
     found = (Match("low", 1, "since width 2 needs 9.0 MB of 8.0 MB"), Match("memory=1GB", 4, WIDEST))
-    assert told(found) == [
+    assert describe_matches(found) == [
         "student 1, for low: width 1, since width 2 needs 9.0 MB of 8.0 MB",
         "student 2, for memory=1GB: width 4, the widest on offer",
     ]

@@ -81,7 +81,7 @@ def test_devices_have_said_that_they_are_there_before_the_first_batch(tiny: Tiny
     with ExitStack() as stack:
         channels = {number: stack.enter_context(connect(address, TOKEN)) for number, address in addresses.items()}
         aggregator = stack.enter_context(Aggregator(tiny.whole, channels, deadline=20.0))
-        assert all(remote._there.is_set() for remote in aggregator._remotes.values())
+        assert all(remote._ready.is_set() for remote in aggregator._remotes.values())
 
 
 @torch.no_grad()
@@ -214,13 +214,13 @@ def test_a_device_with_another_token_refuses_and_costs_no_deadline(tiny: Tiny, a
     ("replies", "reason"),
     [
         ((b"\xff" * 40,), "malformed message"),
-        ((b"",), "rows came that nobody asked for, or twice"),
+        ((b"",), "rows came that were not requested, or came twice"),
         ((reply(features=torch.tensor([[1.0, float("nan"), 1.0]])),), "not finite"),
         ((reply(features=torch.tensor([[1.0, float("inf"), 1.0]])),), "not finite"),
         ((reply(features=torch.ones(1, 4)),), "samples of shape"),
-        ((reply(rows=(0, 0)),), "or twice"),
-        ((reply(rows=(6,)),), "nobody asked for"),
-        ((reply(rows=(2**32 - 1,)),), "nobody asked for"),
+        ((reply(rows=(0, 0)),), "or came twice"),
+        ((reply(rows=(6,)),), "not requested"),
+        ((reply(rows=(2**32 - 1,)),), "not requested"),
         ((reply(exit_index=EXITS),), "exit 8 came, there are 7"),
         ((reply(seconds=float("nan")),), "nan seconds"),
         ((reply(seconds=-1.0),), "-1.0 seconds"),
@@ -273,5 +273,5 @@ def test_what_no_device_answered_has_no_label(tiny: Tiny) -> None:
 
 
 def test_a_student_that_is_none_is_an_error(tiny: Tiny, addresses) -> None:
-    with connect(addresses[1], TOKEN) as channel, pytest.raises(UserError, match="no student 3: there are 1, 2"):
+    with connect(addresses[1], TOKEN) as channel, pytest.raises(UserError, match="no student 3: the students are 1, 2"):
         Aggregator(tiny.whole, {1: channel, 3: channel}, deadline=1.0)

@@ -132,13 +132,13 @@ def test_the_teachers_answers_are_kept_once_and_then_enough(
 
 
 def test_without_a_teacher_there_is_nothing_to_learn(make_job: Callable[..., Job]) -> None:
-    with pytest.raises(UserError, match="brought no teacher, and this client has not kept its answers"):
+    with pytest.raises(UserError, match="holds no teacher, and this client has not kept the teacher's answers"):
         DistrEELocal().train(make_job(states={}))
 
 
 def test_images_that_changed_are_told(make_job: Callable[..., Job]) -> None:
     kept = ClientState({FEATURES: torch.rand(11, 9), LOGITS: torch.rand(11, 10)})
-    with pytest.raises(UserError, match="client 4: it has 12 images but the teacher's answers to 11"):
+    with pytest.raises(UserError, match="client 4 has 12 images but the teacher's answers to 11"):
         DistrEELocal().train(make_job(kept=kept))
 
 

@@ -2,7 +2,7 @@ import torch
 
 from common.data.images import Normalizer, SampleSet
 from strategies.distree.model.students import Students, build_students
-from strategies.distree.training.finish import finish_students, told_apart
+from strategies.distree.training.finish import finish_students, training_id
 from tests.strategies.distree.devices import PIXELS, SPEC
 
 CPU = torch.device("cpu")
@@ -14,7 +14,7 @@ def named(students: Students, max_accuracy_loss: float = 0.0) -> str:
     return stored.run
 
 
-def test_two_trainings_of_one_name_are_told_apart() -> None:
+def test_two_trainings_of_one_name_are_training_id() -> None:
     assert named(build_students(SPEC, seed=2)) == named(build_students(SPEC, seed=2), max_accuracy_loss=0.5)
     assert named(build_students(SPEC, seed=2)) != named(build_students(SPEC, seed=3))
     assert named(build_students(SPEC, seed=2)).startswith("runs-")
@@ -23,9 +23,9 @@ def test_two_trainings_of_one_name_are_told_apart() -> None:
 @torch.no_grad()
 def test_the_classifier_tells_trainings_apart_too() -> None:
     students = build_students(SPEC, seed=2)
-    before, bias = told_apart("runs", students), students.classifier.bias[0, 0].clone()
+    before, bias = training_id("runs", students), students.classifier.bias[0, 0].clone()
     students.classifier.bias[0, 0] += 1
-    assert told_apart("runs", students) != before
+    assert training_id("runs", students) != before
     students.classifier.bias[0, 0] = bias
-    assert told_apart("runs", students) == before
-    assert told_apart("others", students) != before
+    assert training_id("runs", students) == before
+    assert training_id("others", students) != before

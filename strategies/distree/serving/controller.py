@@ -1,7 +1,7 @@
-"""Holding a latency at run time: devices whose load or link changes move on the ladder of calibrated policies.
+"""Hold a latency at run time: devices whose load or link changes move on the ladder of calibrated policies.
 
-DistrEE (Peng et al., arXiv 2502.15735) sets thresholds once, by hand; this answers its open question of devices that
-change while they serve.
+DistrEE (Peng et al., arXiv 2502.15735) sets thresholds once, by hand. This controller answers the paper's open question
+of devices that change while they serve.
 """
 
 import math
@@ -12,18 +12,17 @@ from typing import NamedTuple
 
 from common.errors import UserError
 
-SLOWEST = 16
-"""A device that climbs in vain waits at most so many times its usual patience before it tries again."""
+SLOWEST = 16  # factor on the patience, at most, before a device repeats a failed climb
 
 
 @dataclass(frozen=True)
 class LatencyTarget:
-    """What is held, and how patiently."""
+    """The latency to hold, and how fast devices react."""
 
     seconds: float
-    quantile: float = 0.9  # this share of the requests in the window must be answered in time
+    quantile: float = 0.9  # share of the requests in the window that must be answered in time
     window: int = 40  # requests
-    room: float = 0.9  # of the target, that a device may use up at the rung it goes to
+    room: float = 0.9  # share of `seconds` that a device may use at the rung it moves to
     patience: int = 10  # requests at a rung before the device climbs to a dearer one
 
     def problems(self) -> list[str]:
@@ -32,49 +31,43 @@ class LatencyTarget:
             (self.seconds > 0, f"the latency target must be above 0 seconds, got {self.seconds}"),
             (0 < self.quantile < 1, f"the latency quantile must be between 0 and 1, got {self.quantile}"),
             (0 < self.room <= 1, f"the room must be above 0 and at most 1, got {self.room}"),
-            (1 <= self.patience <= self.window, f"the patience must be 1 to {self.window} (the window)"),
+            (1 <= self.patience <= self.window, f"the patience must be 1 to {self.window}, got {self.patience}"),
         )
         return [sentence for fine, sentence in checks if not fine]
 
 
 class Seconds(NamedTuple):
-    """What one device took for one request."""
+    """Time that one device took for one request."""
 
-    total: float
-    """Until its last features arrived."""
-    compute: float
-    """Of these, its own computing, which is what another rung changes."""
+    total: float  # until its last features arrived
+    compute: float  # of these, the device's computing, the part that depends on the rung
 
 
 @dataclass
 class _Device:
     costs: Sequence[float]
-    patience: int
-    """Requests to wait for before it climbs to `failed`."""
+    patience: int  # requests before the device climbs to `failed` again
     rung: int = 0
-    answered: int = 0
-    """Requests at this rung."""
-    climbed: bool = False
-    """It came to this rung from a cheaper one, and has not been here for a window."""
-    failed: int = -1
-    """The rung that it climbed to in vain; -1: none."""
+    answered: int = 0  # requests at this rung
+    climbed: bool = False  # the device came from a cheaper rung, less than a window ago
+    failed: int = -1  # rung of the last failed climb; -1: none
 
 
 class LatencyController:
-    """Gives each device its rung of the ladder, from what requests took: rung 0 is everybody at the last exit.
+    """Chooses each device's rung of the ladder from the time of past requests; rung 0 is the last exit for all samples.
 
-    Down at once: when more requests of the window than the quantile allows were late, the devices that used up more
-    than their share of what it allows go to the dearest rung that is expected to fit, at least one down; the others
-    stay. Up slowly: one rung, after `patience` requests, if the dearer rung is expected to fit with some room to spare.
-    A climb that has to be taken back doubles the patience before that rung is tried again, until it holds for a window.
+    Down at once: when more requests of the window are late than the quantile allows, each device that is late more
+    often than its share goes to the dearest rung that is expected to fit, at least one rung down; the others stay.
+    Up slowly: one rung, after `patience` requests, if the dearer rung is expected to fit with room to spare. A failed
+    climb doubles the patience before the next try of that rung, until the rung holds for a window.
 
-    Expected of a rung: the device's link as it was seen, and its computing in proportion to the rungs' costs.
+    Expected time of a rung: the device's measured link time, and its computing in proportion to the rungs' costs.
     """
 
     def __init__(self, costs: Mapping[int, Sequence[float]], target: LatencyTarget) -> None:
-        """`costs`: device -> its mean cost at every rung, of any unit, never rising.
+        """Start all devices at rung 0; `costs`: device -> its mean cost at every rung, of any unit, never rising.
 
-        Raises `UserError` when the target or the costs make no sense.
+        Raises `UserError` when the target or the costs are invalid.
         """
         problems = target.problems()
         if not costs or any(not c or min(c) <= 0 or sorted(c, reverse=True) != list(c) for c in costs.values()):
@@ -92,14 +85,14 @@ class LatencyController:
 
     @property
     def share(self) -> float:
-        """Of all requests, how many each device may be late in: what the quantile allows, divided among them."""
+        """Share of all requests in which each device may be late: the quantile's allowance, divided by the devices."""
         return (1 - self.target.quantile) / len(self._devices)
 
     def observe(self, seconds: Mapping[int, Seconds]) -> None:
-        """Learn what every device took for one request, and move.
+        """Take in the time of every device for one request, and move the devices.
 
-        Devices that are left out stay where they are: leave out whoever was not asked, or refused. For one that missed
-        the deadline, which has to be above the target, give the deadline twice.
+        A device that is left out stays at its rung: leave out devices without a request, or with a refusal. For a
+        device that missed the deadline, which has to be above the target, give the deadline as both numbers.
         """
         self._window.append(dict(seconds))
         for number in seconds:
@@ -134,7 +127,7 @@ class LatencyController:
                 self._move(number, dearer)
 
     def _fits(self, number: int, rung: int) -> bool:
-        """Return whether a device is expected to be in time at a rung, but for its share, with room to spare."""
+        """Return whether a device is expected to be in time at a rung, with room, except for its allowed share."""
         device = self._devices[number]
         ratio = device.costs[rung] / device.costs[device.rung]
         expected = sorted(taken.total + taken.compute * (ratio - 1) for taken in self._seen(number))
@@ -150,4 +143,4 @@ class LatencyController:
         device = self._devices[number]
         device.climbed, device.rung, device.answered = rung < device.rung, rung, 0
         for entry in self._window:
-            entry.pop(number, None)  # it tells of another rung
+            entry.pop(number, None)  # measured at another rung

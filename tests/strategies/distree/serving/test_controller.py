@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from common.errors import UserError
-from strategies.distree.exits.controller import LatencyController, LatencyTarget, Seconds
+from strategies.distree.serving.controller import LatencyController, LatencyTarget, Seconds
 
 COSTS = (12.0, 11.0, 10.0, 9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0)
 """Of 12 rungs."""

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from common.errors import UserError
-from strategies.distree.exits import timing
-from strategies.distree.exits.timing import REPEATS, WARM_UP, leaving_at, time_exits
+from strategies.distree.serving import timing
+from strategies.distree.serving.timing import REPEATS, WARM_UP, leaving_at, time_exits
 from tests.strategies.distree.devices import EXITS, PIXELS, Tiny, asking, service, serving
 
 
@@ -58,7 +58,7 @@ def test_a_device_that_does_not_answer_cannot_be_timed() -> None:
 
 
 def test_an_exit_that_no_image_reaches_cannot_be_timed() -> None:
-    with pytest.raises(UserError, match="student 1: no image gets to exit 6"):
+    with pytest.raises(UserError, match="student 1 cannot be timed: no image reaches exit 6"):
         time_exits(Clock(reached=5), (1, 2), EXITS, PIXELS)  # type: ignore[arg-type]
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from strategies.distree.model.classifier import ColumnBlocks
+from strategies.distree.exits.classifier import ColumnBlocks
 
 SIZES = {1: 3, 2: 2}
 EXITS, CLASSES = 4, 5

@@ -1,4 +1,4 @@
-"""The last layer, cut into column blocks so that students which stopped at different exits still add up.
+"""The last layer, cut into column blocks, so that students which stop at different exits still add up to logits.
 
     Z = mean_k b^(j_k) + sum_k W_k^(j_k) F_{k, j_k}
 
@@ -18,17 +18,16 @@ class ColumnBlocks(nn.Module):
     """One linear layer per exit over the concatenated features, stored as a block of columns per student."""
 
     def __init__(self, sizes: Mapping[int, int], num_exits: int, num_classes: int, seed: int) -> None:
-        """`sizes`: student -> length |P_k| of its features."""
+        """Draw the weights from the seed; `sizes`: student -> length |P_k| of its features."""
         super().__init__()
         self.num_exits, self.num_classes = num_exits, num_classes
         with seeded("column blocks", seed):
             layers = [nn.Linear(sum(sizes.values()), num_classes) for _ in range(num_exits)]
         weight = torch.stack([layer.weight.detach() for layer in layers])
         columns = weight.split(list(sizes.values()), dim=2)
+        # student -> (J, classes, |P_k|)
         self.blocks = nn.ParameterDict({str(k): b.clone() for k, b in zip(sizes, columns, strict=True)})
-        """Student -> (J, classes, |P_k|)."""
-        self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]))
-        """(J, classes)."""
+        self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]))  # (J, classes)
 
     def forward(self, features: Mapping[int, Tensor], exit_index: int) -> Tensor:
         """Return logits (B, classes) of features (B, |P_k|) per student, all from exit `exit_index` (from 0)."""
@@ -37,7 +36,7 @@ class ColumnBlocks(nn.Module):
         ).sum(0)
 
     def combine(self, features: Mapping[int, Tensor], exits: Mapping[int, Tensor]) -> Tensor:
-        """Return logits (B, classes) where each student stopped at an exit of its own.
+        """Return logits (B, classes) of students that stop at exits of their own.
 
         Args:
             features: student -> F_{k, j_k} (B, |P_k|).
