@@ -11,6 +11,7 @@ A `part` is a number: a depth tier, a cut or a student, as the card's `parts` ha
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -52,7 +53,8 @@ class Method:
     parts: AnyParts = TIERS  # what of the network a device trains
     travels: Callable[[RunConfig, str], bool] = everything  # which keys of the model are sent and averaged
     apart: Callable[[RunConfig], bool] = lambda config: False  # True: `merge` needs every client's model by itself
-    ensemble: Callable[[RunConfig], float] = lambda config: config.objective.ensemble  # the network's, see NetworkSpec
+    # The network's boosting coefficient; 0.0 for a method with a loss of its own, to which `objective` does not apply
+    ensemble: Callable[[RunConfig], float] = lambda config: config.objective.ensemble
     measure: str = "softmax"  # confidence by which a client's samples leave early, see `common.exits.confidence`
     exits: bool = True  # False: the network has its last exit only; devices get exits at their cuts
     nested: bool = True  # a part's weights hold the weights of all smaller parts
@@ -172,7 +174,7 @@ class Setup:
 class TierUpdate:
     """The clients of one part in a round, averaged: W_k, n_k and the clients."""
 
-    state: StateDict
+    state: StateDict  # all keys of the part's layout: float32 weights and statistics, int64 counters (their maxima)
     weight: int  # training samples
     clients: tuple[int, ...]
 
@@ -201,7 +203,12 @@ class RoundUpdate:
 
 
 class ServerMethod:
-    """The server half: the hooks of a method, in the order in which the frame calls them. All have defaults."""
+    """The server half: the hooks of a method, in the order in which the frame calls them. All have defaults.
+
+    State of its own is made in `__init__(self, method: Method, setup: Setup)`, after `super().__init__(method, setup)`;
+    there a configuration that the method cannot run is refused with a `UserError`. `part` and `eligible` are called
+    several times a round, so they must give the same answer each time.
+    """
 
     # What the frame has set before any hook is called
     method: Method
@@ -210,7 +217,7 @@ class ServerMethod:
     parts: Division
     tiers: tuple[int, ...]  # the parts that devices may hold, from the smallest to the largest
     network: EarlyExitNetwork  # the whole; `model` holds its weights between rounds. DistrEE's is its `Students`
-    model: StateDict  # the global model, on the CPU
+    model: StateDict  # the global model, on the CPU: parameters, frozen ones too, and BatchNorm's statistics
     layouts: dict[int, Layout]  # part -> keys and shapes that are sent to its clients
     uploads: dict[int, Layout]  # part -> keys and shapes that come back: frozen weights do not
     spec: Spec
@@ -219,6 +226,10 @@ class ServerMethod:
     evaluator: Evaluator | None
     committed: dict[int, int]  # client -> round of its last committed state
     asked: dict[int, ClientReport]  # this round's clients
+
+    def serving(self) -> AbstractContextManager[None]:
+        """Return a context that is open while `start` runs, such as a service of the method's own."""
+        return nullcontext()
 
     def eligible(self, client: ClientReport) -> bool:
         """Return whether the method trains this client at all."""
@@ -261,7 +272,8 @@ class ServerMethod:
     def merge(self, round_: int, update: RoundUpdate) -> Mapping[str, Any]:
         """Turn the round's averages into the next global model; return plain values for the metrics.
 
-        The default is federated averaging, layer by layer over the parts that hold a layer (EEFL).
+        The default is federated averaging, layer by layer over the parts that hold a layer (EEFL). `round.staleness`
+        folds late answers into averages, so it is refused for a method that overrides this hook.
         """
         weights = {part: float(tier.weight) for part, tier in update.tiers.items()}
         self.model |= average_layers({part: tier.state for part, tier in update.tiers.items()}, weights)
@@ -304,8 +316,12 @@ class ServerMethod:
         save_model(folder / FILE, model, info)
 
     def state_dict(self) -> tuple[StateDict, dict[str, Any]]:
-        """Return tensors and plain values that a resumed run needs beyond the global model."""
+        """Return tensors and plain values (JSON) that a resumed run needs beyond the global model.
+
+        It is called after every round. Tensors may be on any device, but no two may share memory; their names are the
+        method's own.
+        """
         return {}, {}
 
     def load_state_dict(self, tensors: StateDict, values: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned; called only when a run is resumed after at least one round."""

@@ -92,7 +92,7 @@ class DistrEE(EarlyExitStrategy):
         for number in sorted(set(self.tiers) - held) if round_ == 1 else ():
             log(
                 WARNING,
-                "no device trains student %d: declare student=%d on one, or take fewer students",
+                "no device trains student %d: declare student=%d on a device, or lower distree.students",
                 number,
                 number,
             )

@@ -24,17 +24,17 @@ class Dispatcher:
         cost = {c.client: float(strategy.parts.macs(strategy.part(c)) * c.num_examples) for c in clients}
         dealt = self.roster.deal(clients, cost)
         self.hosted = {node: tuple(c.client for c in members) for node, members in dealt.items()}
-        serving = self._serving(dealt)
-        packed = {part: protocol.pack_state(strategy.part_state(part)) for part in set(serving.values())}
+        sent = self._sent_parts(dealt)
+        packed = {part: protocol.pack_state(strategy.part_state(part)) for part in set(sent.values())}
         return [
             Message(
-                content=self._content(order, members, packed, serving),
+                content=self._content(order, members, packed, sent),
                 dst_node_id=node, message_type=kind, ttl=ttl, group_id=str(order.round),
             )
             for node, members in dealt.items()
         ]  # fmt: skip
 
-    def _serving(self, dealt: dict[int, list[ClientReport]]) -> dict[int, int]:
+    def _sent_parts(self, dealt: dict[int, list[ClientReport]]) -> dict[int, int]:
         """Return, by client, the part whose weights its node is sent: of nested parts the largest serves all."""
         part = self.strategy.part
         if not self.strategy.method.nested:
@@ -47,15 +47,15 @@ class Dispatcher:
         order: Order,
         members: Sequence[ClientReport],
         packed: dict[int, protocol.PackedState],
-        serving: dict[int, int],
+        sent: dict[int, int],
     ) -> protocol.RecordDict:
         strategy, nested = self.strategy, self.strategy.method.nested
         names = {
-            part: protocol.MODEL if nested else f"part-{part}" for part in sorted({serving[c.client] for c in members})
+            part: protocol.MODEL if nested else f"part-{part}" for part in sorted({sent[c.client] for c in members})
         }
         tasks = tuple(
             Task(
-                c.client, strategy.part(c), strategy.committed.get(c.client, 0), names[serving[c.client]],
+                c.client, strategy.part(c), strategy.committed.get(c.client, 0), names[sent[c.client]],
                 c.num_examples, strategy.client_values(c),
             ) for c in sorted(members, key=lambda c: c.client)
         )  # fmt: skip

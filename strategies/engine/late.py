@@ -44,8 +44,9 @@ class Latecomers:
         """
         if staleness and not averages:
             raise UserError(
-                "round.staleness needs a method that only averages models, and robust.aggregation mean without "
-                "robust.reject: set it to 0, late answers are then dropped"
+                f"round.staleness is {staleness:g}, but late answers have a place only where models are averaged and "
+                "nothing else: with a run.strategy that has no merge step of its own, robust.aggregation mean and "
+                "robust.reject 0; set round.staleness to 0, late answers are then dropped"
             )
         self.staleness, self.layouts, self.part = staleness, layouts, part
         self.owed: dict[str, Owed] = {}  # by the id of the message that was not answered

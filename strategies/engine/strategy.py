@@ -98,29 +98,34 @@ class EarlyExitStrategy(ServerMethod, Strategy):
         if initial_arrays is not None and len(initial_arrays):
             self.model |= initial_arrays.to_torch_state_dict()
         self.rounds, failure, result = num_rounds or self.config.run.rounds, "", Result()
-        self.summary()
-        try:
-            for callback in self.callbacks:
-                callback.on_start(self)
-            for round_ in range(self.round + 1, self.rounds + 1):
-                with logs.context(round=round_, everywhere=True):
-                    record = self._run_round(grid, round_, timeout or self.config.round.deadline)
-                    result.train_metrics_clientapp[round_] = MetricRecord({**record.client_metrics})
-                    if record.client_accuracy:
-                        result.evaluate_metrics_clientapp[round_] = _by_exit(record.client_accuracy)
-                    if evaluate_fn is not None and (metrics := evaluate_fn(round_, self.arrays())) is not None:
-                        result.evaluate_metrics_serverapp[round_] = metrics
-                    for callback in self.callbacks:
-                        callback.on_round(self, record)
-            self._deliver(grid)
-        except BaseException as error:
-            failure = f"{type(error).__name__}: {error}"
-            raise
-        finally:
-            for callback in self.callbacks:
-                callback.on_end(self, failure)
+        with self.serving():
+            self.summary()
+            try:
+                for callback in self.callbacks:
+                    callback.on_start(self)
+                for round_ in range(self.round + 1, self.rounds + 1):
+                    with logs.context(round=round_, everywhere=True):
+                        record = self._run_round(grid, round_, timeout or self.config.round.deadline)
+                        self._add(record, result, evaluate_fn)
+                        for callback in self.callbacks:
+                            callback.on_round(self, record)
+                self._deliver(grid)
+            except BaseException as error:
+                failure = f"{type(error).__name__}: {error}"
+                raise
+            finally:
+                for callback in self.callbacks:
+                    callback.on_end(self, failure)
         result.arrays = self.arrays()
         return result
+
+    def _add(self, record: Record, result: Result, evaluate_fn: ServerEvaluation | None) -> None:
+        """Put a round into Flower's result."""
+        result.train_metrics_clientapp[record.round] = MetricRecord({**record.client_metrics})
+        if record.client_accuracy:
+            result.evaluate_metrics_clientapp[record.round] = _by_exit(record.client_accuracy)
+        if evaluate_fn is not None and (metrics := evaluate_fn(record.round, self.arrays())) is not None:
+            result.evaluate_metrics_serverapp[record.round] = metrics
 
     def _run_round(self, grid: Grid, round_: int, deadline: float) -> Record:
         self.usage = Usage()

@@ -17,7 +17,6 @@ from logging import INFO, WARNING
 from typing import Any
 
 import torch
-from flwr.serverapp.strategy import Result
 from flwr.supercore import log
 
 from common import paths
@@ -71,11 +70,6 @@ class HeteroSplitEE(EarlyExitStrategy):
         self.shapes = self._shapes()
         self.running: RunningServer | None = None
         self.trainer: Trainer | None = None
-
-    def start(self, *args: Any, **kwargs: Any) -> Result:
-        """Serve the streams while the rounds run."""
-        with self._serving():
-            return super().start(*args, **kwargs)
 
     def prepare(self, round_: int, clients: Sequence[ClientReport]) -> None:
         """Open the round's inbox and begin to train on what arrives."""
@@ -198,7 +192,8 @@ class HeteroSplitEE(EarlyExitStrategy):
         return shapes
 
     @contextlib.contextmanager
-    def _serving(self) -> Iterator[None]:
+    def serving(self) -> Iterator[None]:
+        """Serve the streams while the rounds run."""
         section, streams = self.config.clients, self.streams
         most = self.config.train.batch_size + 1  # batches are of equal size, so one may hold a sample more
         values = most * max(torch.Size(shape).numel() for shape in self.shapes.values())

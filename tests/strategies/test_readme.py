@@ -1,17 +1,24 @@
 """The code blocks of strategies/README.md equal the files that they show, and run."""
 
 import ast
+import copy
 import re
 from pathlib import Path
 
 import pytest
+import torch
 from flwr.app import Context, RecordDict
 
 from client.app import app as client_app
 from common.flower.local_grid import LocalGrid
+from strategies.baselines.eefl import METHOD as EEFL
+from strategies.factory import make_setup, read_config
+from strategies.method import RoundUpdate, TierUpdate
 
 STRATEGIES = Path(__file__).resolve().parents[2] / "strategies"
-METHOD, SERVER_APP, BY_HAND = re.findall(r"```python\n(.*?)```", (STRATEGIES / "README.md").read_text(), re.DOTALL)
+METHOD, STATE, SERVER_APP, BY_HAND = re.findall(
+    r"```python\n(.*?)```", (STRATEGIES / "README.md").read_text(), re.DOTALL
+)
 
 
 def test_readme_method_equals_registered_file():
@@ -39,6 +46,23 @@ def test_readme_strategy_built_by_hand_runs(tmp_path, monkeypatch, capsys):
     assert all(value.equal(names["strategy"].model[key]) for key, value in state.items())  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("code", [METHOD, SERVER_APP, BY_HAND])
+def test_server_momentum_moves_the_model_and_survives_a_checkpoint(flat):
+    names: dict[str, object] = {}
+    exec(STATE, names)
+    config = read_config({**flat, "run.strategy": "eefl"})
+    one, two = (names["ServerMomentum"](EEFL, make_setup(config, EEFL)) for _ in range(2))  # type: ignore[operator]
+    start = {key: value.clone() for key, value in one.model.items()}
+    for round_ in (1, 2):  # the clients' average is one below the model, twice
+        averages = {key: value - 1 if value.is_floating_point() else value for key, value in one.model.items()}
+        one.merge(round_, RoundUpdate({3: TierUpdate(averages, 10, (0,))}))
+        if round_ == 1:
+            two.restore(*copy.deepcopy(one.checkpoint()))
+    two.merge(2, RoundUpdate({3: TierUpdate({k: v - 1 for k, v in two.model.items()}, 10, (0,))}))
+    for key in one.velocity:
+        assert torch.allclose(one.model[key], start[key] - 1 - 1.9, atol=1e-5), key
+        assert torch.equal(one.model[key], two.model[key]), key
+
+
+@pytest.mark.parametrize("code", [METHOD, STATE, SERVER_APP, BY_HAND])
 def test_readme_code_compiles(code):
     compile(code, "README.md", "exec")
