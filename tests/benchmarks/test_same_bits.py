@@ -1,4 +1,4 @@
-"""The comparison that refactors rely on: it sees a changed bit, and knows what was only renamed."""
+"""The comparison of results across refactors: it detects a changed bit and maps renamed keys."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from benchmarks.same_bits_record import plain, tensors
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-def test_a_changed_bit_changes_the_digest():
+def test_changed_bit_changes_digest():
     weights = torch.ones(3)
     same, other = torch.ones(3), torch.tensor([1.0, 1.0, 1.0 + 2**-23])
     (name, digest), (_, again), (_, changed) = (next(tensors("w", {"key": t})) for t in (weights, same, other))
@@ -23,7 +23,7 @@ def test_a_changed_bit_changes_the_digest():
     assert digest != next(tensors("w", {"key": torch.ones(3, 1)}))[1]  # another shape
 
 
-def test_what_the_clock_decides_is_left_out():
+def test_time_dependent_values_are_left_out():
     values = {"loss": 0.5, "server_seconds": 1.0, "exits": [0.1, 0.2], "nested": {"held_bytes": 3, "n": 1}}
     assert dict(plain("m", values)) == {"m/loss": 0.5, "m/exits/0": 0.1, "m/exits/1": 0.2, "m/nested/n": 1}
 
@@ -33,11 +33,11 @@ def test_differences_name_both_sides():
     assert lines == ["a: only before", "c: only now", "b: 2 -> 3"]
 
 
-def test_renamed_keys_are_mapped_and_dropped_ones_left_out():
+def test_renamed_keys_are_mapped_and_dropped_keys_left_out():
     assert renamed({"m/old/x": 1, "m/gone": 2}, {"old": "new", "gone": ""}) == {"m/new/x": 1}
 
 
-def test_compare_fails_for_a_difference_or_a_missing_method_only(capsys):
+def test_compare_fails_only_for_difference_or_missing_method(capsys):
     one = {"eefl": {"weights/a": "1"}}
     assert compare(one, {"eefl": {"weights/a": "1"}, "median": {"weights/a": "9"}})
     assert "median" in capsys.readouterr().out
@@ -45,7 +45,7 @@ def test_compare_fails_for_a_difference_or_a_missing_method_only(capsys):
     assert not compare(one, {})
 
 
-def test_a_method_is_recorded_with_weights_metrics_and_what_clients_keep(tmp_path):
+def test_record_has_weights_metrics_and_stored_client_states(tmp_path):
     out = tmp_path / "record.json"
     env = os.environ | {"PYTHONPATH": str(PROJECT), "FLWR_HOME": str(tmp_path / ".flwr")}
     subprocess.run([sys.executable, "-P", str(RECORDER), str(out), "fedper"], cwd=PROJECT, env=env, check=True)

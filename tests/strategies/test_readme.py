@@ -1,4 +1,4 @@
-"""The code in strategies/README.md is the code that it shows, and runs."""
+"""The code blocks of strategies/README.md equal the files that they show, and run."""
 
 import ast
 import re
@@ -14,13 +14,13 @@ STRATEGIES = Path(__file__).resolve().parents[2] / "strategies"
 METHOD, SERVER_APP, BY_HAND = re.findall(r"```python\n(.*?)```", (STRATEGIES / "README.md").read_text(), re.DOTALL)
 
 
-def test_the_shown_method_is_the_registered_file():
+def test_readme_method_equals_registered_file():
     tree = ast.parse((STRATEGIES / "baselines" / "median.py").read_text())
     tree.body = tree.body[1:]  # the module's docstring
     assert ast.dump(ast.parse(METHOD)) == ast.dump(tree)
 
 
-def test_a_server_app_of_ones_own_runs(tmp_path, monkeypatch, capsys):
+def test_readme_server_app_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / ".flwr"))
     names: dict[str, object] = {}
     exec(SERVER_APP, names)
@@ -29,7 +29,7 @@ def test_a_server_app_of_ones_own_runs(tmp_path, monkeypatch, capsys):
     assert "difficulty" in capsys.readouterr().out
 
 
-def test_a_strategy_built_by_hand_runs(tmp_path, monkeypatch, capsys):
+def test_readme_strategy_built_by_hand_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / ".flwr"))
     names: dict[str, object] = {}
     exec(BY_HAND, names)
@@ -40,5 +40,5 @@ def test_a_strategy_built_by_hand_runs(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("code", [METHOD, SERVER_APP, BY_HAND])
-def test_the_code_compiles(code):
+def test_readme_code_compiles(code):
     compile(code, "README.md", "exec")

@@ -9,7 +9,7 @@ SETTINGS = {"run.strategy": "median", "run.rounds": 1}
 
 
 def updated(strategy, part, *shifts):
-    """A part's models, each the start plus a number in every weight."""
+    """Return a part's start and an update with models that shift every weight of it by a number."""
     start = strategy.part_state(part)
     states = {c: FlatState(start.layout, start.floats + shift, start.counters) for c, shift in enumerate(shifts)}
     mean = FlatState(start.layout, start.floats + sum(shifts) / len(shifts), start.counters)
@@ -17,7 +17,7 @@ def updated(strategy, part, *shifts):
     return start.state_dict(), update
 
 
-def test_merge_takes_the_coordinates_median(prepare_run):
+def test_merge_takes_coordinate_wise_median(prepare_run):
     strategy = prepare_run(SETTINGS).strategy
     start, update = updated(strategy, 3, 1.0, -2.0, 1e6)
     strategy.merge(1, update)
@@ -25,15 +25,15 @@ def test_merge_takes_the_coordinates_median(prepare_run):
         assert torch.allclose(strategy.model[key], value + 1.0, atol=1e-6), key
 
 
-def test_of_an_even_number_it_is_the_lower_one(prepare_run):
+def test_even_number_of_models_takes_lower_median(prepare_run):
     strategy = prepare_run(SETTINGS).strategy
     start, update = updated(strategy, 3, 4.0, -1.0)
     strategy.merge(1, update)
     assert all(torch.allclose(strategy.model[key], value - 1.0, atol=1e-6) for key, value in start.items())
 
 
-def test_a_whole_run_is_robust_aggregations_median_bit_for_bit(run_strategy):
-    """Of three clients in a tier there is one median; the frame's own option must find the same."""
+def test_run_equals_robust_aggregation_median_bit_for_bit(run_strategy):
+    """Three clients in a tier have one median, so the method and the option `robust.aggregation` must agree."""
     own = run_strategy({**SETTINGS, "clients.mix": "1,0,0", "clients.count": 3, "clients.per-round": 3}).strategy.model
     frame = run_strategy({
         "run.rounds": 1, "robust.aggregation": "median", "clients.mix": "1,0,0", "clients.count": 3,
@@ -42,7 +42,7 @@ def test_a_whole_run_is_robust_aggregations_median_bit_for_bit(run_strategy):
     assert all(torch.equal(own[key], value) for key, value in frame.items())
 
 
-def test_models_come_apart_so_late_answers_have_no_place(prepare_run):
+def test_separate_models_exclude_staleness(prepare_run):
     assert prepare_run(SETTINGS).strategy.apart
     with pytest.raises(UserError, match=r"round\.staleness"):
         prepare_run({**SETTINGS, "round.staleness": 0.5})

@@ -17,7 +17,7 @@ CPU: dict[str, Value] = {"clients.device": "cpu", "server.device": "cpu", "serve
 
 @pytest.fixture(scope="session")
 def teacher(flower_home: Path, one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a finished run that federated LeNet on digits."""
+    """Folder of a finished federated run of LeNet on digits."""
     root = tmp_path_factory.mktemp("teacher")
     return teach(root, {"network.name": "lenet", "clients.mix": "0,0,1", "run.rounds": 4, "train.lr": 0.1})
 

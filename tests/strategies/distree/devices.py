@@ -38,7 +38,7 @@ Service = Callable[[grpc.Server], None]
 
 
 def store(folder: Path) -> Path:
-    """Store the students of run "tiny" in a folder, as training would."""
+    """Store the students of run "tiny" in a folder, as training does."""
     students = build_students(SPEC, seed=2)
     normalize = Normalizer((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     for _ in range(20):  # running statistics, so that features differ from exit to exit
@@ -49,7 +49,7 @@ def store(folder: Path) -> Path:
 
 
 class Tiny:
-    """What a folder of `store` holds."""
+    """The students in a folder of `store`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = store(folder)
@@ -59,7 +59,7 @@ class Tiny:
         return load_student(student_file(self.folder, number))
 
     def here(self, number: int, policy: ExitPolicy, ids: tuple[int, ...] = (), pixels: Tensor = PIXELS) -> Inference:
-        """What a student answers without a network in between."""
+        """Return a student's answer, computed in this process."""
         one = self.student(number)
         return one.network.infer(one.normalizer(pixels), policy.start(one.classify, ids))
 
@@ -70,7 +70,7 @@ class Tiny:
         return self.whole.students.classifier.combine(features, exits)
 
     def filled(self, number: int, exits: Tensor, policy: ExitPolicy, ids: tuple[int, ...]) -> Inference:
-        """What a student answers, with its mean where `exits` says that nothing came."""
+        """Return a student's answer, with its mean feature where `exits` is -1."""
         inference, came = self.here(number, policy, ids), exits >= 0
         return Inference(
             torch.where(came[:, None], inference.logits, self.whole.means[number]), exits.where(came, EXITS - 1)
@@ -95,8 +95,8 @@ def service(stored: StoredStudent, **options) -> Service:
     return StudentService(stored, own_policy(stored), **options).register
 
 
-def saying(*replies: bytes) -> Service:
-    """A device that answers whatever it is asked with these messages."""
+def replying(*replies: bytes) -> Service:
+    """Return a device that answers every request with these messages."""
     handlers = {INFER.rpartition("/")[2]: grpc.unary_stream_rpc_method_handler(lambda *_: iter(replies))}
     return lambda server: server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(STUDENTS, handlers),))
 
@@ -105,28 +105,28 @@ def saying(*replies: bytes) -> Service:
 def asking(
     tiny: Tiny, addresses: dict[int, str], deadline: float = 20.0, absent: Collection[int] = (), **options
 ) -> Iterator[Aggregator]:
-    """Connect to devices, and disconnect. It waits until all but the absent have said that they are there."""
+    """Yield an aggregator connected to the devices, once all but the absent ones are ready."""
     with ExitStack() as stack:
         channels = {number: stack.enter_context(connect(address, TOKEN)) for number, address in addresses.items()}
         aggregator = stack.enter_context(Aggregator(tiny.whole, channels, deadline, **options))
         for number in set(addresses) - set(absent):
-            seen(aggregator, number)
+            wait_ready(aggregator, number)
         yield aggregator
 
 
-def seen(aggregator: Aggregator, number: int) -> None:
-    """Wait until a device has said that it is there: a busy machine takes longer for that than batches wait."""
+def wait_ready(aggregator: Aggregator, number: int) -> None:
+    """Wait until a device is ready, which on a busy machine takes longer than a batch waits."""
     assert aggregator._remotes[number]._ready.wait(60), aggregator._remotes[number]._problem
 
 
 def slow_at(stored: StoredStudent, unit: int, seconds: float) -> StoredStudent:
-    """Have a student's unit (from 0) take longer."""
+    """Let a student's unit (from 0) take so many seconds longer."""
     stored.network.units[str(unit)].register_forward_hook(lambda *_: time.sleep(seconds))
     return stored
 
 
 def held_at(stored: StoredStudent, unit: int) -> Event:
-    """Have a student's unit (from 0) wait for the event that is returned."""
+    """Let a student's unit (from 0) wait for the returned event."""
     released = Event()
     stored.network.units[str(unit)].register_forward_hook(lambda *_: released.wait(60) and None)
     return released

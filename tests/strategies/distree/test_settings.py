@@ -5,7 +5,7 @@ from common.errors import UserError
 from strategies.distree.settings import DistrEESettings, read_device
 
 
-def test_devices_are_declared_as_a_device_declares_itself() -> None:
+def test_devices_are_declared_like_node_capacities() -> None:
     settings = DistrEESettings(students=3, devices="low; memory=512MB,compute=20GFLOPS ;bandwidth=10Mbps")
     assert settings.problems() == []
     assert [read_device(text) for text in settings.declared] == [
@@ -27,13 +27,29 @@ def test_devices_are_declared_as_a_device_declares_itself() -> None:
         ("auto;low", "distree.devices: 'auto' would measure the server: write what the device has"),
     ],
 )
-def test_devices_that_cannot_be_read_are_told(devices: str, message: str) -> None:
+def test_invalid_devices_are_refused(devices: str, message: str) -> None:
     (problem,) = DistrEESettings(devices=devices).problems()
     assert problem.startswith(message)
 
 
-def test_widths_are_given_or_matched() -> None:
+def test_widths_and_devices_exclude_each_other() -> None:
     (problem,) = DistrEESettings(devices="low;high", widths=(1, 2)).problems()
     assert problem.startswith("distree.devices decides the widths: leave distree.widths empty")
     with pytest.raises(UserError, match="would measure the server"):
         read_device("auto")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (DistrEESettings(alpha=1.5), "distree.alpha is 1.5, must be at most 1"),
+        (DistrEESettings(kept_edges=2.0), "distree.kept-edges is 2.0, must be at most 1"),
+        (DistrEESettings(widths=(1, 0)), "distree.widths is 1,0, every width must be at least 1"),
+        (DistrEESettings(exit_weights=(2.5, -1.0)), "distree.exit-weights is 2.5,-1, every weight must be at least 0"),
+        (DistrEESettings(exit_weights=(0.0, 0.0)), "distree.exit-weights is 0,0, the weights must not all be 0"),
+        (DistrEESettings(without_teacher="public"), "distree.without-teacher is 'public': set distree.public, such as"),
+    ],
+)
+def test_values_out_of_range_are_refused(settings: DistrEESettings, message: str) -> None:
+    (problem,) = settings.problems()
+    assert problem.startswith(message)

@@ -24,7 +24,7 @@ COSTS = (1.0, 2.0, 3.0, 4.0)
 
 
 def graded(samples: int = 400, exits: int = 4, seed: int = 0, students: Sequence[int] = (1, 2)) -> Answers:
-    """Students whose deeper exits say more about the label; those whose features turned most know most already."""
+    """Return students with better features at deeper exits, and for samples whose features turned most."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(3, (samples,), generator=generator)
     classifier = ColumnBlocks(dict.fromkeys(students, 4), exits, 3, seed=0)
@@ -41,7 +41,7 @@ def graded(samples: int = 400, exits: int = 4, seed: int = 0, students: Sequence
 
 
 def waits(*seconds: float) -> Tensor:
-    """Seconds of each exit, timed once."""
+    """Return seconds of each exit, timed once."""
     return torch.tensor(seconds, dtype=torch.float64)[:, None]
 
 
@@ -51,7 +51,7 @@ def last(answers: Answers) -> dict[int, LastExit]:
 
 @pytest.mark.parametrize("kind", [FeatureDifference, NeighbourSimilarity, Entropy])
 @pytest.mark.parametrize("p", [0.5, 0.9, 1.0, 1.3])
-def test_fitted_thresholds_give_the_asked_fractions(kind: type[ScorePolicy], p: float) -> None:
+def test_fitted_thresholds_give_the_requested_fractions(kind: type[ScorePolicy], p: float) -> None:
     answers = graded()
     fractions = sweep_fractions(4, p, kind.first)
     policy = fit(kind, answers.features[1], fractions, answers.classify(1))
@@ -60,14 +60,14 @@ def test_fitted_thresholds_give_the_asked_fractions(kind: type[ScorePolicy], p: 
     assert type(policy) is kind
 
 
-def test_sweep_starts_where_the_score_says_something() -> None:
+def test_sweep_starts_at_the_first_meaningful_score() -> None:
     # p = 0.5: p^4 = 1/16
     torch.testing.assert_close(sweep_fractions(3, 0.5, 1), torch.tensor([0, 16, 1], dtype=torch.float64) / 17)
     torch.testing.assert_close(sweep_fractions(2, 0.5, 0), torch.tensor([16, 1], dtype=torch.float64) / 17)
     assert sweep_fractions(1, 0.5, 1).tolist() == [1.0]
 
 
-def test_sweep_begins_at_every_exit_from_the_first_that_may_be_left() -> None:
+def test_sweep_covers_every_first_exit() -> None:
     shares, each = sweep(4, 1), len(BUDGET_SWEEP) + 1
     assert len(shares) == 2 * each
     assert [tuple((share[:3] > 0).tolist()) for share in shares[::each]] == [(False, True, True), (False, False, True)]
@@ -76,8 +76,8 @@ def test_sweep_begins_at_every_exit_from_the_first_that_may_be_left() -> None:
     assert sweep(1, 1) == []
 
 
-def test_everybody_at_one_exit_is_found_where_no_earlier_one_says_anything() -> None:
-    """Exits 1 and 2 guess, 3 is right: whatever leaves before is lost."""
+def test_cheapest_finds_the_only_useful_early_exit() -> None:
+    """Exits 1 and 2 are random, exit 3 is right: samples that leave before it are wrong."""
     answers = graded()
     for k, features in answers.features.items():
         features[:2] = torch.rand(features[:2].shape, generator=torch.Generator().manual_seed(k))
@@ -88,7 +88,7 @@ def test_everybody_at_one_exit_is_found_where_no_earlier_one_says_anything() -> 
     assert operate(ladder(answers)[1], answers).cost == 6.0
 
 
-def test_nobody_can_be_asked_to_leave_at_the_first_exit_by_difference() -> None:
+def test_fit_by_difference_refuses_the_first_exit() -> None:
     with pytest.raises(ValueError, match="before exit 1"):
         fit(FeatureDifference, graded().features[1], torch.tensor([0.5, 0.5, 0.0, 0.0]))
     assert fit(FeatureDifference, graded().features[1][:1], torch.ones(1)) == FeatureDifference(())
@@ -103,7 +103,7 @@ def test_thresholds_by_hand() -> None:
     assert policy.exits(features).tolist() == [1, 2]
 
 
-def test_infinite_differences_can_leave_and_the_policy_survives_its_json() -> None:
+def test_infinite_differences_get_a_finite_threshold() -> None:
     features = torch.tensor([[[1.0, 0.0]] * 2, [[0.0, 1.0], [1.0, 1.0]], [[1.0, 0.0]] * 2])
     policy = fit(FeatureDifference, features, torch.tensor([0.0, 0.5, 0.5]))
     assert math.isfinite(policy.thresholds[1])
@@ -134,7 +134,7 @@ def test_operate_by_hand() -> None:
     assert operate({1: LastExit(2), 2: chosen}, answers, ids=[0, 0, 0, 0]).histogram[2] in ((4, 0), (0, 4))
 
 
-def test_votes_add_up_to_the_classifiers_answer() -> None:
+def test_votes_add_up_to_the_logits() -> None:
     generator = torch.Generator().manual_seed(3)
     features = {k: torch.rand(4, 50, size, generator=generator) for k, size in ((1, 5), (2, 7), (3, 2))}
     classifier = ColumnBlocks({1: 5, 2: 7, 3: 2}, 4, 6, seed=1)
@@ -150,14 +150,14 @@ def test_votes_add_up_to_the_classifiers_answer() -> None:
 
 @pytest.mark.parametrize("kind", [FeatureDifference, Entropy])
 @pytest.mark.parametrize("loss", [0.0, 0.02, 0.1])
-def test_cheapest_keeps_to_the_loss_and_saves(kind: type[ScorePolicy], loss: float) -> None:
+def test_cheapest_keeps_to_the_loss_and_saves_cost(kind: type[ScorePolicy], loss: float) -> None:
     answers = graded()
     point = operate(cheapest(answers, loss, kind), answers)
     assert point.accuracy >= operate(last(answers), answers).accuracy - loss - 1e-9
     assert point.cost < 8.0
 
 
-def test_cheapest_is_no_dearer_than_any_candidate_for_all_that_is_accurate_enough() -> None:
+def test_cheapest_beats_every_uniform_candidate() -> None:
     answers = graded()
     chosen = operate(cheapest(answers, 0.02), answers)
     needed = operate(last(answers), answers).accuracy - 0.02 - 1e-9
@@ -173,13 +173,13 @@ def test_more_loss_is_cheaper() -> None:
     assert costs[0] > costs[1] > costs[2]
 
 
-def test_nothing_but_the_last_exit_when_no_other_is_right() -> None:
+def test_cheapest_is_the_last_exit_if_others_are_wrong() -> None:
     answers = graded(students=(1,))
     answers.classifier.blocks["1"].data[:-1] *= -1
     assert cheapest(answers, 0.0) == last(answers)
 
 
-def test_within_mean_cost() -> None:
+def test_within_keeps_the_mean_cost() -> None:
     answers = graded()
     targets = (4.5, 5.5, 6.5, 8.0)
     points = [operate(within(answers, target), answers) for target in targets]
@@ -189,13 +189,13 @@ def test_within_mean_cost() -> None:
     assert points[-1].accuracy >= operate(last(answers), answers).accuracy
 
 
-def test_an_impossible_target_comes_as_close_as_it_can() -> None:
+def test_within_comes_closest_to_an_impossible_target() -> None:
     answers = graded()
     point = operate(within(answers, 0.5), answers)
     assert point.cost == pytest.approx(operate(ladder(answers)[-1], answers).cost)
 
 
-def test_a_latency_target_leaves_the_quick_device_at_its_last_exit() -> None:
+def test_latency_target_keeps_the_fast_device_at_its_last_exit() -> None:
     answers = replace(graded(), seconds={1: waits(1.5, 2.5, 3.5, 4.5), 2: waits(4.5, 8.5, 12.5, 16.5)})
     policies = within(answers, 12.0, "slowest_mean")
     point = operate(policies, answers)
@@ -206,19 +206,19 @@ def test_a_latency_target_leaves_the_quick_device_at_its_last_exit() -> None:
     assert alone.slowest_mean == point.slowest_mean
     assert point.accuracy >= alone.accuracy
     assert operate(within(answers, 12.5, "slowest_p99"), answers).slowest_p99 <= 12.5
-    # nobody can stay: 16.5 is above the target, and one sample in a hundred is already too many
+    # no sample can stay: 16.5 is above the target, and one sample in a hundred is already too many
     assert operate(within(answers, 12.5, "slowest_p99"), answers).histogram[2][3] <= 4
 
 
-def test_without_seconds_the_latency_is_told_in_costs() -> None:
+def test_latency_without_seconds_is_in_costs() -> None:
     answers = replace(graded(), costs={1: COSTS, 2: (4.0, 8.0, 12.0, 16.0)})
     point = operate(last(answers), answers)
     assert (point.slowest_mean, point.slowest_p99) == (16.0, 16.0)
 
 
 @pytest.mark.parametrize(("hiccups", "p99"), [(1, 5.0), (2, 105.0)])
-def test_jitter_counts(hiccups: int, p99: float) -> None:
-    """One time in a hundred may take long, two may not; devices that hiccup together do so once."""
+def test_p99_includes_jitter(hiccups: int, p99: float) -> None:
+    """One slow time in a hundred is allowed, two are not; shared hiccups count once."""
     steady, uneven = torch.full((4, 100), 4.0), torch.full((4, 100), 5.0)
     uneven[:, :hiccups] += 100
     answers = graded()
@@ -229,8 +229,8 @@ def test_jitter_counts(hiccups: int, p99: float) -> None:
     assert together.slowest_p99 == p99
 
 
-def test_a_target_of_99_in_100_is_kept_in_spite_of_jitter() -> None:
-    """Samples and times count alike: where 2 in 100 times take long, hardly anybody may stay."""
+def test_p99_target_holds_with_jitter() -> None:
+    """Samples and times count alike: if 2 in 100 times are slow, hardly any sample may stay."""
     seconds = torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None].repeat(1, 100)
     seconds[2:, :2] += 100
     answers = replace(graded(), seconds={1: seconds, 2: seconds})
@@ -259,16 +259,16 @@ def test_no_rung_makes_a_device_dearer() -> None:
     assert ladder(odd) == [last(odd)]
 
 
-def test_a_ladder_of_students_with_one_exit_has_one_rung() -> None:
+def test_ladder_of_single_exit_students_has_one_rung() -> None:
     classifier = ColumnBlocks({1: 2}, 1, 2, seed=0)
     answers = Answers({1: torch.ones(1, 5, 2)}, torch.zeros(5), classifier, {1: (3.0,)})
     assert ladder(answers) == [{1: LastExit(1)}]
 
 
-def test_the_same_samples_give_the_same_policies() -> None:
+def test_same_samples_give_the_same_policies() -> None:
     assert cheapest(graded(), 0.01) == cheapest(graded(), 0.01)
 
 
-def test_no_samples() -> None:
+def test_answers_without_samples_are_refused() -> None:
     with pytest.raises(UserError, match="no validation samples"):
         Answers({}, torch.zeros(0), ColumnBlocks({1: 1}, 1, 2, seed=0), {})

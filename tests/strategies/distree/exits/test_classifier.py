@@ -18,7 +18,7 @@ def features(batch: int) -> dict[int, torch.Tensor]:
     return {k: torch.rand(batch, size, generator=generator) for k, size in SIZES.items()}
 
 
-def test_shapes(blocks: ColumnBlocks) -> None:
+def test_state_dict_shapes(blocks: ColumnBlocks) -> None:
     assert {name: tuple(value.shape) for name, value in blocks.state_dict().items()} == {
         "blocks.1": (4, 5, 3), "blocks.2": (4, 5, 2), "bias": (4, 5),
     }  # fmt: skip
@@ -26,7 +26,7 @@ def test_shapes(blocks: ColumnBlocks) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("exit_index", range(EXITS))
-def test_all_at_one_exit_equals_one_linear_layer_on_the_concatenation(blocks: ColumnBlocks, exit_index: int) -> None:
+def test_blocks_at_one_exit_equal_one_linear_layer(blocks: ColumnBlocks, exit_index: int) -> None:
     joint = nn.Linear(5, CLASSES)
     joint.weight.copy_(torch.cat([blocks.blocks["1"][exit_index], blocks.blocks["2"][exit_index]], dim=1))
     joint.bias.copy_(blocks.bias[exit_index])
@@ -38,7 +38,7 @@ def test_all_at_one_exit_equals_one_linear_layer_on_the_concatenation(blocks: Co
 
 
 @torch.no_grad()
-def test_students_that_stopped_at_different_exits_by_hand() -> None:
+def test_combine_of_different_exits_by_hand() -> None:
     blocks = ColumnBlocks({1: 1, 2: 2}, num_exits=2, num_classes=2, seed=0)
     blocks.blocks["1"].copy_(torch.tensor([[[1.0], [2.0]], [[10.0], [20.0]]]))
     blocks.blocks["2"].copy_(torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 1.0], [0.0, 2.0]]]))
@@ -50,7 +50,7 @@ def test_students_that_stopped_at_different_exits_by_hand() -> None:
 
 
 @torch.no_grad()
-def test_the_order_in_which_students_answer_does_not_matter(blocks: ColumnBlocks) -> None:
+def test_order_of_students_does_not_matter(blocks: ColumnBlocks) -> None:
     given = features(3)
     turned = dict(reversed(given.items()))
     exits = {1: torch.tensor([0, 1, 2]), 2: torch.tensor([3, 1, 0])}
@@ -58,7 +58,7 @@ def test_the_order_in_which_students_answer_does_not_matter(blocks: ColumnBlocks
     assert torch.equal(blocks(turned, 1), blocks(given, 1))
 
 
-def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_state(blocks: ColumnBlocks) -> None:
+def test_same_seed_gives_the_same_blocks(blocks: ColumnBlocks) -> None:
     before = torch.get_rng_state()
     again, other = ColumnBlocks(SIZES, EXITS, CLASSES, seed=1), ColumnBlocks(SIZES, EXITS, CLASSES, seed=2)
     assert torch.equal(torch.get_rng_state(), before)
@@ -66,7 +66,7 @@ def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_state(blocks: C
     assert not torch.equal(blocks.bias, other.bias)
 
 
-def test_gradients_reach_the_blocks_of_the_exits_that_were_used_alone(blocks: ColumnBlocks) -> None:
+def test_gradients_reach_only_the_used_exit(blocks: ColumnBlocks) -> None:
     blocks(features(2), 1).sum().backward()
     for parameter in blocks.parameters():
         assert parameter.grad is not None

@@ -22,11 +22,11 @@ from strategies.distree.exits.policies import (
 )
 from strategies.distree.model.students import Student
 
-NOBODY = math.inf
+NEVER = math.inf
 
 
 def random_features(exits: int = 7, samples: int = 200, size: int = 13, seed: int = 0) -> Tensor:
-    """Like a student's: never negative, some zero vectors, neighbours alike."""
+    """Return features like a student's: never negative, some zero vectors, neighbouring exits similar."""
     noise = torch.randn(exits, samples, size, generator=torch.Generator().manual_seed(seed))
     features = noise.cumsum(0).relu()
     features[3, :5] = 0
@@ -35,7 +35,7 @@ def random_features(exits: int = 7, samples: int = 200, size: int = 13, seed: in
 
 
 def classify(exit_index: int, features: Tensor) -> Tensor:
-    """Elementwise, so that a sample's logits do not depend on its batch."""
+    """Return logits computed elementwise, so that a sample's logits do not depend on its batch."""
     return features[:, :4] * (exit_index + 1)
 
 
@@ -45,12 +45,12 @@ POLICIES: list[ExitPolicy] = [
     NeighbourSimilarity((0.0, 0.75, 0.8, 0.85, 0.9, 0.95)),
     Random((0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0), seed=3),
     LastExit(7),
-    Entropy((0.5, 0.6, NOBODY, 0.7, 0.6, 0.5)),
+    Entropy((0.5, 0.6, NEVER, 0.7, 0.6, 0.5)),
 ]
 
 
 def stepwise(leaves: Leaves, features: Tensor) -> Tensor:
-    """Return where everybody leaves, asking as `Student.infer` does."""
+    """Return the exit of every sample, asking as `Student.infer` does."""
     rows, exits = torch.arange(features.shape[1]), torch.full((features.shape[1],), len(features) - 1)
     for index, at_exit in enumerate(features[:-1]):
         gone = leaves(index, at_exit[rows])
@@ -83,13 +83,13 @@ def test_difference_is_never_below_one() -> None:
     assert diff_cos(features, features * 3).min() >= 1.0
 
 
-def test_a_zero_vector_does_not_differ() -> None:
+def test_zero_vector_has_difference_one() -> None:
     some, zero = torch.ones(1, 3), torch.zeros(1, 3)
     for pair in ((some, zero), (zero, some), (zero, zero)):
         assert diff_cos(*pair).tolist() == [1.0]
 
 
-def test_nobody_leaves_at_the_first_exit_with_its_published_threshold() -> None:
+def test_no_sample_leaves_at_the_first_published_threshold() -> None:
     features = random_features()
     assert not FeatureDifference(PUBLISHED).start()(0, features[0]).any()
     exits = FeatureDifference((1.0,) * 6).exits(features)
@@ -133,7 +133,7 @@ def test_entropy_needs_a_classifier() -> None:
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
 @pytest.mark.parametrize("size", [1, 3, 64, 200])
-def test_offline_and_step_by_step_agree_in_any_batches(policy: ExitPolicy, size: int) -> None:
+def test_exits_equal_step_by_step_decisions(policy: ExitPolicy, size: int) -> None:
     features = random_features()
     offline = policy.exits(features, classify, range(200))
     assert offline.dtype == torch.int64
@@ -153,7 +153,7 @@ def student() -> Student:
 
 
 @pytest.mark.parametrize("kind", [FeatureDifference, NeighbourSimilarity, Entropy, Random])
-def test_a_real_student_stops_where_the_policy_says(student: Student, kind: type) -> None:
+def test_student_stops_at_the_exits_of_the_policy(student: Student, kind: type) -> None:
     x = torch.randn(24, *student.input_shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         features = torch.stack(student(x))
@@ -164,7 +164,7 @@ def test_a_real_student_stops_where_the_policy_says(student: Student, kind: type
         scores = kind((0.0,) * (len(features) - 1)).scores(features, classify)[:-1]
         # halfway between two samples' scores, where rounding cannot matter
         ordered = scores.sort(1).values
-        policy = kind((NOBODY, *((ordered[:, 11] + ordered[:, 12]) / 2).tolist()[1:]))
+        policy = kind((NEVER, *((ordered[:, 11] + ordered[:, 12]) / 2).tolist()[1:]))
     inference = student.infer(x, policy.start(classify, range(24)))
     exits = policy.exits(features, classify, range(24))
     assert len(exits.unique()) > 2
@@ -172,7 +172,7 @@ def test_a_real_student_stops_where_the_policy_says(student: Student, kind: type
     torch.testing.assert_close(inference.logits, features[exits, torch.arange(24)], rtol=1e-4, atol=1e-5)
 
 
-def test_random_draws_depend_on_the_seed_and_the_number_alone() -> None:
+def test_random_exit_depends_only_on_seed_and_number() -> None:
     features = torch.ones(3, 4, 2)
     policy = Random((1.0, 1.0, 2.0), seed=5)
     together = policy.exits(features, ids=(10, 11, 12, 13))
@@ -184,12 +184,12 @@ def test_random_draws_depend_on_the_seed_and_the_number_alone() -> None:
     assert (other.exits(many, ids=range(4000)) != policy.exits(many, ids=range(4000))).any()
 
 
-def test_random_keeps_to_the_exits_with_a_share() -> None:
+def test_random_uses_only_exits_with_a_share() -> None:
     exits = Random((0.0, 1.0, 0.0, 1.0, 0.0)).exits(torch.ones(5, 500, 1), ids=range(500))
     assert set(exits.tolist()) == {1, 3}
 
 
-def test_random_needs_numbers() -> None:
+def test_random_needs_sample_numbers() -> None:
     policy = Random((1.0, 1.0))
     with pytest.raises(UserError, match="number of every sample"):
         policy.exits(torch.ones(2, 3, 1))
@@ -198,7 +198,7 @@ def test_random_needs_numbers() -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
-def test_json_round_trip(policy: ExitPolicy) -> None:
+def test_policy_survives_json(policy: ExitPolicy) -> None:
     assert policy_from_json(policy.to_json()) == policy
     assert hash(policy_from_json(policy.to_json())) == hash(policy)
     assert policy.num_exits == 7
@@ -225,17 +225,17 @@ def test_json_round_trip(policy: ExitPolicy) -> None:
         '{"policy": "random", "shares": [0, 0], "seed": 1}',
     ],
 )
-def test_damaged_json(text: str) -> None:
+def test_damaged_json_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="damaged"):
         policy_from_json(text)
 
 
-def test_long_json() -> None:
+def test_long_json_is_refused() -> None:
     with pytest.raises(UserError, match="4096"):
         policy_from_json(FeatureDifference((1.25,) * 1000).to_json())
 
 
-def test_impossible_policies() -> None:
+def test_impossible_policies_are_refused() -> None:
     for thresholds in ((math.nan,), (1.0, -math.inf)):
         with pytest.raises(UserError, match="not a number"):
             FeatureDifference(thresholds)
@@ -247,12 +247,12 @@ def test_impossible_policies() -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
-def test_a_policy_refuses_another_number_of_exits(policy: ExitPolicy) -> None:
+def test_policy_refuses_another_number_of_exits(policy: ExitPolicy) -> None:
     with pytest.raises(UserError, match="7 exits, the student has 4"):
         policy.exits(random_features(4, 9), classify, range(9))
 
 
-def test_one_exit_takes_all() -> None:
+def test_single_exit_takes_all() -> None:
     assert FeatureDifference(()).exits(random_features(4, 5)[:1]).tolist() == [0] * 5
 
 

@@ -23,7 +23,7 @@ IMAGES = torch.tensor([[2.0, 1.0, -1.0], [1.0, 2.0, 4.0]])
 
 
 def activations(seed: int, images: int = 60, filters: int = 40) -> Tensor:
-    """Filters of unequal strength, some of them silent in an image, as a trained teacher has them."""
+    """Return filters of unequal strength, some silent in an image, like a trained teacher's."""
     generator = torch.Generator().manual_seed(seed)
     strength = torch.rand(filters, generator=generator)
     return (torch.rand(images, filters, generator=generator) - 0.2) * strength
@@ -60,7 +60,7 @@ def cliques(*groups: Sequence[int]) -> list[tuple[int, int]]:
         (50, 0.28125, 0.1875, 0.25),
     ],
 )
-def test_links_of_three_filters_by_hand(top: int, zero_one: float, zero_two: float, one_two: float) -> None:
+def test_link_weights_of_three_filters_by_hand(top: int, zero_one: float, zero_two: float, one_two: float) -> None:
     expected = [[0, zero_one, zero_two], [zero_one, 0, one_two], [zero_two, one_two, 0]]
     weights = link_weights(IMAGES, top)
     assert weights.dtype == torch.float64
@@ -78,7 +78,7 @@ def test_images_without_activation_contribute_nothing() -> None:
 
 
 @pytest.mark.parametrize("top", [2, 5, 12])
-def test_links_equal_those_counted_one_by_one(top: int) -> None:
+def test_link_weights_equal_a_plain_loop(top: int) -> None:
     values = activations(seed=top, filters=12)
     weights = link_weights(values, top)
     torch.testing.assert_close(weights, weights_one_by_one(values, top))
@@ -86,7 +86,7 @@ def test_links_equal_those_counted_one_by_one(top: int) -> None:
     assert not weights.diagonal().any()
 
 
-def test_links_do_not_depend_on_how_many_images_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_link_weights_do_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
     values = activations(seed=0)
     whole = link_weights(values, 10)
     monkeypatch.setattr(module, "LINKS_AT_ONCE", 700)
@@ -109,35 +109,33 @@ def upper(weights: Sequence[tuple[int, int, float]], filters: int) -> Tensor:
         (0.01, {(0, 3): 1.0}),
     ],
 )
-def test_the_graph_keeps_the_strongest_share_of_the_non_zero_links(
-    kept: float, edges: dict[tuple[int, int], float]
-) -> None:
+def test_graph_keeps_the_strongest_share_of_links(kept: float, edges: dict[tuple[int, int], float]) -> None:
     graph = filter_graph(upper([(0, 1, 1.0), (1, 2, 2.0), (2, 3, 3.0), (0, 3, 4.0)], filters=9), kept)
     assert sorted(graph) == list(range(9))
     assert {(one, other): weight for one, other, weight in graph.edges.data("weight")} == edges
 
 
-def test_a_link_at_the_percentile_itself_stays() -> None:
+def test_link_at_the_percentile_stays() -> None:
     assert filter_graph(upper([(0, 1, 2.0), (1, 2, 2.0)], filters=3), 0.01).number_of_edges() == 2
 
 
-def test_without_any_link_the_graph_has_no_edges() -> None:
+def test_graph_without_links_has_no_edges() -> None:
     graph = filter_graph(torch.zeros(3, 3, dtype=torch.float64), 0.5)
     assert (len(graph), graph.number_of_edges()) == (3, 0)
 
 
-def test_communities_are_the_largest_first_and_leave_out_isolated_filters_only() -> None:
+def test_communities_are_sorted_and_skip_isolated_filters() -> None:
     graph = graph_of([*cliques([0, 5, 6], [1, 2, 3, 4], [8, 9])], nodes=11)
     assert communities(graph, 1.0, seed=1) == [(1, 2, 3, 4), (0, 5, 6), (8, 9)]
 
 
-def test_a_higher_resolution_gives_more_communities() -> None:
+def test_higher_resolution_gives_more_communities() -> None:
     graph = graph_of([*cliques(range(6), range(6, 12)), (0, 6)], nodes=12)
     assert len(communities(graph, 1.0, seed=1)) == 2
     assert len(communities(graph, 20.0, seed=1)) == 12
 
 
-def test_packing_gives_the_next_largest_to_whoever_has_least() -> None:
+def test_packing_gives_the_next_largest_to_the_smallest_part() -> None:
     found = [(0, 1), (2, 3, 4), (5, 6, 7, 8, 9), (10,), (11, 12, 13, 14)]
     # 5 | 4, then 3 to the second, 2 to the first, 1: 7 | 7, the first of equals
     assert pack(found, (1, 1)) == ((0, 1, 5, 6, 7, 8, 9, 10), (2, 3, 4, 11, 12, 13, 14))
@@ -157,13 +155,13 @@ def test_splitting_takes_every_other_filter_by_strength() -> None:
 
 @pytest.fixture
 def in_groups(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Edges that `partition` finds whatever the activations are; fill it in."""
+    """Edges that `partition` finds for any activations; the test fills them in."""
     edges: list[tuple[int, int]] = []
     monkeypatch.setattr(module, "filter_graph", lambda weights, kept: graph_of(edges, len(weights)))
     return edges
 
 
-def test_a_partition_of_two_clear_groups(in_groups: list[tuple[int, int]]) -> None:
+def test_partition_of_two_clear_groups(in_groups: list[tuple[int, int]]) -> None:
     in_groups += cliques([0, 2, 4], [1, 3, 5])
     # per image divided by the largest: 1, .5, 0, 0, 0, 0, 0 and .5, 0, .25, 0, 0, 0, 1
     values = torch.tensor([[2.0, 1, 0, 0, 0, 0, 0], [2.0, 0, 1, 0, 0, 0, 4]])
@@ -182,7 +180,7 @@ def test_a_partition_of_two_clear_groups(in_groups: list[tuple[int, int]]) -> No
     ]
 
 
-def test_the_resolution_is_raised_when_communities_are_fewer_than_students(in_groups: list[tuple[int, int]]) -> None:
+def test_resolution_rises_with_too_few_communities(in_groups: list[tuple[int, int]]) -> None:
     # four cliques in a ring of pairs: two communities at a low resolution
     in_groups += [*cliques(range(4), range(4, 8), range(8, 12), range(12, 16)), (0, 4), (1, 5), (8, 12), (9, 13)]
     settings = DistrEESettings(students=4, resolution=0.5)
@@ -193,7 +191,7 @@ def test_the_resolution_is_raised_when_communities_are_fewer_than_students(in_gr
     assert not any("halved" in line for line in found.report())
 
 
-def test_the_largest_community_is_split_by_strength_when_no_resolution_gives_enough(
+def test_largest_community_is_split_if_resolution_fails(
     in_groups: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "communities", lambda graph, resolution, seed: [tuple(range(8))])
@@ -205,7 +203,7 @@ def test_the_largest_community_is_split_by_strength_when_no_resolution_gives_eno
     assert any("halved by filter rank, 2 times" in line for line in found.report())
 
 
-def test_a_community_that_makes_students_too_unequal_is_split(in_groups: list[tuple[int, int]]) -> None:
+def test_community_that_makes_parts_unequal_is_split(in_groups: list[tuple[int, int]]) -> None:
     in_groups += cliques(range(14), (14, 15))
     found = partition(activations(0, filters=16), DistrEESettings(students=2, resolution=1.0), (), seed=1)
     # 14 against 2 is less than half of 8: 7 + 7 + 2
@@ -243,17 +241,17 @@ def test_strong_filters_are_spread_over_students() -> None:
     assert min(found.activation) > 0.25
 
 
-def test_parts_that_overlap_are_never_built() -> None:
+def test_overlapping_parts_are_refused() -> None:
     with pytest.raises(ValueError, match="overlap"):
         Partition(((1, 2), (2, 3)), (), (2, 2), 0.0, (0.5, 0.5))
 
 
-def test_a_teacher_with_too_few_linked_filters_is_refused() -> None:
+def test_teacher_with_too_few_linked_filters_is_refused() -> None:
     with pytest.raises(UserError, match=r"only 2 of the teacher's 3 filters .* 2 students .* raise distree.kept-edges"):
         partition(IMAGES, DistrEESettings(students=2), (), seed=1)
 
 
-def test_students_too_small_for_any_filter_are_refused(in_groups: list[tuple[int, int]]) -> None:
+def test_students_with_too_few_filters_are_refused(in_groups: list[tuple[int, int]]) -> None:
     in_groups += cliques(range(4))
     with pytest.raises(UserError, match="fewer than 2 filters"):
         partition(activations(0, filters=4), DistrEESettings(students=2), (1, 100), seed=1)
@@ -265,6 +263,6 @@ def test_shares_must_fit_the_students(shares: tuple[float, ...]) -> None:
         partition(activations(0), DistrEESettings(students=2), shares, seed=1)
 
 
-def test_a_teacher_that_diverged_is_refused() -> None:
+def test_diverged_teacher_is_refused() -> None:
     with pytest.raises(UserError, match="not finite"):
         partition(torch.full((2, 3), torch.nan), DistrEESettings(), (), seed=1)

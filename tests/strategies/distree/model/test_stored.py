@@ -47,7 +47,7 @@ def stored() -> StoredStudents:
 
 @torch.no_grad()
 @pytest.mark.parametrize("below", [".", FILE, "final"])
-def test_students_come_back_equal(stored: StoredStudents, tmp_path: Path, below: str) -> None:
+def test_students_survive_saving(stored: StoredStudents, tmp_path: Path, below: str) -> None:
     folder = tmp_path / "final" if below == "final" else tmp_path
     save_students(folder, stored)
     again = load_students(tmp_path if below == "final" else tmp_path / below)
@@ -64,7 +64,7 @@ def test_students_come_back_equal(stored: StoredStudents, tmp_path: Path, below:
 
 @torch.no_grad()
 @pytest.mark.parametrize("number", [1, 2])
-def test_a_device_has_its_own_student_alone(stored: StoredStudents, tmp_path: Path, number: int) -> None:
+def test_device_file_holds_one_student(stored: StoredStudents, tmp_path: Path, number: int) -> None:
     save_students(tmp_path, stored)
     device = load_student(student_file(tmp_path, number))
     whole = stored.students.student(number)
@@ -78,7 +78,7 @@ def test_a_device_has_its_own_student_alone(stored: StoredStudents, tmp_path: Pa
 
 
 @torch.no_grad()
-def test_what_a_device_and_the_others_say_adds_up(stored: StoredStudents, tmp_path: Path) -> None:
+def test_device_logits_add_up_to_the_joint_logits(stored: StoredStudents, tmp_path: Path) -> None:
     save_students(tmp_path, stored)
     devices = [load_student(student_file(tmp_path, number)) for number in SPEC.numbers]
     for j, z in enumerate(stored.students(IMAGES)):
@@ -87,7 +87,7 @@ def test_what_a_device_and_the_others_say_adds_up(stored: StoredStudents, tmp_pa
 
 
 @torch.no_grad()
-def test_a_part_can_write_its_own_student(stored: StoredStudents, tmp_path: Path) -> None:
+def test_part_saves_its_own_student(stored: StoredStudents, tmp_path: Path) -> None:
     part = Students(SPEC, {2: stored.students.student(2)}, stored.students.classifier)
     save_student(tmp_path / "new" / "own", part, 2, stored.normalizer, {}, CLASSES, "monday")
     device = load_student(tmp_path / "new" / "own")
@@ -95,7 +95,7 @@ def test_a_part_can_write_its_own_student(stored: StoredStudents, tmp_path: Path
     assert torch.equal(device.network(IMAGES)[-1], stored.students.student(2)(IMAGES)[-1])
 
 
-def test_macs_until_each_exit(stored: StoredStudents) -> None:
+def test_exit_macs_match_the_cost_table(stored: StoredStudents) -> None:
     student = stored.students.student(1)
     costs = cost_table(student)
     assert exit_macs(student) == [costs.cut_macs(position) for position in (1, 3, 7)]
@@ -103,7 +103,7 @@ def test_macs_until_each_exit(stored: StoredStudents) -> None:
 
 @pytest.mark.parametrize("name", [FILE, "student-1.safetensors"])
 @pytest.mark.parametrize("length", [0, 5, 3000])
-def test_a_truncated_file_is_refused(stored: StoredStudents, tmp_path: Path, name: str, length: int) -> None:
+def test_truncated_file_is_refused(stored: StoredStudents, tmp_path: Path, name: str, length: int) -> None:
     save_students(tmp_path, stored)
     path = tmp_path / name
     path.write_bytes(path.read_bytes()[:length])
@@ -132,7 +132,7 @@ def rewrite(path: Path, change: Callable[[dict, dict], None]) -> None:
         lambda tensors, values: tensors.update({"mean.2": torch.zeros(3)}),
     ],
 )
-def test_a_damaged_aggregators_file_is_refused(
+def test_damaged_aggregator_file_is_refused(
     stored: StoredStudents, tmp_path: Path, change: Callable[[dict, dict], None]
 ) -> None:
     save_students(tmp_path, stored)
@@ -153,7 +153,7 @@ def test_a_damaged_aggregators_file_is_refused(
         lambda tensors, values: tensors.pop("model.units.0.weight"),
     ],
 )
-def test_a_damaged_devices_file_is_refused(
+def test_damaged_device_file_is_refused(
     stored: StoredStudents, tmp_path: Path, change: Callable[[dict, dict], None]
 ) -> None:
     save_students(tmp_path, stored)
@@ -162,14 +162,14 @@ def test_a_damaged_devices_file_is_refused(
         load_student(student_file(tmp_path, 1))
 
 
-def test_a_folder_without_students_is_refused(tmp_path: Path) -> None:
+def test_folder_without_students_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no students in"):
         load_students(tmp_path)
     with pytest.raises(UserError, match="student-1"):
         load_student(student_file(tmp_path, 1))
 
 
-def test_the_aggregators_file_is_no_students(stored: StoredStudents, tmp_path: Path) -> None:
+def test_aggregator_file_is_refused_as_device_file(stored: StoredStudents, tmp_path: Path) -> None:
     save_students(tmp_path, stored)
     with pytest.raises(UserError, match="does not hold a student"):
         load_student(tmp_path / FILE)

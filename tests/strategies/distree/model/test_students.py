@@ -24,12 +24,12 @@ SPEC = students_spec(TEACHER, BACKBONE, PARTS)
 IMAGES = torch.randn(9, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def test_a_student_of_each_part_has_as_many_features_as_filters() -> None:
+def test_student_has_as_many_features_as_filters() -> None:
     assert [backbone.num_classes for backbone in SPEC.backbones] == [3, 2]
     assert (SPEC.num_classes, list(SPEC.numbers)) == (10, [1, 2])
 
 
-def test_students_may_have_widths_of_their_own() -> None:
+def test_students_may_have_different_widths() -> None:
     spec = students_spec(TEACHER, BACKBONE, PARTS, widths=(1, 3))
     assert [backbone.width for backbone in spec.backbones] == [1, 3]
     assert build_students(spec, seed=1).student(2).architecture.widths[-1] == 3 * 64
@@ -37,13 +37,13 @@ def test_students_may_have_widths_of_their_own() -> None:
         students_spec(TEACHER, BACKBONE, PARTS, widths=(1, 2, 3))
 
 
-def test_students_start_at_random_and_without_ensembles() -> None:
+def test_students_start_without_pretraining_and_ensemble() -> None:
     spec = students_spec(replace(TEACHER, pretrained="t"), replace(BACKBONE, pretrained="b", ensemble=0.2), PARTS)
     assert (spec.teacher.pretrained, *(b.pretrained for b in spec.backbones)) == ("", "", "")
     assert [b.ensemble for b in spec.backbones] == [0.0, 0.0]
 
 
-def test_a_spec_travels_as_json() -> None:
+def test_spec_survives_json() -> None:
     spec = students_spec(TEACHER, replace(BACKBONE, exits=(2, 7)), PARTS, widths=(1, 2))
     assert StudentsSpec.from_json(spec.to_json()) == spec
 
@@ -58,7 +58,7 @@ def test_a_spec_travels_as_json() -> None:
         (lambda v: v["partition"][0].__setitem__(0, 7), "overlap"),
     ],
 )
-def test_a_damaged_spec_is_refused(damage: Callable[[dict[str, Any]], None], message: str) -> None:
+def test_damaged_spec_is_refused(damage: Callable[[dict[str, Any]], None], message: str) -> None:
     values = json.loads(SPEC.to_json())
     damage(values)
     with pytest.raises(UserError, match=message):
@@ -77,7 +77,7 @@ def test_students_need_the_same_number_of_exits() -> None:
         build_students(unequal, seed=1)
 
 
-def test_the_same_seed_gives_the_same_bits() -> None:
+def test_same_seed_gives_the_same_students() -> None:
     first, again, other = (build_students(SPEC, seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(value, again[name]) for name, value in first.items())
     weight = "networks.1.units.0.weight"
@@ -86,7 +86,7 @@ def test_the_same_seed_gives_the_same_bits() -> None:
 
 
 @torch.no_grad()
-def test_features_are_never_negative_and_as_long_as_the_part() -> None:
+def test_features_are_not_negative_and_fit_the_part() -> None:
     students = build_students(SPEC, seed=1)
     found = students.features(IMAGES)
     assert {k: [tuple(f.shape) for f in per_exit] for k, per_exit in found.items()} == {
@@ -98,8 +98,8 @@ def test_features_are_never_negative_and_as_long_as_the_part() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("seed", range(3))
-def test_no_feature_is_silent_from_the_start(seed: int) -> None:
-    """One that no image wakes gets no gradient."""
+def test_few_features_start_silent(seed: int) -> None:
+    """A feature that is 0 for all images gets no gradient."""
     spec = students_spec(TEACHER, BACKBONE, (range(60), range(60, 120)))
     for per_exit in build_students(spec, seed).features(IMAGES).values():
         silent = torch.stack([(feature.amax(0) == 0).float().mean() for feature in per_exit])
@@ -107,14 +107,14 @@ def test_no_feature_is_silent_from_the_start(seed: int) -> None:
 
 
 @torch.no_grad()
-def test_a_student_rectifies_what_its_network_answers() -> None:
+def test_student_rectifies_the_network_outputs() -> None:
     network = build(SPEC.backbones[0], seed=4)
     for feature, output in zip(Student.of(network)(IMAGES), network(IMAGES), strict=True):
         assert torch.equal(feature, output.relu())
 
 
 @torch.no_grad()
-def test_all_students_at_one_exit_answer_the_joint_models_logits() -> None:
+def test_students_at_one_exit_give_the_joint_logits() -> None:
     students = build_students(SPEC, seed=1).eval()
     features, logits = students.features(IMAGES), students(IMAGES)
     assert len(logits) == students.num_exits == 7
@@ -123,7 +123,7 @@ def test_all_students_at_one_exit_answer_the_joint_models_logits() -> None:
         torch.testing.assert_close(students.classifier.combine({k: f[j] for k, f in features.items()}, stopped), z)
 
 
-def test_inference_answers_the_features_of_the_exit_where_each_sample_stopped() -> None:
+def test_infer_returns_features_of_the_exit_of_each_sample() -> None:
     student = build_students(SPEC, seed=1).student(1).eval()
     planned = torch.tensor([0, 6, 2, 2, 5, 0, 6, 3, 1])
     waiting, asked = planned, []
@@ -144,7 +144,7 @@ def test_inference_answers_the_features_of_the_exit_where_each_sample_stopped() 
 
 
 @torch.no_grad()
-def test_targets_are_the_teachers_last_feature_clipped_at_zero_and_its_logits() -> None:
+def test_targets_are_clipped_last_feature_and_logits() -> None:
     teacher = build(without_early_exits(NetworkSpec("vit_small32", 10, (3, 32, 32))), seed=1).eval()
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     features, logits = teacher_targets(teacher, x)
@@ -154,7 +154,7 @@ def test_targets_are_the_teachers_last_feature_clipped_at_zero_and_its_logits() 
     assert torch.equal(logits, outputs.logits[-1])
 
 
-def test_blocks_are_the_filters_of_each_part_in_its_order() -> None:
+def test_blocks_keep_the_order_of_each_part() -> None:
     features = torch.tensor([[0.0, 1, 2, 3, 4], [10, 11, 12, 13, 14]])
     blocks = blocks_of(features, ((0, 3), (1, 2)))
     assert {k: block.tolist() for k, block in blocks.items()} == {1: [[0, 3], [10, 13]], 2: [[1, 2], [11, 12]]}
@@ -162,12 +162,12 @@ def test_blocks_are_the_filters_of_each_part_in_its_order() -> None:
 
 @pytest.fixture(scope="module")
 def published() -> NetworkSpec:
-    """A WRN-16-1 student of 49 filters, as NoNN's two students of a WRN-40-4 have them."""
+    """A WRN-16-1 student of 49 filters, like NoNN's two students of a WRN-40-4."""
     teacher, backbone = NetworkSpec("wrn16", 10, (3, 32, 32), width=4), NetworkSpec("wrn16", 10, (3, 32, 32))
     return students_spec(teacher, backbone, (range(49), range(49, 97))).backbones[0]
 
 
-def test_macs_until_each_exit_of_a_wrn16_student(published: NetworkSpec) -> None:
+def test_macs_of_each_exit_of_a_wrn16_student(published: NetworkSpec) -> None:
     costs = cost_table(Student.of(build(published, seed=0)))
     macs = [costs.macs(index) for index in range(7)]
     assert macs[-1] == pytest.approx(26.7e6, rel=2e-3)
@@ -175,8 +175,8 @@ def test_macs_until_each_exit_of_a_wrn16_student(published: NetworkSpec) -> None
     assert shares == pytest.approx([1.7, 19.4, 37.1, 50.8, 68.5, 82.3, 100.0], abs=0.1)
 
 
-def test_the_six_added_exits_cost_little(published: NetworkSpec) -> None:
-    """The paper tells 5.88 % of the parameters and 0.88 % of the FLOPs, of heads that it does not describe."""
+def test_six_added_exits_cost_little(published: NetworkSpec) -> None:
+    """The paper reports 5.88 % of the parameters and 0.88 % of the FLOPs, but does not describe its heads."""
     costs = cost_table(Student.of(build(published, seed=0)))
     plain = cost_table(build(without_early_exits(published), seed=0))
     parameters = costs.cut_parameters(7) - plain.cut_parameters(7)

@@ -1,4 +1,4 @@
-"""A stored network is a teacher only of the images that it was trained on, prepared as they were then."""
+"""A teacher is accepted only for the images and the normalisation of its training."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,17 +29,17 @@ def stored(digits: SampleSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_teacher_of_these_images_is_taken(stored: Path, digits: SampleSet) -> None:
+def test_teacher_of_the_same_images_is_loaded(stored: Path, digits: SampleSet) -> None:
     assert load_teacher(stored, digits, NORMALIZE).classes == digits.classes
 
 
-def test_other_classes_are_refused(stored: Path, digits: SampleSet) -> None:
+def test_teacher_of_other_classes_is_refused(stored: Path, digits: SampleSet) -> None:
     with pytest.raises(UserError, match=r"of 10 classes, this run has .* of 2: give the data"):
         load_teacher(stored, replace(digits, classes=("a", "b")), NORMALIZE)
 
 
 @pytest.mark.parametrize("constants", [((0.5,), (0.5,)), ((0.25,), (0.75,))])
-def test_other_constants_are_refused(
+def test_teacher_of_other_normalisation_is_refused(
     stored: Path, digits: SampleSet, constants: tuple[tuple[float, ...], tuple[float, ...]]
 ) -> None:
     with pytest.raises(UserError, match=r"data.mean 0.25 and data.std 0.5, this run has .*: give this run the same"):

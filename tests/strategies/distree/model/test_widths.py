@@ -36,13 +36,11 @@ def lacks_memory(device: Capacity, width: int) -> str:
         ([Capacity(compute=5), Capacity()], [1, 4]),
     ],
 )  # fmt: skip
-def test_each_device_gets_the_widest_student_that_keeps_nobody_waiting(
-    devices: list[Capacity], widths: list[int]
-) -> None:
+def test_device_gets_the_widest_student_without_delay(devices: list[Capacity], widths: list[int]) -> None:
     assert [width for width, _ in match_widths(devices, macs, lacks_memory)] == widths
 
 
-def test_widths_may_be_given_and_it_is_told_why_a_student_is_not_wider() -> None:
+def test_match_states_why_a_student_is_not_wider() -> None:
     devices = [Capacity(compute=200), Capacity(compute=20_000), Capacity(memory=3e6)]
     assert match_widths(devices, macs, lacks_memory, widths=(30, 5, 10)) == [
         (5, "since width 10 would take 100000.00 ms an image, more than the slowest device's 25000.00 ms"),
@@ -51,7 +49,7 @@ def test_widths_may_be_given_and_it_is_told_why_a_student_is_not_wider() -> None
     ]
 
 
-def test_a_device_that_cannot_hold_the_narrowest_student_is_refused() -> None:
+def test_device_too_small_for_any_student_is_refused() -> None:
     message = r"no student suits device 2 of distree\.devices, since width 1 needs 0\.0 MB of 0\.0 MB"
     with pytest.raises(UserError, match=message):
         match_widths([Capacity(), Capacity(memory=3_999)], macs, lacks_memory)
@@ -68,7 +66,7 @@ def to_hold(device: Capacity, costs: StudentCosts, number: int) -> str:
     return lacking(device, costs.table(number).forward_memory(1), macs=0, bits=0)
 
 
-def test_devices_are_matched_by_what_the_backbone_really_costs(teacher: StoredModel) -> None:
+def test_devices_are_matched_by_the_backbone_costs(teacher: StoredModel) -> None:
     costs = [
         STUDENTS.costs(build_students(students_spec(TEACHER, BACKBONE, [range(128)], [width]), 0)) for width in (1, 2)
     ]
@@ -94,14 +92,14 @@ def test_widths_are_multiples_of_the_configured_one(teacher: StoredModel) -> Non
         assert match_devices(settings, backbone, teacher, to_hold) == (Match("memory=64GB", widest, WIDEST),)
 
 
-def test_students_are_ordered_by_width_then_by_what_their_device_has() -> None:
+def test_students_are_ordered_by_width_then_device() -> None:
     names = ("high", "memory=1GB", "low", "compute=1GFLOPS,memory=32MB", "compute=2GFLOPS,memory=32MB")
     wide, *equal = (Match(name, width, WIDEST) for name, width in zip(names, (3, 2, 2, 2, 2), strict=True))
     expected = [names[i] for i in (3, 4, 2, 1, 0)]
     assert [m.device for m in sorted([wide, *equal], key=lambda m: m.order)] == expected
 
 
-def test_a_line_tells_a_students_width_and_why() -> None:
+def test_description_names_width_and_reason() -> None:
     found = (Match("low", 1, "since width 2 needs 9.0 MB of 8.0 MB"), Match("memory=1GB", 4, WIDEST))
     assert describe_matches(found) == [
         "student 1, for low: width 1, since width 2 needs 9.0 MB of 8.0 MB",

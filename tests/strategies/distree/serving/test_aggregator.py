@@ -1,4 +1,4 @@
-"""What several devices answer together: as one process would, and what stands in for those that do not answer."""
+"""The joint answer of several devices: equal to that of one process, with stand-ins for missing devices."""
 
 import socket
 from collections.abc import Iterator
@@ -18,7 +18,18 @@ from strategies.distree.exits.policies import FeatureDifference, LastExit, Rando
 from strategies.distree.serving import aggregator as aggregator_module
 from strategies.distree.serving.aggregator import Aggregator, Answer
 from strategies.distree.serving.service import own_policy
-from tests.strategies.distree.devices import EXITS, PIXELS, TOKEN, Tiny, asking, held_at, saying, seen, service, serving
+from tests.strategies.distree.devices import (
+    EXITS,
+    PIXELS,
+    TOKEN,
+    Tiny,
+    asking,
+    held_at,
+    replying,
+    service,
+    serving,
+    wait_ready,
+)
 from tests.support.deployment import free_port, wait_until
 
 IDS = tuple(range(len(PIXELS)))
@@ -40,14 +51,14 @@ def addresses(tiny: Tiny):
 
 @pytest.fixture
 def nowhere() -> Iterator[str]:
-    """An address where nobody listens, nor can begin to."""
+    """Yield an address that no process listens on, or can listen on."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{taken.getsockname()[1]}"
 
 
 def without(tiny: Tiny, number: int, answer: Answer, policy=LAST) -> bool:
-    """Whether an answer is what the students give with one's mean in its place, entirely."""
+    """Return whether an answer holds the mean of student `number` in all rows, and the other student's features."""
     other = 3 - number
     mean = Inference(tiny.whole.means[number].expand(len(PIXELS), -1), torch.full((len(PIXELS),), EXITS - 1))
     expected = tiny.combined({number: mean, other: tiny.here(other, policy, IDS)})
@@ -62,7 +73,7 @@ def reply(rows=(0,), exit_index=0, features=None, seconds=0.1) -> bytes:
     return framing.join(InferReply(exit=exit_index, rows=rows, features=described, seconds=seconds), data)
 
 
-def test_devices_answer_the_bits_that_one_process_does(tiny: Tiny, addresses) -> None:
+def test_devices_give_the_bits_of_a_single_process(tiny: Tiny, addresses) -> None:
     with asking(tiny, addresses) as aggregator:
         for size in (1, len(PIXELS)):
             answer = aggregator.infer(PIXELS[:size], POLICIES, IDS[:size])
@@ -76,7 +87,7 @@ def test_devices_answer_the_bits_that_one_process_does(tiny: Tiny, addresses) ->
     assert all(4 * 3 * len(PIXELS) < answer.received[k] < 1000 for k in (1, 2))
 
 
-def test_devices_have_said_that_they_are_there_before_the_first_batch(tiny: Tiny, addresses, monkeypatch) -> None:
+def test_devices_are_ready_before_the_first_batch(tiny: Tiny, addresses, monkeypatch) -> None:
     monkeypatch.setattr(aggregator_module, "START", 60.0)
     with ExitStack() as stack:
         channels = {number: stack.enter_context(connect(address, TOKEN)) for number, address in addresses.items()}
@@ -85,15 +96,15 @@ def test_devices_have_said_that_they_are_there_before_the_first_batch(tiny: Tiny
 
 
 @torch.no_grad()
-def test_devices_answer_as_the_joint_network_does(tiny: Tiny, addresses) -> None:
-    """All at their last exit are the network that was trained: to 1e-6, since sums are taken in another order."""
+def test_devices_give_the_logits_of_the_joint_network(tiny: Tiny, addresses) -> None:
+    """At the last exits they equal the trained network, to 1e-6, since sums run in another order."""
     joint = tiny.whole.students(tiny.whole.normalizer(PIXELS))[-1]
     with asking(tiny, addresses) as aggregator:
         answer = aggregator.infer(PIXELS, {1: LAST, 2: LAST})
     torch.testing.assert_close(answer.logits, joint, rtol=1e-6, atol=1e-6)
 
 
-def test_devices_decide_for_themselves_unless_they_are_told(tiny: Tiny, addresses) -> None:
+def test_device_without_a_policy_uses_its_own(tiny: Tiny, addresses) -> None:
     with asking(tiny, addresses) as aggregator:
         answer = aggregator.infer(PIXELS, {2: LAST})
     own = own_policy(tiny.student(1))
@@ -109,7 +120,7 @@ def test_shorter_codings_change_little(tiny: Tiny, addresses, coding: str, error
     assert 0 < (short.logits - exact.logits).abs().max() < error * exact.logits.abs().max()
 
 
-def test_what_a_late_device_sent_in_time_counts(tiny: Tiny, addresses) -> None:
+def test_rows_before_the_deadline_count(tiny: Tiny, addresses) -> None:
     student = tiny.student(2)
     released = held_at(student, 5)
     with (
@@ -129,7 +140,7 @@ def test_what_a_late_device_sent_in_time_counts(tiny: Tiny, addresses) -> None:
     assert {1, 2} == set(answer.compute)
 
 
-def test_a_late_device_is_asked_again_at_once(tiny: Tiny, addresses) -> None:
+def test_late_device_gets_the_next_batch(tiny: Tiny, addresses) -> None:
     student = tiny.student(2)
     released = held_at(student, 5)
     with (
@@ -138,14 +149,14 @@ def test_a_late_device_is_asked_again_at_once(tiny: Tiny, addresses) -> None:
     ):
         late = aggregator.infer(PIXELS, {1: LAST, 2: LAST})
         released.set()
-        seen(aggregator, 2)
+        wait_ready(aggregator, 2)
         again = aggregator.infer(PIXELS, {1: LAST, 2: Random((1,) + (0,) * 6)}, IDS)
     assert without(tiny, 2, late)
     assert late.missing == {2: "late: 0 of 6 samples came within 2 s"}
     assert not again.missing
 
 
-def test_a_device_that_is_down_costs_no_deadline(tiny: Tiny, addresses, nowhere: str) -> None:
+def test_unreachable_device_costs_no_deadline(tiny: Tiny, addresses, nowhere: str) -> None:
     with asking(tiny, addresses | {2: nowhere}, deadline=10.0, absent={2}) as aggregator:
         answers = [aggregator.infer(PIXELS, {1: LAST}) for _ in range(6)]
     assert all(without(tiny, 2, answer) for answer in answers)
@@ -154,7 +165,7 @@ def test_a_device_that_is_down_costs_no_deadline(tiny: Tiny, addresses, nowhere:
     assert (answers[1].sent[2], answers[1].received[2]) == (0, 0)
 
 
-def test_a_device_that_is_reached_and_silent_costs_no_more(tiny: Tiny, addresses) -> None:
+def test_silent_device_costs_no_deadline(tiny: Tiny, addresses) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
         asking(tiny, addresses | {2: f"127.0.0.1:{silent.getsockname()[1]}"}, 10.0, absent={2}) as aggregator,
@@ -164,12 +175,12 @@ def test_a_device_that_is_reached_and_silent_costs_no_more(tiny: Tiny, addresses
     assert sum(answer.seconds for answer in answers) < 30
 
 
-def told(aggregator: Aggregator) -> str:
-    """What is said of student 2 when it is asked."""
+def missing_reason(aggregator: Aggregator) -> str:
+    """Return why student 2 is missing from an answer."""
     return aggregator.infer(PIXELS, {1: LAST, 2: LAST}).missing.get(2, "").lower()
 
 
-def test_what_is_wrong_with_a_devices_certificate_is_told(tiny: Tiny, addresses) -> None:
+def test_wrong_certificate_is_reported(tiny: Tiny, addresses) -> None:
     other = self_signed(["elsewhere"])
     with serve(service(tiny.student(2)), "127.0.0.1:0", TOKEN, other) as running, ExitStack() as stack:
         channels = {
@@ -177,11 +188,15 @@ def test_what_is_wrong_with_a_devices_certificate_is_told(tiny: Tiny, addresses)
             2: stack.enter_context(connect(running.address, TOKEN, other.certificate)),
         }
         with Aggregator(tiny.whole, channels, 20.0) as aggregator:
-            wait_until(lambda: told(aggregator).startswith("down: it cannot be reached"), 60, "it does not know")
-            assert "verification" in told(aggregator)
+            wait_until(
+                lambda: missing_reason(aggregator).startswith("down: it cannot be reached"),
+                60,
+                "the reason is not reported",
+            )
+            assert "verification" in missing_reason(aggregator)
 
 
-def test_a_device_comes_back_by_itself(tiny: Tiny, addresses) -> None:
+def test_device_comes_back_by_itself(tiny: Tiny, addresses) -> None:
     with ExitStack() as first:
         address = first.enter_context(serving(service(tiny.student(2)), f"127.0.0.1:{free_port()}"))
         with asking(tiny, addresses | {2: address}) as aggregator:
@@ -192,13 +207,13 @@ def test_a_device_comes_back_by_itself(tiny: Tiny, addresses) -> None:
             assert gone.missing[2].startswith("it cannot be reached: ")
             assert gone.seconds < 15
             with serving(service(tiny.student(2)), address):
-                seen(aggregator, 2)
+                wait_ready(aggregator, 2)
                 answer = aggregator.infer(PIXELS, POLICIES, IDS)
     assert not answer.missing
     assert torch.equal(answer.logits, tiny.combined({k: tiny.here(k, POLICIES[k], IDS) for k in (1, 2)}))
 
 
-def test_a_device_with_another_token_refuses_and_costs_no_deadline(tiny: Tiny, addresses) -> None:
+def test_device_with_another_token_costs_no_deadline(tiny: Tiny, addresses) -> None:
     with (
         serving(service(tiny.student(2)), token="another") as other,
         asking(tiny, addresses | {2: other}) as aggregator,
@@ -227,16 +242,16 @@ def test_a_device_with_another_token_refuses_and_costs_no_deadline(tiny: Tiny, a
         ((), "ended too early"),
     ],
 )
-def test_an_answer_that_is_none_is_missing(tiny: Tiny, addresses, replies: tuple[bytes, ...], reason: str) -> None:
-    with serving(saying(*replies)) as broken, asking(tiny, addresses | {2: broken}) as aggregator:
+def test_invalid_answer_counts_as_missing(tiny: Tiny, addresses, replies: tuple[bytes, ...], reason: str) -> None:
+    with serving(replying(*replies)) as broken, asking(tiny, addresses | {2: broken}) as aggregator:
         answer = aggregator.infer(PIXELS, {1: LAST})
     assert without(tiny, 2, answer)
     assert reason in answer.missing[2]
     assert answer.seconds < 15  # the deadline is 20
 
 
-def test_what_came_before_a_mistake_counts(tiny: Tiny, addresses) -> None:
-    broken = saying(reply((4, 1), 2, torch.tensor([[4.0, 5.0, 6.0], [1.0, 2.0, 3.0]])), reply((1,)))
+def test_rows_before_an_invalid_reply_count(tiny: Tiny, addresses) -> None:
+    broken = replying(reply((4, 1), 2, torch.tensor([[4.0, 5.0, 6.0], [1.0, 2.0, 3.0]])), reply((1,)))
     with serving(broken) as address, asking(tiny, addresses | {2: address}) as aggregator:
         answer = aggregator.infer(PIXELS, {1: LAST})
     assert answer.exits[2].tolist() == [-1, 2, -1, -1, 2, -1]
@@ -247,7 +262,7 @@ def test_what_came_before_a_mistake_counts(tiny: Tiny, addresses) -> None:
     assert torch.equal(answer.logits, tiny.combined({1: tiny.here(1, LAST), 2: theirs}))
 
 
-def test_a_larger_batch_than_a_device_takes_is_refused(tiny: Tiny, addresses) -> None:
+def test_batch_above_the_device_limit_is_refused(tiny: Tiny, addresses) -> None:
     with (
         serving(service(tiny.student(2), batch_size=2)) as small,
         asking(tiny, addresses | {2: small}) as aggregator,
@@ -256,7 +271,7 @@ def test_a_larger_batch_than_a_device_takes_is_refused(tiny: Tiny, addresses) ->
     assert answer.missing == {2: "it refused: INVALID_ARGUMENT: 6 samples came, 1 to 2 are allowed"}
 
 
-def test_a_student_without_a_device_is_missing(tiny: Tiny, addresses) -> None:
+def test_student_without_a_device_is_missing(tiny: Tiny, addresses) -> None:
     with asking(tiny, {1: addresses[1]}) as aggregator:
         answer = aggregator.infer(PIXELS, {1: LAST})
     assert without(tiny, 2, answer)
@@ -264,14 +279,14 @@ def test_a_student_without_a_device_is_missing(tiny: Tiny, addresses) -> None:
     assert not answer.late
 
 
-def test_what_no_device_answered_has_no_label(tiny: Tiny) -> None:
-    broken = saying(reply((4, 1), 2, torch.tensor([[4.0, 5.0, 6.0], [1.0, 2.0, 3.0]])))
+def test_sample_without_any_answer_has_no_label(tiny: Tiny) -> None:
+    broken = replying(reply((4, 1), 2, torch.tensor([[4.0, 5.0, 6.0], [1.0, 2.0, 3.0]])))
     with serving(broken) as address, asking(tiny, {2: address}) as aggregator:
         answer = aggregator.infer(PIXELS)
     labels = answer.logits.argmax(1).tolist()
     assert answer.labels() == [None, labels[1], None, None, labels[4], None]
 
 
-def test_a_student_that_is_none_is_an_error(tiny: Tiny, addresses) -> None:
+def test_channel_of_an_unknown_student_is_refused(tiny: Tiny, addresses) -> None:
     with connect(addresses[1], TOKEN) as channel, pytest.raises(UserError, match="no student 3: the students are 1, 2"):
         Aggregator(tiny.whole, {1: channel, 3: channel}, deadline=1.0)

@@ -7,20 +7,17 @@ import pytest
 from common.errors import UserError
 from strategies.distree.serving.controller import LatencyController, LatencyTarget, Seconds
 
-COSTS = (12.0, 11.0, 10.0, 9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0)
-"""Of 12 rungs."""
-TARGET = LatencyTarget(seconds=0.1)
-"""5 late requests of 40 are too many; a rung fits up to 0.09 seconds."""
+COSTS = (12.0, 11.0, 10.0, 9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0)  # of 12 rungs
+TARGET = LatencyTarget(seconds=0.1)  # 5 late requests of 40 are too many; a rung fits up to 0.09 seconds
 
 
 @dataclass
 class Device:
-    """Takes a millisecond per cost and unit of load, and its link."""
+    """A device that takes a millisecond per cost and unit of load, plus the time of its link."""
 
     link: float = 0.002
     load: float = 1.0
-    overhead: float = 0.0
-    """Computing that no rung spares."""
+    overhead: float = 0.0  # seconds of computing at any rung
 
     def answer(self, rung: int) -> Seconds:
         compute = self.overhead + COSTS[rung] * 0.001 * self.load
@@ -49,17 +46,17 @@ def late(log: list[tuple[float, dict[int, int]]]) -> list[int]:
 
 
 def rungs_of(log: list[tuple[float, dict[int, int]]], device: int) -> list[int]:
-    """Return the rungs that a device was on, one after the other."""
+    """Return the rungs of a device, one after the other."""
     seen = [rungs[device] for _, rungs in log]
     return [rung for at, rung in enumerate(seen) if at == 0 or rung != seen[at - 1]]
 
 
-def test_devices_start_and_stay_at_the_last_exit_when_there_is_time() -> None:
+def test_fast_devices_stay_at_the_last_exit() -> None:
     log = serve(LatencyController({1: COSTS, 2: COSTS}, TARGET), {1: Device(), 2: Device(load=7.0)}, 200)
     assert rungs_of(log, 1) == rungs_of(log, 2) == [0]
 
 
-def test_a_fourfold_load_is_answered_within_five_requests() -> None:
+def test_fourfold_load_moves_a_device_within_five_requests() -> None:
     device = Device(load=6.0)  # 74 ms at the last exit
     controller = LatencyController({1: COSTS}, TARGET)
 
@@ -73,7 +70,7 @@ def test_a_fourfold_load_is_answered_within_five_requests() -> None:
     assert rungs_of(log, 1) == [0, COSTS.index(3.0)]
 
 
-def test_it_climbs_rung_by_rung_when_the_load_vanishes() -> None:
+def test_device_climbs_rung_by_rung_when_the_load_ends() -> None:
     device = Device(load=6.0)
     controller = LatencyController({1: COSTS}, TARGET)
 
@@ -90,7 +87,7 @@ def test_it_climbs_rung_by_rung_when_the_load_vanishes() -> None:
     assert next(request for request, (_, rungs) in enumerate(log) if request > first and rungs[1] == 0) == 336 + 80
 
 
-def test_only_the_bottleneck_goes_cheaper() -> None:
+def test_only_the_slow_device_goes_down() -> None:
     devices = {1: Device(), 2: Device(load=6.0), 3: Device(load=7.0)}
     controller = LatencyController(dict.fromkeys(devices, COSTS), TARGET)
 
@@ -103,7 +100,7 @@ def test_only_the_bottleneck_goes_cheaper() -> None:
     assert late(log) == [50, 51, 52, 53, 54]
 
 
-def test_a_slower_link_leaves_less_time_to_compute() -> None:
+def test_slower_link_leaves_less_time_to_compute() -> None:
     device = Device(load=6.0)
     controller = LatencyController({1: COSTS}, TARGET)
 
@@ -117,7 +114,7 @@ def test_a_slower_link_leaves_less_time_to_compute() -> None:
     assert log[-1][1] == {1: 0}
 
 
-def test_a_hopeless_device_goes_to_the_cheapest_and_does_not_hold_the_others_down() -> None:
+def test_device_that_stays_late_does_not_hold_others_down() -> None:
     devices = {1: Device(load=6.0), 2: Device(load=6.0)}
     controller = LatencyController(dict.fromkeys(devices, COSTS), TARGET)
 
@@ -142,7 +139,7 @@ def test_rare_outliers_change_nothing() -> None:
     assert rungs_of(log, 1) == [0]
 
 
-def test_one_late_request_more_than_allowed_moves() -> None:
+def test_one_late_request_too_many_moves_a_device() -> None:
     def moved(period: int) -> bool:
         device = Device(load=6.0)
         log = serve(
@@ -157,7 +154,7 @@ def test_one_late_request_more_than_allowed_moves() -> None:
     assert not moved(10)
 
 
-def test_a_share_of_the_allowed_late_requests_is_everybodys() -> None:
+def test_late_requests_are_shared_among_devices() -> None:
     # each is late once in ten, the second at other times: together twice the allowed rate, so both are responsible
     devices = {1: Device(load=6.0), 2: Device(load=6.0), 3: Device(load=6.0)}
     controller = LatencyController(dict.fromkeys(devices, COSTS), TARGET)
@@ -172,12 +169,12 @@ def test_a_share_of_the_allowed_late_requests_is_everybodys() -> None:
     assert log[-1][1][2] > 0
 
 
-def test_climbs_in_vain_become_rarer_and_patience_returns() -> None:
+def test_failed_climbs_become_rarer_until_a_rung_holds() -> None:
     controller = LatencyController({1: COSTS}, TARGET)
     vain: list[int] = []
 
     def answer(request: int, slow: int) -> None:
-        """Rungs dearer than `slow` take far longer than the others' seconds let expect."""
+        """Let rungs dearer than `slow` take far longer than the other rungs' seconds suggest."""
         before = controller.rungs[1]
         seconds = 0.2 if before < slow else 0.05
         controller.observe({1: Seconds(seconds, seconds)})
@@ -209,7 +206,7 @@ def test_devices_that_are_left_out_stay() -> None:
     assert controller.rungs == {1: 0, 2: down}
 
 
-def test_a_device_that_is_left_out_does_not_climb_when_only_its_quick_answers_are_remembered() -> None:
+def test_left_out_device_does_not_climb_on_old_answers() -> None:
     controller = LatencyController({1: COSTS}, TARGET)
     for seconds in [0.3] * 5 + [0.095] * 10 + [0.01] * 20:
         controller.observe({1: Seconds(seconds, seconds)})
@@ -221,7 +218,7 @@ def test_a_device_that_is_left_out_does_not_climb_when_only_its_quick_answers_ar
     assert controller.rungs == {1: down - 1}
 
 
-def test_a_device_that_was_not_heard_of_for_a_window_stays() -> None:
+def test_device_without_answers_for_a_window_stays() -> None:
     controller = LatencyController({1: COSTS, 2: COSTS}, TARGET)
     for _ in range(5):
         controller.observe({2: Seconds(0.3, 0.3)})
@@ -234,7 +231,7 @@ def test_a_device_that_was_not_heard_of_for_a_window_stays() -> None:
     assert down > 0
 
 
-def test_a_deadline_that_was_missed_counts_as_computing() -> None:
+def test_missed_deadline_counts_as_computing() -> None:
     controller = LatencyController({1: COSTS, 2: COSTS}, TARGET)
     for _ in range(5):
         controller.observe({1: Seconds(0.01, 0.008), 2: Seconds(0.5, 0.5)})
@@ -242,7 +239,7 @@ def test_a_deadline_that_was_missed_counts_as_computing() -> None:
     assert controller.rungs == {1: 0, 2: COSTS.index(2.0)}
 
 
-def test_one_rung_is_all_there_is() -> None:
+def test_ladder_of_one_rung_keeps_the_device() -> None:
     controller = LatencyController({1: (3.0,)}, TARGET)
     for _ in range(20):
         controller.observe({1: Seconds(1.0, 1.0)})
@@ -259,13 +256,13 @@ def test_one_rung_is_all_there_is() -> None:
         (replace(TARGET, patience=0), "patience must be 1 to 40"),
     ],
 )
-def test_impossible_targets(target: LatencyTarget, words: str) -> None:
+def test_impossible_targets_are_refused(target: LatencyTarget, words: str) -> None:
     assert len(target.problems()) == 1
     with pytest.raises(UserError, match=words):
         LatencyController({1: COSTS}, target)
 
 
 @pytest.mark.parametrize("costs", [{}, {1: ()}, {1: (1.0, 2.0)}, {1: (1.0, 0.0)}])
-def test_impossible_ladders(costs: dict[int, tuple[float, ...]]) -> None:
+def test_impossible_ladders_are_refused(costs: dict[int, tuple[float, ...]]) -> None:
     with pytest.raises(UserError, match="must not rise"):
         LatencyController(costs, TARGET)

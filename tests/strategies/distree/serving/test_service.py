@@ -1,4 +1,4 @@
-"""A device that serves its student, asked over a real socket."""
+"""A device that serves its student over a real socket."""
 
 import json
 import time
@@ -50,7 +50,7 @@ def replies(address: str, raw: bytes) -> Iterator[tuple[InferReply, torch.Tensor
 
 
 @pytest.mark.parametrize("policy", [ANY, LastExit(EXITS), FeatureDifference(PUBLISHED)])
-def test_features_are_the_bits_that_the_student_computes(tiny: Tiny, policy: ExitPolicy) -> None:
+def test_reply_holds_the_exact_features(tiny: Tiny, policy: ExitPolicy) -> None:
     expected = tiny.here(1, policy, IDS)
     with serving(service(tiny.student(1))) as address:
         found = list(replies(address, request(policy)))
@@ -66,7 +66,7 @@ def test_features_are_the_bits_that_the_student_computes(tiny: Tiny, policy: Exi
 
 
 @pytest.mark.parametrize(("coding", "error"), [("fp16", 1e-3), ("bf16", 1e-2), ("uint8", 5e-3)])
-def test_shorter_codings_are_close_and_shorter(tiny: Tiny, coding: str, error: float) -> None:
+def test_shorter_codings_are_close(tiny: Tiny, coding: str, error: float) -> None:
     expected = tiny.here(1, LastExit(EXITS)).logits
     assert expected.max() > 0
     with serving(service(tiny.student(1))) as address:
@@ -75,7 +75,7 @@ def test_shorter_codings_are_close_and_shorter(tiny: Tiny, coding: str, error: f
     assert len(reply.features.scale) == (len(PIXELS) if coding == "uint8" else 0)
 
 
-def test_early_samples_come_before_the_rest_is_computed(tiny: Tiny) -> None:
+def test_early_samples_arrive_before_the_rest_is_computed(tiny: Tiny) -> None:
     held = Event()
     student = tiny.student(1)
     student.network.units["6"].register_forward_hook(lambda *_: held.wait(20) and None)
@@ -89,7 +89,7 @@ def test_early_samples_come_before_the_rest_is_computed(tiny: Tiny) -> None:
     assert sorted([*early.rows, *late.rows]) == list(IDS)
 
 
-def test_nothing_is_computed_after_everybody_has_left(tiny: Tiny) -> None:
+def test_computing_stops_when_all_samples_have_left(tiny: Tiny) -> None:
     student, ran = tiny.student(1), list[str]()
     for index, unit in student.network.units.items():
         unit.register_forward_hook(lambda *_, index=index: ran.append(index))
@@ -98,7 +98,7 @@ def test_nothing_is_computed_after_everybody_has_left(tiny: Tiny) -> None:
     assert (reply.exit, ran) == (2, ["0", "1", "2"])
 
 
-def test_computing_stops_when_the_caller_has_gone(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_computing_stops_when_the_caller_disconnects(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     student, reached, gone, ended, ran = tiny.student(1), Event(), Event(), Event(), list[str]()
     contexts, infer = list[grpc.ServicerContext](), StudentService._infer
 
@@ -119,13 +119,13 @@ def test_computing_stops_when_the_caller_has_gone(tiny: Tiny, monkeypatch: pytes
         call = channel.unary_stream(INFER)(request(LastExit(EXITS)), timeout=20)
         assert reached.wait(20)
         call.cancel()
-        wait_until(lambda: not contexts[0].is_active(), 30, "the server has not been told")
+        wait_until(lambda: not contexts[0].is_active(), 30, "the server has not noticed the disconnect")
         gone.set()
         assert ended.wait(30)
     assert ran == ["0", "1"]
 
 
-def test_callers_who_have_gone_do_not_wait_for_their_turn(tiny: Tiny) -> None:
+def test_disconnected_callers_leave_the_queue(tiny: Tiny) -> None:
     student = tiny.student(1)
     released = held_at(student, 0)
     with (
@@ -149,7 +149,7 @@ def test_callers_who_have_gone_do_not_wait_for_their_turn(tiny: Tiny) -> None:
         assert asked(60.0) is None
 
 
-def test_set_up_is_over_before_the_first_image(tiny: Tiny) -> None:
+def test_warm_up_runs_all_units(tiny: Tiny) -> None:
     student, ran = tiny.student(1), list[str]()
     for index, unit in student.network.units.items():
         unit.register_forward_hook(lambda *_, index=index: ran.append(index))
@@ -157,7 +157,7 @@ def test_set_up_is_over_before_the_first_image(tiny: Tiny) -> None:
     assert ran == list(student.network.units)
 
 
-def test_a_slowed_device_takes_as_many_times_as_long_and_says_so(tiny: Tiny) -> None:
+def test_slowdown_multiplies_the_reported_seconds(tiny: Tiny) -> None:
     with serving(service(slow_at(tiny.student(1), 0, 0.02), slowdown=4.0)) as address:
         started = time.perf_counter()
         ((reply, _),) = replies(address, request(Random((1,) + (0,) * (EXITS - 1))))
@@ -187,7 +187,7 @@ def test_a_slowed_device_takes_as_many_times_as_long_and_says_so(tiny: Tiny) -> 
         (b"", "FAILED_PRECONDITION", "student 0"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_refused(tiny: Tiny, raw: bytes, code: str, reason: str) -> None:
+def test_invalid_request_is_refused(tiny: Tiny, raw: bytes, code: str, reason: str) -> None:
     with serving(service(tiny.student(1), batch_size=8)) as address:
         with pytest.raises(grpc.RpcError) as refusal:
             list(replies(address, raw))
@@ -195,14 +195,14 @@ def test_what_does_not_fit_is_refused(tiny: Tiny, raw: bytes, code: str, reason:
         assert len(list(replies(address, request(LastExit(EXITS))))) == 1  # and it goes on serving
 
 
-def test_a_wrong_token_is_refused(tiny: Tiny) -> None:
+def test_wrong_token_is_refused(tiny: Tiny) -> None:
     with serving(service(tiny.student(1))) as address, connect(address, "another") as channel:
         with pytest.raises(grpc.RpcError) as refusal:
             next(channel.unary_stream(INFER)(request(), timeout=20))
         assert refusal.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
-def test_features_that_are_not_finite_are_not_sent(tiny: Tiny) -> None:
+def test_features_that_are_not_finite_are_refused(tiny: Tiny) -> None:
     student = tiny.student(1)
     student.network._head(3).register_forward_hook(lambda *values: values[-1] * float("nan"))
     with serving(service(student)) as address:
@@ -212,14 +212,14 @@ def test_features_that_are_not_finite_are_not_sent(tiny: Tiny) -> None:
         assert "exit 3: some features are not finite" in refusal.value.details()
 
 
-def test_a_message_of_the_largest_batch_passes_and_no_larger_one(tiny: Tiny) -> None:
+def test_message_bytes_bounds_the_largest_batch(tiny: Tiny) -> None:
     most = message_bytes(tiny.student(1).network, 8)
     longest = request(LastExit(EXITS), data=bytes(8 * 192), shape=(8, 3, 8, 8), ids=[2**64 - 1] * 8, run="r" * 500)
     assert len(longest) < most
     assert most < 2 * (1 << 16)
 
 
-def test_the_policy_of_a_device(tiny: Tiny) -> None:
+def test_own_policy_of_a_device(tiny: Tiny) -> None:
     plain = tiny.student(1)
     assert own_policy(plain) == FeatureDifference(PUBLISHED)
     stored = replace(plain, policies={CALIBRATED: ANY, "last": LastExit(EXITS)})

@@ -1,4 +1,4 @@
-"""What exits take on devices: many times, of each exit alone."""
+"""The time of each exit on devices, measured many times."""
 
 from types import SimpleNamespace
 
@@ -32,17 +32,17 @@ class Clock:
 
 
 @pytest.mark.parametrize("exit_index", range(EXITS))
-def test_everybody_leaves_at_the_exit_that_is_timed(exit_index: int, tmp_path) -> None:
+def test_all_samples_leave_at_the_timed_exit(exit_index: int, tmp_path) -> None:
     tiny = Tiny(tmp_path)
     for number in (1, 2):
         assert tiny.here(number, leaving_at(exit_index, EXITS)).exits.tolist() == [exit_index] * len(PIXELS)
 
 
-def test_a_student_of_one_exit_leaves_there() -> None:
+def test_student_of_one_exit_leaves_there() -> None:
     assert leaving_at(0, 1).exits(torch.ones(1, 4, 2)).tolist() == [0] * 4
 
 
-def test_all_times_are_kept_but_those_of_the_warm_up() -> None:
+def test_times_exclude_the_warm_up() -> None:
     clock = Clock()
     times = time_exits(clock, (1, 2), EXITS, PIXELS)  # type: ignore[arg-type]
     assert clock.asked == (WARM_UP + REPEATS) * EXITS
@@ -52,17 +52,17 @@ def test_all_times_are_kept_but_those_of_the_warm_up() -> None:
         torch.testing.assert_close(times[number], quiet[:, None] + hiccups)
 
 
-def test_a_device_that_does_not_answer_cannot_be_timed() -> None:
+def test_device_without_an_answer_cannot_be_timed() -> None:
     with pytest.raises(UserError, match="student 2 cannot be timed: late: it sleeps"):
         time_exits(Clock(late_after=9), (1, 2), EXITS, PIXELS)  # type: ignore[arg-type]
 
 
-def test_an_exit_that_no_image_reaches_cannot_be_timed() -> None:
+def test_exit_that_no_image_reaches_cannot_be_timed() -> None:
     with pytest.raises(UserError, match="student 1 cannot be timed: no image reaches exit 6"):
         time_exits(Clock(reached=5), (1, 2), EXITS, PIXELS)  # type: ignore[arg-type]
 
 
-def test_devices_that_serve_are_timed(tmp_path, monkeypatch) -> None:
+def test_serving_devices_are_timed(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(timing, "REPEATS", 20)
     tiny = Tiny(tmp_path)
     with (

@@ -37,7 +37,7 @@ def run(
     return trained, losses
 
 
-def test_the_schedule_warms_up_in_a_line_and_decays_as_a_cosine() -> None:
+def test_schedule_warms_up_linearly_and_decays_as_a_cosine() -> None:
     schedule = Schedule(warmup=0.25)
     factors = [schedule.factor(step, 8) for step in range(9)]
     cosine = [0.5 * (1 + math.cos(math.pi * k / 6)) for k in range(7)]
@@ -46,16 +46,16 @@ def test_the_schedule_warms_up_in_a_line_and_decays_as_a_cosine() -> None:
     assert factors[8] == 0
 
 
-def test_without_warm_up_the_first_step_already_has_the_whole_rate() -> None:
+def test_schedule_without_warm_up_starts_at_the_full_rate() -> None:
     assert [Schedule(warmup=0).factor(step, 3) for step in range(3)] == pytest.approx([1.0, 1.0, 0.5])
 
 
-def test_a_schedule_tells_its_mistakes() -> None:
+def test_schedule_reports_all_mistakes() -> None:
     assert Schedule().problems() == []
     assert len(Schedule(epochs=0, batch_size=1, lr=0.0, warmup=-1.0).problems()) == 4
 
 
-def test_the_loss_falls_on_digits(digits: SampleSet) -> None:
+def test_loss_falls_on_digits(digits: SampleSet) -> None:
     network = build(NetworkSpec("wrn16", 10, digits.shape), seed=1)
     trained, losses = run(network, digits, Schedule(epochs=6, batch_size=50, augment=False))
     assert len(losses) == 6
@@ -63,20 +63,20 @@ def test_the_loss_falls_on_digits(digits: SampleSet) -> None:
     assert not trained.training
 
 
-def test_the_same_seed_gives_the_same_weights(network: EarlyExitNetwork, digits: SampleSet) -> None:
+def test_same_seed_gives_the_same_weights(network: EarlyExitNetwork, digits: SampleSet) -> None:
     schedule = Schedule(epochs=2, batch_size=50)
     first, again, other = (run(network, digits, schedule, seed)[0].state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(value, again[name]) for name, value in first.items())
     assert not all(torch.equal(value, other[name]) for name, value in first.items())
 
 
-def test_crops_change_what_is_learnt(network: EarlyExitNetwork, digits: SampleSet) -> None:
+def test_augmentation_changes_the_losses(network: EarlyExitNetwork, digits: SampleSet) -> None:
     with_crops, without = (run(network, digits, Schedule(1, 50, augment=augment))[1] for augment in (True, False))
     assert with_crops != without
 
 
-def test_one_epoch_equals_its_steps_by_hand() -> None:
-    """One batch an epoch: Nesterov's SGD at the rates of the schedule."""
+def test_training_equals_its_steps_by_hand() -> None:
+    """One batch per epoch: Nesterov's SGD at the rates of the schedule."""
     images = SampleSet(
         torch.arange(8, dtype=torch.uint8).view(8, 1, 1, 1) * 30, torch.zeros(8, dtype=torch.int64), ("a",)
     )
@@ -90,7 +90,7 @@ def test_one_epoch_equals_its_steps_by_hand() -> None:
     assert layer.weight.item() == pytest.approx(expected)
 
 
-def test_only_parameters_that_ask_for_it_are_trained(network: EarlyExitNetwork, digits: SampleSet) -> None:
+def test_frozen_parameters_are_not_trained(network: EarlyExitNetwork, digits: SampleSet) -> None:
     network.units.requires_grad_(False)
     trained, _ = run(network, digits, Schedule(1, 50))
     assert all(torch.equal(p, q) for p, q in zip(trained.units.parameters(), network.units.parameters(), strict=True))
@@ -98,7 +98,7 @@ def test_only_parameters_that_ask_for_it_are_trained(network: EarlyExitNetwork, 
     assert not torch.equal(trained.exits[last].linear.weight, network.exits[last].linear.weight)
 
 
-def test_images_come_in_order_and_normalised(digits: SampleSet) -> None:
+def test_image_batches_are_in_order_and_normalised(digits: SampleSet) -> None:
     found = list(image_batches(digits, NORMALIZE, CPU, size=90))
     assert [len(labels) for _, labels in found] == [90, 90, 20]
     assert torch.equal(torch.cat([x for x, _ in found]), NORMALIZE(digits.inputs))

@@ -1,4 +1,4 @@
-"""One device's work: the lesson that it keeps, and its step, against a reference written out by hand."""
+"""Local training: the lesson that a client keeps, and its step, compared with the formulas."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -91,10 +91,10 @@ def by_hand(
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_one_step_is_the_formula(
+def test_one_step_equals_the_formula(
     make_job: Callable[..., Job], teacher: EarlyExitNetwork, digits: tuple[Tensor, Tensor], number: int
 ) -> None:
-    """Own student in its place, the teacher's filters, clipped at 0, in the others'."""
+    """The client uses its own student, and the teacher's filters, clipped at 0, for the other students."""
     with torch.no_grad():
         outputs = teacher.forward_exits(digits[0])
     part = STUDENTS.take(build_students(SPEC, seed=3), number)
@@ -113,7 +113,7 @@ def test_one_step_is_the_formula(
         assert torch.equal(job.model.module.state_dict()[block], before[block])
 
 
-def test_the_teachers_answers_are_kept_once_and_then_enough(
+def test_teacher_answers_are_kept_and_reused(
     make_job: Callable[..., Job], teacher: EarlyExitNetwork, digits: tuple[Tensor, Tensor]
 ) -> None:
     first = DistrEELocal().train(make_job())
@@ -131,19 +131,19 @@ def test_the_teachers_answers_are_kept_once_and_then_enough(
     assert torch.equal(again.state.floats, first.state.floats)
 
 
-def test_without_a_teacher_there_is_nothing_to_learn(make_job: Callable[..., Job]) -> None:
+def test_message_without_a_teacher_is_refused(make_job: Callable[..., Job]) -> None:
     with pytest.raises(UserError, match="holds no teacher, and this client has not kept the teacher's answers"):
         DistrEELocal().train(make_job(states={}))
 
 
-def test_images_that_changed_are_told(make_job: Callable[..., Job]) -> None:
+def test_changed_images_are_refused(make_job: Callable[..., Job]) -> None:
     kept = ClientState({FEATURES: torch.rand(11, 9), LOGITS: torch.rand(11, 10)})
     with pytest.raises(UserError, match="client 4 has 12 images but the teacher's answers to 11"):
         DistrEELocal().train(make_job(kept=kept))
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-def test_public_images_take_the_place_of_the_clients_own(
+def test_public_images_replace_own_images(
     make_job: Callable[..., Job], teacher: EarlyExitNetwork, labelled: bool
 ) -> None:
     config = load_config(FLAT, all_settings())
@@ -169,6 +169,6 @@ def test_public_images_take_the_place_of_the_clients_own(
     assert torch.equal(later.state.floats, outcome.state.floats)
 
 
-def test_the_loss_falls(make_job: Callable[..., Job]) -> None:
+def test_loss_falls(make_job: Callable[..., Job]) -> None:
     short, long = (DistrEELocal().train(make_job(changes={"train.epochs": e})).metrics["loss"] for e in (1, 60))
     assert long < 0.7 * short

@@ -14,14 +14,14 @@ def named(students: Students, max_accuracy_loss: float = 0.0) -> str:
     return stored.run
 
 
-def test_two_trainings_of_one_name_are_training_id() -> None:
+def test_training_id_differs_between_trainings() -> None:
     assert named(build_students(SPEC, seed=2)) == named(build_students(SPEC, seed=2), max_accuracy_loss=0.5)
     assert named(build_students(SPEC, seed=2)) != named(build_students(SPEC, seed=3))
     assert named(build_students(SPEC, seed=2)).startswith("runs-")
 
 
 @torch.no_grad()
-def test_the_classifier_tells_trainings_apart_too() -> None:
+def test_training_id_covers_the_classifier() -> None:
     students = build_students(SPEC, seed=2)
     before, bias = training_id("runs", students), students.classifier.bias[0, 0].clone()
     students.classifier.bias[0, 0] += 1

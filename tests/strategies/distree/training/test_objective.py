@@ -9,17 +9,17 @@ from strategies.distree.training.objective import JointLoss, activation_transfer
 
 
 @pytest.mark.parametrize("exits", [7, 3, 1])
-def test_exits_weigh_the_same_unless_told_otherwise(exits: int) -> None:
+def test_exit_weights_are_equal_by_default(exits: int) -> None:
     assert exit_weights((), exits).tolist() == [1.0] * exits
 
 
-def test_given_weights_are_scaled_to_mean_one() -> None:
+def test_given_exit_weights_are_scaled_to_mean_one() -> None:
     torch.testing.assert_close(exit_weights((1, 3), 2), torch.tensor([0.5, 1.5]))
     doubled = (1, 1, 2, 2, 2, 1, 1)
     torch.testing.assert_close(exit_weights(doubled, 7), torch.tensor(doubled) * 0.7)
 
 
-def test_weights_must_be_one_per_exit() -> None:
+def test_exit_weights_must_be_one_per_exit() -> None:
     with pytest.raises(UserError, match=r"distree.exit-weights names 2 exits, the students have 3"):
         exit_weights((1, 1), 3)
 
@@ -49,7 +49,7 @@ def test_activation_transfer_by_hand() -> None:
     assert float(activation_transfer(student, teacher)) == pytest.approx((0.8 + 0 + 1) / 3)
 
 
-def test_activation_transfer_of_a_silent_student_has_a_finite_gradient() -> None:
+def test_gradient_of_a_silent_student_is_finite() -> None:
     student = torch.zeros(1, 2, requires_grad=True)
     activation_transfer(student, torch.tensor([[1.0, 0.0]])).backward()
     assert student.grad is not None
@@ -68,13 +68,13 @@ def two_students() -> dict[int, list[Tensor]]:
 BLOCKS = {1: torch.tensor([[10.0, 0.0]]), 2: torch.tensor([[0.0, 1.0]])}
 
 
-def test_the_joint_loss_by_hand(two_students: dict[int, list[Tensor]]) -> None:
+def test_joint_loss_by_hand(two_students: dict[int, list[Tensor]]) -> None:
     joint_loss = JointLoss(torch.tensor([0.5, 1.5]), alpha=0.9, temperature=2.0, beta=10.0)
     loss = joint_loss([STUDENT, TEACHER], two_students, TEACHER, BLOCKS, None)
     assert float(loss) == pytest.approx((0.5 * (3.6 * DIVERGENCE + 10 * (0.8 + 2) / 2) + 1.5 * 0) / 2)
 
 
-def test_a_student_that_learns_alone_has_the_weight_it_has_among_all(two_students: dict[int, list[Tensor]]) -> None:
+def test_student_alone_keeps_its_weight_in_the_loss(two_students: dict[int, list[Tensor]]) -> None:
     alone = {2: two_students[2]}
     joint_loss = JointLoss(torch.ones(2), alpha=0.9, temperature=2.0, beta=10.0)
     loss = joint_loss([TEACHER, TEACHER], alone, TEACHER, BLOCKS, None)

@@ -18,7 +18,7 @@ def settings(public: str, samples: int = 40) -> DistrEESettings:
     return DistrEESettings(without_teacher="public", public=public, public_samples=samples)
 
 
-def test_images_are_drawn_once_and_for_all_and_known_classes_keep_their_numbers() -> None:
+def test_public_images_depend_on_the_seed_and_keep_labels() -> None:
     found = public_images(settings("digits"), DIGITS, seed=1)
     again, other = (public_images(settings("digits"), DIGITS, seed=seed) for seed in (1, 2))
     assert torch.equal(found.inputs, again.inputs)
@@ -28,7 +28,7 @@ def test_images_are_drawn_once_and_for_all_and_known_classes_keep_their_numbers(
     assert torch.equal(DIGITS.labels[torch.stack(rows)], found.labels)
 
 
-def test_labels_follow_the_names_of_classes_and_unknown_ones_say_nothing() -> None:
+def test_labels_follow_class_names_or_are_unknown() -> None:
     turned = DIGITS.subset(range(10))
     renamed = type(turned)(turned.inputs, turned.labels, tuple(reversed(turned.classes)))
     mapped = public_images(settings("digits"), renamed, seed=1)
@@ -37,7 +37,7 @@ def test_labels_follow_the_names_of_classes_and_unknown_ones_say_nothing() -> No
     assert public_images(settings("digits"), strange, seed=1).labels.unique().tolist() == [UNKNOWN]
 
 
-def test_other_images_are_resized_and_other_channels_told(data_root: Path) -> None:
+def test_other_sizes_are_resized_and_other_channels_refused(data_root: Path) -> None:
     tiny = f"folder:{data_root / 'cifar10_tiny'}"
     colour = type(DIGITS)(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), ("a", "b"))
     found = public_images(settings(tiny, 10), colour, seed=1)
