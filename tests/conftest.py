@@ -92,16 +92,30 @@ class Run(Callback):
         self.failure = failure
 
 
-@pytest.fixture
-def flat(tmp_path: Path) -> dict[str, Value]:
+def small_configuration(folder: Path) -> dict[str, Value]:
     """Return a configuration that trains in milliseconds: LeNet with three tiers on a few embedded digits."""
     return {
         "run.name": "test", "run.strategy": "eefl", "run.rounds": 2,
         "clients.count": 6, "clients.per-round": 6, "clients.mix": "0.34,0.33,0.33", "clients.device": "cpu",
-        "clients.store": str(tmp_path / "clients"),
+        "clients.store": str(folder / "clients"),
         "train.batch-size": 16, "network.name": "lenet", "network.width": 3, "data.limit": 240,
         "server.device": "cpu", "server.evaluate-every": 0, "round.deadline": 60.0,
     }  # fmt: skip
+
+
+def make_run(
+    settings: Mapping[str, Value], nodes: Sequence[Mapping[str, Any]], app: Any = app, grid: Any = LocalGrid
+) -> Run:
+    """Make a strategy and a grid."""
+    run = Run(make_strategy(read_config(settings)), grid(app, nodes))
+    run.strategy.callbacks = [run]
+    return run
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> dict[str, Value]:
+    """Return a test's small configuration."""
+    return small_configuration(tmp_path)
 
 
 @pytest.fixture
@@ -114,9 +128,7 @@ def prepare_run(flat: dict[str, Value]) -> Callable[..., Run]:
         app: Any = app,
         grid: type[LocalGrid] = LocalGrid,
     ) -> Run:
-        run = Run(make_strategy(read_config({**flat, **(changes or {})})), grid(app, nodes))
-        run.strategy.callbacks = [run]
-        return run
+        return make_run({**flat, **(changes or {})}, nodes, app, grid)
 
     return prepare
 

@@ -16,8 +16,10 @@ from typing import Any
 import psutil
 
 from server.commands.launch import PROJECT, environment
+from strategies.callbacks.run_folder import read_events
 
 PORTS = 16_000, 32_000
+ASK_EVERY = 15.0  # seconds between queries of a run's status
 
 
 class Deployment:
@@ -29,6 +31,7 @@ class Deployment:
         self.env = environment(self.home)
         self.port = free_port()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.runs: dict[str, Path] = {}  # folder by Flower's run id
         (self.home / "config.toml").write_text(
             f'[superlink]\ndefault = "dep"\n[superlink.dep]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n'
         )
@@ -74,16 +77,22 @@ class Deployment:
         file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
         answer = self._flwr("run", str(PROJECT), "dep", "-c", str(file))
         assert answer["success"], answer
-        return str(answer["run-id"])
+        run_id = str(answer["run-id"])
+        self.runs[run_id] = Path(settings.get("run.resume") or self.folder / "runs" / settings["run.name"])
+        return run_id
 
     def wait(self, run_id: str, seconds: float) -> tuple[str, str]:
         """Wait for a run's end; return Flower's status and its details."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            run = self._flwr("list", "dep", "--run-id", run_id)["runs"][0]
-            if str(run["status"]).startswith("finished"):
-                return str(run["status"]), str(run.get("status-details"))
-            time.sleep(2)
+        metrics, now = self.runs[run_id] / "metrics.jsonl", time.monotonic()
+        end, ask = now + seconds, now + ASK_EVERY
+        while (now := time.monotonic()) < end:
+            # a query is a process, which takes computing time from the nodes: before the run's last event there are few
+            if now > ask or any(event["event"] == "end" for event in read_events(metrics)):
+                run = self._flwr("list", "dep", "--run-id", run_id)["runs"][0]
+                if str(run["status"]).startswith("finished"):
+                    return str(run["status"]), str(run.get("status-details"))
+                ask = time.monotonic() + ASK_EVERY
+            time.sleep(0.5)
         raise AssertionError(f"the run did not end within {seconds} s; see {self.folder}/*.log")
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """Tiny networks and features for split training."""
 
 import itertools
+import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from common.config import Value
 from common.networks import EarlyExitNetwork, NetworkSpec, build
 from common.storage.client_store import ClientStore
-from tests.conftest import Run
+from tests.conftest import Run, make_run, small_configuration
 from tests.strategies.hetero_splitee.runs import GRID, NODES, SPLIT
 from tests.strategies.hetero_splitee.sockets import Bench, until
 
@@ -64,13 +65,29 @@ def bench() -> Iterator[Bench]:
     until(lambda: set(threading.enumerate()) <= before)
 
 
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+    """Return a function that gives a finished run, which tests only read: one run for all that ask for the same."""
+    runs: dict[str, Run] = {}
+
+    def finished(changes: Mapping[str, Value], on: Sequence[Mapping[str, Any]] = NODES[:2]) -> Run:
+        key = json.dumps([changes, on], sort_keys=True)
+        if key not in runs:
+            folder = tmp_path_factory.mktemp("undisturbed")
+            runs[key] = make_run({**small_configuration(folder), **SPLIT, **changes}, on, grid=GRID)
+            runs[key].strategy.start(runs[key].grid)
+        return runs[key]
+
+    return finished
+
+
 @pytest.fixture
 def split(run_strategy: Callable[..., Run]) -> Callable[..., Run]:
     """Return a function that runs split training to its end; every run has its own name, and so its own store."""
     names = (f"run-{number}" for number in itertools.count())
 
     def start(
-        changes: Mapping[str, Value] | None = None, on: Sequence[Mapping[str, Any]] = NODES, **kwargs: Any
+        changes: Mapping[str, Value] | None = None, on: Sequence[Mapping[str, Any]] = NODES[:2], **kwargs: Any
     ) -> Run:
         return run_strategy({**SPLIT, "run.name": next(names), **(changes or {})}, on, **{"grid": GRID, **kwargs})
 

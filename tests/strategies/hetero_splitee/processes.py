@@ -1,6 +1,5 @@
 """A node in its own process, which a test can kill in the middle of a round."""
 
-import multiprocessing
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, cast
@@ -14,8 +13,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app
 from common.flower.local_grid import LocalGrid
+from tests.support.killing import PROCESSES
 
-PROCESSES = multiprocessing.get_context("spawn")
 Parcel = tuple[str, dict[str, bytes]]  # a message's id and its objects
 
 

@@ -28,17 +28,6 @@ MODES = {
 modes = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 
 
-@pytest.fixture
-def undisturbed(split):
-    """Return a function that gives the results of a run without faults."""
-
-    def run(mode, **changes):
-        whole = split({**mode, **changes})
-        return everything(whole.strategy), told(whole)
-
-    return run
-
-
 def behind(strategy, make_proxy):
     """Redirect a strategy's clients to a proxy, made as soon as the service has a port; return the proxies."""
     proxies, order = [], strategy.round_values
@@ -58,7 +47,7 @@ def behind(strategy, make_proxy):
     [("sequential", "up"), ("sequential", "down"), ("averaging", "up"), ("return", "down")],
 )
 def test_broken_streams_do_not_change_the_run(undisturbed, prepare_run, mode, direction):
-    state, records = undisturbed(MODES[mode])
+    whole = undisturbed(MODES[mode])
     run = prepare_run({**SPLIT, **MODES[mode], "run.name": "broken"}, NODES[:3], grid=GRID)
     # all nodes of this process share a connection; it breaks in both rounds and during the clients' evaluation
     limits = [9_000, 20_000, 5_000, 40_000, 30_000, 60_000] if direction == "up" else [300, 700, 500, 900, 1_500]
@@ -67,8 +56,8 @@ def test_broken_streams_do_not_change_the_run(undisturbed, prepare_run, mode, di
     with proxies[0] as proxy:
         assert proxy.connections > 3
     assert [record.failures for record in run.records] == [{}, {}]
-    assert same(everything(run.strategy), state)
-    assert told(run) == records
+    assert same(everything(run.strategy), everything(whole.strategy))
+    assert told(run) == told(whole)
 
 
 def after_every_step(strategy, call):
@@ -163,7 +152,7 @@ def refusals(strategy):
 
 @modes
 def test_intruders_are_refused_and_do_not_change_the_run(undisturbed, prepare_run, flower_log, mode):
-    state, records = undisturbed(mode)
+    whole = undisturbed(mode)
     run = prepare_run({**SPLIT, **mode, "run.name": "visited"}, NODES[:2], grid=GRID)
     ended = []
 
@@ -183,8 +172,8 @@ def test_intruders_are_refused_and_do_not_change_the_run(undisturbed, prepare_ru
             "oversized offload": code.RESOURCE_EXHAUSTED,
         }  # fmt: skip
     assert [record.failures for record in run.records] == [{}, {}]
-    assert same(everything(run.strategy), state)
-    assert told(run) == records
+    assert same(everything(run.strategy), everything(whole.strategy))
+    assert told(run) == told(whole)
     assert not any(run.strategy.token in line for line in flower_log)
 
 

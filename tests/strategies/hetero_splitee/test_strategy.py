@@ -34,18 +34,18 @@ MODES = {
     "shared": {"splitee.statistics": "shared"},
     "epoch": EPOCH,
     "averaging": {**AVERAGING, "train.epochs": 3},
-    "global": GLOBAL,
     "sequential-return": {**SEQUENTIAL, **RETURN, "train.epochs": 2},
     "epoch-return": {**EPOCH, **RETURN},
     "averaging-return": {**AVERAGING, **RETURN},
 }
 modes = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 UNEVEN = {"data.partitioner": "dirichlet"}
+FEW = {"data.limit": 120}  # two batches for each client
 
 
 @pytest.mark.parametrize("mode", [SEQUENTIAL, EPOCH, AVERAGING], ids=["batch", "epoch", "averaging"])
-def test_who_hosts_whom_changes_no_bit(split, mode):
-    one, *others = (split({**mode, **UNEVEN}, NODES[:number]) for number in (1, 2, 6))
+def test_who_hosts_whom_changes_no_bit(undisturbed, mode):
+    one, *others = (undisturbed({**mode, **UNEVEN}, NODES[:number]) for number in (1, 2, 6))
     state, records = everything(one.strategy), told(one)
     assert len([key for key in state if key.startswith("client.0.")]) > 10
     for other in others:
@@ -57,15 +57,12 @@ def test_who_hosts_whom_changes_no_bit(split, mode):
 
 
 @modes
-def test_a_run_is_the_method_without_a_network_bit_for_bit(split, tmp_path, mode):
-    run = split(
-        {**mode, **UNEVEN, "server.clients-evaluate-every": 0}, NODES[: 1 + list(MODES.values()).index(mode) % 3]
-    )
+def test_a_run_is_the_method_without_a_network_bit_for_bit(undisturbed, tmp_path, mode):
+    run = undisturbed({**mode, **UNEVEN}, NODES[: (1, 2, 6)[list(MODES.values()).index(mode) % 3]])
     expected = reference(run.strategy, tmp_path, 2)
     assert same(run.strategy.server.state_dict()[0], expected.server.state_dict()[0])
-    if mode is not GLOBAL:  # there, devices are about to take over the average
-        own = {f"client.{c}.{k}": v for c, device in expected.devices.items() for k, v in device.state_dict().items()}
-        assert same({k: v for k, v in kept(run.strategy).items() if k.startswith("client.")}, own)
+    own = {f"client.{c}.{k}": v for c, device in expected.devices.items() for k, v in device.state_dict().items()}
+    assert same({k: v for k, v in kept(run.strategy).items() if k.startswith("client.")}, own)
 
 
 def test_scope_global_gives_all_clients_the_references_average(split, monkeypatch, tmp_path):
@@ -76,6 +73,8 @@ def test_scope_global_gives_all_clients_the_references_average(split, monkeypatc
         assert same(state, dict(expected.devices[client].network.state_dict()))
     firsts = [state["units.0.0.weight"] for state in spy.before[2].values()]
     assert all(torch.equal(first, firsts[0]) for first in firsts)
+    expected.run_round(2)
+    assert same(run.strategy.server.state_dict()[0], expected.server.state_dict()[0])
 
 
 def test_with_one_client_both_strategies_are_the_same(split):
@@ -92,7 +91,7 @@ def test_with_one_client_both_strategies_are_the_same(split):
 @pytest.mark.parametrize("how", ["same_cut", "prefix"])
 def test_devices_go_on_with_the_synchronised_parts(split, monkeypatch, how):
     spy = Spy(monkeypatch)
-    reports = split({"splitee.client-sync": how}).strategy.roster.reports
+    reports = split({**FEW, "splitee.client-sync": how}).strategy.roster.reports
     cuts = {client: report.part for client, report in reports.items()}
     samples = {client: report.num_examples for client, report in reports.items()}
     expected = synchronised(spy.after[1], cuts, samples, how)
@@ -113,7 +112,7 @@ def test_between_periods_everybody_goes_on_alone(split, monkeypatch, mode):
             averages.append({key: value.clone() for key, value in strategy.server.model().items()})
 
     monkeypatch.setattr("tests.conftest.Run", Watched)
-    split({**mode, "splitee.period": 2, "run.rounds": 4})
+    split({**FEW, **mode, "splitee.period": 2, "run.rounds": 4})
     alone = [same(spy.before[r + 1][0], spy.after[r][0]) for r in (1, 2, 3)]
     assert alone == ([True, False, True] if mode is not AVERAGING else [True, True, True])
     moved = [not same(averages[r], averages[r - 1]) for r in (1, 2, 3)]
@@ -144,7 +143,7 @@ def test_a_device_that_was_not_averaged_keeps_what_it_learned(prepare_run, how, 
 
 def test_clients_take_part_now_and_then(split, tmp_path):
     """Momentum and layers outlive the rounds that a client sits out, and nodes matter as little as before."""
-    some = {"clients.per-round": 3, "run.rounds": 4, "splitee.mode": "averaging", "splitee.period": 3}
+    some = {**FEW, "clients.per-round": 3, "run.rounds": 4, "splitee.mode": "averaging", "splitee.period": 3}
     one, two = split(some, NODES[:1]), split(some, NODES)
     assert len(set(one.strategy.committed.values())) > 1
     assert [sum(record.clients.values()) for record in one.records] == [3, 3, 3, 3]
@@ -154,7 +153,7 @@ def test_clients_take_part_now_and_then(split, tmp_path):
 
 def rerated(prepare_run, changes, before, after):
     """Run three rounds; client 5's device declares something else after the first."""
-    home = {**SPLIT, **changes, "clients.per-node": 1, "run.rounds": 3}
+    home = {**SPLIT, **FEW, **changes, "clients.per-node": 1, "run.rounds": 3}
     run = prepare_run(home, [*NODES[:5], {"partition-id": 5, **before}], grid=GRID)
     on_round = run.on_round
 
@@ -206,7 +205,7 @@ def test_a_shallower_cut_is_refused_once_and_nobody_waits_for_it(prepare_run, mo
     ids=["sequential", "averaging", "prefix", "global"],
 )
 def test_a_killed_and_continued_run_is_the_same_run_bit_for_bit(flat, tmp_path, mode):
-    settings = {**flat, **SPLIT, **mode, "run.rounds": 3, "run.root": str(tmp_path), "clients.per-round": 5}
+    settings = {**flat, **SPLIT, **FEW, **mode, "run.rounds": 3, "run.root": str(tmp_path), "clients.per-round": 5}
     whole, reached = prepare({**settings, "run.name": "whole"}), {**settings, "run.name": "killed"}
     whole.start(LocalGrid(app, NODES[:1]))
     for moment, round_ in (("checkpoint", 1), ("line", 3)) if mode is SEQUENTIAL else (("store", 2),):
@@ -222,16 +221,16 @@ def test_a_killed_and_continued_run_is_the_same_run_bit_for_bit(flat, tmp_path, 
 
 
 @pytest.mark.parametrize("coding", ["bf16", "fp16", "uint8"])
-def test_coarser_features_train_as_well(split, coding):
-    exact, coarse = (split({"splitee.coding": name, "run.rounds": 4}) for name in ("fp32", coding))
+def test_coarser_features_train_as_well(undisturbed, split, coding):
+    exact, coarse = undisturbed({"run.rounds": 4}), split({"run.rounds": 4, "splitee.coding": coding})
     for one, two in zip(exact.records, coarse.records, strict=True):
         assert one.client_metrics == two.client_metrics  # devices do not notice
         assert two.terms["server_loss"] == pytest.approx(one.terms["server_loss"], rel=0.1)
     assert not same(exact.strategy.model, coarse.strategy.model)
 
 
-def test_a_round_tells_what_the_server_did(split):
-    sequential, averaging = (split({**mode, "data.limit": 480}) for mode in (SEQUENTIAL, AVERAGING))
+def test_a_round_tells_what_the_server_did(undisturbed):
+    sequential, averaging = undisturbed(SEQUENTIAL), undisturbed(AVERAGING)
     strategy = sequential.strategy
     weights = strategy.server.state_dict()[0]
     for run in (sequential, averaging):
@@ -249,9 +248,9 @@ def test_a_round_tells_what_the_server_did(split):
     assert whole + copies < averaging.records[0].terms["server_bytes"] < whole + 2 * copies
 
 
-def test_messages_carry_no_weights_and_nobody_tells_the_token(split, flower_log, caplog):
+def test_messages_carry_no_weights_and_nobody_tells_the_token(undisturbed, split, flower_log, caplog):
     caplog.set_level(logging.DEBUG)
-    run, small = split({"network.width": 8}), split()
+    run, small = split({"network.width": 8}), undisturbed(SEQUENTIAL)
     assert sum(value.nbytes for value in run.strategy.model.values()) > 100_000
     for one, two in zip(run.records, small.records, strict=True):
         assert all(abs(one.traffic[way] - two.traffic[way]) < 2_000 for way in ("down", "up"))
@@ -304,9 +303,9 @@ def test_a_port_that_is_taken_is_told(prepare_run):
             run.strategy.start(run.grid)
 
 
-def test_off_loopback_streams_are_encrypted_unasked(split, flower_log):
-    run = split({"stream.bind": "0.0.0.0", "run.rounds": 1})
+def test_off_loopback_streams_are_encrypted_unasked(undisturbed, split, flower_log):
+    run = split({"stream.bind": "0.0.0.0"})
     assert any("streams are served at 0.0.0.0:" in line and line.endswith(", TLS") for line in flower_log)
     assert run.strategy.certificate is not None
-    assert run.records[0].failures == {}
-    assert same(run.strategy.model, split({"run.rounds": 1}).strategy.model)
+    assert [record.failures for record in run.records] == [{}, {}]
+    assert same(run.strategy.model, undisturbed(SEQUENTIAL).strategy.model)
