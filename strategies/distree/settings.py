@@ -49,7 +49,10 @@ class DistrEESettings(Settings):
         )  # fmt: skip
         found += at_most(self, kept_edges=1, alpha=1) + one_of(self, without_teacher=("refuse", "public"))
         if self.widths and len(self.widths) != self.students:
-            found.append(f"distree.widths names {len(self.widths)} students, distree.students {self.students}")
+            found.append(
+                f"distree.widths gives {len(self.widths)} widths, distree.students is {self.students}: "
+                "give one width per student"
+            )
         if any(width < 1 for width in self.widths):
             found.append(f"distree.widths is {as_typed(self.widths)}, every width must be at least 1")
         if self.devices:
@@ -70,9 +73,15 @@ class DistrEESettings(Settings):
     def _device_problems(self) -> list[str]:
         found = []
         if self.widths:
-            found.append("distree.devices decides the widths: leave distree.widths empty, or distree.devices")
+            found.append(
+                f"distree.widths is {as_typed(self.widths)}, but distree.devices decides the widths: "
+                "leave one of the two empty"
+            )
         if len(self.declared) != self.students:
-            found.append(f"distree.devices names {len(self.declared)} devices, distree.students {self.students}")
+            found.append(
+                f"distree.devices names {len(self.declared)} devices, distree.students is {self.students}: "
+                "name one device per student, with ';' between them"
+            )
         for text in self.declared:
             try:
                 read_device(text)

@@ -32,9 +32,7 @@ class StoredStudents:
     ladder: Sequence[Policies] = ()
     # Student -> its mean MACs at every rung, on validation images
     ladder_costs: Mapping[int, Sequence[float]] = field(default_factory=dict)
-    run: str = (
-        ""  # id of the training, see `strategies.distree.training.finish.training_id`; the same in devices' files
-    )
+    run: str = ""  # id of the training, see `training/finish.py: training_id`; the same in the devices' files
 
 
 @dataclass(frozen=True)

@@ -42,10 +42,8 @@ from strategies.method import Job, Outcome
 from strategies.node.local_training import LocalTraining
 
 TEACHER = "teacher"  # name of the teacher's state in a message
-POLICIES, TRAINING = (
-    "policies",
-    "training",
-)  # round values after the end: student -> name -> policy; `StoredStudents.run`
+# round values after the last round: student -> name -> policy, and `StoredStudents.run`
+POLICIES, TRAINING = "policies", "training"
 FEATURES, LOGITS, IMAGES, LABELS = "features", "logits", "images", "labels"  # arrays of a lesson, as sent and as kept
 UNKNOWN = -1  # label of all public images if some of their classes are not the run's
 
