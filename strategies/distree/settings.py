@@ -37,7 +37,7 @@ class DistrEESettings(Settings):
     beta: float = 100.0  # weight of the activation transfer as a squared distance; the released code's mean takes 10000
     exit_weights: tuple[float, ...] = ()  # w, one per exit; empty: all the same (reconstructed)
     without_teacher: str = "refuse"  # a device that cannot hold the teacher: "refuse" it, or "public" images teach it
-    public: str = ""  # those images: NAME or NAME:FOLDER of a data set
+    public: str = ""  # the public images: NAME or NAME:FOLDER of a data set
     public_samples: int = 500
     max_accuracy_loss: float = 0.01  # of the calibrated thresholds, on validation images
 

@@ -326,7 +326,10 @@ def test_refused_device_leaves_a_warning_for_its_student(start, students, flower
         ({"data.mean": "0.4"}, "give this run the same"),
         ({"distree.exit-weights": "1,2"}, "names 2 exits, the students have 3"),
         ({"distree.students": 80}, "too few for 80 students"),
-        ({"distree.without-teacher": "public", "distree.public": "folder:/nowhere"}, "no folder /nowhere"),
+        (
+            {"distree.without-teacher": "public", "distree.public": "folder:/nowhere"},
+            "'folder:/nowhere': data.root is /nowhere",
+        ),
         ({"clients.mix": "1,1,1"}, "must give one share, 0 or more, for each of the 2 tiers"),
     ],
 )
