@@ -37,7 +37,7 @@ class DistrEESettings(Settings):
     beta: float = 100.0  # weight of the activation transfer as a squared distance; the released code's mean takes 10000
     exit_weights: tuple[float, ...] = ()  # w, one per exit; empty: all the same (reconstructed)
     without_teacher: str = "refuse"  # a device that cannot hold the teacher: "refuse" it, or "public" images teach it
-    public: str = ""  # those images: NAME or NAME:FOLDER of a data set
+    public: str = ""  # the public images: NAME or NAME:FOLDER of a data set
     public_samples: int = 500
     max_accuracy_loss: float = 0.01  # of the calibrated thresholds, on validation images
 
@@ -49,7 +49,10 @@ class DistrEESettings(Settings):
         )  # fmt: skip
         found += at_most(self, kept_edges=1, alpha=1) + one_of(self, without_teacher=("refuse", "public"))
         if self.widths and len(self.widths) != self.students:
-            found.append(f"distree.widths names {len(self.widths)} students, distree.students {self.students}")
+            found.append(
+                f"distree.widths gives {len(self.widths)} widths, distree.students is {self.students}: "
+                "give one width per student"
+            )
         if any(width < 1 for width in self.widths):
             found.append(f"distree.widths is {as_typed(self.widths)}, every width must be at least 1")
         if self.devices:
@@ -70,9 +73,15 @@ class DistrEESettings(Settings):
     def _device_problems(self) -> list[str]:
         found = []
         if self.widths:
-            found.append("distree.devices decides the widths: leave distree.widths empty, or distree.devices")
+            found.append(
+                f"distree.widths is {as_typed(self.widths)}, but distree.devices decides the widths: "
+                "leave one of the two empty"
+            )
         if len(self.declared) != self.students:
-            found.append(f"distree.devices names {len(self.declared)} devices, distree.students {self.students}")
+            found.append(
+                f"distree.devices names {len(self.declared)} devices, distree.students is {self.students}: "
+                "name one device per student, with ';' between them"
+            )
         for text in self.declared:
             try:
                 read_device(text)

@@ -1,15 +1,15 @@
-"""DistrEE, federated: every device trains one student of a teacher, on images that stay where they are.
+"""DistrEE, federated: every device trains one student of a teacher, on its own images.
 
 Before the first round:
 
-1. Look at the teacher's last filters on the server's validation images and partition them (`partition.py`).
-2. Build a student per part; each device takes the one that it can carry (`parts.py`).
+1. Run the teacher on the server's validation images and partition its last filters (`model/partition.py`).
+2. Build one student per part; each device takes one that it can train (`model/parts.py`).
 
 A round:
 
-3. Send each client its student and the classifier's columns of all; once, the teacher too.
-4. Clients train (`client.py`).
-5. A student and its columns are averaged over the clients that hold it, the bias over all.
+3. Send each client its student and the classifier's columns of all students; the first time, the teacher too.
+4. Clients train (`training/client.py`).
+5. Average each student and its columns over the clients that train it, and the bias over all clients.
 
 After the last round:
 
@@ -64,7 +64,7 @@ class DistrEE(EarlyExitStrategy):
     """Average each student over the devices that train it."""
 
     def __init__(self, method: Method, setup: Setup) -> None:
-        """The spec is the students' backbone. Raises `UserError` when there is no teacher that fits, or no images."""
+        """Load the teacher and plan its students, of backbone `setup.spec`; raises `UserError` if either fails."""
         config = setup.config
         self.settings = config.of(DistrEESettings)
         images = self._check(config)
@@ -82,7 +82,7 @@ class DistrEE(EarlyExitStrategy):
 
     @property
     def students(self) -> Students:
-        """All students, with the weights that they were last given."""
+        """All students, with the weights last loaded into them."""
         return cast(Students, self.network)
 
     def prepare(self, round_: int, clients: Sequence[ClientReport]) -> None:
@@ -90,12 +90,8 @@ class DistrEE(EarlyExitStrategy):
         self._untaught = frozenset(c.client for c in clients if c.client not in self.committed)
         held = {self.part(client) for client in self.roster.available()}
         for number in sorted(set(self.tiers) - held) if round_ == 1 else ():
-            log(
-                WARNING,
-                "no device trains student %d: declare student=%d on a device, or lower distree.students",
-                number,
-                number,
-            )
+            advice = f"declare student={number} on a device, or lower distree.students"
+            log(WARNING, "no device trains student %d: %s", number, advice)
 
     def whole_macs(self) -> list[float]:
         """Return the MACs of a sample that leaves all students at the same exit."""
@@ -111,25 +107,25 @@ class DistrEE(EarlyExitStrategy):
         return {POLICIES: policies, TRAINING: self.finished.run}
 
     def shared_states(self, clients: Sequence[ClientReport]) -> Mapping[str, PackedState]:
-        """Return the teacher if any of these clients is to ask it for the first time."""
-        asking = any(c.client in self._untaught and not c.values.get(LEAN) for c in clients)
-        return {TEACHER: self._packed_teacher} if asking else {}
+        """Return the teacher if one of these clients needs it: a client without its answers that can hold it."""
+        needed = any(c.client in self._untaught and not c.values.get(LEAN) for c in clients)
+        return {TEACHER: self._packed_teacher} if needed else {}
 
     def client_arrays(self, clients: Sequence[ClientReport]) -> ClientArrays:
-        """Return public images with the teacher's answers for clients that cannot hold it, once."""
+        """Return public images with the teacher's answers, once, for clients that cannot hold the teacher."""
         return {c.client: self._public_lesson for c in clients if c.client in self._untaught and c.values.get(LEAN)}
 
     def merge(self, round_: int, update: RoundUpdate) -> Mapping[str, Any]:
-        """Average by name what clients trained: other students' columns, which they only held, count for nothing."""
+        """Average each tensor over the clients that trained it; other students' columns, only held, do not count."""
         trained = {k: {key: tier.state[key] for key in self.uploads[k].keys} for k, tier in update.tiers.items()}
         self.model |= average_layers(trained, {k: float(tier.weight) for k, tier in update.tiers.items()})
         self._untaught, self.finished = frozenset(), None
         return {}
 
     def evaluate(self, *, final: bool = False) -> Mapping[str, Any]:
-        """Measure the joint exits, and in the end what the devices' own exit policies cost and give on test images.
+        """Measure the joint exits and, after the last round, cost and accuracy of the devices' exit policies.
 
-        These take the place of thresholds on the joint logits, which no device sees before it stops.
+        The policies replace thresholds on the joint logits, which no device sees before it stops. Test images only.
         """
         result = dict(super().evaluate(final=final))
         if not final or self.evaluator is None:
@@ -149,11 +145,11 @@ class DistrEE(EarlyExitStrategy):
         }  # fmt: skip
 
     def finish(self) -> None:
-        """Fit the exit policies, which the devices get with their students."""
+        """Fit the exit policies, which are delivered with the students."""
         self.fitted()
 
     def fitted(self) -> StoredStudents:
-        """Return the students with exit policies, which are fitted on validation images when first asked for."""
+        """Return the students with exit policies; the first call fits these on validation images."""
         if self.finished is None:
             self.global_network()
             self.finished, _ = finish_students(
@@ -171,36 +167,36 @@ class DistrEE(EarlyExitStrategy):
         return {}, {"spec": self.spec.to_json(), "teacher": self._fingerprint}
 
     def load_state_dict(self, tensors: StateDict, values: Mapping[str, Any]) -> None:
-        """Take `state_dict`'s result back; raises `UserError` when the teacher is not the one of the run's start."""
+        """Restore what `state_dict` returned; raises `UserError` when the teacher has changed since the run's start."""
         if values["teacher"] != self._fingerprint:
-            raise UserError(f"distree.teacher {self.settings.teacher} is another one than when this run started")
+            raise UserError(f"distree.teacher {self.settings.teacher} has changed since this run started: restore it")
         if values["spec"] != self.spec.to_json():
             model = self.model
             self.divide(StudentsSpec.from_json(values["spec"]))
             self.model = model
 
     def _check(self, config: RunConfig) -> SampleSet:
-        """Return the server's training images; raises `UserError` for what this method cannot do."""
+        """Return the server's training images; raises `UserError` for a configuration that DistrEE does not support."""
         if not self.settings.teacher:
-            raise UserError("distree needs a teacher: set distree.teacher to a finished run's folder")
+            raise UserError("distree.teacher is empty: set it to a finished run's folder or a model file")
         if config.server.clients_evaluate_every:
-            raise UserError("a device has one student of several: leave server.clients-evaluate-every at 0 in distree")
+            raise UserError("server.clients-evaluate-every is above 0, but a distree client has one student: set 0")
         if config.network.pretrained:
-            raise UserError("distree's students start from the run's seed: leave network.pretrained empty")
+            raise UserError("distree's students start from the run's seed, without network.pretrained: leave it empty")
         if config.data.is_text:
-            raise UserError("distree's students see images: choose another data.name")
+            raise UserError(f"data.name {config.data.name!r} holds texts, distree needs images: choose another")
         images = load(config.data, paths.cache_root()).train
         if not len(images) or not config.data.validation:
-            raise UserError("distree looks at the teacher's filters on the server's validation images: it needs some")
+            raise UserError(
+                "the server has no validation images to partition the teacher on: "
+                "set data.validation above 0, and a data.name whose images the server has"
+            )
         return images
 
     def _plan(self, config: RunConfig, setup: Setup) -> StudentsSpec:
-        """Return the students' spec, from the cheapest to the dearest, so that none is larger than declared."""
-        settings, device, backbone = (
-            self.settings,
-            pick_device(config.server.device),
-            NetworkSpec.from_json(setup.spec.to_json()),
-        )
+        """Return the students' spec, from the cheapest to the dearest, none too large for its declared device."""
+        settings, device = self.settings, pick_device(config.server.device)
+        backbone = NetworkSpec.from_json(setup.spec.to_json())
         matches = self._match(config, backbone)
         widths = tuple(match.width for match in matches) or tuple(sorted(settings.widths))
         activations = teacher_activations(self.teacher.network, self.validation, setup.normalizer, device)
@@ -211,7 +207,10 @@ class DistrEE(EarlyExitStrategy):
         return students_spec(self.teacher.spec, backbone, found.parts, widths, [match.device for match in matches])
 
     def _match(self, config: RunConfig, backbone: NetworkSpec) -> list[Match]:
-        """Return the declared devices' widths, from the cheapest to the dearest; raises `UserError`."""
+        """Return the declared devices' widths, from the cheapest to the dearest.
+
+        Raises `UserError` when a device cannot hold the teacher or any student.
+        """
         settings = self.settings
         if settings.without_teacher == "refuse" and settings.devices:
             needs = cost_table(self.teacher.network).forward_memory(config.train.batch_size)

@@ -35,7 +35,7 @@ class Answers:
 
     def __post_init__(self) -> None:
         if len(self.labels) == 0:
-            raise UserError("there are no validation samples to choose exit thresholds on; set data.validation")
+            raise UserError("there are no validation samples to choose exit thresholds on: set data.validation above 0")
 
     def classify(self, number: int) -> Classify:
         """Return the classifier for student `number` alone."""
@@ -123,7 +123,7 @@ def sweep_fractions(num_exits: int, p: float, first: int) -> Tensor:
 def sweep(num_exits: int, first: int) -> list[Tensor]:
     """Return the fractions (J,) of all candidates: for every first exit from `first` on, MSDNet's sweep, and all there.
 
-    With `first` alone, to save more always means that more samples leave at the first exits, the least accurate ones.
+    With `first` alone, saving more always sends more samples out at the first exits, which are the least accurate.
     """
     shares: list[Tensor] = []
     for begin in range(first, num_exits - 1):

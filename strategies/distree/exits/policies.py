@@ -1,4 +1,4 @@
-"""Exit policies: at which exit a sample leaves its student. Each device decides without asking another one.
+"""Exit policies: at which exit a sample leaves its student. Each device decides alone.
 
 Source: DistrEE (Peng et al., arXiv 2502.15735): feature difference and its baselines.
 """

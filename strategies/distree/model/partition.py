@@ -161,7 +161,7 @@ def partition(activations: Tensor, settings: DistrEESettings, shares: Sequence[f
     if len(linked) < FEWEST * students:
         raise UserError(
             f"only {len(linked)} of the teacher's {len(graph)} filters have a strong link, too few for {students} "
-            f"students of {FEWEST} or more: raise distree.kept-edges, or take a wider teacher or fewer students"
+            f"students of {FEWEST} or more: raise distree.kept-edges, take a wider teacher or lower distree.students"
         )
     totals = shares_of_largest(activations).sum(0)
     found, notes = _enough_communities(linked, settings.resolution, students, seed)
@@ -171,7 +171,10 @@ def partition(activations: Tensor, settings: DistrEESettings, shares: Sequence[f
             f"the largest community was halved by filter rank, {halvings} times, until every student had its share"
         )
     if min(map(len, parts)) < FEWEST:
-        raise UserError(f"a student would get fewer than {FEWEST} filters: take students of more equal size, or fewer")
+        raise UserError(
+            f"a student would get fewer than {FEWEST} filters: "
+            "make its width and the others' more equal, or lower distree.students"
+        )
     return Partition(
         parts=parts,
         dropped=tuple(sorted(set(graph) - set(linked))),

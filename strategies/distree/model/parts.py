@@ -1,4 +1,4 @@
-"""Which student a device trains, of K that one device alone could not hold together."""
+"""Which of the K students a device trains, from its capacity and the students' costs."""
 
 import copy
 import json
@@ -17,24 +17,19 @@ from strategies.parts import Parts
 
 BYTES = 4  # of a float32
 LEAN = "lean"  # value of a choice: the device cannot hold the teacher, so it learns from public images
-LEARN_FROM_PUBLIC = 'distree.without-teacher="public" lets it learn from public images'
+LEARN_FROM_PUBLIC = "set distree.without-teacher to public, so that it learns from public images"
 
 
 @dataclass(frozen=True)
 class StudentCosts:
     """Costs of each student, of the classifier's columns, and of the teacher."""
 
-    students: tuple[CostTable, ...]
-    """From student 1 on, cheap to dear but for the number of filters."""
-    columns: tuple[int, ...]
-    """Parameters of each one's columns of the classifier, at all exits."""
-    bias: int
-    """Parameters that all have."""
-    alike: tuple[tuple[int, ...], ...]
-    """Numbers of students that differ in nothing but the number of their filters, cheap to dear."""
+    students: tuple[CostTable, ...]  # from student 1 on, cheap to dear, apart from the number of filters
+    columns: tuple[int, ...]  # parameters of each student's columns of the classifier, at all exits
+    bias: int  # parameters of the classifier's bias, which every device holds
+    alike: tuple[tuple[int, ...], ...]  # groups of students that differ only in their number of filters, cheap to dear
     teacher: CostTable
-    devices: tuple[str, ...] = ()
-    """What each student's device has, as declared, if widths were matched to devices."""
+    devices: tuple[str, ...] = ()  # each student's device, as declared; empty if widths were not matched to devices
 
     def table(self, number: int) -> CostTable:
         """Return a student's own table."""
@@ -45,14 +40,14 @@ class StudentCosts:
         return self.table(number).cut_parameters(len(self.table(number).units)) + sum(self.columns) + self.bias
 
     def training_memory(self, number: int, batch_size: int) -> int:
-        """Return bytes that training a student takes; of the classifier its own columns and the bias are trained."""
+        """Return the bytes for training a student, its own columns and the bias; the other columns are only held."""
         table = self.table(number)
         trained = self.columns[number - 1] + self.bias
         classifier = BYTES * (3 * trained + sum(self.columns) - self.columns[number - 1])
         return table.cut_training_memory(len(table.units), batch_size) + classifier
 
     def teacher_memory(self, batch_size: int) -> int:
-        """Return bytes that the teacher's forward pass takes."""
+        """Return the bytes for a forward pass of the teacher."""
         return self.teacher.forward_memory(batch_size)
 
     def to_json(self) -> str:
@@ -70,7 +65,7 @@ class StudentCosts:
 
 
 class StudentParts(Parts[StudentsSpec, Students, StudentCosts]):
-    """A device's own student, with the classifier's columns of all."""
+    """A device's own student, with the classifier's columns of all students."""
 
     word = "student"
 
@@ -134,10 +129,10 @@ class StudentParts(Parts[StudentsSpec, Students, StudentCosts]):
     ) -> Choice:
         """Return the dearest student that the capacity carries; of students that are alike, clients take turns by id.
 
-        Where widths were matched to devices, a student is for devices with no less than its own, the first for all: to
-        carry a wider one through training is not yet to answer with it in time. A device must also hold the teacher,
-        once, to see what it answers to the device's own images. One that cannot is refused, or learns from public
-        images that the teacher has answered elsewhere.
+        Where widths were matched to devices, a student needs at least the capacity of its own device; the first student
+        needs none. A device that could train a wider student might be too slow to answer with it. A device must also
+        hold the teacher once, to compute the teacher's answers to its own images. A device that cannot is refused, or
+        learns from public images that come with the teacher's answers.
         """
         settings = config.of(DistrEESettings)
         choice = self._student(capacity, costs, config, samples, client)
@@ -166,14 +161,14 @@ class StudentParts(Parts[StudentsSpec, Students, StudentCosts]):
 
 
 def untrainable(capacity: Capacity, costs: StudentCosts, config: RunConfig, samples: int, number: int) -> str:
-    """Return why a device cannot train a student on so many samples, as a phrase after its subject, or nothing."""
+    """Return why a device cannot train a student on `samples` samples, as a phrase after its subject, or ""."""
     needs, table = costs.training_memory(number, config.train.batch_size), costs.table(number)
     bits = 2 * 8 * BYTES * costs.parameters(number)  # down and up
     return lacking(capacity, needs, table.cut_macs(len(table.units)) * samples, bits)
 
 
 def teacher_too_large(capacity: Capacity, needs: int) -> str:
-    """Return why a device cannot ask a teacher that needs so many bytes, or nothing."""
+    """Return why a device cannot run a teacher that needs `needs` bytes, or ""."""
     if capacity.memory is None or needs <= capacity.memory:
         return ""
     return f"the teacher needs {needs / 1e6:.1f} MB of {capacity.memory / 1e6:.1f} MB"

@@ -32,9 +32,7 @@ class StoredStudents:
     ladder: Sequence[Policies] = ()
     # Student -> its mean MACs at every rung, on validation images
     ladder_costs: Mapping[int, Sequence[float]] = field(default_factory=dict)
-    run: str = (
-        ""  # id of the training, see `strategies.distree.training.finish.training_id`; the same in devices' files
-    )
+    run: str = ""  # id of the training, see `training/finish.py: training_id`; the same in the devices' files
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ def find_students(path: Path) -> Path:
     """Return the aggregator's file at `path`: the file itself, its folder or its run's folder; raises `UserError`."""
     found = next((p for p in (path, path / FILE, path / "final" / FILE) if p.is_file()), None)
     if found is None:
-        raise UserError(f"no students in {path}: give a finished distree run, or what `python -m server students` made")
+        raise UserError(f"no students in {path}: give the folder of a distree run or of `python -m server students`")
     return found
 
 

@@ -53,7 +53,7 @@ class StudentsSpec:
         filters = [f for part in self.partition for f in part]
         sizes = tuple(map(len, self.partition))
         if len(set(filters)) != len(filters) or tuple(b.num_classes for b in self.backbones) != sizes or 0 in sizes:
-            raise UserError("the students' filters overlap or do not fit their networks; partition the teacher again")
+            raise UserError("the students' filters overlap or do not fit their networks: partition the teacher again")
 
     @property
     def num_classes(self) -> int:
@@ -90,7 +90,7 @@ class StudentsSpec:
                 tuple(map(str, values.get("devices", ()))),
             )
         except (KeyError, TypeError) as error:
-            raise UserError(f"incomplete description of students: {error}") from error
+            raise UserError(f"incomplete description of students ({error}): train the students again") from error
 
 
 def students_spec(

@@ -75,8 +75,8 @@ def match_widths(
     Args:
         devices: one per student; a device that declares no compute is never too slow.
         macs_of: width -> MACs of a sample through the whole student.
-        lacks: device, width -> what else the device lacks, as a phrase after its subject, or "".
-        widths: those to choose from; a wider student costs more of everything.
+        lacks: (device, width) -> what else the device lacks, as a phrase after its subject, or "".
+        widths: the widths to choose from; a wider student costs more of everything.
 
     Raises:
         UserError: a device lacks something even for the narrowest student.
@@ -101,7 +101,7 @@ def match_widths(
                 break
             chosen = width
         if not chosen:
-            raise UserError(f"no student suits device {number} of distree.devices, {reason}")
+            raise UserError(f"no student suits device {number} of distree.devices, {reason}: lower network.width")
         found.append((chosen, reason))
     return found
 

@@ -42,10 +42,8 @@ from strategies.method import Job, Outcome
 from strategies.node.local_training import LocalTraining
 
 TEACHER = "teacher"  # name of the teacher's state in a message
-POLICIES, TRAINING = (
-    "policies",
-    "training",
-)  # round values after the end: student -> name -> policy; `StoredStudents.run`
+# round values after the last round: student -> name -> policy, and `StoredStudents.run`
+POLICIES, TRAINING = "policies", "training"
 FEATURES, LOGITS, IMAGES, LABELS = "features", "logits", "images", "labels"  # arrays of a lesson, as sent and as kept
 UNKNOWN = -1  # label of all public images if some of their classes are not the run's
 
@@ -127,11 +125,14 @@ def teach(teacher: EarlyExitNetwork, x: Tensor, spec: StudentsSpec, batch_size: 
 
 
 def _answers(job: Job) -> dict[str, Tensor]:
-    """Return the teacher's answers: to the client's own images, computed here, or to public ones, as received."""
+    """Return the teacher's answers: computed here for the client's images, or as received for public images."""
     if job.client_arrays:
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in job.client_arrays.items()}
     if TEACHER not in job.states:
-        raise UserError("the message holds no teacher, and this client has not kept the teacher's answers")
+        raise UserError(
+            "the message holds no teacher, and this client has not kept the teacher's answers: "
+            "leave clients.store unchanged during a run"
+        )
     spec = cast(Students, job.network).spec
     teacher = build(spec.teacher, seed=0)
     teacher.load_state_dict(job.states[TEACHER].state_dict())

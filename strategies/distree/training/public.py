@@ -23,7 +23,10 @@ def public_images(settings: DistrEESettings, images: SampleSet, seed: int) -> Sa
     config = DataConfig(name=name, root=root, image_size=height if height == width else 0)
     if problems := config.problems():
         raise UserError(f"distree.public {settings.public!r}: {'; '.join(problems)}")
-    found = load(config, paths.cache_root()).train
+    try:
+        found = load(config, paths.cache_root()).train
+    except UserError as error:
+        raise UserError(f"distree.public {settings.public!r}: {error}") from error
     if found.shape != (channels, height, width):
         raise UserError(f"distree.public has images {found.shape}, this run {images.shape}: name another data set")
     chosen = torch.randperm(len(found), generator=generator(seed, "public"))[: settings.public_samples].sort().values

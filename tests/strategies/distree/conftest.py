@@ -1,4 +1,4 @@
-"""A real teacher, and federated runs of its students."""
+"""A trained teacher, and the configuration of federated runs of its students."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ CPU: dict[str, Value] = {"clients.device": "cpu", "server.device": "cpu", "serve
 
 @pytest.fixture(scope="session")
 def teacher(flower_home: Path, one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a finished federated run of LeNet on digits."""
+    """Return the folder of a finished federated run of LeNet on digits."""
     root = tmp_path_factory.mktemp("teacher")
     return teach(root, {"network.name": "lenet", "clients.mix": "0,0,1", "run.rounds": 4, "train.lr": 0.1})
 
@@ -36,7 +36,7 @@ def teach(root: Path, changes: Mapping[str, Value]) -> Path:
 
 @pytest.fixture
 def students(flat: dict[str, Value], teacher: Path) -> dict[str, Value]:
-    """A configuration of two students of the teacher, three clients each."""
+    """Return a configuration of two students of the teacher, with three clients each."""
     flat |= {
         "run.strategy": "distree", "distree.teacher": str(teacher), "distree.kept-edges": 0.3, "clients.mix": "equal",
         "train.lr": 0.05,

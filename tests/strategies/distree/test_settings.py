@@ -17,8 +17,8 @@ def test_devices_are_declared_like_node_capacities() -> None:
 @pytest.mark.parametrize(
     ("devices", "message"),
     [
-        ("low", "distree.devices names 1 devices, distree.students 2"),
-        ("low;low;low", "distree.devices names 3 devices, distree.students 2"),
+        ("low", "distree.devices names 1 devices, distree.students is 2: name one device per student"),
+        ("low;low;low", "distree.devices names 3 devices, distree.students is 2: name one device per student"),
         ("low;", "distree.devices: '': write low, medium, high, or KEY=VALUE with memory, compute, bandwidth, such as"),
         ("low;huge", "distree.devices: 'huge': write low, medium, high, or KEY=VALUE with memory, compute, bandwidth"),
         ("low;depth=2", "distree.devices: 'depth=2': write low, medium, high, or KEY=VALUE with memory, compute, ba"),
@@ -34,7 +34,7 @@ def test_invalid_devices_are_refused(devices: str, message: str) -> None:
 
 def test_widths_and_devices_exclude_each_other() -> None:
     (problem,) = DistrEESettings(devices="low;high", widths=(1, 2)).problems()
-    assert problem.startswith("distree.devices decides the widths: leave distree.widths empty")
+    assert problem.startswith("distree.widths is 1,2, but distree.devices decides the widths: leave one")
     with pytest.raises(UserError, match="would measure the server"):
         read_device("auto")
 

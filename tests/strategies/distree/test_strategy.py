@@ -1,4 +1,4 @@
-"""Federated students of a real teacher: what travels, what is averaged, what stays, and that it learns."""
+"""Federated students of a real teacher: messages, averaging, resuming, learning and delivery."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -36,7 +36,7 @@ ROAMING = ({"partition-id": 0},)
 
 @pytest.fixture
 def start(students: Flat, tmp_path: Path) -> Callable[..., tuple[DistrEE, Any]]:
-    """Run the server's own preparation and all rounds; returns the strategy and the app that clients ran."""
+    """Return a function that runs the server's preparation and all rounds and returns strategy and client app."""
 
     def start(
         changes: Mapping[str, Value] | None = None, nodes: Sequence[Mapping[str, Any]] = ROAMING, app: Any = None
@@ -52,7 +52,7 @@ def start(students: Flat, tmp_path: Path) -> Callable[..., tuple[DistrEE, Any]]:
 
 
 def carried(recorder: Recorder) -> list[tuple[int, tuple[int, ...], int]]:
-    """Round, clients and number of teachers of each message to train."""
+    """Return round, clients and number of teachers of each message to train."""
     return [
         (order.round, tuple(task.client for task in order.tasks), sum(name == TEACHER for name in payload.states))
         for order, payload in recorder.sent
@@ -63,7 +63,7 @@ def teacher_bytes(strategy: DistrEE) -> int:
     return 4 * sum(value.numel() for value in strategy.teacher.network.state_dict().values())
 
 
-def test_a_student_travels_without_the_others_and_its_own_columns_alone_come_back(start):
+def test_client_receives_one_student_and_returns_its_columns(start):
     strategy, recorder = start()
     assert {len(part) > 1 for part in strategy.spec.partition} == {True}
     for order, payload in recorder.sent:
@@ -79,7 +79,7 @@ def test_a_student_travels_without_the_others_and_its_own_columns_alone_come_bac
     assert recorder.replies[0].folds[1].clients == [0, 1, 2]
 
 
-def test_the_teacher_travels_once_to_a_node_and_never_again(prepare_run, students):
+def test_teacher_is_sent_to_a_node_once(prepare_run, students):
     run = prepare_run({"run.rounds": 3}, app=(recorder := Recorder()))
     run.strategy.start(run.grid)
     assert carried(recorder) == [(1, tuple(range(6)), 1), (2, tuple(range(6)), 0), (3, tuple(range(6)), 0)]
@@ -89,7 +89,7 @@ def test_the_teacher_travels_once_to_a_node_and_never_again(prepare_run, student
     assert abs(second - third) < 100
 
 
-def test_a_client_whose_round_was_lost_gets_the_teacher_again(prepare_run, students):
+def test_teacher_is_sent_again_after_a_lost_round(prepare_run, students):
     class Fails(Recorder):
         def __call__(self, message: Message, context: Any) -> Message:
             answer = super().__call__(message, context)
@@ -106,8 +106,8 @@ def test_a_client_whose_round_was_lost_gets_the_teacher_again(prepare_run, stude
     assert run.records[1].failures == {}
 
 
-def test_the_same_weights_whoever_hosts_the_clients(run_strategy, students, tmp_path):
-    """One node with six clients; three nodes with two each: to the last bit."""
+def test_weights_do_not_depend_on_the_nodes(run_strategy, students, tmp_path):
+    """One node with six clients and three nodes with two each give the same bits."""
     runs = [
         run_strategy({"clients.store": str(tmp_path / "one")}),
         run_strategy({"clients.store": str(tmp_path / "three")}, [{"partition-id": p} for p in range(3)]),
@@ -118,7 +118,7 @@ def test_the_same_weights_whoever_hosts_the_clients(run_strategy, students, tmp_
 
 
 class Killed(BaseException):
-    """Like a SIGKILL, nothing in the run handles it."""
+    """Ends a run as SIGKILL does: no code of the run handles it."""
 
 
 class KilledInRound2(Recorder):
@@ -129,8 +129,8 @@ class KilledInRound2(Recorder):
         return answer
 
 
-def test_a_run_that_was_killed_and_continued_is_the_same_run(start, tmp_path):
-    """The second round brings in clients that the first one left out: they have kept a lesson that does not count."""
+def test_resumed_run_equals_an_uninterrupted_run(start, tmp_path):
+    """Clients that join in the killed round have stored a lesson, but it was not committed and must not count."""
     changes = {"run.rounds": 3, "clients.per-round": 4}
     whole, _ = start({**changes, "run.name": "whole"})
     with pytest.raises(Killed):
@@ -145,8 +145,8 @@ def test_a_run_that_was_killed_and_continued_is_the_same_run(start, tmp_path):
     assert again[0].policies == again[1].policies
 
 
-def test_the_partition_comes_with_the_checkpoint(students, teacher):
-    """Where another machine's last bits would partition otherwise, the run keeps its students."""
+def test_checkpoint_restores_the_partition(students, teacher):
+    """The run keeps its students even where another machine's rounding gives another partition."""
     strategy, again = (make_strategy(read_config(students)) for _ in range(2))
     assert isinstance(strategy, DistrEE)
     assert isinstance(again, DistrEE)
@@ -161,12 +161,12 @@ def test_the_partition_comes_with_the_checkpoint(students, teacher):
     assert strategy.spec == other
     assert strategy.model is model
     assert {k: layout.keys for k, layout in strategy.uploads.items()} == {k: v.keys for k, v in again.uploads.items()}
-    with pytest.raises(UserError, match="is another one than when this run started"):
+    with pytest.raises(UserError, match="has changed since this run started"):
         strategy.load_state_dict(tensors, {**values, "teacher": "0" * 64})
 
 
-def test_what_is_averaged(students):
-    """Each student and its columns over its own clients, the bias over all, by samples; foreign columns not at all."""
+def test_merge_averages_what_clients_trained(students):
+    """A student and its columns over its own clients, the bias over all, by samples; other columns do not count."""
     strategy = make_strategy(read_config(students))
     before = {key: value.clone() for key, value in strategy.model.items()}
     tiers = {
@@ -183,8 +183,8 @@ def test_what_is_averaged(students):
     assert strategy.model["classifier.bias"].unique().tolist() == [2]
 
 
-def test_students_learn_and_are_delivered_with_their_exits(start, students, tmp_path):
-    """All digits, few rounds: chance is 10 %."""
+def test_students_learn_and_are_delivered_with_policies(start, students, tmp_path):
+    """All digits, few rounds; guessing gives 10 %."""
     strategy, _ = start({
         "data.limit": 0, "network.width": 0, "clients.count": 4, "clients.per-round": 4, "run.rounds": 4,
         "train.epochs": 2, "server.evaluate-every": 4, "distree.max-accuracy-loss": 0.02, "train.batch-size": 32,
@@ -217,7 +217,7 @@ def test_students_learn_and_are_delivered_with_their_exits(start, students, tmp_
     assert (logits.argmax(1) == test.labels).double().mean().item() == pytest.approx(found["accuracy"], abs=2e-3)
 
 
-def test_real_photographs_and_students_of_unequal_width(start, students, data_root, tmp_path):
+def test_students_of_unequal_width_learn_on_photographs(start, students, data_root, tmp_path):
     """CIFAR-10 images: devices of different power train a narrow and a wide student."""
     photos: Flat = {
         "data.name": "folder", "data.root": str(data_root / "cifar10_tiny"), "data.limit": 120,
@@ -240,8 +240,8 @@ def test_real_photographs_and_students_of_unequal_width(start, students, data_ro
 DEVICES = "memory=2MB,compute=2MFLOPS", "memory=4MB,compute=500kFLOPS", "memory=2MB,compute=9MFLOPS"
 
 
-def test_each_declared_device_takes_the_student_made_for_it(start, students, flower_log):
-    """Of widths 3, 6, 9 and 12; in time and memory, the first two devices could train the next wider student, too."""
+def test_declared_device_takes_the_student_made_for_it(start, students, flower_log):
+    """Widths 3, 6, 9 and 12 are on offer; the first two devices could also train the next wider student."""
     students |= {"clients.count": 3, "clients.per-round": 3, "distree.students": 3, "data.limit": 120}
     students["distree.devices"] = ";".join(DEVICES)
     nodes = [dict(pair.split("=") for pair in text.split(",")) | {"client-id": c} for c, text in enumerate(DEVICES)]
@@ -260,9 +260,9 @@ def test_each_declared_device_takes_the_student_made_for_it(start, students, flo
     assert again.spec == strategy.spec
 
 
-def test_a_declared_device_that_cannot_hold_the_teacher_is_told(students):
+def test_declared_device_too_small_for_the_teacher_is_refused(students):
     students["distree.devices"] = "memory=40kB;high"
-    with pytest.raises(UserError, match=r"'memory=40kB': the teacher needs 0.2 MB of 0.0 MB; distree.without-teacher"):
+    with pytest.raises(UserError, match=r"'memory=40kB': the teacher needs 0.2 MB of 0.0 MB; set distree.without"):
         make_strategy(read_config(students))
     students |= {"distree.without-teacher": "public", "distree.public": "digits"}
     with pytest.raises(UserError, match=r"no student suits device 1 .* since width 3 needs 0.. MB of 0.0 MB"):
@@ -270,14 +270,14 @@ def test_a_declared_device_that_cannot_hold_the_teacher_is_told(students):
 
 
 def small_and_large(students: Flat) -> list[dict[str, Any]]:
-    """Nodes of two devices, of which the first can hold its student but not the teacher."""
+    """Return nodes of two devices; the first can hold its student but not the teacher."""
     trial = make_strategy(read_config(students))
     memory = max(trial.parts.costs.training_memory(k, 16) for k in (1, 2))
     assert memory < trial.parts.costs.teacher_memory(16)
     return [{"client-id": 0, "memory": f"{memory}B"}, {"client-id": 1}]
 
 
-def test_a_device_that_cannot_hold_the_teacher_learns_from_public_images(start, students, tmp_path):
+def test_device_too_small_for_the_teacher_uses_public_images(start, students, tmp_path):
     students |= {"network.width": 1, "clients.count": 2, "clients.per-round": 2}
     nodes = small_and_large(students)
     lean: Flat = {"distree.without-teacher": "public", "distree.public": "digits", "distree.public-samples": 30}
@@ -301,7 +301,7 @@ def test_a_device_that_cannot_hold_the_teacher_learns_from_public_images(start, 
     assert strategy.committed == {0: 1, 1: 1}
 
 
-def test_or_it_is_refused_and_a_student_without_any_device_is_told(start, students, flower_log):
+def test_refused_device_leaves_a_warning_for_its_student(start, students, flower_log):
     students |= {"network.width": 1, "clients.count": 2, "clients.per-round": 2}
     strategy, recorder = start(nodes=small_and_large(students))
     assert {clients for _, clients, _ in carried(recorder)} == {(1,)}
@@ -311,22 +311,28 @@ def test_or_it_is_refused_and_a_student_without_any_device_is_told(start, studen
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
-        ({"distree.teacher": ""}, "distree needs a teacher: set distree.teacher to a finished run's folder"),
+        ({"distree.teacher": ""}, "distree.teacher is empty: set it to a finished run's folder"),
         ({"distree.teacher": "/nowhere"}, "no model in /nowhere"),
-        ({"server.clients-evaluate-every": 1}, "leave server.clients-evaluate-every at 0"),
-        ({"network.pretrained": "weights.safetensors"}, "leave network.pretrained empty"),
-        ({"data.name": "bbc_news", "network.name": "transformer4"}, "students see images"),
-        ({"data.validation": 0.0}, "the server's validation images: it needs some"),
-        ({"data.name": "devices", "data.classes": "a,b", "data.image-size": 8}, "it needs some"),
+        ({"server.clients-evaluate-every": 1}, "server.clients-evaluate-every is above 0"),
+        ({"network.pretrained": "weights.safetensors"}, "without network.pretrained: leave it empty"),
+        (
+            {"data.name": "bbc_news", "network.name": "transformer4"},
+            "'bbc_news' holds texts, distree needs images",
+        ),
+        ({"data.validation": 0.0}, "the server has no validation images"),
+        ({"data.name": "devices", "data.classes": "a,b", "data.image-size": 8}, "the server has no validation images"),
         ({"data.mean": "0.4"}, "give this run the same"),
         ({"distree.exit-weights": "1,2"}, "names 2 exits, the students have 3"),
         ({"distree.students": 80}, "too few for 80 students"),
-        ({"distree.without-teacher": "public", "distree.public": "folder:/nowhere"}, "no folder /nowhere"),
+        (
+            {"distree.without-teacher": "public", "distree.public": "folder:/nowhere"},
+            "'folder:/nowhere': data.root is /nowhere",
+        ),
         ({"clients.mix": "1,1,1"}, "must give one share, 0 or more, for each of the 2 tiers"),
     ],
 )
-def test_what_cannot_be_is_told_before_anything_starts(students, changes, told):
-    with pytest.raises(UserError, match=told):
+def test_unsupported_configuration_is_refused_at_start(students, changes, message):
+    with pytest.raises(UserError, match=message):
         make_strategy(read_config({**students, **changes}))

@@ -28,7 +28,7 @@ def config(**changes: Value) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def whole() -> Students:
-    """Two narrow students and a wide one."""
+    """Return two narrow students and a wide one."""
     return build_students(students_spec(TEACHER, BACKBONE, PARTITION, (1, 1, 2)), seed=3)
 
 
@@ -41,7 +41,7 @@ def choose(costs: StudentCosts, client: int = 0, changes: dict[str, Any] | None 
     return STUDENTS.choose(Capacity(**capacity), costs, config(**(changes or {})), SAMPLES, client)  # type: ignore[arg-type]
 
 
-def test_a_device_gets_its_student_and_learns_its_own_columns_and_the_bias(whole: Students) -> None:
+def test_device_trains_its_student_columns_and_bias(whole: Students) -> None:
     part = STUDENTS.take(whole, 2)
     state, everything = part.state_dict(), whole.state_dict()
     assert all(torch.equal(value, everything[key]) for key, value in state.items())
@@ -56,7 +56,7 @@ def test_a_device_gets_its_student_and_learns_its_own_columns_and_the_bias(whole
             STUDENTS.take(whole, number)
 
 
-def test_costs_are_the_networks_and_travel(whole: Students, costs: StudentCosts) -> None:
+def test_costs_equal_the_networks_and_survive_json(whole: Students, costs: StudentCosts) -> None:
     assert STUDENTS.read_costs(costs.to_json()) == costs
     assert list(STUDENTS.numbers(costs, config())) == [1, 2, 3]
     for number, student in whole.numbered():
@@ -73,11 +73,11 @@ def test_costs_are_the_networks_and_travel(whole: Students, costs: StudentCosts)
         )
 
 
-def test_students_are_alike_where_only_their_filters_differ(costs: StudentCosts) -> None:
+def test_students_that_differ_only_in_filters_are_alike(costs: StudentCosts) -> None:
     assert costs.alike == ((1, 2), (3,))
 
 
-def test_the_teacher_takes_its_weights_and_two_neighbouring_features(costs: StudentCosts) -> None:
+def test_teacher_memory_is_weights_and_two_neighbouring_features(costs: StudentCosts) -> None:
     network, kept = build(TEACHER, seed=0).eval(), []
     x = network.example(1)
     for unit in network.units.values():
@@ -88,7 +88,7 @@ def test_the_teacher_takes_its_weights_and_two_neighbouring_features(costs: Stud
     assert costs.teacher_memory(3) == 4 * weights + 3 * 4 * max(kept)
 
 
-def test_a_device_takes_the_dearest_student_that_it_can_train(costs: StudentCosts) -> None:
+def test_device_takes_the_dearest_student_it_can_train(costs: StudentCosts) -> None:
     lean = {"distree__without_teacher": "public", "distree__public": "digits"}
     assert choose(costs) == Choice(3, "no limit declared")
     needs = [costs.training_memory(number, BATCH) for number in (1, 2, 3)]
@@ -97,8 +97,8 @@ def test_a_device_takes_the_dearest_student_that_it_can_train(costs: StudentCost
     assert choose(costs, changes=lean, memory=needs[2] - 1, client=1).part == 2
     assert choose(costs, changes=lean, memory=max(needs[:2])).part == 1
     small = choose(costs, changes=lean, memory=max(needs[:2]) - 1)
-    told = f"{max(needs[:2]) / 1e6:.1f} MB"
-    assert small == Choice(0, f"nothing fits: student 1 needs {told} of {told}")
+    size = f"{max(needs[:2]) / 1e6:.1f} MB"
+    assert small == Choice(0, f"nothing fits: student 1 needs {size} of {size}")
     just = 2 * 3 * STUDENTS.macs(costs, 3) * SAMPLES / ROUND_SECONDS
     assert choose(costs, compute=just).part == 3
     assert choose(costs, compute=0.99 * just).part == 1
@@ -107,13 +107,13 @@ def test_a_device_takes_the_dearest_student_that_it_can_train(costs: StudentCost
     assert choose(costs, bandwidth=0.98 * link) == Choice(1, "student 3 would take 61 s on the link, more than 60 s")
 
 
-def test_clients_take_turns_among_students_that_are_alike(costs: StudentCosts) -> None:
+def test_clients_take_turns_among_alike_students(costs: StudentCosts) -> None:
     slow = 2 * 3 * max(STUDENTS.macs(costs, number) for number in (1, 2)) * SAMPLES / ROUND_SECONDS
     assert [choose(costs, client, compute=slow).part for client in range(5)] == [1, 2, 1, 2, 1]
 
 
-def test_students_matched_to_devices_are_taken_by_those_devices() -> None:
-    """Two of equal width for devices of unequal memory, and a wide one; every device could train any of them."""
+def test_matched_students_are_taken_by_their_devices() -> None:
+    """Two students of equal width for unequal memory, and a wide one; every device could train each of them."""
     devices = ("memory=1GB,compute=1TFLOPS", "memory=2GB,compute=1TFLOPS", "memory=2GB,compute=2TFLOPS")
     spec = students_spec(TEACHER, BACKBONE, PARTITION, (1, 1, 2), devices)
     costs = STUDENTS.costs(build_students(spec, seed=3))
@@ -139,7 +139,7 @@ def test_students_for_equal_devices_are_alike() -> None:
     assert STUDENTS.costs(build_students(spec, seed=3)).alike == ((1, 2), (3,))
 
 
-def test_a_declared_student_counts_whatever_else(costs: StudentCosts) -> None:
+def test_declared_student_overrides_the_choice(costs: StudentCosts) -> None:
     for number in (1, 2, 3):
         found = STUDENTS.choose(parse_capacity({"student": number}), costs, config(), SAMPLES, 4)
         assert found == Choice(number, f"declared student {number}")
@@ -147,7 +147,7 @@ def test_a_declared_student_counts_whatever_else(costs: StudentCosts) -> None:
     assert choose(costs, cut=2) == Choice(0, "declared cut 2, but this run needs a student: declare student= too")
 
 
-def test_a_device_that_cannot_hold_the_teacher_is_refused_or_learns_from_public_images(whole: Students) -> None:
+def test_device_too_small_for_the_teacher_is_refused_or_lean(whole: Students) -> None:
     large = students_spec(NetworkSpec("wrn16", 4, IMAGE, width=8), BACKBONE, PARTITION[:1])
     costs = STUDENTS.costs(build_students(large, seed=3))
     needs = costs.teacher_memory(BATCH)
