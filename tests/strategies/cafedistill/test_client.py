@@ -36,7 +36,7 @@ def own(strategy, number: float) -> ClientState:
     return ClientState({f"own.{k}": torch.full_like(v, number) for k, v in heads(seeded(strategy)).items()})
 
 
-def test_backbone_own_heads_and_aggregated_head_are_put_together(strategy):
+def test_model_joins_backbone_own_heads_and_aggregated_head(strategy):
     _, state = loaded(strategy, kept=own(strategy, 2.0), client_arrays={HEAD: filled(strategy, 3.0)})
     assert all((value == 0.5).all() for value in trunk(state).values())
     assert {key: float(value.mean()) for key, value in heads(state).items()} == {
@@ -44,18 +44,18 @@ def test_backbone_own_heads_and_aggregated_head_are_put_together(strategy):
     }
 
 
-def test_without_an_aggregated_head_the_last_one_starts_anew(strategy):
+def test_last_head_starts_anew_without_an_aggregated_head(strategy):
     _, state = loaded(strategy, kept=own(strategy, 2.0))
     start = seeded(strategy)
     assert all(torch.equal(value, start[key]) == (key in LAST) for key, value in heads(state).items())
 
 
-def test_a_head_of_another_size_fails_the_client(strategy):
+def test_head_of_wrong_size_fails_the_client(strategy):
     with pytest.raises(ValueError, match="an exit head of 610"):
         loaded(strategy, client_arrays={HEAD: filled(strategy, 3.0, depth=1)})
 
 
-def test_the_last_head_is_uploaded_and_all_heads_are_kept(strategy):
+def test_last_head_is_uploaded_and_all_heads_are_kept(strategy):
     job, _ = loaded(strategy)
     outcome = CAFEDistillTraining().train(job)
     after = job.model.read(job.model.layout).state_dict()
@@ -68,7 +68,7 @@ def test_the_last_head_is_uploaded_and_all_heads_are_kept(strategy):
 
 
 @pytest.mark.parametrize("students", [0, 1, 2])
-def test_the_unlocked_students_and_the_last_exit_learn(strategy, students):
+def test_unlocked_students_and_last_exit_learn(strategy, students):
     job = make_job(strategy, 1, client_values={STUDENTS: students, SHARES: {}})
     CAFEDistillTraining().train(job)
     after, start = job.model.read(job.model.layout).state_dict(), seeded(strategy)
@@ -78,7 +78,7 @@ def test_the_unlocked_students_and_the_last_exit_learn(strategy, students):
     assert {int(key.split(".")[1]) for key in changed} == set(expected)
 
 
-def test_the_runs_objective_does_not_apply(prepare_run):
+def test_objective_section_does_not_apply(prepare_run):
     results = []
     for number, name in enumerate(("joint", "boosted")):
         changes = {"run.strategy": "cafedistill", "clients.mix": "0,0,1", "objective.name": name}
@@ -94,7 +94,7 @@ def across(strategy, shares: dict[str, float], **entries: np.ndarray):
     return make_job(strategy, 1, client_values={STUDENTS: 2, SHARES: shares}, client_arrays=arrays)
 
 
-def test_without_shallower_teachers_the_last_exit_teaches_alone(strategy):
+def test_last_exit_teaches_alone_without_other_teachers(strategy):
     job = across(strategy, {})
     outputs = job.model.module.forward_exits(own_data(strategy, 1).x[:4])
     assert mixed_teacher(job)(outputs) is outputs.logits[-1]
@@ -116,7 +116,7 @@ def test_a_mixed_teacher_by_hand(strategy):
     torch.testing.assert_close(mixed_teacher(job)(outputs), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_teachers_of_other_depths_are_not_trained_and_change_what_students_learn(strategy):
+def test_other_depths_teachers_are_fixed_and_have_effect(strategy):
     job, alone = across(strategy, {"1": 0.5}, d1=filled(strategy, 1.0, depth=1)), across(strategy, {})
     before = job.client_arrays[f"{TEACHER}1"].copy()
     states = []

@@ -71,7 +71,7 @@ def changed(strategy, depth: int = 3, **change: float) -> np.ndarray:
 # What the paper says of the limits
 
 
-def test_a_huge_alpha_gives_every_client_of_a_depth_the_uniform_mean_of_the_uploaded_last_heads(run_strategy):
+def test_huge_alpha_gives_the_uniform_mean_of_last_heads(run_strategy):
     app = Recorder()
     run = run_strategy({**ONE, "cafedistill.alpha": 1e9}, app=app)
     uploads = {client: torch.from_numpy(arrays[HEAD]) for client, arrays in app.uploads(1).items()}
@@ -83,7 +83,7 @@ def test_a_huge_alpha_gives_every_client_of_a_depth_the_uniform_mean_of_the_uplo
     assert run.records[0].terms["self_weight"] == pytest.approx(0.5)
 
 
-def test_a_tiny_alpha_gives_every_client_its_own_back_bit_for_bit(run_strategy):
+def test_tiny_alpha_returns_each_clients_own_head(run_strategy):
     app = Recorder()
     run = run_strategy({**ONE, "cafedistill.alpha": 1e-9}, app=app)
     for client, arrays in app.uploads(1).items():
@@ -92,7 +92,7 @@ def test_a_tiny_alpha_gives_every_client_its_own_back_bit_for_bit(run_strategy):
     assert all(same(heads(delivered(run.strategy, client)), kept(run.strategy, client)) for client in range(6))
 
 
-def test_without_distillation_it_is_fedper_plus_averaging_of_last_heads(run_strategy, prepare_run, everybody_learns):
+def test_without_distillation_it_is_fedper_with_averaged_heads(run_strategy, prepare_run, everybody_learns):
     small = {**DEEP, "clients.count": 3, "clients.per-round": 3}
     method = {"cafedistill.kd-weight": 0.0, "cafedistill.alpha": 1e9}
     strategy = run_strategy({**CAFE, **small, **method}).strategy
@@ -129,7 +129,7 @@ def test_three_clients_by_hand(strategy):
     assert logged == {"admitted": 0, "self_weight": pytest.approx((0.5 + 0.5 + 8 / 9) / 3), "pairs": 3}
 
 
-def test_the_order_of_clients_is_irrelevant(prepare_run):
+def test_order_of_clients_changes_nothing(prepare_run):
     ends = []
     for order in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
         strategy = prepare_run({**CAFE, "run.name": "order"}).strategy
@@ -144,13 +144,13 @@ def test_the_order_of_clients_is_irrelevant(prepare_run):
 
 
 @pytest.mark.parametrize(("similarity", "expected"), [("updates", 0.0), ("parameters", 1.0)])
-def test_what_is_compared(prepare_run, similarity, expected):
+def test_similarity_compares_updates_or_parameters(prepare_run, similarity, expected):
     strategy = prepare_run({**CAFE, "cafedistill.similarity": similarity}).strategy
     meet(strategy, {0: changed(strategy, p0=1e-3), 1: changed(strategy, p1=1e-3)})
     assert strategy.similarities.matrix([0, 1])[0, 1].item() == pytest.approx(expected, abs=1e-3)
 
 
-def test_a_change_is_measured_from_the_head_that_the_client_was_sent(strategy):
+def test_update_is_measured_from_the_sent_head(strategy):
     meet(strategy, {0: changed(strategy, p0=1.0), 1: changed(strategy, p1=1.0)})
     start = {client: strategy.known[client].head.clone() for client in (0, 1)}
     step = torch.zeros_like(start[0])
@@ -170,7 +170,7 @@ def test_clients_of_unequal_depth_do_not_mix(strategy):
     assert logged["pairs"] == 2
 
 
-def test_shallower_clients_teach_deeper_ones_by_option(prepare_run):
+def test_across_depths_shallower_clients_teach_deeper_ones(prepare_run):
     strategy = prepare_run({**CAFE, "cafedistill.across-depths": True, "cafedistill.alpha": 1e9}).strategy
     depths = {0: 1, 1: 1, 2: 2, 4: 3}
     uploads = {c: changed(strategy, depth, p0=1.0 + c) for c, depth in depths.items()}
@@ -194,7 +194,7 @@ def test_shallower_clients_teach_deeper_ones_by_option(prepare_run):
     }  # fmt: skip
 
 
-def test_a_run_across_depths_learns_something_else(run_strategy, everybody_learns):
+def test_across_depths_changes_the_result(run_strategy, everybody_learns):
     ends = []
     for number, across in enumerate((False, True)):
         run = run_strategy({**CAFE, "cafedistill.across-depths": across, "run.name": f"across-{number}"})
@@ -246,7 +246,7 @@ def other(array):
     ],
     ids=["missing", "short", "reshaped", "double", "nan", "infinite", "huge"],
 )
-def test_a_last_head_that_cannot_be_used_leaves_its_client_out_of_matching(run_strategy, flower_log, spoil, reason):
+def test_client_with_an_unusable_head_is_not_matched(run_strategy, flower_log, spoil, reason):
     run = run_strategy({**CAFE, **DEEP, **HOME}, NODES, Spoiled(spoil))
     assert [record.failures for record in run.records] == [{}, {}]
     assert run.strategy.round == 2
@@ -262,7 +262,7 @@ def test_a_last_head_that_cannot_be_used_leaves_its_client_out_of_matching(run_s
     assert not torch.equal(own["exits.1.linear.bias"], start["exits.1.linear.bias"])
 
 
-def test_a_depth_that_a_client_only_claims_is_ignored(strategy):
+def test_depth_claimed_in_a_result_is_ignored(strategy):
     head = changed(strategy, p0=1.0)
     strategy.asked = {c: ClientReport(c, 3, "", 10) for c in (0, 1)}
     results = {0: ClientResult(0, 3, 10), 1: ClientResult(1, 99, 10)}
@@ -270,7 +270,7 @@ def test_a_depth_that_a_client_only_claims_is_ignored(strategy):
     assert {client: known.depth for client, known in strategy.known.items()} == {0: 3, 1: 3}
 
 
-def test_all_heads_unusable(strategy):
+def test_round_without_any_usable_head_changes_no_teacher(strategy):
     nan = np.full(610, np.nan, np.float32)
     assert meet(strategy, {0: nan, 1: nan}) == {"admitted": 0, "self_weight": 0.0, "pairs": 0}
     assert strategy.known == {}
@@ -279,7 +279,7 @@ def test_all_heads_unusable(strategy):
 # What the server remembers
 
 
-def test_similarities_are_of_pairs_that_met(run_strategy):
+def test_similarities_exist_only_for_pairs_of_a_round(run_strategy):
     app = Recorder()
     run = run_strategy({**CAFE, **DEEP, "clients.per-round": 2, "run.rounds": 3}, app=app)
     met = {tuple(sorted(task.client for task in order.tasks)) for order, _ in app.sent}
@@ -288,7 +288,7 @@ def test_similarities_are_of_pairs_that_met(run_strategy):
     assert set(run.strategy.known) == {client for pair in met for client in pair} == run.strategy.trained
 
 
-def test_students_are_unlocked_and_told(run_strategy):
+def test_unlocked_students_are_sent_to_clients(run_strategy):
     app = Recorder()
     run = run_strategy({**CAFE, **DEEP, "run.rounds": 4}, app=app)
     told = {(order.round, task.client): task.client_values[STUDENTS] for order, _ in app.sent for task in order.tasks}
@@ -308,7 +308,7 @@ def test_only_trained_clients_are_sent_a_head(run_strategy):
     assert not any(key.startswith("exits.") for key in app.down() | app.up())
 
 
-def test_a_client_of_another_depth_starts_its_last_head_anew(strategy):
+def test_client_of_a_new_depth_starts_a_new_head(strategy):
     meet(strategy, {0: changed(strategy, p0=1.0), 1: changed(strategy, p0=2.0)})
     deep, shallow = ClientReport(0, 3, "", 10), ClientReport(0, 2, "", 10)
     assert strategy.client_arrays([deep]).keys() == {0}
@@ -321,7 +321,7 @@ def test_a_client_of_another_depth_starts_its_last_head_anew(strategy):
     assert torch.allclose(strategy.known[0].head, torch.from_numpy(uploads[0]))
 
 
-def test_a_client_rerated_during_a_run_goes_on(prepare_run):
+def test_client_rerated_during_a_run_continues(prepare_run):
     nodes = [{"partition-id": p, "client-id": p} for p in range(5)]
     run = prepare_run({**CAFE, **DEEP, "run.rounds": 5}, [*nodes, {"client-id": 5, "partition-id": 5, "depth": 3}])
     home = next(context for context in run.grid.contexts.values() if "depth" in context.node_config)
@@ -342,7 +342,7 @@ def test_a_client_rerated_during_a_run_goes_on(prepare_run):
     assert same({key: delivered(run.strategy, 5)[key] for key in last.keys}, aggregated)
 
 
-def test_its_state_goes_there_and_back(run_strategy, prepare_run):
+def test_state_dict_restores_the_strategy(run_strategy, prepare_run):
     changes = {**CAFE, "cafedistill.across-depths": True, "clients.per-round": 5}
     strategy = run_strategy(changes).strategy
     tensors, values = strategy.state_dict()
@@ -359,7 +359,7 @@ def test_its_state_goes_there_and_back(run_strategy, prepare_run):
     assert all(np.array_equal(one[c][name], two[c][name]) for c in one for name in two[c])
 
 
-def test_a_killed_and_continued_run_is_the_same_run_bit_for_bit(flat, tmp_path):
+def test_killed_and_resumed_run_has_the_same_bits(flat, tmp_path):
     settings = {
         **flat, **CAFE, "run.rounds": 4, "clients.per-round": 4, "cafedistill.across-depths": True,
         "run.root": str(tmp_path / "runs"),
@@ -382,7 +382,7 @@ def test_a_killed_and_continued_run_is_the_same_run_bit_for_bit(flat, tmp_path):
         assert same(delivered(resumed, client), delivered(whole, client))
 
 
-def test_a_thousand_clients_cost_what_was_sampled_of_them(prepare_run, monkeypatch):
+def test_server_memory_depends_on_sampled_clients_only(prepare_run, monkeypatch):
     many = {
         **CAFE, **DEEP, "clients.count": 1000, "clients.per-round": 5, "data.limit": 0, "data.client-test": 0.1,
         "data.validation": 0.0,

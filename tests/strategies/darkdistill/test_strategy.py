@@ -7,7 +7,7 @@ from strategies.darkdistill import strategy as module
 SETTINGS = {"run.strategy": "darkdistill", "run.rounds": 2, "darkdistill.distill-steps": 1}
 
 
-def test_a_transfer_that_diverges_is_left_out_and_its_generators_start_anew(run_strategy, monkeypatch, flower_log):
+def test_diverged_transfer_is_dropped_and_generators_reset(run_strategy, monkeypatch, flower_log):
     whole = run_strategy({**SETTINGS, "darkdistill.distillation": False}).strategy
     original = module.transfer
 
@@ -22,12 +22,12 @@ def test_a_transfer_that_diverges_is_left_out_and_its_generators_start_anew(run_
     assert "the distillation diverged" in str(flower_log)
 
 
-def test_a_transfer_changes_what_averaging_alone_gives(run_strategy):
+def test_transfer_changes_the_average(run_strategy):
     plain = run_strategy({**SETTINGS, "darkdistill.distillation": False}).strategy
     taught = run_strategy(SETTINGS).strategy
     assert any(not torch.equal(plain.model[key], taught.model[key]) for key in plain.model)
 
 
-def test_the_size_of_the_generators_is_told(run_strategy, flower_log):
+def test_generator_sizes_are_logged(run_strategy, flower_log):
     generators = run_strategy({**SETTINGS, "run.rounds": 1}).strategy.generators
     assert f"{generators[1].parameter_count / 1e6:.2f} M" in next(line for line in flower_log if "generators" in line)

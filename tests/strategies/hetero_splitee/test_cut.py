@@ -40,7 +40,7 @@ def bits(costs, cut, size=4):
     return 8 * costs.units[cut - 1].activation_bytes / 4 * size * SAMPLES
 
 
-def test_every_cut_that_leaves_both_sides_layers_is_offered(costs, slim):
+def test_all_cuts_with_layers_on_both_sides_are_offered(costs, slim):
     assert list(CUTS.numbers(costs, config())) == [1, 2, 3, 4]
     assert list(CUTS.numbers(costs, config(cuts="1,3"))) == [1, 3]
     for cut in (0, 5, 6):
@@ -48,7 +48,7 @@ def test_every_cut_that_leaves_both_sides_layers_is_offered(costs, slim):
             CUTS.take(slim, cut)
 
 
-def test_a_part_has_its_units_and_one_exit_and_costs_what_its_units_cost(costs, slim):
+def test_part_has_its_units_one_exit_and_their_costs(costs, slim):
     for cut in (1, 2, 3, 4):
         part = CUTS.take(slim, cut)
         assert (list(part.units), list(part.exits)) == ([str(unit) for unit in range(cut)], [str(cut)])
@@ -58,13 +58,13 @@ def test_a_part_has_its_units_and_one_exit_and_costs_what_its_units_cost(costs, 
         assert local == CUTS.macs(costs, cut) < whole == CUTS.exit_macs(costs, 1)[1]
 
 
-def test_without_limits_the_deepest_offered_cut_is_taken(costs):
+def test_deepest_offered_cut_is_taken_without_limits(costs):
     assert choose(costs) == (4, "no limit declared")
     assert choose(costs, cuts="1,3") == (3, "no limit declared")
     assert choose(costs, Capacity(memory=1e12)) == (4, "the deepest cut fits")
 
 
-def test_memory_binds_to_the_byte(costs):
+def test_memory_limit_is_exact_to_the_byte(costs):
     needs = [costs.cut_training_memory(cut, 8) for cut in (1, 2, 3, 4)]
     told = [f"cut {cut} needs {number / 1e6:.1f} MB of 0.0 MB" for cut, number in enumerate(needs, start=1)]
     assert needs == sorted(needs)
@@ -76,7 +76,7 @@ def test_memory_binds_to_the_byte(costs):
     assert choose(costs, Capacity(memory=1)) == (0, f"nothing fits: {told[1]}; {told[0]}")
 
 
-def test_the_processor_binds_where_an_epoch_takes_too_long(costs):
+def test_compute_limits_the_time_of_an_epoch(costs):
     # two operations per MAC, and a training step is three forward passes
     for cut in (1, 2, 3, 4):
         just = 2 * 3 * CUTS.macs(costs, cut) * SAMPLES / ROUND_SECONDS
@@ -86,7 +86,7 @@ def test_the_processor_binds_where_an_epoch_takes_too_long(costs):
     assert choose(costs, Capacity(compute=slow))[1].startswith("cut 4 would take 61 s an epoch, more than 60 s")
 
 
-def test_a_slow_link_asks_for_a_deeper_cut_and_may_leave_none(costs):
+def test_slow_link_needs_a_deeper_cut_or_allows_none(costs):
     """Features shrink with depth, so the link rules shallow cuts out, memory and processor deep ones."""
     assert bits(costs, 4) < bits(costs, 3) < bits(costs, 1)
     for_deepest = bits(costs, 4) / ROUND_SECONDS
@@ -103,7 +103,7 @@ def test_a_slow_link_asks_for_a_deeper_cut_and_may_leave_none(costs):
 
 @pytest.mark.parametrize(("coding", "size"), [("fp32", 4), ("fp16", 2), ("bf16", 2), ("uint8", 1)])
 @pytest.mark.parametrize("gradient", ["stop", "return"])
-def test_the_link_carries_what_the_coding_makes_and_gradients_come_back(costs, coding, size, gradient):
+def test_link_load_depends_on_coding_and_gradients(costs, coding, size, gradient):
     if (coding, gradient) == ("uint8", "return"):
         return  # refused by the configuration
     assert BYTES[coding] == size
@@ -114,14 +114,14 @@ def test_the_link_carries_what_the_coding_makes_and_gradients_come_back(costs, c
     assert choose(costs, Capacity(bandwidth=0.99 * just), **settings)[0] == 0
 
 
-def test_a_declared_cut_counts_whatever_else_is_declared(costs):
+def test_declared_cut_overrides_other_declarations(costs):
     assert choose(costs, Capacity(cut=2, memory=1, compute=1, bandwidth=1)) == (2, "declared cut 2")
     assert choose(costs, Capacity(cut=2), cuts="1,3,4") == (0, "declared cut 2, but this run offers cut 1, 3, 4")
     assert choose(costs, Capacity(cut=5)) == (0, "declared cut 5, but this run offers cut 1, 2, 3, 4")
     assert choose(costs, Capacity(cut=3, depth=1)) == (3, "declared cut 3")  # a device that takes part in both kinds
 
 
-def test_depths_and_cuts_are_not_mixed_up(costs):
+def test_depth_and_cut_are_not_interchangeable(costs):
     depth = parse_capacity({"depth": 2})
     assert choose(costs, depth) == (0, "declared depth 2, but this run needs a cut: declare cut= too")
     refused = choose_depth(parse_capacity({"cut": "2"}), costs, 8, SAMPLES)
@@ -139,7 +139,7 @@ def test_depths_and_cuts_are_not_mixed_up(costs):
     ],
     ids=["depth-in-a-cut-run", "cut-in-a-tier-run"],
 )  # fmt: skip
-def test_a_node_that_declares_the_wrong_one_is_refused_in_one_line(prepare_run, flower_log, changes, node, reason):
+def test_node_with_the_wrong_declaration_is_refused(prepare_run, flower_log, changes, node, reason):
     run = prepare_run({**changes, "clients.per-round": 1}, [{"client-id": 0, **node}])
     with pytest.raises(Exception, match="no client can take part"):
         run.strategy.start(run.grid)

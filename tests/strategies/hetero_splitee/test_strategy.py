@@ -44,7 +44,7 @@ FEW = {"data.limit": 120}  # two batches for each client
 
 
 @pytest.mark.parametrize("mode", [SEQUENTIAL, EPOCH, AVERAGING], ids=["batch", "epoch", "averaging"])
-def test_who_hosts_whom_changes_no_bit(undisturbed, mode):
+def test_grouping_of_clients_on_nodes_changes_no_bit(undisturbed, mode):
     one, *others = (undisturbed({**mode, **UNEVEN}, NODES[:number]) for number in (1, 2, 6))
     state, records = everything(one.strategy), told(one)
     assert len([key for key in state if key.startswith("client.0.")]) > 10
@@ -57,7 +57,7 @@ def test_who_hosts_whom_changes_no_bit(undisturbed, mode):
 
 
 @modes
-def test_a_run_is_the_method_without_a_network_bit_for_bit(undisturbed, tmp_path, mode):
+def test_run_equals_training_without_streams_bit_for_bit(undisturbed, tmp_path, mode):
     run = undisturbed({**mode, **UNEVEN}, NODES[: (1, 2, 6)[list(MODES.values()).index(mode) % 3]])
     expected = reference(run.strategy, tmp_path, 2)
     assert same(run.strategy.server.state_dict()[0], expected.server.state_dict()[0])
@@ -65,7 +65,7 @@ def test_a_run_is_the_method_without_a_network_bit_for_bit(undisturbed, tmp_path
     assert same({k: v for k, v in kept(run.strategy).items() if k.startswith("client.")}, own)
 
 
-def test_scope_global_gives_all_clients_the_references_average(split, monkeypatch, tmp_path):
+def test_scope_global_equals_the_reference(split, monkeypatch, tmp_path):
     spy = Spy(monkeypatch)
     run = split({**GLOBAL, **UNEVEN})
     expected = reference(run.strategy, tmp_path, 1)
@@ -77,7 +77,7 @@ def test_scope_global_gives_all_clients_the_references_average(split, monkeypatc
     assert same(run.strategy.server.state_dict()[0], expected.server.state_dict()[0])
 
 
-def test_with_one_client_both_strategies_are_the_same(split):
+def test_modes_are_equal_for_one_client(split):
     alone = {"clients.count": 1, "clients.per-round": 1, "clients.mix": "0,1,0", "data.limit": 40}
     one, two = (split({**alone, **mode}).strategy for mode in (SEQUENTIAL, AVERAGING))
     assert same(one.model, two.model)
@@ -89,7 +89,7 @@ def test_with_one_client_both_strategies_are_the_same(split):
 
 
 @pytest.mark.parametrize("how", ["same_cut", "prefix"])
-def test_devices_go_on_with_the_synchronised_parts(split, monkeypatch, how):
+def test_devices_continue_from_the_synchronised_parts(split, monkeypatch, how):
     spy = Spy(monkeypatch)
     reports = split({**FEW, "splitee.client-sync": how}).strategy.roster.reports
     cuts = {client: report.part for client, report in reports.items()}
@@ -104,7 +104,7 @@ def test_devices_go_on_with_the_synchronised_parts(split, monkeypatch, how):
 
 
 @pytest.mark.parametrize("mode", [{"splitee.client-sync": "same_cut"}, AVERAGING], ids=["devices", "copies"])
-def test_between_periods_everybody_goes_on_alone(split, monkeypatch, mode):
+def test_no_model_is_averaged_between_periods(split, monkeypatch, mode):
     spy, averages = Spy(monkeypatch), []
 
     class Watched(Run):
@@ -120,7 +120,7 @@ def test_between_periods_everybody_goes_on_alone(split, monkeypatch, mode):
 
 
 @pytest.mark.parametrize(("how", "newer"), [("same_cut", []), ("prefix", ["units.0"])], ids=["same_cut", "prefix"])
-def test_a_device_that_was_not_averaged_keeps_what_it_learned(prepare_run, how, newer):
+def test_device_left_out_of_an_average_keeps_its_layers(prepare_run, how, newer):
     """Cut 4 took part in round 1 alone, round 2 averages cut 1: cut 4 takes over what cut 1 has, and nothing else."""
     strategy = prepare_run({**SPLIT, "splitee.client-sync": how, "splitee.period": 2}).strategy
     shallow, deep = (
@@ -141,7 +141,7 @@ def test_a_device_that_was_not_averaged_keeps_what_it_learned(prepare_run, how, 
     assert strategy.client_values(ClientReport(5, 4, "", 10)) == {FRESH: []}
 
 
-def test_clients_take_part_now_and_then(split, tmp_path):
+def test_client_state_survives_rounds_without_the_client(split, tmp_path):
     """Momentum and layers outlive the rounds that a client sits out, and nodes matter as little as before."""
     some = {**FEW, "clients.per-round": 3, "run.rounds": 4, "splitee.mode": "averaging", "splitee.period": 3}
     one, two = split(some, NODES[:1]), split(some, NODES)
@@ -167,7 +167,7 @@ def rerated(prepare_run, changes, before, after):
 
 
 @pytest.mark.parametrize("mode", [SEQUENTIAL, AVERAGING], ids=["sequential", "averaging"])
-def test_a_deeper_cut_goes_on_with_the_layers_that_were_there(prepare_run, monkeypatch, mode):
+def test_deeper_cut_keeps_the_existing_layers(prepare_run, monkeypatch, mode):
     spy = Spy(monkeypatch)
     run = rerated(prepare_run, mode, {"cut": 2}, {"cut": 4})
     assert all(record.failures == {} for record in run.records)
@@ -182,7 +182,7 @@ def test_a_deeper_cut_goes_on_with_the_layers_that_were_there(prepare_run, monke
     assert same(new, {key: seeded[key] for key in new})
 
 
-def test_a_shallower_cut_is_refused_once_and_nobody_waits_for_it(prepare_run, monkeypatch, flower_log):
+def test_shallower_cut_is_refused_once_without_waiting(prepare_run, monkeypatch, flower_log):
     spy = Spy(monkeypatch)
     started = time.monotonic()
     run = rerated(prepare_run, {"stream.patience": 120.0}, {"cut": 4}, {"cut": 1})
@@ -204,7 +204,7 @@ def test_a_shallower_cut_is_refused_once_and_nobody_waits_for_it(prepare_run, mo
     [SEQUENTIAL, {**AVERAGING, "splitee.period": 2}, {"splitee.client-sync": "prefix"}, GLOBAL],
     ids=["sequential", "averaging", "prefix", "global"],
 )
-def test_a_killed_and_continued_run_is_the_same_run_bit_for_bit(flat, tmp_path, mode):
+def test_killed_and_resumed_run_has_the_same_bits(flat, tmp_path, mode):
     settings = {**flat, **SPLIT, **FEW, **mode, "run.rounds": 3, "run.root": str(tmp_path), "clients.per-round": 5}
     whole, reached = prepare({**settings, "run.name": "whole"}), {**settings, "run.name": "killed"}
     whole.start(LocalGrid(app, NODES[:1]))
@@ -221,7 +221,7 @@ def test_a_killed_and_continued_run_is_the_same_run_bit_for_bit(flat, tmp_path, 
 
 
 @pytest.mark.parametrize("coding", ["bf16", "fp16", "uint8"])
-def test_coarser_features_train_as_well(undisturbed, split, coding):
+def test_coarser_codings_train_nearly_as_well(undisturbed, split, coding):
     exact, coarse = undisturbed({"run.rounds": 4}), split({"run.rounds": 4, "splitee.coding": coding})
     for one, two in zip(exact.records, coarse.records, strict=True):
         assert one.client_metrics == two.client_metrics  # devices do not notice
@@ -229,7 +229,7 @@ def test_coarser_features_train_as_well(undisturbed, split, coding):
     assert not same(exact.strategy.model, coarse.strategy.model)
 
 
-def test_a_round_tells_what_the_server_did(undisturbed):
+def test_round_reports_batches_loss_and_memory(undisturbed):
     sequential, averaging = undisturbed(SEQUENTIAL), undisturbed(AVERAGING)
     strategy = sequential.strategy
     weights = strategy.server.state_dict()[0]
@@ -248,7 +248,7 @@ def test_a_round_tells_what_the_server_did(undisturbed):
     assert whole + copies < averaging.records[0].terms["server_bytes"] < whole + 2 * copies
 
 
-def test_messages_carry_no_weights_and_nobody_tells_the_token(undisturbed, split, flower_log, caplog):
+def test_messages_carry_no_weights_and_logs_no_token(undisturbed, split, flower_log, caplog):
     caplog.set_level(logging.DEBUG)
     run, small = split({"network.width": 8}), undisturbed(SEQUENTIAL)
     assert sum(value.nbytes for value in run.strategy.model.values()) > 100_000
@@ -278,7 +278,7 @@ def test_messages_carry_no_weights_and_nobody_tells_the_token(undisturbed, split
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
-def test_a_mistake_is_told_before_anything_starts(prepare_run, changes, message):
+def test_unsupported_configuration_is_refused_at_start(prepare_run, changes, message):
     with pytest.raises(UserError) as raised:
         prepare_run({**SPLIT, **changes})
     assert message in str(raised.value)
@@ -288,14 +288,14 @@ def test_a_mistake_is_told_before_anything_starts(prepare_run, changes, message)
 @pytest.mark.parametrize(
     "changes", [{"stream.host": "203.0.113.1"}, {"stream.bind": "203.0.113.1"}], ids=["host", "bind"]
 )
-def test_an_address_of_another_machine_cannot_be_served(prepare_run, changes):
+def test_foreign_address_cannot_be_served(prepare_run, changes):
     run = prepare_run({**SPLIT, **changes})
     with pytest.raises(UserError, match=r"cannot listen at 203\.0\.113\.1:0: port 0 is taken, or .* not this machine"):
         run.strategy.start(run.grid)
     assert run.records == []
 
 
-def test_a_port_that_is_taken_is_told(prepare_run):
+def test_taken_port_is_named(prepare_run):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         run = prepare_run({**SPLIT, "stream.port": port})
@@ -303,7 +303,7 @@ def test_a_port_that_is_taken_is_told(prepare_run):
             run.strategy.start(run.grid)
 
 
-def test_off_loopback_streams_are_encrypted_unasked(undisturbed, split, flower_log):
+def test_streams_off_loopback_are_always_encrypted(undisturbed, split, flower_log):
     run = split({"stream.bind": "0.0.0.0"})
     assert any("streams are served at 0.0.0.0:" in line and line.endswith(", TLS") for line in flower_log)
     assert run.strategy.certificate is not None
