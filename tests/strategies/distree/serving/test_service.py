@@ -126,7 +126,8 @@ def test_computing_stops_when_the_caller_disconnects(tiny: Tiny, monkeypatch: py
 
 
 def test_disconnected_callers_leave_the_queue(tiny: Tiny) -> None:
-    student = tiny.student(1)
+    student, reached = tiny.student(1), Event()
+    student.network.units["0"].register_forward_pre_hook(lambda *_: reached.set())
     released = held_at(student, 0)
     with (
         serve(service(student), "127.0.0.1:0", TOKEN, limits=Limits(calls=2)) as server,
@@ -142,6 +143,7 @@ def test_disconnected_callers_leave_the_queue(tiny: Tiny) -> None:
             return None
 
         computing = first.submit(asked, 60.0)
+        assert reached.wait(20)  # otherwise the next caller could be the one that computes
         assert asked(0.5) == grpc.StatusCode.DEADLINE_EXCEEDED  # one of the two waits behind the other
         wait_until(lambda: asked(0.5) == grpc.StatusCode.DEADLINE_EXCEEDED, 20, "there is no room")
         released.set()
