@@ -25,6 +25,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 PROCESSES = ("docker", "server", "support")  # folders of tests that start SuperLinks, Ray or hosts of their own
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep a file's tests in one process, and all tests that start processes in the same one: see `make test`."""
     for item in items:

@@ -10,6 +10,7 @@ import pytest
 from common.networks import NetworkSpec, build, without_early_exits
 from common.storage.model_file import FILE, ModelInfo, save_model
 from server.__main__ import main
+from strategies.hetero_splitee.statistics import SERVER_HALF
 
 TIERED = NetworkSpec("lenet", 3, (1, 8, 8), width=1)
 SPLIT = without_early_exits(TIERED)
@@ -20,7 +21,15 @@ def stored(folder: Path, spec: NetworkSpec, cut: int = 0) -> str:
     network = build(spec, seed=1)
     part, depth = (network.prefix_units(cut), 0) if cut else (network, len(network.tier_positions))
     info = ModelInfo(
-        spec.to_json(), depth, ("a", "b", "c"), (0.5,), (0.5,), "", cut, "first", half=not cut and spec is SPLIT
+        spec.to_json(),
+        depth,
+        ("a", "b", "c"),
+        (0.5,),
+        (0.5,),
+        "",
+        cut,
+        "first",
+        {SERVER_HALF: True} if not cut and spec is SPLIT else {},
     )
     save_model(folder / ("" if cut else "final") / FILE, part.state_dict(), info)
     return str(folder)
