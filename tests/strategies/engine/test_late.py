@@ -291,6 +291,6 @@ def test_late_sum_has_expected_weight():
 
 @pytest.mark.parametrize("changes", [{"run.strategy": "darkdistill"}, {"robust.reject": 4.0}])
 def test_staleness_is_refused_where_unsupported(prepare_run, changes):
-    with pytest.raises(UserError, match="needs a method that only averages models"):
+    with pytest.raises(UserError, match="late answers have a place only where models are averaged"):
         prepare_run({**SETTINGS, **changes, "round.staleness": 0.5})
     assert prepare_run({**SETTINGS, **changes}).strategy.late.lives == 1
