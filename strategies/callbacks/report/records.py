@@ -97,7 +97,7 @@ def load_run(folder: Path) -> RunData:
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{folder} is not a run folder ({error}): give a folder that holds config.toml") from error
     about = stored.pop("about", {})
-    check_format(folder, about.get("format", 1))
+    check_format(folder, about.pop("format", 1))
     events = read_events(folder / "metrics.jsonl")
     rounds = {event["round"]: event for event in events if event["event"] == "round"}
     reports = _reports(folder)

@@ -106,10 +106,10 @@ def test_split_learning_with_one_client_equals_central_training(run, slim):
     reference, losses = run(owners={5: owner}, gradient="return")
     units = {int(index): copy.deepcopy(unit) for index, unit in slim.units.items()}
     central = EarlyExitNetwork(units, {5: copy.deepcopy(slim._head(5))}, slim.architecture).train()
-    optimizer = torch.optim.SGD(central.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(central.parameters(), lr=0.02, momentum=0.9, weight_decay=1e-4)
     expected = []
     for round_ in (1, 2):
-        optimizer.param_groups[0]["lr"] = 0.05 * 0.99 ** (round_ - 1)
+        optimizer.param_groups[0]["lr"] = 0.02 * 0.99 ** (round_ - 1)
         source = generator(1, "batches", round_, 5)
         for batch in [batch for _ in range(2) for batch in batches(len(owner.y), 8, source)]:
             optimizer.zero_grad()
