@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 
 from common.errors import UserError
 
-AHEAD, BEHIND = 5.0, 305.0  # seconds by which a device's clock may differ (Flower 1.41)
+AHEAD, BEHIND = 5.0, 305.0  # seconds by which a device's clock may differ (Flower 1.42)
 PATIENCE = 5.0  # seconds
 
 

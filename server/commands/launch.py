@@ -124,7 +124,7 @@ def _run(
     settings: Mapping[str, Any], folder: Path, connection: str, env: Mapping[str, str], show: bool, *options: str
 ) -> Outcome:
     command = ["flwr", "run", str(PROJECT), connection, "--format", "json", *options]
-    # all keys in one file: of several -c, Flower 1.41 keeps only the last one's keys of a section
+    # all keys in one file: of several -c, Flower 1.42 keeps only the last one's keys of a section
     with tempfile.NamedTemporaryFile("w", suffix=".toml", dir=env["FLWR_HOME"]) as file:
         file.write("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
         file.flush()
