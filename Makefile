@@ -30,7 +30,7 @@ lint: setup
 
 # common/rpc/*_pb2* are in the repository, so that a device needs no compiler
 proto: setup
-	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. common/rpc/split.proto common/rpc/students.proto
+	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. common/rpc/split.proto common/rpc/students.proto common/rpc/rounds.proto
 
 clean:
 	rm -rf $(VENV) .flwr .cache .pytest_cache .mypy_cache .ruff_cache

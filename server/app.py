@@ -13,6 +13,7 @@ from common import logs, paths
 from common.config import RunConfig, Value, replace
 from common.devices import deterministic, keep_memory
 from common.errors import UserError
+from server.rounds.grid import streaming
 from strategies.callbacks.base import Callback
 from strategies.callbacks.progress import Progress
 from strategies.callbacks.prometheus import Prometheus
@@ -34,8 +35,11 @@ def main(grid: Grid, context: Context) -> None:
         log(ERROR, "%s", error)
         raise
     logs.use(strategy.config.run.log_format)
-    with logs.context(run=strategy.config.run.name, node="server", everywhere=True):
-        strategy.start(grid=grid)
+    with (
+        logs.context(run=strategy.config.run.name, node="server", everywhere=True),
+        streaming(grid, strategy.config) as rounds,
+    ):
+        strategy.start(grid=rounds)
 
 
 def prepare(run_config: Mapping[str, Value]) -> EarlyExitStrategy:

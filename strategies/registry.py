@@ -4,6 +4,7 @@ from functools import cache
 from importlib import import_module
 
 from common.errors import UserError
+from common.rpc.settings import StreamSettings
 from common.settings import Settings
 from strategies.engine.robust import RobustSettings
 from strategies.method import Method
@@ -42,5 +43,6 @@ def find_method(name: str) -> Method:
 @cache
 def all_settings() -> tuple[type[Settings], ...]:
     """Return the sections of the frame and of all methods, by name; for that the server imports all methods."""
-    kinds: set[type[Settings]] = {RobustSettings, *(kind for name in METHODS for kind in find_method(name).settings)}
+    frame: tuple[type[Settings], ...] = (RobustSettings, StreamSettings)
+    kinds = {*frame, *(kind for name in METHODS for kind in find_method(name).settings)}
     return tuple(sorted(kinds, key=lambda kind: kind.SECTION))

@@ -15,9 +15,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from select import select
+from typing import Protocol
 
 BACKLOG = 8
 PAUSE = 1.0  # seconds between two checks whether to leave
+
+
+class Source(Protocol):
+    """What a process serves beside its socket."""
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when `handle` has work."""
+
+    def handle(self) -> None:
+        """Do one piece of work."""
+
+    def busy(self) -> bool:
+        """Return whether the process must stay."""
 
 
 @dataclass(frozen=True)
@@ -84,16 +98,23 @@ class Listener:
         """Return a listener on the socket that the starting process opened."""
         return cls(socket.socket(fileno=int(descriptor)), Address(Path(path)), parent, idle)
 
-    def serve(self, handle: Callable[[socket.socket], None]) -> None:
-        """Handle connections until `leave` is called, none comes for `idle` seconds, or the parent process ends."""
-        last = time.monotonic()
+    def serve(self, handle: Callable[[socket.socket], None], other: "Source | None" = None) -> None:
+        """Handle connections until `leave` is called, none comes for `idle` seconds, or the parent process ends.
+
+        Also handles what comes from the other source, which keeps the process while it is busy.
+        """
+        last, sources = time.monotonic(), [self.sock, *([other] if other else [])]
         while self.sock.fileno() >= 0:
-            if select([self.sock], [], [], PAUSE)[0]:
+            ready = select(sources, [], [], PAUSE)[0]
+            if other and other in ready:
+                other.handle()
+            if self.sock in ready:
                 connection, _ = self.sock.accept()
                 with connection:
                     handle(connection)
+            if ready or (other and other.busy()):
                 last = time.monotonic()
-            elif not _alive(self.parent) or time.monotonic() - last > self.idle:
+            if not ready and (not alive(self.parent) or time.monotonic() - last > self.idle):
                 self.leave(unless_pending=True)
 
     def leave(self, *, unless_pending: bool = False) -> None:
@@ -105,7 +126,8 @@ class Listener:
             self.sock.close()
 
 
-def _alive(process: int) -> bool:
+def alive(process: int) -> bool:
+    """Return whether a process runs."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -10,18 +10,21 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from logging import ERROR, INFO, WARNING
 from select import select
 from typing import Any
 
 import torch
+from flwr.app import RecordDict
 from flwr.supercore import log
 
 from client.warm.dispatch import PACKAGES
 from client.warm.frames import DONE, FAILED, OTHER, STARTED, Channel, encode
-from client.warm.listener import Listener
+from client.warm.listener import PAUSE, Listener, alive
+from client.warm.rounds import RoundStreams
 from client.work import answer
 from common import logs
 from common.errors import UserError
@@ -30,7 +33,7 @@ FIRST = 60.0  # seconds that it waits for its first message; each message says h
 PATIENCE = 10.0  # seconds for which a silent client may keep others waiting
 
 
-def handle(listener: Listener, connection: socket.socket) -> None:
+def handle(listener: Listener, streams: RoundStreams, connection: socket.socket) -> None:
     """Serve one connection; connections that do not follow the protocol are rejected."""
     with Channel(connection, PATIENCE) as channel:
         try:
@@ -41,13 +44,14 @@ def handle(listener: Listener, connection: socket.socket) -> None:
                 return
             kind, node, listener.idle = str(request["kind"]), dict(request["node"]), float(request["idle"])
             channel.send_json({"answer": STARTED})
-            _work(channel, kind, node)
+            _work(channel, kind, node, streams)
         except (EOFError, OSError, KeyError, TypeError, ValueError) as error:
             log(WARNING, "the worker rejected a connection: %s: %s", type(error).__name__, error)
 
 
-def _work(channel: Channel, kind: str, node: dict[str, Any]) -> None:
+def _work(channel: Channel, kind: str, node: dict[str, Any], streams: RoundStreams) -> None:
     content = channel.receive_record()
+    streams.open(content, node)
     started = time.perf_counter()
     try:
         with _ending_with(channel), logs.of_message(content, node):
@@ -59,6 +63,30 @@ def _work(channel: Channel, kind: str, node: dict[str, Any]) -> None:
         return
     channel.send_json({"answer": DONE, "seconds": time.perf_counter() - started})
     channel.send_record(encode(reply))
+    _release_device()
+
+
+def _work_on_order(parent: int, kind: str, content: RecordDict, node: Mapping[str, object]) -> RecordDict:
+    """Answer an order that came by a stream; the process ends if the node's process ends meanwhile."""
+    started, done = time.perf_counter(), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(PAUSE):
+            if not alive(parent):
+                os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        with logs.of_message(content, node):
+            reply = answer(kind, content, node)
+            log(INFO, "%s: %.3f s of work (worker)", kind, time.perf_counter() - started)
+            return reply
+    finally:
+        done.set()
+        _release_device()
+
+
+def _release_device() -> None:
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # other processes may use the device until the next message
 
@@ -87,7 +115,8 @@ def main() -> None:
     parent, descriptor, path = sys.argv[1:]
     listener = Listener.inherited(descriptor, path, int(parent), FIRST)
     log(INFO, "worker %d: ready, app %s", os.getpid(), PACKAGES.name)
-    listener.serve(lambda connection: handle(listener, connection))
+    streams = RoundStreams(partial(_work_on_order, listener.parent))
+    listener.serve(lambda connection: handle(listener, streams, connection), streams)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,25 @@
 """Send messages and hand the replies over as they arrive.
 
 Flower's own `send_and_receive` polls every 3 s in deployment and keeps all replies in memory; this one polls promptly
-and yields, so that a strategy can fold a reply and let it go.
+(not at all where the grid can wait) and yields, so that a strategy can fold a reply and let it go.
 """
 
 import time
 from collections.abc import Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 FIRST_POLL, LAST_POLL = 0.01, 0.25  # seconds; grows by half from one to the other while nothing arrives
+
+
+@runtime_checkable
+class Waiting(Protocol):
+    """A grid to which replies come without a poll."""
+
+    def wait(self, seconds: float) -> None:
+        """Return when a reply is there, at the latest after so many seconds."""
 
 
 def exchange(
@@ -33,7 +42,7 @@ def exchange(
             yield _of_its_node(reply, sent[message_id])
         pause = FIRST_POLL if replies else min(pause * 1.5, LAST_POLL)
         if pending:
-            time.sleep(pause)
+            (grid.wait if isinstance(grid, Waiting) else time.sleep)(pause)
     if unanswered is not None:
         unanswered |= {message_id: sent[message_id] for message_id in pending}
 
