@@ -53,6 +53,7 @@ MARKS = {
     "Receiving: train message": "received", "Received successfully": "complete", "Start `flwr-clientapp`": "started",
     "train answered": "answered", "Sending: train message": "sending", "Sent successfully": "sent",
 }  # fmt: skip
+STREAMS: dict[str, dict[str, Any]] = {"stream": {}, "stream, TLS": {"stream.tls": True}}
 PHASES = ("poll", "start", "pull", "hand over", "work", "reply", "send", "receive")
 
 
@@ -95,13 +96,14 @@ def measure(case: str, rounds: int) -> dict[str, Any]:
     """Run one case; return the seconds of its rounds and, per node and round, the phases."""
     with tempfile.TemporaryDirectory() as folder:
         deployment = Watched(Path(folder) / "deployment")
-        if case == "stand-in":
+        if case in ("stand-in", *STREAMS):
             deployment.env = environment(deployment.env, Path(folder) / "bin")
         try:
             for node in range(NODES):
                 worker = "false" if case == "flower" else "true"
                 deployment.node(f"node-{node}", f"client-id={node} depth={2 * node + 1} worker={worker}")
-            run_id = deployment.run({**SETTINGS, "run.rounds": rounds + WARM_UP})
+            transport = STREAMS.get(case, {"round.transport": "messages"})
+            run_id = deployment.run({**SETTINGS, **transport, "run.rounds": rounds + WARM_UP})
             metrics = deployment.folder / "runs" / "benchmark" / "metrics.jsonl"
             cpu = []
             for number in (WARM_UP, rounds + WARM_UP):
@@ -171,7 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--cases", default="flower,worker,stand-in")
+    parser.add_argument("--cases", default="flower,worker,stand-in,stream,stream, TLS")
     options = parser.parse_args()
     cases = options.cases.split(",")
     runs: dict[str, list[dict[str, Any]]] = {case: [] for case in cases}

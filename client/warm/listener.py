@@ -103,7 +103,8 @@ class Listener:
 
         Also handles what comes from the other source, which keeps the process while it is busy.
         """
-        last, sources = time.monotonic(), [self.sock, *([other] if other else [])]
+        last = time.monotonic()
+        sources: list[socket.socket | Source] = [self.sock, *([other] if other else [])]
         while self.sock.fileno() >= 0:
             ready = select(sources, [], [], PAUSE)[0]
             if other and other in ready:

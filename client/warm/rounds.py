@@ -109,8 +109,8 @@ class RoundStream:
                     if self._converse(channel):
                         return
                 except grpc.RpcError as error:
-                    if (code := error.code()) not in LOST:  # type: ignore[attr-defined]
-                        log(WARNING, "the server ended the rounds' stream: %s: %s", code.name, error.details())  # type: ignore[attr-defined]
+                    if (code := error.code()) not in LOST:
+                        log(WARNING, "the server ended the rounds' stream: %s: %s", code.name, error.details())
                         return
                 except (Refused, ValueError) as error:
                     log(WARNING, "the rounds' stream ends, the server sent what cannot be read: %s", error)
@@ -123,7 +123,7 @@ class RoundStream:
     def _converse(self, channel: grpc.Channel) -> bool:
         """Send and receive until the connection ends; returns whether the run has ended."""
         with self.lock:
-            self.outbox = outbox = SimpleQueue()
+            self.outbox = outbox = SimpleQueue[int | None]()
             known = sorted(self.working | set(self.replies))
             for number in self.replies:
                 outbox.put(number)

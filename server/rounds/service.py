@@ -21,6 +21,7 @@ from common.rpc.rounds_pb2 import Ack, End, Head, NodeFrame, ServerFrame
 from server.rounds.node import Node, Order, Stream
 
 FAILED = 2  # Flower's code for an app that raised
+ENDED = "the node's worker process ended while it worked on this message"
 UNAVAILABLE = 5  # and for a node that has gone
 
 
@@ -132,9 +133,7 @@ class RoundsService:
             if node is None or not hmac.compare_digest(hello.token, node_token(self._secret, hello.node)):
                 raise Refused(grpc.StatusCode.UNAUTHENTICATED, f"not the token of node {hello.node}")
             for order in node.connect(stream, hello.process, hello.orders):
-                self._finish(
-                    node, order, Error(FAILED, "the node's worker process ended while it worked on this message")
-                )
+                self._finish(node, order, Error(FAILED, ENDED))
             if self._ended:
                 stream.close()
         log(INFO, "node %d: rounds go by its stream", node.id)
