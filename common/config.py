@@ -115,13 +115,13 @@ class RoundSection(Settings):
     min_nodes: int = 1
     wait: float = 120.0  # seconds to wait for the first nodes
     staleness: float = 0.0  # weight of an answer per round that it is late; 0: it is dropped
-    transport: str = "auto"  # of orders and replies: "stream", "messages" (Flower's), "auto": a stream in a deployment
+    transport: str = "stream"  # of a deployment's orders and replies; "messages": Flower's alone
 
     def problems(self) -> list[str]:
         """Return every mistake as a sentence."""
         found = at_least(self, quorum=0.0, deadline=1.0, min_nodes=1, wait=0.0, staleness=0.0)
         found += at_most(self, quorum=1.0, staleness=1.0)
-        return found + one_of(self, transport=("auto", "stream", "messages"))
+        return found + one_of(self, transport=("stream", "messages"))
 
 
 @dataclass(frozen=True)

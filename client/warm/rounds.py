@@ -31,7 +31,6 @@ Work = Callable[[str, RecordDict, Mapping[str, object]], RecordDict]  # message 
 PATIENCE = 120.0  # seconds without a connection after which a node gives a stream up
 PAUSE = 0.5  # seconds between two attempts
 OVERHEAD = 1 << 20  # bytes of a frame beside its piece
-PROCESS = secrets.token_hex(8)  # of this process
 LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL)
 
 
@@ -75,10 +74,12 @@ class RoundStream:
     announced: Announcement
     node: Mapping[str, object]  # the node's configuration
     inbox: Inbox
+    process: str  # the name of this process
     replies: dict[int, RecordDict | str] = field(default_factory=dict)  # by number, until the server has them
     working: set[int] = field(default_factory=set)  # numbers of orders without a reply yet
     outbox: SimpleQueue[int | None] = field(default_factory=SimpleQueue)  # numbers of replies to send
     lock: threading.Lock = field(default_factory=threading.Lock)
+    reached: bool = False  # whether the last attempt opened the stream
 
     def start(self) -> threading.Thread:
         """Open the stream in the background."""
@@ -115,19 +116,21 @@ class RoundStream:
                 except (Refused, ValueError) as error:
                     log(WARNING, "the rounds' stream ends, the server sent what cannot be read: %s", error)
                     return
-                else:
-                    last = time.monotonic()
+                finally:
+                    if self.reached:
+                        last = time.monotonic()
                 time.sleep(PAUSE)
         log(WARNING, "%s cannot be reached, so rounds go by Flower's messages", announced.address)
 
     def _converse(self, channel: grpc.Channel) -> bool:
         """Send and receive until the connection ends; returns whether the run has ended."""
+        self.reached = False
         with self.lock:
             self.outbox = outbox = SimpleQueue[int | None]()
             known = sorted(self.working | set(self.replies))
             for number in self.replies:
                 outbox.put(number)
-        hello = Hello(node=self.announced.node, token=self.announced.node_token, process=PROCESS, orders=known)
+        hello = Hello(node=self.announced.node, token=self.announced.node_token, process=self.process, orders=known)
         call = channel.stream_stream(WORK)(self._frames(hello, outbox))
         try:
             return self._receive(call)
@@ -153,6 +156,7 @@ class RoundStream:
         for raw in frames:
             frame, piece = read(ServerFrame, raw)
             body = frame.WhichOneof("body")
+            self.reached = True
             if body == "end":
                 return True
             if body == "ack":
@@ -176,7 +180,7 @@ class RoundStreams:
 
     def __init__(self, work: Work) -> None:
         """`work` returns the content of the reply to an order; what it raises becomes the reply."""
-        self.inbox, self._work = Inbox(), work
+        self.inbox, self._work, self._process = Inbox(), work, secrets.token_hex(8)
         self._threads: dict[Announcement, threading.Thread] = {}
 
     def open(self, content: RecordDict, node: Mapping[str, object]) -> None:
@@ -185,7 +189,7 @@ class RoundStreams:
         self._threads = {key: thread for key, thread in self._threads.items() if thread.is_alive()}
         if announced is not None and announced not in self._threads:
             log(INFO, "worker %d: opens the rounds' stream to %s", os.getpid(), announced.address)
-            self._threads[announced] = RoundStream(announced, node, self.inbox).start()
+            self._threads[announced] = RoundStream(announced, node, self.inbox, self._process).start()
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when an order has come."""

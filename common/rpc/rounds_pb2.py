@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63ommon/rpc/rounds.proto\x12\x11\x65\x61rlybloom.rounds\"u\n\tNodeFrame\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x18.earlybloom.rounds.HelloH\x00\x12\'\n\x04head\x18\x02 \x01(\x0b\x32\x17.earlybloom.rounds.HeadH\x00\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\x42\x06\n\x04\x62ody\"\x9a\x01\n\x0bServerFrame\x12%\n\x03\x61\x63k\x18\x01 \x01(\x0b\x32\x16.earlybloom.rounds.AckH\x00\x12\'\n\x04head\x18\x02 \x01(\x0b\x32\x17.earlybloom.rounds.HeadH\x00\x12%\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x16.earlybloom.rounds.EndH\x00\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\x42\x06\n\x04\x62ody\"E\n\x05Hello\x12\x0c\n\x04node\x18\x01 \x01(\x04\x12\r\n\x05token\x18\x02 \x01(\t\x12\x0f\n\x07process\x18\x03 \x01(\t\x12\x0e\n\x06orders\x18\x04 \x03(\r\"S\n\x04Head\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\r\n\x05sizes\x18\x04 \x03(\x04\x12\r\n\x05\x65rror\x18\x05 \x01(\t\"\x15\n\x03\x41\x63k\x12\x0e\n\x06number\x18\x01 \x01(\r\"\x05\n\x03\x45nd2R\n\x06Rounds\x12H\n\x04Work\x12\x1c.earlybloom.rounds.NodeFrame\x1a\x1e.earlybloom.rounds.ServerFrame(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63ommon/rpc/rounds.proto\x12\x11\x65\x61rlybloom.rounds\"u\n\tNodeFrame\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x18.earlybloom.rounds.HelloH\x00\x12\'\n\x04head\x18\x02 \x01(\x0b\x32\x17.earlybloom.rounds.HeadH\x00\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\x42\x06\n\x04\x62ody\"\xc9\x01\n\x0bServerFrame\x12%\n\x03\x61\x63k\x18\x01 \x01(\x0b\x32\x16.earlybloom.rounds.AckH\x00\x12\'\n\x04head\x18\x02 \x01(\x0b\x32\x17.earlybloom.rounds.HeadH\x00\x12%\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x16.earlybloom.rounds.EndH\x00\x12-\n\x07welcome\x18\x04 \x01(\x0b\x32\x1a.earlybloom.rounds.WelcomeH\x00\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\x42\x06\n\x04\x62ody\"E\n\x05Hello\x12\x0c\n\x04node\x18\x01 \x01(\x04\x12\r\n\x05token\x18\x02 \x01(\t\x12\x0f\n\x07process\x18\x03 \x01(\t\x12\x0e\n\x06orders\x18\x04 \x03(\r\"S\n\x04Head\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\r\n\x05sizes\x18\x04 \x03(\x04\x12\r\n\x05\x65rror\x18\x05 \x01(\t\"\t\n\x07Welcome\"\x15\n\x03\x41\x63k\x12\x0e\n\x06number\x18\x01 \x01(\r\"\x05\n\x03\x45nd2R\n\x06Rounds\x12H\n\x04Work\x12\x1c.earlybloom.rounds.NodeFrame\x1a\x1e.earlybloom.rounds.ServerFrame(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,15 +34,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NODEFRAME']._serialized_start=46
   _globals['_NODEFRAME']._serialized_end=163
   _globals['_SERVERFRAME']._serialized_start=166
-  _globals['_SERVERFRAME']._serialized_end=320
-  _globals['_HELLO']._serialized_start=322
-  _globals['_HELLO']._serialized_end=391
-  _globals['_HEAD']._serialized_start=393
-  _globals['_HEAD']._serialized_end=476
-  _globals['_ACK']._serialized_start=478
-  _globals['_ACK']._serialized_end=499
-  _globals['_END']._serialized_start=501
-  _globals['_END']._serialized_end=506
-  _globals['_ROUNDS']._serialized_start=508
-  _globals['_ROUNDS']._serialized_end=590
+  _globals['_SERVERFRAME']._serialized_end=367
+  _globals['_HELLO']._serialized_start=369
+  _globals['_HELLO']._serialized_end=438
+  _globals['_HEAD']._serialized_start=440
+  _globals['_HEAD']._serialized_end=523
+  _globals['_WELCOME']._serialized_start=525
+  _globals['_WELCOME']._serialized_end=534
+  _globals['_ACK']._serialized_start=536
+  _globals['_ACK']._serialized_end=557
+  _globals['_END']._serialized_start=559
+  _globals['_END']._serialized_end=564
+  _globals['_ROUNDS']._serialized_start=566
+  _globals['_ROUNDS']._serialized_end=648
 # @@protoc_insertion_point(module_scope)

@@ -17,16 +17,18 @@ class NodeFrame(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., head: _Optional[_Union[Head, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class ServerFrame(_message.Message):
-    __slots__ = ("ack", "head", "end", "data")
+    __slots__ = ("ack", "head", "end", "welcome", "data")
     ACK_FIELD_NUMBER: _ClassVar[int]
     HEAD_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     ack: Ack
     head: Head
     end: End
+    welcome: Welcome
     data: bytes
-    def __init__(self, ack: _Optional[_Union[Ack, _Mapping]] = ..., head: _Optional[_Union[Head, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, ack: _Optional[_Union[Ack, _Mapping]] = ..., head: _Optional[_Union[Head, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("node", "token", "process", "orders")
@@ -53,6 +55,10 @@ class Head(_message.Message):
     sizes: _containers.RepeatedScalarFieldContainer[int]
     error: str
     def __init__(self, number: _Optional[int] = ..., kind: _Optional[str] = ..., seconds: _Optional[float] = ..., sizes: _Optional[_Iterable[int]] = ..., error: _Optional[str] = ...) -> None: ...
+
+class Welcome(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Ack(_message.Message):
     __slots__ = ("number",)

@@ -112,15 +112,21 @@ class StreamGrid(Grid):
 
 @contextmanager
 def streaming(grid: Grid, config: RunConfig) -> Iterator[Grid]:
-    """Serve the rounds' stream while this block lasts, where `round.transport` wants it.
+    """Serve the rounds' stream while this block lasts, unless `round.transport` is "messages".
 
-    `auto` serves it in a deployment only: a simulation's nodes live in processes that Ray or the caller keeps. Raises
-    `UserError` when the address cannot be used.
+    A simulation has none: its nodes live in processes that stay anyway. Raises `UserError` when the address cannot be
+    used.
     """
-    transport = config.round.transport
-    if transport == "messages" or (transport == "auto" and not isinstance(grid, HttpGrid)):
+    if config.round.transport == "messages" or not isinstance(grid, HttpGrid):
         yield grid
         return
+    with serving(grid, config) as rounds:
+        yield rounds
+
+
+@contextmanager
+def serving(grid: Grid, config: RunConfig) -> Iterator[StreamGrid]:
+    """Serve the rounds' stream while this block lasts; raises what `serve` does."""
     section, service, token = config.of(StreamSettings), RoundsService(), new_token()
     bind = section.bind or section.host
     encrypted = section.tls or not (is_loopback(section.host) and is_loopback(bind))

@@ -17,7 +17,7 @@ from common.rpc.methods import ROUNDS, WORK
 from common.rpc.records import Assembly, pieces, take_apart
 from common.rpc.refusals import Refused, abort, malformed, read
 from common.rpc.rounds import node_token
-from common.rpc.rounds_pb2 import Ack, End, Head, NodeFrame, ServerFrame
+from common.rpc.rounds_pb2 import Ack, End, Head, NodeFrame, ServerFrame, Welcome
 from server.rounds.node import Node, Order, Stream
 
 FAILED = 2  # Flower's code for an app that raised
@@ -113,6 +113,7 @@ class RoundsService:
         refusals: list[Refused] = []
         Thread(target=self._read, args=(node, stream, requests, refusals), daemon=True).start()
         try:
+            yield framing.join(ServerFrame(welcome=Welcome()))
             while (item := stream.outbox.get()) is not None:
                 yield from self._frames(item)
             if refusals:
