@@ -2,9 +2,11 @@
 
     flower     as Flower starts it: a new process imports Flower, torch and the images' decoder for every message
     worker     that process hands the work to a worker that stays beside the SuperNode (`client/warm/worker.py`)
-    stand-in   the process is a fork of one that stays, and SuperExec polls more often (`client/warm/flower_shim.py`)
+    stand-in   the process is a fork of one that stays (`client/warm/flower_shim.py`), and Flower's polls follow the
+               traffic (`client/warm/pace.py`)
+    stream     rounds go by a stream of our own, which one of Flower's messages opens; `stream-tls` encrypts it
 
-In all three the server polls for replies every 0.25 s, where Flower's own loop polls every 3 s. Run
+In the first three the server polls for replies every 0.25 s, where Flower's own loop polls every 3 s. Run
 `python -m benchmarks.deployment`; cases take turns. The phases are read off the SuperNodes' log lines as these appear,
 from one sent reply to the next:
 
@@ -17,11 +19,9 @@ from one sent reply to the next:
     send       until the SuperLink has the reply
     receive    until the SuperNode has all of the message's objects; runs beside `start` and `pull`
 
-What is left is `poll`, which only the SuperNode can shorten. It polls at once after a reply, finds nothing because the
-other replies are still on their way, and sleeps for 3 s. A second message beside the first would keep it awake, but
-costs a process and cannot know when the next round begins. Under 1 s a round needs rounds outside Flower's messages:
-one message starts a run's clients and ends with the run, orders and updates travel over a stream of our own, as split
-training's batches do, and Flower keeps membership, the app and control.
+`poll` needs the SuperNode, which `client/warm/pace.py` runs: it polls soon after a message and rarely without any.
+Messages still cost a process and a request per array, hop after hop. By a stream (`client/warm/rounds.py`) neither is
+left: one of Flower's messages opens it, and orders and replies of all rounds go through it.
 """
 
 import argparse
@@ -44,6 +44,8 @@ from strategies.callbacks.run_folder import read_events
 from tests.support.deployment import Deployment, wait_until
 
 NODES, WARM_UP = 2, 2
+FASTER = 10  # times as many rounds by a stream
+SETTLE, IDLE = 10.0, 30.0  # seconds after a run: until devices are idle, and of looking at them
 SETTINGS = {
     "run.name": "benchmark", "run.strategy": "eefl", "clients.count": NODES, "clients.per-round": NODES,
     "network.name": "lenet", "data.limit": 60, "server.evaluate-every": 0, "round.min-nodes": NODES,
@@ -53,7 +55,7 @@ MARKS = {
     "Receiving: train message": "received", "Received successfully": "complete", "Start `flwr-clientapp`": "started",
     "train answered": "answered", "Sending: train message": "sending", "Sent successfully": "sent",
 }  # fmt: skip
-STREAMS: dict[str, dict[str, Any]] = {"stream": {}, "stream, TLS": {"stream.tls": True}}
+STREAMS: dict[str, dict[str, Any]] = {"stream": {}, "stream-tls": {"stream.tls": True}}
 PHASES = ("poll", "start", "pull", "hand over", "work", "reply", "send", "receive")
 
 
@@ -93,7 +95,8 @@ class Watched(Deployment):
 
 
 def measure(case: str, rounds: int) -> dict[str, Any]:
-    """Run one case; return the seconds of its rounds and, per node and round, the phases."""
+    """Run one case; return the seconds of its rounds, per node and round the phases, and what idle devices cost."""
+    rounds *= FASTER if case in STREAMS else 1
     with tempfile.TemporaryDirectory() as folder:
         deployment = Watched(Path(folder) / "deployment")
         if case in ("stand-in", *STREAMS):
@@ -113,12 +116,27 @@ def measure(case: str, rounds: int) -> dict[str, Any]:
             if status != "finished:completed":
                 raise RuntimeError(details)
             seconds = [event["seconds"]["round"] for event in read_events(metrics) if event["event"] == "round"]
+            idle = _idle(deployment)
             phases = [phase for lines in deployment.lines.values() for phase in _phases(lines)[WARM_UP - 1 :]]
         finally:
             deployment.close()
     cpu_a_message = (cpu[1] - cpu[0]) / rounds / NODES
     load = os.getloadavg()[0]  # other work on the machine makes every phase but `poll` longer
-    return {"rounds": seconds[WARM_UP:], "phases": phases, "cpu_seconds_per_message": cpu_a_message, "load": load}
+    return {
+        "rounds": seconds[WARM_UP:], "phases": phases, "cpu_seconds_per_message": cpu_a_message, "load": load, **idle,
+    }  # fmt: skip
+
+
+def _idle(deployment: Watched) -> dict[str, float]:
+    """Return the share of a core and the requests per second of a device without work."""
+    time.sleep(SETTLE)
+    log = deployment.folder / "superlink.log"
+    before, requests = deployment.cpu(), log.read_text().count("/v1/fleet/")
+    time.sleep(IDLE)
+    return {
+        "idle_share_of_a_core": (deployment.cpu() - before) / IDLE / NODES,
+        "idle_requests_per_second": (log.read_text().count("/v1/fleet/") - requests) / IDLE / NODES,
+    }
 
 
 def _wait_for_round(metrics: Path, number: int) -> None:
@@ -164,7 +182,9 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "rounds": [round(second, 2) for second in rounds],
         "load": [round(run["load"], 1) for run in runs],
         "cpu_seconds_per_message": statistics.median(run["cpu_seconds_per_message"] for run in runs),
-        "phases": {name: statistics.median(phase[name] for phase in phases) for name in PHASES},
+        "idle_share_of_a_core": statistics.median(run["idle_share_of_a_core"] for run in runs),
+        "idle_requests_per_second": statistics.median(run["idle_requests_per_second"] for run in runs),
+        "phases": {name: statistics.median(phase[name] for phase in phases) for name in PHASES} if phases else {},
     }
 
 
@@ -173,7 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--cases", default="flower,worker,stand-in,stream,stream, TLS")
+    parser.add_argument("--cases", default="flower,worker,stand-in,stream,stream-tls")
     options = parser.parse_args()
     cases = options.cases.split(",")
     runs: dict[str, list[dict[str, Any]]] = {case: [] for case in cases}

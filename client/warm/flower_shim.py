@@ -23,6 +23,7 @@ if __name__ == "__main__":  # run by its path, so that no more than this is impo
 from client.warm.listener import Address, Listener  # noqa: E402
 
 COMMAND = "flwr-clientapp"
+PACED = ("flower-supernode", "flower-superexec")  # commands that `pace` runs
 IDLE = 900.0  # seconds without a message after which the process leaves
 PATIENCE = 5.0  # seconds to wait for the arguments
 LIMIT = 2**16  # bytes of arguments
@@ -31,15 +32,22 @@ POLL = 0.1  # seconds between two polls for messages by Flower's SuperExec, whos
 
 
 def environment(env: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """Return an environment in which a SuperNode starts messages fast; the stand-in is written to `folder`."""
+    """Return an environment in which a SuperNode starts messages fast; the stand-ins are written to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = folder / f".{COMMAND}.{os.getpid()}"
+    here = Path(__file__).resolve()
     # -I -S: neither the user's settings nor installed packages, which would take longer than all the rest
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{Path(__file__).resolve()}" "$@"\n')
-    command.chmod(0o755)
-    command.replace(folder / COMMAND)  # another device's SuperNode may run it at this moment
+    _write_command(folder / COMMAND, f'-I -S "{here}"')
+    for name in PACED:
+        _write_command(folder / name, f'-P "{here.with_name("pace.py")}" {name}')
     path = os.pathsep.join(filter(None, [str(folder), env.get("PATH")]))
     return {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(POLL), **env, "PATH": path}
+
+
+def _write_command(file: Path, python: str) -> None:
+    command = file.with_name(f".{file.name}.{os.getpid()}")
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" {python} "$@"\n')
+    command.chmod(0o755)
+    command.replace(file)  # another device's SuperNode may run it at this moment
 
 
 def ask(arguments: list[str]) -> None:

@@ -1,8 +1,10 @@
 """The same app against a real SuperLink with real SuperNodes of different capacity, on loopback."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -41,6 +43,30 @@ def test_deployment_gives_the_weights_of_one_process(deployment: Deployment) -> 
     strategy.start(LocalGrid(app, [{"client-id": client, "depth": client + 1} for client in range(4)]))
     assert deployed.keys() == strategy.model.keys()
     assert all(torch.equal(deployed[key], strategy.model[key]) for key in deployed)
+
+
+def test_rounds_go_by_streams(deployment: Deployment) -> None:
+    assert (deployment.folder / "superlink.log").read_text().count("rounds go by its stream") == 4
+    for client in range(4):
+        log = (deployment.folder / f"node-{client}.log").read_text()
+        assert log.count("Receiving: query message") == 1
+        assert "Receiving: train message" not in log.replace("train.deliver", "")
+
+
+@pytest.mark.slow
+def test_client_of_a_killed_worker_misses_one_round(deployment: Deployment) -> None:
+    run_id = deployment.run({**SETTINGS, "run.name": "worker", "run.rounds": 3, "train.epochs": 40})
+    metrics = deployment.folder / "runs" / "worker" / "metrics.jsonl"
+    wait_until(lambda: any(e["event"] == "round" for e in read_events(metrics)), 200, "no round ended")
+    session = deployment.processes["node-0"].pid
+    workers = [p for p in psutil.process_iter(["cmdline"]) if "client.warm.worker" in (p.info["cmdline"] or [])]
+    (worker,) = [p for p in workers if os.getsid(p.pid) == session]
+    worker.kill()
+    status, details = deployment.wait(run_id, 400)
+    assert status == "finished:completed", details
+    failures = [event["failures"] for event in read_events(metrics) if event["event"] == "round"]
+    assert [set(failure) for failure in failures] == [set(), {"0"}, set()]
+    assert "worker process ended" in failures[1]["0"]
 
 
 def test_every_device_keeps_its_final_model(deployment: Deployment) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from client.warm.flower_shim import COMMAND, environment
+from client.warm.flower_shim import COMMAND, PACED, environment
 from tests.support.deployment import wait_until
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -72,7 +72,7 @@ def test_command_file_is_replaced_atomically(tmp_path):
         environment({}, tmp_path)
         assert before.read() == (tmp_path / COMMAND).read_text()
         assert not os.path.samestat(os.fstat(before.fileno()), (tmp_path / COMMAND).stat())
-    assert [file.name for file in tmp_path.iterdir()] == [COMMAND]
+    assert {file.name for file in tmp_path.iterdir()} == {COMMAND, *PACED}
 
 
 def test_users_poll_interval_is_kept(tmp_path):

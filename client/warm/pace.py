@@ -1,0 +1,122 @@
+"""Runs Flower's SuperNode and SuperExec with pauses that follow the traffic: prompt during a run, rare in between.
+
+Both poll with `time.sleep`, at a fixed pace. Here their modules get a `sleep` of another pace, and the SuperNode wakes
+the SuperExec when a message has come. If a module of another Flower uses `time` in another way, it keeps its own pace.
+"""
+
+import contextlib
+import importlib
+import inspect
+import os
+import re
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from select import select
+from types import ModuleType
+from typing import Protocol
+
+BELL = "EARLYBLOOM_BELL"  # environment variable: name of the SuperExec's socket
+# Flower's pauses: of the SuperNode between two polls for messages, and between two looks for the reply
+POLL, LOOK = 3.0, 0.5
+SHARE = 0.1  # of the time since the last message: the pause
+FIRST_POLL, FIRST_LOOK = 0.05, 0.01  # seconds; the shortest pauses
+DUTY = 20  # times the SuperLink's last answer took: the pause is no shorter, so that many nodes do not burden it
+IDLE = 5.0  # seconds between two polls of a SuperExec that nothing wakes
+AWAKE = 2.0  # seconds for which it polls at Flower's pace after a message has come
+
+
+class Pace(Protocol):
+    """Stands for the module `time`."""
+
+    def sleep(self, seconds: float) -> None:
+        """Pause instead of Flower's pause of so many seconds."""
+
+
+class NodePace:
+    """The SuperNode's pauses."""
+
+    def __init__(self, bell: str) -> None:
+        self._bell = bell
+        self._message = self._woke = time.monotonic()  # when the last message was seen, when the last pause ended
+        self._came: float | None = None  # when the message that is worked on came
+
+    def sleep(self, seconds: float) -> None:
+        """Pause for a share of the time since the last message, or since the present one came."""
+        now = time.monotonic()
+        if seconds == POLL:
+            self._came, answer = None, now - self._woke
+            pause = min(POLL, max(FIRST_POLL, SHARE * (now - self._message), DUTY * answer))
+        elif seconds == LOOK:
+            self._message = now
+            if self._came is None:
+                self._came = now
+                _ring(self._bell)
+            pause = min(LOOK, max(FIRST_LOOK, SHARE * (now - self._came)))
+        else:
+            pause = seconds
+        time.sleep(pause)
+        self._woke = time.monotonic()
+
+
+class ExecPace:
+    """The SuperExec's pauses, which the SuperNode's bell ends."""
+
+    def __init__(self, bell: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(f"\0{bell}")
+        self._rung = time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Pause until the bell rings; for a while after that at Flower's own pace."""
+        pause = seconds if time.monotonic() - self._rung < AWAKE else max(seconds, IDLE)
+        if select([self._socket], [], [], pause)[0]:
+            self._socket.recv(1)
+            self._rung = time.monotonic()
+
+
+def _ring(bell: str) -> None:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ringing:
+        ringing.setblocking(False)
+        ringing.sendto(b"+", f"\0{bell}")
+
+
+# command -> module with its loop, arguments of its sleeps, the pace, module and name of the command's function
+COMMANDS: dict[str, tuple[str, set[str], Callable[[str], Pace], str, str]] = {
+    "flower-supernode": (
+        "flwr.supernode.start_client_internal", {"3", "0.5"}, NodePace, "flwr.supernode.cli", "flower_supernode",
+    ),
+    "flower-superexec": (
+        "flwr.supercore.superexec.run_superexec", {"task_poll_interval"}, ExecPace, "flwr.supercore.cli",
+        "flower_superexec",
+    ),
+}  # fmt: skip
+
+
+def sleeps_as_expected(module: ModuleType, arguments: set[str]) -> bool:
+    """Return whether a module uses `time` for nothing but sleeps with these arguments."""
+    source = inspect.getsource(module)
+    uses = set(re.findall(r"\btime\.(\w+)", source))
+    return uses == {"sleep"} and set(re.findall(r"\btime\.sleep\((.*?)\)", source)) == arguments
+
+
+def main() -> None:
+    """Run the command that the first argument names; the others are its own."""
+    name, *arguments = sys.argv[1:]
+    loop, sleeps, pace, package, function = COMMANDS[name]
+    sys.argv = [str(Path(sys.executable).parent / name), *arguments]
+    module = importlib.import_module(loop)
+    bell = os.environ.setdefault(BELL, f"earlybloom-{secrets.token_hex(8)}")
+    if sys.platform == "linux" and sleeps_as_expected(module, sleeps):  # other systems have no sockets without files
+        try:
+            module.time = pace(bell)  # type: ignore[attr-defined]
+        except OSError as error:
+            print(f"{name} keeps Flower's pace: {error}", file=sys.stderr)
+    sys.exit(getattr(importlib.import_module(package), function)())
+
+
+if __name__ == "__main__":
+    main()
