@@ -10,17 +10,16 @@ virtual client's share of the mix):
 """
 
 import math
-import os
 import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from common.errors import UserError
+from common.memory import available_memory
 from common.networks.cost import CostTable
 from common.seeding import generator
 
@@ -187,7 +186,7 @@ def parse_mix(mix: str, tiers: int) -> Sequence[float]:
 
 
 def probe() -> Capacity:
-    """Measure this machine: half of the memory that is free, and a matrix product's speed on one thread."""
+    """Measure this machine: half of the memory that is available, and a matrix product's speed on one thread."""
     size, operand = 512, torch.rand(512, 512, generator=generator("probe"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -200,15 +199,7 @@ def probe() -> Capacity:
         seconds = time.perf_counter() - start
     finally:
         torch.set_num_threads(threads)
-    return Capacity(memory=_free_memory() / 2, compute=repeats * 2 * size**3 / seconds)
-
-
-def _free_memory() -> float:
-    limit = Path("/sys/fs/cgroup/memory.max")  # a container's limit binds before the machine's
-    free = float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    if limit.exists() and (text := limit.read_text().strip()).isdigit():
-        free = min(free, float(text))
-    return free
+    return Capacity(memory=available_memory() / 2, compute=repeats * 2 * size**3 / seconds)
 
 
 def _quantity(value: object, name: str, unit: str) -> float:

@@ -7,12 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 PROJECT = Path(__file__).resolve().parents[2]
-GRACE = 15.0  # seconds that a child has to end before it is killed
+GRACE = 7.0  # seconds that a child has to end before it is killed: less than the 10 s that Docker gives
+LOOK = 0.2  # seconds between two looks for a signal
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed, or ssh lost its connection
 
 # Asks Linux for SIGTERM when the launcher dies (1: PR_SET_PDEATHSIG), then becomes the command if the launcher lives.
@@ -83,9 +84,13 @@ class Child:
         return self._stopped()
 
     def wait(self) -> int:
-        """Return the child's exit code; 0 if it ended by a signal that was passed on."""
-        code = self.process.wait()
-        return 0 if self.stopped and -code in SIGNALS else code
+        """Return the child's exit code; 0 if it ended by a signal that was passed on, or had to be killed after one."""
+        while (code := self.process.poll()) is None:
+            if self.stopped:
+                end(self.process)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=LOOK)
+        return 0 if self.stopped and code < 0 else code
 
 
 @contextmanager
@@ -136,6 +141,8 @@ def child(
             yield Child(process, lambda: bool(noted))
         finally:
             end(process)
+            with suppress(ProcessLookupError):  # what it has started and left: workers, Flower's processes
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _first(number: int) -> int:
