@@ -13,6 +13,7 @@ from types import FrameType
 
 PROJECT = Path(__file__).resolve().parents[2]
 GRACE = 7.0  # seconds that a child has to end before it is killed: less than the 10 s that Docker gives
+AFTERWARDS = 2.0  # seconds that the processes which it leaves have
 LOOK = 0.2  # seconds between two looks for a signal
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed, or ssh lost its connection
 
@@ -87,7 +88,7 @@ class Child:
         """Return the child's exit code; 0 if it ended by a signal that was passed on, or had to be killed after one."""
         while (code := self.process.poll()) is None:
             if self.stopped:
-                end(self.process)
+                _kill_after_grace(self.process)
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout=LOOK)
         return 0 if self.stopped and code < 0 else code
@@ -141,8 +142,7 @@ def child(
             yield Child(process, lambda: bool(noted))
         finally:
             end(process)
-            with suppress(ProcessLookupError):  # what it has started and left: workers, Flower's processes
-                os.killpg(process.pid, signal.SIGKILL)
+            _end_group(process.pid)
 
 
 def _first(number: int) -> int:
@@ -169,8 +169,22 @@ def end(process: "subprocess.Popen[bytes]") -> None:
     """Terminate a running process, and kill it if it does not end in time."""
     if process.poll() is None:
         process.terminate()
+    _kill_after_grace(process)
+
+
+def _kill_after_grace(process: "subprocess.Popen[bytes]") -> None:
     try:
         process.wait(timeout=GRACE)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def _end_group(group: int) -> None:
+    """End what a child has started and left in its process group: workers and Flower's processes."""
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGTERM)
+        for _ in range(round(AFTERWARDS / LOOK)):
+            os.killpg(group, 0)
+            time.sleep(LOOK)
+        os.killpg(group, signal.SIGKILL)

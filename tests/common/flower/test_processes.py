@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from common.flower import processes
 from common.flower.processes import (
     PROJECT,
     SIGNALS,
@@ -209,3 +210,25 @@ def test_flower_home_is_that_of_user_then_environment(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert flower_home(Path("here")) == tmp_path / "here" / ".flwr"
     assert environment(tmp_path)["FLWR_HOME"] == str(tmp_path)
+
+
+DEAF = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+code = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"
+child = subprocess.Popen([sys.executable, "-c", code])
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_deaf_child_and_what_it_leaves_are_killed_after_a_signal(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "GRACE", 0.5)
+    monkeypatch.setattr(processes, "AFTERWARDS", 0.5)
+    (tmp_path / "deaf.py").write_text(f"import sys; sys.stdout = open({str(tmp_path / 'pid')!r}, 'w')\n{DEAF}")
+    with child([sys.executable, str(tmp_path / "deaf.py")], os.environ, tmp_path) as process:
+        wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), 60, "no grandchild")
+        grandchild = psutil.Process(int((tmp_path / "pid").read_text()))
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert process.wait() == 0
+    wait_until(lambda: not grandchild.is_running() or grandchild.status() == psutil.STATUS_ZOMBIE, 10, "it lives")
