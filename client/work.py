@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from flwr.app import RecordDict
 
 from common.messages import protocol
-from common.messages.header import ORDER
+from common.rpc import rounds
 from strategies.node import host
 
 ACTIONS = {protocol.TRAIN: host.train, protocol.EVALUATE: host.evaluate, protocol.DELIVER: host.deliver}
@@ -13,8 +13,8 @@ ACTIONS = {protocol.TRAIN: host.train, protocol.EVALUATE: host.evaluate, protoco
 
 def answer(kind: str, content: RecordDict, node: Mapping[str, object]) -> RecordDict:
     """Return the content of the reply to a message of this type; `node` is Flower's node configuration."""
-    if ORDER not in content:
-        return RecordDict()  # a message that only announces a stream
+    if set(content) == {rounds.RECORD}:
+        return RecordDict()  # the message only announces a stream
     order, payload = protocol.unpack_order(content)
     if kind == protocol.QUERY:
         return protocol.pack_report(host.describe(order, node))

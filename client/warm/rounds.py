@@ -6,7 +6,6 @@ the server stays away. The worker takes orders from the inbox on its main thread
 
 import os
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -50,20 +49,20 @@ class Inbox:
 
     def __init__(self) -> None:
         self._orders: SimpleQueue[Instruction] = SimpleQueue()
-        self._bell, self._ring = socket.socketpair()
+        self._bell, self._ring = os.pipe()
 
     def fileno(self) -> int:
         """Return the descriptor, for `select`."""
-        return self._bell.fileno()
+        return self._bell
 
     def put(self, order: Instruction) -> None:
         """Add an order."""
         self._orders.put(order)
-        self._ring.send(b"+")
+        os.write(self._ring, b"+")
 
     def get(self) -> Instruction:
         """Take the next order."""
-        self._bell.recv(1)
+        os.read(self._bell, 1)
         return self._orders.get()
 
 

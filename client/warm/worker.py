@@ -30,10 +30,11 @@ from common import logs
 from common.errors import UserError
 
 FIRST = 60.0  # seconds that it waits for its first message; each message says how long to wait for the next
+WORKING = "working on a %s message"
 PATIENCE = 10.0  # seconds for which a silent client may keep others waiting
 
 
-def handle(listener: Listener, streams: RoundStreams, connection: socket.socket) -> None:
+def handle(listener: Listener, connection: socket.socket, streams: RoundStreams) -> None:
     """Serve one connection; connections that do not follow the protocol are rejected."""
     with Channel(connection, PATIENCE) as channel:
         try:
@@ -55,6 +56,7 @@ def _work(channel: Channel, kind: str, node: dict[str, Any], streams: RoundStrea
     started = time.perf_counter()
     try:
         with _ending_with(channel), logs.of_message(content, node):
+            log(INFO, WORKING, kind)
             reply = answer(kind, content, node)
     except Exception as error:
         log(ERROR, "the worker could not finish a message", exc_info=error)
@@ -78,8 +80,9 @@ def _work_on_order(parent: int, kind: str, content: RecordDict, node: Mapping[st
     threading.Thread(target=watch, daemon=True).start()
     try:
         with logs.of_message(content, node):
+            log(INFO, WORKING, kind)
             reply = answer(kind, content, node)
-            log(INFO, "%s: %.3f s of work (worker)", kind, time.perf_counter() - started)
+            log(INFO, "%s: %.3f s of work (stream)", kind, time.perf_counter() - started)
             return reply
     finally:
         done.set()
@@ -116,7 +119,7 @@ def main() -> None:
     listener = Listener.inherited(descriptor, path, int(parent), FIRST)
     log(INFO, "worker %d: ready, app %s", os.getpid(), PACKAGES.name)
     streams = RoundStreams(partial(_work_on_order, listener.parent))
-    listener.serve(lambda connection: handle(listener, streams, connection), streams)
+    listener.serve(lambda connection: handle(listener, connection, streams), streams)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from tests.support.deployment import wait_until
 from tests.support.machines import Machines, settings
 from tests.support.namespaces import Host
 
-JOINED, ORDERED, READY = "SuperNode ID:", "Receiving: train message", "then, on this machine:"
+JOINED, ORDERED, READY = "SuperNode ID:", "working on a train message", "then, on this machine:"
 PATIENCE = 300.0  # seconds that a busy machine may take for anything
 
 

@@ -24,6 +24,7 @@ from flwr.common.serde import recorddict_to_proto
 
 from client.warm import dispatch, frames, worker
 from client.warm.listener import Address, Listener
+from client.warm.rounds import RoundStreams
 from client.work import answer
 from common.errors import UserError
 from common.flower.local_grid import LocalGrid
@@ -290,7 +291,7 @@ def test_worker_leaves_for_another_version_or_supernode(runtime, change):
     ours, theirs = socket.socketpair()
     with ours, frames.Channel(theirs) as client:
         client.send_json(REQUEST | {"packages": str(dispatch.PACKAGES), "parent": os.getpid(), **change})
-        worker.handle(listener, ours)
+        worker.handle(listener, ours, RoundStreams(answer))
         assert client.receive_answer(frames.OTHER) == {"answer": frames.OTHER}
     assert listener.sock.fileno() == -1
     assert not address.path.exists()  # the next client starts a new worker
@@ -306,7 +307,7 @@ def test_a_silent_client_does_not_keep_others_waiting(runtime, monkeypatch, flow
     with ours, theirs, listener.sock:
         theirs.sendall((struct.pack("!i", len(request)) + request if asks else b"") + rest)
         started = time.monotonic()
-        worker.handle(listener, ours)
+        worker.handle(listener, ours, RoundStreams(answer))
         assert 0.1 < time.monotonic() - started < 10
         assert "rejected a connection: TimeoutError" in flower_log[-1]
     listener.address.path.unlink()
