@@ -16,9 +16,9 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
-from client.commands import Verbs
 from common.console import results
 from common.console.samples import Samples, Skipped, add_arguments, read
+from common.console.verbs import Verbs
 from common.devices import keep_memory, pick_device
 from common.errors import UserError
 from common.exits import ThresholdPolicy, confidence
@@ -61,7 +61,7 @@ class Summary:
 
 def add_parser(verbs: Verbs) -> None:
     """Add this verb and its options."""
-    parser = verbs.add_parser("infer", help="classify images with a stored model", description=__doc__)
+    parser = verbs.add_parser("infer", description=__doc__)
     parser.add_argument("--mode", choices=("local", "split"), default="local", help="(default: %(default)s)")
     parser.add_argument("--model", type=Path, required=True, help="folder of a finished run or device, or a model file")
     add_arguments(parser)

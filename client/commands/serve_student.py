@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from client.commands import Verbs
+from common.console.verbs import Verbs
 from common.devices import keep_memory, pick_device
 from common.errors import UserError
 from common.rpc import standalone
@@ -27,7 +27,7 @@ CALLS = 16  # at a time; one computes, the others wait
 
 def add_parser(verbs: Verbs) -> None:
     """Add this verb and its options."""
-    parser = verbs.add_parser("serve-student", help="answer with a student's features", description=__doc__)
+    parser = verbs.add_parser("serve-student", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, metavar="FILE", help="student-NUMBER.safetensors")
     standalone.add_options(parser)
     parser.add_argument("--policy", default="", metavar="NAME", help="exit policy (default: the calibrated one)")

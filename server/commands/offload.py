@@ -10,6 +10,7 @@ import shlex
 import tomllib
 from pathlib import Path
 
+from common.console.verbs import Verbs
 from common.devices import keep_memory, pick_device
 from common.errors import UserError
 from common.paths import store_root
@@ -17,7 +18,6 @@ from common.rpc import standalone
 from common.rpc.channels import Limits
 from common.rpc.methods import SPLIT
 from common.storage.model_file import FILE, StoredModel, load_model
-from server.commands import Verbs
 from strategies.hetero_splitee.offload import Suffixes
 from strategies.hetero_splitee.service import Expected, SplitService
 from strategies.hetero_splitee.statistics import SERVER_HALF, statistics_by_cut
@@ -27,7 +27,7 @@ CALLS = 64  # open at a time; one is computed, the others wait
 
 def add_parser(verbs: Verbs) -> None:
     """Add this verb and its options."""
-    parser = verbs.add_parser("offload", help="serve a split network's upper layers to devices", description=__doc__)
+    parser = verbs.add_parser("offload", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="a finished split training run's folder")
     standalone.add_options(parser)
     parser.add_argument("--batch", type=int, default=64, help="most images per call (default: %(default)s)")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from common import paths
 from common.config import RunConfig
+from common.console.verbs import Verbs
 from common.data import DataConfig, load
 from common.data.clients import Population
 from common.data.images import SampleSet
@@ -22,7 +23,6 @@ from common.devices import deterministic, pick_device, threads
 from common.errors import UserError
 from common.settings import key
 from common.storage.client_store import NAME
-from server.commands import Verbs
 from server.commands.distree import devices
 from server.commands.distree.infer_compare import Row, show
 from server.commands.distree.students import own_split
@@ -69,7 +69,7 @@ class Target:
 
 def add_parser(verbs: Verbs) -> None:
     """Add this verb and its options."""
-    parser = verbs.add_parser("calibrate", help="fit finished students' exits to a target", description=__doc__)
+    parser = verbs.add_parser("calibrate", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="a finished distree run, or what `students` made")
     wanted = parser.add_mutually_exclusive_group(required=True)
     wanted.add_argument("--accuracy-loss", type=float, metavar="LOSS", help="largest accuracy loss; 0.02: two points")

@@ -16,8 +16,8 @@ from rich.text import Text
 
 from common.console import results
 from common.console.samples import Samples, Skipped, add_arguments, read
+from common.console.verbs import Verbs
 from common.errors import UserError
-from server.commands import Verbs
 from server.commands.distree import devices
 from server.commands.distree.infer_compare import compare, percentile
 from strategies.distree.exits.policies import Policies
@@ -42,7 +42,7 @@ class Prediction:
 
 def add_parser(verbs: Verbs) -> None:
     """Add this verb and its options."""
-    parser = verbs.add_parser("infer", help="classify with students on several devices", description=__doc__)
+    parser = verbs.add_parser("infer", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="a finished distree run, or what `students` made")
     devices.add_arguments(parser, required=True)
     add_arguments(parser)

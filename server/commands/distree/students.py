@@ -18,6 +18,7 @@ from torch import nn
 from common import paths
 from common.capacity import Capacity, lacking
 from common.config import RunConfig
+from common.console.verbs import Verbs
 from common.data import ClientSplit, client_split, load, normalizer
 from common.data.images import Normalizer, SampleSet
 from common.devices import deterministic, keep_memory, pick_device, threads
@@ -27,7 +28,6 @@ from common.networks import NetworkSpec, build, without_early_exits
 from common.settings import key
 from common.storage.files import write_text
 from common.storage.model_file import FILE, ModelInfo, save_model
-from server.commands import Verbs
 from server.commands.overrides import add_overrides, read_overrides, refuse_unread
 from strategies.distree.model.partition import partition
 from strategies.distree.model.parts import StudentCosts
@@ -73,9 +73,9 @@ class Samples:
 
 def add_parser(verbs: Verbs) -> None:
     """Add both verbs and their options."""
-    teacher = verbs.add_parser("teacher", help="train a network with its last exit only, on the server's own images")
+    teacher = verbs.add_parser("teacher")
     teacher.set_defaults(run=run_teacher)
-    students = verbs.add_parser("students", help="partition a teacher and train its students jointly")
+    students = verbs.add_parser("students")
     students.add_argument("--teacher", type=Path, required=True, help="a finished run's folder, or a model file")
     students.set_defaults(run=run_students)
     for parser in (teacher, students):

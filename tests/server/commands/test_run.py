@@ -21,6 +21,7 @@ from server.__main__ import main
 from server.commands import run
 from server.commands.launch import PROJECT, Outcome
 from server.commands.overrides import read_overrides
+from strategies.callbacks import report
 from strategies.callbacks.run_folder import read_events
 from strategies.factory import make_strategy, read_config
 from tests.support.deployment import run_launcher, wait_until
@@ -48,8 +49,8 @@ def simulations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Mapping
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / ".flwr"))
     monkeypatch.setattr(run, "local_superlink", superlink)
     monkeypatch.setattr(run, "simulate", simulate)
-    monkeypatch.setattr(run, "compare_runs", lambda folders: f"{len(folders)} runs")
-    monkeypatch.setattr(run, "write_comparison", lambda folders, path: path)
+    monkeypatch.setattr(report, "compare_runs", lambda folders: f"{len(folders)} runs")
+    monkeypatch.setattr(report, "write_comparison", lambda folders, path: path)
     return started
 
 
