@@ -7,6 +7,7 @@ import pytest
 from common.errors import UserError
 from server import __main__ as command
 from server.commands import env
+from tests.support.imports import heavy_imports
 
 VERBS = (
     "run", "compare", "env", "certificates", "start", "register", "submit", "offload", "teacher", "students",
@@ -41,3 +42,20 @@ def test_main_turns_exceptions_into_exit_codes(
     monkeypatch.setattr(env, "run", fail)
     assert command.main(["env"]) == code
     assert capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--help"], 0),
+        *(([verb, "--help"], 0) for verb in ("run", "compare", "env", "certificates", "start", "register", "submit")),
+        (["nonsense"], 2),
+        (["run", "--nonsense"], 2),
+        (["run", "-c", "nonsense"], 2),
+        (["run", "--in-process", "--workers", "2"], 2),
+        (["start", "--address", "nonsense"], 2),
+        (["submit", "--superlink", "a.example.org:1"], 2),
+    ],
+)
+def test_help_and_refusals_import_nothing_heavy(words: list[str], code: int) -> None:
+    assert heavy_imports("server", *words) == (code, [])
