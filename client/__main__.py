@@ -5,11 +5,12 @@ from collections.abc import Sequence
 
 from common.console.verbs import Verb, call
 
+COMPUTING = "client.commands.computing"
 VERBS = {
-    "infer": Verb("classify images with a stored model", "client.commands.infer"),
-    "serve-student": Verb("answer with a student's features", "client.commands.serve_student"),
+    "infer": Verb("classify images with a stored model", COMPUTING, "add_infer"),
+    "serve-student": Verb("answer with a student's features", COMPUTING, "add_serve_student"),
     "start": Verb("run a SuperNode on this device", "client.commands.start"),
-    "probe": Verb("show this machine's depth and cut for every network", "client.commands.probe"),
+    "probe": Verb("show this machine's depth and cut for every network", COMPUTING, "add_probe"),
 }
 
 

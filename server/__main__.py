@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from common.console.verbs import Verb, call
 
+COMPUTING = "server.commands.computing"
 VERBS = {
     "run": Verb("run one simulation to its end", "server.commands.run"),
     "compare": Verb("run several methods one after another and show them side by side", "server.commands.compare"),
@@ -15,13 +16,15 @@ VERBS = {
     "start": Verb("run a SuperLink for devices on other machines", "server.commands.start"),
     "register": Verb("register the keys of new devices with a SuperLink", "server.commands.register"),
     "submit": Verb("run the app on a SuperLink's devices", "server.commands.submit"),
-    "offload": Verb("serve a split network's upper layers to devices", "server.commands.offload"),
+    "offload": Verb("serve a split network's upper layers to devices", COMPUTING, "add_offload"),
     "teacher": Verb(
-        "train a network with its last exit only, on the server's own images", "server.commands.distree.students"
+        "train a network with its last exit only, on the server's own images",
+        COMPUTING,
+        "add_students",
     ),
-    "students": Verb("partition a teacher and train its students jointly", "server.commands.distree.students"),
-    "calibrate": Verb("fit finished students' exits to a target", "server.commands.distree.calibrate"),
-    "infer": Verb("classify with students on several devices", "server.commands.distree.infer"),
+    "students": Verb("partition a teacher and train its students jointly", COMPUTING, "add_students"),
+    "calibrate": Verb("fit finished students' exits to a target", COMPUTING, "add_calibrate"),
+    "infer": Verb("classify with students on several devices", COMPUTING, "add_infer"),
 }
 
 

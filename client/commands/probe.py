@@ -1,8 +1,4 @@
-"""`python -m client probe`: measure this machine, and show its depth and cut for every known network.
-
-The depth is for methods with depth tiers, the cut for split training. In a run the server chooses the network, the
-image size and the number of images; here the options do.
-"""
+"""`python -m client probe`: measure this machine, and show its depth and cut for every known network."""
 
 import argparse
 import json
@@ -12,11 +8,10 @@ from dataclasses import asdict, dataclass
 from rich.table import Table
 from rich.text import Text
 
-from client.commands.capacity import add_capacity, read_capacity, shown
+from client.commands.capacity import read_capacity, shown
 from common.capacity import Capacity, Choice
 from common.config import RunConfig
 from common.console.results import show
-from common.console.verbs import Verbs
 from common.errors import UserError
 from common.networks import NetworkSpec, backbones, build, cost_table, without_early_exits
 from strategies.factory import read_config
@@ -36,17 +31,6 @@ class Fit:
     cuts: int
     depth: Choice
     cut: Choice
-
-
-def add_parser(verbs: Verbs) -> None:
-    """Add this verb and its options."""
-    parser = verbs.add_parser("probe", description=__doc__)
-    add_capacity(parser)
-    parser.add_argument("--samples", type=int, default=1000, help="images per epoch (default: %(default)s)")
-    parser.add_argument("--image-size", type=int, default=32, help="pixels per side (default: %(default)s)")
-    parser.add_argument("--network", choices=backbones(), help="only this network (default: all)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

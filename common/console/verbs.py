@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import NamedTuple, TypeAlias
 
@@ -15,7 +15,8 @@ class Verb(NamedTuple):
     """A verb of a command."""
 
     help: str
-    module: str  # has `add_parser(verbs)`, which adds the verb and sets `run`
+    module: str
+    add: str = "add_parser"  # its function that adds the verb and sets `run`
 
 
 def call(program: str, description: str | None, known: Mapping[str, Verb], arguments: Sequence[str] | None) -> int:
@@ -26,12 +27,12 @@ def call(program: str, description: str | None, known: Mapping[str, Verb], argum
     words = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(prog=program, description=description)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    module = known[words[0]].module if words and words[0] in known else ""
+    chosen = known.get(words[0]) if words else None
     try:
-        if module:
-            import_module(module).add_parser(verbs)
+        if chosen:
+            getattr(import_module(chosen.module), chosen.add)(verbs)
         for name, verb in known.items():
-            if verb.module != module:
+            if not chosen or verb[1:] != chosen[1:]:
                 verbs.add_parser(name, help=verb.help)
         options = parser.parse_args(words)
         return int(options.run(options))
@@ -40,3 +41,12 @@ def call(program: str, description: str | None, known: Mapping[str, Verb], argum
         return 2
     except KeyboardInterrupt:
         return 130  # as a shell reports it
+
+
+def later(module: str, name: str = "run") -> Callable[[argparse.Namespace], int]:
+    """Return a verb's function, whose module is imported when it is called."""
+
+    def run(options: argparse.Namespace) -> int:
+        return int(getattr(import_module(module), name)(options))
+
+    return run
