@@ -19,6 +19,7 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from client.commands import serve_student
+from client.commands.computing import add_serve_student
 from common.console.samples import Samples
 from common.data import DataConfig, load
 from common.rpc.channels import connect
@@ -43,7 +44,7 @@ def slowed_by_signals(service: StudentService) -> None:
 def device(arguments: list[str]) -> int:
     """Serve a student."""
     parser = argparse.ArgumentParser()
-    serve_student.add_parser(parser.add_subparsers())
+    add_serve_student(parser.add_subparsers())
     return serve_student.run(parser.parse_args(["serve-student", *arguments]), slowed_by_signals)
 
 

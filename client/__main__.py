@@ -1,29 +1,22 @@
 """`python -m client VERB`: the commands of a device."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from client.commands import infer, probe, serve_student, start
-from common.errors import UserError
+from common.console.verbs import Verb, call
 
-VERBS = (infer, serve_student, start, probe)  # each with add_parser(verbs), which sets `run`
+COMPUTING = "client.commands.computing"
+VERBS = {
+    "infer": Verb("classify images with a stored model", COMPUTING, "add_infer"),
+    "serve-student": Verb("answer with a student's features", COMPUTING, "add_serve_student"),
+    "start": Verb("run a SuperNode on this device", "client.commands.start"),
+    "probe": Verb("show this machine's depth and cut for every network", COMPUTING, "add_probe"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return the exit code: 2 with one line on stderr for a mistake of the user, 130 if interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m client", description=__doc__)
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in VERBS:
-        verb.add_parser(verbs)
-    options = parser.parse_args(arguments)
-    try:
-        return int(options.run(options))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130  # the shell's code for it
+    """Return the exit code of the verb that the arguments name."""
+    return call("python -m client", __doc__, VERBS, arguments)
 
 
 if __name__ == "__main__":

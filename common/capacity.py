@@ -14,14 +14,13 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from common.errors import UserError
 from common.memory import available_memory
-from common.networks.cost import CostTable
-from common.seeding import generator
+
+if TYPE_CHECKING:  # launchers read capacities and do not need torch, whose import takes seconds
+    from common.networks.cost import CostTable
 
 MIXES = {"small": (0.4, 0.3, 0.2, 0.1), "large": (0.1, 0.2, 0.3, 0.4)}  # DarkDistill's robustness mixes
 TRAINING_MACS = 3  # a step costs about three forward passes: forward, gradient of inputs, gradient of weights
@@ -103,7 +102,7 @@ def read_node(text: str, keys: Sequence[str] = KEYS) -> dict[str, str]:
     return node
 
 
-def choose_depth(capacity: Capacity, costs: CostTable, batch_size: int, samples: int) -> Choice:
+def choose_depth(capacity: Capacity, costs: "CostTable", batch_size: int, samples: int) -> Choice:
     """Return the deepest tier that the capacity carries for a local epoch of `samples` samples."""
     tiers = len(costs.tiers)
     if choice := override(capacity, "depth", range(1, tiers + 1)):
@@ -187,6 +186,10 @@ def parse_mix(mix: str, tiers: int) -> Sequence[float]:
 
 def probe() -> Capacity:
     """Measure this machine: half of the memory that is available, and a matrix product's speed on one thread."""
+    import torch
+
+    from common.seeding import generator
+
     size, operand = 512, torch.rand(512, 512, generator=generator("probe"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

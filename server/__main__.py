@@ -1,31 +1,36 @@
 """`python -m server VERB`: run simulations, serve devices on other machines, and infer with them."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from common.errors import UserError
-from server.commands import certificates, compare, env, offload, register, run, start, submit
-from server.commands.distree import calibrate, infer, students
+from common.console.verbs import Verb, call
 
-# each with add_parser(verbs), which sets `run`; `students` also adds the verb `teacher`
-VERBS = (run, compare, env, certificates, start, register, submit, offload, students, calibrate, infer)
+COMPUTING = "server.commands.computing"
+VERBS = {
+    "run": Verb("run one simulation to its end", "server.commands.run"),
+    "compare": Verb("run several methods one after another and show them side by side", "server.commands.compare"),
+    "env": Verb(
+        'print the environment for typing flwr commands: eval "$(python -m server env)"', "server.commands.env"
+    ),
+    "certificates": Verb("make the certificates and keys of a server and its devices", "server.commands.certificates"),
+    "start": Verb("run a SuperLink for devices on other machines", "server.commands.start"),
+    "register": Verb("register the keys of new devices with a SuperLink", "server.commands.register"),
+    "submit": Verb("run the app on a SuperLink's devices", "server.commands.submit"),
+    "offload": Verb("serve a split network's upper layers to devices", COMPUTING, "add_offload"),
+    "teacher": Verb(
+        "train a network with its last exit only, on the server's own images",
+        COMPUTING,
+        "add_students",
+    ),
+    "students": Verb("partition a teacher and train its students jointly", COMPUTING, "add_students"),
+    "calibrate": Verb("fit finished students' exits to a target", COMPUTING, "add_calibrate"),
+    "infer": Verb("classify with students on several devices", COMPUTING, "add_infer"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return the exit code: 2 with one line on stderr for a `UserError`, 130 if interrupted, else the verb's."""
-    parser = argparse.ArgumentParser(prog="python -m server", description=__doc__)
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in VERBS:
-        verb.add_parser(verbs)
-    options = parser.parse_args(arguments)
-    try:
-        return int(options.run(options))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130  # as a shell reports it
+    """Return the exit code of the verb that the arguments name."""
+    return call("python -m server", __doc__, VERBS, arguments)
 
 
 if __name__ == "__main__":

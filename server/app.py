@@ -34,6 +34,11 @@ def main(grid: Grid, context: Context) -> None:
     except UserError as error:
         log(ERROR, "%s", error)
         raise
+    start(strategy, grid)
+
+
+def start(strategy: EarlyExitStrategy, grid: Grid) -> None:
+    """Run all rounds of a prepared strategy."""
     logs.use(strategy.config.run.log_format)
     with (
         logs.context(run=strategy.config.run.name, node="server", everywhere=True),

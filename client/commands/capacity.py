@@ -1,9 +1,18 @@
 """A device's capacity as its user types it, and the node configuration that declares it to the server."""
 
+import argparse
 from collections.abc import Mapping
 
 from common.capacity import CLASSES, DECLARED, KEYS, OVERRIDES, Capacity, parse_capacity, probe, read_node
 from common.errors import UserError
+
+
+def add_capacity(parser: argparse.ArgumentParser) -> None:
+    """Add the option that `read_capacity` reads."""
+    parser.add_argument(
+        "--capacity", default="auto", metavar="WHAT",
+        help="auto (measure), low, medium, high, or values: memory=512MB,compute=2GFLOPS (default: %(default)s)",
+    )  # fmt: skip
 
 
 def read_capacity(text: str) -> tuple[Capacity, dict[str, str], str]:

@@ -1,29 +1,21 @@
-"""`python -m client infer`: classify images with a stored model, on this device alone or together with a server.
-
-Alone (`--mode local`), a sample leaves at the first exit that is confident enough and is computed no further, so
-milliseconds and MACs are what the device really spends. Together (`--mode split`), a device that trained the first
-layers of a network sends the features of samples that its own exit is unsure of to `python -m server offload`.
-"""
+"""`python -m client infer`: classify images with a stored model, on this device alone or together with a server."""
 
 import argparse
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import torch
 from rich.table import Table
 from rich.text import Text
 
-from client.commands import Verbs
 from common.console import results
-from common.console.samples import Samples, Skipped, add_arguments, read
+from common.console.samples import Samples, Skipped, read
 from common.devices import keep_memory, pick_device
 from common.errors import UserError
 from common.exits import ThresholdPolicy, confidence
 from common.networks import cost_table
-from common.rpc.tensors import CODINGS
 from common.storage.model_file import StoredModel, load_model
 from strategies.hetero_splitee.statistics import SERVER_HALF
 
@@ -57,28 +49,6 @@ class Summary:
     share_of_full_macs: float
     labelled: int
     accuracy: float | None  # in [0, 1], of the labelled images; None without any
-
-
-def add_parser(verbs: Verbs) -> None:
-    """Add this verb and its options."""
-    parser = verbs.add_parser("infer", help="classify images with a stored model", description=__doc__)
-    parser.add_argument("--mode", choices=("local", "split"), default="local", help="(default: %(default)s)")
-    parser.add_argument("--model", type=Path, required=True, help="folder of a finished run or device, or a model file")
-    add_arguments(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    local = parser.add_argument_group("local").add_mutually_exclusive_group()
-    local.add_argument("--accuracy-first", action="store_true", help="use the last exit for every image")
-    local.add_argument("--threshold", type=float, help="leave at this confidence (default: the calibrated ones)")
-    split = parser.add_argument_group("split")
-    split.add_argument("--server", metavar="HOST:PORT", help="address of `python -m server offload`")
-    split.add_argument("--token-file", type=Path, metavar="FILE", help="copy of the server's token")
-    split.add_argument("--certificate", type=Path, metavar="PEM", help="the server's certificate, off loopback")
-    split.add_argument("--coding", choices=tuple(CODINGS), help="of the sent features (default: fp32)")
-    split.add_argument("--tau", type=float, help="answer on the device up to this entropy / log C (default: tuned)")
-    split.add_argument("--deadline", type=float, metavar="S", help="seconds to wait for the server (default: 2)")
-    split.add_argument("--sweep", action="store_true", help="send every image once and compare taus from 0 to 1")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

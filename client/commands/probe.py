@@ -1,17 +1,13 @@
-"""`python -m client probe`: measure this machine, and show its depth and cut for every known network.
-
-The depth is for methods with depth tiers, the cut for split training. In a run the server chooses the network, the
-image size and the number of images; here the options do.
-"""
+"""`python -m client probe`: measure this machine, and show its depth and cut for every known network."""
 
 import argparse
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from rich.table import Table
 from rich.text import Text
 
-from client.commands import Verbs
 from client.commands.capacity import read_capacity, shown
 from common.capacity import Capacity, Choice
 from common.config import RunConfig
@@ -37,32 +33,20 @@ class Fit:
     cut: Choice
 
 
-def add_parser(verbs: Verbs) -> None:
-    """Add this verb and its options."""
-    parser = verbs.add_parser("probe", help="show this machine's depth and cut for every network", description=__doc__)
-    add_capacity(parser)
-    parser.add_argument("--samples", type=int, default=1000, help="images per epoch (default: %(default)s)")
-    parser.add_argument("--image-size", type=int, default=32, help="pixels per side (default: %(default)s)")
-    parser.set_defaults(run=run)
-
-
-def add_capacity(parser: argparse.ArgumentParser) -> None:
-    """Add the option that `read_capacity` reads."""
-    parser.add_argument(
-        "--capacity", default="auto", metavar="WHAT",
-        help="auto (measure), low, medium, high, or values: memory=512MB,compute=2GFLOPS (default: %(default)s)",
-    )  # fmt: skip
-
-
 def run(options: argparse.Namespace) -> int:
-    """Print the table. Raises `UserError`."""
+    """Print the networks' parts. Raises `UserError`."""
     if options.samples < 1 or options.image_size < 1:
         raise UserError(f"--samples {options.samples}, --image-size {options.image_size}: give 1 or more")
-    capacity, _, source = read_capacity(options.capacity)
+    capacity, node, source = read_capacity(options.capacity)
+    networks = fits(capacity, options.samples, options.image_size, *([options.network] if options.network else []))
+    if options.json:
+        found = {"node": node, "capacity": shown(capacity), "source": source, "networks": list(map(asdict, networks))}
+        print(json.dumps(found))
+        return 0
     table = Table()
     for name in ("network", "depth", "why", "cut", "why"):
         table.add_column(name, overflow="fold", no_wrap=name != "why")
-    for fit in fits(capacity, options.samples, options.image_size):
+    for fit in networks:
         depth, cut = f"{fit.depth.part} of {fit.tiers}", f"{fit.cut.part} of {fit.cuts}"
         table.add_row(fit.network, depth, Text(fit.depth.reason), cut, Text(fit.cut.reason))
     show(table, [f"{shown(capacity)} ({source}); for {options.samples} images per epoch"])

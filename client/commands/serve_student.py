@@ -1,9 +1,4 @@
-"""`python -m client serve-student`: answer with a student's features, as one device of several (DistrEE).
-
-The aggregator, `python -m server infer`, asks and adds the answers up. All devices of a run share one token in a file:
-copy the first device's file to the others and to the aggregator, and off loopback each device's certificate too. With
-the token, gRPC's health service and reflection answer here as well.
-"""
+"""`python -m client serve-student`: answer with a student's features, as one device of several (DistrEE)."""
 
 import argparse
 import math
@@ -13,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from client.commands import Verbs
 from common.devices import keep_memory, pick_device
 from common.errors import UserError
 from common.rpc import standalone
@@ -23,23 +17,6 @@ from strategies.distree.model.stored import FILE, StoredStudent, load_student
 from strategies.distree.serving.service import StudentService, message_bytes, own_policy
 
 CALLS = 16  # at a time; one computes, the others wait
-
-
-def add_parser(verbs: Verbs) -> None:
-    """Add this verb and its options."""
-    parser = verbs.add_parser("serve-student", help="answer with a student's features", description=__doc__)
-    parser.add_argument("--model", type=Path, required=True, metavar="FILE", help="student-NUMBER.safetensors")
-    standalone.add_options(parser)
-    parser.add_argument("--policy", default="", metavar="NAME", help="exit policy (default: the calibrated one)")
-    parser.add_argument("--batch", type=int, default=64, help="most images per call (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="compute threads (default: %(default)s)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument(
-        "--slowdown", type=float, default=1.0, metavar="FACTOR",
-        help="imitate a device that takes FACTOR times as long: sleep after each exit in proportion to its time "
-        "(default: %(default)s, no sleep)",
-    )  # fmt: skip
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace, made: Callable[[StudentService], None] = lambda service: None) -> int:

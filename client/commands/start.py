@@ -10,17 +10,19 @@ import math
 import shlex
 import socket
 import ssl
+import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from client.commands import Verbs
-from client.commands.capacity import read_capacity, shown
+from client.commands.capacity import add_capacity, read_capacity
 from client.commands.clock import check_clock
-from client.commands.probe import add_capacity, fits
 from client.warm import flower_shim
+from common.console.verbs import Verbs
 from common.errors import UserError
-from common.flower.processes import child, environment, flower_home, free_port, noted_signals
+from common.flower.processes import PROJECT, child, environment, flower_home, free_port, noted_signals, tied
 from common.rpc.channels import is_loopback, split_address
 from common.rpc.credentials import DeviceFiles, device_files
 
@@ -31,7 +33,7 @@ LOOK = 0.1  # seconds between two checks for a signal meanwhile
 
 def add_parser(verbs: Verbs) -> None:
     """Add this verb and its options."""
-    parser = verbs.add_parser("start", help="run a SuperNode on this device", description=__doc__)
+    parser = verbs.add_parser("start", description=__doc__)
     parser.add_argument("--superlink", required=True, metavar="HOST:PORT", help="address of the server or its proxy")
     parser.add_argument(
         "--client-id", "--partition", dest="client", type=int, required=True, metavar="N",
@@ -71,29 +73,47 @@ def run(options: argparse.Namespace) -> int:
     host, port = split_address(options.superlink)
     _check_numbers(options)
     files = _security(options, host)
-    capacity, node, source = read_capacity(options.capacity)
+    if options.capacity != "auto":
+        read_capacity(options.capacity)  # refuses what cannot be read
     home = flower_home(options.state)
     home.mkdir(parents=True, exist_ok=True)
     if options.data and not options.data.is_dir():
         raise UserError(f"--data {options.data} is not a folder: give one with a folder of images per class")
-    values: dict[str, object] = {"client-id": options.client, **node}
+    values: dict[str, object] = {"client-id": options.client}
     values |= {"data": str(options.data.absolute())} if options.data else {}
     values |= {"state": str(home.parent)} if options.state else {}
     values |= {} if options.worker is None else {"worker": options.worker}
     if encrypted := files is not None or options.tls:
         _check_server(host, port, files)
     check_clock(host.strip("[]"), port, _context(files) if encrypted else None)
-    print(f"capacity: {shown(capacity)} ({source})")
-    for fit in fits(capacity, SAMPLES, PIXELS, NETWORK):
-        print(f"{fit.network}, {SAMPLES} images per epoch (others: python -m client probe):")
-        print(f"    depth {fit.depth.part} of {fit.tiers}: {fit.depth.reason}")
-        print(f"    split training: cut {fit.cut.part} of {fit.cuts}: {fit.cut.reason}")
+    found = probe(options.capacity)
+    values |= found["node"]
+    print(f"capacity: {found['capacity']} ({found['source']})")
+    for fit in found["networks"]:
+        print(f"{fit['network']}, {SAMPLES} images per epoch (others: python -m client probe):")
+        print(f"    depth {fit['depth']['part']} of {fit['tiers']}: {fit['depth']['reason']}")
+        print(f"    split training: cut {fit['cut']['part']} of {fit['cuts']}: {fit['cut']['reason']}")
     security = _security_word(files, encrypted)
     print(f"client {options.client} at {options.superlink}: {security}; state in {home.parent}")
     print(_next_command(encrypted), flush=True)
     command = ["flower-supernode", "--superlink", options.superlink]
     command += ["--node-config", node_config(values), *_links(files, encrypted)]
     return _supervise(command, flower_shim.environment(environment(home), home / "bin"), home, options)
+
+
+def probe(capacity: str) -> dict[str, Any]:
+    """Return what `python -m client probe --json` prints; its process takes torch's memory with it when it ends.
+
+    Raises `UserError` with its message if it fails.
+    """
+    command = [sys.executable, "-m", "client", "probe", "--json", "--capacity", capacity, "--network", NETWORK]
+    command += ["--samples", str(SAMPLES), "--image-size", str(PIXELS)]
+    done = subprocess.run(tied(command), cwd=PROJECT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        problem = done.stderr.strip().rpartition("\n")[2].removeprefix("error: ")
+        raise UserError(problem or f"`{shlex.join(command[1:])}` ended with code {done.returncode}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def _next_command(encrypted: bool) -> str:

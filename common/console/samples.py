@@ -52,17 +52,6 @@ class Samples:
         return len(self.names)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose the samples to classify."""
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--images", type=Path, metavar="FOLDER", help=f"of {', '.join(SUFFIXES)}, any nesting")
-    source.add_argument(
-        "--dataset", metavar="NAME[:FOLDER]", help="test split of a data set, such as digits, or cifar10:/data/cifar10"
-    )
-    parser.add_argument("--limit", type=int, default=0, help="classify only so many, spread evenly (default: all)")
-    parser.add_argument("--batch", type=int, default=1, help="images at once (default 1: true time per image)")
-
-
 def read(options: argparse.Namespace, classes: Classes, shape: Shape, skip: Unreadable) -> Iterator[Samples]:
     """Yield batches of the samples that the options name, as a model takes them; a folder is decoded batch by batch.
 

@@ -1,8 +1,9 @@
 """Early-exit networks: one contract (`base`), a file per backbone, and the registry that builds them."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
+from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
@@ -16,15 +17,7 @@ from common.networks.base import (
     Trunk,
     rescale_gradient,
 )
-from common.networks.convnet import convnet
 from common.networks.cost import CostTable, UnitCost, cost_table
-from common.networks.lenet import lenet
-from common.networks.lora import add_adapters
-from common.networks.pretrained import load_pretrained
-from common.networks.resnet import resnet18, resnet_slim
-from common.networks.transformer import transformer4
-from common.networks.vit import deit_tiny, vit_small32
-from common.networks.wide_resnet import wrn16
 from common.seeding import seeded
 
 __all__ = [
@@ -43,17 +36,18 @@ __all__ = [
     "without_early_exits",
 ]
 
-_BACKBONES: dict[str, Callable[[tuple[int, int, int], int], Trunk]] = {
-    "convnet": convnet,
-    "deit_tiny": deit_tiny,
-    "lenet": lenet,
-    "resnet18": resnet18,
-    "resnet_slim": resnet_slim,
-    "vit_small32": vit_small32,
-    "wrn16": wrn16,
+# name -> module of `common.networks` with a function of that name; imported when it is needed, since some need
+# torchvision, whose import takes a second. The function takes ((C, H, W), width)
+_BACKBONES = {
+    "convnet": "convnet",
+    "deit_tiny": "vit",
+    "lenet": "lenet",
+    "resnet18": "resnet",
+    "resnet_slim": "resnet",
+    "vit_small32": "vit",
+    "wrn16": "wide_resnet",
 }
-# (length of a text, number of token ids, width) -> Trunk
-_TEXT_BACKBONES: dict[str, Callable[[int, int, int], Trunk]] = {"transformer4": transformer4}
+_TEXT_BACKBONES = {"transformer4": "transformer"}  # likewise; takes (length of a text, number of token ids, width)
 _OWN_WIDTHS = {
     "convnet": 128, "deit_tiny": 192, "lenet": 6, "resnet18": 64, "resnet_slim": 16, "vit_small32": 64, "wrn16": 1,
 }  # fmt: skip
@@ -136,8 +130,12 @@ def build(spec: NetworkSpec, seed: int) -> EarlyExitNetwork:
     heads = {position: architecture.new_head(position) for position in exits}
     network = EarlyExitNetwork(dict(enumerate(trunk.units)), heads, architecture)
     if spec.pretrained:
+        from common.networks.pretrained import load_pretrained
+
         load_pretrained(network, spec.pretrained)
     if spec.lora_rank:
+        from common.networks.lora import add_adapters
+
         add_adapters(network, spec.lora_rank, seed)
     return network
 
@@ -175,10 +173,10 @@ def _not_for(name: str, kind: str, fitting: Iterable[str]) -> str:
 
 
 def _trunk(spec: NetworkSpec) -> Trunk:
-    if spec.vocabulary:
-        return _TEXT_BACKBONES[spec.name](spec.input_shape[0], spec.vocabulary, spec.width)
-    channels, height, breadth = spec.input_shape
-    return _BACKBONES[spec.name]((channels, height, breadth), spec.width)
+    module = import_module(f"common.networks.{(_BACKBONES | _TEXT_BACKBONES)[spec.name]}")
+    sizes = (spec.input_shape[0], spec.vocabulary) if spec.vocabulary else (spec.input_shape,)
+    trunk: Trunk = getattr(module, spec.name)(*sizes, spec.width)
+    return trunk
 
 
 def _exit_positions(spec: NetworkSpec, trunk: Trunk) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock
 
 from common.networks.base import Trunk
+from common.networks.convolutions import initialise_convolutions
 from common.networks.heads import PooledLinear
 
 
@@ -54,10 +55,3 @@ def _block(before: int, after: int) -> BasicBlock:
         return BasicBlock(before, after)
     shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride=2, bias=False), nn.BatchNorm2d(after))
     return BasicBlock(before, after, stride=2, downsample=shortcut)
-
-
-def initialise_convolutions(unit: nn.Module) -> None:
-    """Draw every convolution's weights from He's normal distribution, as both residual papers do."""
-    for module in unit.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from common.networks.base import Trunk
+from common.networks.convolutions import initialise_convolutions
 from common.networks.heads import PreactivatedPooledLinear
-from common.networks.resnet import initialise_convolutions
 
 
 class PreactivationBlock(nn.Module):

@@ -7,6 +7,9 @@ again without a copy. The bytes on the wire are those that protobuf itself would
 
 from google.protobuf.message import Message
 
+from common.rpc.split_pb2 import BF16, FP16, FP32, UINT8
+
+CODINGS = {"fp32": FP32, "fp16": FP16, "bf16": BF16, "uint8": UINT8}
 TAG = 15 << 3 | 2  # field 15, length-delimited
 HEAD_BYTES = 1 << 20  # of all other fields; more are refused before they are parsed into lists
 Data = bytes | memoryview

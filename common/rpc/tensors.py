@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.rpc.framing import Data
+from common.rpc.framing import CODINGS, Data
 from common.rpc.split_pb2 import BF16, FP16, FP32, UINT8, Features
 
-CODINGS = {"fp32": FP32, "fp16": FP16, "bf16": BF16, "uint8": UINT8}
 DTYPES = {FP32: torch.float32, FP16: torch.float16, BF16: torch.bfloat16, UINT8: torch.uint8}
 LEVELS = 255
 

@@ -5,22 +5,25 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from common.errors import UserError
+
+if TYPE_CHECKING:  # importing torch takes seconds, and many processes write only text
+    from torch import Tensor
 
 
 class StorageError(UserError, OSError):
     """A file cannot be written, mostly because the disk is full; its old content is unchanged."""
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], values: Mapping[str, Any]) -> None:
     """Write tensors and a JSON object as one safetensors file, atomically and durably; raises `StorageError`."""
+    from safetensors.torch import save_file
+
     contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     with _replacing(path) as temporary:
         save_file(contiguous, temporary, metadata={"values": json.dumps(values)})
@@ -28,7 +31,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str
             os.fsync(file.fileno())
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     """Inverse of `write_tensors`; raises `UserError` when the file is missing or damaged."""
     try:
         with safe_open(path, framework="pt") as file:

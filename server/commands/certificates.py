@@ -8,18 +8,16 @@ import argparse
 import shlex
 from pathlib import Path
 
+from common.console.verbs import Verbs
 from common.errors import UserError
 from common.rpc.credentials import make_credentials, public_keys
-from server.commands import Verbs
 
 FOLDER = Path("certificates")
 
 
 def add_parser(verbs: Verbs) -> None:
     """Add this verb and its options."""
-    parser = verbs.add_parser(
-        "certificates", help="make the certificates and keys of a server and its devices", description=__doc__
-    )
+    parser = verbs.add_parser("certificates", description=__doc__)
     parser.add_argument(
         "--folder", type=Path, default=FOLDER, help="of all certificates and keys (default: %(default)s)"
     )

@@ -3,16 +3,14 @@
 import argparse
 import time
 
-from server.commands import Verbs
+from common.console.verbs import Verbs
 from server.commands.overrides import add_overrides, read_overrides
 from server.commands.run import add_resources, run_all
 
 
 def add_parser(verbs: Verbs) -> None:
     """Add this verb and its options."""
-    parser = verbs.add_parser(
-        "compare", help="run several methods one after another and show them side by side", description=__doc__
-    )
+    parser = verbs.add_parser("compare", description=__doc__)
     parser.add_argument("--methods", default="eefl,darkdistill", help="comma-separated (default: %(default)s)")
     add_overrides(parser)
     add_resources(parser)

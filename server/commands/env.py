@@ -4,17 +4,13 @@ import argparse
 import os
 import shlex
 
+from common.console.verbs import Verbs
 from common.flower.processes import environment, flower_home
-from server.commands import Verbs
 
 
 def add_parser(verbs: Verbs) -> None:
     """Add this verb."""
-    parser = verbs.add_parser(
-        "env",
-        help='print the environment for typing flwr commands: eval "$(python -m server env)"',
-        description=__doc__,
-    )
+    parser = verbs.add_parser("env", description=__doc__)
     parser.set_defaults(run=run)
 
 

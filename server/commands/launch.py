@@ -87,12 +87,12 @@ def simulate(
     `overrides` are configuration keys, with `run.name` unless a run is resumed.
     """
     workers = workers or os.cpu_count() or 1
-    settings = {"run.root": str(root), "run.commit": _commit(), **overrides}
+    settings = {"run.root": str(root), "run.commit": commit(), **overrides}
     federation = (
         f"num-supernodes={workers} client-resources-num-cpus=1 client-resources-num-gpus={gpus} "
         f"init-args-num-cpus={workers} init-args-log-to-driver=false"
     )
-    return _run(settings, _folder(overrides, root), "local", env, show, "--federation-config", federation)
+    return _run(settings, run_folder(overrides, root), "local", env, show, "--federation-config", federation)
 
 
 def deploy(
@@ -103,8 +103,8 @@ def deploy(
     `overrides` are configuration keys, with `run.name` unless a run is resumed. `root` is the folder of runs on the
     SuperLink's machine: if that is this machine, the run's progress is shown.
     """
-    settings = {"run.commit": _commit(), **overrides}
-    return _run(settings, _folder(overrides, root), connection, env, show)
+    settings = {"run.commit": commit(), **overrides}
+    return _run(settings, run_folder(overrides, root), connection, env, show)
 
 
 def flwr(command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def flwr(command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
     return _flwr(["flwr", *command, "--format", "json"], env)
 
 
-def _folder(overrides: Mapping[str, Any], root: Path) -> Path:
+def run_folder(overrides: Mapping[str, Any], root: Path) -> Path:
     """Return the folder of the resumed run, or of a new one below `run.root`, else below `root`."""
     if overrides.get("run.resume"):
         return Path(str(overrides["run.resume"]))
@@ -190,7 +190,7 @@ def _flwr(command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
-def _commit() -> str:
+def commit() -> str:
     """Return the project's git commit; empty where git or its history is missing, as in an image."""
     if not (git := shutil.which("git")):
         return ""

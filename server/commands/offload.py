@@ -1,9 +1,4 @@
-"""`python -m server offload`: serve the server's layers of a finished split training run to its devices.
-
-Devices connect with `python -m client infer --mode split`. No run is live then, so both sides share a token in a file:
-copy it to every device, and off loopback the certificate too. Requests with the token also reach gRPC's health service
-and reflection.
-"""
+"""`python -m server offload`: serve the server's layers of a finished split training run to its devices."""
 
 import argparse
 import shlex
@@ -17,24 +12,11 @@ from common.rpc import standalone
 from common.rpc.channels import Limits
 from common.rpc.methods import SPLIT
 from common.storage.model_file import FILE, StoredModel, load_model
-from server.commands import Verbs
 from strategies.hetero_splitee.offload import Suffixes
 from strategies.hetero_splitee.service import Expected, SplitService
 from strategies.hetero_splitee.statistics import SERVER_HALF, statistics_by_cut
 
 CALLS = 64  # open at a time; one is computed, the others wait
-
-
-def add_parser(verbs: Verbs) -> None:
-    """Add this verb and its options."""
-    parser = verbs.add_parser("offload", help="serve a split network's upper layers to devices", description=__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="a finished split training run's folder")
-    standalone.add_options(parser)
-    parser.add_argument("--batch", type=int, default=64, help="most images per call (default: %(default)s)")
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: %(default)s)"
-    )
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

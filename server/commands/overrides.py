@@ -7,9 +7,8 @@ from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
-from common.config import load_config
 from common.errors import UserError
-from strategies.registry import all_settings
+from common.flower.processes import PROJECT
 
 PRESETS = Path(__file__).parent / "presets"
 PATHS = ("data.root", "run.root", "clients.store", "distree.teacher")  # relative to the current folder as typed
@@ -26,7 +25,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 def read_overrides(options: argparse.Namespace) -> dict[str, Any]:
     """Return the preset's values, replaced by those of `-c` where both set a key; raises `UserError`."""
-    values, known = _preset(options.preset) if options.preset else {}, load_config({}, all_settings()).flat()
+    values, known = _preset(options.preset) if options.preset else {}, _defaults()
     for pair in options.config:
         key, found, text = (part.strip() for part in pair.partition("="))
         if not found:
@@ -84,5 +83,14 @@ def _preset(name: str) -> dict[str, Any]:
     path = next((p for p in (PRESETS / f"{name}.toml", Path(name)) if p.is_file()), None)
     if path is None:
         raise UserError(f"--preset {name} is unknown: choose one of {', '.join(_presets())}, or give a TOML file")
-    tables = tomllib.loads(path.read_text())
+    return _flat(tomllib.loads(path.read_text()))
+
+
+def _defaults() -> dict[str, Any]:
+    """Return every key with its default as the app declares them: the schema itself takes seconds to import."""
+    app = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+    return _flat(app["config"])
+
+
+def _flat(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {f"{section}.{key}": value for section, table in tables.items() for key, value in table.items()}

@@ -4,18 +4,18 @@ import argparse
 import shlex
 from pathlib import Path
 
+from common.console.verbs import Verbs
 from common.errors import UserError
 from common.flower.processes import environment, flower_home
 from common.rpc.credentials import public_keys
 from common.rpc.secrets import read_certificate
-from server.commands import Verbs
 from server.commands.certificates import FOLDER
 from server.commands.connections import add_superlink, connection, register_keys
 
 
 def add_parser(verbs: Verbs) -> None:
     """Add this verb and its options."""
-    parser = verbs.add_parser("register", help="register the keys of new devices with a SuperLink", description=__doc__)
+    parser = verbs.add_parser("register", description=__doc__)
     parser.add_argument(
         "--certificates", type=Path, default=FOLDER, metavar="FOLDER",
         help="made by `python -m server certificates` (default: %(default)s)",

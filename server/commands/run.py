@@ -4,19 +4,22 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from common.flower.processes import flower_home
-from server.commands import Verbs
+from common.console.verbs import Verbs
+from common.errors import UserError
+from common.flower.processes import flower_home, interrupted_by_signals
 from server.commands.launch import Outcome, local_superlink, simulate
 from server.commands.overrides import add_run, read_run
-from strategies.callbacks.report import compare_runs, write_comparison
 
 
 def add_parser(verbs: Verbs) -> None:
     """Add this verb and its options."""
-    parser = verbs.add_parser("run", help="run one simulation to its end", description=__doc__)
+    parser = verbs.add_parser("run", description=__doc__)
     add_run(parser)
     add_resources(parser)
     parser.set_defaults(run=run)
@@ -26,6 +29,11 @@ def add_resources(parser: argparse.ArgumentParser) -> None:
     """Add the options of `run_all`."""
     parser.add_argument("--workers", type=int, default=0, help="worker processes (default: one per core)")
     parser.add_argument("--gpus", type=float, default=0.0, help="share of a GPU per worker (default: %(default)s)")
+    parser.add_argument(
+        "--in-process",
+        action="store_true",
+        help="train in this process, without starting others: for small runs",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -46,13 +54,37 @@ def run_all(runs: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> i
     home = flower_home(None)
     os.environ["FLWR_HOME"] = str(home)  # the runs' folder is found beside it
     root, outcomes = home.parent / "runs", list[Outcome]()
-    with local_superlink(home) as env:
+    with _simulator(home, root, options) as simulate_run:
         for overrides in runs:
-            outcome = simulate(overrides, root, env, workers=options.workers, gpus=options.gpus)
+            outcome = simulate_run(overrides)
             outcomes.append(outcome)
             if not outcome.completed:
                 print(f"error: {outcome.failure}", file=sys.stderr)
     folders = [outcome.folder for outcome in outcomes if outcome.completed]
+    _show(folders)
+    return 0 if len(folders) == len(runs) else 1
+
+
+@contextmanager
+def _simulator(home: Path, root: Path, options: argparse.Namespace) -> Iterator[Callable[[Mapping[str, Any]], Outcome]]:
+    """Yield what runs a simulation with given configuration keys and returns how it ended."""
+    if options.in_process:
+        if options.workers or options.gpus:
+            raise UserError("--in-process has no workers: remove --workers and --gpus")
+        from server.commands.in_process import simulate_here  # imports torch
+
+        with interrupted_by_signals():
+            yield partial(simulate_here, root=root)
+    else:
+        with local_superlink(home) as env:
+            yield partial(simulate, root=root, env=env, workers=options.workers, gpus=options.gpus)
+
+
+def _show(folders: Sequence[Path]) -> None:
+    """Print the runs' results side by side, and where their reports are."""
+    # not at the top: it imports torch, whose memory this process does not need while it waits for the runs
+    from strategies.callbacks.report import compare_runs, write_comparison
+
     if folders:
         print(compare_runs(folders))
         for folder in folders:
@@ -61,4 +93,3 @@ def run_all(runs: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> i
         path = folders[0].parent / f"comparison-{time.strftime('%Y%m%d-%H%M%S')}.html"
         write_comparison(folders, path)
         print(f"comparison: {path}")
-    return 0 if len(folders) == len(runs) else 1

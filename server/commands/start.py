@@ -11,11 +11,11 @@ import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from common.console.verbs import Verbs
 from common.errors import UserError
 from common.flower.processes import child, environment, flower_home, wait_for_port
 from common.rpc.channels import is_loopback, split_address
 from common.rpc.credentials import ServerFiles, public_keys, server_files
-from server.commands import Verbs
 from server.commands.certificates import FOLDER
 from server.commands.connections import add_state, connection, register_keys
 
@@ -24,7 +24,7 @@ ANY = {"0.0.0.0": "127.0.0.1", "[::]": "::1"}  # address of all interfaces -> it
 
 def add_parser(verbs: Verbs) -> None:
     """Add this verb and its options."""
-    parser = verbs.add_parser("start", help="run a SuperLink for devices on other machines", description=__doc__)
+    parser = verbs.add_parser("start", description=__doc__)
     parser.add_argument("--address", default="127.0.0.1:8000", help="HOST:PORT to listen at (default: %(default)s)")
     add_state(parser)
     parser.add_argument("--tls", action="store_true", help=f"encrypt with the certificates in {FOLDER}")

@@ -7,11 +7,11 @@ import argparse
 import sys
 from pathlib import Path
 
+from common.console.verbs import Verbs
 from common.errors import UserError
 from common.flower.processes import environment, flower_home
 from common.rpc.channels import is_loopback, split_address
 from common.rpc.secrets import read_certificate
-from server.commands import Verbs
 from server.commands.connections import add_superlink, connection
 from server.commands.launch import deploy
 from server.commands.overrides import add_run, read_run
@@ -19,7 +19,7 @@ from server.commands.overrides import add_run, read_run
 
 def add_parser(verbs: Verbs) -> None:
     """Add this verb and its options."""
-    parser = verbs.add_parser("submit", help="run the app on a SuperLink's devices", description=__doc__)
+    parser = verbs.add_parser("submit", description=__doc__)
     add_run(parser)
     parser.add_argument(
         "--root-certificates", type=Path, metavar="FILE", help="encrypt; the authority's certificate, ca.pem"

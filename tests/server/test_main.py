@@ -7,6 +7,7 @@ import pytest
 from common.errors import UserError
 from server import __main__ as command
 from server.commands import env
+from tests.support.imports import heavy_imports
 
 VERBS = (
     "run", "compare", "env", "certificates", "start", "register", "submit", "offload", "teacher", "students",
@@ -41,3 +42,20 @@ def test_main_turns_exceptions_into_exit_codes(
     monkeypatch.setattr(env, "run", fail)
     assert command.main(["env"]) == code
     assert capsys.readouterr().err == message
+
+
+def test_help_imports_nothing_heavy() -> None:
+    commands = [["--help"], *([verb, "--help"] for verb in VERBS)]
+    assert heavy_imports("server", commands) == ([0] * len(commands), [])
+
+
+def test_refusals_import_nothing_heavy() -> None:
+    commands = [
+        ["nonsense"],
+        *([verb, "--nonsense"] for verb in VERBS),
+        ["run", "-c", "nonsense"],
+        ["run", "--in-process", "--workers", "2"],
+        ["start", "--address", "nonsense"],
+        ["submit", "--superlink", "a.example.org:1"],
+    ]
+    assert heavy_imports("server", commands) == ([2] * len(commands), [])

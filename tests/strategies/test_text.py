@@ -5,7 +5,7 @@ import argparse
 import pytest
 import torch
 
-from client.commands.infer import add_parser
+from client.commands.computing import add_infer
 from common.data import load
 from common.errors import UserError
 from common.paths import cache_root
@@ -88,7 +88,7 @@ def test_delivered_text_model_works_and_infer_refuses_it(run_strategy, tmp_path)
     assert stored_model.classes == data.classes
     assert stored_model.network(stored_model.normalizer(data.test.inputs[:3]))[-1].shape == (3, 5)
     parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers())
+    add_infer(parser.add_subparsers())
     options = parser.parse_args(["infer", "--model", str(tmp_path / "test" / "depth-4"), "--images", str(tmp_path)])
     with pytest.raises(UserError, match="classifies texts, this command only images"):
         options.run(options)

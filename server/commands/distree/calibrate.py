@@ -1,10 +1,4 @@
-"""`python -m server calibrate`: give trained students another operating point.
-
-Thresholds are fitted on the validation images of the students' training, to an accuracy loss, a share of the MACs, or a
-latency; for a latency every exit is timed on the devices that serve the students. The thresholds are stored under a
-name of their own. For students of a run, its configuration says which images those are; for students of
-`python -m server students` give the `data.*` and `run.seed` of that command.
-"""
+"""`python -m server calibrate`: give trained students another operating point."""
 
 import argparse
 import math
@@ -22,11 +16,10 @@ from common.devices import deterministic, pick_device, threads
 from common.errors import UserError
 from common.settings import key
 from common.storage.client_store import NAME
-from server.commands import Verbs
 from server.commands.distree import devices
 from server.commands.distree.infer_compare import Row, show
 from server.commands.distree.students import own_split
-from server.commands.overrides import add_overrides, read_overrides, refuse_unread
+from server.commands.overrides import read_overrides, refuse_unread
 from strategies.callbacks.report.records import load_run
 from strategies.distree.exits.calibration import Answers, Measure, cheapest, operate, within
 from strategies.distree.exits.policies import LastExit, Policies
@@ -65,23 +58,6 @@ class Target:
     def timed(self) -> bool:
         """Whether the value is a latency, in milliseconds."""
         return self.measure in ("slowest_mean", "slowest_p99")
-
-
-def add_parser(verbs: Verbs) -> None:
-    """Add this verb and its options."""
-    parser = verbs.add_parser("calibrate", help="fit finished students' exits to a target", description=__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="a finished distree run, or what `students` made")
-    wanted = parser.add_mutually_exclusive_group(required=True)
-    wanted.add_argument("--accuracy-loss", type=float, metavar="LOSS", help="largest accuracy loss; 0.02: two points")
-    wanted.add_argument(
-        "--macs", type=float, metavar="SHARE", help="largest share of the MACs of all students up to their last exits"
-    )
-    wanted.add_argument("--latency-ms", type=float, metavar="MS", help="largest mean latency of the slowest device")
-    wanted.add_argument("--p99-ms", type=float, metavar="MS", help="the same for 99 in 100 images")
-    parser.add_argument("--name", help="name of the policies (default: the target's, such as loss-0.02 or p99-8ms)")
-    add_overrides(parser)
-    devices.add_arguments(parser, required=False)
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -8,31 +8,9 @@ from pathlib import Path
 from common.errors import UserError
 from common.rpc.channels import connect
 from common.rpc.secrets import read_certificate, read_token
-from common.rpc.tensors import CODINGS
+from server.commands.computing import CODING, DEADLINE
 from strategies.distree.model.stored import StoredStudents
 from strategies.distree.serving.aggregator import Aggregator
-
-DEADLINE, CODING = 1.0, "fp32"  # defaults of the options
-
-
-def add_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    """Add the options that `ask` reads."""
-    parser.add_argument(
-        "--student", action="append", default=[], metavar="NUMBER=HOST:PORT", required=required,
-        help="where `python -m client serve-student` listens; once per student",
-    )  # fmt: skip
-    parser.add_argument(
-        "--token-file", type=Path, metavar="FILE", required=required, help="a copy of the devices' token file"
-    )
-    parser.add_argument(
-        "--certificate", action="append", default=[], metavar="NUMBER=PEM", help="certificate of a device off loopback"
-    )
-    parser.add_argument(
-        "--deadline", type=float, default=DEADLINE, metavar="S", help="seconds for an answer (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--coding", choices=tuple(CODINGS), default=CODING, help="number format of the features (default: %(default)s)"
-    )
 
 
 def ask(stored: StoredStudents, options: argparse.Namespace, stack: ExitStack) -> Aggregator:

@@ -1,23 +1,16 @@
-"""`python -m server infer`: classify images with students on several devices, which stop by themselves.
-
-Every device gets each image once, computes until its own exit policy stops it, and sends that exit's features; the
-server adds them up. A device that misses the deadline is left out: the mean feature of the validation images stands in
-for it, and the table says so. An image that no device answered has no label.
-"""
+"""`python -m server infer`: classify images with students on several devices, which stop by themselves."""
 
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
 from common.console import results
-from common.console.samples import Samples, Skipped, add_arguments, read
+from common.console.samples import Samples, Skipped, read
 from common.errors import UserError
-from server.commands import Verbs
 from server.commands.distree import devices
 from server.commands.distree.infer_compare import compare, percentile
 from strategies.distree.exits.policies import Policies
@@ -38,20 +31,6 @@ class Prediction:
     sent: float  # bytes to all devices: the batch's, divided by its images
     received: float
     missing: dict[int, str]  # student -> why it is missing
-
-
-def add_parser(verbs: Verbs) -> None:
-    """Add this verb and its options."""
-    parser = verbs.add_parser("infer", help="classify with students on several devices", description=__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="a finished distree run, or what `students` made")
-    devices.add_arguments(parser, required=True)
-    add_arguments(parser)
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--policy", metavar="NAME", help="exit policy (default: each device's own)")
-    how.add_argument("--target-ms", type=float, help="adapt the exits to answer nine in ten batches within this time")
-    how.add_argument("--compare", action="store_true", help="compare all policies, on images of known class")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file too")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,8 +1,4 @@
-"""`python -m server teacher` and `students`: train DistrEE's teacher and its students on the server's own data.
-
-Both read keys of the run configuration: `data.*` for the images, `network.*` for the network to train (the teacher, or
-a student's backbone), `distree.*` for how the teacher is partitioned and imitated. Other keys of a preset are ignored.
-"""
+"""`python -m server teacher` and `students`: train DistrEE's teacher and its students on the server's own data."""
 
 import argparse
 import json
@@ -27,8 +23,7 @@ from common.networks import NetworkSpec, build, without_early_exits
 from common.settings import key
 from common.storage.files import write_text
 from common.storage.model_file import FILE, ModelInfo, save_model
-from server.commands import Verbs
-from server.commands.overrides import add_overrides, read_overrides, refuse_unread
+from server.commands.overrides import read_overrides, refuse_unread
 from strategies.distree.model.partition import partition
 from strategies.distree.model.parts import StudentCosts
 from strategies.distree.model.stored import save_students, student_file
@@ -69,23 +64,6 @@ class Samples:
     test: SampleSet
     normalize: Normalizer
     spec: NetworkSpec  # of the configured network, for these images
-
-
-def add_parser(verbs: Verbs) -> None:
-    """Add both verbs and their options."""
-    teacher = verbs.add_parser("teacher", help="train a network with its last exit only, on the server's own images")
-    teacher.set_defaults(run=run_teacher)
-    students = verbs.add_parser("students", help="partition a teacher and train its students jointly")
-    students.add_argument("--teacher", type=Path, required=True, help="a finished run's folder, or a model file")
-    students.set_defaults(run=run_students)
-    for parser in (teacher, students):
-        parser.description = __doc__
-        add_overrides(parser)
-        parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new folder for the results")
-        parser.add_argument("--epochs", type=int, default=30, help="passes over the images (default: %(default)s)")
-        parser.add_argument("--lr", type=float, default=Schedule.lr, help="peak learning rate (default: %(default)s)")
-        parser.add_argument("--no-augmentation", action="store_true", help="no random crops and flips")
-        parser.add_argument("--autocast", action="store_true", help="compute in bf16 where torch's autocast does")
 
 
 def run_teacher(options: argparse.Namespace) -> int:

@@ -1,13 +1,15 @@
 """What a device decides before it joins, what Flower receives, and when the device gives up."""
 
 import argparse
+import json
 import os
 import shlex
 import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,14 @@ def started(*words: str) -> argparse.Namespace:
     return parser.parse_args(["start", "--client-id", "1", "--capacity", "depth=1", *words])
 
 
+def probed(capacity: str) -> dict[str, Any]:
+    """Return what `start.probe` returns, without a process of its own."""
+    with redirect_stdout(StringIO()) as printed:
+        assert command.main(["probe", "--json", "--network", "resnet_slim", "--capacity", capacity]) == 0
+    found: dict[str, Any] = json.loads(printed.getvalue())
+    return found
+
+
 class Child:
     """A SuperNode that ends at once."""
 
@@ -55,6 +65,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
         yield Child()
 
     monkeypatch.setattr(start, "child", child)
+    monkeypatch.setattr(start, "probe", probed)
     monkeypatch.setattr(start, "RETRY", 0.0)
     return begun
 
@@ -112,6 +123,21 @@ def test_probe_prints_every_network(capsys):
     printed = capsys.readouterr().out
     assert all(name in printed for name in backbones())
     assert command.main(["probe", "--samples", "0"]) == 2
+
+
+def test_start_gets_its_capacity_from_a_process_of_its_own():
+    assert start.probe("low") == probed("low")
+    with pytest.raises(UserError, match=r"^--capacity 'huge': write low"):
+        start.probe("huge")
+
+
+def test_start_measures_in_the_process_that_probes(tmp_path, commands, capsys):
+    options = started("--superlink", "127.0.0.1:1", "--patience", "0", "--state", str(tmp_path), "--capacity", "auto")
+    with pytest.raises(UserError, match="rejected this device"):
+        start.run(options)
+    node = parse_config_args([commands[0][commands[0].index("--node-config") + 1]])
+    assert parse_capacity(node).memory
+    assert "depth " in capsys.readouterr().out
 
 
 def test_an_interrupted_command_shows_no_traceback(monkeypatch, capsys):

@@ -8,6 +8,7 @@ from common.data import DataConfig, partition, with_samples
 from common.errors import UserError
 
 pytest.importorskip("flwr_datasets", reason="partitions need the simulation extra")
+datasets = pytest.importorskip("datasets")
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 50))
 
@@ -106,8 +107,27 @@ def test_each_relevant_setting_has_its_own_cache_entry(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 5
 
 
-@pytest.mark.parametrize("package", ["flwr_datasets.partitioner", "datasets"])
-def test_missing_extra_names_what_to_install(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
+@pytest.mark.parametrize(
+    "config",
+    [
+        DataConfig(),
+        DataConfig(partitioner="dirichlet", alpha=0.3),
+        DataConfig(partitioner="shards", shards_per_client=3),
+        DataConfig(partitioner="natural", column="c"),
+    ],
+    ids=lambda config: config.partitioner,
+)
+def test_parts_equal_those_of_a_hugging_face_dataset(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    natural = np.asarray([f"client {value}" for value in np.random.default_rng(1).integers(0, 12, len(LABELS))])
+    fast = partition(config, LABELS, 12, 1, None, natural)
+    module = sys.modules["common.data.partition"]
+    monkeypatch.setattr(module, "Table", datasets.Dataset.from_dict)
+    plain = partition(config, LABELS, 12, 1, None, natural)
+    assert len(fast) == len(plain) == 12
+    assert all(np.array_equal(a, b) for a, b in zip(fast, plain, strict=True))
+
+
+def test_missing_extra_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flwr_datasets.partitioner", None)
     with pytest.raises(UserError, match=r"pip install earlybloom\[simulation\]"):
         partition(DataConfig(), LABELS, 2, 1, None)

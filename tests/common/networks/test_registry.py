@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -82,3 +84,13 @@ def test_default_width_is_that_of_the_backbone(name: str) -> None:
 def test_width_of_a_text_network_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"'{name}' does not take images: choose one of convnet, deit_tiny, le"):
         width_of(NetworkSpec(name, 2, (1, 32, 32)))
+
+
+def test_networks_without_torchvision_do_not_import_it() -> None:
+    script = (
+        "import sys; from common.networks import NetworkSpec, build; "
+        "[build(NetworkSpec(name, 10, (3, 32, 32)), 0) for name in ('convnet', 'lenet', 'wrn16')]; "
+        "print('torchvision' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

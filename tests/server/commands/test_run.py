@@ -1,6 +1,7 @@
 """`python -m server run` and `compare`: exit codes, what they print, and real simulations on Ray."""
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from server.__main__ import main
 from server.commands import run
 from server.commands.launch import PROJECT, Outcome
 from server.commands.overrides import read_overrides
+from strategies.callbacks import report
 from strategies.callbacks.run_folder import read_events
 from strategies.factory import make_strategy, read_config
 from tests.support.deployment import run_launcher, wait_until
@@ -48,8 +50,8 @@ def simulations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Mapping
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / ".flwr"))
     monkeypatch.setattr(run, "local_superlink", superlink)
     monkeypatch.setattr(run, "simulate", simulate)
-    monkeypatch.setattr(run, "compare_runs", lambda folders: f"{len(folders)} runs")
-    monkeypatch.setattr(run, "write_comparison", lambda folders, path: path)
+    monkeypatch.setattr(report, "compare_runs", lambda folders: f"{len(folders)} runs")
+    monkeypatch.setattr(report, "write_comparison", lambda folders, path: path)
     return started
 
 
@@ -118,6 +120,50 @@ def test_ray_gives_the_weights_of_one_process(tmp_path):
         strategy.start(LocalGrid(app, nodes))
         assert weights.keys() == strategy.model.keys()
         assert all(torch.equal(weights[key], strategy.model[key]) for key in weights)
+
+
+def test_run_in_process_gives_the_weights_of_many_nodes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / ".flwr"))
+    given = {**SETTINGS, "clients.store": str(tmp_path / "here"), "run.name": "here"}
+    pairs = [word for key, value in given.items() for word in ("-c", f"{key}={json.dumps(value)}")]
+    assert main(["run", "--in-process", *pairs]) == 0
+    folder = tmp_path / "runs" / "here"
+    assert f"report: {folder / 'report.html'}" in capsys.readouterr().out
+    assert [e["event"] for e in read_events(folder / "metrics.jsonl")] == ["start", "round", "round", "end"]
+    there = {"run.name": "there", "clients.store": str(tmp_path / "there"), "clients.per-node": 2}
+    strategy = make_strategy(read_config({**SETTINGS, **there}))
+    strategy.start(LocalGrid(app, [{"partition-id": p} for p in range(2)]))
+    weights = load_file(folder / "final" / "model.safetensors")
+    assert weights.keys() == strategy.model.keys()
+    assert all(torch.equal(weights[key], strategy.model[key]) for key in weights)
+
+
+def test_run_in_process_resumes_and_tells_failures(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / ".flwr"))
+    small = ["-c", "network.name=lenet", "-c", "data.limit=200", "-c", "clients.count=4", "-c", "clients.per-round=4"]
+    assert main(["run", "--in-process", *small, "-c", "run.name=a", "-c", "run.rounds=1"]) == 0
+    events = read_events(tmp_path / "runs" / "a" / "metrics.jsonl")
+    assert main(["run", "--in-process", "--resume", str(tmp_path / "runs" / "a")]) == 0
+    assert len(read_events(tmp_path / "runs" / "a" / "metrics.jsonl")) > len(events)
+    assert main(["run", "--in-process", "-c", "run.name=b", "-c", "train.lr=-1.0"]) == 1
+    assert "error: run b ended as finished:failed: UserError: " in capsys.readouterr().err
+    assert main(["run", "--in-process", "--gpus", "0.5"]) == 2
+    assert main(["compare", "--in-process", "--methods", "eefl,fedsgd", *small, "-c", "run.rounds=1"]) == 1
+    assert "run.strategy 'fedsgd' is unknown" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_run_in_process_ends_when_interrupted(tmp_path, number):
+    with subprocess.Popen(
+        [sys.executable, "-m", "server", "run", "--in-process", "-c", "run.name=a", "-c", "data.limit=100"],
+        cwd=PROJECT, env=os.environ | {"FLWR_HOME": str(tmp_path / ".flwr")}, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        wait_until((tmp_path / "runs" / "a").exists, 120, "the run did not start")
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "Traceback" not in errors
 
 
 @pytest.mark.deployment

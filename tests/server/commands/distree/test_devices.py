@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
+from server.commands.computing import add_devices
 from server.commands.distree import devices
 from strategies.distree.model.stored import StoredStudents
 from tests.strategies.distree.devices import Tiny
@@ -19,7 +20,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> StoredStudents:
 
 def read(arguments: list[str], token: Path) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    devices.add_arguments(parser, required=True)
+    add_devices(parser, required=True)
     return parser.parse_args([*arguments, "--token-file", str(token)])
 
 

@@ -12,8 +12,10 @@ import torch
 from common.config import load_config
 from common.data import DataConfig, load
 from server.__main__ import main
+from server.commands.computing import PEAK_LR
 from server.commands.distree.students import OPTIONS, READ
 from strategies.distree.model.stored import load_student, load_students, student_file
+from strategies.distree.training.central import Schedule
 from strategies.registry import all_settings
 from tests.support.served import Served, served
 
@@ -46,6 +48,10 @@ def devices(trained: Trained) -> Iterator[Served]:
             found,
             arguments=[*found.arguments, "--model", str(trained.students), "--dataset", "digits", "--limit", str(TEST)],
         )
+
+
+def test_default_rate_is_that_of_the_schedule():
+    assert Schedule.lr == PEAK_LR
 
 
 def test_students_learn_from_the_teacher_and_write_a_report(trained: Trained) -> None:

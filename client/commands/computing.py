@@ -1,0 +1,80 @@
+"""The options of the verbs that compute, apart from these verbs: they import torch, which takes seconds."""
+
+from pathlib import Path
+
+from client.commands.capacity import add_capacity
+from common.console.options import add_samples
+from common.console.verbs import Verbs, later
+from common.rpc import standalone
+from common.rpc.framing import CODINGS
+
+INFER = """\
+`python -m client infer`: classify images with a stored model, on this device alone or together with a server.
+
+Alone (`--mode local`), a sample leaves at the first exit that is confident enough and is computed no further, so
+milliseconds and MACs are what the device really spends. Together (`--mode split`), a device that trained the first
+layers of a network sends the features of samples that its own exit is unsure of to `python -m server offload`.
+"""
+SERVE_STUDENT = """\
+`python -m client serve-student`: answer with a student's features, as one device of several (DistrEE).
+
+The aggregator, `python -m server infer`, asks and adds the answers up. All devices of a run share one token in a file:
+copy the first device's file to the others and to the aggregator, and off loopback each device's certificate too. With
+the token, gRPC's health service and reflection answer here as well.
+"""
+PROBE = """\
+`python -m client probe`: measure this machine, and show its depth and cut for every known network.
+
+The depth is for methods with depth tiers, the cut for split training. In a run the server chooses the network, the
+image size and the number of images; here the options do.
+"""
+
+
+def add_infer(verbs: Verbs) -> None:
+    """Add the verb `infer`."""
+    parser = verbs.add_parser("infer", description=INFER)
+    parser.add_argument("--mode", choices=("local", "split"), default="local", help="(default: %(default)s)")
+    parser.add_argument("--model", type=Path, required=True, help="folder of a finished run or device, or a model file")
+    add_samples(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    local = parser.add_argument_group("local").add_mutually_exclusive_group()
+    local.add_argument("--accuracy-first", action="store_true", help="use the last exit for every image")
+    local.add_argument("--threshold", type=float, help="leave at this confidence (default: the calibrated ones)")
+    split = parser.add_argument_group("split")
+    split.add_argument("--server", metavar="HOST:PORT", help="address of `python -m server offload`")
+    split.add_argument("--token-file", type=Path, metavar="FILE", help="copy of the server's token")
+    split.add_argument("--certificate", type=Path, metavar="PEM", help="the server's certificate, off loopback")
+    split.add_argument("--coding", choices=tuple(CODINGS), help="of the sent features (default: fp32)")
+    split.add_argument("--tau", type=float, help="answer on the device up to this entropy / log C (default: tuned)")
+    split.add_argument("--deadline", type=float, metavar="S", help="seconds to wait for the server (default: 2)")
+    split.add_argument("--sweep", action="store_true", help="send every image once and compare taus from 0 to 1")
+    parser.set_defaults(run=later("client.commands.infer"))
+
+
+def add_serve_student(verbs: Verbs) -> None:
+    """Add the verb `serve-student`."""
+    parser = verbs.add_parser("serve-student", description=SERVE_STUDENT)
+    parser.add_argument("--model", type=Path, required=True, metavar="FILE", help="student-NUMBER.safetensors")
+    standalone.add_options(parser)
+    parser.add_argument("--policy", default="", metavar="NAME", help="exit policy (default: the calibrated one)")
+    parser.add_argument("--batch", type=int, default=64, help="most images per call (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="compute threads (default: %(default)s)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--slowdown", type=float, default=1.0, metavar="FACTOR",
+        help="imitate a device that takes FACTOR times as long: sleep after each exit in proportion to its time "
+        "(default: %(default)s, no sleep)",
+    )  # fmt: skip
+    parser.set_defaults(run=later("client.commands.serve_student"))
+
+
+def add_probe(verbs: Verbs) -> None:
+    """Add the verb `probe`."""
+    parser = verbs.add_parser("probe", description=PROBE)
+    add_capacity(parser)
+    parser.add_argument("--samples", type=int, default=1000, help="images per epoch (default: %(default)s)")
+    parser.add_argument("--image-size", type=int, default=32, help="pixels per side (default: %(default)s)")
+    parser.add_argument("--network", metavar="NAME", help="only this network (default: all)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.set_defaults(run=later("client.commands.probe"))
