@@ -9,6 +9,7 @@ from typing import Any
 
 from common.flower.processes import flower_home
 from server.commands import Verbs
+from server.commands.cluster import gpu_share, worker_count
 from server.commands.launch import Outcome, local_superlink, simulate
 from server.commands.overrides import add_run, read_run
 from strategies.callbacks.report import compare_runs, write_comparison
@@ -24,8 +25,11 @@ def add_parser(verbs: Verbs) -> None:
 
 def add_resources(parser: argparse.ArgumentParser) -> None:
     """Add the options of `run_all`."""
-    parser.add_argument("--workers", type=int, default=0, help="worker processes (default: one per core)")
-    parser.add_argument("--gpus", type=float, default=0.0, help="share of a GPU per worker (default: %(default)s)")
+    parser.add_argument(
+        "--workers", type=worker_count, default=0, help="worker processes, at most (default: one per core)"
+    )
+    parser.add_argument("--gpus", type=gpu_share, default=0.0, help="share of a GPU per worker (default: %(default)s)")
+    parser.add_argument("--ray", metavar="ADDRESS", help="join this Ray cluster (default: $RAY_ADDRESS, else none)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -45,6 +49,8 @@ def run_all(runs: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> i
     """
     home = flower_home(None)
     os.environ["FLWR_HOME"] = str(home)  # the runs' folder is found beside it
+    if options.ray:
+        os.environ["RAY_ADDRESS"] = options.ray
     root, outcomes = home.parent / "runs", list[Outcome]()
     with local_superlink(home) as env:
         for overrides in runs:

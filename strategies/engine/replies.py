@@ -14,6 +14,7 @@ from strategies.engine.aggregation import RoundCollector
 from strategies.engine.late import Latecomers
 from strategies.engine.roster import Roster
 from strategies.engine.rounds import Usage
+from strategies.engine.states import States
 from strategies.method import RoundUpdate, ServerMethod
 
 Hosted = Mapping[int, tuple[int, ...]]  # node -> clients that its message was for
@@ -29,6 +30,7 @@ def collect(
     roster: Roster,
     late: Latecomers,
     usage: Usage,
+    states: States,
 ) -> RoundUpdate:
     """Fold each reply as it arrives; a reply that is unfit is its clients' failure and ends nothing else."""
     for message in replies:
@@ -42,7 +44,8 @@ def collect(
                     collector.fail(client, f"its node failed: {last_line(message.error.reason)}")
             else:
                 allowed = sum(strategy.client_array_bytes(strategy.asked[client]) for client in clients)
-                reply = protocol.unpack_reply(message.content, strategy.uploads, allowed)
+                reply = protocol.unpack_reply(message.content, strategy.uploads, None if states.travel else allowed)
+                states.take(reply, clients, round_, strategy.committed)
                 roster.update(report for report in reply.reports if report.client in clients)
                 collector.add(reply, clients)
         except (ValueError, TypeError, KeyError) as error:
