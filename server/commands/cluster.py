@@ -73,7 +73,7 @@ def workers_on(nodes: Sequence[Mapping[str, float]], gpus: float, cap: int) -> i
     if not room:
         cores, cards = (sum(n.get(kind, 0) for n in nodes) for kind in ("CPU", "GPU"))
         raise UserError(
-            f"no worker fits on the Ray cluster: it has {cores:g} cores and {cards:g} GPUs, and a worker takes one core "
-            f"and {gpus:g} GPUs of one machine; give a smaller --gpus"
+            f"no worker fits on the Ray cluster: it has {cores:g} cores and {cards:g} GPUs, and a worker takes one "
+            f"core and {gpus:g} GPUs of one machine; give a smaller --gpus"
         )
     return min(room, cap or room, at_once())

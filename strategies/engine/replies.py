@@ -1,5 +1,6 @@
 """From the nodes' replies to a round's update, and to the clients' own evaluation."""
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from logging import WARNING
 from typing import Any
@@ -17,6 +18,11 @@ from strategies.engine.rounds import Usage
 from strategies.engine.states import States
 from strategies.method import RoundUpdate, ServerMethod
 
+# from Ray's OutOfMemoryError, which goes on for 20 lines
+OUT_OF_MEMORY = re.compile(
+    r"Memory on the node \(IP: (?P<ip>[^,)]+).*?\) was (?P<used>[^(]+?) \(.*?exceeded (?P<limit>threshold of [^)]*\))",
+    re.DOTALL,
+)
 Hosted = Mapping[int, tuple[int, ...]]  # node -> clients that its message was for
 
 
@@ -90,7 +96,9 @@ def problems(reply: Message) -> list[str]:
 
 
 def last_line(reason: str | None) -> str:
-    """Return what an exception said, without the stack above it."""
+    """Return what an exception said, without the stack above it or what Ray tells about a killed worker below it."""
+    if killed := OUT_OF_MEMORY.search(reason or ""):
+        return f"its worker was killed for memory: the machine {killed['ip']} has {killed['used']} ({killed['limit']})"
     return ((reason or "").strip().splitlines() or ["no reason given"])[-1]
 
 

@@ -58,7 +58,7 @@ def rounds(cluster: RayCluster, name: str) -> list[Mapping[str, Any]]:
 @pytest.mark.parametrize("shared", [False, True], ids=["states-travel", "shared-store"])
 def test_two_machines_give_the_bits_of_one(cluster, reference, shared):
     name = "shared" if shared else "travels"
-    store = {"clients.store": str(cluster.shared)} if shared else {}
+    store = {"clients.store": str(cluster.shared / "clients")} if shared else {}
     code, out, err = cluster.run({**SETTINGS, **store, "run.name": name}, "--ray", cluster.address)
     assert code == 0, out + err
     assert all(not event["failures"] for event in rounds(cluster, name))

@@ -6,6 +6,7 @@ its runs. What all nodes see is below `shared`.
 
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from tests.support.namespaces import Host, network
 
 PORT = 6390
 HEAD, OTHER = "head", "other"
+TOKEN = "auth_token"  # Ray's, the same for all nodes
 
 
 @dataclass
@@ -88,9 +90,9 @@ class RayCluster:
         out, err = process.communicate(timeout=280)
         return process.returncode, out, err
 
-    @staticmethod
-    def _env(home: Path) -> dict[str, str]:
-        return {k: v for k, v in environment(home).items() if k != "RAY_ADDRESS"} | {"HOME": str(home.parent)}
+    def _env(self, home: Path) -> dict[str, str]:
+        env = {k: v for k, v in environment(home).items() if k != "RAY_ADDRESS"} | {"HOME": str(home.parent)}
+        return env | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.shared / TOKEN)}
 
 
 @contextmanager
@@ -98,6 +100,7 @@ def ray_cluster(*names: str) -> Iterator[RayCluster]:
     """Yield a cluster on which a head and nodes of these names can be started; all of it is removed at the end."""
     folder, shared = (Path(tempfile.mkdtemp(prefix="ray-", dir=place)) for place in ("/tmp", "/var/tmp"))
     try:
+        (shared / TOKEN).write_text(secrets.token_hex(32))
         with network([HEAD, *names]) as hosts:
             yield RayCluster(folder, shared, hosts)
     finally:

@@ -76,10 +76,14 @@ def test_simulate_passes_one_file_and_returns_flowers_status(env, tmp_path, monk
 
 @pytest.mark.parametrize("status", ["finished:failed", "finished:stopped"])
 def test_simulate_reports_a_run_that_did_not_complete(env, tmp_path, monkeypatch, status):
+    log = subprocess.CompletedProcess([], 0, "UserError: no room\nRuntimeError: Simulation Runtime crashed.\n")
     monkeypatch.setattr(launch, "_flwr", Flower(status))
+    monkeypatch.setattr(launch, "_output", lambda command, env: log)
     outcome = simulate({"run.name": "a"}, tmp_path, env, workers=1, show=False)
     assert not outcome.completed
     assert outcome.details == "because"
+    error = " The log's last error: no room" if status == "finished:failed" else ""
+    assert outcome.failure == f"run a ended as {status}: because{error}"
 
 
 REFUSED = {"success": False, "error-message": "Connection refused"}
