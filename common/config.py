@@ -59,13 +59,16 @@ class ClientsSection(Settings):
     threads: int = 1
     autocast: bool = False  # bf16
     store: str = ""  # folder for what clients keep; empty: beside the run
+    state: str = "node"  # where what clients keep counts: on its "node", in a "shared" store, or with the "server"
 
     def problems(self) -> list[str]:
         """Return every mistake as a sentence."""
         found = at_least(self, count=1, per_round=1, per_node=0, threads=1)
         if self.per_round > self.count:
             found.append(f"clients.per-round is {self.per_round} but there are only {self.count} clients")
-        return found + one_of(self, device=("auto", "cpu", "cuda"))
+        if self.state == "shared" and not self.store:
+            found.append("clients.state is shared: set clients.store to the folder that all machines share")
+        return found + one_of(self, device=("auto", "cpu", "cuda"), state=("node", "shared", "server"))
 
 
 @dataclass(frozen=True)

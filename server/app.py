@@ -13,6 +13,7 @@ from common import logs, paths
 from common.config import RunConfig, Value, replace
 from common.devices import deterministic, keep_memory
 from common.errors import UserError
+from common.flower.ray_pool import mend_pool
 from server.rounds.grid import streaming
 from strategies.callbacks.base import Callback
 from strategies.callbacks.progress import Progress
@@ -29,6 +30,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run all rounds; a `UserError` is logged and ends the run as failed."""
+    mend_pool()
     try:
         strategy = prepare(context.run_config)
     except UserError as error:

@@ -22,6 +22,7 @@ from common.weights.flat import FlatState, Layout
 from common.weights.folding import MAX_WEIGHT, Fold, check_layout
 
 INDEX, STATE, FOLD, LONE, ENTRIES = "index", "state", "fold", "lone", "entries"
+CLIENT_STATE = "client-state"  # name of the array with a client's state where the server keeps it
 MODEL = "model"  # the usual name of the one state that all clients of a message start from
 QUERY, TRAIN, EVALUATE, DELIVER = "query", "train", "evaluate", "train.deliver"
 R = TypeVar("R")
@@ -44,6 +45,8 @@ class Order:
     describe: tuple[int, ...] = ()  # virtual clients that a roaming node reports on, in a query
     tasks: tuple["Task", ...] = ()
     round_values: Mapping[str, Any] = field(default_factory=dict)  # what the strategy's client half needs this round
+    digest: str = ""  # of the server's packages; empty: any will do
+    token: str = ""  # that the server has written into the shared store
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,9 @@ class NodeReport:
     partition: int
     roaming: bool
     clients: tuple[ClientReport, ...] = ()
+    machine: str = ""
+    digest: str = ""  # of the packages on that machine
+    problem: str = ""  # why that machine cannot host virtual clients
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ class Payload:
     """Arrays of an order as a node reads them: states by name, and arrays per client."""
 
     states: Mapping[str, FlatState] = field(default_factory=dict)
-    client_arrays: ClientArrays = field(default_factory=dict)
+    client_arrays: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
 
 
 def pack_order(

@@ -6,6 +6,7 @@ are discarded; older ones are pruned.
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from common.errors import UserError
-from common.storage.files import read_tensors, write_tensors
+from common.storage.files import read_tensors, write_bytes, write_tensors, write_text
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+TOKEN = ".server"  # holds the server's token in a folder that machines share
 
 
 @dataclass
@@ -43,24 +45,54 @@ class ClientStore:
         `prune` deletes every other version. Prune only once the server's checkpoint names this version: otherwise a run
         that is killed in between cannot be continued. Raises `UserError` when the committed version is missing.
         """
-        for round_, path in self._versions(client).items():
-            if prune and round_ != version:
-                path.unlink(missing_ok=True)
-        if version == 0:
-            return ClientState()
-        path = self._path(client, version)
-        if not path.exists():
-            raise UserError(
-                f"client {client}: its state of round {version} is not in {self.folder}: "
-                "set clients.store to a folder that survives restarts and that all machines of a cluster share"
-            )
-        return ClientState(*read_tensors(path))
+        if prune:
+            self.prune(client, {version})
+        return ClientState() if version == 0 else ClientState(*read_tensors(self._existing(client, version)))
 
     def save(self, client: int, round_: int, state: ClientState) -> None:
         """Write the state of a round; it is valid once the server commits that round."""
         path = self._path(client, round_)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, state.tensors, state.values)
+
+    def prune(self, client: int, versions: Collection[int]) -> None:
+        """Delete the client's states of all rounds but these."""
+        for round_, path in self._versions(client).items():
+            if round_ not in versions:
+                path.unlink(missing_ok=True)
+
+    def read(self, client: int, version: int) -> bytes:
+        """Return a state as it travels; raises `UserError` when it is missing."""
+        return self._existing(client, version).read_bytes()
+
+    def write(self, client: int, version: int, data: bytes) -> None:
+        """Store a state that travelled here, the inverse of `read`."""
+        path = self._path(client, version)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, data)
+
+    def mark(self, token: str) -> None:
+        """Write a token into the folder, for `check` on other machines."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / TOKEN, token)
+
+    def check(self, token: str) -> None:
+        """Raise `UserError` unless the folder has this token: then it is not the folder that the server sees."""
+        path = self.folder / TOKEN
+        if not path.exists() or path.read_text() != token:
+            raise UserError(
+                f"{self.folder} is not the folder that the server writes to: mount clients.store on this machine, or "
+                "leave clients.store out and let the states travel (clients.state=server)"
+            )
+
+    def _existing(self, client: int, version: int) -> Path:
+        path = self._path(client, version)
+        if not path.exists():
+            raise UserError(
+                f"client {client}: its state of round {version} is not in {self.folder}: "
+                "set clients.store to a folder that survives restarts and that all machines of a cluster share"
+            )
+        return path
 
     def _path(self, client: int, round_: int) -> Path:
         return self.folder / f"client-{client:06d}" / f"round-{round_:06d}.safetensors"

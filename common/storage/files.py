@@ -43,8 +43,13 @@ def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically and durably; raises `StorageError`."""
-    with _replacing(path) as temporary, temporary.open("w") as file:
-        file.write(text)
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically and durably; raises `StorageError`."""
+    with _replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
 

@@ -7,13 +7,14 @@ run, follows its metrics and asks Flower for its real status.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,13 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from common.errors import UserError
 from common.flower.processes import PROJECT, end, environment, free_port, interrupted_by_signals, tied, wait_for_port
+from server.commands import cluster
 from server.commands.tail import Tail
 
 ASK_EVERY = 5.0  # seconds between status queries: each one is a process that takes about a second
 LOST = 20.0  # seconds without an answer, after which the SuperLink counts as gone
+ERROR = re.compile(r"^[\w.]*(?:Error|Exception): (?P<text>.+)$", re.MULTILINE)  # a traceback's last line
+WRAPPERS = ("An error was encountered", "Simulation Runtime crashed")  # hide the error that ended a simulation
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Outcome:
     folder: Path
     status: str  # Flower's, such as "finished:completed"
     details: str  # Flower's reason
+    error: str = ""  # the last error in the run's log, where it says more
 
     @property
     def completed(self) -> bool:
@@ -43,7 +48,8 @@ class Outcome:
     @property
     def failure(self) -> str:
         """The message for a run that did not complete."""
-        return f"run {self.folder.name} ended as {self.status}: {self.details}"
+        more = f" The log's last error: {self.error}" if self.error else ""
+        return f"run {self.folder.name} ended as {self.status}: {self.details}{more}"
 
 
 @contextmanager
@@ -82,16 +88,20 @@ def simulate(
     gpus: float = 0.0,
     show: bool = True,
 ) -> Outcome:
-    """Run the project in a simulation with `workers` worker processes (0: one per core) and wait for its end.
+    """Run the project in a simulation and wait for its end.
 
+    It has `workers` worker processes, by default one per core; on the Ray cluster of `RAY_ADDRESS`, as many as fit.
     `overrides` are configuration keys, with `run.name` unless a run is resumed.
     """
-    workers = workers or os.cpu_count() or 1
     settings = {"run.root": str(root), "run.commit": commit(), **overrides}
-    federation = (
-        f"num-supernodes={workers} client-resources-num-cpus=1 client-resources-num-gpus={gpus} "
-        f"init-args-num-cpus={workers} init-args-log-to-driver=false"
-    )
+    federation = f"client-resources-num-cpus=1 client-resources-num-gpus={gpus} init-args-log-to-driver=false"
+    if (address := env.get("RAY_ADDRESS", cluster.LOCAL)) == cluster.LOCAL:
+        workers = workers or os.cpu_count() or 1
+        federation += f" init-args-num-cpus={workers}"  # Ray refuses it for a cluster that runs already
+    else:
+        workers = cluster.workers_on(cluster.resources(address, env), gpus, workers)
+        settings.setdefault("clients.state", "shared" if overrides.get("clients.store") else "server")
+    federation += f" num-supernodes={workers}"
     return _run(settings, run_folder(overrides, root), "local", env, show, "--federation-config", federation)
 
 
@@ -175,11 +185,25 @@ def _follow(run_id: str, folder: Path, connection: str, env: Mapping[str, str], 
             continue
         answered, run = asked, answer["runs"][0]
         if str(run["status"]).startswith("finished"):
-            return Outcome(folder, str(run["status"]), str(run.get("status-details") or ""))
+            outcome = Outcome(folder, str(run["status"]), str(run.get("status-details") or ""))
+            if outcome.status != "finished:failed":
+                return outcome
+            log = _output(["flwr", "log", run_id, connection, "--show"], env)
+            return replace(outcome, error=last_error(log.stdout, outcome.details))
+
+
+def last_error(log: str, details: str) -> str:
+    """Return the last error of a run's log that is not part of Flower's reason and not Flower's own last word."""
+    errors = [found["text"].strip() for found in ERROR.finditer(log)]
+    return next((e for e in reversed(errors) if e not in details and not e.startswith(WRAPPERS)), "")
+
+
+def _output(command: Sequence[str], env: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command, cwd=env["FLWR_HOME"], env=dict(env), capture_output=True, text=True, check=False)
 
 
 def _flwr(command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
-    done = subprocess.run(command, cwd=env["FLWR_HOME"], env=dict(env), capture_output=True, text=True, check=False)
+    done = _output(command, env)
     start = done.stdout.find("{")
     try:
         found: dict[str, Any] = json.loads(done.stdout[start:]) if start >= 0 else {}

@@ -13,6 +13,7 @@ from typing import Any
 from common.console.verbs import Verbs
 from common.errors import UserError
 from common.flower.processes import flower_home, interrupted_by_signals
+from server.commands.cluster import gpu_share, worker_count
 from server.commands.launch import Outcome, local_superlink, simulate
 from server.commands.overrides import add_run, read_run
 
@@ -27,12 +28,13 @@ def add_parser(verbs: Verbs) -> None:
 
 def add_resources(parser: argparse.ArgumentParser) -> None:
     """Add the options of `run_all`."""
-    parser.add_argument("--workers", type=int, default=0, help="worker processes (default: one per core)")
-    parser.add_argument("--gpus", type=float, default=0.0, help="share of a GPU per worker (default: %(default)s)")
     parser.add_argument(
-        "--in-process",
-        action="store_true",
-        help="train in this process, without starting others: for small runs",
+        "--workers", type=worker_count, default=0, help="worker processes, at most (default: one per core)"
+    )
+    parser.add_argument("--gpus", type=gpu_share, default=0.0, help="share of a GPU per worker (default: %(default)s)")
+    parser.add_argument("--ray", metavar="ADDRESS", help="join this Ray cluster (default: $RAY_ADDRESS, else none)")
+    parser.add_argument(
+        "--in-process", action="store_true", help="train in this process, without starting others: for small runs"
     )
 
 
@@ -53,6 +55,8 @@ def run_all(runs: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> i
     """
     home = flower_home(None)
     os.environ["FLWR_HOME"] = str(home)  # the runs' folder is found beside it
+    if options.ray:
+        os.environ["RAY_ADDRESS"] = options.ray
     root, outcomes = home.parent / "runs", list[Outcome]()
     with _simulator(home, root, options) as simulate_run:
         for overrides in runs:

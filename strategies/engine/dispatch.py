@@ -8,14 +8,15 @@ from flwr.app import Message
 from common.messages import protocol
 from common.messages.protocol import ClientReport, Order, Task
 from strategies.engine.roster import Roster
+from strategies.engine.states import States
 from strategies.method import ServerMethod
 
 
 class Dispatcher:
     """Deals clients to nodes and packs the nodes' messages."""
 
-    def __init__(self, strategy: ServerMethod, roster: Roster) -> None:
-        self.strategy, self.roster = strategy, roster
+    def __init__(self, strategy: ServerMethod, roster: Roster, states: States) -> None:
+        self.strategy, self.roster, self.states = strategy, roster, states
         self.hosted: dict[int, tuple[int, ...]] = {}  # node -> clients of the messages that were packed last
 
     def messages(self, order: Order, clients: Sequence[ClientReport], kind: str, ttl: float) -> list[Message]:
@@ -60,4 +61,5 @@ class Dispatcher:
             ) for c in sorted(members, key=lambda c: c.client)
         )  # fmt: skip
         states = {name: packed[part] for part, name in names.items()} | dict(strategy.shared_states(members))
-        return protocol.pack_order(replace(order, tasks=tasks), states, strategy.client_arrays(members))
+        arrays = self.states.sent(tasks, strategy.client_arrays(members))
+        return protocol.pack_order(replace(order, tasks=tasks), states, arrays)

@@ -1,5 +1,6 @@
 """From the nodes' replies to a round's update, and to the clients' own evaluation."""
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from logging import WARNING
 from typing import Any
@@ -14,8 +15,14 @@ from strategies.engine.aggregation import RoundCollector
 from strategies.engine.late import Latecomers
 from strategies.engine.roster import Roster
 from strategies.engine.rounds import Usage
+from strategies.engine.states import States
 from strategies.method import RoundUpdate, ServerMethod
 
+# from Ray's OutOfMemoryError, which goes on for 20 lines
+OUT_OF_MEMORY = re.compile(
+    r"Memory on the node \(IP: (?P<ip>[^,)]+).*?\) was (?P<used>[^(]+?) \(.*?exceeded (?P<limit>threshold of [^)]*\))",
+    re.DOTALL,
+)
 Hosted = Mapping[int, tuple[int, ...]]  # node -> clients that its message was for
 
 
@@ -29,6 +36,7 @@ def collect(
     roster: Roster,
     late: Latecomers,
     usage: Usage,
+    states: States,
 ) -> RoundUpdate:
     """Fold each reply as it arrives; a reply that is unfit is its clients' failure and ends nothing else."""
     for message in replies:
@@ -42,7 +50,8 @@ def collect(
                     collector.fail(client, f"its node failed: {last_line(message.error.reason)}")
             else:
                 allowed = sum(strategy.client_array_bytes(strategy.asked[client]) for client in clients)
-                reply = protocol.unpack_reply(message.content, strategy.uploads, allowed)
+                reply = protocol.unpack_reply(message.content, strategy.uploads, None if states.travel else allowed)
+                states.take(reply, clients, round_, strategy.committed)
                 roster.update(report for report in reply.reports if report.client in clients)
                 collector.add(reply, clients)
         except (ValueError, TypeError, KeyError) as error:
@@ -87,7 +96,9 @@ def problems(reply: Message) -> list[str]:
 
 
 def last_line(reason: str | None) -> str:
-    """Return what an exception said, without the stack above it."""
+    """Return what an exception said, without the stack above it or what Ray tells about a killed worker below it."""
+    if killed := OUT_OF_MEMORY.search(reason or ""):
+        return f"its worker was killed for memory: the machine {killed['ip']} has {killed['used']} ({killed['limit']})"
     return ((reason or "").strip().splitlines() or ["no reason given"])[-1]
 
 

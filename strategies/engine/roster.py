@@ -15,6 +15,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 from flwr.supercore import log
 
+from common.errors import UserError
 from common.messages import protocol
 from common.messages.protocol import ClientReport, NodeReport, Order
 from common.seeding import derive_seed
@@ -160,6 +161,11 @@ class Roster:
                     report = protocol.unpack_report(reply.content)
                 except ValueError as error:
                     log(WARNING, "node %d: its answer to the query cannot be read: %s", node, error)
+            if report and report.problem:
+                if report.roaming:  # Flower gives its work to any machine, so no other node can stand in for it
+                    raise UserError(report.problem)
+                log(WARNING, "node %d is left out: %s", node, report.problem)
+                report = None
             answers.append((node, report))
         return answers
 

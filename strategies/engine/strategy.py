@@ -22,6 +22,7 @@ from common.devices import pick_device, threads
 from common.messages import protocol
 from common.messages.protocol import ClientReport, Order
 from common.networks import EarlyExitNetwork
+from common.sources import digest
 from common.weights.flat import FlatModel, StateDict
 from common.weights.folding import fraction_bits
 from strategies.engine.dispatch import Dispatcher
@@ -31,6 +32,7 @@ from strategies.engine.replies import client_scores, collect, problems
 from strategies.engine.robust import make_collector, robust_settings
 from strategies.engine.roster import Roster, sample
 from strategies.engine.rounds import QuorumError, Record, Usage, Watcher, check_quorum
+from strategies.engine.states import States
 from strategies.method import Method, RoundUpdate, ServerMethod, Setup
 from strategies.parts import Spec
 
@@ -52,7 +54,8 @@ class EarlyExitStrategy(ServerMethod, Strategy):
         averages = type(self).merge is ServerMethod.merge and not self.apart
         self.late = Latecomers(config.round.staleness, self.uploads, self.part, averages=averages)
         self.roster = Roster(config.clients.count, word=self.parts.word, offered=self.tiers)
-        self.dispatcher = Dispatcher(self, self.roster)
+        self.states = States(config)
+        self.dispatcher = Dispatcher(self, self.roster, self.states)
         self.callbacks: list[Watcher[EarlyExitStrategy]] = []
         self.asked: dict[int, ClientReport] = {}
         self.committed: dict[int, int] = {}
@@ -182,7 +185,7 @@ class EarlyExitStrategy(ServerMethod, Strategy):
             )
             update = collect(
                 self, server_round, replies, collector, self.dispatcher.hosted,
-                roster=self.roster, late=self.late, usage=self.usage,
+                roster=self.roster, late=self.late, usage=self.usage, states=self.states,
             )  # fmt: skip
             check_quorum(server_round, update, len(self.asked), self.config.round.quorum)
         with self.usage.phase("server"), threads(self.config.server.threads):
@@ -288,6 +291,7 @@ class EarlyExitStrategy(ServerMethod, Strategy):
             run=self.config.run.name, config=self.config.only(self.method.settings).to_json(), round=round_,
             bits=self._bits(), fold=not self.apart, network=self.spec.to_json(), classes=self.classes,
             costs=self.parts.costs.to_json(), round_values={"lr": self.lr(round_), **self.round_values(round_)},
+            digest=digest(), token=self.states.token,
         )  # fmt: skip
 
     def _bits(self) -> int:

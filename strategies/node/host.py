@@ -11,6 +11,7 @@ from functools import partial
 from logging import WARNING
 from typing import Any
 
+import numpy as np
 from flwr.supercore import log
 from numpy.typing import NDArray
 
@@ -18,7 +19,8 @@ from common import paths
 from common.devices import deterministic, keep_memory, threads
 from common.errors import UserError
 from common.exits import ThresholdPolicy
-from common.messages.protocol import ClientResult, NodeReport, Order, Payload, Reply, Task
+from common.messages.protocol import CLIENT_STATE, ClientResult, NodeReport, Order, Payload, Reply, Task
+from common.sources import digest, machine
 from common.storage.model_file import ModelInfo
 from common.weights.folding import Fold, UnfitError, check
 from strategies.client_evaluation import score
@@ -29,14 +31,20 @@ from strategies.node.node import Node
 def describe(order: Order, settings: Mapping[str, object]) -> NodeReport:
     """Answer a query: the clients of this node, and the part that each of them chooses."""
     node = Node(order, settings)
+    report = NodeReport(
+        int(str(settings.get("partition-id", 0))), node.own_clients is None, machine=machine(), digest=digest()
+    )
+    try:
+        node.check_machine()
+    except UserError as error:
+        return replace(report, problem=str(error))
     clients = order.describe if node.own_clients is None else node.own_clients
-    reports = tuple(node.report(client) for client in clients)
-    return NodeReport(int(str(settings.get("partition-id", 0))), node.own_clients is None, reports)
+    return replace(report, clients=tuple(node.report(client) for client in clients))
 
 
 def train(order: Order, payload: Payload, settings: Mapping[str, object]) -> Reply:
     """Train the order's clients; a client that fails is reported with its reason and the others go on."""
-    node, reply = Node(order, settings), Reply([])
+    node, reply = _ready(order, payload, settings), Reply([])
     local = node.method.local()
     # A client that is alone in its tier on this node sends fp32: the 64-bit sum of one would double its uplink.
     sharing = Counter(task.part for task in order.tasks)
@@ -51,14 +59,17 @@ def train(order: Order, payload: Payload, settings: Mapping[str, object]) -> Rep
             reply.results.append(
                 ClientResult(task.client, task.part, samples, turn.seconds, turn.error, kept, metrics, turn.unfit)
             )
-            if outcome.client_arrays:
-                reply.client_arrays[task.client] = outcome.client_arrays
+            arrays = dict(outcome.client_arrays)
+            if kept and node.states_travel:
+                arrays[CLIENT_STATE] = np.frombuffer(node.store.read(task.client, order.round), dtype=np.uint8)
+            if arrays:
+                reply.client_arrays[task.client] = arrays
     return reply
 
 
 def evaluate(order: Order, payload: Payload, settings: Mapping[str, object]) -> Reply:
     """Let every client measure the model that it would use, on its own images; see `client_evaluation`."""
-    node, reply = Node(order, settings), Reply([])
+    node, reply = _ready(order, payload, settings), Reply([])
     local = node.method.local()
 
     def measure(task: Task) -> None:
@@ -69,12 +80,20 @@ def evaluate(order: Order, payload: Payload, settings: Mapping[str, object]) -> 
 
 def deliver(order: Order, payload: Payload, settings: Mapping[str, object]) -> Reply:
     """Store the clients' final models: one per client if they are personal, else one per part."""
-    node = Node(order, settings)
+    node = _ready(order, payload, settings)
     local = node.method.local()
     tasks = order.tasks if node.method.personal else tuple({t.part: t for t in order.tasks}.values())
     return _each(
         node, tasks, lambda task: _store_model(node, payload, local, task), "did not store its model", Reply([])
     )
+
+
+def _ready(order: Order, payload: Payload, settings: Mapping[str, object]) -> Node:
+    """Return the node of an order, on a machine that can do it, with the states of its clients."""
+    node = Node(order, settings)
+    node.check_machine()
+    node.receive_states(payload)
+    return node
 
 
 def _each(node: Node, tasks: Iterable[Task], act: Callable[[Task], None], failed: str, reply: Reply) -> Reply:

@@ -15,11 +15,13 @@ import torch
 from common import paths
 from common.capacity import DECLARED, OVERRIDES, Choice, mix_depth, parse_capacity
 from common.config import RunConfig, load_config
+from common.data import load
 from common.data.clients import ClientData, Population, own_data, shared_data
 from common.devices import pick_device
 from common.errors import UserError
-from common.messages.protocol import ClientReport, Order
+from common.messages.protocol import CLIENT_STATE, ClientReport, Order, Payload
 from common.networks import EarlyExitNetwork
+from common.sources import digest, machine
 from common.storage.client_store import ClientStore
 from common.weights.flat import FlatModel, StateDict
 from strategies.method import Method
@@ -58,6 +60,38 @@ class Node:
     def store(self) -> ClientStore:
         """What this node's clients keep between rounds."""
         return ClientStore(paths.store_root(self.config.clients.store, self.settings.get("state")), self.order.run)
+
+    @cached_property
+    def virtual(self) -> bool:
+        """Whether this node is a simulation's worker: any machine of a cluster may do its work."""
+        return not self.settings.keys() & {"client-id", "client-ids", "data"}
+
+    def check_machine(self) -> None:
+        """Raise `UserError` unless this machine has the server's packages, the shared store and the data."""
+        if self.order.digest not in ("", own := digest()):
+            raise UserError(
+                f"machine {machine()}: its packages of this app are not the server's (digest {own}, the server has "
+                f"{self.order.digest}): install the same version there"
+            )
+        try:
+            if self.order.token:
+                self.store.check(self.order.token)
+            if self.virtual and self.order.config:
+                load(self.config.data, paths.cache_root())
+        except UserError as error:
+            raise UserError(f"machine {machine()}: {error}") from error
+
+    def receive_states(self, payload: Payload) -> None:
+        """Store the states that the order's clients have with the server."""
+        versions = {task.client: task.version for task in self.order.tasks}
+        for client, arrays in payload.client_arrays.items() if self.states_travel else ():
+            if client in versions and (state := arrays.pop(CLIENT_STATE, None)) is not None:
+                self.store.write(client, versions[client], state.tobytes())
+
+    @property
+    def states_travel(self) -> bool:
+        """Whether the server keeps the clients' states."""
+        return self.config.clients.state == "server"
 
     @cached_property
     def own_clients(self) -> tuple[int, ...] | None:

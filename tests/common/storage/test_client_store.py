@@ -97,6 +97,28 @@ def test_damaged_state_is_reported(store):
         store.load(3, 1)
 
 
+def test_state_travels_to_another_store(store, tmp_path):
+    for round_ in (1, 2, 3):
+        store.save(3, round_, state(round_))
+    other = ClientStore(tmp_path / "elsewhere", "run-1")
+    other.write(3, 2, store.read(3, 2))
+    assert other.load(3, 2) == store.load(3, 2, prune=False)
+    store.prune(3, {1, 3})
+    assert rounds(store, 3) == [1, 3]
+    with pytest.raises(UserError, match="its state of round 2 is not in"):
+        store.read(3, 2)
+
+
+def test_shared_folder_has_the_servers_token(store, tmp_path):
+    with pytest.raises(UserError, match="is not the folder that the server writes to"):
+        store.check("1234")
+    store.mark("1234")
+    ClientStore(tmp_path, "run-1").check("1234")
+    store.mark("5678")
+    with pytest.raises(UserError, match="is not the folder that the server writes to"):
+        store.check("1234")
+
+
 @pytest.mark.parametrize("name", ["", "..", "a/b", "/etc", ".hidden", "x" * 101, "a b", "a\n"])
 def test_invalid_run_names_are_refused(tmp_path, name):
     with pytest.raises(UserError, match="run name"):

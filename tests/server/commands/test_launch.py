@@ -67,7 +67,7 @@ def test_simulate_passes_one_file_and_returns_flowers_status(env, tmp_path, monk
     outcome = simulate(overrides, tmp_path / "runs", env, workers=3, gpus=0.5, show=False)
     assert outcome == Outcome(tmp_path / "runs" / "a", "finished:completed", "because")
     assert outcome.completed
-    assert flower.config.pop("run.commit") == launch._commit()
+    assert flower.config.pop("run.commit") == launch.commit()
     assert flower.config == {"run.root": str(tmp_path / "runs"), **overrides}
     federation = flower.commands[0][flower.commands[0].index("--federation-config") + 1].split()
     assert {"num-supernodes=3", "client-resources-num-gpus=0.5", "init-args-num-cpus=3"} <= set(federation)
@@ -76,10 +76,14 @@ def test_simulate_passes_one_file_and_returns_flowers_status(env, tmp_path, monk
 
 @pytest.mark.parametrize("status", ["finished:failed", "finished:stopped"])
 def test_simulate_reports_a_run_that_did_not_complete(env, tmp_path, monkeypatch, status):
+    log = subprocess.CompletedProcess([], 0, "UserError: no room\nRuntimeError: Simulation Runtime crashed.\n")
     monkeypatch.setattr(launch, "_flwr", Flower(status))
+    monkeypatch.setattr(launch, "_output", lambda command, env: log)
     outcome = simulate({"run.name": "a"}, tmp_path, env, workers=1, show=False)
     assert not outcome.completed
     assert outcome.details == "because"
+    error = " The log's last error: no room" if status == "finished:failed" else ""
+    assert outcome.failure == f"run a ended as {status}: because{error}"
 
 
 REFUSED = {"success": False, "error-message": "Connection refused"}
@@ -174,7 +178,7 @@ def test_local_superlink_names_its_log_if_it_does_not_start(tmp_path, monkeypatc
 
 def test_commit_is_empty_without_git(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert launch._commit() == ""
+    assert launch.commit() == ""
 
 
 LAUNCHER = """

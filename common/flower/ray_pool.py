@@ -1,0 +1,59 @@
+"""Flower's pool of simulation workers, without those that died.
+
+Flower 1.42 puts a worker back into its pool whatever happened to it. A dead one fails a message at once, so it is the
+first that is free again, and fails the next one, too.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+PAUSE = 0.05  # seconds between two looks for a free worker
+START = 60.0  # seconds in which a new worker starts, if the cluster has room for it
+
+
+def mend_pool() -> None:
+    """Let this process's simulation, if it is one, replace workers that died."""
+    if Path(sys.argv[0]).name == "flwr-simulation":
+        from flwr.simulation.ray_transport.ray_actor import BasicActorPool
+
+        mend(BasicActorPool)
+
+
+def mend(pool: type[Any]) -> None:
+    """Replace the pool's two methods that know nothing of dead workers."""
+    import ray
+    from ray.exceptions import OutOfMemoryError, RayActorError
+
+    submit_one: Callable[..., Any] = pool.submit
+
+    def replace_dead(self: Any) -> None:
+        with suppress(Exception):  # the run may end meanwhile
+            actor = self.create_actor_fn()
+            if ray.wait([actor.__ray_ready__.remote()], timeout=START)[0]:
+                self.num_actors += 1
+                self.pool.append(actor)
+            else:
+                ray.kill(actor)
+
+    def add_actor_back_to_pool(self: Any, future: Any) -> None:
+        actor = self._future_to_actor.pop(future)
+        if isinstance(sys.exception(), RayActorError | OutOfMemoryError):
+            self.num_actors -= 1
+            Thread(target=replace_dead, args=(self,), daemon=True).start()
+        else:
+            self.pool.append(actor)
+
+    def submit(self: Any, actor_fn: Any, job: Any) -> Any:
+        while self.num_actors > 0:
+            try:
+                return submit_one(self, actor_fn, job)
+            except IndexError:  # none is free
+                time.sleep(PAUSE)
+        raise RuntimeError("no worker is left: all workers of the simulation died")
+
+    pool.add_actor_back_to_pool, pool.submit = add_actor_back_to_pool, submit

@@ -1,0 +1,64 @@
+"""Flower's pool without dead workers."""
+
+import pytest
+from flwr.simulation.ray_transport.ray_actor import BasicActorPool
+from ray.exceptions import ActorDiedError
+
+from common.flower import ray_pool
+
+
+class Pool(BasicActorPool):
+    """A pool of two workers without Ray; a new one is named "new"."""
+
+    def __init__(self) -> None:
+        self.pool, self.num_actors, self._future_to_actor = ["a", "b"], 2, {}
+        self.create_actor_fn = lambda: "new"
+
+
+@pytest.fixture
+def pool() -> Pool:
+    class Mended(Pool):
+        pass
+
+    ray_pool.mend(Mended)
+    return Mended()
+
+
+def send(pool: Pool, error: Exception | None = None) -> str:
+    """Send a message as Flower's backend does; return the worker that got it."""
+    future = pool.submit(lambda actor, *job: actor, (None, None, "0", None))
+    try:
+        if error:
+            raise error
+    except Exception:
+        pool.add_actor_back_to_pool(future)
+    else:
+        pool.add_actor_back_to_pool(future)
+    return future
+
+
+def test_dead_worker_gets_no_more_messages(pool):
+    assert [send(pool), send(pool, ActorDiedError()), send(pool), send(pool)] == ["b", "b", "a", "a"]
+    assert send(pool, ValueError()) == send(pool) == "a"  # a client's error costs no worker
+
+
+def test_pool_without_workers_says_so(pool):
+    send(pool, ActorDiedError())
+    send(pool, ActorDiedError())
+    with pytest.raises(RuntimeError, match="all workers of the simulation died"):
+        send(pool)
+
+
+def test_unmended_pool_uses_dead_workers():
+    """Flower may have changed when this fails: then `common.flower.ray_pool` can go."""
+    pool = Pool()
+    assert send(pool, ActorDiedError()) == send(pool)
+
+
+def test_pool_is_mended_in_simulations_only(monkeypatch):
+    mended: list[object] = []
+    monkeypatch.setattr(ray_pool, "mend", mended.append)
+    for program in ("/bin/flwr-serverapp", "/bin/flwr-simulation"):
+        monkeypatch.setattr(ray_pool.sys, "argv", [program])
+        ray_pool.mend_pool()
+    assert mended == [BasicActorPool]

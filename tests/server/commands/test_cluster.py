@@ -1,0 +1,100 @@
+"""`--ray`, `--workers` and `--gpus`: which cluster a simulation joins, and how many workers it asks for."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.errors import UserError
+from server.__main__ import main
+from server.commands import cluster, launch, run
+from server.commands.cluster import resources, workers_on
+from server.commands.launch import environment, last_error, simulate
+from tests.server.commands.test_launch import Flower
+
+NODES = [{"CPU": 4.0, "GPU": 2.0}, {"CPU": 3.0}, {}]
+
+
+@pytest.mark.parametrize("words", [["--workers", "0"], ["--workers", "-1"], ["--workers", "1.5"], ["--gpus", "-0.1"],
+                                   ["--gpus", "1.5"], ["--gpus", "nan"], ["--gpus", "all"]])  # fmt: skip
+def test_run_refuses_impossible_resources(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["run", *words])
+    assert ended.value.code == 2
+    assert f"{words[1]!r} is not a " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("gpus", "cap", "expected"), [(0, 0, 7), (0, 5, 5), (0.5, 0, 4), (1, 0, 2), (1, 9, 2)])
+def test_workers_are_what_fits_on_each_node(monkeypatch, gpus, cap, expected):
+    monkeypatch.setattr(cluster.os, "cpu_count", lambda: 16)
+    assert workers_on(NODES, gpus, cap) == expected
+
+
+def test_workers_are_no_more_than_flower_keeps_busy(monkeypatch):
+    monkeypatch.setattr(cluster.os, "cpu_count", lambda: 2)
+    assert workers_on([{"CPU": 64.0}], 0, 0) == 6
+    monkeypatch.setattr(cluster.os, "cpu_count", lambda: 64)
+    assert workers_on([{"CPU": 64.0}], 0, 0) == 32
+
+
+def test_cluster_without_room_is_refused():
+    with pytest.raises(UserError, match=r"7 cores and 2 GPUs, and a worker takes one core and 3 GPUs"):
+        workers_on(NODES, 3, 0)
+
+
+def test_cluster_that_does_not_answer_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "RESOURCES", "raise ConnectionError('nothing listens')")
+    with pytest.raises(UserError, match=r"cluster 10\.0\.0\.1:1 cannot be joined: ConnectionError: nothing listens"):
+        resources("10.0.0.1:1", environment(tmp_path))
+    monkeypatch.setattr(cluster, "RESOURCES", "print('note'); print('[{\"CPU\": 2.0}]')")
+    assert resources("10.0.0.1:1", environment(tmp_path)) == [{"CPU": 2.0}]
+
+
+@pytest.mark.parametrize(
+    ("given", "state"), [({}, "server"), ({"clients.store": "/mnt"}, "shared"), ({"clients.state": "node"}, "node")]
+)
+def test_simulation_on_a_cluster_asks_for_its_workers(tmp_path, monkeypatch, given, state):
+    flower = Flower("finished:completed")
+    monkeypatch.setattr(launch, "ASK_EVERY", 0.0)
+    monkeypatch.setattr(launch, "_flwr", flower)
+    monkeypatch.setattr(cluster, "resources", lambda address, env: [{"CPU": 1.0}, {"CPU": 2.0}])
+    env = {"FLWR_HOME": str(tmp_path), "RAY_ADDRESS": "10.0.0.1:6379"}
+    simulate({"run.name": "a", **given}, tmp_path, env, show=False)
+    federation = flower.commands[0][flower.commands[0].index("--federation-config") + 1].split()
+    assert "num-supernodes=3" in federation
+    assert not [word for word in federation if word.startswith("init-args-num-cpus")]
+    assert flower.config["clients.state"] == state
+
+
+def test_environment_joins_a_cluster_only_by_address(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert environment(tmp_path)["RAY_ADDRESS"] == cluster.LOCAL
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert environment(tmp_path)["RAY_ADDRESS"] == "10.0.0.1:6379"
+
+
+def test_ray_option_comes_before_the_environment(tmp_path, monkeypatch):
+    def superlink(home: Path) -> Any:
+        raise UserError(environment(home)["RAY_ADDRESS"])
+
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / ".flwr"))
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(run, "local_superlink", superlink)
+    parser = argparse.ArgumentParser()
+    run.add_resources(parser)
+    with pytest.raises(UserError, match=r"10\.0\.0\.2:6379"):
+        run.run_all([{}], parser.parse_args(["--ray", "10.0.0.2:6379"]))
+
+
+LOG = """
+ValueError: When connecting to an existing cluster, num_cpus must not be provided.
+Traceback (most recent call last):
+RuntimeError: Simulation Runtime crashed.
+RuntimeError: An error was encountered. Ending simulation.
+"""
+
+
+def test_last_error_is_the_one_behind_flowers_last_words():
+    assert last_error(LOG, "Simulation failed").startswith("When connecting to an existing cluster")
+    assert last_error("common.errors.UserError: no room\n", "failed with exception: no room") == ""
