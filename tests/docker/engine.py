@@ -29,7 +29,9 @@ def docker(*words: str, seconds: float = 120, check: bool = True) -> "subprocess
         ["docker", *words], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=seconds,
         env=os.environ | {"COMPOSE_PROJECT_NAME": NAME},
     )  # fmt: skip
-    assert not check or done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
+    assert not check or done.returncode == 0, (
+        f"{words}: {done.returncode}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
+    )
     return done
 
 

@@ -104,7 +104,9 @@ def test_trained_client_and_run_stop_in_time(demo):
     docker("stop", "--time", "10", "earlybloom-test-run")
     assert docker("wait", "earlybloom-test-run").stdout.strip() == "130"
     docker("rm", "earlybloom-test-run")
-    listed = demo.compose("exec", "--env", "FLWR_HOME=/state/.flwr", "server", "flwr", "list", "server-8000", "--format", "json")
+    listed = demo.compose(
+        "exec", "--env", "FLWR_HOME=/state/.flwr", "server", "flwr", "list", "server-8000", "--format", "json"
+    )
     assert "finished:stopped" in listed.stdout
 
 

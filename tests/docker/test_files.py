@@ -76,7 +76,12 @@ def test_tls_devices_get_only_own_key_and_reach_only_proxy():
 
 def test_images_are_slim_unprivileged_and_have_health_checks():
     text = re.sub(r"\\\n", " ", DOCKERFILE.read_text())
-    assert set(re.findall("^FROM (\\S+) AS", text, re.MULTILINE)) == {"scratch", "python:3.11-slim", "torch", "packages"}
+    assert set(re.findall("^FROM (\\S+) AS", text, re.MULTILINE)) == {
+        "scratch",
+        "python:3.11-slim",
+        "torch",
+        "packages",
+    }
     for image in ("client", "server"):
         stage = text[text.index(f"AS {image}\n") :].split("\nFROM ")[0]
         assert "USER 10001:10001" in stage
