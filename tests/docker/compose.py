@@ -1,6 +1,5 @@
 """Reads the files in `docker` as Compose and Docker do: merged, interpolated services and Dockerfile instructions."""
 
-import json
 import os
 import re
 from collections.abc import Mapping

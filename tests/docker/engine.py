@@ -14,6 +14,11 @@ from common.flower.processes import PROJECT
 NAME = "earlybloom-test"
 
 
+def environment() -> dict[str, str]:
+    """Return the environment in which Compose names its project as the tests do."""
+    return os.environ | {"COMPOSE_PROJECT_NAME": NAME}
+
+
 @cache
 def missing() -> str:
     """Return why no engine can be used, "" if one can."""
@@ -27,7 +32,7 @@ def docker(*words: str, seconds: float = 120, check: bool = True) -> "subprocess
     """Run a command of Docker in the project's folder."""
     done = subprocess.run(
         ["docker", *words], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=seconds,
-        env=os.environ | {"COMPOSE_PROJECT_NAME": NAME},
+        env=environment(),
     )  # fmt: skip
     assert not check or done.returncode == 0, (
         f"{words}: {done.returncode}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
@@ -45,6 +50,13 @@ class Stack:
     def compose(self, *words: str, seconds: float = 120, check: bool = True) -> "subprocess.CompletedProcess[str]":
         """Run a command of Compose."""
         return docker("compose", *self.files, *words, seconds=seconds, check=check)
+
+    def compose_background(self, *words: str) -> "subprocess.Popen[bytes]":
+        """Start a command of Compose that lasts."""
+        return subprocess.Popen(
+            ["docker", "compose", *self.files, *words], cwd=PROJECT, env=environment(),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
 
     def up(self, *words: str, seconds: float = 600) -> "subprocess.CompletedProcess[str]":
         """Run the stack until its run ends, as the README does."""
@@ -69,9 +81,9 @@ class Stack:
         assert state["Status"] == "exited", state
         return int(state["ExitCode"])
 
-    def healthy(self, service: str) -> bool:
-        """Return whether a container runs and its health check passes."""
-        return bool(self.inspect(service)["State"].get("Health", {}).get("Status") == "healthy")
+    def running(self, service: str) -> bool:
+        """Return whether a service's container exists and runs."""
+        return bool(self.container(service)) and self.inspect(service)["State"]["Status"] == "running"
 
     def stop(self, service: str) -> tuple[float, int]:
         """Stop a container by `docker stop`, with its default of 10 s; return the seconds and the exit code."""
