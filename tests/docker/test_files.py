@@ -63,7 +63,7 @@ def test_tls_devices_get_only_own_key_and_reach_only_proxy():
     demo, tls = read("compose.yml"), read("compose.tls.yml")
     assert tls["services"]["server"]["networks"] == ["inside"]
     proxy = tls["services"]["proxy"]
-    assert (proxy["networks"], proxy["ports"]) == (["inside", "devices"], ["8443:8443", "8009:8009"])
+    assert (proxy["networks"], proxy["ports"]) == (["inside", "devices"], ["8443:8443", "8009:8009", "8010:8010"])
     assert "./streams.conf:/etc/earlybloom/streams.conf:ro" in proxy["volumes"]
     for number in range(4):
         service = tls["services"][f"client-{number}"]
