@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export FLWR_HOME := $(CURDIR)/.flwr
 
-.PHONY: setup demo test lint test-slow proto clean
+.PHONY: setup demo test lint test-slow test-docker proto clean
 
 setup: $(VENV)/.complete
 
@@ -22,6 +22,10 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# builds the images and runs both stacks on the engine that DOCKER_HOST names; TORCH_BACKEND as in docker/Dockerfile
+test-docker: setup
+	$(BIN)/python -m pytest -m docker tests/docker
 
 lint: setup
 	$(BIN)/ruff check .

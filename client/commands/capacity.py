@@ -22,7 +22,7 @@ def read_capacity(text: str) -> tuple[Capacity, dict[str, str], str]:
     """
     if text == "auto":
         found = probe()
-        return found, declared(found), "half of the free memory, and the speed of a matrix product on one thread"
+        return found, declared(found), "half of the available memory, and the speed of a matrix product on one thread"
     try:
         node = read_node(text)
     except UserError as error:

@@ -54,7 +54,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for_port(host: str, port: int, process: "subprocess.Popen[bytes]", seconds: float = 30.0) -> bool:
+def wait_for_port(host: str, port: int, process: "subprocess.Popen[bytes]", seconds: float = 120.0) -> bool:
     """Return whether a process starts to listen at the port within so many seconds and before it ends."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:

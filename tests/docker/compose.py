@@ -1,6 +1,5 @@
 """Reads the files in `docker` as Compose and Docker do: merged, interpolated services and Dockerfile instructions."""
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from common.flower.processes import PROJECT
 
 DOCKER = PROJECT / "docker"
 REPLACED = ("command", "entrypoint", "test")  # lists that a later file replaces; it extends all others
-VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")
+VARIABLE = re.compile(r"\$\{(\w+):?-([^}]*)\}")
 
 
 class Override(list[Any]):
@@ -49,20 +48,8 @@ def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def instructions(image: str) -> list[tuple[str, str]]:
-    """Return a Dockerfile's instructions with their arguments; `image` is "client" or "server"."""
-    text = re.sub(r"\\\n", " ", (DOCKER / f"{image}.Dockerfile").read_text())
-    lines = [line.split(maxsplit=1) for line in text.splitlines() if line and not line.startswith("#")]
-    return [(name, rest) for name, rest in lines]
-
-
-def words(image: str, instruction: str) -> list[str]:
-    """Return the words of the image's ENTRYPOINT, CMD or HEALTHCHECK."""
-    (rest,) = [rest for name, rest in instructions(image) if name == instruction]
-    values: list[str] = json.loads(rest[rest.index("[") :])
-    return values
-
-
-def copied(image: str) -> list[str]:
-    """Return the files and folders that an image copies from the project."""
-    return [word for name, rest in instructions(image) if name == "COPY" for word in rest.split()[:-1]]
+def copied() -> set[str]:
+    """Return the files and folders of the project that the Dockerfile copies."""
+    lines = (DOCKER / "Dockerfile").read_text().splitlines()
+    copies = [line.split()[1:-1] for line in lines if line.startswith("COPY ") and "--from" not in line]
+    return {name for names in copies for name in names}

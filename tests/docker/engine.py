@@ -1,0 +1,119 @@
+"""The compose files on a Docker engine, as a project of the tests' own: services, volumes and measurements."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from common.flower.processes import PROJECT
+
+NAME = "earlybloom-test"
+
+
+def environment() -> dict[str, str]:
+    """Return the environment in which Compose names its project as the tests do."""
+    return os.environ | {"COMPOSE_PROJECT_NAME": NAME}
+
+
+@cache
+def missing() -> str:
+    """Return why no engine can be used, "" if one can."""
+    if not shutil.which("docker"):
+        return "docker is not installed"
+    done = docker("version", "--format", "{{.Server.Version}}", check=False)
+    return "" if done.returncode == 0 else f"no Docker engine answers: {done.stderr.strip()}"
+
+
+def docker(*words: str, seconds: float = 120, check: bool = True) -> "subprocess.CompletedProcess[str]":
+    """Run a command of Docker in the project's folder."""
+    done = subprocess.run(
+        ["docker", *words], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=seconds,
+        env=environment(),
+    )  # fmt: skip
+    assert not check or done.returncode == 0, (
+        f"{words}: {done.returncode}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
+    )
+    return done
+
+
+class Stack:
+    """Containers of some compose files; `close` removes them and their volumes."""
+
+    def __init__(self, *files: str) -> None:
+        self.files = [word for file in files for word in ("-f", f"docker/{file}")]
+        self.close()
+
+    def compose(self, *words: str, seconds: float = 120, check: bool = True) -> "subprocess.CompletedProcess[str]":
+        """Run a command of Compose."""
+        return docker("compose", *self.files, *words, seconds=seconds, check=check)
+
+    def compose_background(self, *words: str) -> "subprocess.Popen[bytes]":
+        """Start a command of Compose that lasts."""
+        return subprocess.Popen(
+            ["docker", "compose", *self.files, *words], cwd=PROJECT, env=environment(),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def up(self, *words: str, seconds: float = 600) -> "subprocess.CompletedProcess[str]":
+        """Run the stack until its run ends, as the README does."""
+        return self.compose("up", *words, "--abort-on-container-exit", "--exit-code-from", "run", seconds=seconds)
+
+    def close(self) -> None:
+        """Remove containers, networks and volumes."""
+        self.compose("--profile", "*", "down", "--volumes", "--timeout", "20")
+
+    def container(self, service: str) -> str:
+        """Return the id of a service's container, which may have ended."""
+        return self.compose("ps", "--all", "--quiet", service).stdout.strip()
+
+    def inspect(self, service: str) -> dict[str, Any]:
+        """Return what the engine says of a service's container."""
+        (found,) = json.loads(docker("inspect", self.container(service)).stdout)
+        return dict(found)
+
+    def exit_code(self, service: str) -> int:
+        """Return the exit code of a container that has ended."""
+        state = self.inspect(service)["State"]
+        assert state["Status"] == "exited", state
+        return int(state["ExitCode"])
+
+    def running(self, service: str) -> bool:
+        """Return whether a service's container exists and runs."""
+        return bool(self.container(service)) and self.inspect(service)["State"]["Status"] == "running"
+
+    def stop(self, service: str) -> tuple[float, int]:
+        """Stop a container by `docker stop`, with its default of 10 s; return the seconds and the exit code."""
+        container, begun = self.container(service), time.monotonic()
+        docker("stop", "--time", "10", container)
+        return time.monotonic() - begun, self.exit_code(service)
+
+    def kill(self, service: str) -> None:
+        """Kill a container, all processes at once."""
+        docker("kill", self.container(service))
+
+    def events(self, run: str) -> list[dict[str, Any]]:
+        """Return the events of a run so far, of which the last line may be incomplete."""
+        lines = self.server("sh", "-c", f"cat /state/runs/{run}/metrics.jsonl 2>/dev/null || true").splitlines(True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def rounds(self, run: str) -> list[dict[str, Any]]:
+        """Return the complete rounds of a run."""
+        return [event for event in self.events(run) if event["event"] == "round"]
+
+    def server(self, *command: str) -> str:
+        """Run a command in a container of the server's image, beside the server's volume."""
+        words = ["run", "--rm", "--network", "none", "--entrypoint", command[0]]
+        return docker(*words, "--volume", f"{NAME}_state:/state", "earlybloom-server", *command[1:]).stdout
+
+    def submit(self, *words: str, seconds: float = 600, check: bool = True) -> "subprocess.CompletedProcess[str]":
+        """Run the app once more, with further options, as `run` does."""
+        line = self.command("run")
+        return self.compose("run", "--rm", "--no-deps", "run", *line, *words, seconds=seconds, check=check)
+
+    def command(self, service: str) -> Sequence[str]:
+        """Return a service's merged command."""
+        return list(json.loads(self.compose("config", "--format", "json").stdout)["services"][service]["command"])

@@ -1,0 +1,152 @@
+"""Both stacks on a Docker engine, with the README's commands: they complete, survive kills, and stop in time."""
+
+import re
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.docker.engine import Stack, docker, missing
+from tests.support.deployment import wait_until
+
+CLIENTS = [f"client-{number}" for number in range(4)]
+WHOLE = {"1": 1, "2": 1, "3": 1, "4": 1}  # clients of the demo by depth
+LONG = ["-c", "run.rounds=30"]  # more than one test waits for
+SPLIT = [
+    "-c", "run.strategy=hetero_splitee", "-c", "run.name=split", "-c", "run.rounds=2", "-c", "stream.host=proxy",
+    "-c", "stream.bind=0.0.0.0", "-c", "stream.port=8009",
+]  # fmt: skip
+PATIENCE = 300.0  # seconds, also for a busy machine
+STOP = 10.0  # seconds that `docker stop` gives
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(1500)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def images() -> None:
+    if reason := missing():
+        pytest.skip(reason)
+    Stack("compose.yml").compose("build", seconds=1400)
+
+
+@pytest.fixture
+def demo() -> Iterator[Stack]:
+    stack = Stack("compose.yml")
+    yield stack
+    stack.close()
+
+
+@pytest.fixture
+def tls() -> Iterator[Stack]:
+    stack = Stack("compose.yml", "compose.tls.yml")
+    stack.compose("run", "--rm", "certificates")
+    yield stack
+    stack.close()
+
+
+def devices(stack: Stack) -> None:
+    """Start the server and all devices, and wait until they are healthy."""
+    stack.compose("up", "--detach", "--wait", "--wait-timeout", "300", *CLIENTS, seconds=400)
+
+
+def assert_complete(stack: Stack, run: str, rounds: int) -> None:
+    assert [event["clients"] for event in stack.rounds(run)] == [WHOLE] * rounds
+
+
+def test_demo_completes_with_readme_command(demo):
+    done = demo.up("--build")
+    assert done.returncode == 0
+    assert_complete(demo, only_run(demo), 5)
+    assert {name: demo.exit_code(name) for name in ["run", "server", *CLIENTS]} == dict.fromkeys(
+        ["run", "server", *CLIENTS], 0
+    )
+
+
+def only_run(stack: Stack) -> str:
+    (name,) = stack.server("ls", "/state/runs").split()
+    return name
+
+
+def test_containers_are_confined(demo):
+    devices(demo)
+    for name in ["server", *CLIENTS]:
+        found = demo.inspect(name)
+        host = found["HostConfig"]
+        assert (host["ReadonlyRootfs"], host["CapDrop"]) == (True, ["ALL"])
+        assert host["SecurityOpt"] == ["no-new-privileges:true"]
+        assert demo.compose("exec", name, "id").stdout.startswith("uid=10001(bloom) gid=10001(bloom) groups=10001")
+
+
+def test_capacity_follows_container_limit(demo):
+    printed = demo.compose("run", "--rm", "--no-deps", "client-3", "probe").stdout
+    found = re.search(r"memory (\d+) MB", printed)
+    assert found, printed
+    assert float(found[1]) <= 4 * 2**30 / 1e6 / 2
+
+
+def test_container_of_built_image_does_not_end_stack(demo):
+    """Compose labels the images that it builds, and `up` follows all containers with its project's label."""
+    begun = demo.compose_background("up", "--abort-on-container-exit", *CLIENTS)
+    try:
+        wait_until(lambda: all(demo.running(name) for name in CLIENTS), PATIENCE, "the stack does not start")
+        docker("run", "--rm", "--entrypoint", "true", "earlybloom-client")
+        time.sleep(5)
+        assert begun.poll() is None
+        assert all(demo.running(name) for name in CLIENTS)
+    finally:
+        begun.send_signal(signal.SIGINT)
+        begun.wait(timeout=120)
+
+
+def test_trained_client_and_run_stop_in_time(demo):
+    devices(demo)
+    demo.compose("run", "--detach", "--no-deps", "--name", "earlybloom-test-run", "run", *demo.command("run"), *LONG)
+    wait_until(lambda: demo.server("ls", "/state").count("runs"), PATIENCE, "the run does not start")
+    name = only_run(demo)
+    wait_until(lambda: demo.rounds(name), PATIENCE, "the first round does not end")
+    seconds, code = demo.stop("client-2")
+    assert (seconds < STOP, code) == (True, 0), seconds
+    docker("stop", "--time", "10", "earlybloom-test-run")
+    assert docker("wait", "earlybloom-test-run").stdout.strip() == "130"
+    docker("rm", "earlybloom-test-run")
+    listed = demo.compose(
+        "exec", "--env", "FLWR_HOME=/state/.flwr", "server", "flwr", "list", "server-8000", "--format", "json"
+    )
+    assert "finished:stopped" in listed.stdout
+
+
+def test_killed_client_comes_back(demo):
+    devices(demo)
+    demo.compose("up", "--detach", "--no-deps", "run")
+    wait_until(lambda: "runs" in demo.server("ls", "/state"), PATIENCE, "the run does not start")
+    name = only_run(demo)
+    wait_until(lambda: demo.rounds(name), PATIENCE, "the first round does not end")
+    demo.kill("client-1")
+    demo.compose("up", "--detach", "--no-deps", "client-1")
+    assert docker("wait", demo.container("run"), seconds=900).stdout.strip() == "0"
+    assert len(demo.rounds(name)) == 5
+
+
+def test_killed_server_resumes(demo):
+    devices(demo)
+    demo.compose("up", "--detach", "--no-deps", "run")
+    wait_until(lambda: "runs" in demo.server("ls", "/state"), PATIENCE, "the run does not start")
+    name = only_run(demo)
+    wait_until(lambda: demo.rounds(name), PATIENCE, "the first round does not end")
+    demo.kill("server")
+    demo.compose("stop", "run")
+    devices(demo)
+    demo.submit("--resume", f"/state/runs/{name}", seconds=900)
+    assert_complete(demo, name, 5)
+
+
+def test_tls_stack_completes_and_split_training_passes_proxy(tls):
+    done = tls.up()
+    assert done.returncode == 0
+    assert_complete(tls, only_run(tls), 5)
+    devices(tls)
+    assert tls.compose("exec", "proxy", "ls", "/certificates").stdout.split() == ["ca.pem", "server.key", "server.pem"]
+    assert tls.compose("exec", "proxy", "id").stdout.startswith("uid=10001 gid=10001")
+    tls.submit(*SPLIT, seconds=900)
+    assert all(event["terms"]["missing"] == 0 and event["terms"]["batches"] for event in tls.rounds("split"))
+    assert len(tls.rounds("split")) == 2
