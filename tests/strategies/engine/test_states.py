@@ -62,6 +62,16 @@ def test_machine_with_other_sources_ends_the_run(prepare_run, monkeypatch):
         run.strategy.start(run.grid)
 
 
+def test_machine_without_the_data_ends_the_run(prepare_run, monkeypatch):
+    def load(*_: object) -> None:
+        raise UserError("data.root is /data, which is not a folder")
+
+    run = prepare_run(RUN)
+    monkeypatch.setattr("strategies.node.node.load", load)
+    with pytest.raises(UserError, match=r"machine .*: data\.root is /data, which is not a folder"):
+        run.strategy.start(run.grid)
+
+
 def test_device_with_other_sources_is_left_out(prepare_run, monkeypatch, flower_log):
     monkeypatch.setattr("strategies.engine.strategy.digest", lambda: "0123")
     run = prepare_run({**RUN, "clients.per-round": 1, "round.wait": 0.0}, [{"client-id": 0}])
