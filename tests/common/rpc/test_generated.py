@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from common.rpc import split_pb2, students_pb2
-from common.rpc.methods import INFER, OFFLOAD, TRAIN
+from common.rpc import rounds_pb2, split_pb2, students_pb2
+from common.rpc.methods import INFER, OFFLOAD, TRAIN, WORK
 
 PROJECT = Path(__file__).resolve().parents[3]
 
@@ -19,7 +19,8 @@ def test_generated_code_is_up_to_date(tmp_path):
     described = [str(file.relative_to(PROJECT)) for file in sorted((PROJECT / "common" / "rpc").glob("*.proto"))]
     subprocess.run([sys.executable, *command, *described], cwd=PROJECT, check=True)
     made = {file.relative_to(tmp_path): file.read_text() for file in tmp_path.rglob("*.py*")}
-    assert sorted(path.stem for path in made) == ["split_pb2", "split_pb2", "students_pb2", "students_pb2"]
+    assert {path.stem for path in made} == {"rounds_pb2", "split_pb2", "students_pb2"}
+    assert len(made) == 6
     assert all(file in (PROJECT / "Makefile").read_text() for file in described)
     for path, text in made.items():
         assert (PROJECT / path).read_text() == text, f"{path} is old: run `make proto`"
@@ -28,6 +29,7 @@ def test_generated_code_is_up_to_date(tmp_path):
 def test_method_names_match_the_description():
     assert (TRAIN, OFFLOAD) == ("/earlybloom.Split/Train", "/earlybloom.Split/Offload")
     assert INFER == "/earlybloom.Students/Infer"
+    assert WORK == "/earlybloom.rounds.Rounds/Work"
 
 
 def test_every_message_has_header_and_data_field():
@@ -40,6 +42,9 @@ def test_every_message_has_header_and_data_field():
 
 
 def test_large_field_of_every_message_is_that_of_framing():
-    for name in ("InferRequest", "InferReply"):
-        fields = students_pb2.DESCRIPTOR.message_types_by_name[name].fields_by_name
+    messages = {"InferRequest": students_pb2, "InferReply": students_pb2} | dict.fromkeys(
+        ("NodeFrame", "ServerFrame"), rounds_pb2
+    )
+    for name, module in messages.items():
+        fields = module.DESCRIPTOR.message_types_by_name[name].fields_by_name
         assert fields["data"].number == max(field.number for field in fields.values()) == 15
