@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 from flwr.app import Context, RecordDict
 
-import common.storage.files
 from client.app import app as client_app
 from common.config import Value
 from common.flower.local_grid import LocalGrid
@@ -94,7 +94,7 @@ def _half_line(round_: int, pause: Pause) -> None:
 
 def _half_checkpoint(round_: int, pause: Pause) -> None:
     """Pause with half of a round's checkpoint written."""
-    save_file = common.storage.files.save_file
+    save_file = safetensors.torch.save_file
 
     def slow(tensors: Any, path: Path, metadata: dict[str, str]) -> None:
         save_file(tensors, path, metadata=metadata)
@@ -103,7 +103,7 @@ def _half_checkpoint(round_: int, pause: Pause) -> None:
                 file.truncate(path.stat().st_size // 2)
             pause()
 
-    common.storage.files.save_file = slow
+    safetensors.torch.save_file = slow
 
 
 def _client_stored(round_: int, pause: Pause) -> None:
