@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import grpc
@@ -91,6 +91,13 @@ def message(node: int, value: float, size: int = 3, ttl: float = 60.0) -> Messag
 
 def value(reply: Message) -> float:
     return float(reply.content["x"].to_numpy_ndarrays()[0][0])
+
+
+def pulled(grid: StreamGrid, ids: Iterable[str]) -> list[Message]:
+    """Wait for all replies to these messages."""
+    ids, replies = list(ids), list[Message]()
+    wait_until(lambda: replies.extend(grid.pull_messages(ids)) or len(replies) == len(ids), 30, "replies are missing")
+    return replies
 
 
 def ask(grid: StreamGrid, messages: list[Message], seconds: float = 20.0) -> dict[int, Message]:
@@ -182,11 +189,7 @@ def test_large_model_survives_cuts_on_its_way():
             time.sleep(0.05)
             relay.cut(closing=True)
             relay.mend()
-        end, replies = time.monotonic() + 30, list[Message]()
-        while not replies and time.monotonic() < end:
-            grid.wait(0.1)
-            replies = list(grid.pull_messages(ids))
-        (reply,) = replies
+        (reply,) = pulled(grid, ids)
         (values,) = reply.content["x"].to_numpy_ndarrays()
         assert values.shape == (30 << 18,)
         assert bool((values == 6).all())
@@ -211,8 +214,7 @@ def test_order_of_an_ended_process_fails_and_the_node_comes_back(monkeypatch):
         monkeypatch.setattr(client_rounds.RoundStream, "_converse", of_the_living)
         relay.cut(closing=True)
         relay.mend()
-        replies = list[Message]()
-        wait_until(lambda: replies.extend(grid.pull_messages(ids)) or replies, 20, "no reply")
+        replies = pulled(grid, ids)
         assert "ended while it worked" in str(replies[0].error.reason)
         assert value(ask(grid, [message(node, 7)])[node]) == 14
     go.set()
@@ -227,8 +229,7 @@ def test_gone_node_fails_its_orders():
         assert started.wait(10)
         relay.cut(closing=True)
         nodes.gone.add(node)
-        replies = list[Message]()
-        wait_until(lambda: replies.extend(grid.pull_messages(ids)) or replies, 20, "no reply")
+        replies = pulled(grid, ids)
         assert "the node is gone" in str(replies[0].error.reason)
         assert replies[0].metadata.src_node_id == node
         go.set()
@@ -257,8 +258,7 @@ def test_order_whose_time_is_over_is_not_worked_on():
         second = list(grid.push_messages([message(node, 2, ttl=0.1)]))
         time.sleep(0.2)
         go.set()
-        replies = list[Message]()
-        wait_until(lambda: replies.extend(grid.pull_messages([*first, *second])) or len(replies) == 2, 20, "no reply")
+        replies = pulled(grid, [*first, *second])
         by_id = {reply.metadata.reply_to_message_id: reply for reply in replies}
         assert value(by_id[first[0]]) == 2
         assert "time was over" in str(by_id[second[0]].error.reason)
