@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import cast
@@ -29,7 +29,7 @@ from common.data.text import token_ids
 from common.errors import UserError
 
 # Raise it whenever the same files would decode to something else, so that older caches are not used.
-_FORMAT = 2
+_FORMAT = 3
 _MERGED = 0.5  # stands for every share above 0, since the merged samples are the same for all of them
 
 
@@ -41,6 +41,7 @@ class TrainTest:
     test: SampleSet  # the server's test set; empty with data.client-test
     # the natural client of each training sample (N,), integers or text; None unless data.partitioner is natural
     natural: NDArray[np.generic] | None = None
+    notes: tuple[str, ...] = ()  # a sentence for whatever was left out or changed, with numbers
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -111,7 +112,8 @@ def _source_files(config: DataConfig) -> list[Path]:
     return parquet_files(root) or (csv_files(root) if config.is_text else images_below(root))
 
 
-def _read_source(config: DataConfig) -> tuple[RawSplit, RawSplit, tuple[str, ...]]:
+def _read_source(config: DataConfig) -> RawSet:
+    """Return the set as it is used: with a test split, within `data.limit`, and merged if clients test on their own."""
     raw = _open_source(config)
     if raw.train.natural is None and config.column:
         raise UserError(f"the set {config.name!r} has no column {config.column!r}: choose another data.partitioner")
@@ -121,7 +123,7 @@ def _read_source(config: DataConfig) -> tuple[RawSplit, RawSplit, tuple[str, ...
     train = first(train, config.limit)
     if config.client_test:
         train, test = merged(train, test), test.take(np.arange(0))
-    return train, test, raw.classes
+    return replace(raw, train=train, test=test)
 
 
 def _open_source(config: DataConfig) -> RawSet:
@@ -148,8 +150,8 @@ class _Rows:
     samples: Iterator[NDArray[np.generic]]
 
 
-def _decoded(config: DataConfig, train: RawSplit, test: RawSplit) -> Iterator[_Rows]:
-    splits = {"train": train, "test": test}
+def _decoded(config: DataConfig, raw: RawSet) -> Iterator[_Rows]:
+    splits = {"train": raw.train, "test": cast(RawSplit, raw.test)}
     if config.is_text:
         for name, split in splits.items():
             texts = (token_ids(cast(str, text), config.vocabulary, config.length) for text in split.samples)
@@ -163,28 +165,29 @@ def _decoded(config: DataConfig, train: RawSplit, test: RawSplit) -> Iterator[_R
 
 
 def _in_memory(config: DataConfig) -> TrainTest:
-    train, test, classes = _read_source(config)
+    raw = _read_source(config)
     sets = {}
-    for rows in _decoded(config, train, test):
+    for rows in _decoded(config, raw):
         inputs = np.empty(rows.shape, dtype=rows.dtype)
         for position, sample in enumerate(rows.samples):
             inputs[position] = sample
-        sets[rows.name] = SampleSet(torch.from_numpy(inputs), torch.from_numpy(rows.split.labels), classes)
-    return TrainTest(sets["train"], sets["test"], train.natural)
+        sets[rows.name] = SampleSet(torch.from_numpy(inputs), torch.from_numpy(rows.split.labels), raw.classes)
+    return TrainTest(sets["train"], sets["test"], raw.train.natural, raw.notes)
 
 
 def _write(config: DataConfig, folder: Path) -> None:
-    train, test, classes = _read_source(config)
-    for rows in _decoded(config, train, test):
+    raw = _read_source(config)
+    for rows in _decoded(config, raw):
         write_rows(folder / f"{rows.name}_inputs.npy", rows.shape, rows.dtype, rows.samples)
         np.save(folder / f"{rows.name}_labels.npy", rows.split.labels, allow_pickle=False)
-    if train.natural is not None:
-        np.save(folder / "natural.npy", train.natural, allow_pickle=False)
-    (folder / "classes.json").write_text(json.dumps(classes))
+    if raw.train.natural is not None:
+        np.save(folder / "natural.npy", raw.train.natural, allow_pickle=False)
+    (folder / "set.json").write_text(json.dumps({"classes": raw.classes, "notes": raw.notes}))
 
 
 def _read(folder: Path) -> TrainTest:
-    classes = tuple(json.loads((folder / "classes.json").read_text()))
+    facts = json.loads((folder / "set.json").read_text())
+    classes = tuple(facts["classes"])
     sets = [
         SampleSet(
             # Copy on write: pages come from the file as they are needed, and a stray write never reaches it.
@@ -195,4 +198,5 @@ def _read(folder: Path) -> TrainTest:
         for name in ("train", "test")
     ]
     natural = folder / "natural.npy"
-    return TrainTest(sets[0], sets[1], np.load(natural, allow_pickle=False) if natural.exists() else None)
+    clients = np.load(natural, allow_pickle=False) if natural.exists() else None
+    return TrainTest(sets[0], sets[1], clients, tuple(facts["notes"]))

@@ -38,6 +38,7 @@ class RawSet:
     train: RawSplit
     test: RawSplit | None  # None: the source has no test split
     classes: tuple[str, ...]  # names in the order of the labels
+    notes: tuple[str, ...] = ()  # a sentence for whatever the source holds that was left out or changed, with numbers
 
 
 def merged(train: RawSplit, test: RawSplit) -> RawSplit:
