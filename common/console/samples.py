@@ -13,10 +13,11 @@ from torch import Tensor
 
 from common import paths
 from common.data import DataConfig, load
-from common.data.catalogue import DEVICES
 from common.data.decode import decode
 from common.data.image_folder import SUFFIXES, images_below
 from common.errors import UserError
+from common.sections.data_sets import DEVICES
+from common.settings import read_section
 
 T = TypeVar("T")
 Unreadable = Callable[[Path, str], None]
@@ -119,10 +120,12 @@ def from_dataset(text: str, classes: Classes, shape: Shape, size: int, limit: in
     name, _, folder = text.partition(":")
     _, height, width = shape
     side = height if height == width else 0
-    config = DataConfig(name, str(Path(folder).absolute()) if folder else "", image_size=side)
-    problems = [
-        p.replace("data.root", "--dataset NAME:FOLDER").replace("data.name", "--dataset") for p in config.problems()
-    ]
+    root = str(Path(folder).absolute()) if folder else ""
+    found = read_section(DataConfig, name=name, root=root, image_size=side)
+    config, problems = (
+        found.section,
+        [p.replace("data.root", "--dataset NAME:FOLDER").replace("data.name", "--dataset") for p in found.problems],
+    )
     if problems or config.is_text or name == DEVICES:
         raise UserError("; ".join(problems) or f"--dataset {name} holds no images: give a data set of images")
     test = load(config, paths.cache_root()).test

@@ -14,8 +14,6 @@ import torch
 from numpy.typing import NDArray
 
 from common.data.cache import Json, cached, content_key, fingerprint, write_rows
-from common.data.catalogue import DEVICES, EMBEDDED, NEWS
-from common.data.config import DataConfig
 from common.data.csv_table import csv_files, read_csv
 from common.data.decode import decode, image_shape
 from common.data.digits import read_digits
@@ -27,6 +25,8 @@ from common.data.parquet import parquet_files, read_parquet
 from common.data.raw import Encoded, RawSet, RawSplit, first, merged, split_off_test
 from common.data.text import token_ids
 from common.errors import UserError
+from common.sections.data import DataConfig
+from common.sections.data_sets import DEVICES, EMBEDDED, NEWS
 
 # Raise it whenever the same files would decode to something else, so that older caches are not used.
 _FORMAT = 3

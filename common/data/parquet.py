@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.data.config import DataConfig
 from common.data.raw import RawSet
 from common.data.support import one_line, require
 from common.data.tables import class_names, label_column, tables_to_raw
 from common.errors import UserError
+from common.sections.data import DataConfig
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.config import DataConfig
 from common.data.raw import RawSet, RawSplit
 from common.data.support import require
 from common.errors import UserError
+from common.sections.data import DataConfig
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -3,7 +3,8 @@ import torch
 
 from common.errors import UserError
 from strategies.baselines.eefl import EEFL
-from strategies.factory import make_strategy, read_config
+from strategies.configuration import read_config
+from strategies.factory import make_strategy
 
 
 def test_configuration_becomes_strategy(flat):

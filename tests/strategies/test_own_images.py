@@ -9,8 +9,9 @@ from sklearn.datasets import load_digits
 from client.app import app
 from common.flower.local_grid import LocalGrid
 from common.storage.model_file import load_model
+from strategies.configuration import read_config
 from strategies.engine.rounds import QuorumError
-from strategies.factory import make_strategy, read_config
+from strategies.factory import make_strategy
 
 SETTINGS = {
     "run.strategy": "darkdistill", "run.rounds": 2, "clients.count": 4, "clients.per-round": 4, "data.name": "devices",

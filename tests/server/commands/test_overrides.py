@@ -8,7 +8,7 @@ import pytest
 
 from common.errors import UserError
 from server.commands.overrides import PRESETS, read_overrides
-from strategies.factory import read_config
+from strategies.configuration import read_config
 
 
 def overrides(*pairs: str, preset: str = "") -> dict[str, Any]:

@@ -24,7 +24,8 @@ from server.commands.launch import PROJECT, Outcome
 from server.commands.overrides import read_overrides
 from strategies.callbacks import report
 from strategies.callbacks.run_folder import read_events
-from strategies.factory import make_strategy, read_config
+from strategies.configuration import read_config
+from strategies.factory import make_strategy
 from tests.support.deployment import run_launcher, wait_until
 
 SETTINGS = {

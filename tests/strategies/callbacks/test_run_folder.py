@@ -24,8 +24,8 @@ from common.storage.model_file import load_model
 from server.app import prepare
 from strategies.callbacks import run_folder
 from strategies.callbacks.run_folder import LOCK, RunFolder, read_events
+from strategies.configuration import read_config
 from strategies.engine.strategy import EarlyExitStrategy
-from strategies.factory import read_config
 from tests.support.killing import NODES, rounds, run_and_kill
 from tests.support.served import read_line
 
