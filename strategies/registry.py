@@ -58,7 +58,7 @@ METHODS = {
         parts="cut",
         robust=False,
     ),
-    "local": Entry("strategies.personalised.local_only", (PERSONAL,)),
+    "local": Entry("strategies.personalised.local_only", (PERSONAL,), robust=False),
     "median": Entry("strategies.baselines.median"),
 }
 

@@ -44,9 +44,9 @@ def position_mistakes(name: str, exits: tuple[int, ...], tiers: tuple[int, ...])
 
 def input_mistake(name: str, *, texts: bool) -> str:
     """Return the sentence for a backbone that does not take such samples; empty if it does."""
-    if BACKBONES[name].texts == texts:
-        return ""
     fitting = [other for other, backbone in BACKBONES.items() if backbone.texts == texts]
+    if name in fitting:
+        return ""
     return f"network.name {name!r} does not take {'texts' if texts else 'images'}: choose one of {', '.join(fitting)}"
 
 

@@ -1,7 +1,7 @@
 """`python -m server config`: print every configuration key with its value, its default and what it means.
 
-The values are those of a run with the same -c and --preset; what that run would refuse is refused. A * marks a value that
-is not the default. Sections that the method does not read are left out, unless --all.
+The values are those of a run with the same -c and --preset; what that run would refuse is refused. A * marks values
+that are not the default. Sections that the method does not read are left out, unless --all.
 """
 
 import argparse

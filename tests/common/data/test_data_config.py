@@ -29,7 +29,7 @@ def test_defaults_have_no_problems() -> None:
         ({"alpha": float("nan")}, "data.alpha"),
         ({"shards_per_client": 0}, "data.shards-per-client"),
         ({"image_size": -1}, "data.image-size"),
-        ({"image_size": 5000}, "data.image-size is 5000, must be at most 4096"),
+        ({"image_size": 5000}, "data.image-size is 5000, must be at least 0 and at most 4096"),
         ({"validation": 1.0}, "data.validation is 1.0, must be at least 0 and below 1"),
         ({"client_test": 1.0}, "data.client-test is 1.0, must be at least 0 and below 1"),
         ({"limit": -1}, "data.limit"),
