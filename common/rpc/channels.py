@@ -166,14 +166,14 @@ def superlink(text: str, *, encrypted: bool, remedy: str = "--root-certificates"
     scheme, separator, rest = text.strip().rpartition("://")
     address = rest.rstrip("/")
     if separator and scheme.lower() not in ("http", "https", "grpc", "grpcs"):
-        raise UserError(f"--superlink {text}: {scheme}:// is not known: write host:port")
+        raise UserError(f"--superlink {text}: {scheme}:// is not known: write HOST:PORT")
     if scheme.lower() in ("https", "grpcs") and not encrypted:
         raise UserError(f"--superlink {text} asks for an encrypted link: add {remedy}, and write {address}")
     host, _, port = address.rpartition(":")
-    if port.isdecimal() and host and (":" not in host or host.endswith("]")) and 0 < int(port) <= 65535:
+    if host and (":" not in host or host.endswith("]")) and port.isdecimal() and 0 < int(port) <= 65535:
         return address
-    known = address if (not host and not address.startswith(":")) or address.endswith("]") else host or "HOST"
-    raise UserError(f"--superlink {text} needs a port from 1 to 65535: write host:port, such as {known}:8000")
+    example = "[::1]:8000" if ":" in host else f"{host or address.strip(':') or 'server'}:8000"
+    raise UserError(f"--superlink {text} has no host with a port from 1 to 65535: write HOST:PORT, such as {example}")
 
 
 def _require_security(host: str, token: str, encrypted: bool) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from client.app import app
 from common.flower.local_grid import LocalGrid
+from common.storage.format import FORMAT
 from server.__main__ import main
 from server.commands import run
 from server.commands.launch import PROJECT, Outcome
@@ -36,7 +37,7 @@ SETTINGS = {
 
 @pytest.fixture
 def simulations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Any]]:
-    """Replace the SuperLink: every simulation ends at once; the one of method "fails" fails."""
+    """Replace the SuperLink: every simulation ends at once; the one of method "median" fails."""
     started: list[Mapping[str, Any]] = []
 
     @contextmanager
@@ -45,7 +46,7 @@ def simulations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Mapping
 
     def simulate(settings: Mapping[str, Any], root: Path, env: Mapping[str, str], **options: Any) -> Outcome:
         started.append({**settings, **options})
-        failed = settings.get("run.strategy") == "fails"
+        failed = settings.get("run.strategy") == "median"
         return Outcome(root / "x", "finished:failed" if failed else "finished:completed", "quorum" if failed else "")
 
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / ".flwr"))
@@ -59,9 +60,9 @@ def simulations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Mapping
 def test_run_exit_code_says_whether_all_runs_completed(simulations, capsys):
     assert main(["run", "-c", "run.strategy=eefl"]) == 0
     assert "1 runs" in capsys.readouterr().out
-    assert main(["run", "-c", "run.strategy=fails"]) == 1
+    assert main(["run", "-c", "run.strategy=median"]) == 1
     assert "finished:failed: quorum" in capsys.readouterr().err
-    assert main(["compare", "--methods", "eefl,fails"]) == 1
+    assert main(["compare", "--methods", "eefl,median"]) == 1
     assert main(["run", "-c", "oops"]) == 2
     assert capsys.readouterr().err.startswith("error: ")
 
@@ -94,6 +95,8 @@ def test_compare_uses_one_configuration_for_all_methods(simulations, capsys):
 
 def test_run_resumes_from_a_folder(simulations, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "old").mkdir(parents=True)
+    (tmp_path / "runs" / "old" / "config.toml").write_text(f"[run]\nrounds = 3\n[about]\nformat = {FORMAT}\n")
     assert main(["run", "--resume", "runs/old"]) == 0
     (started,) = simulations
     assert started["run.resume"] == str(tmp_path / "runs" / "old")
