@@ -95,7 +95,7 @@ def load_config(
         found = read_section(kind, **{k.partition(".")[2]: flat[k] for k in keys(kind) if k in flat})
         sections[kind] = found.section
         problems += found.problems
-        wrong += found.wrong
+        wrong += [*found.wrong, *(sentence.partition(" ")[0] for sentence in found.others)]  # which begin with a key
     common = {kind.SECTION: sections[kind] for kind in RunConfig.COMMON}
     config = RunConfig(**common, settings={kind: sections[kind] for kind in kinds})  # type: ignore[arg-type]
     problems += without(check(config), wrong)

@@ -62,8 +62,8 @@ def _part_mistakes(config: RunConfig) -> Iterator[str]:
     network, weights = config.network, config.objective.exit_weights
     exits = network.exits or BACKBONES[network.name].exits
     if weights and len(weights) < len(exits):
-        yield too_few_weights(weights, len(exits))
+        yield f"{too_few_weights(weights, len(exits))} (network.name and network.exits decide their number)"
     try:
         parse_mix(config.clients.mix, len(network.tiers or exits))
     except UserError as error:
-        yield f"{error} of network.tiers"
+        yield f"{error} (network.name, network.exits and network.tiers decide their number)"

@@ -12,7 +12,7 @@ def test_defaults_of_every_section_are_valid() -> None:
     ("flat", "words"),
     [
         ({"run.strategy": "darkdistil"}, "; do you mean darkdistill?"),
-        ({"clients.mix": "0.5,0.5"}, "must give one share, 0 or more, for each of the 4 tiers of network.tiers"),
+        ({"clients.mix": "0.5,0.5"}, "must give one share, 0 or more, for each of the 4 tiers (network.name"),
         ({"clients.mix": "1,1,1,nan"}, "must give one share"),
         ({"network.name": "transformer4"}, "does not take images: choose one of"),
         ({"data.name": "bbc_news"}, "does not take texts: choose one of transformer4 (data.name is 'bbc_news')"),
