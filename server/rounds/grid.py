@@ -19,7 +19,7 @@ from common.config import RunConfig
 from common.messages.protocol import QUERY
 from common.rpc.certificates import self_signed
 from common.rpc.channels import Limits, is_loopback, new_token, serve
-from common.rpc.records import PIECE
+from common.rpc.records import FRAME
 from common.rpc.rounds import Announcement
 from common.rpc.settings import StreamSettings
 from server.rounds.service import RoundsService
@@ -27,7 +27,6 @@ from server.rounds.service import RoundsService
 LOOK = 1.0  # seconds between two looks at nodes whose stream is broken
 PATIENCE = 90.0  # seconds without a stream after which the node's replies are given up; Flower itself takes 60
 PROBE = 60.0  # seconds for which Flower keeps the message that makes a node open its stream again
-OVERHEAD = 1 << 20  # bytes of a frame beside its piece
 
 
 class StreamGrid(Grid):
@@ -131,7 +130,7 @@ def serving(grid: Grid, config: RunConfig) -> Iterator[StreamGrid]:
     bind = section.bind or section.host
     encrypted = section.tls or not (is_loopback(section.host) and is_loopback(bind))
     certificate = self_signed([section.host]) if encrypted else None
-    limits = Limits(PIECE + OVERHEAD, calls=_calls(config))
+    limits = Limits(FRAME, calls=_calls(config))
     with serve(service.register, f"{bind}:{section.rounds_port}", token, certificate, limits) as running:
         log(INFO, "rounds are served at %s:%d%s", bind, running.port, ", TLS" if certificate else "")
         text = certificate.certificate.decode() if certificate else ""

@@ -109,6 +109,12 @@ class Stack:
         words = ["run", "--rm", "--network", "none", "--entrypoint", command[0]]
         return docker(*words, "--volume", f"{NAME}_state:/state", "earlybloom-server", *command[1:]).stdout
 
+    def kept(self, client: str) -> set[str]:
+        """Return the files of arrays in a client's volume, each with its hash."""
+        words = ["run", "--rm", "--network", "none", "--entrypoint", "find", "--volume", f"{NAME}_{client}:/state:ro"]
+        files = ["/state", "-name", "*.safetensors", "-exec", "sha256sum", "{}", "+"]
+        return set(docker(*words, "earlybloom-client", *files).stdout.splitlines())
+
     def submit(self, *words: str, seconds: float = 600, check: bool = True) -> "subprocess.CompletedProcess[str]":
         """Run the app once more, with further options, as `run` does."""
         line = self.command("run")
