@@ -20,7 +20,7 @@ def test_labels_follow_the_run_and_images_fit_the_network(tmp_path: Path) -> Non
     for i in range(4):
         _save(tmp_path / "cat", f"{i}.png", np.full((9, 7), i, np.uint8))
     _save(tmp_path / "ankle - boot", "a.webp", np.full((5, 5, 3), 200, np.uint8))
-    train, validation, _ = device_data(tmp_path, CLASSES, (3, 8, 8), 0.2, seed=1)
+    train, validation, *_ = device_data(tmp_path, CLASSES, (3, 8, 8), 0.2, seed=1)
     assert (len(train), len(validation)) == (4, 1)
     assert train.shape == validation.shape == (3, 8, 8)
     assert sorted(torch.cat([train.labels, validation.labels]).tolist()) == [0, 2, 2, 2, 2]
@@ -31,7 +31,7 @@ def test_labels_follow_the_run_and_images_fit_the_network(tmp_path: Path) -> Non
 
 def test_colour_becomes_grey_for_a_grey_network(tmp_path: Path) -> None:
     _save(tmp_path / "bag", "a.jpg", np.full((8, 8, 3), 90, np.uint8))
-    train, validation, _ = device_data(tmp_path, CLASSES, (1, 8, 8), 0.5, seed=1)
+    train, validation, *_ = device_data(tmp_path, CLASSES, (1, 8, 8), 0.5, seed=1)
     assert train.inputs.unique().tolist() == [90]
     assert len(validation) == 0
 

@@ -48,7 +48,7 @@ def test_limit_keeps_every_class(tmp_path: Path) -> None:
 
 def test_different_sizes_need_image_size(tmp_path: Path) -> None:
     _paint(tmp_path / "train" / "cat", 1)
-    Image.fromarray(np.zeros((9, 3), np.uint8)).save(tmp_path / "train" / "cat" / "tall.png")
+    Image.fromarray(np.ones((9, 3), np.uint8)).save(tmp_path / "train" / "cat" / "tall.png")
     _paint(tmp_path / "test" / "cat", 1)
     with pytest.raises(UserError, match=r"tall\.png has 3x9 pixels.*data\.image-size"):
         _load_from(tmp_path)
