@@ -127,7 +127,7 @@ def _read_source(config: DataConfig) -> RawSet:
         raise UserError(f"the set {config.root or config.name} has no training samples or no test samples: add some")
     notes = list(raw.notes)
     if untested := [name for label, name in enumerate(raw.classes) if not np.any(test.labels == label)]:
-        notes.append(f"no test samples of {len(untested)} classes ({listed(untested)})")
+        notes.append(f"classes without test samples: {listed(untested)}")
     train, validation = first(train, config.limit), raw.validation
     if config.client_test:
         for split in (test, validation):

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from common.data.raw import Encoded
-from common.data.support import listed, one_line, printable
+from common.data.support import counted, listed, one_line, printable
 from common.errors import UserError
 
 _GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
@@ -65,10 +65,10 @@ class Decoding:
 
     def notes(self) -> list[str]:
         """Return a sentence for each kind of change, with the number of images."""
-        notes = [f"{number} images {change}" for change, number in sorted(self.counts.items())]
+        notes = [f"{counted(number, 'image')} with {change}" for change, number in sorted(self.counts.items())]
         if self.damaged:
             names = listed([image.name for image in self.damaged])
-            notes.append(f"left out: {len(self.damaged)} images that cannot be read ({names})")
+            notes.append(f"left out: {counted(len(self.damaged), 'image')} that cannot be read ({names})")
         return notes
 
     @cached_property
@@ -207,7 +207,7 @@ def _open(item: Encoded, counts: Counter[str] | None = None) -> Image.Image:
             upright = image.copy()
         with suppress(Exception):  # damaged frames after a good one
             if counts is not None and getattr(image, "is_animated", False):
-                counts["have several frames or pages: only the first is used"] += 1
+                counts["several frames or pages, of which only the first is used"] += 1
     return upright
 
 
@@ -221,7 +221,7 @@ def _to_array(
             f"set data.image-size to resize all images to one size"
         )
     if channels == 1 and image.mode not in _GREY_MODES:
-        decoding.counts["have colours and became grey"] += 1
+        decoding.counts["colours that became grey"] += 1
     mode = "L" if channels == 1 else "RGB"
     pixels = _eight_bits(image, decoding)
     pixels = pixels if pixels.mode == mode else pixels.convert(mode)
@@ -236,7 +236,7 @@ def _eight_bits(image: Image.Image, decoding: Decoding) -> Image.Image:
     if image.mode in _TOPS or image.mode.startswith("I;16"):
         top = decoding.tops[image.mode] if image.mode in _TOPS else 65535
         if top != 255:
-            decoding.counts[f"have grey levels from 0 to {top}, scaled to 0 to 255"] += 1
+            decoding.counts[f"grey levels from 0 to {top}, scaled to 0 to 255"] += 1
         return Image.fromarray(np.rint(np.asarray(image) * (255.0 / top)).astype(np.uint8))
     return _on_background(image, decoding.counts) if image.has_transparency_data else image
 
@@ -249,7 +249,7 @@ def _on_background(image: Image.Image, counts: Counter[str]) -> Image.Image:
     colours = rgba.convert("RGB")
     white, black = (Image.composite(colours, Image.new("RGB", image.size, c), alpha) for c in ("white", "black"))
     dark = _contrast(white) < min(_HARDLY, _contrast(black))
-    counts[f"are transparent in parts, laid on {'black' if dark else 'white'}"] += 1
+    counts[f"transparent parts, laid on {'black' if dark else 'white'}"] += 1
     return black if dark else white
 
 

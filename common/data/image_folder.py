@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from common.data.raw import RawSet, RawSplit
-from common.data.support import listed, printable
+from common.data.support import counted, listed, printable
 from common.data.tree import SHOWN_SUFFIXES, Tree, walk
 from common.errors import UserError
 
@@ -37,9 +37,11 @@ class ClassFolders:
         """Return a sentence for each kind of file or folder that is left out."""
         notes = []
         if self.loose:
-            notes.append(f"left out: {len(self.loose)} images outside class folders ({listed(tree.names(self.loose))})")
+            number = counted(len(self.loose), "image")
+            notes.append(f"left out: {number} outside class folders ({listed(tree.names(self.loose))})")
         if self.empty:
-            notes.append(f"left out: {len(self.empty)} folders without images ({listed(tree.names(self.empty))})")
+            number = counted(len(self.empty), "folder")
+            notes.append(f"left out: {number} without images ({listed(tree.names(self.empty))})")
         return notes
 
 
@@ -95,11 +97,13 @@ def read_image_folder(root: Path) -> RawSet:
     test, validation = splits.get("test"), splits.get("validation")
     if validation and test:
         notes.append(
-            f"{validation.folder.name}/ ({len(validation)} images) is the server's validation set; "
+            f"{validation.folder.name}/ ({counted(len(validation), 'image')}) is the server's validation set; "
             f"clients keep data.validation of their own training images besides"
         )
     elif validation:
-        notes.append(f"{validation.folder.name}/ ({len(validation)} images) is the test set, since test/ is missing")
+        notes.append(
+            f"{validation.folder.name}/ ({counted(len(validation), 'image')}) is the test set, since test/ is missing"
+        )
         test, validation = validation, None
     return RawSet(
         _split(train, train), _split(test, train) if test else None, tuple(train.files), tuple(notes),
@@ -170,8 +174,10 @@ def _beside(tree: Tree, used: list[ClassFolders]) -> list[str]:
     """Return a note on what lies beside the splits."""
     beside = class_folders(tree, tree.root)
     taken = {split.folder.name for split in used}
-    left = [f"{name} with {len(files)} images" for name, files in beside.files.items() if name not in taken]
-    notes = [f"left out: {len(left)} folders beside {', '.join(sorted(taken))} ({listed(left)})"] if left else []
+    left = [f"{name} with {counted(len(files), 'image')}" for name, files in beside.files.items() if name not in taken]
+    notes = (
+        [f"left out: {counted(len(left), 'folder')} beside {', '.join(sorted(taken))} ({listed(left)})"] if left else []
+    )
     return notes + beside.notes(tree)
 
 

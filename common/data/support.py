@@ -34,6 +34,11 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return "1 image" or "2 images"."""
+    return f"{number} {noun}" + "s" * (number != 1)
+
+
 def listed(names: Sequence[str], most: int = 10) -> str:
     """Return names as one text; all after the first `most` are only counted."""
     more = f" and {len(names) - most} more" if len(names) > most else ""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.data.support import listed, printable
+from common.data.support import counted, listed, printable
 from common.errors import UserError
 
 # The still images that Pillow reads on its own: without other programs, layers, animations or scientific containers.
@@ -39,16 +39,16 @@ class Tree:
         """Return a sentence for each kind of file that is left out."""
         notes = []
         if self.others:
-            kinds = Counter(path.suffix.lower() or "without a suffix" for path in self.others)
+            kinds = Counter(path.suffix.lower() or "no suffix" for path in self.others)
             names = listed([f"{number} {kind}" for kind, number in kinds.most_common()])
-            notes.append(f"left out: files that are not images by their suffix ({names})")
+            notes.append(f"left out: {counted(len(self.others), 'file')} without an image's suffix ({names})")
         for paths, kind in (
-            (self.hidden, "hidden or system files and folders"),
-            (self.repeated, "links to files and folders that are in the set already"),
-            (self.broken, "links that lead nowhere"),
+            (self.hidden, "hidden or system item"),
+            (self.repeated, "repeated link"),
+            (self.broken, "broken link"),
         ):
             if paths:
-                notes.append(f"left out: {len(paths)} {kind} ({listed(self.names(paths))})")
+                notes.append(f"left out: {counted(len(paths), kind)} ({listed(self.names(paths))})")
         return notes
 
     def names(self, paths: list[Path]) -> list[str]:
