@@ -44,6 +44,16 @@ class ClassFolders:
             notes.append(f"left out: {number} without images ({listed(tree.names(self.empty))})")
         return notes
 
+    def deeper(self, tree: Tree) -> list[str]:
+        """Return a sentence if class folders have folders of images inside."""
+        depth = len(self.folder.parts) + 2
+        found = {
+            Path(*file.parts[:depth]) for files in self.files.values() for file in files if len(file.parts) > depth
+        }
+        return (
+            [f"folders inside class folders belong to the class ({listed(tree.names(sorted(found)))})"] if found else []
+        )
+
 
 def class_folders(tree: Tree, folder: Path) -> ClassFolders:
     """Return the images of a tree below one of its folders by class.
@@ -85,14 +95,17 @@ def read_image_folder(root: Path) -> RawSet:
     if train is None:
         whole = class_folders(tree, root)
         _check_whole(tree, whole, splits)
-        return RawSet(_split(whole, whole), None, tuple(whole.files), (*tree.notes(), *whole.notes(tree)))
+        notes = [*tree.notes(), *whole.notes(tree), *whole.deeper(tree)]
+        return RawSet(_split(whole, whole), None, tuple(whole.files), tuple(notes))
     _check_classes(train)
     for split in splits.values():
         if unknown := sorted(set(split.files) - set(train.files)):
             raise UserError(
                 f"{split.folder} has classes that {train.folder} lacks ({listed(unknown)}): name the folders alike"
             )
-    notes = [*tree.notes(), *(note for split in (train, *splits.values()) for note in split.notes(tree))]
+    notes = tree.notes()
+    for split in (train, *splits.values()):
+        notes += [*split.notes(tree), *split.deeper(tree)]
     notes += _beside(tree, [train, *splits.values()])
     test, validation = splits.get("test"), splits.get("validation")
     if validation and test:

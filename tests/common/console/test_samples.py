@@ -69,7 +69,7 @@ def test_images_are_read_as_in_training(tmp_path: Path, capsys: pytest.CaptureFi
     assert skipped["3/torn.png"].endswith("torn.png cannot be read as an image (unknown file type)")
     assert capsys.readouterr().err.splitlines() == [
         "note: left out: 1 hidden or system item (3/._torn.png)",
-        "note: 3 images with grey levels from 0 to 65535, scaled to 0 to 255",
+        "note: 3 images with grey levels scaled so that 65535 becomes 255",
     ]
 
 
