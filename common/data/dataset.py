@@ -25,7 +25,7 @@ from common.data.images import SampleSet
 from common.data.news import read_news
 from common.data.parquet import parquet_files, read_parquet
 from common.data.raw import Encoded, RawSet, RawSplit, first, merged, split_off_test
-from common.data.support import listed
+from common.data.support import counted, listed
 from common.data.text import token_ids
 from common.data.tree import files_below
 from common.errors import UserError
@@ -129,6 +129,13 @@ def _read_source(config: DataConfig) -> RawSet:
     if untested := [name for label, name in enumerate(raw.classes) if not np.any(test.labels == label)]:
         notes.append(f"classes without test samples: {listed(untested)}")
     train, validation = first(train, config.limit), raw.validation
+    if validation:
+        use = (
+            "is dealt to clients too"
+            if config.client_test
+            else "is the server's; clients hold out data.validation still"
+        )
+        notes.append(f"the validation split ({counted(len(validation.labels), 'sample')}) {use}")
     if config.client_test:
         for split in (test, validation):
             train = merged(train, split) if split else train

@@ -93,8 +93,7 @@ def test_validation_folder_beside_a_test_folder_is_the_servers(tmp_path: Path) -
         assert data.test.inputs[:, 0, 0, 0].tolist() == [50, 51]
         assert data.validation.inputs[:, 0, 0, 0].tolist() == [100, 101]
         assert data.notes == (
-            "val/ (2 images) is the server's validation set; clients keep data.validation of their own training images "
-            "besides",
+            "the validation split (2 samples) is the server's; clients hold out data.validation still",
         )
 
 
@@ -103,6 +102,7 @@ def test_validation_folder_is_dealt_where_clients_test(tmp_path: Path) -> None:
         _paint(tmp_path / split / "cat", 2, value)
     data = _load_from(tmp_path, client_test=0.25)
     assert (data.validation, len(data.test)) == (None, 0)
+    assert data.notes == ("the validation split (2 samples) is dealt to clients too",)
     assert data.train.inputs[:, 0, 0, 0].tolist() == [0, 1, 50, 51, 100, 101]
 
 
@@ -147,8 +147,8 @@ def test_all_that_is_left_out_is_named(tmp_path: Path) -> None:
     assert _load_from(tmp_path).notes == (
         "left out: 1 file without an image's suffix (1 .txt)", "left out: 1 hidden or system item (train/.trash)",
         "left out: 1 image outside class folders (train/b.png)", "left out: 1 folder without images (train/dog)",
-        "left out: 1 folder beside test, train (unlabelled with 3 images)",
         "left out: 1 image outside class folders (a.png)",
+        "left out: 1 folder beside test, train (unlabelled with 3 images)",
     )  # fmt: skip
 
 
