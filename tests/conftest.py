@@ -48,6 +48,15 @@ def data_root() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def cases_root(data_root: Path) -> Path:
+    """Return the folder of small sets that are easily misread, beside the folder of real sets."""
+    folder = data_root.parent / "cases"
+    if not folder.is_dir():
+        pytest.skip(f"no misleading sets in {folder}")
+    return folder
+
+
 @pytest.fixture(scope="session", autouse=True)
 def flower_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Put Flower's home into a temporary folder; runs, client states and decoded images are stored beside it."""
