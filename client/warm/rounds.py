@@ -21,7 +21,7 @@ from common.errors import UserError
 from common.rpc import framing
 from common.rpc.channels import Limits, connect
 from common.rpc.methods import WORK
-from common.rpc.records import PIECE, Assembly, pieces, take_apart
+from common.rpc.records import FRAME, Assembly, pieces, take_apart
 from common.rpc.refusals import Refused, read
 from common.rpc.rounds import Announcement
 from common.rpc.rounds_pb2 import Head, Hello, NodeFrame, ServerFrame
@@ -29,7 +29,6 @@ from common.rpc.rounds_pb2 import Head, Hello, NodeFrame, ServerFrame
 Work = Callable[[str, RecordDict, Mapping[str, object]], RecordDict]  # message type, content, node configuration
 PATIENCE = 120.0  # seconds without a connection after which a node gives a stream up
 PAUSE = 0.5  # seconds between two attempts
-OVERHEAD = 1 << 20  # bytes of a frame beside its piece
 LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL)
 
 
@@ -96,10 +95,8 @@ class RoundStream:
     def _run(self) -> None:
         announced, last = self.announced, time.monotonic()
         try:
-            channel = connect(
-                announced.address, announced.token, announced.certificate.encode() or None,
-                Limits(PIECE + OVERHEAD),
-            )  # fmt: skip
+            authority = announced.certificate.encode() or None
+            channel = connect(announced.address, announced.token, authority, Limits(FRAME))
         except UserError as error:
             log(WARNING, "rounds go by Flower's messages: %s", error)
             return

@@ -39,6 +39,7 @@ class RawSet:
     test: RawSplit | None  # None: the source has no test split
     classes: tuple[str, ...]  # names in the order of the labels
     notes: tuple[str, ...] = ()  # a sentence for whatever the source holds that was left out or changed, with numbers
+    validation: RawSplit | None = None  # besides a test split; None: the source has none
 
 
 def merged(train: RawSplit, test: RawSplit) -> RawSplit:

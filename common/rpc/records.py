@@ -10,7 +10,8 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from google.protobuf.message import DecodeError
 
-PIECE = 1 << 20  # bytes of a frame
+PIECE = 1 << 20  # bytes of a frame's piece
+FRAME = PIECE + (1 << 20)  # bytes of a whole frame, at most
 LIMIT = 1 << 31  # bytes of a whole content; nothing of ours is as large
 
 

@@ -23,7 +23,8 @@ class DataConfig(Settings):
     # configuration data="/folder") and the server has none
     name: SetName = EMBEDDED
     """the data set, or folder (own images), text (own texts), devices (each device's own images)"""
-    # train-*.parquet and test-*.parquet, or train/<class>/ and test/<class>/ images, or <class>/ images (a fifth of
+    # train-*.parquet and test-*.parquet, or train/<class>/ and test/<class>/ images (also Training, testing; val or
+    # validation is the test set, or the server's validation set beside a test folder), or <class>/ images (a fifth of
     # each class then becomes the test set), or, for texts, train.csv and test.csv
     root: str = ""
     """absolute folder of the samples, as Parquet, class folders of images, or CSV; empty: the hub"""
@@ -46,6 +47,8 @@ class DataConfig(Settings):
     # personalised federated learning (75:25 is usual)
     client_test: float = Field(0.0, ge=0, lt=1)
     """share of a client's own samples kept as its own test split, before validation takes its share of the rest"""
+    skip_damaged: bool = False
+    """leave out images that cannot be read, with a note, instead of refusing the set"""
     limit: int = Field(0, ge=0)
     """use only so many training samples, the first ones, before any merging; 0: all"""
     classes: DistinctWords = ()

@@ -13,6 +13,7 @@ from common.flower.processes import environment, flower_home
 from common.rpc.channels import is_loopback, split_address, superlink
 from common.rpc.secrets import read_certificate
 from common.storage.run_files import refuse_taken
+from server.commands import left_out
 from server.commands.connections import add_superlink, connection
 from server.commands.launch import deploy, run_folder
 from server.commands.overrides import add_run, read_run
@@ -53,6 +54,8 @@ def run(options: argparse.Namespace) -> int:
     env = environment(home)
     name = connection(home, options.superlink, options.root_certificates, env)
     outcome = deploy(overrides, home.parent / "runs", env, name)
+    for line in left_out.summary(outcome.folder):
+        print(line)
     if not outcome.completed:
         print(f"error: {outcome.failure}", file=sys.stderr)
         return 1

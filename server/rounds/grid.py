@@ -4,6 +4,7 @@ Every message that goes by Flower carries the announcement from which the node o
 open one works as before, and one that comes back opens it again. Flower keeps membership, keys, control and status.
 """
 
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,13 +14,12 @@ from typing import Any
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore import log
-from flwr.superlink.grid.http_grid import HttpGrid
 
 from common.config import RunConfig
 from common.messages.protocol import QUERY
 from common.rpc.certificates import self_signed
 from common.rpc.channels import Limits, is_loopback, new_token, serve
-from common.rpc.records import PIECE
+from common.rpc.records import FRAME
 from common.rpc.rounds import Announcement
 from common.sections.stream import StreamSettings
 from server.rounds.service import RoundsService
@@ -27,7 +27,6 @@ from server.rounds.service import RoundsService
 LOOK = 1.0  # seconds between two looks at nodes whose stream is broken
 PATIENCE = 90.0  # seconds without a stream after which the node's replies are given up; Flower itself takes 60
 PROBE = 60.0  # seconds for which Flower keeps the message that makes a node open its stream again
-OVERHEAD = 1 << 20  # bytes of a frame beside its piece
 
 
 class StreamGrid(Grid):
@@ -117,7 +116,7 @@ def streaming(grid: Grid, config: RunConfig) -> Iterator[Grid]:
     A simulation has none: its nodes live in processes that stay anyway. Raises `UserError` when the address cannot be
     used.
     """
-    if config.round.transport == "messages" or not isinstance(grid, HttpGrid):
+    if config.round.transport == "messages" or not _deployed(grid):
         yield grid
         return
     with serving(grid, config) as rounds:
@@ -131,7 +130,7 @@ def serving(grid: Grid, config: RunConfig) -> Iterator[StreamGrid]:
     bind = section.bind or section.host
     encrypted = section.tls or not (is_loopback(section.host) and is_loopback(bind))
     certificate = self_signed([section.host]) if encrypted else None
-    limits = Limits(PIECE + OVERHEAD, calls=_calls(config))
+    limits = Limits(FRAME, calls=_calls(config))
     with serve(service.register, f"{bind}:{section.rounds_port}", token, certificate, limits) as running:
         log(INFO, "rounds are served at %s:%d%s", bind, running.port, ", TLS" if certificate else "")
         text = certificate.certificate.decode() if certificate else ""
@@ -139,6 +138,12 @@ def serving(grid: Grid, config: RunConfig) -> Iterator[StreamGrid]:
             yield StreamGrid(grid, service, f"{section.host}:{running.port}", text, token)
         finally:
             service.end()
+
+
+def _deployed(grid: Grid) -> bool:
+    """Return whether this is Flower's grid of a deployment, whose module imports a database that others do not need."""
+    module = sys.modules.get("flwr.superlink.grid.http_grid")
+    return module is not None and isinstance(grid, module.HttpGrid)
 
 
 def _calls(config: RunConfig) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 from common.flower.processes import PROJECT
 
 NAME = "earlybloom-test"
+RUN = f"{NAME}-run"  # the container of a run that a test starts
 
 
 def environment() -> dict[str, str]:
@@ -64,6 +65,7 @@ class Stack:
 
     def close(self) -> None:
         """Remove containers, networks and volumes."""
+        docker("rm", "--force", RUN)
         self.compose("--profile", "*", "down", "--volumes", "--timeout", "20")
 
     def container(self, service: str) -> str:
@@ -108,6 +110,12 @@ class Stack:
         """Run a command in a container of the server's image, beside the server's volume."""
         words = ["run", "--rm", "--network", "none", "--entrypoint", command[0]]
         return docker(*words, "--volume", f"{NAME}_state:/state", "earlybloom-server", *command[1:]).stdout
+
+    def kept(self, client: str) -> set[str]:
+        """Return the files of arrays in a client's volume, each with its hash."""
+        words = ["run", "--rm", "--network", "none", "--entrypoint", "find", "--volume", f"{NAME}_{client}:/state:ro"]
+        files = ["/state", "-name", "*.safetensors", "-exec", "sha256sum", "{}", "+"]
+        return set(docker(*words, "earlybloom-client", *files).stdout.splitlines())
 
     def submit(self, *words: str, seconds: float = 600, check: bool = True) -> "subprocess.CompletedProcess[str]":
         """Run the app once more, with further options, as `run` does."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.docker.engine import Stack, docker, missing
+from tests.docker.engine import RUN, Stack, docker, missing
 from tests.support.deployment import wait_until
 
 CLIENTS = [f"client-{number}" for number in range(4)]
@@ -37,6 +37,13 @@ def demo() -> Iterator[Stack]:
 
 
 @pytest.fixture
+def students() -> Iterator[Stack]:
+    stack = Stack("compose.students.yml")
+    yield stack
+    stack.close()
+
+
+@pytest.fixture
 def tls() -> Iterator[Stack]:
     stack = Stack("compose.yml", "compose.tls.yml")
     stack.compose("run", "--rm", "certificates")
@@ -47,6 +54,21 @@ def tls() -> Iterator[Stack]:
 def devices(stack: Stack) -> None:
     """Start the server and all devices, and wait until they are healthy."""
     stack.compose("up", "--detach", "--wait", "--wait-timeout", "300", *CLIENTS, seconds=400)
+
+
+def begin(stack: Stack, *words: str) -> str:
+    """Start the devices and, as the container `run`, a run; return the run's name after its first round."""
+    devices(stack)
+    stack.compose("run", "--detach", "--no-deps", "--name", RUN, "run", *stack.command("run"), *words)
+    wait_until(lambda: "runs" in stack.server("ls", "/state"), PATIENCE, "the run does not start")
+    name = only_run(stack)
+    wait_until(lambda: stack.rounds(name), PATIENCE, "the first round does not end")
+    return name
+
+
+def exit_code_of_run() -> str:
+    """Wait for the end of the run that `begin` started."""
+    return docker("wait", RUN, seconds=900).stdout.strip()
 
 
 def assert_complete(stack: Stack, run: str, rounds: int) -> None:
@@ -99,42 +121,31 @@ def test_container_of_built_image_does_not_end_stack(demo):
 
 
 def test_trained_client_and_run_stop_in_time(demo):
-    devices(demo)
-    demo.compose("run", "--detach", "--no-deps", "--name", "earlybloom-test-run", "run", *demo.command("run"), *LONG)
-    wait_until(lambda: demo.server("ls", "/state").count("runs"), PATIENCE, "the run does not start")
-    name = only_run(demo)
-    wait_until(lambda: demo.rounds(name), PATIENCE, "the first round does not end")
+    begin(demo, *LONG)
     seconds, code = demo.stop("client-2")
     assert (seconds < STOP, code) == (True, 0), seconds
-    docker("stop", "--time", "10", "earlybloom-test-run")
-    assert docker("wait", "earlybloom-test-run").stdout.strip() == "130"
-    docker("rm", "earlybloom-test-run")
+    docker("stop", "--time", "10", RUN)
+    assert exit_code_of_run() == "130"
     listed = demo.compose(
         "exec", "--env", "FLWR_HOME=/state/.flwr", "server", "flwr", "list", "server-8000", "--format", "json"
     )
     assert "finished:stopped" in listed.stdout
 
 
-def test_killed_client_comes_back(demo):
-    devices(demo)
-    demo.compose("up", "--detach", "--no-deps", "run")
-    wait_until(lambda: "runs" in demo.server("ls", "/state"), PATIENCE, "the run does not start")
-    name = only_run(demo)
-    wait_until(lambda: demo.rounds(name), PATIENCE, "the first round does not end")
+def test_killed_client_comes_back_with_its_personal_head(demo):
+    name = begin(demo, "-c", "run.strategy=fedper", "-c", "run.rounds=10")
     demo.kill("client-1")
+    assert demo.kept("client-1")
     demo.compose("up", "--detach", "--no-deps", "client-1")
-    assert docker("wait", demo.container("run"), seconds=900).stdout.strip() == "0"
-    assert len(demo.rounds(name)) == 5
+    assert exit_code_of_run() == "0"
+    assert len(demo.rounds(name)) == 10
+    assert demo.rounds(name)[-1]["clients"] == WHOLE
 
 
 def test_killed_server_resumes(demo):
-    devices(demo)
-    demo.compose("up", "--detach", "--no-deps", "run")
-    wait_until(lambda: "runs" in demo.server("ls", "/state"), PATIENCE, "the run does not start")
-    name = only_run(demo)
-    wait_until(lambda: demo.rounds(name), PATIENCE, "the first round does not end")
+    name = begin(demo)
     demo.kill("server")
-    demo.compose("stop", "run")
+    docker("stop", "--time", "10", RUN)
     devices(demo)
     demo.submit("--resume", f"/state/runs/{name}", seconds=900)
     assert_complete(demo, name, 5)
@@ -150,3 +161,13 @@ def test_tls_stack_completes_and_split_training_passes_proxy(tls):
     tls.submit(*SPLIT, seconds=900)
     assert all(event["terms"]["missing"] == 0 and event["terms"]["batches"] for event in tls.rounds("split"))
     assert len(tls.rounds("split")) == 2
+
+
+def test_students_in_containers_answer_and_one_may_be_gone(students):
+    both = students.compose("run", "--rm", "infer", seconds=900).stdout
+    assert "200 images" in both
+    assert "is missing" not in both
+    students.stop("student-2")
+    one = students.compose("run", "--rm", "--no-deps", "infer").stdout
+    assert "student 2 is missing in 200 answers" in one
+    assert "have no label" not in one

@@ -3,6 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from common.data import DataConfig, load, normalizer
 from common.data.clients import Population, own_data, shared_data
@@ -28,6 +29,20 @@ def test_server_validation_set_is_the_union_of_clients():
     held_out = people.validation()
     assert held_out.tolist() == sorted(np.concatenate([people.split(c)[1] for c in range(7)]).tolist())
     assert not set(held_out.tolist()) & set(np.concatenate([people.split(c)[0] for c in range(7)]).tolist())
+
+
+def test_server_validation_images_are_the_sets_own_or_the_clients(tmp_path):
+    people = population()
+    expected = load(people.data, cache_root()).train.subset(people.validation())
+    assert torch.equal(people.server_validation().inputs, expected.inputs)
+    for split, shade in (("train", 10), ("test", 50), ("val", 200)):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(10):
+                Image.new("L", (4, 4), shade + number).save(tmp_path / split / name / f"{number}.png")
+    own = Population(DataConfig(name="folder", root=str(tmp_path)), 2, 1)
+    assert own.server_validation().inputs[:, 0, 0, 0].tolist() == list(range(200, 210)) * 2
+    assert sum(len(part) for client in range(2) for part in own.split(client)) == 20
 
 
 def test_client_data_is_its_part_normalised():
@@ -102,8 +117,6 @@ def test_validation_set_leaves_out_clients_without_samples():
 
 
 def test_device_folder_becomes_client_data(tmp_path):
-    from PIL import Image
-
     for name, shade in (("cat", 10), ("dog", 200)):
         (tmp_path / name).mkdir()
         for number in range(4):
