@@ -89,7 +89,8 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
-_Int, _Float = Annotated[int, Field(strict=False)], Annotated[float, Field(strict=False)]  # items are texts at first
+_Int = Annotated[int, Field(strict=False)]  # items are texts at first
+_Float = Annotated[float, Field(strict=False)]
 Ints = Annotated[tuple[_Int, ...], BeforeValidator(_items)]
 Floats = Annotated[tuple[_Float, ...], BeforeValidator(_items)]
 DistinctInts = Annotated[tuple[_Int, ...], BeforeValidator(_items), AfterValidator(_distinct)]

@@ -136,12 +136,10 @@ def from_dataset(text: str, classes: Classes, shape: Shape, size: int, limit: in
     side = height if height == width else 0
     root = str(Path(folder).absolute()) if folder else ""
     found = read_section(DataConfig, name=name, root=root, image_size=side)
-    config = found.section
-    problems = [
-        p.replace("data.root", "--dataset NAME:FOLDER").replace("data.name", "--dataset") for p in found.problems
-    ]
-    if problems or config.is_text or name == DEVICES:
-        raise UserError("; ".join(problems) or f"--dataset {name} holds no images: give a data set of images")
+    config, problem = found.section, "; ".join(found.problems)
+    problem = problem.replace("data.root", "--dataset NAME:FOLDER").replace("data.name", "--dataset")
+    if problem or config.is_text or name == DEVICES:
+        raise UserError(problem or f"--dataset {name} holds no images: give a data set of images")
     test = load(config, paths.cache_root()).test
     if test.shape != shape:
         raise UserError(f"--dataset {name} has images of {test.shape}, but the network takes {shape}: give another set")

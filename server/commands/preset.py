@@ -75,4 +75,4 @@ def _plain(key: str, value: Any) -> "Value":
         raise ValueError(f"{key} is a table, must be a text, a number, true or false, or a list")
     if isinstance(value, datetime.date | datetime.time):  # a name that looks like a date
         return str(value)
-    return value  # type: ignore[no-any-return]
+    return value
