@@ -7,6 +7,7 @@ from common.capacity import parse_mix
 from common.config import RunConfig, Value, load_config
 from common.data import load, normalizer
 from common.data.clients import Population
+from common.data.fingerprint import look_again
 from common.devices import pick_device
 from common.errors import UserError
 from common.networks import NetworkSpec, without_early_exits
@@ -38,6 +39,7 @@ def make_strategy(config: RunConfig, callbacks: Iterable[Watcher[EarlyExitStrate
 
 def make_setup(config: RunConfig, method: Method) -> Setup:
     """Return what the configured data and network are, and the server's evaluation; raises `UserError`."""
+    look_again()
     source = load(config.data, paths.cache_root())
     normalize = normalizer(config.data, source.input_shape[0])
     evaluator = None

@@ -13,14 +13,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from common.data.cache import Json, cached, content_key, fingerprint, write_rows
+from common.data.cache import Json, cached, content_key, write_rows
 from common.data.catalogue import DEVICES, EMBEDDED, NEWS
 from common.data.config import DataConfig
-from common.data.csv_table import csv_files, read_csv
+from common.data.csv_table import read_csv
 from common.data.decode import decode, image_shape
 from common.data.digits import read_digits
+from common.data.fingerprint import fingerprint
 from common.data.hub import read_hub
-from common.data.image_folder import images_below, read_image_folder
+from common.data.image_folder import read_image_folder
 from common.data.images import SampleSet
 from common.data.news import read_news
 from common.data.parquet import parquet_files, read_parquet
@@ -55,7 +56,7 @@ class TrainTest:
 
 
 def load(config: DataConfig, cache: Path | None) -> TrainTest:
-    """Return the set that a configuration names; later calls in the same process return the same object.
+    """Return the set that a configuration names; the same object until `look_again` finds other files in `data.root`.
 
     `cache` is a folder for pixels and token ids, shared by processes; with None every process decodes for itself.
     Raises `UserError` if the set is missing or damaged, or lacks a configured column.
@@ -82,18 +83,15 @@ def load(config: DataConfig, cache: Path | None) -> TrainTest:
             vocabulary=config.vocabulary if config.is_text else default.vocabulary,
         ),
         cache,
+        _fingerprint(config),
     )
 
 
 @lru_cache(maxsize=4)
-def _load(config: DataConfig, cache: Path | None) -> TrainTest:
-    files = _source_files(config)
+def _load(config: DataConfig, cache: Path | None, files: str) -> TrainTest:
     if cache is None:
         return _in_memory(config)
-    root = Path(config.root).resolve()
-    key = content_key(
-        "texts" if config.is_text else "images", _FORMAT, *_identity(config), fingerprint(root, files) if files else []
-    )
+    key = content_key("texts" if config.is_text else "images", _FORMAT, *_identity(config), files)
     return cached(cache, key, lambda folder: _write(config, folder), _read)
 
 
@@ -102,14 +100,14 @@ def _identity(config: DataConfig) -> list[Json]:
     return [config.name, config.column, config.label, config.limit, config.client_test > 0, *shape]
 
 
-def _source_files(config: DataConfig) -> list[Path]:
-    """Return the local files of a set; [] if it is embedded or on the hub."""
+def _fingerprint(config: DataConfig) -> str:
+    """Return the fingerprint of a set's local files; "" if it is embedded or on the hub."""
     if not config.root:
-        return []
-    root = Path(config.root).resolve()
+        return ""
+    root = Path(config.root)
     if not root.is_dir():
         raise UserError(f"data.root is {root}, which is not a folder: set it to the folder that holds the samples")
-    return parquet_files(root) or (csv_files(root) if config.is_text else images_below(root))
+    return fingerprint(config.root, deep=not config.is_text and not parquet_files(root))
 
 
 def _read_source(config: DataConfig) -> RawSet:
