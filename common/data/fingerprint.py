@@ -3,6 +3,7 @@
 import hashlib
 import os
 from functools import lru_cache
+from pathlib import Path
 
 
 @lru_cache(maxsize=64)
@@ -18,7 +19,7 @@ def fingerprint(folder: str, *, deep: bool = True) -> str:
     """
     root, total, seen = os.path.realpath(folder), hashlib.sha256(), set[tuple[int, int]]()
     for path, folders, files in os.walk(root, followlinks=True):
-        status = os.stat(path)
+        status = Path(path).stat()
         if (status.st_dev, status.st_ino) in seen:  # a link to a folder above it
             folders.clear()
             continue
@@ -36,7 +37,7 @@ def look_again() -> None:
 
 def _facts(file: str) -> str:
     try:
-        status = os.stat(file)
+        status = Path(file).stat()
     except OSError:  # a link to nothing
         return "absent"
     # the time of change differs even where a copy keeps the time of modification
