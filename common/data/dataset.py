@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from common.data.cache import Json, cached, content_key, write_rows
 from common.data.catalogue import DEVICES, EMBEDDED, NEWS
+from common.data.columns import shown
 from common.data.config import DataConfig
 from common.data.csv_table import read_csv
 from common.data.decode import decode, image_shape
@@ -25,12 +26,12 @@ from common.data.image_folder import read_image_folder
 from common.data.images import SampleSet
 from common.data.news import read_news
 from common.data.parquet import parquet_files, read_parquet
-from common.data.raw import Encoded, RawSet, RawSplit, first, merged, split_off_test
+from common.data.raw import Encoded, RawSet, RawSplit, content_digest, first, merged, split_off_test
 from common.data.text import token_ids
 from common.errors import UserError
 
 # Raise it whenever the same files would decode to something else, so that older caches are not used.
-_FORMAT = 3
+_FORMAT = 4
 _MERGED = 0.5  # stands for every share above 0, since the merged samples are the same for all of them
 
 
@@ -43,6 +44,7 @@ class TrainTest:
     # the natural client of each training sample (N,), integers or text; None unless data.partitioner is natural
     natural: NDArray[np.generic] | None = None
     notes: tuple[str, ...] = ()  # a sentence for whatever was left out or changed, with numbers
+    digest: str = ""  # of samples and labels before decoding, see `content_digest`
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -115,13 +117,21 @@ def _read_source(config: DataConfig) -> RawSet:
     raw = _open_source(config)
     if raw.train.natural is None and config.column:
         raise UserError(f"the set {config.name!r} has no column {config.column!r}: choose another data.partitioner")
+    notes = list(raw.notes)
     train, test = (raw.train, raw.test) if raw.test is not None else split_off_test(raw.train)
+    if raw.test is None and config.root:
+        notes.append(f"the set has no test samples: a fifth of each class, {len(test.labels)} samples, is for testing")
     if not len(train.labels) or not len(test.labels):
         raise UserError(f"the set {config.root or config.name} has no training samples or no test samples: add some")
     train = first(train, config.limit)
+    for word, split in (("training", train), ("test", test)):
+        if absent := sorted(set(range(len(raw.classes))) - set(split.labels.tolist())):
+            names = shown(raw.classes[label] for label in absent)
+            notes.append(f"{len(absent)} of {len(raw.classes)} classes have no {word} samples: {names}")
+    digest = content_digest(train, test)
     if config.client_test:
         train, test = merged(train, test), test.take(np.arange(0))
-    return replace(raw, train=train, test=test)
+    return replace(raw, train=train, test=test, notes=tuple(notes), digest=digest)
 
 
 def _open_source(config: DataConfig) -> RawSet:
@@ -170,7 +180,7 @@ def _in_memory(config: DataConfig) -> TrainTest:
         for position, sample in enumerate(rows.samples):
             inputs[position] = sample
         sets[rows.name] = SampleSet(torch.from_numpy(inputs), torch.from_numpy(rows.split.labels), raw.classes)
-    return TrainTest(sets["train"], sets["test"], raw.train.natural, raw.notes)
+    return TrainTest(sets["train"], sets["test"], raw.train.natural, raw.notes, raw.digest)
 
 
 def _write(config: DataConfig, folder: Path) -> None:
@@ -180,7 +190,7 @@ def _write(config: DataConfig, folder: Path) -> None:
         np.save(folder / f"{rows.name}_labels.npy", rows.split.labels, allow_pickle=False)
     if raw.train.natural is not None:
         np.save(folder / "natural.npy", raw.train.natural, allow_pickle=False)
-    (folder / "set.json").write_text(json.dumps({"classes": raw.classes, "notes": raw.notes}))
+    (folder / "set.json").write_text(json.dumps({"classes": raw.classes, "notes": raw.notes, "digest": raw.digest}))
 
 
 def _read(folder: Path) -> TrainTest:
@@ -197,4 +207,4 @@ def _read(folder: Path) -> TrainTest:
     ]
     natural = folder / "natural.npy"
     clients = np.load(natural, allow_pickle=False) if natural.exists() else None
-    return TrainTest(sets[0], sets[1], clients, tuple(facts["notes"]))
+    return TrainTest(sets[0], sets[1], clients, tuple(facts["notes"]), facts["digest"])

@@ -70,11 +70,11 @@ def test_shards_are_read_in_order_and_a_fifth_is_for_testing(tmp_path: Path) -> 
 
 
 def test_text_labels_are_numbered_by_name(tmp_path: Path) -> None:
-    _write(tmp_path / "train.parquet", ["dog", "cat", "dog"])
+    _write(tmp_path / "train.parquet", ["dog", "cat", "eel", "dog"])
     _write(tmp_path / "val.parquet", ["eel"])
     data = _load_from(tmp_path)
     assert data.classes == ("cat", "dog", "eel")
-    assert data.train.labels.tolist() == [1, 0, 1]
+    assert data.train.labels.tolist() == [1, 0, 2, 1]
     assert data.test.labels.tolist() == [2]
 
 
