@@ -18,7 +18,7 @@ demo: setup
 
 # two processes: one with all tests that start processes of their own, which mostly wait, and one with the others
 test: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

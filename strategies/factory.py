@@ -46,7 +46,7 @@ def make_setup(config: RunConfig, method: Method) -> Setup:
     if config.server.evaluate_every and len(source.test) and not method.personal:
         population = Population(config.data, config.clients.count, config.run.seed)
         evaluator = ServerEvaluator(
-            source.train.subset(population.validation()), source.test, normalize,
+            population.server_validation(), source.test, normalize,
             pick_device(config.server.device), config.server.batch_size, config.server.accuracy_loss,
         )  # fmt: skip
     spec = make_spec(config, method, len(source.classes), source.input_shape)

@@ -12,6 +12,8 @@ import pytest
 import torch
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from client.app import app
 from common.config import Value
@@ -25,13 +27,16 @@ PROJECT = Path(__file__).resolve().parents[1]
 PROCESSES = ("docker", "server", "support")  # folders of tests that start SuperLinks, Ray or hosts of their own
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests in one process, and all tests that start processes in the same one: see `make test`."""
-    for item in items:
-        folder, *rest = item.path.relative_to(PROJECT / "tests").parts
-        group = "processes" if folder in PROCESSES else "/".join([folder, *rest])
-        item.add_marker(pytest.mark.xdist_group(group))
+class ByFile(LoadScopeScheduling):
+    """Keeps a file's tests in one process, and all tests that start processes in the same one: see `make test`."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "processes" if Path(file).parts[1] in PROCESSES else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +45,15 @@ def data_root() -> Path:
     folder = (PROJECT / os.environ.get("EARLYBLOOM_DATA", "../shared/data")).resolve()
     if not (folder / "cifar10_tiny").is_dir():
         pytest.skip(f"no image sets in {folder}: set EARLYBLOOM_DATA to the folder that holds cifar10_tiny")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cases_root(data_root: Path) -> Path:
+    """Return the folder of small sets that are easily misread, beside the folder of real sets."""
+    folder = data_root.parent / "cases"
+    if not folder.is_dir():
+        pytest.skip(f"no misleading sets in {folder}")
     return folder
 
 

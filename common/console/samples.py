@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,8 +15,8 @@ from torch import Tensor
 from common import paths
 from common.data import DataConfig, load
 from common.data.catalogue import DEVICES
-from common.data.decode import decode
-from common.data.image_folder import SUFFIXES, images_below
+from common.data.decode import Decoding, decode
+from common.data.tree import SHOWN_SUFFIXES, walk
 from common.errors import UserError
 
 T = TypeVar("T")
@@ -74,10 +75,12 @@ def find_images(folder: Path) -> list[Path]:
     """Return all images below a folder, sorted; raises `UserError` without any."""
     if not folder.is_dir():
         raise UserError(f"--images {folder} is not a folder: give a folder that holds images")
-    files = images_below(folder)
-    if not files:
-        raise UserError(f"--images {folder} holds no images: put {', '.join(SUFFIXES)} files there")
-    return files
+    tree = walk(folder)
+    if not tree.images:
+        found = "".join(f"; {note}" for note in tree.notes())
+        raise UserError(f"--images {folder} holds no images: put {SHOWN_SUFFIXES} there{found}")
+    _print(tree.notes())
+    return tree.images
 
 
 def spread(items: Sequence[T], limit: int) -> list[T]:
@@ -96,22 +99,33 @@ def from_folder(
 ) -> Iterator[Samples]:
     """Yield the readable images of `files` below `folder`; the deepest folder named like a class is the truth."""
     channels, height, width = shape
-    known = {name.replace("/", "-"): name for name in classes}
+    known = {_spelled(name.replace("/", "-")): name for name in classes}
+    decoding = Decoding(files)
     batch: list[tuple[str, str | None, np.ndarray[Any, np.dtype[np.uint8]]]] = []
     for path in files:
         inside = path.relative_to(folder)
-        try:
-            pixels = next(decode([path], (channels, height, width), resize=True, where="image"))
-        except UserError as error:
-            skip(inside, str(error))
+        pixels = next(decode([path], (channels, height, width), resize=True, where="image", part_of=decoding), None)
+        if pixels is None:
+            skip(inside, str(decoding.damaged.pop()))
             continue
-        truth = next((known[part] for part in reversed(inside.parts[:-1]) if part in known), None)
+        truth = next((known[part] for part in map(_spelled, reversed(inside.parts[:-1])) if part in known), None)
         batch.append((str(inside), truth, pixels))
         if len(batch) == size:
             yield _samples(batch)
             batch = []
     if batch:
         yield _samples(batch)
+    _print(decoding.notes())
+
+
+def _spelled(name: str) -> str:
+    """Return a name in the one Unicode form in which class names are compared."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _print(notes: Iterable[str]) -> None:
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def from_dataset(text: str, classes: Classes, shape: Shape, size: int, limit: int) -> Iterator[Samples]:

@@ -64,10 +64,15 @@ def write_rows(
 ) -> None:
     """Write `rows` of one type one after another as a .npy of `shape`, without holding them all in memory.
 
+    Fewer rows than announced are an array of so many rows.
     Plain writes instead of a memory map: a full disk is an OSError for a write and a crash for a memory map.
     """
     with path.open("wb") as file:
         header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
+        number = 0
         for row in rows:
             file.write(row.tobytes())
+            number += 1
+        file.seek(0)
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": (number, *shape[1:])})  # of the same length

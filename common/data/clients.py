@@ -53,8 +53,13 @@ class Population:
         return client_split(indices, self.data.validation, self.seed, client, test=self.data.client_test)
 
     def validation(self) -> NDArray[np.int64]:
-        """Return the union of all clients' validation indices, sorted: the server's validation set."""
+        """Return the union of all clients' validation indices, sorted."""
         return np.sort(np.concatenate([self.split(client).validation for client in with_samples(self.parts())]))
+
+    def server_validation(self) -> SampleSet:
+        """Return the server's validation set: the set's own, else all clients' validation samples."""
+        source = load(self.data, paths.cache_root())
+        return source.train.subset(self.validation()) if source.validation is None else source.validation
 
     def parts(self) -> list[NDArray[np.int64]]:
         """Return each client's indices, before they are split."""
@@ -101,8 +106,10 @@ def _own_data(
         raise UserError(f"{folder} holds images, but this run's data are texts: take part in a run with images")
     channels, height, width = shape
     image = (channels, height, width)
-    parts = device_data(Path(folder), classes, image, data.validation, seed, test=data.client_test)
-    return _ready(parts, normalizer(data, channels), device)
+    own = device_data(
+        Path(folder), classes, image, data.validation, seed, test=data.client_test, skip_damaged=data.skip_damaged
+    )
+    return _ready((own.train, own.validation, own.test), normalizer(data, channels), device)
 
 
 def _ready(parts: Iterable[SampleSet], normalize: Normalizer, device: torch.device) -> ClientData:

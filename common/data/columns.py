@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.support import require
+from common.data.support import listed, require
 from common.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ MISSING = frozenset(
     ("", "nan", "NaN", "NAN", "-nan", "-NaN", "NA", "N/A", "n/a", "#N/A", "<NA>", "null", "NULL", "Null")
 )
 INTEGER, DECIMAL, TEXT, BOOLEAN = "integers", "decimal numbers", "texts", "booleans"
-_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -71,13 +70,6 @@ def is_text(kind: pa.DataType) -> bool:
     """Return whether a column of this type holds texts."""
     types = require("pyarrow.types", "reading tables")
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
-
-
-def shown(names: Iterable[object]) -> str:
-    """Return the first names, and how many more there are."""
-    texts = [str(name) for name in names]
-    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
-    return ", ".join(texts[:_SHOWN]) + more
 
 
 def _checked(name: str, where: str, table: pa.Table) -> pa.ChunkedArray:
@@ -128,8 +120,9 @@ def _texts(name: str, where: str, values: list[list[str]]) -> Column:
     clean = {value: unicodedata.normalize("NFC", value.strip()) for value in spelled}
     notes = []
     if changed := [value for value, text in clean.items() if value != text]:
+        names = listed([repr(value) for value in sorted(changed)])
         notes.append(
             f"column {name!r}: {sum(spelled[value] for value in changed)} values have blanks at their ends or another "
-            f"Unicode form of the same letters, and count without them ({shown(map(repr, sorted(changed)))})"
+            f"Unicode form of the same letters, and count without them ({names})"
         )
     return Column(tuple([clean[value] for value in part] for part in values), tuple(notes))

@@ -24,8 +24,10 @@ class DataConfig(Settings):
     # a set known by name; `folder`: your own images in `root`; `text`: your own texts there; `devices`: every device
     # brings its own images (node configuration data="/folder") and the server has none
     name: str = EMBEDDED
-    # absolute folder with train-*.parquet and test-*.parquet, or train/<class>/ and test/<class>/ images, or <class>/
-    # images (a fifth of each class then becomes the test set), or, for texts, train.csv and test.csv; empty: the hub
+    # absolute folder with train-*.parquet and test-*.parquet, or train/<class>/ and test/<class>/ images (also
+    # Training, testing; val or validation is the test set, or the server's validation set beside a test folder), or
+    # <class>/ images (a fifth of each class then becomes the test set), or, for texts, train.csv and test.csv; empty:
+    # the hub
     root: str = ""
     partitioner: str = "iid"  # iid, dirichlet (label skew), shards (few classes per client), natural (by a column)
     alpha: float = 0.5  # concentration of the Dirichlet distribution; smaller = more skewed
@@ -38,6 +40,7 @@ class DataConfig(Settings):
     # rest. Above 0 the set's train and test samples are merged and dealt together and the server has no test set, as in
     # personalised federated learning (75:25 is usual)
     client_test: float = 0.0
+    skip_damaged: bool = False  # leave out images that cannot be read, with a note, instead of refusing the set
     limit: int = 0  # use only so many training samples, the first ones, before any merging; 0: all
     classes: tuple[str, ...] = ()  # `devices` only: the class names
     channels: int = 3  # `devices` only: 1 (grey) or 3 (RGB)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import cast
@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from common.data.cache import Json, cached, content_key, write_rows
 from common.data.catalogue import DEVICES, EMBEDDED, NEWS
-from common.data.columns import shown
 from common.data.config import DataConfig
 from common.data.csv_table import read_csv
-from common.data.decode import decode, image_shape
+from common.data.decode import Decoding, decode, image_shape, varied
 from common.data.digits import read_digits
 from common.data.fingerprint import fingerprint
 from common.data.hub import read_hub
@@ -27,6 +26,7 @@ from common.data.images import SampleSet
 from common.data.news import read_news
 from common.data.parquet import parquet_files, read_parquet
 from common.data.raw import Encoded, RawSet, RawSplit, content_digest, first, merged, split_off_test
+from common.data.support import counted, listed
 from common.data.text import token_ids
 from common.errors import UserError
 
@@ -44,6 +44,7 @@ class TrainTest:
     # the natural client of each training sample (N,), integers or text; None unless data.partitioner is natural
     natural: NDArray[np.generic] | None = None
     notes: tuple[str, ...] = ()  # a sentence for whatever was left out or changed, with numbers
+    validation: SampleSet | None = None  # the set's own validation split; None: it has none besides the test set
     digest: str = ""  # of samples and labels before decoding, see `content_digest`
 
     @property
@@ -78,6 +79,7 @@ def load(config: DataConfig, cache: Path | None) -> TrainTest:
             column=config.column if by_column else "",
             label=config.label,
             image_size=config.image_size,
+            skip_damaged=config.skip_damaged,
             limit=config.limit,
             client_test=_MERGED if config.client_test else 0.0,
             text=config.text if config.is_text else default.text,
@@ -98,8 +100,9 @@ def _load(config: DataConfig, cache: Path | None, files: str) -> TrainTest:
 
 
 def _identity(config: DataConfig) -> list[Json]:
-    shape: list[Json] = [config.text, config.length, config.vocabulary] if config.is_text else [config.image_size]
-    return [config.name, config.column, config.label, config.limit, config.client_test > 0, *shape]
+    texts: list[Json] = [config.text, config.length, config.vocabulary]
+    options = texts if config.is_text else [config.image_size, config.skip_damaged]
+    return [config.name, config.column, config.label, config.limit, config.client_test > 0, *options]
 
 
 def _fingerprint(config: DataConfig) -> str:
@@ -120,18 +123,19 @@ def _read_source(config: DataConfig) -> RawSet:
     notes = list(raw.notes)
     train, test = (raw.train, raw.test) if raw.test is not None else split_off_test(raw.train)
     if raw.test is None and config.root:
-        notes.append(f"the set has no test samples: a fifth of each class, {len(test.labels)} samples, is for testing")
+        notes.append(f"no test split: a fifth of each class, {counted(len(test.labels), 'sample')}, is for testing")
     if not len(train.labels) or not len(test.labels):
         raise UserError(f"the set {config.root or config.name} has no training samples or no test samples: add some")
-    train = first(train, config.limit)
+    train, validation = first(train, config.limit), raw.validation
     for word, split in (("training", train), ("test", test)):
         if absent := sorted(set(range(len(raw.classes))) - set(split.labels.tolist())):
-            names = shown(raw.classes[label] for label in absent)
-            notes.append(f"{len(absent)} of {len(raw.classes)} classes have no {word} samples: {names}")
-    digest = content_digest(train, test)
+            notes.append(f"classes without {word} samples: {listed([raw.classes[label] for label in absent])}")
+    digest = content_digest(*filter(None, (train, test, validation)))
     if config.client_test:
-        train, test = merged(train, test), test.take(np.arange(0))
-    return replace(raw, train=train, test=test, notes=tuple(notes), digest=digest)
+        for split in (test, validation):
+            train = merged(train, split) if split else train
+        test, validation = test.take(np.arange(0)), None
+    return replace(raw, train=train, test=test, validation=validation, notes=tuple(notes), digest=digest)
 
 
 def _open_source(config: DataConfig) -> RawSet:
@@ -155,11 +159,19 @@ class _Rows:
     split: RawSplit
     shape: tuple[int, ...]  # with the number of samples in front
     dtype: np.dtype[np.generic]
-    samples: Iterator[NDArray[np.generic]]
+    samples: Iterator[NDArray[np.generic]]  # without the damaged ones
+    damaged: list[int] = field(default_factory=list)  # their positions, known once all samples are made
+
+    def left(self) -> RawSplit:
+        """Return the split without its damaged samples."""
+        return self.split.take(np.delete(np.arange(len(self.split.labels)), self.damaged))
 
 
-def _decoded(config: DataConfig, raw: RawSet) -> Iterator[_Rows]:
+def _decoded(config: DataConfig, raw: RawSet, notes: list[str]) -> Iterator[_Rows]:
+    """Yield each split; after the last, add what was changed or left out to the notes."""
     splits = {"train": raw.train, "test": cast(RawSplit, raw.test)}
+    if raw.validation is not None:
+        splits["validation"] = raw.validation
     if config.is_text:
         for name, split in splits.items():
             texts = (token_ids(cast(str, text), config.vocabulary, config.length) for text in split.samples)
@@ -167,44 +179,59 @@ def _decoded(config: DataConfig, raw: RawSet) -> Iterator[_Rows]:
         return
     images = {name: cast(Sequence[Encoded], split.samples) for name, split in splits.items()}
     shape = image_shape(images["train"], config.image_size, where="train image")
+    decoding = Decoding(*images.values(), skip_damaged=config.skip_damaged)
     for name, split in splits.items():
-        pixels = decode(images[name], shape, resize=config.image_size > 0, where=f"{name} image")
-        yield _Rows(name, split, (len(split.labels), *shape), np.dtype("|u1"), pixels)
+        damaged: list[int] = []
+        pixels = decode(
+            images[name], shape, resize=config.image_size > 0, where=f"{name} image", part_of=decoding, damaged=damaged
+        )
+        samples = varied(pixels) if name == "train" else pixels
+        yield _Rows(name, split, (len(split.labels), *shape), np.dtype("|u1"), samples, damaged)
+    decoding.check()
+    notes += decoding.notes()
 
 
 def _in_memory(config: DataConfig) -> TrainTest:
     raw = _read_source(config)
-    sets = {}
-    for rows in _decoded(config, raw):
+    notes, natural = list(raw.notes), raw.train.natural
+    sets: dict[str, SampleSet] = {}
+    for rows in _decoded(config, raw, notes):
         inputs = np.empty(rows.shape, dtype=rows.dtype)
         for position, sample in enumerate(rows.samples):
             inputs[position] = sample
-        sets[rows.name] = SampleSet(torch.from_numpy(inputs), torch.from_numpy(rows.split.labels), raw.classes)
-    return TrainTest(sets["train"], sets["test"], raw.train.natural, raw.notes, raw.digest)
+        left = rows.left()
+        natural = left.natural if rows.name == "train" else natural
+        labels = torch.from_numpy(left.labels)
+        sets[rows.name] = SampleSet(torch.from_numpy(inputs[: len(labels)]), labels, raw.classes)
+    return TrainTest(sets["train"], sets["test"], natural, tuple(notes), sets.get("validation"), raw.digest)
 
 
 def _write(config: DataConfig, folder: Path) -> None:
     raw = _read_source(config)
-    for rows in _decoded(config, raw):
+    notes = list(raw.notes)
+    for rows in _decoded(config, raw, notes):
         write_rows(folder / f"{rows.name}_inputs.npy", rows.shape, rows.dtype, rows.samples)
-        np.save(folder / f"{rows.name}_labels.npy", rows.split.labels, allow_pickle=False)
-    if raw.train.natural is not None:
-        np.save(folder / "natural.npy", raw.train.natural, allow_pickle=False)
-    (folder / "set.json").write_text(json.dumps({"classes": raw.classes, "notes": raw.notes, "digest": raw.digest}))
+        left = rows.left()
+        np.save(folder / f"{rows.name}_labels.npy", left.labels, allow_pickle=False)
+        if rows.name == "train" and left.natural is not None:
+            np.save(folder / "natural.npy", left.natural, allow_pickle=False)
+    (folder / "set.json").write_text(json.dumps({"classes": raw.classes, "notes": notes, "digest": raw.digest}))
 
 
 def _read(folder: Path) -> TrainTest:
     facts = json.loads((folder / "set.json").read_text())
     classes = tuple(facts["classes"])
-    sets = [
-        SampleSet(
+    sets = {
+        name: SampleSet(
             # Copy on write: pages come from the file as they are needed, and a stray write never reaches it.
             torch.from_numpy(np.load(folder / f"{name}_inputs.npy", mmap_mode="c", allow_pickle=False)),
             torch.from_numpy(np.load(folder / f"{name}_labels.npy", allow_pickle=False)),
             classes,
         )
-        for name in ("train", "test")
-    ]
+        for name in ("train", "test", "validation")
+        if name != "validation" or (folder / "validation_inputs.npy").exists()
+    }
     natural = folder / "natural.npy"
     clients = np.load(natural, allow_pickle=False) if natural.exists() else None
-    return TrainTest(sets[0], sets[1], clients, tuple(facts["notes"]), facts["digest"])
+    validation = sets.get("validation")
+    return TrainTest(sets["train"], sets["test"], clients, tuple(facts["notes"]), validation, facts["digest"])

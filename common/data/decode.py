@@ -1,99 +1,258 @@
-"""Encoded images -> uint8 arrays of one shape."""
+"""Encoded images -> uint8 arrays of one shape: the one decoder of training, devices and inference.
+
+An image is used as a viewer shows it:
+
+- upright, by its EXIF orientation; of an animation or several pages the first;
+- on a background where it is transparent: white, or black where it would hardly show on white;
+- grey levels of more than 8 bits scaled: 16 bits by 1 / 257; 32-bit integers and floats by 255 over the smallest of 1
+  (floats alone), 255 and 65535 that no level of the set exceeds.
+"""
 
 import io
-import struct
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from common.data.raw import Encoded
-from common.data.support import one_line
+from common.data.support import counted, listed, one_line, printable
 from common.errors import UserError
 
-# Pillow raises these for files that are cut short, damaged, no images, or far too large.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-_GREY_MODES = ("1", "L", "LA", "I", "I;16", "F")
+_GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
+_TOPS = {"I": (255, 65535), "F": (1, 255, 65535)}  # possible largest grey levels of 32 bits
+_HARDLY = 64  # an image whose grey levels differ by less than this hardly shows
 _PROBED = 64
+
+
+class Damaged(NamedTuple):
+    """An image that cannot be read."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} cannot be read as an image ({self.reason})"
+
+
+class Decoding:
+    """The decoding of one set: what its images share, and counts of what was changed or could not be read."""
+
+    def __init__(self, *splits: Sequence[Encoded], skip_damaged: bool = False) -> None:
+        """Start with all images that will be decoded."""
+        self.splits = splits
+        self.skip_damaged = skip_damaged
+        self.damaged: list[Damaged] = []
+        self.counts: Counter[str] = Counter()  # changes by their description
+
+    def check(self) -> None:
+        """Raise `UserError` if images were damaged, unless they are skipped and others are left."""
+        if not self.damaged or (self.skip_damaged and len(self.damaged) < sum(map(len, self.splits))):
+            return
+        remedy = "replace or remove " + ("it" if len(self.damaged) == 1 else "them")
+        if not self.skip_damaged:
+            remedy += ", or set data.skip-damaged=true"
+        if len(self.damaged) == 1:
+            raise UserError(f"{self.damaged[0]}: {remedy}")
+        names = listed([f"{image.name} ({image.reason})" for image in self.damaged])
+        raise UserError(f"{len(self.damaged)} images cannot be read: {names}; {remedy}")
+
+    def notes(self) -> list[str]:
+        """Return a sentence for each kind of change, with the number of images."""
+        notes = [f"{counted(number, 'image')} with {change}" for change, number in sorted(self.counts.items())]
+        if self.damaged:
+            names = listed([image.name for image in self.damaged])
+            notes.append(f"left out: {counted(len(self.damaged), 'image')} that cannot be read ({names})")
+        return notes
+
+    @cached_property
+    def tops(self) -> dict[str, int]:
+        """The grey level of 32 bits that becomes 255, by mode; raises `UserError` if levels are beyond the choices."""
+        low, high, example = dict.fromkeys(_TOPS, 0.0), dict.fromkeys(_TOPS, 0.0), dict.fromkeys(_TOPS, "")
+        for number, item in enumerate(chain.from_iterable(self.splits)):
+            try:
+                image = _open(item)
+            except Exception:  # reported when its turn comes
+                continue
+            if (mode := image.mode) in _TOPS:
+                levels = np.asarray(image)
+                low[mode] = float(np.minimum(low[mode], levels.min()))  # NaN stays NaN
+                high[mode] = float(np.maximum(high[mode], levels.max()))
+                example[mode] = example[mode] or _name(item, "image", number)
+        found = {}
+        for mode, choices in _TOPS.items():
+            top = next((choice for choice in choices if 0 <= low[mode] <= high[mode] <= choice), None)
+            if top is None:
+                raise UserError(
+                    f"images with 32-bit grey levels such as {example[mode]} have levels from {low[mode]:g} to "
+                    f"{high[mode]:g}: save them with levels from 0 to {' or '.join(map(str, choices))}"
+                )
+            found[mode] = top
+        return found
 
 
 def image_shape(images: Sequence[Encoded], image_size: int, *, where: str) -> tuple[int, int, int]:
     """Return the (C, H, W) of a set's decoded images: grey only if no image of an evenly spaced sample has colour.
 
     Args:
-        images: all of them.
+        images: all of them; unreadable ones are passed over.
         image_size: side in pixels of the square to resize to; 0 = the size of the first image.
         where: the images' name in an error ("train image").
 
     Raises:
-        UserError: an image cannot be read.
+        UserError: no image can be read.
     """
-    step = max(1, len(images) // _PROBED)
-    headers = [_header(images[number], _name(images[number], where, number)) for number in range(0, len(images), step)]
-    channels = 1 if all(mode in _GREY_MODES for mode, _ in headers) else 3
-    width, height = (image_size, image_size) if image_size else headers[0][1]
+    decoding = Decoding(images)
+    found = list(_readable(images, range(0, len(images), max(1, len(images) // _PROBED)), where, decoding))
+    if not found:
+        decoding = Decoding(images)
+        found = list(islice(_readable(images, range(len(images)), where, decoding), 1))
+    if not found:
+        decoding.check()
+    channels = 1 if all(image.mode in _GREY_MODES for image in found) else 3
+    width, height = (image_size, image_size) if image_size else found[0].size
     return channels, height, width
 
 
 def decode(
-    images: Sequence[Encoded], shape: tuple[int, int, int], *, resize: bool, where: str
+    images: Sequence[Encoded],
+    shape: tuple[int, int, int],
+    *,
+    resize: bool,
+    where: str,
+    part_of: Decoding | None = None,
+    damaged: list[int] | None = None,
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield each image as uint8 (C, H, W) = `shape`.
+    """Yield each image that can be read as uint8 (C, H, W) = `shape`.
 
     Args:
         images: encoded.
         shape: of each decoded image.
         resize: fit other sizes by bilinear resampling; otherwise they are an error.
         where: the images' name in an error ("train image").
+        part_of: the decoding that notes changed and damaged images; without it damaged ones are an error at the end.
+        damaged: where to put the positions of those that cannot be read.
 
     Raises:
-        UserError: an image cannot be read or does not fit.
+        UserError: an image does not fit, or cannot be read.
     """
+    decoding = part_of or Decoding(images)
     for number, item in enumerate(images):
-        yield _to_array(item, shape, resize, _name(item, where, number))
+        name = _name(item, where, number)
+        try:
+            pixels = _to_array(_open(item, decoding.counts), shape, resize, name, decoding)
+        except UserError:
+            raise
+        except Exception as error:  # Pillow raises many kinds for files that are cut short, damaged or no images
+            decoding.damaged.append(Damaged(name, _reason(error)))
+            if damaged is not None:
+                damaged.append(number)
+            continue
+        yield pixels
+    if part_of is None:
+        decoding.check()
+
+
+def varied(images: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+    """Yield the images of a training set; raise `UserError` at the end if two or more have one colour and no other."""
+    colour: NDArray[np.uint8] | None = None
+    number, same = 0, True
+    for image in images:
+        if same:
+            colour = image[:, :1, :1] if colour is None else colour
+            same = bool(np.all(image == colour))
+        yield image
+        number += 1
+    if same and colour is not None and number > 1:
+        raise UserError(
+            f"all pixels of all {number} training images have the value {', '.join(map(str, colour.ravel()))}, so "
+            f"nothing can be learnt from them: check the files"
+        )
 
 
 def _name(item: Encoded, where: str, number: int) -> str:
-    return str(item) if isinstance(item, Path) else f"{where} {number}"
+    return printable(str(item)) if isinstance(item, Path) else f"{where} {number}"
 
 
-def _header(item: Encoded, where: str) -> tuple[str, tuple[int, int]]:
-    """Return mode and (width, height) without decoding any pixel."""
-    with _open(item, where) as image:
-        return image.mode, image.size
+def _reason(error: Exception) -> str:
+    return "unknown file type" if isinstance(error, UnidentifiedImageError) else one_line(error)
 
 
-def _open(item: Encoded, where: str) -> Image.Image:
-    """Open lazily: pixels are decoded when they are first used."""
+def _readable(
+    images: Sequence[Encoded], numbers: Iterable[int], where: str, decoding: Decoding
+) -> Iterator[Image.Image]:
+    """Yield the images at the given positions that can be read."""
+    for number in numbers:
+        try:
+            yield _open(images[number])
+        except Exception as error:
+            decoding.damaged.append(Damaged(_name(images[number], where, number), _reason(error)))
+
+
+def _open(item: Encoded, counts: Counter[str] | None = None) -> Image.Image:
+    """Return an image's first frame, upright."""
     if isinstance(item, np.ndarray):
         return Image.fromarray(item)
-    try:
-        return Image.open(io.BytesIO(item) if isinstance(item, bytes) else item)
-    except _DAMAGE as error:
-        raise _unreadable(where, error) from error
-
-
-def _to_array(item: Encoded, shape: tuple[int, int, int], resize: bool, where: str) -> NDArray[np.uint8]:
-    channels, height, width = shape
-    mode = "L" if channels == 1 else "RGB"
-    with _open(item, where) as image:
-        if image.size != (width, height) and not resize:
-            raise UserError(
-                f"{where} has {image.size[0]}x{image.size[1]} pixels but others have {width}x{height}: "
-                f"set data.image-size to resize all images to one size"
-            )
+    with Image.open(io.BytesIO(item) if isinstance(item, bytes) else item) as image:
+        image.load()
         try:
-            pixels = image if image.mode == mode else image.convert(mode)
-            if pixels.size != (width, height):
-                pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
-            array = np.asarray(pixels)
-        except _DAMAGE as error:
-            raise _unreadable(where, error) from error
+            upright = ImageOps.exif_transpose(image)
+        except Exception:  # a damaged EXIF block beside good pixels
+            upright = image.copy()
+        with suppress(Exception):  # damaged frames after a good one
+            if counts is not None and getattr(image, "is_animated", False):
+                counts["several frames or pages, of which only the first is used"] += 1
+    return upright
+
+
+def _to_array(
+    image: Image.Image, shape: tuple[int, int, int], resize: bool, name: str, decoding: Decoding
+) -> NDArray[np.uint8]:
+    channels, height, width = shape
+    if image.size != (width, height) and not resize:
+        raise UserError(
+            f"{name} has {image.size[0]}x{image.size[1]} pixels but others have {width}x{height}: "
+            f"set data.image-size to resize all images to one size"
+        )
+    if channels == 1 and image.mode not in _GREY_MODES:
+        decoding.counts["colours that became grey"] += 1
+    mode = "L" if channels == 1 else "RGB"
+    pixels = _eight_bits(image, decoding)
+    pixels = pixels if pixels.mode == mode else pixels.convert(mode)
+    if pixels.size != (width, height):
+        pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
+    array = np.asarray(pixels)
     return array[np.newaxis] if channels == 1 else array.transpose(2, 0, 1)
 
 
-def _unreadable(where: str, error: BaseException) -> UserError:
-    reason = "unknown file type" if isinstance(error, UnidentifiedImageError) else one_line(error)
-    return UserError(f"{where} cannot be read as an image ({reason}): replace or remove it")
+def _eight_bits(image: Image.Image, decoding: Decoding) -> Image.Image:
+    """Return an image without transparency whose levels go from 0 to 255."""
+    if image.mode in _TOPS or image.mode.startswith("I;16"):
+        top = decoding.tops[image.mode] if image.mode in _TOPS else 65535
+        if top != 255:
+            decoding.counts[f"grey levels from 0 to {top}, scaled to 0 to 255"] += 1
+        return Image.fromarray(np.rint(np.asarray(image) * (255.0 / top)).astype(np.uint8))
+    return _on_background(image, decoding.counts) if image.has_transparency_data else image
+
+
+def _on_background(image: Image.Image, counts: Counter[str]) -> Image.Image:
+    rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    alpha = rgba.getchannel("A")
+    if alpha.getextrema() == (255, 255):
+        return image
+    colours = rgba.convert("RGB")
+    white, black = (Image.composite(colours, Image.new("RGB", image.size, c), alpha) for c in ("white", "black"))
+    dark = _contrast(white) < min(_HARDLY, _contrast(black))
+    counts[f"transparent parts, laid on {'black' if dark else 'white'}"] += 1
+    return black if dark else white
+
+
+def _contrast(image: Image.Image) -> int:
+    levels = np.asarray(image.convert("L"))
+    return int(np.ptp(levels))

@@ -1,17 +1,30 @@
 """A real device's own images: <folder>/<class>/*, with the class names of the run."""
 
+import unicodedata
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from common.data.decode import decode
-from common.data.image_folder import SUFFIXES, image_files
+from common.data.decode import Decoding, decode, varied
+from common.data.image_folder import class_folders
 from common.data.images import SampleSet
 from common.data.split import client_split
+from common.data.support import listed
+from common.data.tree import SHOWN_SUFFIXES, walk
 from common.errors import UserError
 
 _SHOWN = 20
+
+
+class DeviceData(NamedTuple):
+    """A device's own images."""
+
+    train: SampleSet
+    validation: SampleSet
+    test: SampleSet
+    notes: tuple[str, ...]  # a sentence for whatever was left out or changed, with numbers
 
 
 def device_data(
@@ -22,8 +35,9 @@ def device_data(
     seed: int,
     *,
     test: float = 0.0,
-) -> tuple[SampleSet, SampleSet, SampleSet]:
-    """Return a device's own (training, validation, test) images.
+    skip_damaged: bool = False,
+) -> DeviceData:
+    """Return a device's own images.
 
     Args:
         folder: one folder per class, named like the run's class ("/" written as "-"); classes may be absent.
@@ -32,29 +46,32 @@ def device_data(
         validation: share kept for validation, in [0, 1), of the samples that `test` leaves.
         seed: of the split.
         test: share kept for testing, in [0, 1).
+        skip_damaged: leave out images that cannot be read.
 
     Raises:
         UserError: the folder is missing or empty, a class is unknown, or an image cannot be read.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: create it with one folder of images per class")
-    labels = {name.replace("/", "-"): label for label, name in enumerate(classes)}
-    files = image_files(folder)
-    if unknown := [name for name in files if name not in labels]:
+    labels = {unicodedata.normalize("NFC", name.replace("/", "-")): label for label, name in enumerate(classes)}
+    tree = walk(folder)
+    found = class_folders(tree, folder)
+    notes = [*tree.notes(), *found.notes(tree)]
+    if unknown := [name for name in found.files if name not in labels]:
         raise UserError(
-            f"{folder} has folders that are not classes of this run ({_names(unknown)}): "
-            f"rename each to one of {_names(list(labels))}"
+            f"{folder} has folders that are not classes of this run ({listed(unknown, _SHOWN)}): "
+            f"rename each to one of {listed(list(labels), _SHOWN)}"
         )
-    if not files:
-        raise UserError(f"{folder} holds no images: put {', '.join(SUFFIXES)} files into {folder}/<class>/")
-    paths = [path for name in files for path in files[name]]
-    pixels = np.stack(list(decode(paths, image_shape, resize=True, where="image")))
-    targets = [labels[name] for name in files for _ in files[name]]
-    images = SampleSet(torch.from_numpy(pixels), torch.tensor(targets, dtype=torch.int64), classes)
-    parts = client_split(np.arange(len(paths)), validation, seed, client_id=0, test=test)
-    return images.subset(parts.train), images.subset(parts.validation), images.subset(parts.test)
-
-
-def _names(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    if not found.files:
+        raise UserError(
+            f"{folder} holds no images: put {SHOWN_SUFFIXES} into {folder}/<class>/" + "".join(f"; {n}" for n in notes)
+        )
+    paths = [path for files in found.files.values() for path in files]
+    targets = np.asarray([labels[name] for name, files in found.files.items() for _ in files], dtype=np.int64)
+    decoding, damaged = Decoding(paths, skip_damaged=skip_damaged), list[int]()
+    pixels = list(varied(decode(paths, image_shape, resize=True, where="image", part_of=decoding, damaged=damaged)))
+    decoding.check()
+    images = SampleSet(torch.from_numpy(np.stack(pixels)), torch.from_numpy(np.delete(targets, damaged)), classes)
+    parts = client_split(np.arange(len(images)), validation, seed, client_id=0, test=test)
+    train, held_out, own_test = (images.subset(part) for part in parts)
+    return DeviceData(train, held_out, own_test, (*notes, *decoding.notes()))

@@ -9,7 +9,8 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.columns import Column, Value, shown
+from common.data.columns import Column, Value
+from common.data.support import listed
 from common.errors import UserError
 
 UNLABELLED = -1  # in sets of the Hugging Face hub
@@ -50,7 +51,7 @@ def number_labels(
     if unseen := sorted(set(counts[1]) - set(counts[0])):
         texts = [f"{classes[values.index(value)]} ({counts[1][value]})" for value in unseen]
         raise UserError(
-            f"{where}: column {name!r} of the test samples has labels that no training sample has ({shown(texts)}): "
+            f"{where}: column {name!r} of the test samples has labels that no training sample has ({listed(texts)}): "
             f"add training samples of these classes, or remove the test samples"
         )
     position = {value: number for number, value in enumerate(values)}
@@ -61,9 +62,10 @@ def number_labels(
 def _refuse_negative(name: str, counts: Counter[Value], where: str) -> None:
     negative = {value: count for value, count in counts.items() if not isinstance(value, str) and value < 0}
     if negative and set(counts) != SIGNS:
+        found = listed([str(value) for value in sorted(negative)])
         meaning = ", which usually means unlabelled" if UNLABELLED in negative else ""
         raise UserError(
-            f"{where}: {sum(negative.values())} labels of column {name!r} are negative ({shown(sorted(negative))})"
+            f"{where}: {sum(negative.values())} labels of column {name!r} are negative ({found})"
             f"{meaning}: remove these rows, or number the classes from 0"
         )
 
@@ -80,7 +82,7 @@ def _notes(name: str, classes: tuple[str, ...], counts: Counter[Value], where: s
             )
     if len(set(classes)) < len(classes):
         twice = sorted(text for text, times in Counter(classes).items() if times > 1)
-        notes.append(f"several classes have the same name: {shown(twice)}")
+        notes.append(f"several classes have the same name: {listed(twice)}")
     if NONE in classes and counts[NONE]:
         notes.append(f"column {name!r}: {NONE!r} counts as a class ({counts[NONE]} samples), not as a missing value")
     return notes

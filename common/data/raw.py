@@ -40,6 +40,7 @@ class RawSet:
     test: RawSplit | None  # None: the source has no test split
     classes: tuple[str, ...]  # names in the order of the labels
     notes: tuple[str, ...] = ()  # a sentence for whatever the source holds that was left out or changed, with numbers
+    validation: RawSplit | None = None  # besides a test split; None: the source has none
     digest: str = ""  # of samples and labels as they are used, before decoding
 
 

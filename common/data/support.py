@@ -1,6 +1,7 @@
-"""Optional packages, and exceptions of other packages as one line for the user."""
+"""Optional packages, and what messages to the user are made of: exceptions and names on one line."""
 
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
 
 from common.errors import UserError
@@ -26,3 +27,19 @@ def one_line(error: BaseException) -> str:
     """Return an exception's text on a single line of bounded length."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+
+
+def printable(text: str) -> str:
+    """Return a name with "?" for line breaks, bytes that are no text, and whatever else a terminal cannot show."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return "1 image" or "2 images"."""
+    return f"{number} {noun}" + "s" * (number != 1)
+
+
+def listed(names: Sequence[str], most: int = 10) -> str:
+    """Return names as one text; all after the first `most` are only counted."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(printable(name) for name in names[:most]) + more

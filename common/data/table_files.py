@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from common.data.columns import shown
+from common.data.support import listed
 from common.errors import UserError
 
 TRAIN, TESTS = "train", ("test", "val")  # beginnings of names; the first kind of test files that exists is used
@@ -51,7 +51,7 @@ def find_tables(root: Path, suffix: str, *, loose: bool) -> TableFiles:
         if entry not in used and not entry.name.startswith(".") and entry.suffix.lower() not in ASIDE
     )
     if others and used:
-        notes.append(f"{len(others)} other files or folders in {root} are not used: {shown(others)}")
+        notes.append(f"{len(others)} other files or folders in {root} are not used: {listed(others)}")
     return TableFiles(tuple(train), tuple(test), tuple(notes))
 
 
@@ -81,7 +81,7 @@ def _check_series(files: Sequence[Path]) -> Iterator[str]:
                 f"{', ...' if absent > SHOWN else ''}): add them"
             )
     if len(files) > 1 and (len(series) != 1 or sum(map(len, series.values())) != len(files)):
-        yield f"files of one split that are no series of shards are read together: {shown(f.name for f in files)}"
+        yield f"several files without shard numbers are one split: {listed([file.name for file in files])}"
 
 
 def _name(example: Path, base: str, number: int) -> str:

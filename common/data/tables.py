@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.data.columns import Column, decoded, is_text, read_column, shown
+from common.data.columns import Column, decoded, is_text, read_column
 from common.data.config import DataConfig
 from common.data.labels import number_labels
 from common.data.raw import RawSet, RawSplit, Sample
-from common.data.support import require
+from common.data.support import listed, require
 from common.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,9 +64,8 @@ def tables_to_raw(
 def refuse_repeated(columns: Sequence[str], where: str) -> None:
     """Raise `UserError` if two columns have the same name."""
     if twice := [name for name, times in Counter(columns).items() if times > 1]:
-        raise UserError(
-            f"{where}: several columns have the name {shown(map(repr, twice))}: rename or remove all but one"
-        )
+        names = listed([repr(name) for name in twice])
+        raise UserError(f"{where}: several columns have the name {names}: rename or remove all but one")
 
 
 def label_column(columns: list[str], wanted: str, where: str) -> str:

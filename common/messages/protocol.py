@@ -47,6 +47,7 @@ class Order:
     round_values: Mapping[str, Any] = field(default_factory=dict)  # what the strategy's client half needs this round
     digest: str = ""  # of the server's packages; empty: any will do
     token: str = ""  # that the server has written into the shared store
+    notice: str = ""  # for the node's log, in a query: why the server leaves it out
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from common.errors import UserError
 from common.flower.processes import PROJECT, end, environment, free_port, interrupted_by_signals, tied, wait_for_port
-from server.commands import cluster
+from server.commands import cluster, left_out
 from server.commands.tail import Tail
 
 ASK_EVERY = 5.0  # seconds between status queries: each one is a process that takes about a second
@@ -161,7 +161,10 @@ def _follow(run_id: str, folder: Path, connection: str, env: Mapping[str, str], 
     bar = progress.add_task(f"{folder.name}: starting", total=None)
     while True:
         time.sleep(0.5)
-        rounds = [event for event in metrics.read() if event["event"] == "round"]
+        events = metrics.read()
+        for line in left_out.lines(events):
+            progress.console.print(line, markup=False, highlight=False)
+        rounds = [event for event in events if event["event"] == "round"]
         if rounds:
             last = rounds[-1]
             text = f"{folder.name}: round {last['round']}/{last['rounds']}"

@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from common.console.verbs import Verbs
 from common.errors import UserError
 from common.flower.processes import flower_home, interrupted_by_signals
+from server.commands import left_out
 from server.commands.cluster import gpu_share, worker_count
 from server.commands.launch import Outcome, local_superlink, simulate
 from server.commands.overrides import add_run, read_run
@@ -64,6 +66,8 @@ def run_all(runs: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> i
             outcomes.append(outcome)
             if not outcome.completed:
                 print(f"error: {outcome.failure}", file=sys.stderr)
+    for line in chain.from_iterable(left_out.summary(outcome.folder) for outcome in outcomes):
+        print(line)
     folders = [outcome.folder for outcome in outcomes if outcome.completed]
     _show(folders)
     return 0 if len(folders) == len(runs) else 1

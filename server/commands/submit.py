@@ -12,6 +12,7 @@ from common.errors import UserError
 from common.flower.processes import environment, flower_home
 from common.rpc.channels import is_loopback, split_address
 from common.rpc.secrets import read_certificate
+from server.commands import left_out
 from server.commands.connections import add_superlink, connection
 from server.commands.launch import deploy
 from server.commands.overrides import add_run, read_run
@@ -46,6 +47,8 @@ def run(options: argparse.Namespace) -> int:
     env = environment(home)
     name = connection(home, options.superlink, options.root_certificates, env)
     outcome = deploy(overrides, home.parent / "runs", env, name)
+    for line in left_out.summary(outcome.folder):
+        print(line)
     if not outcome.completed:
         print(f"error: {outcome.failure}", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""The three moments of a run at which a callback is called."""
+"""The moments of a run at which a callback is called."""
 
 from strategies.engine.rounds import Record
 from strategies.engine.strategy import EarlyExitStrategy
@@ -9,6 +9,9 @@ class Callback:
 
     def on_start(self, strategy: EarlyExitStrategy) -> None:
         """Before the first round of this start."""
+
+    def on_left_out(self, strategy: EarlyExitStrategy, name: str, reason: str) -> None:
+        """When "client 3" or "node 7" takes no part in the round that runs: it was refused, or it failed."""
 
     def on_round(self, strategy: EarlyExitStrategy, record: Record) -> None:
         """After a complete round, its evaluation included."""

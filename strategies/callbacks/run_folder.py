@@ -106,6 +106,10 @@ class RunFolder(Callback):
             write_text(self.folder / "config.toml", _toml(strategy.config, about))
         self._append({"event": "start", "after": strategy.round, **about})
 
+    def on_left_out(self, strategy: EarlyExitStrategy, name: str, reason: str) -> None:
+        """Append an event at once: it is seen while the round waits, and kept if the round never ends."""
+        self._append({"event": "left_out", "round": strategy.round + 1, "name": name, "reason": reason})
+
     def on_round(self, strategy: EarlyExitStrategy, record: Record) -> None:
         """Append the metrics line, then write the checkpoint that makes the round count."""
         try:

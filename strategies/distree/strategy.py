@@ -69,7 +69,7 @@ class DistrEE(EarlyExitStrategy):
         self.settings = config.of(DistrEESettings)
         images = self._check(config)
         self.teacher = load_teacher(Path(self.settings.teacher), images, setup.normalizer)
-        self.validation = images.subset(Population(config.data, config.clients.count, config.run.seed).validation())
+        self.validation = Population(config.data, config.clients.count, config.run.seed).server_validation()
         with threads(config.server.threads):
             students = self._plan(config, setup)
         super().__init__(method, replace(setup, spec=students))
@@ -185,13 +185,13 @@ class DistrEE(EarlyExitStrategy):
             raise UserError("distree's students start from the run's seed, without network.pretrained: leave it empty")
         if config.data.is_text:
             raise UserError(f"data.name {config.data.name!r} holds texts, distree needs images: choose another")
-        images = load(config.data, paths.cache_root()).train
-        if not len(images) or not config.data.validation:
+        source = load(config.data, paths.cache_root())
+        if not len(source.train) or (source.validation is None and not config.data.validation):
             raise UserError(
                 "the server has no validation images to partition the teacher on: "
                 "set data.validation above 0, and a data.name whose images the server has"
             )
-        return images
+        return source.train
 
     def _plan(self, config: RunConfig, setup: Setup) -> StudentsSpec:
         """Return the students' spec, from the cheapest to the dearest, none too large for its declared device."""

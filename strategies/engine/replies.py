@@ -62,8 +62,6 @@ def collect(
     update = collector.finish()
     for part, tier in update.tiers.items():  # frozen weights do not travel up
         tier.state.update({key: strategy.model[key] for key in strategy.layouts[part].keys if key not in tier.state})
-    for client, reason in update.failures.items():
-        log(WARNING, "round %d: client %d is left out: %s", round_, client, reason)
     return update
 
 

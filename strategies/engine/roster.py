@@ -6,7 +6,7 @@ roams: it may host any virtual client of a simulation.
 
 import dataclasses
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from logging import INFO, WARNING
 
@@ -22,7 +22,14 @@ from common.seeding import derive_seed
 from strategies.engine.messaging import exchange
 
 PAUSE = 0.2  # seconds between two looks for nodes
+NOTICE = 60.0  # seconds for which Flower keeps a notice for its node
+SHOWN = 5  # refused clients that a message names
 SIGN = 10.0  # seconds in which a live node answers a query: SuperNodes look for messages every 3 s
+
+
+def note(name: str, reason: str) -> None:
+    """Log that "client 3" or "node 7" takes no part, and why."""
+    log(WARNING, "%s is left out: %s", name, reason)
 
 
 @dataclass
@@ -36,9 +43,11 @@ class Roster:
     rivals: dict[int, int] = field(default_factory=dict)  # client -> the last node that claimed another's
     word: str = "depth"  # what a client chooses
     offered: Collection[int] = ()  # what it can choose from; empty: anything
+    leave_out: Callable[[str, str], None] = note  # called with the name and the reason of what takes no part
+    notices: dict[int, list[str]] = field(default_factory=dict)  # by node: what the server refused, until it is sent
 
     def discover(self, grid: Grid, order: Order, min_nodes: int, wait: float, deadline: float) -> None:
-        """Query nodes that are new; forget nodes that left. Raises `TimeoutError` when too few nodes come or answer.
+        """Query nodes that are new; forget nodes that left. Raises `TimeoutError` when too few nodes can take part.
 
         A listed node need not be alive: Flower lists a node for a minute after it died, and a node that was receiving a
         message when its sender was killed does not react for as long. Both count once they answer.
@@ -53,16 +62,16 @@ class Roster:
                     failed.add(node)
                     continue
                 self.nodes[node] = report
-                self._accept(report.clients)
-            answered = len(self.nodes) + len(failed.intersection(present))
-            if answered >= min_nodes:
+                self._accept(report.clients, node)
+            self._settle(grid, order, min(deadline, SIGN))
+            self._notify(grid, order)
+            count = self._taking_part() + len(failed.intersection(present))
+            if count >= min_nodes or (not count and len(self.nodes) >= min_nodes):  # without any, the round says why
                 break
             if time.monotonic() > end:
-                raise TimeoutError(
-                    f"{answered} nodes answered within {wait:.0f} s, round.min-nodes asks for {min_nodes}"
-                )
+                missing = f"{count} nodes can take part after {wait:.0f} s, round.min-nodes asks for {min_nodes}"
+                raise TimeoutError(missing + self.reasons())
             time.sleep(PAUSE)
-        self._settle(grid, order, min(deadline, SIGN))
         self._describe(grid, order, deadline)
 
     def available(self) -> list[ClientReport]:
@@ -70,6 +79,12 @@ class Roster:
         roaming = any(report.roaming for report in self.nodes.values())
         there = set(self.homes) | (set(range(self.count)) if roaming else set())
         return [self.reports[c] for c in sorted(there) if c in self.reports and not self.reports[c].refused]
+
+    def reasons(self) -> str:
+        """Return why clients cannot take part, as the end of a message; "" if all can."""
+        refused = [f"client {c}: {report.refused}" for c, report in sorted(self.reports.items()) if report.refused]
+        more = f"; and {len(refused) - SHOWN} more" if len(refused) > SHOWN else ""
+        return "".join(f"; {reason}" for reason in refused[:SHOWN]) + more
 
     def update(self, reports: Iterable[ClientReport]) -> None:
         """Take in choices that clients changed."""
@@ -102,8 +117,9 @@ class Roster:
         for client in contested:
             self.rivals[client] = last[client]
             if holders[client] in living:
-                log(WARNING, "client %d is on node %d, which answers, so node %d is left out: give each device a "
-                             "client id of its own", client, holders[client], last[client])  # fmt: skip
+                reason = f"node {holders[client]} has this client and answers: give each device a client id of its own"
+                self.leave_out(f"client {client} of node {last[client]}", reason)
+                self.notices.setdefault(last[client], []).append(f"client {client}: {reason}")
             else:
                 holders[client] = last[client]
         self.homes = holders
@@ -122,17 +138,39 @@ class Roster:
         for _, report in self._query(grid, orders, deadline):
             self._accept(report.clients if report else ())
 
-    def _accept(self, reports: Iterable[ClientReport], changed: bool = False) -> None:
+    def _taking_part(self) -> int:
+        """Return how many nodes host virtual clients, or a client of their own that takes part."""
+        hosts = {node for c, node in self.homes.items() if c in self.reports and not self.reports[c].refused}
+        return sum(report.roaming or node in hosts for node, report in self.nodes.items())
+
+    def _notify(self, grid: Grid, order: Order) -> None:
+        """Send each refused node the reason for its own log; no reply is awaited."""
+        messages = [
+            Message(
+                content=protocol.pack_order(dataclasses.replace(order, notice="; ".join(reasons))), dst_node_id=node,
+                message_type=protocol.QUERY, ttl=NOTICE,
+            )
+            for node, reasons in self.notices.items()
+        ]  # fmt: skip
+        self.notices = {}
+        if messages:
+            list(grid.push_messages(messages))
+
+    def _accept(self, reports: Iterable[ClientReport], node: int | None = None, *, changed: bool = False) -> None:
         for received in reports:
             known = self.reports.get(received.client)
             if known and not known.refused and not changed:
                 continue  # a resumed run keeps the choices of its checkpoint: probing is not reproducible
             report = received
             if not received.refused and self.offered and received.part not in self.offered:
-                report = dataclasses.replace(received, refused=f"{self.word} {received.part} is not offered")
+                offers = ", ".join(map(str, self.offered))
+                reason = f"{self.word} {received.part} is not offered, this run has {self.word} {offers}"
+                report = dataclasses.replace(received, refused=reason)
+                if node is not None:
+                    self.notices.setdefault(node, []).append(f"client {received.client}: {reason}")
             self.reports[report.client] = report
             if report.refused:
-                log(WARNING, "client %d cannot take part: %s", report.client, report.refused)
+                self.leave_out(f"client {report.client}", report.refused)
             elif self.homes or changed:
                 log(INFO, "client %d chose %s %d: %s", report.client, self.word, report.part, report.reason)
 
@@ -144,8 +182,9 @@ class Roster:
             time.sleep(PAUSE)
         return nodes
 
-    @staticmethod
-    def _query(grid: Grid, orders: Iterable[tuple[int, Order]], deadline: float) -> list[tuple[int, NodeReport | None]]:
+    def _query(
+        self, grid: Grid, orders: Iterable[tuple[int, Order]], deadline: float
+    ) -> list[tuple[int, NodeReport | None]]:
         """Return each answer with its node: None if the query failed, or the answer cannot be read."""
         messages = [
             Message(content=protocol.pack_order(order), dst_node_id=node, message_type=protocol.QUERY, ttl=deadline)
@@ -164,7 +203,7 @@ class Roster:
             if report and report.problem:
                 if report.roaming:  # Flower gives its work to any machine, so no other node can stand in for it
                     raise UserError(report.problem)
-                log(WARNING, "node %d is left out: %s", node, report.problem)
+                self.leave_out(f"node {node}", report.problem)
                 report = None
             answers.append((node, report))
         return answers

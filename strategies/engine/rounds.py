@@ -48,6 +48,10 @@ class Watcher(Protocol[S_contra]):
         """Before the first round of this start."""
         ...
 
+    def on_left_out(self, strategy: S_contra, name: str, reason: str) -> None:
+        """When "client 3" or "node 7" takes no part in the round that runs."""
+        ...
+
     def on_round(self, strategy: S_contra, record: Record) -> None:
         """After a complete round, its evaluation included."""
         ...

@@ -53,7 +53,9 @@ class EarlyExitStrategy(ServerMethod, Strategy):
         self.divide(setup.spec)
         averages = type(self).merge is ServerMethod.merge and not self.apart
         self.late = Latecomers(config.round.staleness, self.uploads, self.part, averages=averages)
-        self.roster = Roster(config.clients.count, word=self.parts.word, offered=self.tiers)
+        self.roster = Roster(
+            config.clients.count, word=self.parts.word, offered=self.tiers, leave_out=self.leave_out
+        )  # fmt: skip
         self.states = States(config)
         self.dispatcher = Dispatcher(self, self.roster, self.states)
         self.callbacks: list[Watcher[EarlyExitStrategy]] = []
@@ -167,7 +169,7 @@ class EarlyExitStrategy(ServerMethod, Strategy):
             busy = self.late.clients
             able = [c for c in self.roster.available() if self.eligible(c) and c.client not in busy]
             if not able:
-                raise QuorumError(f"round {server_round}: no client can take part; see the reasons above")
+                raise QuorumError(f"round {server_round}: no client can take part{self.roster.reasons()}")
             sampled = sample(able, self.config.clients.per_round, self.config.run.seed, server_round)
             self.asked = {c.client: c for c in sampled}
             self.prepare(server_round, sampled)
@@ -187,6 +189,8 @@ class EarlyExitStrategy(ServerMethod, Strategy):
                 self, server_round, replies, collector, self.dispatcher.hosted,
                 roster=self.roster, late=self.late, usage=self.usage, states=self.states,
             )  # fmt: skip
+            for client, reason in update.failures.items():
+                self.leave_out(f"client {client}", reason)
             check_quorum(server_round, update, len(self.asked), self.config.round.quorum)
         with self.usage.phase("server"), threads(self.config.server.threads):
             self._update, self._terms = update, dict(self.merge(server_round, update))
@@ -211,6 +215,12 @@ class EarlyExitStrategy(ServerMethod, Strategy):
         scores = client_scores(self, replies, self.dispatcher.hosted, self.roster, self.trained)
         self._client_accuracy = scores
         return _by_exit(scores) if scores else None
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """Say that a client or a node takes no part in the round that runs, and why."""
+        log(WARNING, "round %d: %s is left out: %s", self.round + 1, name, reason)
+        for callback in self.callbacks:
+            callback.on_left_out(self, name, reason)
 
     def summary(self) -> None:
         """Log what is about to run."""

@@ -35,6 +35,8 @@ def describe(order: Order, settings: Mapping[str, object]) -> NodeReport:
     Every start of a run begins with a query, so this is where the process looks for changed files.
     """
     look_again()
+    if order.notice:
+        log(WARNING, "run %r: the server leaves out %s", order.run, order.notice)
     node = Node(order, settings)
     report = NodeReport(
         int(str(settings.get("partition-id", 0))), node.own_clients is None, machine=machine(), digest=digest()
@@ -43,8 +45,12 @@ def describe(order: Order, settings: Mapping[str, object]) -> NodeReport:
         node.check_machine()
     except UserError as error:
         return replace(report, problem=str(error))
-    clients = order.describe if node.own_clients is None else node.own_clients
-    return replace(report, clients=tuple(node.report(client) for client in clients))
+    if node.own_clients is None:
+        return replace(report, clients=tuple(node.report(client) for client in order.describe))
+    clients = tuple(node.report(client) for client in node.own_clients)
+    for refused in (client for client in clients if client.refused):
+        log(WARNING, "run %r: client %d cannot take part: %s", order.run, refused.client, refused.refused)
+    return replace(report, clients=clients)
 
 
 def train(order: Order, payload: Payload, settings: Mapping[str, object]) -> Reply:

@@ -115,19 +115,20 @@ def validation_images(
     run_folder = folder.parent if folder.name == "final" else folder
     federated = (run_folder / "config.toml").is_file()
     config = read_config({**(load_run(run_folder).config if federated else {}), **overrides})
-    images, spec = load(config.data, paths.cache_root()).train, stored.students.spec
+    source, spec = load(config.data, paths.cache_root()), stored.students.spec
+    images = source.train
     if (images.shape, images.classes) != (spec.input_shape, stored.classes):
         raise UserError(
             f"the students take images {spec.input_shape} of {len(stored.classes)} classes, but data.name "
             f"{config.data.name!r} has {images.shape} of {len(images.classes)}: give the data.* of their training"
         )
     if federated:
-        chosen = Population(config.data, config.clients.count, config.run.seed).validation()
+        validation = Population(config.data, config.clients.count, config.run.seed).server_validation()
     else:
-        chosen = own_split(len(images), config.run.seed).validation
-    if not len(chosen):
+        _, validation = own_split(source, config.run.seed)
+    if not len(validation):
         raise UserError("no validation images to calibrate on: give the data.* of the students' training")
-    return config, images.subset(chosen)
+    return config, validation
 
 
 def fit(target: Target, answers: Answers) -> Policies:

@@ -14,7 +14,7 @@ from torch import nn
 from common import paths
 from common.capacity import Capacity, lacking
 from common.config import RunConfig
-from common.data import ClientSplit, client_split, load, normalizer
+from common.data import TrainTest, client_split, load, normalizer
 from common.data.images import Normalizer, SampleSet
 from common.devices import deterministic, keep_memory, pick_device, threads
 from common.errors import UserError
@@ -115,9 +115,12 @@ def run_students(options: argparse.Namespace) -> int:
     return 0
 
 
-def own_split(images: int, seed: int) -> ClientSplit:
-    """Return the split of a server's own training images into training and validation."""
-    return client_split(np.arange(images), VALIDATION, seed, 0)
+def own_split(source: TrainTest, seed: int) -> tuple[SampleSet, SampleSet]:
+    """Return training and validation images of a server on its own: the set's, else parts of its training set."""
+    if source.validation is not None:
+        return source.train, source.validation
+    split = client_split(np.arange(len(source.train)), VALIDATION, seed, 0)
+    return source.train.subset(split.train), source.train.subset(split.validation)
 
 
 def _lacks_to_serve(device: Capacity, costs: StudentCosts, number: int) -> str:
@@ -152,8 +155,8 @@ def _make_folder(folder: Path) -> None:
 
 def _samples(config: RunConfig) -> Samples:
     source = load(config.data, paths.cache_root())
-    split = own_split(len(source.train), config.run.seed)
-    if not len(split.validation):
+    train, validation = own_split(source, config.run.seed)
+    if not len(validation):
         problem = (
             f"data.name {config.data.name!r} has {len(source.train)} training images here, too few to hold some out"
         )
@@ -164,7 +167,6 @@ def _samples(config: RunConfig) -> Samples:
         lora_rank=section.lora_rank, pretrained=section.pretrained,
     )  # fmt: skip
     normalize = normalizer(config.data, source.input_shape[0])
-    train, validation = source.train.subset(split.train), source.train.subset(split.validation)
     return Samples(train, validation, source.test, normalize, spec)
 
 

@@ -76,6 +76,7 @@ def comparison_rows(runs: Sequence[RunData]) -> list[list[str]]:
     return [
         *rows,
         ["rounds", *(str(len(run.rounds)) for run in runs)],
+        ["left out", *(str(len(run.refused) + sum(len(e["failures"]) for e in run.rounds)) for run in runs)],
         ["time", *(seconds_text(run.seconds) for run in runs)],
         ["bytes down", *(bytes_text(sum(run.traffic("down"))) for run in runs)],
         ["bytes up", *(bytes_text(sum(run.traffic("up"))) for run in runs)],

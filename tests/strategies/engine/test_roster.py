@@ -130,7 +130,7 @@ def test_client_nodes_are_recorded_and_refusals_logged(flower_log):
     people, _ = discovered([NodeReport(0, False, (report(7, 2), refused)), NodeReport(1, False, (report(9, 1),))])
     assert [c.client for c in people.available()] == [7, 9]
     assert set(people.homes) == {7, 8, 9}
-    assert "client 8 cannot take part: nothing fits: tier 1 needs 5.0 MB of 1.0 MB" in flower_log
+    assert "client 8 is left out: nothing fits: tier 1 needs 5.0 MB of 1.0 MB" in flower_log
 
 
 def test_node_with_failed_or_invalid_report_is_left_out(flower_log):
@@ -182,24 +182,38 @@ def test_listed_node_without_answer_is_not_counted(min_nodes, found):
 
 def test_too_few_answers_are_reported():
     grid, people = Deaf([NodeReport(0, False, (report(1),)), NodeReport(1, False, (report(2),))]), Roster(5)
-    with pytest.raises(TimeoutError, match=r"1 nodes answered within 0 s, round\.min-nodes asks for 2"):
+    with pytest.raises(TimeoutError, match=r"1 nodes can take part after 0 s, round\.min-nodes asks for 2"):
         people.discover(grid, Order("r", "{}"), 2, wait=0.0, deadline=0.05)
 
 
+def test_refused_node_does_not_count_and_gets_the_reason():
+    refused = report(8, 0, refused="nothing fits")
+    grid = Answering([NodeReport(0, False, (report(7, 3), refused)), NodeReport(1, False, (report(9, 1),))])
+    left_out: list[tuple[str, str]] = []
+    people = Roster(5, offered=(1, 2), leave_out=lambda name, reason: left_out.append((name, reason)))
+    with pytest.raises(TimeoutError, match=r"1 nodes can take part after 0 s, .* asks for 2; client 7: depth 3"):
+        people.discover(grid, Order("r", "{}"), 2, wait=0.0, deadline=5.0)
+    reason = "depth 3 is not offered, this run has depth 1, 2"
+    assert left_out == [("client 7", reason), ("client 8", "nothing fits")]
+    notices = [(node, order.notice) for node, order in grid.asked if order.notice]
+    assert notices == [(next(iter(grid.contexts)), f"client 7: {reason}")]
+
+
 def again(people: Roster, grid: Answering) -> int:
-    """Look for nodes again; return how many got a query."""
+    """Look for nodes again; return how many got a query that asks."""
     before = len(grid.asked)
     people.discover(grid, Order("r", "{}"), 1, wait=0.0, deadline=5.0)
-    return len(grid.asked) - before
+    return sum(not order.notice for _, order in grid.asked[before:])
 
 
 def test_first_node_keeps_client_that_two_nodes_claim(flower_log):
     people, grid = discovered([NodeReport(0, False, (report(7),)), NodeReport(1, False, (report(7),))])
     first = people.homes[7]
     (second,) = set(grid.answers) - {first}
-    expected = f"client 7 is on node {first}, which answers, so node {second} is left out"
+    expected = f"client 7 of node {second} is left out: node {first} has this client and answers"
     assert sum(line.startswith(expected) for line in flower_log) == 1
     assert again(people, grid) == 0  # the decision stays
+    assert [node for node, order in grid.asked if order.notice] == [second]
     del grid.contexts[first]  # Flower no longer lists it
     assert again(people, grid) == 0
     assert people.homes == {7: second}

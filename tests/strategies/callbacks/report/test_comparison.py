@@ -26,6 +26,7 @@ def test_table_has_a_column_per_run(make_run: MakeRun) -> None:
             "calibrated      58.0 %       -",
             "  million MACs   3.000       -",
             "rounds               3       1",
+            "left out             0       0",
             "time             6.0 s   2.0 s",
             "bytes down      9.0 MB  3.0 MB",
             "bytes up        3.0 MB  1.0 MB",
@@ -37,7 +38,7 @@ def test_clients_evaluation_has_its_own_rows(make_run: MakeRun) -> None:
     both = [final_record(1), record(2, client_accuracy=client_summary())]
     folders = [make_run("a", records=[client_record(1)]), make_run("b", strategy="fedavg", records=both),
                make_run("c", strategy="local", records=[record(1)])]  # fmt: skip
-    assert compare_runs(folders).splitlines()[2:-4] == [
+    assert compare_runs(folders).splitlines()[2:-5] == [
         "mean of exits            60.0 ± 10.0 %         30.0 %  15.0 %",
         "exit 1                   50.0 ± 10.0 %         20.0 %  10.0 %",
         "exit 2                   70.0 ± 10.0 %         40.0 %  20.0 %",
