@@ -120,12 +120,14 @@ def _read_source(config: DataConfig) -> RawSet:
     raw = _open_source(config)
     if raw.train.natural is None and config.column:
         raise UserError(f"the set {config.name!r} has no column {config.column!r}: choose another data.partitioner")
-    notes = list(raw.notes)
+    notes, where = list(raw.notes), config.root or config.name
+    if not len(raw.train.labels):
+        raise UserError(f"the set {where} has no training samples: add some")
     train, test = (raw.train, raw.test) if raw.test is not None else split_off_test(raw.train)
+    if not len(test.labels):
+        raise UserError(f"the set {where} has no test samples: add some, or remove what should hold them")
     if raw.test is None and config.root:
         notes.append(f"no test split: a fifth of each class, {counted(len(test.labels), 'sample')}, is for testing")
-    if not len(train.labels) or not len(test.labels):
-        raise UserError(f"the set {config.root or config.name} has no training samples or no test samples: add some")
     train, validation = first(train, config.limit), raw.validation
     for word, split in (("training", train), ("test", test)):
         if absent := sorted(set(range(len(raw.classes))) - set(split.labels.tolist())):

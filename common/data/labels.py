@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import unicodedata
 from collections import Counter
+from decimal import Decimal, InvalidOperation
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +71,7 @@ def _refuse_negative(name: str, counts: Counter[Value], where: str) -> None:
 
 
 def _notes(name: str, classes: tuple[str, ...], counts: Counter[Value], where: str) -> list[str]:
-    notes, folded, spelled = list[str](), dict[str, str](), dict[float, str]()
+    notes, folded, spelled = list[str](), dict[str, str](), dict[Decimal, str]()
     for text in classes:
         if (other := folded.setdefault(text.casefold(), text)) != text:
             notes.append(f"column {name!r}: {other!r} and {text!r} differ only in upper and lower case, and are two")
@@ -83,14 +83,17 @@ def _notes(name: str, classes: tuple[str, ...], counts: Counter[Value], where: s
     if len(set(classes)) < len(classes):
         twice = sorted(text for text, times in Counter(classes).items() if times > 1)
         notes.append(f"several classes have the same name: {listed(twice)}")
+    if 0 < len(spelled) < len(classes):
+        numbers = listed([text for text in classes if _number(text) is not None])
+        notes.append(f"column {name!r}: some classes are numbers ({numbers}) and the others names")
     if NONE in classes and counts[NONE]:
         notes.append(f"column {name!r}: {NONE!r} counts as a class ({counts[NONE]} samples), not as a missing value")
     return notes
 
 
-def _number(text: str) -> float | None:
+def _number(text: str) -> Decimal | None:
     try:
-        number = float(text)
-    except ValueError:
+        number = Decimal(text)
+    except InvalidOperation:
         return None
-    return number if math.isfinite(number) else None
+    return number if number.is_finite() else None
