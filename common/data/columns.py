@@ -7,7 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,8 +56,10 @@ def read_column(name: str, tables: Sequence[tuple[str, pa.Table]]) -> Column:
         raise UserError(
             f"column {name!r} holds {kind} in {where} and {other} in {elsewhere}: write all of its values as one type"
         )
-    clean = {DECIMAL: _whole, TEXT: _texts}.get(next(iter(kinds), INTEGER), _as_they_are)
-    return clean(name, tables[0][0], [column.to_pylist() for column in columns])
+    clean: dict[str, Callable[[str, str, list[list[Any]]], Column]] = {DECIMAL: _whole, TEXT: _texts}
+    values = [column.to_pylist() for column in columns]
+    kind = next(iter(kinds), INTEGER)
+    return clean[kind](name, tables[0][0], values) if kind in clean else Column(tuple(values))
 
 
 def decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -101,10 +103,6 @@ def _kind(name: str, where: str, column: pa.ChunkedArray) -> str:
     raise UserError(
         f"{where}: column {name!r} holds values of type {column.type}: give every row one integer or one text"
     )
-
-
-def _as_they_are(name: str, where: str, values: list[list[Value]]) -> Column:
-    return Column(tuple(values))
 
 
 def _whole(name: str, where: str, values: list[list[float]]) -> Column:

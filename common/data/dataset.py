@@ -129,8 +129,8 @@ def _read_source(config: DataConfig) -> RawSet:
     if raw.test is None and config.root:
         notes.append(f"no test split: a fifth of each class, {counted(len(test.labels), 'sample')}, is for testing")
     train, validation = first(train, config.limit), raw.validation
-    for word, split in (("training", train), ("test", test)):
-        if absent := sorted(set(range(len(raw.classes))) - set(split.labels.tolist())):
+    for word, part in (("training", train), ("test", test)):
+        if absent := sorted(set(range(len(raw.classes))) - set(part.labels.tolist())):
             notes.append(f"classes without {word} samples: {listed([raw.classes[label] for label in absent])}")
     digest = content_digest(*filter(None, (train, test, validation)))
     if config.client_test:
