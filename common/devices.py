@@ -51,6 +51,7 @@ def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[None
 def deterministic() -> None:
     """Use kernels whose result is the same in every run; where CUDA has none, torch warns."""
     torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # the same switch as use_deterministic_algorithms(True, warn_only=True), which first imports torch's compiler
+    torch.set_deterministic_debug_mode("warn")
     # torch would also fill every new tensor with NaN, to reveal reads before the first write: 5 to 7 % of a step
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

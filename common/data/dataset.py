@@ -132,6 +132,13 @@ def _read_source(config: DataConfig) -> RawSet:
     for word, part in (("training", train), ("test", test)):
         if absent := sorted(set(range(len(raw.classes))) - set(part.labels.tolist())):
             notes.append(f"classes without {word} samples: {listed([raw.classes[label] for label in absent])}")
+    if validation:
+        use = (
+            "is dealt to clients too"
+            if config.client_test
+            else "is the server's; clients hold out data.validation still"
+        )
+        notes.append(f"the validation split ({counted(len(validation.labels), 'sample')}) {use}")
     digest = content_digest(*filter(None, (train, test, validation)))
     if config.client_test:
         for split in (test, validation):

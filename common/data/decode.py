@@ -4,8 +4,8 @@ An image is used as a viewer shows it:
 
 - upright, by its EXIF orientation; of an animation or several pages the first;
 - on a background where it is transparent: white, or black where it would hardly show on white;
-- grey levels of more than 8 bits scaled: 16 bits by 1 / 257; 32-bit integers and floats by 255 over the smallest of 1
-  (floats alone), 255 and 65535 that no level of the set exceeds.
+- with grey levels of 16 or 32 bits scaled to 8: 65535 becomes 255, or 255 if no level of the set is higher, or, of
+  floats, 1 likewise.
 """
 
 import io
@@ -26,7 +26,7 @@ from common.data.support import counted, listed, one_line, printable
 from common.errors import UserError
 
 _GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
-_TOPS = {"I": (255, 65535), "F": (1, 255, 65535)}  # possible largest grey levels of 32 bits
+_TOPS = {"I;16": (255, 65535), "I": (255, 65535), "F": (1, 255, 65535)}  # the levels that may become 255, by mode
 _HARDLY = 64  # an image whose grey levels differ by less than this hardly shows
 _PROBED = 64
 
@@ -73,14 +73,14 @@ class Decoding:
 
     @cached_property
     def tops(self) -> dict[str, int]:
-        """The grey level of 32 bits that becomes 255, by mode; raises `UserError` if levels are beyond the choices."""
+        """The grey level that becomes 255, by mode; raises `UserError` if the set has levels beyond the choices."""
         low, high, example = dict.fromkeys(_TOPS, 0.0), dict.fromkeys(_TOPS, 0.0), dict.fromkeys(_TOPS, "")
         for number, item in enumerate(chain.from_iterable(self.splits)):
             try:
                 image = _open(item)
             except Exception:  # reported when its turn comes
                 continue
-            if (mode := image.mode) in _TOPS:
+            if mode := _wide(image):
                 levels = np.asarray(image)
                 low[mode] = float(np.minimum(low[mode], levels.min()))  # NaN stays NaN
                 high[mode] = float(np.maximum(high[mode], levels.max()))
@@ -108,15 +108,14 @@ def image_shape(images: Sequence[Encoded], image_size: int, *, where: str) -> tu
     Raises:
         UserError: no image can be read.
     """
-    decoding = Decoding(images)
-    found = list(_readable(images, range(0, len(images), max(1, len(images) // _PROBED)), where, decoding))
+    decoding = Decoding(images, skip_damaged=True)
+    found = list(_probe(images, range(0, len(images), max(1, len(images) // _PROBED)), where, decoding))
     if not found:
-        decoding = Decoding(images)
-        found = list(islice(_readable(images, range(len(images)), where, decoding), 1))
-    if not found:
-        decoding.check()
-    channels = 1 if all(image.mode in _GREY_MODES for image in found) else 3
-    width, height = (image_size, image_size) if image_size else found[0].size
+        decoding = Decoding(images, skip_damaged=True)
+        found = list(islice(_probe(images, range(len(images)), where, decoding), 1))
+    decoding.check()
+    channels = 1 if all(mode in _GREY_MODES for mode, _ in found) else 3
+    width, height = (image_size, image_size) if image_size else found[0][1]
     return channels, height, width
 
 
@@ -184,13 +183,14 @@ def _reason(error: Exception) -> str:
     return "unknown file type" if isinstance(error, UnidentifiedImageError) else one_line(error)
 
 
-def _readable(
+def _probe(
     images: Sequence[Encoded], numbers: Iterable[int], where: str, decoding: Decoding
-) -> Iterator[Image.Image]:
-    """Yield the images at the given positions that can be read."""
+) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield mode and (width, height) of the images at the given positions that can be read."""
     for number in numbers:
         try:
-            yield _open(images[number])
+            image = _open(images[number])
+            yield image.mode, image.size
         except Exception as error:
             decoding.damaged.append(Damaged(_name(images[number], where, number), _reason(error)))
 
@@ -231,12 +231,18 @@ def _to_array(
     return array[np.newaxis] if channels == 1 else array.transpose(2, 0, 1)
 
 
+def _wide(image: Image.Image) -> str:
+    """Return the key of `_TOPS` for an image with grey levels of more than 8 bits; "" for others."""
+    mode = "I;16" if image.mode.startswith("I;16") else image.mode
+    return mode if mode in _TOPS else ""
+
+
 def _eight_bits(image: Image.Image, decoding: Decoding) -> Image.Image:
     """Return an image without transparency whose levels go from 0 to 255."""
-    if image.mode in _TOPS or image.mode.startswith("I;16"):
-        top = decoding.tops[image.mode] if image.mode in _TOPS else 65535
+    if mode := _wide(image):
+        top = decoding.tops[mode]
         if top != 255:
-            decoding.counts[f"grey levels from 0 to {top}, scaled to 0 to 255"] += 1
+            decoding.counts[f"grey levels scaled so that {top} becomes 255"] += 1
         return Image.fromarray(np.rint(np.asarray(image) * (255.0 / top)).astype(np.uint8))
     return _on_background(image, decoding.counts) if image.has_transparency_data else image
 

@@ -72,7 +72,7 @@ def device_data(
     labels = {unicodedata.normalize("NFC", name.replace("/", "-")): label for label, name in enumerate(classes)}
     tree = walk(folder)
     found = class_folders(tree, folder)
-    notes = [*tree.notes(), *found.notes(tree)]
+    notes = [*tree.notes(), *found.notes(tree), *found.deeper(tree)]
     if unknown := [name for name in found.files if name not in labels]:
         raise UserError(
             f"{folder} has folders that are not classes of this run ({listed(unknown, _SHOWN)}): "

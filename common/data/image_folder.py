@@ -44,6 +44,13 @@ class ClassFolders:
             notes.append(f"left out: {number} without images ({listed(tree.names(self.empty))})")
         return notes
 
+    def deeper(self, tree: Tree) -> list[str]:
+        """Return a sentence if class folders have folders of images inside."""
+        depth = len(self.folder.parts) + 2
+        images = (file for files in self.files.values() for file in files)
+        found = sorted({Path(*image.parts[:depth]) for image in images if len(image.parts) > depth})
+        return [f"folders inside class folders belong to the class ({listed(tree.names(found))})"] if found else []
+
 
 def class_folders(tree: Tree, folder: Path) -> ClassFolders:
     """Return the images of a tree below one of its folders by class.
@@ -85,25 +92,22 @@ def read_image_folder(root: Path) -> RawSet:
     if train is None:
         whole = class_folders(tree, root)
         _check_whole(tree, whole, splits)
-        return RawSet(_split(whole, whole), None, tuple(whole.files), (*tree.notes(), *whole.notes(tree)))
+        notes = [*tree.notes(), *whole.notes(tree), *whole.deeper(tree)]
+        return RawSet(_split(whole, whole), None, tuple(whole.files), tuple(notes))
     _check_classes(train)
     for split in splits.values():
         if unknown := sorted(set(split.files) - set(train.files)):
             raise UserError(
                 f"{split.folder} has classes that {train.folder} lacks ({listed(unknown)}): name the folders alike"
             )
-    notes = [*tree.notes(), *(note for split in (train, *splits.values()) for note in split.notes(tree))]
+    notes = tree.notes()
+    for split in (train, *splits.values()):
+        notes += [*split.notes(tree), *split.deeper(tree)]
     notes += _beside(tree, [train, *splits.values()])
     test, validation = splits.get("test"), splits.get("validation")
-    if validation and test:
-        notes.append(
-            f"{validation.folder.name}/ ({counted(len(validation), 'image')}) is the server's validation set; "
-            f"clients keep data.validation of their own training images besides"
-        )
-    elif validation:
-        notes.append(
-            f"{validation.folder.name}/ ({counted(len(validation), 'image')}) is the test set, since test/ is missing"
-        )
+    if validation and not test:
+        number = counted(len(validation), "image")
+        notes.append(f"{validation.folder.name}/ ({number}) is the test set, since test/ is missing")
         test, validation = validation, None
     return RawSet(
         _split(train, train), _split(test, train) if test else None, tuple(train.files), tuple(notes),
@@ -159,14 +163,15 @@ def _check_classes(found: ClassFolders) -> None:
         only_folders = all(len(file.relative_to(found.folder).parts) > 2 for file in files)
         if len(found.files) == 1 and only_folders:
             raise UserError(
-                f"{name}/ is the only class folder in {found.folder} and has only folders inside "
-                f"({listed(sorted(inside))}): if those are the classes, set data.root to {found.folder / name}"
+                f"{printable(name)}/ is the only class folder in {found.folder} and has only folders inside "
+                f"({listed(sorted(inside))}): if those are the classes, set data.root to "
+                f"{found.folder / printable(name)}"
             )
         lower = {part.lower() for part in inside}
         if lower & set(TRAIN) and lower & {*TEST, *VALIDATION}:
             raise UserError(
-                f"{found.folder / name} has folders for splits ({listed(sorted(inside))}): "
-                f"put classes into splits, such as train/{name}/, not splits into classes"
+                f"{found.folder / printable(name)} has folders for splits ({listed(sorted(inside))}): "
+                f"put classes into splits, such as train/<class>/, not splits into classes"
             )
 
 
@@ -175,10 +180,10 @@ def _beside(tree: Tree, used: list[ClassFolders]) -> list[str]:
     beside = class_folders(tree, tree.root)
     taken = {split.folder.name for split in used}
     left = [f"{name} with {counted(len(files), 'image')}" for name, files in beside.files.items() if name not in taken]
-    notes = (
-        [f"left out: {counted(len(left), 'folder')} beside {', '.join(sorted(taken))} ({listed(left)})"] if left else []
-    )
-    return notes + beside.notes(tree)
+    notes = beside.notes(tree)
+    if left:
+        notes.append(f"left out: {counted(len(left), 'folder')} beside {', '.join(sorted(taken))} ({listed(left)})")
+    return notes
 
 
 def _split(split: ClassFolders, train: ClassFolders) -> RawSplit:

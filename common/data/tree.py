@@ -1,6 +1,7 @@
 """The files below a folder of images: which of them count, and a note on each kind that does not."""
 
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -84,11 +85,12 @@ def walk(root: Path) -> Tree:
         if not folders:
             links.sort(reverse=True)
             path = links.pop()
-            real = os.path.realpath(path)
-            if Path(real).exists():
-                take(path, real, path.is_dir(), path.is_file())
-            else:
+            try:
+                kind = path.stat().st_mode
+            except OSError:
                 tree.broken.append(path)
+            else:
+                take(path, os.path.realpath(path), stat.S_ISDIR(kind), stat.S_ISREG(kind))
             continue
         folder, real = folders.pop()
         for entry in _entries(folder):

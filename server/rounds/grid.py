@@ -4,6 +4,7 @@ Every message that goes by Flower carries the announcement from which the node o
 open one works as before, and one that comes back opens it again. Flower keeps membership, keys, control and status.
 """
 
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,6 @@ from typing import Any
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore import log
-from flwr.superlink.grid.http_grid import HttpGrid
 
 from common.config import RunConfig
 from common.messages.protocol import QUERY
@@ -116,7 +116,7 @@ def streaming(grid: Grid, config: RunConfig) -> Iterator[Grid]:
     A simulation has none: its nodes live in processes that stay anyway. Raises `UserError` when the address cannot be
     used.
     """
-    if config.round.transport == "messages" or not isinstance(grid, HttpGrid):
+    if config.round.transport == "messages" or not _deployed(grid):
         yield grid
         return
     with serving(grid, config) as rounds:
@@ -138,6 +138,12 @@ def serving(grid: Grid, config: RunConfig) -> Iterator[StreamGrid]:
             yield StreamGrid(grid, service, f"{section.host}:{running.port}", text, token)
         finally:
             service.end()
+
+
+def _deployed(grid: Grid) -> bool:
+    """Return whether this is Flower's grid of a deployment, whose module imports a database that others do not need."""
+    module = sys.modules.get("flwr.superlink.grid.http_grid")
+    return module is not None and isinstance(grid, module.HttpGrid)
 
 
 def _calls(config: RunConfig) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 from common.flower.processes import PROJECT
 
 NAME = "earlybloom-test"
+RUN = f"{NAME}-run"  # the container of a run that a test starts
 
 
 def environment() -> dict[str, str]:
@@ -64,6 +65,7 @@ class Stack:
 
     def close(self) -> None:
         """Remove containers, networks and volumes."""
+        docker("rm", "--force", RUN)
         self.compose("--profile", "*", "down", "--volumes", "--timeout", "20")
 
     def container(self, service: str) -> str:

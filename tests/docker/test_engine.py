@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.docker.engine import Stack, docker, missing
+from tests.docker.engine import RUN, Stack, docker, missing
 from tests.support.deployment import wait_until
 
 CLIENTS = [f"client-{number}" for number in range(4)]
@@ -18,7 +18,6 @@ SPLIT = [
     "-c", "stream.bind=0.0.0.0", "-c", "stream.port=8009",
 ]  # fmt: skip
 PATIENCE = 300.0  # seconds, also for a busy machine
-RUN = "earlybloom-test-run"  # the container of a run that `begin` starts
 STOP = 10.0  # seconds that `docker stop` gives
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1500)]
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -50,6 +51,26 @@ def test_truth_is_the_deepest_class_folder(tmp_path: Path) -> None:
     assert dict(zip(batch.names, batch.truths, strict=True)) == {
         "3/7/a.png": "7", "3/other/a.png": "3", "none/a.png": None
     }  # fmt: skip
+
+
+def test_images_are_read_as_in_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "3").mkdir()
+    for name, level in (("dark", 200), ("bright", 51400)):
+        Image.fromarray(np.full((8, 8), level, np.int32)).save(tmp_path / "3" / f"{name}.tif")
+    Image.fromarray(np.full((8, 8), 5140, np.uint16)).save(tmp_path / "3" / "half.png")
+    (tmp_path / "3" / "torn.png").write_bytes(b"no image")
+    (tmp_path / "3" / "._torn.png").write_bytes(b"no image")
+    skipped: dict[str, str] = {}
+    (batch,) = from_folder(
+        tmp_path, find_images(tmp_path), DIGITS, SHAPE, 9, lambda path, reason: skipped.update({str(path): reason})
+    )
+    assert (batch.pixels[:, 0, 0, 0].tolist(), batch.truths) == ([200, 1, 20], ["3"] * 3)
+    assert list(skipped) == ["3/torn.png"]
+    assert skipped["3/torn.png"].endswith("torn.png cannot be read as an image (unknown file type)")
+    assert capsys.readouterr().err.splitlines() == [
+        "note: left out: 1 hidden or system item (3/._torn.png)",
+        "note: 3 images with grey levels scaled so that 65535 becomes 255",
+    ]
 
 
 @pytest.mark.parametrize(

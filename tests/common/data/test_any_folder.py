@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -94,6 +95,7 @@ def _named(notes: tuple[str, ...], *patterns: str) -> int:
     return sum(int(number) for note in notes for pattern in patterns for number in re.findall(pattern, note))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow, of damaged files
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(trees(), st.sampled_from((0, 6)), st.booleans())
 def test_every_file_is_used_or_named(files: dict[str, bytes], size: int, skip: bool) -> None:

@@ -32,6 +32,20 @@ def test_server_validation_set_is_the_union_of_clients():
     assert not set(held_out.tolist()) & set(np.concatenate([people.split(c)[0] for c in range(7)]).tolist())
 
 
+def test_server_validation_images_are_the_sets_own_or_the_clients(tmp_path):
+    people = population()
+    expected = load(people.data, cache_root()).train.subset(people.validation())
+    assert torch.equal(people.server_validation().inputs, expected.inputs)
+    for split, shade in (("train", 10), ("test", 50), ("val", 200)):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(10):
+                Image.new("L", (4, 4), shade + number).save(tmp_path / split / name / f"{number}.png")
+    own = Population(DataConfig(name="folder", root=str(tmp_path)), 2, 1)
+    assert own.server_validation().inputs[:, 0, 0, 0].tolist() == list(range(200, 210)) * 2
+    assert sum(len(part) for client in range(2) for part in own.split(client)) == 20
+
+
 def test_client_data_is_its_part_normalised():
     people = population()
     images = shared_data(people, 4, CPU)

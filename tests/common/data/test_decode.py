@@ -89,6 +89,12 @@ def test_16_bits_are_scaled_over_their_full_range(kind: str) -> None:
     assert _one(dark, 3).tolist() == [[0, 20]] * 3
 
 
+def test_16_bits_that_hold_8_are_kept() -> None:
+    dark = _encoded(_row([0, 255], np.uint16))
+    assert _one(dark).tolist() == [[0, 255]]
+    assert _one(dark, 1, _encoded(_row([0, 256], np.uint16))).tolist() == [[0, 1]]
+
+
 def test_big_endian_16_bits_are_scaled(tmp_path: Path) -> None:
     (tmp_path / "a.tif").write_bytes(_encoded(_row([257, 65535], np.dtype(">u2")), "TIFF"))
     with Image.open(tmp_path / "a.tif") as image:
@@ -207,13 +213,13 @@ def test_bitmap_becomes_black_and_white() -> None:
 
 def test_changes_are_counted() -> None:
     items = [
-        _encoded(_row([0, 9], np.uint16)), _encoded(_row([(0, 0), (0, 255)], np.uint8)),
+        _encoded(_row([0, 999], np.uint16)), _encoded(_row([(0, 0), (0, 255)], np.uint8)),
         _encoded(_row([(255, 0), (255, 255)], np.uint8)), _encoded(_row([(1, 2, 3), (3, 2, 1)], np.uint8)),
     ]  # fmt: skip
     decoding = Decoding(items)
     assert len(list(decode(items, (1, 1, 2), resize=False, where="image", part_of=decoding))) == 4
     assert decoding.notes() == [
-        "1 image with colours that became grey", "1 image with grey levels from 0 to 65535, scaled to 0 to 255",
+        "1 image with colours that became grey", "1 image with grey levels scaled so that 65535 becomes 255",
         "1 image with transparent parts, laid on black", "1 image with transparent parts, laid on white",
     ]  # fmt: skip
 

@@ -152,6 +152,24 @@ def test_labels_beyond_the_class_names_are_reported(tmp_path: Path) -> None:
         _load_from(tmp_path)
 
 
+def test_damaged_images_are_refused_or_skipped_with_their_rows(tmp_path: Path) -> None:
+    images = [{"bytes": b"no image" if i in (1, 4) else _png(i), "path": None} for i in range(6)]
+    pq.write_table(
+        pa.table({"image": images, "label": [0, 1] * 3, "writer": list("abcdef")}), tmp_path / "train.parquet"
+    )
+    _write(tmp_path / "test.parquet", [0, 1])
+    with pytest.raises(
+        UserError, match=r"^2 images cannot be read: train image 1 \(unknown file type\), train image 4 "
+    ):
+        _load_from(tmp_path)
+    data = _load_from(tmp_path, skip_damaged=True, partitioner="natural", column="writer")
+    assert data.train.inputs[:, 0, 0, 0].tolist() == [0, 2, 3, 5]
+    assert data.train.labels.tolist() == [0, 0, 1, 1]
+    assert data.natural is not None
+    assert data.natural.tolist() == ["a", "c", "d", "f"]
+    assert data.notes == ("left out: 2 images that cannot be read (train image 1, train image 4)",)
+
+
 def test_missing_values_are_reported(tmp_path: Path) -> None:
     _write(tmp_path / "train.parquet", [0, None])
     with pytest.raises(UserError, match="1 values of column 'label' are missing"):

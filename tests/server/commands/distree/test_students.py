@@ -13,7 +13,7 @@ from common.config import load_config
 from common.data import DataConfig, load
 from server.__main__ import main
 from server.commands.computing import PEAK_LR
-from server.commands.distree.students import OPTIONS, READ
+from server.commands.distree.students import OPTIONS, READ, own_split
 from strategies.distree.model.stored import load_student, load_students, student_file
 from strategies.distree.training.central import Schedule
 from strategies.registry import all_settings
@@ -52,6 +52,13 @@ def devices(trained: Trained) -> Iterator[Served]:
 
 def test_default_rate_is_that_of_the_schedule():
     assert Schedule.lr == PEAK_LR
+
+
+def test_own_split_is_the_sets_or_a_tenth_of_its_training_images() -> None:
+    source = load(DataConfig(limit=100), None)
+    train, validation = own_split(source, seed=1)
+    assert (len(train), len(validation)) == (90, 10)
+    assert own_split(replace(source, validation=source.test), seed=1) == (source.train, source.test)
 
 
 def test_students_learn_from_the_teacher_and_write_a_report(trained: Trained) -> None:
