@@ -17,9 +17,10 @@ from client.app import app
 from common.config import Value
 from common.flower.local_grid import LocalGrid
 from strategies.callbacks.base import Callback
+from strategies.configuration import read_config
 from strategies.engine.rounds import Record
 from strategies.engine.strategy import EarlyExitStrategy
-from strategies.factory import make_strategy, read_config
+from strategies.factory import make_strategy
 
 RESULTS = Path(__file__).parent / "results"
 

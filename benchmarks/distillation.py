@@ -14,7 +14,6 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -63,8 +62,8 @@ class Server:
 
     def transfer(self, epochs: int, generator_steps: int, distill_steps: int) -> TransferReport:
         """Run S epochs of generator and distillation steps; either may be 0."""
-        settings = replace(
-            PUBLISHED, server_epochs=epochs, generator_steps=generator_steps, distill_steps=distill_steps
+        settings = PUBLISHED.changed(
+            server_epochs=epochs, generator_steps=generator_steps, distill_steps=distill_steps
         )  # fmt: skip
         return transfer(
             self.tiers, self.generators, self.meter, self.optimizers, settings=settings, runtime=self.runtime

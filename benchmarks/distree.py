@@ -53,7 +53,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     root = Path(os.environ.get("EARLYBLOOM_DATA", "../shared/data")).resolve() / "cifar10"
-    source = load(DataConfig("cifar10", str(root)), None)
+    source = load(DataConfig(name="cifar10", root=str(root)), None)
     held_out = source.train.subset(client_split(np.arange(len(source.train)), VALIDATION, SEED, 0).validation)
     result: dict[str, Any] = {"paper": PAPER}
     for folder in options.folders:

@@ -65,7 +65,7 @@ class Asker:
             self.channels += channels.values()
             aggregator = Aggregator(stored, channels, settings["deadline"])
             self.aggregators[name] = stack.enter_context(aggregator)
-        test = load(DataConfig("cifar10", settings["data"]), None).test
+        test = load(DataConfig(name="cifar10", root=settings["data"]), None).test
         self.pixels, self.labels, self.next = test.inputs, test.labels.tolist(), 0
 
     def points(self, name: str) -> dict[str, Policies]:

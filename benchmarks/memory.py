@@ -27,9 +27,10 @@ from common.flower.local_grid import LocalGrid
 from common.messages import protocol
 from common.messages.protocol import ClientReport, ClientResult, NodeReport, Reply
 from common.weights.flat import FlatState, Layout
+from strategies.configuration import read_config
 from strategies.darkdistill.client import DIFFICULTY, LABELS
 from strategies.engine.strategy import EarlyExitStrategy
-from strategies.factory import make_strategy, read_config
+from strategies.factory import make_strategy
 
 CLIENTS = (10, 100, 1000)
 SAMPLES = 50  # per client

@@ -37,8 +37,9 @@ from common.networks import NetworkSpec, build
 from common.objectives import make_objective
 from common.seeding import generator
 from strategies.callbacks.base import Callback
+from strategies.configuration import read_config
 from strategies.engine.rounds import Record
-from strategies.factory import make_strategy, read_config
+from strategies.factory import make_strategy
 
 WIDTHS = {"lenet": 6, "1.6M": 34}  # of the LeNet backbone: 51 k and 1.6 M parameters
 CLIENTS, COHORT = 1000, 50

@@ -28,9 +28,9 @@ from common.config import RunConfig
 from common.networks import EarlyExitNetwork, NetworkSpec, build, without_early_exits
 from common.rpc.certificates import self_signed
 from common.rpc.channels import connect, new_token, serve
-from common.rpc.settings import StreamSettings
+from common.sections.stream import StreamSettings
 from common.storage.client_store import ClientStore
-from strategies.factory import read_config
+from strategies.configuration import read_config
 from strategies.hetero_splitee.client_step import finish, forward, local_step
 from strategies.hetero_splitee.inbox import Batch, Inbox, OpenRound
 from strategies.hetero_splitee.learner import Learner, Sgd, device_part

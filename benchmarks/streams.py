@@ -25,7 +25,7 @@ from common.config import RunConfig, load_config
 from common.flower.local_grid import LocalGrid
 from common.messages.protocol import TRAIN
 from common.rpc.rounds import Announcement
-from common.rpc.settings import StreamSettings
+from common.sections.stream import StreamSettings
 from server.rounds.grid import StreamGrid, serving
 from strategies.engine.messaging import exchange
 

@@ -179,7 +179,7 @@ def parse_mix(mix: str, tiers: int) -> Sequence[float]:
         raise UserError(
             f"clients.mix {mix!r} is not a list of numbers, nor one of equal, {', '.join(MIXES)}"
         ) from error
-    if len(shares) != tiers or min(shares) < 0 or sum(shares) <= 0:
+    if len(shares) != tiers or not all(0 <= share < math.inf for share in shares) or not any(shares):
         raise UserError(f"clients.mix {mix!r} must give one share, 0 or more, for each of the {tiers} tiers")
     return [share / sum(shares) for share in shares]
 

@@ -1,150 +1,32 @@
-"""The run's configuration: one schema, one error message that lists everything wrong.
+"""The run's configuration: all its sections, and one error message that lists everything wrong.
 
 Flower's run configuration is flat (`{"data.alpha": 0.5}`) and has str, int, float and bool only: a list is written as
-a comma-separated string. A section is a frozen dataclass; every method brings its own section of hyper-parameters.
+a comma-separated string. A section is a model of pydantic; every method brings its own section of hyper-parameters.
 """
 
 import dataclasses
 import json
-import types
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar, cast
 
-from common.data.config import DataConfig
+from pydantic.fields import FieldInfo
+
 from common.errors import UserError
-from common.logs import FORMATS
-from common.objectives import ObjectiveConfig
-from common.settings import Settings, at_least, at_most, key, one_of
+from common.sections.data import DataConfig
+from common.sections.general import (
+    ClientsSection,
+    NetworkSection,
+    RoundSection,
+    RunSection,
+    ServerSection,
+    TrainSection,
+)
+from common.sections.objective import ObjectiveConfig
+from common.settings import Settings, key, keys, like, read_section, without
 
 Value = str | int | float | bool
 S = TypeVar("S", bound=Settings)
-
-
-@dataclass(frozen=True)
-class RunSection(Settings):
-    """What is run, and where it is kept."""
-
-    SECTION = "run"
-
-    name: str = ""  # empty: made from the strategy and the time
-    strategy: str = "darkdistill"
-    seed: int = 1
-    rounds: int = 10
-    root: str = ""  # absolute folder that holds all runs; empty: `runs` beside Flower's home
-    resume: str = ""  # a run's folder: continue it from its last complete round
-    commit: str = ""  # filled in by the launcher: the installed bundle does not know it
-    tensorboard: bool = False
-    metrics_port: int = 0  # serve Prometheus metrics there; 0: do not
-    metrics_host: str = "127.0.0.1"
-    log_format: str = "text"  # "json": a JSON object per line, on the server and on the clients
-
-    def problems(self) -> list[str]:
-        """Return every mistake as a sentence."""
-        bounds = at_least(self, rounds=1, seed=0, metrics_port=0) + at_most(self, metrics_port=65535)
-        return bounds + one_of(self, log_format=FORMATS)
-
-
-@dataclass(frozen=True)
-class ClientsSection(Settings):
-    """The virtual or real clients and how they are hosted."""
-
-    SECTION = "clients"
-
-    count: int = 20  # virtual clients of a simulation; real devices count themselves
-    per_round: int = 8
-    per_node: int = 0  # 0: any node may host any virtual client (simulation)
-    mix: str = "equal"  # share of clients per depth tier such as "0.5,0.3,0.2", or "equal", "small", "large"
-    device: str = "auto"
-    threads: int = 1
-    autocast: bool = False  # bf16
-    store: str = ""  # folder for what clients keep; empty: beside the run
-    state: str = "node"  # where what clients keep counts: on its "node", in a "shared" store, or with the "server"
-
-    def problems(self) -> list[str]:
-        """Return every mistake as a sentence."""
-        found = at_least(self, count=1, per_round=1, per_node=0, threads=1)
-        if self.per_round > self.count:
-            found.append(f"clients.per-round is {self.per_round} but there are only {self.count} clients")
-        if self.state == "shared" and not self.store:
-            found.append("clients.state is shared: set clients.store to the folder that all machines share")
-        return found + one_of(self, device=("auto", "cpu", "cuda"), state=("node", "shared", "server"))
-
-
-@dataclass(frozen=True)
-class TrainSection(Settings):
-    """Local training; defaults of DarkDistill's experiments but for the schedule, which suits small runs."""
-
-    SECTION = "train"
-
-    epochs: int = 1
-    batch_size: int = 32
-    lr: float = 0.05
-    lr_decay: float = 0.99  # per round
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-
-    def problems(self) -> list[str]:
-        """Return every mistake as a sentence."""
-        return at_least(self, epochs=0, batch_size=2, lr=0.0, lr_decay=0.0, momentum=0.0, weight_decay=0.0)
-
-
-@dataclass(frozen=True)
-class NetworkSection(Settings):
-    """Which early-exit network, and where its exits and tiers are."""
-
-    SECTION = "network"
-
-    name: str = "resnet_slim"
-    exits: tuple[int, ...] = ()
-    tiers: tuple[int, ...] = ()
-    width: int = 0
-    lora_rank: int = 0
-    pretrained: str = ""
-
-    def problems(self) -> list[str]:
-        """Return every mistake as a sentence."""
-        return at_least(self, width=0, lora_rank=0)
-
-
-@dataclass(frozen=True)
-class RoundSection(Settings):
-    """When a round is good enough, and when it is given up."""
-
-    SECTION = "round"
-
-    quorum: float = 0.5  # share of the sampled clients that must answer
-    deadline: float = 3600.0  # seconds a client may take
-    min_nodes: int = 1
-    wait: float = 120.0  # seconds to wait for the first nodes
-    staleness: float = 0.0  # weight of an answer per round that it is late; 0: it is dropped
-    transport: str = "stream"  # of a deployment's orders and replies; "messages": Flower's alone
-
-    def problems(self) -> list[str]:
-        """Return every mistake as a sentence."""
-        found = at_least(self, quorum=0.0, deadline=1.0, min_nodes=1, wait=0.0, staleness=0.0)
-        found += at_most(self, quorum=1.0, staleness=1.0)
-        return found + one_of(self, transport=("stream", "messages"))
-
-
-@dataclass(frozen=True)
-class ServerSection(Settings):
-    """The server's own work: distillation and evaluation."""
-
-    SECTION = "server"
-
-    device: str = "auto"
-    threads: int = 1
-    autocast: bool = False  # bf16
-    evaluate_every: int = 1  # rounds; 0: never on the server
-    clients_evaluate_every: int = 0  # rounds; 0: clients never evaluate
-    batch_size: int = 256
-    accuracy_loss: float = 0.01  # allowed on validation data when exit thresholds are calibrated
-
-    def problems(self) -> list[str]:
-        """Return every mistake as a sentence."""
-        found = at_least(self, threads=1, evaluate_every=0, clients_evaluate_every=0, batch_size=1, accuracy_loss=0.0)
-        return found + one_of(self, device=("auto", "cpu", "cuda"))
 
 
 @dataclass(frozen=True)
@@ -180,9 +62,9 @@ class RunConfig:
         """Return Flower's flat form, the inverse of `load_config`."""
         sections: list[Settings] = [getattr(self, kind.SECTION) for kind in self.COMMON]
         return {
-            key(section.SECTION, f.name): _plain(getattr(section, f.name))
+            key(section.SECTION, name): _plain(value)
             for section in (*sections, *self.settings.values())
-            for f in fields(section)
+            for name, value in section
         }
 
     def to_json(self) -> str:
@@ -190,62 +72,52 @@ class RunConfig:
         return json.dumps(self.flat(), sort_keys=True)
 
 
-def load_config(flat: Mapping[str, Value], kinds: Iterable[type[Settings]] = ()) -> RunConfig:
+def fields_of(kinds: Iterable[type[Settings]] = ()) -> dict[str, FieldInfo]:
+    """Return every key with its field: of the common sections, and of these kinds."""
+    return {k: f for kind in (*RunConfig.COMMON, *kinds) for k, f in keys(kind).items()}
+
+
+def load_config(
+    flat: Mapping[str, Value],
+    kinds: Iterable[type[Settings]] = (),
+    check: Callable[[RunConfig], Iterable[str]] = lambda config: (),
+) -> RunConfig:
     """Read a flat configuration with sections of these kinds beside the common ones; absent keys keep their defaults.
 
-    Raises `UserError` with every unknown key, wrong type and impossible value at once.
+    `check` returns a sentence for every mistake that no section shows by itself. Raises `UserError` with all unknown
+    keys and all mistakes at once.
     """
-    problems: list[str] = []
     kinds = tuple(kinds)
-    known = {key(kind.SECTION, f.name) for kind in (*RunConfig.COMMON, *kinds) for f in fields(kind)}
-    problems += [f"unknown key {k!r}" for k in sorted(set(flat) - known)]
-    common = {kind.SECTION: _read(kind, flat, problems) for kind in RunConfig.COMMON}
-    settings = {kind: _read(kind, flat, problems) for kind in kinds}
+    known = fields_of(kinds)
+    problems = [f"{k} is unknown{_meant(k, known)}" for k in sorted(flat.keys() - known.keys())]
+    wrong, sections = list[str](), dict[type[Settings], Settings]()
+    for kind in (*RunConfig.COMMON, *kinds):
+        found = read_section(kind, **{k.partition(".")[2]: flat[k] for k in keys(kind) if k in flat})
+        sections[kind] = found.section
+        problems += found.problems
+        wrong += [*found.wrong, *(sentence.partition(" ")[0] for sentence in found.others)]  # which begin with a key
+    common = {kind.SECTION: sections[kind] for kind in RunConfig.COMMON}
+    config = RunConfig(**common, settings={kind: sections[kind] for kind in kinds})  # type: ignore[arg-type]
+    problems += without(check(config), wrong)
     if problems:
         raise UserError("the configuration has mistakes:\n  - " + "\n  - ".join(problems))
-    return RunConfig(**common, settings=settings)  # type: ignore[arg-type]
-
-
-def _read(kind: type[S], flat: Mapping[str, Value], problems: list[str]) -> S:
-    hints = get_type_hints(kind)
-    values: dict[str, Any] = {}
-    for f in fields(kind):
-        k = key(kind.SECTION, f.name)
-        if k not in flat:
-            continue
-        try:
-            values[f.name] = _convert(flat[k], hints[f.name])
-        except (TypeError, ValueError) as error:
-            problems.append(f"{k} = {flat[k]!r}: {error}")
-    section = kind(**values)
-    problems += section.problems()
-    return section
-
-
-def _convert(value: Value, hint: Any) -> Any:
-    if get_origin(hint) in (Union, types.UnionType):
-        raise TypeError("unions are not supported in a section")
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            raise ValueError(f"must be one of {', '.join(map(str, get_args(hint)))}")
-        return value
-    if get_origin(hint) is tuple:
-        item = get_args(hint)[0]
-        return tuple(item(part) for part in str(value).split(",") if part.strip())
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not hint:
-        raise TypeError(f"must be {hint.__name__}, not {type(value).__name__}")
-    return value
-
-
-def _plain(value: Any) -> Value:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else value
+    return config
 
 
 def replace(config: RunConfig, **changes: Mapping[str, Any]) -> RunConfig:
     """Return a copy with fields of sections changed: `replace(config, run={"seed": 2})`."""
-    return dataclasses.replace(
-        config,
-        **{name: dataclasses.replace(getattr(config, name), **change) for name, change in changes.items()},
-    )
+    changed = {name: getattr(config, name).changed(**change) for name, change in changes.items()}
+    return dataclasses.replace(config, **changed)
+
+
+def _meant(unknown: str, known: Collection[str]) -> str:
+    """Return a remark on the known keys that an unknown one may stand for: other spellings, sections, names."""
+    spelled = unknown.replace("_", "-").lower()
+    elsewhere = [k for k in known if k.partition(".")[2] == spelled.rpartition(".")[2]]
+    if spelled in known or elsewhere:
+        return f"; do you mean {spelled if spelled in known else ' or '.join(sorted(elsewhere))}?"
+    return like(unknown, known) or "; `python -m server config --all` lists all keys"
+
+
+def _plain(value: object) -> Value:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else cast(Value, value)

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from common.errors import UserError
+
 
 def home() -> Path:
     """Return the folder that holds Flower's home (`FLWR_HOME`, default `~/.flwr`)."""
@@ -22,3 +24,14 @@ def cache_root() -> Path:
 def store_root(configured: str, declared: object = None) -> Path:
     """Return the folder of clients' states; a node's own declaration (`state`) comes first."""
     return Path(str(declared or configured)) if declared or configured else home() / ".cache" / "clients"
+
+
+def check_writable(folder: Path, remedy: str) -> None:
+    """Make a folder; raises `UserError`, with the remedy, where this process cannot write there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        problem = "" if os.access(folder, os.W_OK | os.X_OK) else "permission denied"
+    except OSError as error:
+        problem = error.strerror or str(error)
+    if problem:
+        raise UserError(f"{folder} cannot be written ({problem}): {remedy}")

@@ -21,8 +21,9 @@ from strategies.callbacks.prometheus import Prometheus
 from strategies.callbacks.report import Report
 from strategies.callbacks.run_folder import RunFolder
 from strategies.callbacks.tensorboard import TensorBoard
+from strategies.configuration import read_config, unread
 from strategies.engine.strategy import EarlyExitStrategy
-from strategies.factory import make_strategy, read_config, summarise
+from strategies.factory import make_strategy, summarise
 
 app = ServerApp()
 
@@ -54,7 +55,7 @@ def prepare(run_config: Mapping[str, Value]) -> EarlyExitStrategy:
 
     Raises `UserError` before anything starts if the configuration, the data or the run folder is unusable.
     """
-    config = read_config(run_config)
+    config = read_config(run_config, unread)
     deterministic()
     keep_memory()
     if config.run.resume:

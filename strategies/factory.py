@@ -1,10 +1,10 @@
 """From a configuration to a strategy that can start: the server's data, the network, the method."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from common import paths
 from common.capacity import parse_mix
-from common.config import RunConfig, Value, load_config
+from common.config import RunConfig
 from common.data import load, normalizer
 from common.data.clients import Population
 from common.data.fingerprint import look_again
@@ -17,12 +17,7 @@ from strategies.engine.rounds import Watcher
 from strategies.engine.server_evaluation import ServerEvaluator
 from strategies.engine.strategy import EarlyExitStrategy
 from strategies.method import Method, Setup
-from strategies.registry import all_settings, find_method
-
-
-def read_config(flat: Mapping[str, Value]) -> RunConfig:
-    """Read Flower's run configuration; raises `UserError` with all mistakes at once."""
-    return load_config(flat, all_settings())
+from strategies.registry import find_method
 
 
 def make_strategy(config: RunConfig, callbacks: Iterable[Watcher[EarlyExitStrategy]] = ()) -> EarlyExitStrategy:

@@ -19,9 +19,10 @@ from client.app import app
 from common.config import Value
 from common.flower.local_grid import LocalGrid
 from strategies.callbacks.base import Callback
+from strategies.configuration import read_config
 from strategies.engine.rounds import Record
 from strategies.engine.strategy import EarlyExitStrategy
-from strategies.factory import make_strategy, read_config
+from strategies.factory import make_strategy
 
 PROJECT = Path(__file__).resolve().parents[1]
 PROCESSES = ("docker", "server", "support")  # folders of tests that start SuperLinks, Ray or hosts of their own

@@ -12,7 +12,7 @@ import pytest
 import client.__main__
 import server.__main__
 from server.commands.overrides import read_overrides
-from strategies.factory import read_config
+from strategies.configuration import read_config
 from strategies.registry import METHODS
 
 PROJECT = Path(__file__).parents[1]

@@ -89,7 +89,7 @@ def owner(module: str) -> str:
     """The method that a module of `strategies` belongs to, "" for the frame and for what methods share."""
     _, folder, *rest = [*module.split("."), ""]
     if folder in ("baselines", "personalised"):
-        return "" if rest[0] in ("", "base") else f"{folder}.{rest[0]}"
+        return "" if rest[0] in ("", "base", "settings") else f"{folder}.{rest[0]}"
     return folder if folder in METHOD_FOLDERS else ""
 
 

@@ -16,7 +16,7 @@ from common.console.results import show
 from common.data.device import own_folder
 from common.errors import UserError
 from common.networks import NetworkSpec, backbones, build, cost_table, without_early_exits
-from strategies.factory import read_config
+from strategies.configuration import read_config
 from strategies.hetero_splitee.cut import CUTS
 from strategies.parts import TIERS
 

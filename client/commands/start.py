@@ -23,7 +23,8 @@ from client.warm import flower_shim
 from common.console.verbs import Verbs
 from common.errors import UserError
 from common.flower.processes import PROJECT, child, environment, flower_home, free_port, noted_signals, tied
-from common.rpc.channels import is_loopback, split_address
+from common.paths import check_writable
+from common.rpc.channels import is_loopback, split_address, superlink
 from common.rpc.credentials import DeviceFiles, device_files
 
 NETWORK, SAMPLES, PIXELS = "resnet_slim", 1000, 32  # the example that is printed before a run is known
@@ -70,13 +71,16 @@ def add_parser(verbs: Verbs) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serve until SIGINT, SIGTERM or SIGHUP, which the SuperNode gets too. Raises `UserError`."""
+    options.superlink = superlink(
+        options.superlink, encrypted=bool(options.tls or options.certificates), remedy="--tls or --certificates"
+    )
     host, port = split_address(options.superlink)
     _check_numbers(options)
     files = _security(options, host)
     if options.capacity != "auto":
         read_capacity(options.capacity)  # refuses what cannot be read
     home = flower_home(options.state)
-    home.mkdir(parents=True, exist_ok=True)
+    check_writable(home, "set FLWR_HOME, or --state, to a folder that this user can write")
     if options.data and not options.data.is_dir():
         raise UserError(f"--data {options.data} is not a folder: give one with a folder of images per class")
     values: dict[str, object] = {"client-id": options.client}

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from common import paths
 from common.data import DataConfig, load
-from common.data.catalogue import DEVICES
 from common.data.decode import Decoding, decode
 from common.data.tree import SHOWN_SUFFIXES, walk
 from common.errors import UserError
+from common.sections.data_sets import DEVICES
+from common.settings import read_section
 
 T = TypeVar("T")
 Unreadable = Callable[[Path, str], None]
@@ -133,12 +134,12 @@ def from_dataset(text: str, classes: Classes, shape: Shape, size: int, limit: in
     name, _, folder = text.partition(":")
     _, height, width = shape
     side = height if height == width else 0
-    config = DataConfig(name, str(Path(folder).absolute()) if folder else "", image_size=side)
-    problems = [
-        p.replace("data.root", "--dataset NAME:FOLDER").replace("data.name", "--dataset") for p in config.problems()
-    ]
-    if problems or config.is_text or name == DEVICES:
-        raise UserError("; ".join(problems) or f"--dataset {name} holds no images: give a data set of images")
+    root = str(Path(folder).absolute()) if folder else ""
+    found = read_section(DataConfig, name=name, root=root, image_size=side)
+    config, problem = found.section, "; ".join(found.problems)
+    problem = problem.replace("data.root", "--dataset NAME:FOLDER").replace("data.name", "--dataset")
+    if problem or config.is_text or name == DEVICES:
+        raise UserError(problem or f"--dataset {name} holds no images: give a data set of images")
     test = load(config, paths.cache_root()).test
     if test.shape != shape:
         raise UserError(f"--dataset {name} has images of {test.shape}, but the network takes {shape}: give another set")

@@ -1,6 +1,7 @@
 """A command's verbs: a verb's module is imported when the verb is called, since some take seconds to import torch."""
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -25,6 +26,8 @@ def call(program: str, description: str | None, known: Mapping[str, Verb], argum
     It is 2 with one line on stderr for a `UserError`, 130 if interrupted.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: an ASCII terminal cannot show every name
     parser = argparse.ArgumentParser(prog=program, description=description)
     verbs = parser.add_subparsers(dest="verb", required=True)
     chosen = known.get(words[0]) if words else None

@@ -1,12 +1,12 @@
 """Data sets, federated partitions and one client's view."""
 
 from common.data.batches import batches
-from common.data.config import DataConfig
 from common.data.dataset import TrainTest, load
 from common.data.device import device_data
 from common.data.images import Normalizer, SampleSet, normalizer
 from common.data.partition import partition, with_samples
 from common.data.split import ClientSplit, client_split
+from common.sections.data import DataConfig
 
 __all__ = [
     "ClientSplit",

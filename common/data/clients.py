@@ -13,11 +13,11 @@ from torch import Tensor
 
 from common import paths
 from common.data import ClientSplit, client_split, device_data, load, normalizer, partition, with_samples
-from common.data.config import DataConfig
 from common.data.dataset import TrainTest
 from common.data.fingerprint import fingerprint
 from common.data.images import Normalizer, SampleSet
 from common.errors import UserError
+from common.sections.data import DataConfig
 
 KEPT_CLIENTS = 64  # clients whose tensors a worker keeps; making them anew costs a fraction of training on them
 

@@ -12,12 +12,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.data.config import DataConfig
 from common.data.raw import RawSet
 from common.data.support import require
 from common.data.table_files import find_tables
 from common.data.tables import refuse_repeated, tables_to_raw
 from common.errors import UserError
+from common.sections.data import DataConfig
 
 if TYPE_CHECKING:
     import pyarrow as pa

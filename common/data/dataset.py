@@ -14,8 +14,6 @@ import torch
 from numpy.typing import NDArray
 
 from common.data.cache import Json, cached, content_key, write_rows
-from common.data.catalogue import DEVICES, EMBEDDED, NEWS
-from common.data.config import DataConfig
 from common.data.csv_table import read_csv
 from common.data.decode import Decoding, decode, image_shape, varied
 from common.data.digits import read_digits
@@ -29,6 +27,8 @@ from common.data.raw import Encoded, RawSet, RawSplit, content_digest, first, me
 from common.data.support import counted, listed
 from common.data.text import token_ids
 from common.errors import UserError
+from common.sections.data import DataConfig
+from common.sections.data_sets import DEVICES, EMBEDDED, NEWS
 
 # Raise it whenever the same files would decode to something else, so that older caches are not used.
 _FORMAT = 4

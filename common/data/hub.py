@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from common.data.catalogue import HUB_SETS
-from common.data.config import DataConfig
 from common.data.raw import RawSet
 from common.data.support import one_line, require
 from common.data.tables import label_column, tables_to_raw
 from common.errors import UserError
+from common.sections.data import DataConfig
+from common.sections.data_sets import HUB_SETS
 
 if TYPE_CHECKING:
     import datasets

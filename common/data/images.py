@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.data.catalogue import HUB_SETS
-from common.data.config import DataConfig, constants
 from common.errors import UserError
+from common.sections.data import DataConfig, constants
+from common.sections.data_sets import HUB_SETS
 
 Indices = Tensor | NDArray[np.int64]
 

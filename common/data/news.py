@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data.config import DataConfig
 from common.data.raw import RawSet, RawSplit
 from common.errors import UserError
+from common.sections.data import DataConfig
 
 COLUMNS = ("text", "title")
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.data.config import DataConfig
 from common.data.raw import RawSet
 from common.data.support import one_line, require
 from common.data.table_files import find_tables, tables
 from common.data.tables import Table, class_names, label_column, refuse_repeated, tables_to_raw
 from common.errors import UserError
+from common.sections.data import DataConfig
 
 SUFFIX = ".parquet"
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.data.cache import Json, cached, content_key
-from common.data.config import DataConfig
 from common.data.support import require
 from common.errors import UserError
+from common.sections.data import DataConfig
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -10,9 +10,9 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.config import DataConfig
 from common.data.dataset import TrainTest
 from common.data.support import counted, listed
+from common.sections.data import DataConfig
 
 _SHOWN = 20  # classes, each with its counts
 

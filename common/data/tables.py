@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from common.data.columns import Column, decoded, is_text, read_column
-from common.data.config import DataConfig
 from common.data.labels import number_labels
 from common.data.raw import RawSet, RawSplit, Sample
 from common.data.support import listed, require
 from common.errors import UserError
+from common.sections.data import DataConfig
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -11,7 +11,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from common.errors import UserError
+
 PROJECT = Path(__file__).resolve().parents[2]
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+# a socket's path has 107 bytes at most, and Ray adds /ray/session_DATE_TIME_PROCESS/sockets/plasma_store, 68 of them
+LONGEST_RAY = 39
 GRACE = 7.0  # seconds that a child has to end before it is killed: less than the 10 s that Docker gives
 AFTERWARDS = 2.0  # seconds that the processes which it leaves have
 LOOK = 0.2  # seconds between two looks for a signal
@@ -34,17 +39,47 @@ def flower_home(state: Path | None) -> Path:
 def environment(home: Path) -> dict[str, str]:
     """Return the environment that every Flower process needs; `home` is Flower's home folder."""
     binaries = str(Path(sys.executable).parent)
-    return os.environ | {
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # else every run installs its dependencies anew
-        "RAY_ADDRESS": os.environ.get("RAY_ADDRESS") or "local",  # else Ray joins any cluster of the same user
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else workers without a GPU share see none of the server's
-        "RAY_DEDUP_LOGS": "0",
-        "PATH": binaries + os.pathsep + os.environ.get("PATH", ""),
-    }
+    return (
+        os.environ
+        | _no_proxy()
+        | _ray_folder()
+        | {
+            "FLWR_HOME": str(home),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # else every run installs its dependencies anew
+            "RAY_ADDRESS": os.environ.get("RAY_ADDRESS") or "local",  # else Ray joins any cluster of the same user
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else workers without a GPU share see none of the server's
+            "RAY_DEDUP_LOGS": "0",
+            "PYTHONIOENCODING": "utf-8",  # Flower prints what an ASCII terminal cannot show
+            "PATH": binaries + os.pathsep + os.environ.get("PATH", ""),
+        }
+    )
+
+
+def _no_proxy() -> dict[str, str]:
+    """Return the variables by which a proxy is not asked for loopback, where Flower's processes talk to each other."""
+    names = [name for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy") if os.environ.get(name)]
+    found = {name: os.environ[name] for name in names} or {"no_proxy": ""}
+    if "*" in found.values():
+        return {}
+    hosts = {name: [host.strip() for host in value.split(",") if host.strip()] for name, value in found.items()}
+    return {name: ",".join(dict.fromkeys([*known, *LOOPBACK])) for name, known in hosts.items()}
+
+
+def _ray_folder() -> dict[str, str]:
+    """Return the variable that gives Ray a folder with a path short enough for its sockets, if TMPDIR is too long.
+
+    Raises `UserError` where RAY_TMPDIR is too long itself.
+    """
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR", "")
+    if len(os.fsencode(folder)) <= LONGEST_RAY:
+        return {}
+    if os.environ.get("RAY_TMPDIR"):
+        limit = f"{LONGEST_RAY} characters at most"
+        raise UserError(f"RAY_TMPDIR is {folder}, too long for Ray's sockets: set it to a folder of {limit}, as /tmp")
+    return {"RAY_TMPDIR": "/tmp"}
 
 
 def free_port() -> int:

@@ -1,10 +1,8 @@
 """Early-exit networks: one contract (`base`), a file per backbone, and the registry that builds them."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
-from itertools import pairwise
 from typing import Any
 
 from common.errors import UserError
@@ -18,6 +16,7 @@ from common.networks.base import (
     rescale_gradient,
 )
 from common.networks.cost import CostTable, UnitCost, cost_table
+from common.sections.networks import BACKBONES, input_mistake, position_mistakes
 from common.seeding import seeded
 
 __all__ = [
@@ -35,22 +34,6 @@ __all__ = [
     "width_of",
     "without_early_exits",
 ]
-
-# name -> module of `common.networks` with a function of that name; imported when it is needed, since some need
-# torchvision, whose import takes a second. The function takes ((C, H, W), width)
-_BACKBONES = {
-    "convnet": "convnet",
-    "deit_tiny": "vit",
-    "lenet": "lenet",
-    "resnet18": "resnet",
-    "resnet_slim": "resnet",
-    "vit_small32": "vit",
-    "wrn16": "wide_resnet",
-}
-_TEXT_BACKBONES = {"transformer4": "transformer"}  # likewise; takes (length of a text, number of token ids, width)
-_OWN_WIDTHS = {
-    "convnet": 128, "deit_tiny": 192, "lenet": 6, "resnet18": 64, "resnet_slim": 16, "vit_small32": 64, "wrn16": 1,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,7 +80,7 @@ class NetworkSpec:
 
 def backbones() -> tuple[str, ...]:
     """Return the names that `NetworkSpec.name` may have."""
-    return tuple(sorted([*_BACKBONES, *_TEXT_BACKBONES]))
+    return tuple(BACKBONES)
 
 
 def build(spec: NetworkSpec, seed: int) -> EarlyExitNetwork:
@@ -112,13 +95,16 @@ def build(spec: NetworkSpec, seed: int) -> EarlyExitNetwork:
     if spec.name not in backbones():
         raise UserError(f"network.name is {spec.name!r}, must be one of {', '.join(backbones())}")
     _check_numbers(spec)
+    if problems := position_mistakes(spec.name, spec.exits, spec.tiers):
+        raise UserError("; ".join(problems))
     with seeded("trunk", seed):
         trunk = _trunk(spec)
-    exits = _exit_positions(spec, trunk)
+    exits = spec.exits or trunk.default_exits
+    tiers = spec.tiers or tuple(range(1, len(exits) + 1))
     architecture = Architecture(
         num_classes=spec.num_classes,
         input_shape=spec.input_shape,
-        tier_positions=_tier_positions(spec, exits),
+        tier_positions=tuple(exits[count - 1] for count in tiers),
         widths=trunk.widths,
         head=trunk.head,
         latent_shape=trunk.latent_shape,
@@ -142,9 +128,9 @@ def build(spec: NetworkSpec, seed: int) -> EarlyExitNetwork:
 
 def width_of(spec: NetworkSpec) -> int:
     """Return an image network's width, the backbone's default if the spec's is 0; raises `UserError`."""
-    if spec.name not in _OWN_WIDTHS:
-        raise UserError(_not_for(spec.name, "images", _BACKBONES))
-    return spec.width or _OWN_WIDTHS[spec.name]
+    if problem := input_mistake(spec.name, texts=False):
+        raise UserError(problem)
+    return spec.width or BACKBONES[spec.name].width
 
 
 def without_early_exits(spec: NetworkSpec) -> NetworkSpec:
@@ -160,47 +146,17 @@ def _check_numbers(spec: NetworkSpec) -> None:
     for key, value in {**amounts, "the network's ensemble weight": spec.ensemble}.items():
         if value < 0:
             raise UserError(f"{key} is {value}, must be at least 0")
-    kind, fitting = ("texts", set(_TEXT_BACKBONES)) if spec.vocabulary else ("images", set(_BACKBONES))
-    if spec.name not in fitting:
-        raise UserError(_not_for(spec.name, kind, fitting))
+    if problem := input_mistake(spec.name, texts=bool(spec.vocabulary)):
+        raise UserError(problem)
     axes = ("length",) if spec.vocabulary else ("channels", "height", "width")
     if len(spec.input_shape) != len(axes) or min(spec.input_shape) < 1:
         raise UserError(f"the data's shape is {spec.input_shape}, must be ({', '.join(axes)}) of 1 or more")
 
 
-def _not_for(name: str, kind: str, fitting: Iterable[str]) -> str:
-    return f"network.name {name!r} does not take {kind}: choose one of {', '.join(sorted(fitting))}"
-
-
 def _trunk(spec: NetworkSpec) -> Trunk:
-    module = import_module(f"common.networks.{(_BACKBONES | _TEXT_BACKBONES)[spec.name]}")
+    # imported when it is needed: some modules need torchvision, whose import takes a second
+    module = import_module(f"common.networks.{BACKBONES[spec.name].module}")
+    # a function takes ((C, H, W), width), or (length of a text, number of token ids, width)
     sizes = (spec.input_shape[0], spec.vocabulary) if spec.vocabulary else (spec.input_shape,)
     trunk: Trunk = getattr(module, spec.name)(*sizes, spec.width)
     return trunk
-
-
-def _exit_positions(spec: NetworkSpec, trunk: Trunk) -> tuple[int, ...]:
-    exits = spec.exits or trunk.default_exits
-    last = len(trunk.units)
-    if exits[0] < 1 or exits[-1] != last or not _increases(exits):
-        raise UserError(
-            f"network.exits is {_typed(exits)}: give rising unit counts from 1 that end with {last} for {spec.name}"
-        )
-    return exits
-
-
-def _tier_positions(spec: NetworkSpec, exits: tuple[int, ...]) -> tuple[int, ...]:
-    tiers = spec.tiers or tuple(range(1, len(exits) + 1))
-    if tiers[0] < 1 or tiers[-1] != len(exits) or not _increases(tiers):
-        raise UserError(
-            f"network.tiers is {_typed(tiers)}: give rising exit counts from 1 that end with {len(exits)}, all exits"
-        )
-    return tuple(exits[count - 1] for count in tiers)
-
-
-def _typed(numbers: tuple[int, ...]) -> str:
-    return ",".join(map(str, numbers))
-
-
-def _increases(numbers: tuple[int, ...]) -> bool:
-    return all(a < b for a, b in pairwise(numbers))

@@ -3,12 +3,11 @@
 from common.errors import UserError
 from common.objectives.base import Loss, Objective, exit_losses
 from common.objectives.boosted import Boosted
-from common.objectives.config import OBJECTIVES, ObjectiveConfig
 from common.objectives.joint import Joint
 from common.objectives.l2w import LearnedWeights
+from common.sections.objective import ObjectiveConfig, too_few_weights
 
 __all__ = [
-    "OBJECTIVES",
     "Boosted",
     "Joint",
     "LearnedWeights",
@@ -24,14 +23,10 @@ def make_objective(config: ObjectiveConfig, num_exits: int, seed: int) -> Object
     """Return the objective of a network with `num_exits` exits; the same seed gives the same weight network.
 
     Raises:
-        UserError: listing everything wrong with the configuration.
+        UserError: there are fewer weights than exits.
     """
-    problems = config.problems()
     if config.exit_weights and len(config.exit_weights) < num_exits:
-        weights = ",".join(map(str, config.exit_weights))
-        problems.append(f"objective.exit-weights is {weights}, but the network has {num_exits} exits: give one each")
-    if problems:
-        raise UserError("; ".join(problems))
+        raise UserError(too_few_weights(config.exit_weights, num_exits))
     if config.name == "boosted":
         return Boosted("legacy" if config.legacy_boost else "boost")
     if config.name == "l2w":

@@ -7,9 +7,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.networks.base import EarlyExitNetwork, Rescale
 from common.objectives.base import Loss, StatelessObjective, exit_losses
-
-# Weight of the earlier exits' logits in F_e = z_e + ENSEMBLE * stopgrad(F_{e-1}).
-ENSEMBLE = 0.2
+from common.sections.objective import ENSEMBLE
 
 
 @dataclass(frozen=True)

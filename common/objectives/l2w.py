@@ -18,7 +18,7 @@ from common.errors import UserError
 from common.exits.assignment import assign_exits
 from common.networks.base import EarlyExitNetwork
 from common.objectives.base import Loss, exit_losses
-from common.objectives.config import ObjectiveConfig
+from common.sections.objective import ObjectiveConfig
 from common.seeding import generator
 
 # With fewer samples a half batch is one sample, which BatchNorm cannot normalise.

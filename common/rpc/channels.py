@@ -158,6 +158,24 @@ def split_address(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def superlink(text: str, *, encrypted: bool, remedy: str = "--root-certificates") -> str:
+    """Return the `host:port` that `--superlink` means, which may be written as a URL; raises `UserError`.
+
+    `remedy` names the option that encrypts the link, if it is not `encrypted`.
+    """
+    scheme, separator, rest = text.strip().rpartition("://")
+    address = rest.rstrip("/")
+    if separator and scheme.lower() not in ("http", "https", "grpc", "grpcs"):
+        raise UserError(f"--superlink {text}: {scheme}:// is not known: write HOST:PORT")
+    if scheme.lower() in ("https", "grpcs") and not encrypted:
+        raise UserError(f"--superlink {text} asks for an encrypted link: add {remedy}, and write {address}")
+    host, _, port = address.rpartition(":")
+    if host and (":" not in host or host.endswith("]")) and port.isdecimal() and 0 < int(port) <= 65535:
+        return address
+    example = "[::1]:8000" if ":" in host else f"{host or address.strip(':') or 'server'}:8000"
+    raise UserError(f"--superlink {text} has no host with a port from 1 to 65535: write HOST:PORT, such as {example}")
+
+
 def _require_security(host: str, token: str, encrypted: bool) -> None:
     if not token:
         raise UserError("a stream needs the run's token")

@@ -4,8 +4,11 @@ import argparse
 import time
 
 from common.console.verbs import Verbs
+from common.errors import UserError
 from server.commands.overrides import add_overrides, read_overrides
-from server.commands.run import add_resources, run_all
+from server.commands.run import add_resources, run_all, runs_root
+
+OWN = ("run.strategy", "run.name", "run.resume")  # keys that this verb sets, or that name one run
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -19,7 +22,16 @@ def add_parser(verbs: Verbs) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Return 0 only if all runs completed. Raises `UserError`."""
+    from server.commands.check import check_run  # imports pydantic, which `--help` does not need
+
+    methods = [method.strip() for method in options.methods.split(",")]
+    if "" in methods or len(set(methods)) < len(methods):
+        raise UserError(f"--methods {options.methods}: name each method once, with commas between them")
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    common = read_overrides(options)
-    runs = [common | {"run.strategy": m, "run.name": f"{m}-{stamp}"} for m in options.methods.split(",")]
+    common, root = read_overrides(options), runs_root()
+    if found := [key for key in OWN if key in common]:
+        raise UserError(f"`server compare` sets {', '.join(found)} itself, from --methods: remove what has no effect")
+    runs = [common | {"run.strategy": method, "run.name": f"{method}-{stamp}"} for method in methods]
+    for values in runs:
+        check_run(values, root, strategies=methods)
     return run_all(runs, options)

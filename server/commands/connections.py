@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from common.errors import UserError
+from common.paths import check_writable
 from common.storage.files import write_text
 from server.commands.launch import flwr
 
@@ -45,7 +46,7 @@ def connection(home: Path, superlink: str, authority: Path | None, env: Mapping[
     Raises:
         UserError: the configuration cannot be read, or a user has written another entry of that name.
     """
-    home.mkdir(parents=True, exist_ok=True)
+    check_writable(home, "set FLWR_HOME, or --state, to a folder that this user can write")
     file = home / "config.toml"
     entry: dict[str, object] = {"address": superlink}
     entry |= {"root-certificates": str(authority.absolute())} if authority else {"insecure": True}

@@ -4,7 +4,8 @@ import argparse
 
 from common.console.data_table import show_data
 from server.commands.overrides import read_overrides
-from strategies.factory import read_config, summarise
+from strategies.configuration import read_config
+from strategies.factory import summarise
 
 
 def run(options: argparse.Namespace) -> int:

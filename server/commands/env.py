@@ -6,6 +6,7 @@ import shlex
 
 from common.console.verbs import Verbs
 from common.flower.processes import environment, flower_home
+from common.paths import check_writable
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -17,7 +18,7 @@ def add_parser(verbs: Verbs) -> None:
 def run(_: argparse.Namespace) -> int:
     """Print an `export` line for every variable that has another value now, and make Flower's home."""
     home = flower_home(None)
-    home.mkdir(exist_ok=True)
+    check_writable(home, "set FLWR_HOME to a folder that this user can write")
     changed = {name: value for name, value in environment(home).items() if os.environ.get(name) != value}
     print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in changed.items()))
     return 0

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from common.errors import UserError
 from common.flower.processes import PROJECT, end, environment, free_port, interrupted_by_signals, tied, wait_for_port
+from common.paths import check_writable
 from server.commands import cluster, left_out
 from server.commands.tail import Tail
 
@@ -58,7 +59,7 @@ def local_superlink(home: Path) -> Iterator[dict[str, str]]:
 
     SIGTERM and SIGHUP raise KeyboardInterrupt inside, so that the run and the SuperLink end with this process.
     """
-    home.mkdir(parents=True, exist_ok=True)
+    check_writable(home, "set FLWR_HOME to a folder that this user can write")
     port, control = free_port(), free_port()
     env = environment(home) | {
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
@@ -135,8 +136,10 @@ def _run(
 ) -> Outcome:
     command = ["flwr", "run", str(PROJECT), connection, "--format", "json", *options]
     # all keys in one file: of several -c, Flower 1.42 keeps only the last one's keys of a section
-    with tempfile.NamedTemporaryFile("w", suffix=".toml", dir=env["FLWR_HOME"]) as file:
-        file.write("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".toml", dir=env["FLWR_HOME"]) as file:
+        # JSON escapes an emoji as two halves, which TOML refuses
+        rows = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in settings.items())
+        file.write("".join(rows))
         file.flush()
         answer = _flwr([*command, "-c", file.name], env)
     if not answer.get("success"):
@@ -210,7 +213,15 @@ def last_error(log: str, details: str) -> str:
 
 
 def _output(command: Sequence[str], env: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(command, cwd=env["FLWR_HOME"], env=dict(env), capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command,
+        cwd=env["FLWR_HOME"],
+        env=dict(env),
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
 
 
 def _flwr(command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:

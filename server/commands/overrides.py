@@ -5,44 +5,49 @@ import time
 import tomllib
 from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from common.errors import UserError
-from common.flower.processes import PROJECT
+from server.commands.preset import joined, preset_names, read_preset
 
-PRESETS = Path(__file__).parent / "presets"
-PATHS = ("data.root", "run.root", "clients.store", "distree.teacher")  # relative to the current folder as typed
+if TYPE_CHECKING:  # pydantic's import takes a fifth of a second, which `--help` does not need
+    from pydantic.fields import FieldInfo
+
+    from common.config import Value
+
+# relative to the current folder as typed
+PATHS = ("data.root", "run.root", "run.resume", "clients.store", "distree.teacher", "network.pretrained")
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Add the options that `read_overrides` reads."""
     parser.add_argument(
         "-c", dest="config", action="append", default=[], metavar="KEY=VALUE",
-        help="set a configuration key, such as train.lr=0.1; may be repeated",
+        help="set a configuration key, such as train.lr=0.1; may be repeated, the last value of a key counts",
     )  # fmt: skip
-    parser.add_argument("--preset", help=f"one of {', '.join(_presets())}, or a TOML file")
+    parser.add_argument("--preset", help=f"one of {', '.join(preset_names())}, or a TOML file")
 
 
-def read_overrides(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the preset's values, replaced by those of `-c` where both set a key; raises `UserError`."""
-    values, known = _preset(options.preset) if options.preset else {}, _defaults()
+def read_overrides(options: argparse.Namespace) -> "dict[str, Value]":
+    """Return the preset's values, replaced by those of `-c` where both set a key; raises `UserError`.
+
+    A value has the type that its key takes, where it can be read as such; nothing else is checked.
+    """
+    from common.config import fields_of
+    from strategies.registry import all_settings
+
+    values, known = read_preset(options.preset) if options.preset else {}, fields_of(all_settings())
     for pair in options.config:
         key, found, text = (part.strip() for part in pair.partition("="))
-        if not found:
+        if not found or not key:
             raise UserError(f"-c {pair}: write KEY=VALUE, such as -c train.lr=0.1")
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = None
-        # a bare word is text; so are a name that looks like a date, and a number where the key takes text
-        wanted = (str,) if isinstance(known.get(key), str) else (str, int, float)
-        values[key] = value if isinstance(value, wanted) else text
+        values[key] = _value(text, known.get(key))
     for key in PATHS:
-        if values.get(key):
-            values[key] = str(Path(values[key]).absolute())
+        if isinstance(text := values.get(key), str) and text:
+            values[key] = _absolute(key, text)
     name, _, folder = str(values.get("distree.public", "")).partition(":")
     if folder:
-        values["distree.public"] = f"{name}:{Path(folder).absolute()}"
+        values["distree.public"] = f"{name}:{_absolute('', folder)}"
     return values
 
 
@@ -63,34 +68,39 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", metavar="FOLDER", help="continue this run from its last complete round")
 
 
-def read_run(options: argparse.Namespace) -> dict[str, Any]:
+def read_run(options: argparse.Namespace) -> "dict[str, Value]":
     """Return the configuration of a new run, with a name, or of a resumed one; raises `UserError`."""
     values = read_overrides(options)
-    if not options.resume:
-        values.setdefault("run.name", f"{values.get('run.strategy', 'run')}-{time.strftime('%Y%m%d-%H%M%S')}")
-        return values
-    if values:
-        raise UserError("--resume keeps the configuration stored in the run's folder: remove -c and --preset")
-    return {"run.resume": str(Path(options.resume).absolute())}
+    folder = _absolute("", options.resume) if options.resume else values.pop("run.resume", "")
+    if folder and values:
+        raise UserError(f"--resume keeps the configuration stored in the run's folder: remove {', '.join(values)}")
+    if folder:
+        return {"run.resume": folder}
+    if not values.get("run.name"):
+        values["run.name"] = f"{values.get('run.strategy', 'run')}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return values
 
 
-def _presets() -> list[str]:
-    """Return the names of all presets."""
-    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+def _value(text: str, field: "FieldInfo | None") -> "Value":
+    """Return a typed value as its key takes it: a number, true or false, or text; what cannot be read stays text."""
+    try:
+        quoted = tomllib.loads(f"value = {text}")["value"] if text[:1] in ("'", '"', "[") else text
+        text = joined(quoted) if isinstance(quoted, list) else str(quoted)
+    except ValueError:  # of TOML too
+        pass
+    kind = field.annotation if field else str
+    if kind is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for number in (int, float) if kind in (int, float) else ():
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text
 
 
-def _preset(name: str) -> dict[str, Any]:
-    path = next((p for p in (PRESETS / f"{name}.toml", Path(name)) if p.is_file()), None)
-    if path is None:
-        raise UserError(f"--preset {name} is unknown: choose one of {', '.join(_presets())}, or give a TOML file")
-    return _flat(tomllib.loads(path.read_text()))
-
-
-def _defaults() -> dict[str, Any]:
-    """Return every key with its default as the app declares them: the schema itself takes seconds to import."""
-    app = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
-    return _flat(app["config"])
-
-
-def _flat(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    return {f"{section}.{key}": value for section, table in tables.items() for key, value in table.items()}
+def _absolute(key: str, text: str) -> str:
+    path = Path(text).expanduser()
+    if key == "network.pretrained" and not path.exists() and path.suffix != ".safetensors":
+        return text  # a repository on the Hugging Face hub
+    return str(path.absolute())

@@ -7,6 +7,7 @@ from pathlib import Path
 from common.console.verbs import Verbs
 from common.errors import UserError
 from common.flower.processes import environment, flower_home
+from common.rpc.channels import superlink
 from common.rpc.credentials import public_keys
 from common.rpc.secrets import read_certificate
 from server.commands.certificates import FOLDER
@@ -26,6 +27,7 @@ def add_parser(verbs: Verbs) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Register the keys in the folder that the SuperLink does not have yet. Raises `UserError`."""
+    options.superlink = superlink(options.superlink, encrypted=True)
     home = flower_home(options.state)
     env = environment(home)
     keys = public_keys(options.certificates)

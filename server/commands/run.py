@@ -14,6 +14,7 @@ from typing import Any
 from common.console.verbs import Verbs
 from common.errors import UserError
 from common.flower.processes import flower_home, interrupted_by_signals
+from common.paths import check_writable
 from server.commands import left_out
 from server.commands.cluster import gpu_share, worker_count
 from server.commands.launch import Outcome, local_superlink, simulate
@@ -42,7 +43,19 @@ def add_resources(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Return 0 only if the run completed. Raises `UserError`."""
-    return run_all([read_run(options)], options)
+    from server.commands.check import check_run  # imports pydantic, which `--help` does not need
+
+    values = read_run(options)
+    check_run(values, runs_root())
+    return run_all([values], options)
+
+
+def runs_root() -> Path:
+    """Return the folder of all runs, unless `run.root` names another; raises `UserError` if it cannot be written."""
+    home = flower_home(None)
+    check_writable(home, "set FLWR_HOME to a folder that this user can write")
+    check_writable(home.parent / "runs", "set run.root or FLWR_HOME to a folder that this user can write")
+    return home.parent / "runs"
 
 
 def run_all(runs: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> int:
@@ -77,8 +90,8 @@ def run_all(runs: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> i
 def _simulator(home: Path, root: Path, options: argparse.Namespace) -> Iterator[Callable[[Mapping[str, Any]], Outcome]]:
     """Yield what runs a simulation with given configuration keys and returns how it ended."""
     if options.in_process:
-        if options.workers or options.gpus:
-            raise UserError("--in-process has no workers: remove --workers and --gpus")
+        if options.workers or options.gpus or options.ray:
+            raise UserError("--in-process has no workers: remove --workers, --gpus and --ray")
         from server.commands.in_process import simulate_here  # imports torch
 
         with interrupted_by_signals():

@@ -14,6 +14,7 @@ from pathlib import Path
 from common.console.verbs import Verbs
 from common.errors import UserError
 from common.flower.processes import child, environment, flower_home, wait_for_port
+from common.paths import check_writable
 from common.rpc.channels import is_loopback, split_address
 from common.rpc.credentials import ServerFiles, public_keys, server_files
 from server.commands.certificates import FOLDER
@@ -44,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     files = _security(options, host)
     _check_free(host, port)
     home = flower_home(options.state)
-    home.mkdir(parents=True, exist_ok=True)
+    check_writable(home, "set FLWR_HOME, or --state, to a folder that this user can write")
     env = environment(home)
     with child(_command(options, host, port, home, files), env, home) as superlink:
         if not wait_for_port(ANY.get(host, host.strip("[]")), port, superlink.process):

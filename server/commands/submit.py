@@ -10,11 +10,12 @@ from pathlib import Path
 from common.console.verbs import Verbs
 from common.errors import UserError
 from common.flower.processes import environment, flower_home
-from common.rpc.channels import is_loopback, split_address
+from common.rpc.channels import is_loopback, split_address, superlink
 from common.rpc.secrets import read_certificate
+from common.storage.run_files import refuse_taken
 from server.commands import left_out
 from server.commands.connections import add_superlink, connection
-from server.commands.launch import deploy
+from server.commands.launch import deploy, run_folder
 from server.commands.overrides import add_run, read_run
 
 
@@ -34,6 +35,9 @@ def add_parser(verbs: Verbs) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Return 0 only if the run completed. Raises `UserError`."""
+    from server.commands.check import check_run  # imports pydantic, which `--help` does not need
+
+    options.superlink = superlink(options.superlink, encrypted=bool(options.root_certificates))
     host, _ = split_address(options.superlink)
     if options.root_certificates:
         read_certificate(options.root_certificates)
@@ -44,6 +48,9 @@ def run(options: argparse.Namespace) -> int:
         )
     overrides = read_run(options)
     home = flower_home(options.state)
+    check_run(overrides, home.parent / "runs", here=False)
+    if is_loopback(host) and "run.resume" not in overrides:
+        refuse_taken(run_folder(overrides, home.parent / "runs"))  # otherwise that run's progress would be shown
     env = environment(home)
     name = connection(home, options.superlink, options.root_certificates, env)
     outcome = deploy(overrides, home.parent / "runs", env, name)

@@ -21,7 +21,7 @@ from common.rpc.certificates import self_signed
 from common.rpc.channels import Limits, is_loopback, new_token, serve
 from common.rpc.records import FRAME
 from common.rpc.rounds import Announcement
-from common.rpc.settings import StreamSettings
+from common.sections.stream import StreamSettings
 from server.rounds.service import RoundsService
 
 LOOK = 1.0  # seconds between two looks at nodes whose stream is broken

@@ -10,7 +10,6 @@ Left out: FedDyn's dynamic regulariser, which the paper adds for heterogeneous d
 of all exits. Here every exit is evaluated by itself, as for all methods of this project.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,32 +20,10 @@ from torch import Tensor
 from common.networks.base import EarlyExitNetwork
 from common.objectives import Loss, Objective, exit_losses
 from common.objectives.base import StatelessObjective
-from common.settings import Settings, at_least
+from strategies.baselines.settings import DepthFLSettings
 from strategies.engine.strategy import EarlyExitStrategy
 from strategies.method import Job, Method
 from strategies.node.local_training import LocalTraining
-
-
-@dataclass(frozen=True)
-class DepthFLSettings(Settings):
-    """Hyper-parameters of the self-distillation."""
-
-    SECTION = "depthfl"
-
-    kd_weight: float = 1.0  # of the distillation against the cross-entropies
-    temperature: float = 1.0  # T
-    ramp_up: int = 0  # rounds until the weight is full, as exp(-5 (1 - t / ramp_up)^2); published code: 300 of 1000
-
-    def problems(self) -> list[str]:
-        """Return every mistake as a sentence."""
-        found = at_least(self, kd_weight=0.0, temperature=0.0, ramp_up=0)
-        return found + (["depthfl.temperature must be above 0"] if self.temperature == 0 else [])
-
-    def weight(self, round_: int) -> float:
-        """Return the distillation's weight in a round, counted from 1."""
-        if round_ >= self.ramp_up:
-            return self.kd_weight
-        return self.kd_weight * math.exp(-5 * (1 - round_ / self.ramp_up) ** 2)
 
 
 def mutual_distillation(logits: Sequence[Tensor], temperature: float) -> Tensor:

@@ -3,26 +3,11 @@
 Clients minimise  loss(w) + mu / 2 * ||w - w_server||^2;  the server averages as EEFL does.
 """
 
-from dataclasses import dataclass
-
 from common.objectives.base import Objective
-from common.settings import Settings, at_least
+from strategies.baselines.settings import FedProxSettings
 from strategies.engine.strategy import EarlyExitStrategy
 from strategies.method import Job, Method
 from strategies.node.proximal import Proximal
-
-
-@dataclass(frozen=True)
-class FedProxSettings(Settings):
-    """Hyper-parameters of FedProx."""
-
-    SECTION = "fedprox"
-
-    mu: float = 0.05  # weight of the proximal term
-
-    def problems(self) -> list[str]:
-        """Return every mistake as a sentence."""
-        return at_least(self, mu=0.0)
 
 
 class FedProx(EarlyExitStrategy):

@@ -16,7 +16,6 @@ import json
 import math
 import platform
 import time
-import tomllib
 from collections.abc import Mapping
 from importlib.metadata import version
 from logging import INFO, WARNING
@@ -29,19 +28,15 @@ from flwr.supercore import log
 from common.config import RunConfig
 from common.data.summary import DataSummary
 from common.errors import UserError
-from common.storage.client_store import NAME
 from common.storage.files import StorageError, append_line, read_tensors, write_tensors, write_text
-from common.storage.format import FORMAT, check_format
+from common.storage.format import FORMAT
+from common.storage.run_files import DATA, LOCK, read_stored, refuse_taken
 from strategies.callbacks.base import Callback
 from strategies.engine.rounds import Record
 from strategies.engine.strategy import EarlyExitStrategy
 
 KEPT = 2  # checkpoints
-DATA = "data.json"
 METHOD = "method."  # prefix of the method's own tensors, beside the model's
-LOCK = ".lock"  # held by the process that writes
-BARE = {"checkpoints", LOCK, DATA}  # files of a run that was killed before it wrote its configuration
-LONGEST = 80  # characters of a run's name; methods name stores after it
 PATIENCE = 90.0  # seconds that a resumed run waits for the lock
 
 
@@ -57,16 +52,12 @@ class RunFolder(Callback):
 
     @staticmethod
     def create(root: Path, config: RunConfig) -> "RunFolder":
-        """Return a new run's folder; raises `UserError` when the name is taken or unfit."""
-        if not NAME.fullmatch(config.run.name) or len(config.run.name) > LONGEST:
-            raise UserError(
-                f"run.name {config.run.name!r}: use letters, digits, '.', '_' and '-' only, {LONGEST} at most"
-            )
+        """Return a new run's folder; raises `UserError` when the name is taken."""
         folder = root / config.run.name
-        _refuse_taken(folder)
+        refuse_taken(folder)
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         created = RunFolder(folder)
-        _refuse_taken(folder)  # another process may have written there before it released the lock
+        refuse_taken(folder)  # another process may have written there before it released the lock
         return created
 
     @staticmethod
@@ -75,12 +66,8 @@ class RunFolder(Callback):
 
         Raises `UserError` when the folder holds no run, or another process writes to it.
         """
-        try:
-            stored = tomllib.loads((folder / "config.toml").read_text())
-        except (OSError, tomllib.TOMLDecodeError) as error:
-            raise UserError(f"run.resume: {folder} is no run folder ({error})") from error
-        check_format(folder, stored.pop("about", {}).get("format", 1))
-        return RunFolder(folder), {f"{s}.{k}": v for s, values in stored.items() for k, v in values.items()}
+        stored = read_stored(folder)
+        return RunFolder(folder), stored
 
     def check_data(self, now: DataSummary) -> None:
         """Raise `UserError` if the data are not those with which the run began."""
@@ -183,11 +170,6 @@ class RunFolder(Callback):
         return sorted((self.folder / "checkpoints").glob("round-*.safetensors"))
 
 
-def _refuse_taken(folder: Path) -> None:
-    if folder.exists() and {file.name for file in folder.iterdir()} - BARE:
-        raise UserError(f"{folder} already holds a run: choose another run.name, or continue it with run.resume")
-
-
 def _finite(value: Any) -> Any:
     """Replace infinities and NaN, which JSON lacks, by null."""
     if isinstance(value, float):
@@ -214,9 +196,11 @@ def _toml(config: RunConfig, about: dict[str, Any]) -> str:
         section, _, name = key.partition(".")
         sections.setdefault(section, {})[name] = value
     tables = sections | {"about": {k: v for k, v in about.items() if k != "versions"} | about["versions"]}
-    # JSON's strings, numbers and booleans are TOML's
+    # JSON's strings, numbers and booleans are TOML's, but for characters that it escapes as two halves
     return "\n".join(
-        "\n".join([f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items()), ""])
+        "\n".join(
+            [f"[{name}]", *(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in table.items()), ""]
+        )
         for name, table in tables.items()
     )
 

@@ -13,7 +13,6 @@ Nothing depends on the order of arrival.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from logging import WARNING
 
 import torch
@@ -23,10 +22,10 @@ from torch import Tensor
 from common.config import RunConfig
 from common.errors import UserError
 from common.messages.protocol import ClientResult
-from common.settings import Settings, at_least, one_of
 from common.weights.flat import FlatState, Layout
 from common.weights.folding import check
 from strategies.engine.aggregation import RoundCollector
+from strategies.engine.settings import RobustSettings
 from strategies.method import Method, RoundUpdate, TierUpdate
 
 MIN_NORMS = 3  # of two updates neither can be called far off
@@ -34,36 +33,11 @@ COLUMNS = 1 << 18  # sorted at a time, which bounds the memory beyond the models
 States = dict[int, FlatState]  # by client
 
 
-@dataclass(frozen=True)
-class RobustSettings(Settings):
-    """How updates are combined inside a tier, and which are left out."""
-
-    SECTION = "robust"
-
-    aggregation: str = "mean"  # "mean" weighted by samples, "trimmed-mean" or "median"
-    trim: float = 0.1  # share of a tier's clients cut off at each end of every coordinate, rounded up
-    reject: float = 0.0  # times the median norm beyond which an update is rejected; 0: none is
-
-    def problems(self) -> list[str]:
-        """Return every mistake as a sentence."""
-        found = one_of(self, aggregation=("mean", "trimmed-mean", "median")) + at_least(self, trim=0.0, reject=0.0)
-        found += ["robust.trim must be below 0.5"] if self.trim >= 0.5 else []
-        return found + (["robust.reject must be 0 (off) or above 1"] if 0 < self.reject <= 1 else [])
-
-    @property
-    def active(self) -> bool:
-        """Whether every model is needed by itself."""
-        return self.aggregation != "mean" or self.reject > 0
-
-
 def robust_settings(config: RunConfig, method: Method) -> RobustSettings:
     """Return the run's section; raises `UserError` where clients send more than models to be averaged."""
     settings = config.of(RobustSettings)
-    if settings.active and not method.robust:
-        raise UserError(
-            f"run.strategy {config.run.strategy!r} learns from more than averaged models, which robust aggregation "
-            "cannot guard: set robust.aggregation to mean and robust.reject to 0"
-        )
+    if mistake := settings.unguarded(config.run.strategy, method.robust):
+        raise UserError(mistake)
     return settings
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from common.data.batches import batches
 from common.rpc.channels import Limits, connect
-from common.rpc.settings import StreamSettings
+from common.sections.stream import StreamSettings
 from common.seeding import derive_seed, generator, seed_global
 from common.storage.client_store import ClientState
 from common.storage.model_file import FILE, ModelInfo, save_model

@@ -12,7 +12,9 @@ from torch import Tensor
 from common.errors import UserError
 from common.networks import EarlyExitNetwork
 from common.networks.heads import ExitHead
+from common.sections.general import TrainSection
 from common.weights.flat import FlatModel, StateDict
+from strategies.hetero_splitee.settings import SplitEESettings
 
 MOMENTUM = "momentum."  # in `Learner.state_dict`, the prefix of a parameter's key that marks its momentum
 
@@ -24,6 +26,12 @@ class Sgd:
     lr: float
     momentum: float
     weight_decay: float
+
+    @classmethod
+    def of_round(cls, settings: SplitEESettings, train: TrainSection, round_: int) -> "Sgd":
+        """Return the server's optimiser in a round, counted from 1."""
+        lr = (settings.server_lr or train.lr) * train.lr_decay ** (round_ - 1)
+        return cls(lr, train.momentum, train.weight_decay)
 
     def step_(self, weights: Tensor, gradient: Tensor, momentum: Tensor) -> None:
         """Step vectors (P,) in place: `m = mu m + g + wd w`, `w = w - lr m`."""

@@ -6,60 +6,56 @@ related method whose published code or paper the choice follows: DTFL, SplitFed 
 training (Gawali et al., arXiv 2012.12591). None of its numbers is known.
 """
 
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
-from common.config import TrainSection
-from common.settings import Settings, at_least, one_of
-from strategies.hetero_splitee.learner import Sgd
+from pydantic import Field
+
+from common.settings import DistinctInts, Settings, shown
 
 
-@dataclass(frozen=True)
 class SplitEESettings(Settings):
     """All choices of split training; momentum and weight decay are the `train` section's on both sides."""
 
     SECTION = "splitee"
 
     # The paper has both and prefers neither; one model needs least memory
-    mode: str = "sequential"  # "averaging": one server copy per client
+    mode: Literal["sequential", "averaging"] = "sequential"
+    """server models: sequential: one for all clients; averaging: one copy per client"""
     # Reconstructed: alternate mini-batches beat alternate clients in split learning (Gawali et al.)
-    granularity: str = "batch"  # sequential: clients take turns by mini-batch; "epoch": by full local epoch
+    granularity: Literal["batch", "epoch"] = "batch"
+    """sequential: clients take turns by mini-batch, or by full local epoch"""
     # Not in the paper. Features differ between cuts, and running statistics cover the last ~20 batches only
-    statistics: str = "cut"  # sequential: batch norm's running statistics by cut; "shared": one set for all cuts
+    statistics: Literal["cut", "shared"] = "cut"
+    """sequential: batch norm's running statistics by cut; shared: one set for all cuts"""
     # Reconstructed: the paper ties aggregation to the server models; "global" is what DTFL does
-    aggregate_scope: str = "server"  # averaging: "global" averages devices' layers along with the server's copies
+    aggregate_scope: Literal["server", "global"] = "server"
+    """averaging: global averages devices' layers along with the server's copies"""
     # Reconstructed ("periodic" in the paper): SFLV1 and DTFL aggregate after every local epoch
-    period: int = 1  # rounds between aggregations, of server copies and of devices
+    period: int = Field(1, ge=1)
+    """rounds between aggregations, of server copies and of devices"""
     # Reconstructed: the paper mentions no upload of device weights
-    client_sync: str = "none"  # "same_cut": average devices with equal cuts; "prefix": each unit over all its holders
-    gradient: str = "stop"  # the paper's; "return": split learning: SFLV1 with averaging, SFLV2 with sequential
-    exit_weight: float = 0.0  # of the device's exit loss, with gradient "return" only; split learning has no exit loss
-    cuts: tuple[int, ...] = ()  # offered to devices, units before the cut, rising; () = every one
-    coding: str = "fp32"  # of features and gradients; "uint8" quarters the traffic
-    server_lr: float = 0.0  # 0: train.lr; decays with train.lr-decay (reconstructed: no value is known)
-    vectorise: str = "auto"  # averaging: train copies of one cut together; "auto": on a GPU
+    client_sync: Literal["none", "same_cut", "prefix"] = "none"
+    """same_cut: average devices with equal cuts; prefix: each unit over all its holders"""
+    gradient: Literal["stop", "return"] = "stop"
+    """stop: the paper's; return: split learning: SFLV1 with averaging, SFLV2 with sequential"""
+    exit_weight: float = Field(0.0, ge=0)
+    """weight of the device's exit loss, with gradient return only; split learning has no exit loss"""
+    cuts: DistinctInts = ()
+    """cuts offered to devices: units before the cut, rising; empty: every one"""
+    coding: Literal["fp32", "bf16", "fp16", "uint8"] = "fp32"
+    """number format of features and gradients; uint8 quarters the traffic"""
+    server_lr: float = Field(0.0, ge=0)
+    """server's learning rate, decays with train.lr-decay (reconstructed: no value is known); 0: train.lr"""
+    vectorise: Literal["auto", "always", "never"] = "auto"
+    """averaging: train copies of one cut together; auto: on a GPU"""
 
-    def problems(self) -> list[str]:
-        """Return every mistake as a sentence."""
-        found = at_least(self, period=1, exit_weight=0.0, server_lr=0.0) + one_of(
-            self,
-            mode=("sequential", "averaging"),
-            granularity=("batch", "epoch"),
-            statistics=("cut", "shared"),
-            aggregate_scope=("server", "global"),
-            client_sync=("none", "same_cut", "prefix"),
-            gradient=("stop", "return"),
-            coding=("fp32", "bf16", "fp16", "uint8"),
-            vectorise=("auto", "always", "never"),
-        )
+    def other_mistakes(self) -> list[str]:
+        """Check the cuts, and choices that exclude each other."""
+        found = [sentence for impossible, sentence in self._combinations() if impossible]
         if any(a >= b for a, b in pairwise((0, *self.cuts))):
-            found.append(f"splitee.cuts is {','.join(map(str, self.cuts))!r}, must rise and start at 1 or more")
-        return found + [sentence for impossible, sentence in self._combinations() if impossible]
-
-    def optimiser(self, train: TrainSection, round_: int) -> Sgd:
-        """Return the server's optimiser in a round, counted from 1."""
-        lr = (self.server_lr or train.lr) * train.lr_decay ** (round_ - 1)
-        return Sgd(lr, train.momentum, train.weight_decay)
+            found.insert(0, f"splitee.cuts is {shown(self.cuts)}, must rise and start at 1 or more")
+        return found
 
     def aggregates(self, round_: int) -> bool:
         """Return whether models are averaged at the end of this round, counted from 1."""

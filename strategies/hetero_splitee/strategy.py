@@ -26,13 +26,14 @@ from common.errors import UserError
 from common.messages.protocol import ClientReport
 from common.rpc.certificates import Certificate, self_signed
 from common.rpc.channels import Limits, RunningServer, is_loopback, new_token, serve
-from common.rpc.settings import StreamSettings
+from common.sections.stream import StreamSettings
 from common.storage.client_store import ClientStore
 from common.weights.flat import FlatState, StateDict
 from common.weights.layers import average_layers
 from strategies.engine.strategy import EarlyExitStrategy
 from strategies.hetero_splitee.client import ADDRESS, CERTIFICATE, FRESH, MESSAGE_BYTES, TOKEN, VERSION, module_of
 from strategies.hetero_splitee.inbox import Inbox, OpenRound
+from strategies.hetero_splitee.learner import Sgd
 from strategies.hetero_splitee.server_model import make_server_model
 from strategies.hetero_splitee.service import Expected, SplitService
 from strategies.hetero_splitee.settings import SplitEESettings
@@ -78,7 +79,7 @@ class HeteroSplitEE(EarlyExitStrategy):
             self.config.run.name, round_, round_ - 1, cuts, self.streams.window, self.settings.gradient == "return"
         )
         inbox = Inbox(opened)
-        self.server.open_round(round_, cuts, self.settings.optimiser(section, round_))
+        self.server.open_round(round_, cuts, Sgd.of_round(self.settings, section, round_))
         self.service.open(inbox)
         self.trainer = Trainer(
             self.server, inbox, {c.client: batch_count(c.num_examples, section.batch_size) for c in clients},

@@ -6,7 +6,6 @@ for all clients.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch.optim.swa_utils import update_bn
@@ -14,29 +13,14 @@ from torch.optim.swa_utils import update_bn
 from common.config import RunConfig
 from common.data.batches import batches
 from common.seeding import generator
-from common.settings import Settings, one_of
 from common.storage.client_store import ClientState
 from common.weights.flat import FlatState
 from strategies.method import Job, Outcome
 from strategies.node.local_training import LocalTraining
+from strategies.personalised.settings import PersonalSettings
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 OWN = "own."  # prefix of the client's part of the network in its store
-
-
-@dataclass(frozen=True)
-class PersonalSettings(Settings):
-    """What all personalised methods share."""
-
-    SECTION = "personal"
-
-    batchnorm: str = "local"  # running statistics: local (FedBN, Li et al., ICLR 2021), or averaged like weights
-    finetune_epochs: int = 5  # FedBABU's and fine-tuned FedAvg's last epochs, on each client before it is evaluated
-
-    def problems(self) -> list[str]:
-        """Return every mistake as a sentence."""
-        wrong = one_of(self, batchnorm=("local", "averaged"))
-        return wrong + (["personal.finetune-epochs must be at least 1"] if self.finetune_epochs < 1 else [])
 
 
 def is_head(key: str) -> bool:

@@ -4,29 +4,13 @@
 2. It trains its own network v by  loss(v) + lambda / 2 * ||v - w_server||^2  and keeps it; v starts as w_server.
 """
 
-from dataclasses import dataclass
-
-from common.settings import Settings, at_least
 from common.storage.client_store import ClientState
 from common.weights.flat import FlatState
 from strategies.engine.strategy import EarlyExitStrategy
 from strategies.method import Job, Method, Outcome
 from strategies.node.proximal import Proximal
 from strategies.personalised.base import OWN
-
-
-@dataclass(frozen=True)
-class DittoSettings(Settings):
-    """Hyper-parameters of Ditto."""
-
-    SECTION = "ditto"
-
-    pull: float = 0.1  # lambda: 0 is local training beside FedAvg, large values are FedAvg
-    epochs: int = 0  # of the personal network; 0: train.epochs
-
-    def problems(self) -> list[str]:
-        """Return every mistake as a sentence."""
-        return at_least(self, pull=0.0, epochs=0)
+from strategies.personalised.settings import DittoSettings
 
 
 class Ditto(EarlyExitStrategy):

@@ -6,7 +6,8 @@ plainest of all personalised methods, and a strong one (Cheng et al., arXiv 2108
 
 from strategies.engine.strategy import EarlyExitStrategy
 from strategies.method import Method
-from strategies.personalised.base import FineTuning, PersonalSettings
+from strategies.personalised.base import FineTuning
+from strategies.personalised.settings import PersonalSettings
 
 
 class FineTunedFedAvg(EarlyExitStrategy):

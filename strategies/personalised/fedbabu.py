@@ -8,7 +8,8 @@
 from common.objectives.base import Objective
 from strategies.engine.strategy import EarlyExitStrategy
 from strategies.method import Job, Method
-from strategies.personalised.base import FineTuning, PersonalSettings, PersonalTraining, backbone, is_head
+from strategies.personalised.base import FineTuning, PersonalTraining, backbone, is_head
+from strategies.personalised.settings import PersonalSettings
 
 
 class FedBABU(EarlyExitStrategy):

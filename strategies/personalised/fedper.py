@@ -6,7 +6,8 @@
 
 from strategies.engine.strategy import EarlyExitStrategy
 from strategies.method import Method
-from strategies.personalised.base import PersonalSettings, PersonalTraining, backbone
+from strategies.personalised.base import PersonalTraining, backbone
+from strategies.personalised.settings import PersonalSettings
 
 
 class FedPer(EarlyExitStrategy):

@@ -5,26 +5,11 @@
 3. The server averages the backbones, weighted by samples.
 """
 
-from dataclasses import dataclass
-
 from common.objectives.base import Objective
-from common.settings import Settings, at_least
 from strategies.engine.strategy import EarlyExitStrategy
 from strategies.method import Job, Method
-from strategies.personalised.base import PersonalSettings, PersonalTraining, backbone, is_head
-
-
-@dataclass(frozen=True)
-class FedRepSettings(Settings):
-    """Hyper-parameters of FedRep."""
-
-    SECTION = "fedrep"
-
-    head_epochs: int = 5  # epochs of the heads before the backbone's
-
-    def problems(self) -> list[str]:
-        """Return every mistake as a sentence."""
-        return at_least(self, head_epochs=0)
+from strategies.personalised.base import PersonalTraining, backbone, is_head
+from strategies.personalised.settings import FedRepSettings, PersonalSettings
 
 
 class FedRep(EarlyExitStrategy):

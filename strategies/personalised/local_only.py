@@ -3,7 +3,8 @@
 from common.errors import UserError
 from strategies.engine.strategy import EarlyExitStrategy
 from strategies.method import Method, Setup
-from strategies.personalised.base import PersonalSettings, PersonalTraining
+from strategies.personalised.base import PersonalTraining
+from strategies.personalised.settings import PersonalSettings
 
 
 class LocalOnly(EarlyExitStrategy):

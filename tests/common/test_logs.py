@@ -20,7 +20,7 @@ from common.flower.local_grid import LocalGrid
 from common.messages import protocol
 from common.messages.protocol import Order
 from server.app import app as server_app
-from strategies.factory import read_config
+from strategies.configuration import read_config
 from strategies.node.local_training import LocalTraining
 
 

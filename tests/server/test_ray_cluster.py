@@ -14,7 +14,8 @@ from client.app import app
 from common.flower.local_grid import LocalGrid
 from server.commands.launch import PROJECT
 from strategies.callbacks.run_folder import read_events
-from strategies.factory import make_strategy, read_config
+from strategies.configuration import read_config
+from strategies.factory import make_strategy
 from tests.support.namespaces import namespaces_available
 from tests.support.ray_cluster import HEAD, OTHER, RayCluster, ray_cluster
 

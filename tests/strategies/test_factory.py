@@ -3,7 +3,8 @@ import torch
 
 from common.errors import UserError
 from strategies.baselines.eefl import EEFL
-from strategies.factory import make_strategy, read_config
+from strategies.configuration import read_config
+from strategies.factory import make_strategy
 
 
 def test_configuration_becomes_strategy(flat):
@@ -50,7 +51,7 @@ def test_boosted_objective_needs_ensemble(flat):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"run.strategy": "fedsgd"}, "run.strategy 'fedsgd' is unknown"),
+        ({"run.strategy": "fedsgd"}, "run.strategy is 'fedsgd', must be one of"),
         ({"clients.mix": "0.5,0.5"}, "clients.mix '0.5,0.5' must give one share, 0 or more, for each of the 3 tiers"),
         ({"network.name": "alexnet"}, "network.name is 'alexnet', must be one of"),
         ({"network.exits": "1,9"}, "network.exits is 1,9"),
@@ -76,4 +77,4 @@ def test_mistakes_in_all_method_sections_are_reported_together(flat):
     message = str(caught.value)
     assert "depthfl.temperature is -1.0" in message
     assert "batch is 0" in message
-    assert "unknown key 'eefl.lr'" in message
+    assert "eefl.lr is unknown" in message

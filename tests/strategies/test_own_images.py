@@ -5,8 +5,9 @@ import pytest
 from client.app import app
 from common.flower.local_grid import LocalGrid
 from common.storage.model_file import load_model
+from strategies.configuration import read_config
 from strategies.engine.rounds import QuorumError
-from strategies.factory import make_strategy, read_config
+from strategies.factory import make_strategy
 from tests.support.digit_folders import write_images
 
 SETTINGS = {

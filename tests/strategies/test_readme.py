@@ -12,7 +12,8 @@ from flwr.app import Context, RecordDict
 from client.app import app as client_app
 from common.flower.local_grid import LocalGrid
 from strategies.baselines.eefl import METHOD as EEFL
-from strategies.factory import make_setup, read_config
+from strategies.configuration import read_config
+from strategies.factory import make_setup
 from strategies.method import RoundUpdate, TierUpdate
 
 STRATEGIES = Path(__file__).resolve().parents[2] / "strategies"

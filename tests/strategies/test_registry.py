@@ -6,6 +6,7 @@ import pytest
 from common.config import RunConfig, load_config
 from common.errors import UserError
 from common.objectives import ObjectiveConfig
+from common.settings import read_section
 from strategies.engine.strategy import EarlyExitStrategy
 from strategies.registry import METHODS, all_settings, find_method
 
@@ -31,14 +32,16 @@ def test_ensemble_follows_objective_where_it_applies(name):
 
 
 def test_unknown_method_is_refused_and_known_ones_listed():
-    with pytest.raises(UserError, match=r"run\.strategy 'fedsgd' is unknown: choose one of cafedistill, darkdistill"):
+    with pytest.raises(
+        UserError, match=r"run\.strategy is 'fedsgd', must be one of cafedistill, darkdistill, .*; do you mean fedavg\?"
+    ):
         find_method("fedsgd")
 
 
 def test_finding_method_imports_no_other_method():
     script = (
         "import sys; from strategies.registry import METHODS, find_method; find_method('fedprox'); "
-        "print(sorted(m for m in METHODS.values() if m in sys.modules))"
+        "print(sorted(entry.card for entry in METHODS.values() if entry.card in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['strategies.baselines.fedprox']"
@@ -50,7 +53,7 @@ def test_every_section_has_valid_defaults_and_round_trips():
     assert {"robust", "personal", "difficulty", "stream"} < set(names)
     config = load_config({}, all_settings())
     assert load_config(config.flat(), all_settings()) == config
-    assert all(kind().problems() == [] for kind in all_settings())
+    assert all(read_section(kind).problems == [] for kind in all_settings())
 
 
 @pytest.mark.parametrize("name", METHODS)

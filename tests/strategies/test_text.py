@@ -10,7 +10,8 @@ from common.data import load
 from common.errors import UserError
 from common.paths import cache_root
 from common.storage.model_file import load_model
-from strategies.factory import make_strategy, read_config
+from strategies.configuration import read_config
+from strategies.factory import make_strategy
 
 TEXTS = {
     "data.name": "bbc_news", "data.vocabulary": 4000, "network.name": "transformer4", "network.width": 32,

@@ -4,7 +4,7 @@ import argparse
 import math
 import shlex
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common import paths
@@ -14,13 +14,14 @@ from common.data.clients import Population
 from common.data.images import SampleSet
 from common.devices import deterministic, pick_device, threads
 from common.errors import UserError
-from common.settings import key
+from common.settings import keys
 from common.storage.client_store import NAME
 from server.commands.distree import devices
 from server.commands.distree.infer_compare import Row, show
 from server.commands.distree.students import own_split
 from server.commands.overrides import read_overrides, refuse_unread
 from strategies.callbacks.report.records import load_run
+from strategies.configuration import read_config
 from strategies.distree.exits.calibration import Answers, Measure, cheapest, operate, within
 from strategies.distree.exits.policies import LastExit, Policies
 from strategies.distree.model.stored import (
@@ -34,13 +35,10 @@ from strategies.distree.model.stored import (
 from strategies.distree.serving.aggregator import Aggregator
 from strategies.distree.serving.timing import time_exits
 from strategies.distree.training.finish import measure
-from strategies.factory import read_config
 
 # names of the policies that others are compared with
 BUILT_IN = frozenset({"entropy", "last", "neighbour", "oracle", "published", "random"})
-READ = frozenset(
-    {"clients.count", "run.seed", "server.device", "server.threads", *(key("data", f.name) for f in fields(DataConfig))}
-)
+READ = frozenset({"clients.count", "run.seed", "server.device", "server.threads", *keys(DataConfig)})
 OPTIONS = {"distree.max-accuracy-loss": "--accuracy-loss"}  # key of a run -> the option for it here
 SAME = 3e-3  # of the mean features' norm: rounding on another machine stays below, other images differ by more
 

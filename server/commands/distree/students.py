@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -20,10 +20,11 @@ from common.devices import deterministic, keep_memory, pick_device, threads
 from common.errors import UserError
 from common.exits import anytime_accuracy, collect_logits
 from common.networks import NetworkSpec, build, without_early_exits
-from common.settings import key
+from common.settings import keys, read_section
 from common.storage.files import write_text
 from common.storage.model_file import FILE, ModelInfo, save_model
 from server.commands.overrides import read_overrides, refuse_unread
+from strategies.configuration import read_config
 from strategies.distree.model.partition import partition
 from strategies.distree.model.parts import StudentCosts
 from strategies.distree.model.stored import save_students, student_file
@@ -34,7 +35,6 @@ from strategies.distree.settings import DistrEESettings
 from strategies.distree.training.central import Schedule, image_batches
 from strategies.distree.training.finish import finish_students
 from strategies.distree.training.joint import teacher_activations, train_students, train_teacher
-from strategies.factory import read_config
 
 BOTH_READ = frozenset({
     "data.name", "data.root", "data.label", "data.image-size", "data.limit", "data.mean", "data.std",
@@ -44,7 +44,7 @@ READ = {  # verb -> the keys that it reads
     "teacher": BOTH_READ | {"network.pretrained"},
     "students": BOTH_READ
     | {"network.exits"}
-    | {key("distree", f.name) for f in fields(DistrEESettings)}
+    | keys(DistrEESettings).keys()
     - {"distree.teacher", "distree.without-teacher", "distree.public", "distree.public-samples"},
 }
 OPTIONS = {  # key of a run -> the option for it here
@@ -131,14 +131,16 @@ def _lacks_to_serve(device: Capacity, costs: StudentCosts, number: int) -> str:
 def _prepare(options: argparse.Namespace) -> tuple[RunConfig, Samples, Schedule, torch.device]:
     config = read_config(read_overrides(options))
     refuse_unread(options, READ[options.verb], OPTIONS)
-    schedule = Schedule(options.epochs, lr=options.lr, augment=not options.no_augmentation, autocast=options.autocast)
-    if problems := schedule.problems():
-        raise UserError("; ".join(problems))
+    read = read_section(
+        Schedule, epochs=options.epochs, lr=options.lr, augment=not options.no_augmentation, autocast=options.autocast
+    )
+    if read.problems:
+        raise UserError("; ".join(read.problems).replace("schedule.", "--"))
     if config.data.is_text:
         raise UserError(f"data.name {config.data.name!r} holds texts, students need images: choose another data.name")
     deterministic()
     keep_memory()
-    return config, _samples(config), schedule, pick_device(config.server.device)
+    return config, _samples(config), read.section, pick_device(config.server.device)
 
 
 def _make_folder(folder: Path) -> None:

@@ -3,9 +3,9 @@
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from common.data.augment import crop_and_flip
@@ -13,12 +13,11 @@ from common.data.batches import batch_count, batches
 from common.data.images import Normalizer, SampleSet
 from common.devices import autocast
 from common.seeding import derive_seed, generator, seed_global
-from common.settings import Settings, at_least
+from common.settings import Settings
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]  # (x (B, C, H, W) normalised, labels (B,)) -> the loss, a scalar
 
 
-@dataclass(frozen=True)
 class Schedule(Settings):
     """SGD with a linear warm-up and a cosine decay.
 
@@ -27,18 +26,22 @@ class Schedule(Settings):
 
     SECTION = "schedule"
 
-    epochs: int = 30
-    batch_size: int = 128
-    lr: float = 0.1  # peak
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    warmup: float = 0.15  # share of all steps
-    augment: bool = True  # random crops and flips
-    autocast: bool = False  # bf16 where torch's autocast uses it
-
-    def problems(self) -> list[str]:
-        """Return every mistake as a sentence."""
-        return at_least(self, epochs=1, batch_size=2, lr=1e-9, momentum=0, weight_decay=0, warmup=0)
+    epochs: int = Field(30, ge=1)
+    """passes over the images"""
+    batch_size: int = Field(128, ge=2)
+    """images per batch"""
+    lr: float = Field(0.1, ge=1e-9)
+    """peak learning rate"""
+    momentum: float = Field(0.9, ge=0)
+    """Nesterov's, above 0"""
+    weight_decay: float = Field(5e-4, ge=0)
+    """of all parameters"""
+    warmup: float = Field(0.15, ge=0)
+    """share of all steps"""
+    augment: bool = True
+    """random crops and flips"""
+    autocast: bool = False
+    """bf16 where torch's autocast uses it"""
 
     def factor(self, step: int, steps: int) -> float:
         """Return the factor on `lr` at step `step` (from 0) of `steps`."""

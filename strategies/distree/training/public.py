@@ -21,8 +21,6 @@ def public_images(settings: DistrEESettings, images: SampleSet, seed: int) -> Sa
     name, _, root = settings.public.partition(":")
     channels, height, width = images.shape
     config = DataConfig(name=name, root=root, image_size=height if height == width else 0)
-    if problems := config.problems():
-        raise UserError(f"distree.public {settings.public!r}: {'; '.join(problems)}")
     try:
         found = load(config, paths.cache_root()).train
     except UserError as error:

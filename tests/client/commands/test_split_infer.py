@@ -38,7 +38,8 @@ from common.rpc.secrets import read_token
 from common.storage.model_file import StoredModel, load_model
 from server.commands.launch import PROJECT
 from strategies.callbacks.run_folder import RunFolder
-from strategies.factory import make_strategy, read_config
+from strategies.configuration import read_config
+from strategies.factory import make_strategy
 from strategies.hetero_splitee.offload import Answer, NoAnswer, Remote, Suffixes
 from strategies.hetero_splitee.statistics import statistics_by_cut
 from strategies.hetero_splitee.stream import Origin

@@ -29,7 +29,8 @@ from client.work import answer
 from common.errors import UserError
 from common.flower.local_grid import LocalGrid
 from common.messages import protocol
-from strategies.factory import make_strategy, read_config
+from strategies.configuration import read_config
+from strategies.factory import make_strategy
 from tests.support.deployment import wait_until
 
 NODE = {"client-ids": "0,1,2", "depth": 2}

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from common.data import DataConfig, load
-from common.data.catalogue import HUB_SETS
 from common.errors import UserError
+from common.sections.data_sets import HUB_SETS
 
 datasets = pytest.importorskip("datasets", reason="the hub needs the simulation extra")
 

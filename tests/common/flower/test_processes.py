@@ -12,8 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from common.errors import UserError
 from common.flower import processes
 from common.flower.processes import (
+    LONGEST_RAY,
     PROJECT,
     SIGNALS,
     child,
@@ -232,3 +234,47 @@ def test_deaf_child_and_what_it_leaves_are_killed_after_a_signal(tmp_path, monke
         os.kill(os.getpid(), signal.SIGTERM)
         assert process.wait() == 0
     wait_until(lambda: not grandchild.is_running() or grandchild.status() == psutil.STATUS_ZOMBIE, 10, "it lives")
+
+
+PROXIES = ("no_proxy", "NO_PROXY", "no_grpc_proxy")
+
+
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [
+        ({}, {"no_proxy": "localhost,127.0.0.1,::1"}),
+        ({"no_proxy": ""}, {"no_proxy": "localhost,127.0.0.1,::1"}),
+        ({"no_proxy": "a.org, localhost"}, {"no_proxy": "a.org,localhost,127.0.0.1,::1"}),
+        ({"NO_PROXY": "a.org"}, {"NO_PROXY": "a.org,localhost,127.0.0.1,::1"}),
+        (
+            {"no_proxy": "a", "no_grpc_proxy": "b"},
+            {"no_proxy": "a,localhost,127.0.0.1,::1", "no_grpc_proxy": "b,localhost,127.0.0.1,::1"},
+        ),
+        ({"no_proxy": "*"}, {"no_proxy": "*"}),
+    ],
+)
+def test_proxies_are_not_asked_for_loopback(before, expected, tmp_path, monkeypatch):
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in before.items():
+        monkeypatch.setenv(name, value)
+    env = environment(tmp_path)
+    assert {name: env[name] for name in PROXIES if name in env} == expected
+
+
+def test_ray_gets_a_folder_with_a_short_path(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/tmp/short")
+    assert "RAY_TMPDIR" not in environment(tmp_path)
+    monkeypatch.setenv("TMPDIR", "/tmp/" + "x" * LONGEST_RAY)
+    assert environment(tmp_path)["RAY_TMPDIR"] == "/tmp"
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp/ray")
+    assert environment(tmp_path)["RAY_TMPDIR"] == "/tmp/ray"
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp/" + "x" * LONGEST_RAY)
+    with pytest.raises(UserError, match=f"RAY_TMPDIR is /tmp/xxx.* {LONGEST_RAY} characters at most"):
+        environment(tmp_path)
+
+
+def test_longest_folder_of_ray_fits_a_socket_path():
+    session = "/ray/session_2026-11-28_22-56-25_123456_4194304/sockets/plasma_store"
+    assert LONGEST_RAY + len(session) <= 107

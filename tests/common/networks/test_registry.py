@@ -7,6 +7,7 @@ import torch
 
 from common.errors import UserError
 from common.networks import NetworkSpec, backbones, build, width_of
+from common.sections.networks import BACKBONES, Backbone
 
 SLIM = NetworkSpec("resnet_slim", 10, (1, 8, 8))
 
@@ -94,3 +95,11 @@ def test_networks_without_torchvision_do_not_import_it() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(("name", "backbone"), BACKBONES.items())
+def test_table_of_backbones_has_their_exits(name: str, backbone: Backbone) -> None:
+    shape, vocabulary = ((8,), 50) if backbone.texts else ((3, 32, 32), 0)
+    network = build(NetworkSpec(name, 4, shape, vocabulary=vocabulary), 0)
+    assert network.exit_positions == backbone.exits
+    assert network.end == backbone.exits[-1]

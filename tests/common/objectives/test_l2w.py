@@ -12,7 +12,7 @@ from common.networks import EarlyExitNetwork, NetworkSpec, build
 from common.objectives import LearnedWeights, ObjectiveConfig
 from common.objectives.l2w import assigned_loss, centred_weights
 
-CONFIG = ObjectiveConfig("l2w")
+CONFIG = ObjectiveConfig(name="l2w")
 LR = 0.05
 
 
@@ -112,7 +112,7 @@ def toy() -> tuple[TwoExits, LearnedWeights, Tensor, Tensor]:
     random = torch.Generator().manual_seed(6)
     x = torch.randn(12, 3, generator=random, dtype=torch.float64)
     y = torch.randint(3, (12,), generator=random)
-    objective = LearnedWeights(ObjectiveConfig("l2w", l2w_hidden=5), 2, seed=0)
+    objective = LearnedWeights(ObjectiveConfig(name="l2w", l2w_hidden=5), 2, seed=0)
     objective.weight_network.double()
     return TwoExits(), objective, x, y
 
@@ -145,7 +145,7 @@ def test_meta_gradient_matches_finite_differences() -> None:
 
 def test_meta_updates_lower_the_meta_loss() -> None:
     model, (x, y) = network(), batch()
-    objective = LearnedWeights(ObjectiveConfig("l2w", l2w_interval=1), 4, seed=0)
+    objective = LearnedWeights(ObjectiveConfig(name="l2w", l2w_interval=1), 4, seed=0)
     before = objective.meta_loss(model, x, y, LR).item()
     for _ in range(5):
         objective.before_step(model, x, y, LR)
@@ -230,7 +230,7 @@ def test_tiny_last_batches_are_accepted(size: int) -> None:
 
 def test_stored_state_continues_bit_for_bit() -> None:
     model = network()
-    config = ObjectiveConfig("l2w", l2w_interval=2)
+    config = ObjectiveConfig(name="l2w", l2w_interval=2)
     whole = LearnedWeights(config, 4, seed=0)
     for index in range(3):
         whole.before_step(model, *batch(8, index), LR)

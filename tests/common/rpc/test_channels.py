@@ -11,7 +11,7 @@ from cryptography import x509
 
 from common.errors import UserError
 from common.rpc.certificates import Certificate, self_signed
-from common.rpc.channels import Limits, connect, is_loopback, new_token, serve
+from common.rpc.channels import Limits, connect, is_loopback, new_token, serve, superlink
 
 TOKEN = new_token()
 LOCAL = self_signed(["127.0.0.1", "localhost"])
@@ -198,3 +198,39 @@ def test_certificate_names_its_hosts_and_hides_its_key():
     assert certificate.key != self_signed(["x"]).key
     with pytest.raises(ValueError, match="at least one"):
         self_signed([])
+
+
+@pytest.mark.parametrize(
+    ("text", "encrypted", "address"),
+    [
+        ("server:8000", False, "server:8000"),
+        (" http://server:8000/ ", False, "server:8000"),
+        ("grpc://127.0.0.1:8000", False, "127.0.0.1:8000"),
+        ("https://server:443", True, "server:443"),
+        ("HTTPS://[::1]:443/", True, "[::1]:443"),
+    ],
+)
+def test_superlink_may_be_written_as_url(text, encrypted, address):
+    assert superlink(text, encrypted=encrypted) == address
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("https://server:443", r"https://server:443 asks for an encrypted link: add --tls, and write server:443"),
+        ("ftp://server:8000", r"ftp:// is not known: write HOST:PORT"),
+        ("server", r"from 1 to 65535: write HOST:PORT, such as server:8000"),
+        ("http://server", r"such as server:8000"),
+        ("server:", r"such as server:8000"),
+        ("server:0", r"such as server:8000"),
+        ("server:70000", r"such as server:8000"),
+        ("server:http", r"such as server:8000"),
+        ("server:8000/path", r"such as server:8000"),
+        ("::1", r"such as \[::1\]:8000"),
+        (":8000", r"write HOST:PORT"),
+        ("", r"such as server:8000"),
+    ],
+)
+def test_superlink_without_host_and_port_is_explained(text, message):
+    with pytest.raises(UserError, match=message):
+        superlink(text, encrypted=False, remedy="--tls")

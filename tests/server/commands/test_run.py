@@ -18,13 +18,15 @@ from safetensors.torch import load_file
 
 from client.app import app
 from common.flower.local_grid import LocalGrid
+from common.storage.format import FORMAT
 from server.__main__ import main
 from server.commands import run
 from server.commands.launch import PROJECT, Outcome
 from server.commands.overrides import read_overrides
 from strategies.callbacks import report
 from strategies.callbacks.run_folder import read_events
-from strategies.factory import make_strategy, read_config
+from strategies.configuration import read_config
+from strategies.factory import make_strategy
 from tests.support.deployment import run_launcher, wait_until
 
 SETTINGS = {
@@ -35,7 +37,7 @@ SETTINGS = {
 
 @pytest.fixture
 def simulations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Any]]:
-    """Replace the SuperLink: every simulation ends at once; the one of method "fails" fails."""
+    """Replace the SuperLink: every simulation ends at once; the one of method "median" fails."""
     started: list[Mapping[str, Any]] = []
 
     @contextmanager
@@ -44,7 +46,7 @@ def simulations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Mapping
 
     def simulate(settings: Mapping[str, Any], root: Path, env: Mapping[str, str], **options: Any) -> Outcome:
         started.append({**settings, **options})
-        failed = settings.get("run.strategy") == "fails"
+        failed = settings.get("run.strategy") == "median"
         return Outcome(root / "x", "finished:failed" if failed else "finished:completed", "quorum" if failed else "")
 
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / ".flwr"))
@@ -58,9 +60,9 @@ def simulations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Mapping
 def test_run_exit_code_says_whether_all_runs_completed(simulations, capsys):
     assert main(["run", "-c", "run.strategy=eefl"]) == 0
     assert "1 runs" in capsys.readouterr().out
-    assert main(["run", "-c", "run.strategy=fails"]) == 1
+    assert main(["run", "-c", "run.strategy=median"]) == 1
     assert "finished:failed: quorum" in capsys.readouterr().err
-    assert main(["compare", "--methods", "eefl,fails"]) == 1
+    assert main(["compare", "--methods", "eefl,median"]) == 1
     assert main(["run", "-c", "oops"]) == 2
     assert capsys.readouterr().err.startswith("error: ")
 
@@ -93,6 +95,8 @@ def test_compare_uses_one_configuration_for_all_methods(simulations, capsys):
 
 def test_run_resumes_from_a_folder(simulations, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "old").mkdir(parents=True)
+    (tmp_path / "runs" / "old" / "config.toml").write_text(f"[run]\nrounds = 3\n[about]\nformat = {FORMAT}\n")
     assert main(["run", "--resume", "runs/old"]) == 0
     (started,) = simulations
     assert started["run.resume"] == str(tmp_path / "runs" / "old")
@@ -145,11 +149,11 @@ def test_run_in_process_resumes_and_tells_failures(tmp_path, monkeypatch, capsys
     events = read_events(tmp_path / "runs" / "a" / "metrics.jsonl")
     assert main(["run", "--in-process", "--resume", str(tmp_path / "runs" / "a")]) == 0
     assert len(read_events(tmp_path / "runs" / "a" / "metrics.jsonl")) > len(events)
-    assert main(["run", "--in-process", "-c", "run.name=b", "-c", "train.lr=-1.0"]) == 1
+    assert main(["run", "--in-process", "-c", "run.name=b", "-c", "data.limit=2"]) == 1
     assert "error: run b ended as finished:failed: UserError: " in capsys.readouterr().err
     assert main(["run", "--in-process", "--gpus", "0.5"]) == 2
-    assert main(["compare", "--in-process", "--methods", "eefl,fedsgd", *small, "-c", "run.rounds=1"]) == 1
-    assert "run.strategy 'fedsgd' is unknown" in capsys.readouterr().err
+    assert main(["compare", "--in-process", "--methods", "eefl,fedsgd", *small, "-c", "run.rounds=1"]) == 2
+    assert "run.strategy is 'fedsgd', must be one of " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -168,9 +172,10 @@ def test_run_in_process_ends_when_interrupted(tmp_path, number):
 
 @pytest.mark.deployment
 def test_failed_run_exits_with_1_and_flowers_reason(tmp_path):
-    missing = {"data.name": "cifar10", "data.root": str(tmp_path / "nowhere"), "round.quorum": 1.0}
+    (tmp_path / "empty").mkdir()
+    missing = {"data.name": "cifar10", "data.root": str(tmp_path / "empty"), "round.quorum": 1.0}
     done = run_launcher(tmp_path, {**SETTINGS, **missing, "run.name": "failed"})
     assert done.returncode == 1, done.stdout
     assert "error: run failed ended as finished:failed: " in done.stderr
-    assert "nowhere" in done.stderr
+    assert str(tmp_path / "empty") in done.stderr
     assert not (tmp_path / "runs" / "failed").exists()

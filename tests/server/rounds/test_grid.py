@@ -25,8 +25,9 @@ from common.rpc.rounds import Announcement
 from common.rpc.rounds_pb2 import Head, Hello, NodeFrame
 from server.rounds import grid as module
 from server.rounds.grid import StreamGrid, serving, streaming
+from strategies.configuration import read_config
 from strategies.engine.messaging import exchange
-from strategies.factory import make_strategy, read_config
+from strategies.factory import make_strategy
 from tests.support.deployment import wait_until
 from tests.support.relay import Relay
 

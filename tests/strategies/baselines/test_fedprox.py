@@ -2,6 +2,7 @@
 
 import torch
 
+from common.settings import read_section
 from common.weights.flat import FlatState
 from strategies.baselines.fedprox import FedProxLocal, FedProxSettings
 from tests.support.personal_runs import DEEP, close, make_job, same, seeded, sgd
@@ -44,5 +45,5 @@ def test_each_client_is_pulled_to_weights_it_received(prepare_run):
 
 
 def test_invalid_settings_are_reported():
-    assert FedProxSettings().problems() == []
-    assert FedProxSettings(mu=-1.0).problems() == ["fedprox.mu is -1.0, must be at least 0.0"]
+    assert read_section(FedProxSettings).problems == []
+    assert read_section(FedProxSettings, mu=-1.0).problems == ["fedprox.mu is -1.0, must be at least 0"]

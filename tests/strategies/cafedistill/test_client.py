@@ -7,7 +7,7 @@ from torch import Tensor
 
 from common.storage.client_store import ClientState
 from common.weights.flat import FlatState
-from strategies.cafedistill import METHOD
+from strategies.cafedistill.card import METHOD
 from strategies.cafedistill.client import HEAD, SHARES, STUDENTS, TEACHER, CAFEDistillTraining, mixed_teacher
 from strategies.cafedistill.heads import head_layout, head_vector
 from tests.support.personal_runs import close, heads, make_job, own_data, same, seeded, trunk

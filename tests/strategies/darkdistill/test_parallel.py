@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -98,7 +96,7 @@ def test_joint_step_trains_only_the_generators() -> None:
 
 def test_gap_weight_makes_samples_of_later_exits_harder() -> None:
     def final_increase(weight: float) -> float:
-        settings = replace(SETTINGS, gap_weight=weight)
+        settings = SETTINGS.changed(gap_weight=weight)
         present, student, run = tiers(2), network(9), runtime()
         generators = {e: make_generator(student, settings, seed=e) for e in range(2)}
         optimizers = Optimizers.create([student], generators, settings).generators
@@ -114,7 +112,7 @@ def test_gap_weight_makes_samples_of_later_exits_harder() -> None:
 
 @pytest.mark.parametrize("gap_weight", [0.0, 1.0])
 def test_student_exits_learn_from_neighbouring_exits_only(gap_weight: float) -> None:
-    settings = replace(SETTINGS, gap_weight=gap_weight)
+    settings = SETTINGS.changed(gap_weight=gap_weight)
     present, student, run = tiers(1, 4), network(9), runtime()
     generators = {e: make_generator(student, settings, seed=e) for e in range(4)}
     optimizers = Optimizers.create([student], generators, settings)

@@ -1,4 +1,4 @@
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -109,7 +109,7 @@ def test_measured_difficulty_follows_the_request_if_conditional(
     trained: tuple[EarlyExitNetwork, DifficultyPairs], conditional: bool
 ) -> None:
     network, pool = trained
-    settings = replace(SETTINGS, difficulty_condition=conditional)
+    settings = SETTINGS.changed(difficulty_condition=conditional)
     generator, meter, run = make_generator(network, settings, seed=2), make_meter(network), runtime()
     optimizer = torch.optim.Adam(generator.parameters(), settings.generator_lr)
     kept = snapshot(network), snapshot(meter)
@@ -132,9 +132,9 @@ def test_measured_difficulty_follows_the_request_if_conditional(
 
 def test_generator_report_adds_up(trained: tuple[EarlyExitNetwork, DifficultyPairs]) -> None:
     network, pool = trained
-    settings = replace(SETTINGS, label_weight=2.0, difficulty_weight=3.0, diversity_weight=5.0)
+    settings = SETTINGS.changed(label_weight=2.0, difficulty_weight=3.0, diversity_weight=5.0)
     for conditional in (True, False):
-        settings = replace(settings, difficulty_condition=conditional)
+        settings = settings.changed(difficulty_condition=conditional)
         generator = make_generator(network, settings, seed=0)
         report = train_generator(
             generator,
@@ -188,7 +188,7 @@ def test_loss_weighs_teachers_by_samples_and_exits_by_match(
 
 
 def test_repeated_distill_steps_lower_the_loss(trained: tuple[EarlyExitNetwork, DifficultyPairs]) -> None:
-    server = server_half(*trained, depths=(1, 4), settings=replace(SETTINGS, distill_lr=0.02))
+    server = server_half(*trained, depths=(1, 4), settings=SETTINGS.changed(distill_lr=0.02))
     losses = [server.distill(seed=7).loss for _ in range(12)]
     assert losses[-1] < 0.9 * losses[0]
 
@@ -219,7 +219,7 @@ def test_transfer_is_reproducible(trained: tuple[EarlyExitNetwork, DifficultyPai
 
 
 def test_distill_step_trains_a_learned_matcher(trained: tuple[EarlyExitNetwork, DifficultyPairs]) -> None:
-    settings = replace(SETTINGS, matcher="learned")
+    settings = SETTINGS.changed(matcher="learned")
     matcher = make_matcher(settings, seed=0)
     assert matcher is not None
     server = server_half(*trained, settings=settings, matcher=matcher)
@@ -239,7 +239,7 @@ def test_transfer_runs_with_other_networks_sketch_and_autocast(
     rng = torch.Generator().manual_seed(0)
     pairs = DifficultyPairs(3 * torch.rand(64, generator=rng), torch.randint(CLASSES, (64,), generator=rng))
     sketch = DifficultySketch.build(pairs, CLASSES, bins=8, clip=10.0, epsilon=1.0, rng=rng)
-    settings = replace(SETTINGS, generator_output=output, batch=12, distill_steps=2, difficulty_condition=False)
+    settings = SETTINGS.changed(generator_output=output, batch=12, distill_steps=2, difficulty_condition=False)
     tiers = {k: Tier(network.prefix(k), 10, sketch) for k in (1, 3)}
     generators = {k: make_generator(network, settings, seed=k) for k in tiers}
     report = transfer(

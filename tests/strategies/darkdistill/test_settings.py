@@ -1,27 +1,28 @@
 import pytest
 
+from common.settings import read_section
 from strategies.darkdistill.settings import DarkDistillSettings, DifficultySettings
 
 
 def test_problems_accept_the_published_values() -> None:
-    assert DarkDistillSettings().problems() == []
-    assert DarkDistillSettings(variant="parallel", batch=16, server_lr_decay=0.99).problems() == []
+    assert read_section(DarkDistillSettings).problems == []
+    assert read_section(DarkDistillSettings, variant="parallel", batch=16, server_lr_decay=0.99).problems == []
 
 
 def test_problems_list_every_mistake_by_its_key() -> None:
-    settings = DarkDistillSettings(variant="sideways", batch=1, temperature=0.0, rkd_angle=-1.0, server_lr_decay=1.5)
-    assert settings.problems() == [
+    wrong = {"variant": "sideways", "batch": 1, "temperature": 0.0, "rkd_angle": -1.0, "server_lr_decay": 1.5}
+    assert read_section(DarkDistillSettings, **wrong).problems == [
         "darkdistill.variant is 'sideways', must be one of progressive, parallel",
-        "darkdistill.temperature is 0.0, must be above 0",
         "darkdistill.batch is 1, must be at least 2",
-        "darkdistill.rkd-angle is -1.0, must be at least 0.0",
-        "darkdistill.server-lr-decay is 1.5, must be at most 1.0",
+        "darkdistill.server-lr-decay is 1.5, must be above 0 and at most 1",
+        "darkdistill.rkd-angle is -1.0, must be at least 0",
+        "darkdistill.temperature is 0.0, must be above 0",
     ]
 
 
 @pytest.mark.parametrize("value", [float("nan"), -0.5])
 def test_problems_reject_nan_and_negative_values(value: float) -> None:
-    assert len(DarkDistillSettings(distill_lr=value).problems()) == 1
+    assert len(read_section(DarkDistillSettings, distill_lr=value).problems) == 1
 
 
 def test_noise_width_defaults_to_the_number_of_classes() -> None:
@@ -30,9 +31,9 @@ def test_noise_width_defaults_to_the_number_of_classes() -> None:
 
 
 def test_epsilon_needs_a_sketch() -> None:
-    assert DifficultySettings().problems() == []
-    assert DifficultySettings(upload="sketch", epsilon=1.0).problems() == []
-    assert DifficultySettings(epsilon=1.0).problems() == [
+    assert read_section(DifficultySettings).problems == []
+    assert read_section(DifficultySettings, upload="sketch", epsilon=1.0).problems == []
+    assert read_section(DifficultySettings, epsilon=1.0).problems == [
         'difficulty.epsilon is 1.0, needs difficulty.upload "sketch": pairs get no noise'
     ]
-    assert len(DifficultySettings(upload="guess", bins=0, epsilon=-1.0).problems()) == 3
+    assert len(read_section(DifficultySettings, upload="guess", bins=0, epsilon=-1.0).problems) == 3

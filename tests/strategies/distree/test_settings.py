@@ -2,12 +2,12 @@ import pytest
 
 from common.capacity import Capacity
 from common.errors import UserError
+from common.settings import read_section
 from strategies.distree.settings import DistrEESettings, read_device
 
 
 def test_devices_are_declared_like_node_capacities() -> None:
     settings = DistrEESettings(students=3, devices="low; memory=512MB,compute=20GFLOPS ;bandwidth=10Mbps")
-    assert settings.problems() == []
     assert [read_device(text) for text in settings.declared] == [
         Capacity(64e6, 1e9), Capacity(512e6, 20e9), Capacity(bandwidth=10e6),
     ]  # fmt: skip
@@ -28,28 +28,28 @@ def test_devices_are_declared_like_node_capacities() -> None:
     ],
 )
 def test_invalid_devices_are_refused(devices: str, message: str) -> None:
-    (problem,) = DistrEESettings(devices=devices).problems()
+    (problem,) = read_section(DistrEESettings, devices=devices).problems
     assert problem.startswith(message)
 
 
 def test_widths_and_devices_exclude_each_other() -> None:
-    (problem,) = DistrEESettings(devices="low;high", widths=(1, 2)).problems()
+    (problem,) = read_section(DistrEESettings, devices="low;high", widths=(1, 2)).problems
     assert problem.startswith("distree.widths is 1,2, but distree.devices decides the widths: leave one")
     with pytest.raises(UserError, match="would measure the server"):
         read_device("auto")
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("values", "message"),
     [
-        (DistrEESettings(alpha=1.5), "distree.alpha is 1.5, must be at most 1"),
-        (DistrEESettings(kept_edges=2.0), "distree.kept-edges is 2.0, must be at most 1"),
-        (DistrEESettings(widths=(1, 0)), "distree.widths is 1,0, every width must be at least 1"),
-        (DistrEESettings(exit_weights=(2.5, -1.0)), "distree.exit-weights is 2.5,-1, every weight must be at least 0"),
-        (DistrEESettings(exit_weights=(0.0, 0.0)), "distree.exit-weights is 0,0, the weights must not all be 0"),
-        (DistrEESettings(without_teacher="public"), "distree.without-teacher is 'public': set distree.public, such as"),
+        ({"alpha": 1.5}, "distree.alpha is 1.5, must be at least 0 and at most 1"),
+        ({"kept_edges": 2.0}, "distree.kept-edges is 2.0, must be at least 1e-06 and at most 1"),
+        ({"widths": (1, 0)}, "distree.widths is 1,0, every width must be at least 1"),
+        ({"exit_weights": (2.5, -1.0)}, "distree.exit-weights is 2.5,-1, every weight must be at least 0"),
+        ({"exit_weights": (0.0, 0.0)}, "distree.exit-weights is 0,0, the weights must not all be 0"),
+        ({"without_teacher": "public"}, "distree.without-teacher is 'public': set distree.public, such as"),
     ],
 )
-def test_values_out_of_range_are_refused(settings: DistrEESettings, message: str) -> None:
-    (problem,) = settings.problems()
+def test_values_out_of_range_are_refused(values: dict[str, object], message: str) -> None:
+    (problem,) = read_section(DistrEESettings, **values).problems
     assert problem.startswith(message)

@@ -18,6 +18,7 @@ from common.messages.protocol import ClientResult
 from common.storage.client_store import ClientStore
 from server.app import prepare
 from strategies.callbacks.run_folder import RunFolder, read_events
+from strategies.configuration import read_config
 from strategies.distree.model.parts import LEAN, STUDENTS
 from strategies.distree.model.stored import CALIBRATED, load_student, load_students, student_file
 from strategies.distree.model.students import students_spec
@@ -25,7 +26,7 @@ from strategies.distree.settings import read_device
 from strategies.distree.strategy import DistrEE
 from strategies.distree.training.client import FEATURES, IMAGES, LABELS, LOGITS, TEACHER, UNKNOWN
 from strategies.distree.training.finish import training_id
-from strategies.factory import make_strategy, read_config
+from strategies.factory import make_strategy
 from strategies.method import RoundUpdate, TierUpdate
 from tests.strategies.distree.conftest import teach
 from tests.support.personal_runs import HOME, NODES, Recorder, same

@@ -7,6 +7,7 @@ from common.errors import UserError
 from common.messages.protocol import ClientResult, Reply
 from common.weights.flat import FlatState, Layout
 from common.weights.folding import Fold, fraction_bits
+from strategies.configuration import read_config
 from strategies.engine.aggregation import RoundCollector
 from strategies.engine.robust import (
     RobustSettings,
@@ -17,7 +18,6 @@ from strategies.engine.robust import (
     trimmed,
     trimmed_mean,
 )
-from strategies.factory import read_config
 from strategies.node.local_training import LocalTraining
 from strategies.registry import METHODS, find_method
 
@@ -174,7 +174,7 @@ def test_fold_is_rejected():
     fold = Fold(LAYOUT, BITS)
     fold.add_state(STATES[0], 10, 0)
     collector = make_collector(
-        RobustSettings("median"), {1: LAYOUT}, BITS, {0: 1, 1: 1}, SAMPLES, lambda depth: START, apart=False
+        RobustSettings(aggregation="median"), {1: LAYOUT}, BITS, {0: 1, 1: 1}, SAMPLES, lambda depth: START, apart=False
     )
     collector.add(Reply([ClientResult(0, 1, 10)], folds={1: fold}), [0])
     update = collector.finish()

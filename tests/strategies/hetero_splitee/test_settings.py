@@ -2,12 +2,13 @@ import pytest
 
 from common.config import TrainSection, load_config
 from common.errors import UserError
+from common.settings import read_section
 from strategies.hetero_splitee.learner import Sgd
 from strategies.hetero_splitee.settings import SplitEESettings
 
 
 def test_problems_accept_the_defaults():
-    assert SplitEESettings().problems() == []
+    assert read_section(SplitEESettings).problems == []
     assert load_config({}, [SplitEESettings]).of(SplitEESettings) == SplitEESettings()
 
 
@@ -20,7 +21,7 @@ def test_problems_accept_the_defaults():
     ],
 )
 def test_problems_accept_possible_combinations(possible):
-    assert SplitEESettings(**possible).problems() == []
+    assert read_section(SplitEESettings, **possible).problems == []
 
 
 @pytest.mark.parametrize(
@@ -37,11 +38,11 @@ def test_problems_accept_possible_combinations(possible):
         ({"mode": "averaging", "aggregate_scope": "global", "client_sync": "prefix"}, "splitee.aggregate-scope"),
         ({"gradient": "return", "coding": "uint8"}, "splitee.gradient"),
         ({"exit_weight": 0.1}, "splitee.exit-weight"),
-        ({"cuts": (0, 2)}, "splitee.cuts is '0,2', must rise and start at 1 or more"),
+        ({"cuts": (0, 2)}, "splitee.cuts is 0,2, must rise and start at 1 or more"),
     ],
 )
 def test_problems_list_each_mistake_once(wrong, start):
-    problems = SplitEESettings(**wrong).problems()
+    problems = read_section(SplitEESettings, **wrong).problems
     assert len(problems) == 1
     assert problems[0].startswith(start)
 
@@ -53,8 +54,8 @@ def test_load_config_rejects_an_impossible_combination():
 
 def test_optimiser_defaults_to_the_train_section():
     train = TrainSection(lr=0.1, lr_decay=0.5, momentum=0.8, weight_decay=0.01)
-    assert SplitEESettings().optimiser(train, 1) == Sgd(0.1, 0.8, 0.01)
-    assert SplitEESettings(server_lr=0.4).optimiser(train, 3) == Sgd(0.1, 0.8, 0.01)
+    assert Sgd.of_round(SplitEESettings(), train, 1) == Sgd(0.1, 0.8, 0.01)
+    assert Sgd.of_round(SplitEESettings(server_lr=0.4), train, 3) == Sgd(0.1, 0.8, 0.01)
 
 
 def test_aggregates_counts_rounds_from_one():

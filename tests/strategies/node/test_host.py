@@ -10,7 +10,8 @@ from common.messages import protocol
 from common.messages.protocol import Payload, Task
 from common.storage.model_file import load_model
 from common.weights.folding import Fold
-from strategies.factory import make_strategy, read_config
+from strategies.configuration import read_config
+from strategies.factory import make_strategy
 from strategies.node import host
 from strategies.node.local_training import LocalTraining
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from common.data.batches import batches
 from common.seeding import generator
+from common.settings import read_section
 from common.storage.client_store import ClientState
 from common.storage.model_file import load_model
 from common.weights.flat import FlatState
@@ -62,8 +63,8 @@ def test_sent_keys_depend_on_batchnorm_option(prepare_run, batchnorm, expected):
 
 
 def test_invalid_settings_are_reported():
-    assert PersonalSettings().problems() == []
-    assert len(PersonalSettings(batchnorm="none", finetune_epochs=0).problems()) == 2
+    assert read_section(PersonalSettings).problems == []
+    assert len(read_section(PersonalSettings, batchnorm="none", finetune_epochs=0).problems) == 2
 
 
 def test_batchnorm_statistics_stay_on_client_by_default(run_strategy):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from common.settings import read_section
 from common.weights.flat import FlatState
 from strategies.personalised.ditto import DittoLocal, DittoSettings
 from tests.support.personal_runs import (
@@ -106,5 +107,5 @@ def test_delivered_model_is_personal_else_global_network(run_strategy):
 
 @pytest.mark.parametrize("wrong", [{"pull": -0.1}, {"epochs": -1}])
 def test_invalid_settings_are_reported(wrong):
-    assert DittoSettings().problems() == []
-    assert len(DittoSettings(**wrong).problems()) == 1
+    assert read_section(DittoSettings).problems == []
+    assert len(read_section(DittoSettings, **wrong).problems) == 1

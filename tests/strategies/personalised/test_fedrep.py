@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from common.settings import read_section
 from strategies.personalised.base import backbone
 from strategies.personalised.fedrep import FedRepLocal, FedRepSettings
 from tests.support.personal_runs import DEEP, Recorder, close, heads, make_job, same, seeded, sgd, trunk
@@ -67,7 +68,7 @@ def test_stored_head_is_trained_further(strategy):
 
 
 def test_invalid_settings_are_reported(strategy):
-    assert FedRepSettings(head_epochs=-1).problems() == ["fedrep.head-epochs is -1, must be at least 0"]
-    assert FedRepSettings().problems() == []
+    assert read_section(FedRepSettings, head_epochs=-1).problems == ["fedrep.head-epochs is -1, must be at least 0"]
+    assert read_section(FedRepSettings).problems == []
     assert backbone(strategy.config, "units.0.0.weight")
     assert not backbone(strategy.config, "exits.1.linear.weight")

@@ -9,6 +9,7 @@ from torch import nn
 from common.data import DataConfig, load
 from common.data.images import Normalizer, SampleSet
 from common.networks import EarlyExitNetwork, NetworkSpec, build
+from common.settings import read_section
 from strategies.distree.training.central import Schedule, image_batches, train
 
 CPU = torch.device("cpu")
@@ -51,8 +52,8 @@ def test_schedule_without_warm_up_starts_at_the_full_rate() -> None:
 
 
 def test_schedule_reports_all_mistakes() -> None:
-    assert Schedule().problems() == []
-    assert len(Schedule(epochs=0, batch_size=1, lr=0.0, warmup=-1.0).problems()) == 4
+    assert read_section(Schedule).problems == []
+    assert len(read_section(Schedule, epochs=0, batch_size=1, lr=0.0, warmup=-1.0).problems) == 4
 
 
 def test_loss_falls_on_digits(digits: SampleSet) -> None:
@@ -71,7 +72,9 @@ def test_same_seed_gives_the_same_weights(network: EarlyExitNetwork, digits: Sam
 
 
 def test_augmentation_changes_the_losses(network: EarlyExitNetwork, digits: SampleSet) -> None:
-    with_crops, without = (run(network, digits, Schedule(1, 50, augment=augment))[1] for augment in (True, False))
+    with_crops, without = (
+        run(network, digits, Schedule(epochs=1, batch_size=50, augment=augment))[1] for augment in (True, False)
+    )
     assert with_crops != without
 
 
@@ -83,7 +86,7 @@ def test_training_equals_its_steps_by_hand() -> None:
     x = NORMALIZE(images.inputs).mean()
     layer = nn.Linear(1, 1, bias=False)
     start = layer.weight.item()
-    schedule = Schedule(2, 8, lr=0.1, momentum=0.5, weight_decay=0.0, warmup=0.5, augment=False)
+    schedule = Schedule(epochs=2, batch_size=8, lr=0.1, momentum=0.5, weight_decay=0.0, warmup=0.5, augment=False)
     train(layer, lambda x, y: (layer.weight * x).mean(), images, NORMALIZE, schedule, 1, CPU)
     # gradients x and x: velocity x, then 1.5 x; Nesterov steps with gradient + 0.5 velocity; both factors are 1
     expected = start - 0.1 * float(x) * (1.5 + 1.75)
@@ -92,7 +95,7 @@ def test_training_equals_its_steps_by_hand() -> None:
 
 def test_frozen_parameters_are_not_trained(network: EarlyExitNetwork, digits: SampleSet) -> None:
     network.units.requires_grad_(False)
-    trained, _ = run(network, digits, Schedule(1, 50))
+    trained, _ = run(network, digits, Schedule(epochs=1, batch_size=50))
     assert all(torch.equal(p, q) for p, q in zip(trained.units.parameters(), network.units.parameters(), strict=True))
     last = str(network.end)
     assert not torch.equal(trained.exits[last].linear.weight, network.exits[last].linear.weight)

@@ -1,6 +1,7 @@
 """The data sets known by name: their copies on the Hugging Face hub and their normalisation constants."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 EMBEDDED = "digits"
 NEWS = "bbc_news"  # embedded texts
@@ -34,3 +35,8 @@ HUB_SETS: dict[str, HubSet] = {
 
 TEXT_SETS: tuple[str, ...] = (NEWS, TEXT, *(name for name, known in HUB_SETS.items() if known.texts))
 NAMES: tuple[str, ...] = (EMBEDDED, NEWS, *HUB_SETS, FOLDER, TEXT, DEVICES)
+
+if TYPE_CHECKING:
+    SetName: TypeAlias = str
+else:
+    SetName = Literal[NAMES]

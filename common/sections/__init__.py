@@ -1,0 +1,1 @@
+"""The sections that every run has, and what their checks need: they import no torch, whose import takes seconds."""

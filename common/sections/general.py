@@ -1,0 +1,166 @@
+"""The general sections: the run, its clients and rounds, training, the network and the server."""
+
+import re
+from typing import Literal
+
+from pydantic import Field
+
+from common.sections.networks import BackboneName, position_mistakes
+from common.settings import DistinctInts, Settings
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")  # of a run; methods name stores after it
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class RunSection(Settings):
+    """What is run, and where it is kept."""
+
+    SECTION = "run"
+
+    name: str = ""
+    """name of the run and of its folder; empty: made from the strategy and the time"""
+    strategy: str = "darkdistill"
+    """the method"""
+    seed: int = Field(1, ge=0)
+    """seed of everything random"""
+    rounds: int = Field(10, ge=1)
+    """rounds of training"""
+    root: str = ""
+    """absolute folder that holds all runs; empty: `runs` beside Flower's home"""
+    resume: str = ""
+    """folder of a run: continue it from its last complete round"""
+    commit: str = ""
+    """git commit, which the launcher fills in: the installed bundle does not know it"""
+    tensorboard: bool = False
+    """write TensorBoard events too"""
+    metrics_port: int = Field(0, ge=0, le=65535)
+    """port of the Prometheus metrics; 0: none"""
+    metrics_host: str = "127.0.0.1"
+    """address to serve them at"""
+    log_format: Literal["text", "json"] = "text"
+    """form of the log; json: an object per line, on the server and on the clients"""
+
+    def other_mistakes(self) -> list[str]:
+        """Check the name, which is a folder's too."""
+        if not self.name or NAME.fullmatch(self.name):
+            return []
+        return [
+            f"run.name is {self.name!r}, must be letters, digits, '.', '_' and '-', 80 at most, with a letter or digit "
+            "first"
+        ]
+
+
+class ClientsSection(Settings):
+    """The virtual or real clients and how they are hosted."""
+
+    SECTION = "clients"
+
+    count: int = Field(20, ge=1)
+    """number of clients; in a simulation they are virtual, real devices count themselves"""
+    per_round: int = Field(8, ge=1)
+    """clients sampled per round"""
+    per_node: int = Field(0, ge=0)
+    """clients that one node hosts; 0: any node may host any virtual client"""
+    mix: str = "equal"
+    """share of clients per depth tier, such as 0.5,0.3,0.2, or equal, small, large"""
+    device: Device = "auto"
+    """where clients compute"""
+    threads: int = Field(1, ge=1)
+    """torch threads per client"""
+    autocast: bool = False
+    """clients compute in bf16"""
+    store: str = ""
+    """folder for what clients keep; empty: beside the run"""
+    state: Literal["node", "shared", "server"] = "node"
+    """where what clients keep counts: on its node, in a shared store, or with the server"""
+
+    def other_mistakes(self) -> list[str]:
+        """Check the sample's size and the store."""
+        found = []
+        if self.per_round > self.count:
+            found.append(f"clients.per-round is {self.per_round}, must be at most clients.count, {self.count}")
+        if self.state == "shared" and not self.store:
+            found.append("clients.state is 'shared': set clients.store to the folder that all machines share")
+        return found
+
+
+class TrainSection(Settings):
+    """Local training; defaults of DarkDistill's experiments but for the schedule, which suits small runs."""
+
+    SECTION = "train"
+
+    epochs: int = Field(1, ge=0)
+    """local epochs per round"""
+    batch_size: int = Field(32, ge=2)
+    """samples per batch"""
+    lr: float = Field(0.05, ge=0)
+    """learning rate of the first round (SGD)"""
+    lr_decay: float = Field(0.99, ge=0)
+    """factor on the learning rate per round"""
+    momentum: float = Field(0.9, ge=0)
+    """momentum of SGD"""
+    weight_decay: float = Field(1e-4, ge=0)
+    """weight decay of SGD"""
+
+
+class NetworkSection(Settings):
+    """Which early-exit network, and where its exits and tiers are."""
+
+    SECTION = "network"
+
+    name: BackboneName = "resnet_slim"
+    """the backbone"""
+    exits: DistinctInts = ()
+    """units before each exit, rising, the last one all units; empty: the backbone's own"""
+    tiers: DistinctInts = ()
+    """exits of each depth tier, rising, the last one all exits; empty: every exit ends a tier"""
+    width: int = Field(0, ge=0)
+    """first stage's channels, embedding length, or a Wide ResNet's factor; 0: the backbone's own"""
+    lora_rank: int = Field(0, ge=0)
+    """rank of the adapters; 0: train every parameter"""
+    pretrained: str = ""
+    """a .safetensors file or a Hugging Face hub id; empty: random weights"""
+
+    def other_mistakes(self) -> list[str]:
+        """Check exits and tiers against the backbone."""
+        return position_mistakes(self.name, self.exits, self.tiers)
+
+
+class RoundSection(Settings):
+    """When a round is good enough, and when it is given up."""
+
+    SECTION = "round"
+
+    quorum: float = Field(0.5, ge=0, le=1)
+    """share of the sampled clients that must answer"""
+    deadline: float = Field(3600.0, ge=1)
+    """seconds that a client may take"""
+    min_nodes: int = Field(1, ge=1)
+    """nodes that must be there before the first round"""
+    wait: float = Field(120.0, ge=0)
+    """seconds to wait for them"""
+    staleness: float = Field(0.0, ge=0, le=1)
+    """weight of an answer per round that it is late; 0: it is dropped"""
+    transport: Literal["stream", "messages"] = "stream"
+    """way of a deployment's orders and replies: own streams, or Flower's messages alone"""
+
+
+class ServerSection(Settings):
+    """The server's own work: distillation and evaluation."""
+
+    SECTION = "server"
+
+    device: Device = "auto"
+    """where the server computes"""
+    threads: int = Field(1, ge=1)
+    """torch threads of the server"""
+    autocast: bool = False
+    """the server computes in bf16"""
+    evaluate_every: int = Field(1, ge=0)
+    """rounds between evaluations on the server; 0: never"""
+    clients_evaluate_every: int = Field(0, ge=0)
+    """rounds between evaluations on the clients; 0: never"""
+    batch_size: int = Field(256, ge=1)
+    """samples per batch of an evaluation"""
+    accuracy_loss: float = Field(0.01, ge=0)
+    """accuracy that calibrated exit thresholds may lose on validation data"""

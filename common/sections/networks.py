@@ -1,0 +1,58 @@
+"""The backbones by name, and where exits and tiers may be: known before a network is built."""
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+
+class Backbone(NamedTuple):
+    """One backbone."""
+
+    module: str  # of `common.networks`, with a function of the backbone's name
+    exits: tuple[int, ...]  # units before each exit by default; the last exit comes after all units
+    width: int = 0  # default width of an image network
+    texts: bool = False  # takes texts, not images
+
+
+BACKBONES = {
+    "convnet": Backbone("convnet", (1, 2, 3), 128),
+    "deit_tiny": Backbone("vit", (4, 7, 10, 13), 192),
+    "lenet": Backbone("lenet", (1, 2, 3), 6),
+    "resnet18": Backbone("resnet", (3, 5, 7, 9), 64),
+    "resnet_slim": Backbone("resnet", (2, 3, 4, 5), 16),
+    "transformer4": Backbone("transformer", (2, 3, 4, 5), texts=True),
+    "vit_small32": Backbone("vit", (4, 7, 10, 13), 64),
+    "wrn16": Backbone("wide_resnet", (1, 2, 3, 4, 5, 6, 7), 1),
+}
+
+if TYPE_CHECKING:
+    BackboneName: TypeAlias = str
+else:
+    BackboneName = Literal[tuple(BACKBONES)]
+
+
+def position_mistakes(name: str, exits: tuple[int, ...], tiers: tuple[int, ...]) -> list[str]:
+    """Return a sentence for exits and for tiers that this backbone cannot have; () stands for the default."""
+    default = BACKBONES[name].exits
+    if exits and not _rises(exits, last := default[-1]):
+        problem = f"network.exits is {_typed(exits)}: give rising unit counts from 1 that end with {last}"
+        return [f"{problem} for network.name {name!r}"]
+    count = len(exits or default)
+    if tiers and not _rises(tiers, count):
+        return [f"network.tiers is {_typed(tiers)}: give rising exit counts from 1 that end with {count}, all exits"]
+    return []
+
+
+def input_mistake(name: str, *, texts: bool) -> str:
+    """Return the sentence for a backbone that does not take such samples; empty if it does."""
+    fitting = [other for other, backbone in BACKBONES.items() if backbone.texts == texts]
+    if name in fitting:
+        return ""
+    return f"network.name {name!r} does not take {'texts' if texts else 'images'}: choose one of {', '.join(fitting)}"
+
+
+def _rises(numbers: tuple[int, ...], end: int) -> bool:
+    return numbers[0] >= 1 and numbers[-1] == end and all(a < b for a, b in pairwise(numbers))
+
+
+def _typed(numbers: tuple[int, ...]) -> str:
+    return ",".join(map(str, numbers))

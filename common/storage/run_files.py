@@ -1,0 +1,35 @@
+"""What a launcher looks at in a run's folder before the run starts: it imports no torch."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.storage.format import check_format
+
+LOCK = ".lock"  # held by the process that writes
+DATA = "data.json"  # what was read of the data set
+BARE = {"checkpoints", LOCK, DATA}  # files of a run that was killed before it wrote its configuration
+
+
+def refuse_taken(folder: Path) -> None:
+    """Raise `UserError` if a folder holds a run."""
+    if folder.is_dir() and {file.name for file in folder.iterdir()} - BARE:
+        raise UserError(
+            f"run.name {folder.name!r} is taken: {folder} already holds a run; choose another run.name, or continue "
+            f"that run with --resume {folder} (run.resume)"
+        )
+
+
+def read_stored(folder: Path) -> dict[str, Any]:
+    """Return the flat configuration of a stored run; raises `UserError` when the folder holds no run to continue."""
+    file = folder / "config.toml"
+    if not file.is_file():
+        problem = "holds no config.toml, so no round of a run was begun there" if folder.is_dir() else "does not exist"
+        raise UserError(f"run.resume: {folder} {problem}; give the folder of a run, such as runs/NAME")
+    try:
+        stored = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"run.resume: {file} cannot be read: {error}") from error
+    check_format(folder, stored.pop("about", {}).get("format", 1))
+    return {f"{section}.{key}": value for section, values in stored.items() for key, value in values.items()}

@@ -1,0 +1,35 @@
+"""Hyper-parameters of the baselines."""
+
+import math
+
+from pydantic import Field
+
+from common.settings import Settings
+
+
+class DepthFLSettings(Settings):
+    """Hyper-parameters of DepthFL's self-distillation."""
+
+    SECTION = "depthfl"
+
+    kd_weight: float = Field(1.0, ge=0)
+    """weight of the distillation against the cross-entropies"""
+    temperature: float = Field(1.0, gt=0)
+    """T of the softmax"""
+    ramp_up: int = Field(0, ge=0)
+    """rounds until the weight is full, as exp(-5 (1 - t / ramp-up)^2); published code: 300 of 1000"""
+
+    def weight(self, round_: int) -> float:
+        """Return the distillation's weight in a round, counted from 1."""
+        if round_ >= self.ramp_up:
+            return self.kd_weight
+        return self.kd_weight * math.exp(-5 * (1 - round_ / self.ramp_up) ** 2)
+
+
+class FedProxSettings(Settings):
+    """Hyper-parameters of FedProx."""
+
+    SECTION = "fedprox"
+
+    mu: float = Field(0.05, ge=0)
+    """weight of the proximal term"""

@@ -1,0 +1,58 @@
+import pytest
+
+from common.errors import UserError
+from strategies.configuration import read_config, unread
+
+
+def test_defaults_of_every_section_are_valid() -> None:
+    read_config({}, unread)
+
+
+@pytest.mark.parametrize(
+    ("flat", "words"),
+    [
+        ({"run.strategy": "darkdistil"}, "; do you mean darkdistill?"),
+        ({"clients.mix": "0.5,0.5"}, "must give one share, 0 or more, for each of the 4 tiers (network.name"),
+        ({"clients.mix": "1,1,1,nan"}, "must give one share"),
+        ({"network.name": "transformer4"}, "does not take images: choose one of"),
+        ({"data.name": "bbc_news"}, "does not take texts: choose one of transformer4 (data.name is 'bbc_news')"),
+        ({"objective.exit-weights": "1,1"}, "but the network has 4 exits: give one each"),
+        ({"run.strategy": "hetero_splitee", "network.tiers": "2,4"}, "places exits at the cuts: leave network.exits"),
+        ({"run.strategy": "cafedistill", "robust.reject": 2.0}, "robust aggregation cannot guard"),
+        ({"run.strategy": "distree"}, "distree.teacher is empty"),
+        ({"fedprox.mu": 0.5}, "run.strategy darkdistill does not read it: remove it, or set run.strategy to fedprox"),
+        ({"run.strategy": "eefl", "personal.batchnorm": "averaged"}, "cafedistill or fedavg_ft or fedbabu or fedper"),
+    ],
+)
+def test_mistakes_over_several_sections_are_one_sentence(flat: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read_config(flat, unread)  # type: ignore[arg-type]
+    (sentence,) = str(caught.value).splitlines()[1:]
+    assert words in sentence
+
+
+@pytest.mark.parametrize(
+    "flat",
+    [
+        {"clients.mix": "1,1", "network.tiers": "2,4"},
+        {"clients.mix": "1,1", "network.exits": "2,5"},
+        {"run.strategy": "hetero_splitee", "clients.mix": "1,2,3"},  # as many shares as cuts: known later
+        {"data.name": "bbc_news", "network.name": "transformer4"},
+        {"stream.window": 3, "robust.reject": 2.0},  # read by the frame, for every method
+    ],
+)
+def test_possible_values_are_accepted(flat: dict[str, object]) -> None:
+    read_config(flat, unread)  # type: ignore[arg-type]
+
+
+def test_unread_keys_are_those_that_no_compared_method_reads() -> None:
+    config = read_config({"fedprox.mu": 0.5, "ditto.pull": 0.5})
+    assert [s.partition(" ")[0] for s in unread(config, ["eefl", "fedprox"])] == ["ditto.pull"]
+    assert unread(config, ["ditto", "fedprox"]) == []
+    assert unread(config, ["no such method"]) == []
+
+
+def test_wrong_values_hide_what_follows_from_them() -> None:
+    with pytest.raises(UserError) as caught:
+        read_config({"network.name": "lenett", "network.exits": "1,2", "data.name": "news", "clients.per-round": "x"})
+    assert str(caught.value).count("\n  - ") == 3
