@@ -10,6 +10,7 @@ VERBS = {
     "run": Verb("run one simulation to its end", "server.commands.run"),
     "compare": Verb("run several methods one after another and show them side by side", "server.commands.compare"),
     "config": Verb("print every configuration key with its value and what it means", "server.commands.config"),
+    "data": Verb("show what a run would read: classes, counts, samples per client", COMPUTING, "add_data"),
     "env": Verb(
         'print the environment for typing flwr commands: eval "$(python -m server env)"', "server.commands.env"
     ),

@@ -23,7 +23,7 @@ from strategies.callbacks.run_folder import RunFolder
 from strategies.callbacks.tensorboard import TensorBoard
 from strategies.configuration import read_config, unread
 from strategies.engine.strategy import EarlyExitStrategy
-from strategies.factory import make_strategy
+from strategies.factory import make_strategy, summarise
 
 app = ServerApp()
 
@@ -60,7 +60,9 @@ def prepare(run_config: Mapping[str, Value]) -> EarlyExitStrategy:
     keep_memory()
     if config.run.resume:
         folder, stored = RunFolder.reopen(Path(config.run.resume))
-        strategy = make_strategy(read_config(stored))
+        config = read_config(stored)
+        folder.check_data(summarise(config))
+        strategy = make_strategy(config)
         observers = _observers(strategy.config)
         folder.restore(strategy)
     else:

@@ -7,6 +7,9 @@ from common.capacity import parse_mix
 from common.config import RunConfig
 from common.data import load, normalizer
 from common.data.clients import Population
+from common.data.fingerprint import look_again
+from common.data.summary import DataSummary, Dealt
+from common.data.support import listed
 from common.devices import pick_device
 from common.errors import UserError
 from common.networks import NetworkSpec, without_early_exits
@@ -33,17 +36,37 @@ def make_strategy(config: RunConfig, callbacks: Iterable[Watcher[EarlyExitStrate
 
 def make_setup(config: RunConfig, method: Method) -> Setup:
     """Return what the configured data and network are, and the server's evaluation; raises `UserError`."""
+    data = summarise(config)
     source = load(config.data, paths.cache_root())
+    if len(data.classes) < 2:
+        raise UserError(
+            f"the set {data.name!r} has only the class {listed(data.classes)}: add samples of another class"
+        )
     normalize = normalizer(config.data, source.input_shape[0])
     evaluator = None
     if config.server.evaluate_every and len(source.test) and not method.personal:
-        population = Population(config.data, config.clients.count, config.run.seed)
         evaluator = ServerEvaluator(
-            population.server_validation(), source.test, normalize,
+            _population(config).server_validation(), source.test, normalize,
             pick_device(config.server.device), config.server.batch_size, config.server.accuracy_loss,
         )  # fmt: skip
     spec = make_spec(config, method, len(source.classes), source.input_shape)
-    return Setup(config, spec, tuple(source.classes), normalize, evaluator)
+    return Setup(config, spec, tuple(source.classes), normalize, data, evaluator)
+
+
+def summarise(config: RunConfig) -> DataSummary:
+    """Return what the configured data are, as their files are now; raises `UserError`."""
+    look_again()
+    source = load(config.data, paths.cache_root())
+    if not len(source.train):
+        return DataSummary.of(config.data, source, None)
+    try:
+        return DataSummary.of(config.data, source, Dealt.of(_population(config).parts()))
+    except UserError as error:  # does not matter where every device has its own folder
+        return DataSummary.of(config.data, source, None, f"not dealt to clients: {error}")
+
+
+def _population(config: RunConfig) -> Population:
+    return Population(config.data, config.clients.count, config.run.seed)
 
 
 def make_spec(config: RunConfig, method: Method, classes: int, input_shape: tuple[int, ...]) -> NetworkSpec:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from common.config import RunConfig
 from common.data.clients import ClientData
 from common.data.images import Normalizer, SampleSet
+from common.data.summary import DataSummary
 from common.exits import ThresholdPolicy
 from common.messages.protocol import ClientArrays, ClientReport, ClientResult, PackedState
 from common.networks import EarlyExitNetwork
@@ -167,6 +168,7 @@ class Setup:
     spec: Spec  # of the whole network
     classes: tuple[str, ...]  # class names; devices that bring their own folders need them
     normalizer: Normalizer
+    data: DataSummary  # what was read
     evaluator: Evaluator | None = None  # None: only clients evaluate
 
 
@@ -223,6 +225,7 @@ class ServerMethod:
     spec: Spec
     classes: tuple[str, ...]
     normalizer: Normalizer
+    data: DataSummary  # what was read
     evaluator: Evaluator | None
     committed: dict[int, int]  # client -> round of its last committed state
     asked: dict[int, ClientReport]  # this round's clients

@@ -26,7 +26,8 @@ PROBE = """\
 `python -m client probe`: measure this machine, and show its depth and cut for every known network.
 
 The depth is for methods with depth tiers, the cut for split training. In a run the server chooses the network, the
-image size and the number of images; here the options do.
+image size and the number of images; here the options do. With `--data` it shows what a run would read of this device's
+folder of images instead.
 """
 
 
@@ -77,4 +78,5 @@ def add_probe(verbs: Verbs) -> None:
     parser.add_argument("--image-size", type=int, default=32, help="pixels per side (default: %(default)s)")
     parser.add_argument("--network", metavar="NAME", help="only this network (default: all)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="only show what is in this folder of images")
     parser.set_defaults(run=later("client.commands.probe"))

@@ -11,7 +11,9 @@ from rich.text import Text
 from client.commands.capacity import read_capacity, shown
 from common.capacity import Capacity, Choice
 from common.config import RunConfig
+from common.console.data_table import show_data
 from common.console.results import show
+from common.data.device import own_folder
 from common.errors import UserError
 from common.networks import NetworkSpec, backbones, build, cost_table, without_early_exits
 from strategies.configuration import read_config
@@ -34,7 +36,14 @@ class Fit:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the networks' parts. Raises `UserError`."""
+    """Print the networks' parts, or what is in a folder of images. Raises `UserError`."""
+    if options.data:
+        data = own_folder(options.data.absolute())
+        if options.json:
+            print(data.to_json())
+        else:
+            show_data(data)
+        return 0
     if options.samples < 1 or options.image_size < 1:
         raise UserError(f"--samples {options.samples}, --image-size {options.image_size}: give 1 or more")
     capacity, node, source = read_capacity(options.capacity)

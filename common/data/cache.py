@@ -24,15 +24,6 @@ def content_key(kind: str, *parts: Json) -> str:
     return f"{kind}-{digest[:32]}"
 
 
-def fingerprint(root: Path, files: Iterable[Path]) -> list[Json]:
-    """Return names, sizes and times of change of files below `root`: they differ once a file has changed."""
-    facts: list[Json] = [str(root)]
-    for file in sorted(files):
-        status = file.stat()
-        facts.append((file.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns))
-    return facts
-
-
 def cached(cache: Path, key: str, fill: Callable[[Path], None], read: Callable[[Path], T]) -> T:
     """Return read(cache / key), after fill(folder) has written that folder if it does not exist.
 

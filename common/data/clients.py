@@ -13,6 +13,8 @@ from torch import Tensor
 
 from common import paths
 from common.data import ClientSplit, client_split, device_data, load, normalizer, partition, with_samples
+from common.data.dataset import TrainTest
+from common.data.fingerprint import fingerprint
 from common.data.images import Normalizer, SampleSet
 from common.errors import UserError
 from common.sections.data import DataConfig
@@ -47,28 +49,34 @@ class Population:
         """
         if not 0 <= client < self.clients:
             raise UserError(f"client {client} does not exist: clients.count is {self.clients}, ids start at 0")
-        indices = _partitions(self)[client]
+        indices = self.parts()[client]
         return client_split(indices, self.data.validation, self.seed, client, test=self.data.client_test)
 
     def validation(self) -> NDArray[np.int64]:
         """Return the union of all clients' validation indices, sorted."""
-        return np.sort(np.concatenate([self.split(client).validation for client in with_samples(_partitions(self))]))
+        return np.sort(np.concatenate([self.split(client).validation for client in with_samples(self.parts())]))
 
     def server_validation(self) -> SampleSet:
         """Return the server's validation set: the set's own, else all clients' validation samples."""
         source = load(self.data, paths.cache_root())
         return source.train.subset(self.validation()) if source.validation is None else source.validation
 
+    def parts(self) -> list[NDArray[np.int64]]:
+        """Return each client's indices, before they are split."""
+        return _partitions(self, load(self.data, paths.cache_root()))
+
+
+def shared_data(population: Population, client: int, device: torch.device) -> ClientData:
+    """Return a virtual client's samples; later calls in this process return the same object while the set is."""
+    return _shared_data(population, load(population.data, paths.cache_root()), client, device)
+
 
 @lru_cache(maxsize=KEPT_CLIENTS)
-def shared_data(population: Population, client: int, device: torch.device) -> ClientData:
-    """Return a virtual client's samples."""
-    source = load(population.data, paths.cache_root()).train
-    parts = tuple(source.subset(part) for part in population.split(client))
-    return _ready(parts, normalizer(population.data, source.shape[0]), device)
+def _shared_data(population: Population, source: TrainTest, client: int, device: torch.device) -> ClientData:
+    parts = tuple(source.train.subset(part) for part in population.split(client))
+    return _ready(parts, normalizer(population.data, source.input_shape[0]), device)
 
 
-@lru_cache(maxsize=1)
 def own_data(
     folder: str,
     data: DataConfig,
@@ -77,10 +85,23 @@ def own_data(
     seed: int,
     device: torch.device,
 ) -> ClientData:
-    """Return a device's own images, resized to `shape` (C, H, W).
+    """Return a device's own images, resized to `shape` (C, H, W); the same object until `look_again` finds other files.
 
     Raises `UserError` for classes that the run does not have, and when the run's data are texts.
     """
+    return _own_data(folder, fingerprint(folder), data, classes, shape, seed, device)
+
+
+@lru_cache(maxsize=1)
+def _own_data(
+    folder: str,
+    files: str,
+    data: DataConfig,
+    classes: tuple[str, ...],
+    shape: tuple[int, ...],
+    seed: int,
+    device: torch.device,
+) -> ClientData:
     if data.is_text:
         raise UserError(f"{folder} holds images, but this run's data are texts: take part in a run with images")
     channels, height, width = shape
@@ -98,7 +119,8 @@ def _ready(parts: Iterable[SampleSet], normalize: Normalizer, device: torch.devi
 
 
 @lru_cache(maxsize=4)
-def _partitions(population: Population) -> list[NDArray[np.int64]]:
-    source, cache = load(population.data, paths.cache_root()), paths.cache_root()
-    labels = source.train.labels
-    return partition(population.data, labels, population.clients, population.seed, cache, natural=source.natural)
+def _partitions(population: Population, source: TrainTest) -> list[NDArray[np.int64]]:
+    return partition(
+        population.data, source.train.labels, population.clients, population.seed, paths.cache_root(),
+        natural=source.natural,
+    )  # fmt: skip

@@ -13,19 +13,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from common.data.cache import Json, cached, content_key, fingerprint, write_rows
-from common.data.csv_table import csv_files, read_csv
+from common.data.cache import Json, cached, content_key, write_rows
+from common.data.csv_table import read_csv
 from common.data.decode import Decoding, decode, image_shape, varied
 from common.data.digits import read_digits
+from common.data.fingerprint import fingerprint
 from common.data.hub import read_hub
 from common.data.image_folder import read_image_folder
 from common.data.images import SampleSet
 from common.data.news import read_news
 from common.data.parquet import parquet_files, read_parquet
-from common.data.raw import Encoded, RawSet, RawSplit, first, merged, split_off_test
+from common.data.raw import Encoded, RawSet, RawSplit, content_digest, first, merged, split_off_test
 from common.data.support import counted, listed
 from common.data.text import token_ids
-from common.data.tree import files_below
 from common.errors import UserError
 from common.sections.data import DataConfig
 from common.sections.data_sets import DEVICES, EMBEDDED, NEWS
@@ -45,6 +45,7 @@ class TrainTest:
     natural: NDArray[np.generic] | None = None
     notes: tuple[str, ...] = ()  # a sentence for whatever was left out or changed, with numbers
     validation: SampleSet | None = None  # the set's own validation split; None: it has none besides the test set
+    digest: str = ""  # of samples and labels before decoding, see `content_digest`
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -58,7 +59,7 @@ class TrainTest:
 
 
 def load(config: DataConfig, cache: Path | None) -> TrainTest:
-    """Return the set that a configuration names; later calls in the same process return the same object.
+    """Return the set that a configuration names; the same object until `look_again` finds other files in `data.root`.
 
     `cache` is a folder for pixels and token ids, shared by processes; with None every process decodes for itself.
     Raises `UserError` if the set is missing or damaged, or lacks a configured column.
@@ -86,18 +87,15 @@ def load(config: DataConfig, cache: Path | None) -> TrainTest:
             vocabulary=config.vocabulary if config.is_text else default.vocabulary,
         ),
         cache,
+        _fingerprint(config),
     )
 
 
 @lru_cache(maxsize=4)
-def _load(config: DataConfig, cache: Path | None) -> TrainTest:
-    files = _source_files(config)
+def _load(config: DataConfig, cache: Path | None, files: str) -> TrainTest:
     if cache is None:
         return _in_memory(config)
-    root = Path(config.root).resolve()
-    key = content_key(
-        "texts" if config.is_text else "images", _FORMAT, *_identity(config), fingerprint(root, files) if files else []
-    )
+    key = content_key("texts" if config.is_text else "images", _FORMAT, *_identity(config), files)
     return cached(cache, key, lambda folder: _write(config, folder), _read)
 
 
@@ -107,14 +105,14 @@ def _identity(config: DataConfig) -> list[Json]:
     return [config.name, config.column, config.label, config.limit, config.client_test > 0, *options]
 
 
-def _source_files(config: DataConfig) -> list[Path]:
-    """Return the local files of a set; [] if it is embedded or on the hub."""
+def _fingerprint(config: DataConfig) -> str:
+    """Return the fingerprint of a set's local files; "" if it is embedded or on the hub."""
     if not config.root:
-        return []
-    root = Path(config.root).resolve()
+        return ""
+    root = Path(config.root)
     if not root.is_dir():
         raise UserError(f"data.root is {root}, which is not a folder: set it to the folder that holds the samples")
-    return parquet_files(root) or (csv_files(root) if config.is_text else files_below(root))
+    return fingerprint(config.root, deep=not config.is_text and not parquet_files(root))
 
 
 def _read_source(config: DataConfig) -> RawSet:
@@ -122,13 +120,18 @@ def _read_source(config: DataConfig) -> RawSet:
     raw = _open_source(config)
     if raw.train.natural is None and config.column:
         raise UserError(f"the set {config.name!r} has no column {config.column!r}: choose another data.partitioner")
+    notes, where = list(raw.notes), config.root or config.name
+    if not len(raw.train.labels):
+        raise UserError(f"the set {where} has no training samples: add some")
     train, test = (raw.train, raw.test) if raw.test is not None else split_off_test(raw.train)
-    if not len(train.labels) or not len(test.labels):
-        raise UserError(f"the set {config.root or config.name} has no training samples or no test samples: add some")
-    notes = list(raw.notes)
-    if untested := [name for label, name in enumerate(raw.classes) if not np.any(test.labels == label)]:
-        notes.append(f"classes without test samples: {listed(untested)}")
+    if not len(test.labels):
+        raise UserError(f"the set {where} has no test samples: add some, or remove what should hold them")
+    if raw.test is None and config.root:
+        notes.append(f"no test split: a fifth of each class, {counted(len(test.labels), 'sample')}, is for testing")
     train, validation = first(train, config.limit), raw.validation
+    for word, part in (("training", train), ("test", test)):
+        if absent := sorted(set(range(len(raw.classes))) - set(part.labels.tolist())):
+            notes.append(f"classes without {word} samples: {listed([raw.classes[label] for label in absent])}")
     if validation:
         use = (
             "is dealt to clients too"
@@ -136,11 +139,12 @@ def _read_source(config: DataConfig) -> RawSet:
             else "is the server's; clients hold out data.validation still"
         )
         notes.append(f"the validation split ({counted(len(validation.labels), 'sample')}) {use}")
+    digest = content_digest(*filter(None, (train, test, validation)))
     if config.client_test:
         for split in (test, validation):
             train = merged(train, split) if split else train
         test, validation = test.take(np.arange(0)), None
-    return replace(raw, train=train, test=test, validation=validation, notes=tuple(notes))
+    return replace(raw, train=train, test=test, validation=validation, notes=tuple(notes), digest=digest)
 
 
 def _open_source(config: DataConfig) -> RawSet:
@@ -208,7 +212,7 @@ def _in_memory(config: DataConfig) -> TrainTest:
         natural = left.natural if rows.name == "train" else natural
         labels = torch.from_numpy(left.labels)
         sets[rows.name] = SampleSet(torch.from_numpy(inputs[: len(labels)]), labels, raw.classes)
-    return TrainTest(sets["train"], sets["test"], natural, tuple(notes), sets.get("validation"))
+    return TrainTest(sets["train"], sets["test"], natural, tuple(notes), sets.get("validation"), raw.digest)
 
 
 def _write(config: DataConfig, folder: Path) -> None:
@@ -220,7 +224,7 @@ def _write(config: DataConfig, folder: Path) -> None:
         np.save(folder / f"{rows.name}_labels.npy", left.labels, allow_pickle=False)
         if rows.name == "train" and left.natural is not None:
             np.save(folder / "natural.npy", left.natural, allow_pickle=False)
-    (folder / "set.json").write_text(json.dumps({"classes": raw.classes, "notes": notes}))
+    (folder / "set.json").write_text(json.dumps({"classes": raw.classes, "notes": notes, "digest": raw.digest}))
 
 
 def _read(folder: Path) -> TrainTest:
@@ -238,4 +242,5 @@ def _read(folder: Path) -> TrainTest:
     }
     natural = folder / "natural.npy"
     clients = np.load(natural, allow_pickle=False) if natural.exists() else None
-    return TrainTest(sets["train"], sets["test"], clients, tuple(facts["notes"]), sets.get("validation"))
+    validation = sets.get("validation")
+    return TrainTest(sets["train"], sets["test"], clients, tuple(facts["notes"]), validation, facts["digest"])

@@ -7,10 +7,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from common.data.decode import Decoding, decode, varied
+from common.data.decode import Decoding, decode, image_shape, varied
 from common.data.image_folder import class_folders
 from common.data.images import SampleSet
 from common.data.split import client_split
+from common.data.summary import DataSummary
 from common.data.support import listed
 from common.data.tree import SHOWN_SUFFIXES, walk
 from common.errors import UserError
@@ -25,6 +26,21 @@ class DeviceData(NamedTuple):
     validation: SampleSet
     test: SampleSet
     notes: tuple[str, ...]  # a sentence for whatever was left out or changed, with numbers
+
+
+def own_folder(folder: Path) -> DataSummary:
+    """Return the summary of a device's folder by its own class folders, decoded without resizing to a run's shape.
+
+    Raises `UserError` where a run would refuse the folder, whatever its classes are.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: create it with one folder of images per class")
+    found = class_folders(walk(folder), folder).files
+    paths = [path for files in found.values() for path in files]
+    shape = image_shape(paths, 0, where="image") if paths else (1, 1, 1)
+    data = device_data(folder, tuple(found), shape, 0.0, seed=0)
+    counts = {"images": tuple(np.bincount(data.train.labels.numpy(), minlength=len(found)).tolist())}
+    return DataSummary("folder", str(folder), shape, tuple(found), counts, None, data.notes, digest="")
 
 
 def device_data(

@@ -26,7 +26,8 @@ def read_hub(config: DataConfig) -> RawSet:
     test = _download(config.name, known.test_split)
     label = label_column(train.column_names, config.label, known.repository)
     names = tuple(getattr(train.features[label], "names", ()))
-    return tables_to_raw(_table(train), _table(test), config, names, known.repository)
+    tables = [[(f"{known.repository} ({split.split})", _table(split))] for split in (train, test)]
+    return tables_to_raw(tables[0], tables[1], config, names, known.repository)
 
 
 def _download(name: str, split: str) -> datasets.Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,30 @@ class RawSet:
     classes: tuple[str, ...]  # names in the order of the labels
     notes: tuple[str, ...] = ()  # a sentence for whatever the source holds that was left out or changed, with numbers
     validation: RawSplit | None = None  # besides a test split; None: the source has none
+    digest: str = ""  # of samples and labels as they are used, before decoding
+
+
+def content_digest(*splits: RawSplit) -> str:
+    """Return a digest of samples, labels and natural clients, the same for a copy of the set on any machine."""
+    total = hashlib.sha256()
+    for split in splits:
+        natural = [] if split.natural is None else split.natural.tolist()
+        total.update(repr((split.labels.tolist(), natural)).encode())
+        for sample in split.samples:
+            content = _content(sample)
+            total.update(len(content).to_bytes(8) + content)
+    return total.hexdigest()
+
+
+def _content(sample: Sample) -> bytes:
+    if isinstance(sample, Path):
+        try:
+            return sample.read_bytes()
+        except OSError:
+            return b""  # the decoder reports the file
+    if isinstance(sample, np.ndarray):
+        return sample.tobytes()
+    return sample.encode("utf-8", "surrogatepass") if isinstance(sample, str) else sample
 
 
 def merged(train: RawSplit, test: RawSplit) -> RawSplit:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from common.data.raw import RawSet, RawSplit
-from common.data.support import require
+from common.data.columns import Column, decoded, is_text, read_column
+from common.data.labels import number_labels
+from common.data.raw import RawSet, RawSplit, Sample
+from common.data.support import listed, require
 from common.errors import UserError
 from common.sections.data import DataConfig
 
@@ -20,36 +23,49 @@ IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "fine_label", "labels")
 
 
+Table = tuple[str, "pa.Table"]  # with its name in a message
+
+
 def tables_to_raw(
-    train: pa.Table, test: pa.Table | None, config: DataConfig, names: tuple[str, ...], where: str
+    train: Sequence[Table],
+    test: Sequence[Table],
+    config: DataConfig,
+    names: tuple[str, ...],
+    where: str,
+    notes: tuple[str, ...] = (),
 ) -> RawSet:
     """Turn tables into a raw set.
 
-    `names` are the class names in the order of the labels; () takes them from the labels themselves. Classes of texts
-    without names are numbered in the order of their labels, because sets of texts often count from 1.
-    Raises `UserError` for missing columns, missing values and labels out of range.
+    `names` are the class names in the order of the labels; () takes them from the labels themselves. Without test
+    tables the set has no test split.
+    Raises `UserError` for missing columns, missing values and labels that are no classes, see `number_labels`.
     """
-    label = label_column(train.column_names, config.label, where)
-    tables = [train] if test is None else [train, test]
-    columns = [_values(table, label, where) for table in tables]
-    if columns[0].dtype.kind not in "iu" or (config.is_text and not names):
-        names, columns = _number(columns)
-    elif not names:
-        names = tuple(str(number) for number in range(max(int(column.max(initial=0)) for column in columns) + 1))
-    for column in columns:
-        if column.size and not 0 <= column.min() <= column.max() < len(names):
-            raise UserError(
-                f"{where}: column {label!r} holds labels from {column.min()} to {column.max()}, but the set has "
-                f"{len(names)} classes: name another column in data.label"
-            )
-    splits = []
-    for table, column in zip(tables, columns, strict=True):
-        # A test table needs no natural clients unless its samples are dealt to clients.
-        dealt = table is train or config.client_test > 0
-        natural = _values(table, config.column, where) if dealt and config.partitioner == "natural" else None
-        samples = _texts(table, config.text, where) if config.is_text else _bytes(table, where)
-        splits.append(RawSplit(samples, column.astype(np.int64), natural))
-    return RawSet(splits[0], splits[1] if test is not None else None, names)
+    label = label_column(train[0][1].column_names, config.label, where)
+    labels = read_column(label, [*train, *test])
+    classes, numbers, more = number_labels(label, labels, len(train), names, where)
+    notes, naturals = (*notes, *more), Column(())
+    if config.partitioner == "natural":
+        # test samples need no natural clients unless they are dealt to clients
+        naturals = read_column(config.column, [*train, *test] if config.client_test else train)
+        notes = (*notes, *naturals.notes)
+
+    def split(tables: Sequence[Table], part: slice) -> RawSplit:
+        samples = [sample for table in tables for sample in _samples(table, config)]
+        return RawSplit(samples, np.concatenate(numbers[part]), naturals.array(part) if naturals.values[part] else None)
+
+    training = split(train, slice(len(train)))
+    testing = split(test, slice(len(train), None)) if test else None
+    texts = [sample for part in (training, testing) if part for sample in part.samples if isinstance(sample, str)]
+    if empty := sum(not text.strip() for text in texts):
+        notes = (*notes, f"column {config.text!r}: {empty} of {len(texts)} texts are empty")
+    return RawSet(training, testing, classes, notes)
+
+
+def refuse_repeated(columns: Sequence[str], where: str) -> None:
+    """Raise `UserError` if two columns have the same name."""
+    if twice := [name for name, times in Counter(columns).items() if times > 1]:
+        names = listed([repr(name) for name in twice])
+        raise UserError(f"{where}: several columns have the name {names}: rename or remove all but one")
 
 
 def label_column(columns: list[str], wanted: str, where: str) -> str:
@@ -75,7 +91,7 @@ def _image_column(table: pa.Table, where: str) -> str:
     for name in IMAGE_COLUMNS:
         if name in table.column_names:
             kind = table.schema.field(name).type
-            if types.is_struct(kind) and "bytes" in {field.name for field in kind}:
+            if types.is_struct(kind) and any(f.name == "bytes" and _is_binary(f.type) for f in kind):
                 return name
     raise UserError(
         f"{where} has no image column: its columns are {', '.join(table.column_names)}; "
@@ -83,7 +99,17 @@ def _image_column(table: pa.Table, where: str) -> str:
     )
 
 
-def _bytes(table: pa.Table, where: str) -> list[bytes]:
+def _is_binary(kind: pa.DataType) -> bool:
+    types = require("pyarrow.types", "reading tables of images")
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+
+def _samples(table: Table, config: DataConfig) -> list[Sample]:
+    where, content = table
+    return _texts(content, config.text, where) if config.is_text else _bytes(content, where)
+
+
+def _bytes(table: pa.Table, where: str) -> list[Sample]:
     compute = require("pyarrow.compute", "reading tables of images")
     column = _image_column(table, where)
     images = compute.struct_field(table.column(column), "bytes")
@@ -91,34 +117,18 @@ def _bytes(table: pa.Table, where: str) -> list[bytes]:
         raise UserError(
             f"{where}: {images.null_count} images of column {column!r} have no bytes: store the images in the files"
         )
-    return images.to_pylist()
+    found: list[Sample] = images.to_pylist()
+    return found
 
 
-def _texts(table: pa.Table, column: str, where: str) -> list[str]:
+def _texts(table: pa.Table, column: str, where: str) -> list[Sample]:
     if column not in table.column_names:
         raise UserError(f"{where} has no column {column!r}: set data.text to one of {', '.join(table.column_names)}")
-    texts = table.column(column)
-    types = require("pyarrow.types", "reading tables of texts")
-    if texts.null_count or not (types.is_string(texts.type) or types.is_large_string(texts.type)):
+    texts = decoded(table.column(column))
+    if texts.null_count or not is_text(texts.type):
         raise UserError(
             f"{where}: column {column!r} is of type {texts.type} with {texts.null_count} missing values: "
             f"give every row a text, or set data.text to another column"
         )
-    return texts.to_pylist()
-
-
-def _values(table: pa.Table, column: str, where: str) -> NDArray[np.generic]:
-    """Return a column as integers or, if it holds anything else, as text."""
-    if column not in table.column_names:
-        raise UserError(f"{where} has no column {column!r}: choose one of {', '.join(table.column_names)}")
-    values = table.column(column)
-    if values.null_count:
-        raise UserError(f"{where}: {values.null_count} values of column {column!r} are missing: fill or remove them")
-    array = np.asarray(values.to_pylist())
-    return array if array.dtype.kind in "iu" else array.astype(np.str_)
-
-
-def _number(columns: list[NDArray[np.generic]]) -> tuple[tuple[str, ...], list[NDArray[np.generic]]]:
-    """Replace names by their position in the sorted list of all names."""
-    names = np.unique(np.concatenate(columns))
-    return tuple(str(name) for name in names), [np.searchsorted(names, column) for column in columns]
+    found: list[Sample] = texts.to_pylist()
+    return found

@@ -106,12 +106,6 @@ def walk(root: Path) -> Tree:
     return tree
 
 
-def files_below(root: Path) -> list[Path]:
-    """Return all files that decide what a set of images is and what its notes say: images, and files left out."""
-    tree = walk(root)
-    return [*tree.images, *tree.others]
-
-
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:

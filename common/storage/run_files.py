@@ -8,7 +8,8 @@ from common.errors import UserError
 from common.storage.format import check_format
 
 LOCK = ".lock"  # held by the process that writes
-BARE = {"checkpoints", LOCK}  # files of a run that was killed before it wrote its configuration
+DATA = "data.json"  # what was read of the data set
+BARE = {"checkpoints", LOCK, DATA}  # files of a run that was killed before it wrote its configuration
 
 
 def refuse_taken(folder: Path) -> None:

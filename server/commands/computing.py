@@ -12,6 +12,12 @@ from server.commands.overrides import add_overrides
 DEADLINE, CODING = 1.0, "fp32"  # defaults of the options for devices
 PEAK_LR = 0.1  # as in `strategies.distree.training.central.Schedule`
 
+DATA = """\
+`python -m server data`: show what a run with these keys would read, and end.
+
+Classes with their samples per split, the shape of a sample, samples per client, and a note on everything that was left
+out or changed. The keys are those of `python -m server run`; only `data.*`, `clients.count` and `run.seed` count.
+"""
 OFFLOAD = """\
 `python -m server offload`: serve the server's layers of a finished split training run to its devices.
 
@@ -40,6 +46,14 @@ Every device gets each image once, computes until its own exit policy stops it, 
 server adds them up. A device that misses the deadline is left out: the mean feature of the validation images stands in
 for it, and the table says so. An image that no device answered has no label.
 """
+
+
+def add_data(verbs: Verbs) -> None:
+    """Add the verb `data`."""
+    parser = verbs.add_parser("data", description=DATA)
+    add_overrides(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.set_defaults(run=later("server.commands.data"))
 
 
 def add_offload(verbs: Verbs) -> None:

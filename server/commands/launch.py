@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -165,7 +165,8 @@ def _follow(run_id: str, folder: Path, connection: str, env: Mapping[str, str], 
     while True:
         time.sleep(0.5)
         events = metrics.read()
-        for line in left_out.lines(events):
+        started = [event for event in events if event["event"] == "start"]
+        for line in [*(_data_lines(folder) if started else ()), *left_out.lines(events)]:
             progress.console.print(line, markup=False, highlight=False)
         rounds = [event for event in events if event["event"] == "round"]
         if rounds:
@@ -196,6 +197,13 @@ def _follow(run_id: str, folder: Path, connection: str, env: Mapping[str, str], 
                 return outcome
             log = _output(["flwr", "log", run_id, connection, "--show"], env)
             return replace(outcome, error=last_error(log.stdout, outcome.details))
+
+
+def _data_lines(folder: Path) -> list[str]:
+    """Return what a run that has started says of its data; nothing if it began with an older version."""
+    with suppress(OSError, ValueError, KeyError):
+        return [str(line) for line in json.loads((folder / "data.json").read_text())["lines"]]
+    return []
 
 
 def last_error(log: str, details: str) -> str:

@@ -90,8 +90,8 @@ def run_all(runs: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> i
 def _simulator(home: Path, root: Path, options: argparse.Namespace) -> Iterator[Callable[[Mapping[str, Any]], Outcome]]:
     """Yield what runs a simulation with given configuration keys and returns how it ended."""
     if options.in_process:
-        if options.workers or options.gpus:
-            raise UserError("--in-process has no workers: remove --workers and --gpus")
+        if options.workers or options.gpus or options.ray:
+            raise UserError("--in-process has no workers: remove --workers, --gpus and --ray")
         from server.commands.in_process import simulate_here  # imports torch
 
         with interrupted_by_signals():

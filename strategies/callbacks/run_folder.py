@@ -1,6 +1,7 @@
 """The files of a run, and how it continues after a kill at any moment.
 
     runs/<name>/config.toml            all resolved values, versions, commit, device
+                data.json              what was read: classes, counts, notes, see `common.data.summary`
                 metrics.jsonl          a line per event
                 checkpoints/           the last complete rounds, safetensors with JSON in the header
                 final/model.safetensors  the finished model, see `common.storage.model_file`
@@ -25,10 +26,11 @@ import torch
 from flwr.supercore import log
 
 from common.config import RunConfig
+from common.data.summary import DataSummary
 from common.errors import UserError
 from common.storage.files import StorageError, append_line, read_tensors, write_tensors, write_text
 from common.storage.format import FORMAT
-from common.storage.run_files import LOCK, read_stored, refuse_taken
+from common.storage.run_files import DATA, LOCK, read_stored, refuse_taken
 from strategies.callbacks.base import Callback
 from strategies.engine.rounds import Record
 from strategies.engine.strategy import EarlyExitStrategy
@@ -67,6 +69,20 @@ class RunFolder(Callback):
         stored = read_stored(folder)
         return RunFolder(folder), stored
 
+    def check_data(self, now: DataSummary) -> None:
+        """Raise `UserError` if the data are not those with which the run began."""
+        try:
+            began = DataSummary.from_json((self.folder / DATA).read_text())
+        except FileNotFoundError:  # of an older version, or killed before it wrote the file
+            return
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"run.resume: {self.folder / DATA} cannot be read ({error}): restore it") from error
+        if found := began.differences(now):
+            raise UserError(
+                f"run.resume {self.folder}: the data set is not the one that the run began with ({'; '.join(found)}): "
+                f"restore it, or start a new run"
+            )
+
     def restore(self, strategy: EarlyExitStrategy) -> None:
         """Put a strategy back to the last complete round; without any it starts at the first."""
         for unfinished in (self.folder / "checkpoints").glob(".*"):
@@ -91,6 +107,7 @@ class RunFolder(Callback):
             "commit": strategy.config.run.commit,
         }
         if strategy.round == 0:
+            write_text(self.folder / DATA, strategy.data.to_json() + "\n")
             write_text(self.folder / "config.toml", _toml(strategy.config, about))
         self._append({"event": "start", "after": strategy.round, **about})
 

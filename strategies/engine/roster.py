@@ -57,7 +57,7 @@ class Roster:
             present = self._wait(grid, min_nodes, wait, end)
             self.nodes = {node: report for node, report in self.nodes.items() if node in present}
             new = [node for node in present if node not in self.nodes and node not in failed]
-            for node, report in self._query(grid, [(node, order) for node in new], deadline):
+            for node, report in self._query(grid, self._shared_out(order, new), deadline):
                 if report is None:
                     failed.add(node)
                     continue
@@ -125,18 +125,18 @@ class Roster:
         self.homes = holders
 
     def _describe(self, grid: Grid, order: Order, deadline: float) -> None:
+        """Ask again about virtual clients whose node failed, or has clients of its own."""
         roaming = [node for node, report in self.nodes.items() if report.roaming]
-        unknown = [client for client in range(self.count) if client not in self.reports]
-        if not roaming or not unknown:
-            return
-        shares = [unknown[i :: len(roaming)] for i in range(len(roaming))]
-        orders = [
-            (node, dataclasses.replace(order, describe=tuple(share)))
-            for node, share in zip(roaming, shares, strict=True)
-            if share
-        ]
+        orders = [(node, share) for node, share in self._shared_out(order, roaming) if share.describe]
         for _, report in self._query(grid, orders, deadline):
             self._accept(report.clients if report else ())
+
+    def _shared_out(self, order: Order, nodes: Sequence[int]) -> list[tuple[int, Order]]:
+        """Return each node with a query about its share of the virtual clients that are unknown, if it roams."""
+        unknown = [client for client in range(self.count) if client not in self.reports]
+        return [
+            (node, dataclasses.replace(order, describe=tuple(unknown[i :: len(nodes)]))) for i, node in enumerate(nodes)
+        ]
 
     def _taking_part(self) -> int:
         """Return how many nodes host virtual clients, or a client of their own that takes part."""

@@ -46,7 +46,7 @@ class EarlyExitStrategy(ServerMethod, Strategy):
         """`method` is the card of the class's own method. Raises `UserError` for what the method cannot do."""
         config = setup.config
         self.method, self.config, self.evaluator = method, config, setup.evaluator
-        self.classes, self.normalizer = tuple(setup.classes), setup.normalizer
+        self.classes, self.normalizer, self.data = tuple(setup.classes), setup.normalizer, setup.data
         self.device = pick_device(config.server.device)
         self.robust = robust_settings(config, method)
         self.apart = self.robust.active or method.apart(config)
@@ -225,6 +225,8 @@ class EarlyExitStrategy(ServerMethod, Strategy):
     def summary(self) -> None:
         """Log what is about to run."""
         log(INFO, "%s, run %r: rounds %d to %d", self.name, self.config.run.name, self.round + 1, self.rounds)
+        for line in self.data.lines():
+            log(INFO, "%s", line)
         for part in self.tiers:
             log(INFO, "  %s %d: %.3f M parameters, %.2f MMAC", self.parts.word, part,
                 self.parts.parameters(part) / 1e6, self.parts.macs(part) / 1e6)  # fmt: skip

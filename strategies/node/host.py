@@ -16,6 +16,7 @@ from flwr.supercore import log
 from numpy.typing import NDArray
 
 from common import paths
+from common.data.fingerprint import look_again
 from common.devices import deterministic, keep_memory, threads
 from common.errors import UserError
 from common.exits import ThresholdPolicy
@@ -29,7 +30,11 @@ from strategies.node.node import Node
 
 
 def describe(order: Order, settings: Mapping[str, object]) -> NodeReport:
-    """Answer a query: the clients of this node, and the part that each of them chooses."""
+    """Answer a query: the clients of this node, and the part that each of them chooses.
+
+    Every start of a run begins with a query, so this is where the process looks for changed files.
+    """
+    look_again()
     if order.notice:
         log(WARNING, "run %r: the server leaves out %s", order.run, order.notice)
     node = Node(order, settings)

@@ -17,6 +17,7 @@ SPLIT = [
     "-c", "run.strategy=hetero_splitee", "-c", "run.name=split", "-c", "run.rounds=2", "-c", "stream.host=proxy",
     "-c", "stream.bind=0.0.0.0", "-c", "stream.port=8009",
 ]  # fmt: skip
+RESUME = ["submit", "--superlink", "server:8000", "--insecure", "--state", "/state", "--resume"]
 PATIENCE = 300.0  # seconds, also for a busy machine
 STOP = 10.0  # seconds that `docker stop` gives
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1500)]
@@ -147,7 +148,7 @@ def test_killed_server_resumes(demo):
     demo.kill("server")
     docker("stop", "--time", "10", RUN)
     devices(demo)
-    demo.submit("--resume", f"/state/runs/{name}", seconds=900)
+    demo.compose("run", "--rm", "--no-deps", "run", *RESUME, f"/state/runs/{name}", seconds=900)
     assert_complete(demo, name, 5)
 
 

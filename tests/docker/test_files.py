@@ -18,7 +18,8 @@ FILES = sorted(DOCKER.glob("compose*.yml"))
 
 
 def test_compose_files_are_complete():
-    assert [file.name for file in FILES] == ["compose.gpu.yml", "compose.tls.yml", "compose.yml"]
+    names = [file.name for file in FILES]
+    assert names == ["compose.gpu.yml", "compose.students.yml", "compose.tls.yml", "compose.yml"]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.name))
@@ -34,7 +35,8 @@ def test_schema_finds_mistake():
 
 
 @pytest.mark.parametrize(
-    "names", [["compose.yml"], ["compose.yml", "compose.tls.yml"], ["compose.yml", "compose.gpu.yml"]]
+    "names",
+    [["compose.yml"], ["compose.yml", "compose.tls.yml"], ["compose.yml", "compose.gpu.yml"], ["compose.students.yml"]],
 )
 def test_docker_accepts_compose_files(names):
     docker = shutil.which("docker")
@@ -142,7 +144,7 @@ def test_readme_has_commands_of_compose_files():
         for line in file.read_text().splitlines()
         if re.match("#   (docker|export) ", line)
     ]
-    assert len(typed) == 6
+    assert len(typed) == 10
     assert [line for line in typed if line not in readme] == []
 
 

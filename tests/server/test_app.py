@@ -81,7 +81,8 @@ def test_app_raises_and_records_a_missed_quorum(settings):
         prepare({**settings, "clients.per-node": 1}).start(grid)
     folder = Path(settings["run.root"]) / "test"
     events = read_events(folder / "metrics.jsonl")
-    assert [event["event"] for event in events] == ["start", "end"]
+    assert [event["event"] for event in events] == ["start", *4 * ["left_out"], "end"]
+    assert {event["name"] for event in events[1:-1]} == {f"client {client}" for client in failing}
     assert "2 of 6 clients answered" in events[-1]["failure"]
     assert not (folder / "final").exists()
     # the run can be resumed when the clients are back

@@ -1,10 +1,6 @@
 """Devices that bring their own folders of images, with a server that has none."""
 
-from pathlib import Path
-
 import pytest
-from PIL import Image
-from sklearn.datasets import load_digits
 
 from client.app import app
 from common.flower.local_grid import LocalGrid
@@ -12,21 +8,12 @@ from common.storage.model_file import load_model
 from strategies.configuration import read_config
 from strategies.engine.rounds import QuorumError
 from strategies.factory import make_strategy
+from tests.support.digit_folders import write_images
 
 SETTINGS = {
     "run.strategy": "darkdistill", "run.rounds": 2, "clients.count": 4, "clients.per-round": 4, "data.name": "devices",
     "data.classes": "zero,one,two", "data.channels": 1, "data.image-size": 8, "server.clients-evaluate-every": 1,
 }  # fmt: skip
-
-
-def write_images(folder: Path, names: list[str], start: int) -> Path:
-    """Write a few real digits into one folder per class."""
-    digits = load_digits()
-    for label, name in enumerate(names):
-        (folder / name).mkdir(parents=True)
-        for number, image in enumerate(digits.images[digits.target == label][start : start + 10]):
-            Image.fromarray((image * 15).astype("uint8")).save(folder / name / f"{number}.png")
-    return folder
 
 
 def test_devices_train_on_own_folders_and_store_models(tmp_path):

@@ -30,6 +30,7 @@ def run_page(run: RunData) -> str:
         accuracy_table=_accuracies(run),
         failure_table=failure_table,
         more_failures=more_failures,
+        data_table=_classes(run),
         changed_table=_values(changed, "changed from the default"),
         default_table=_values(defaults, "default"),
         machine_table=_values(machine, "machine"),
@@ -99,6 +100,13 @@ def _failures(run: RunData) -> tuple[Table, int]:
     ]
     table = Table(("round", "client", "reason"), [*refused, *failed[:SHOWN_FAILURES]])
     return table, max(0, len(failed) - SHOWN_FAILURES)
+
+
+def _classes(run: RunData) -> Table:
+    """Return each class with its samples per split; no rows when the run's folder does not say."""
+    if run.data is None:
+        return Table(("class",), [])
+    return Table(("class", *run.data.counts), [[name, *map(str, row)] for name, row in run.data.rows()], numbers=True)
 
 
 def _values(values: Mapping[str, Value], title: str) -> Table:

@@ -1,17 +1,19 @@
 """Reads a run folder, the only source of the report and the comparison."""
 
 import tomllib
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from common.config import RunConfig, Value, load_config
+from common.data.summary import DataSummary
 from common.errors import UserError
 from common.storage.files import read_tensors
 from common.storage.format import check_format
 from strategies.callbacks.accuracy import exit_accuracies
-from strategies.callbacks.run_folder import read_events
+from strategies.callbacks.run_folder import DATA, read_events
 from strategies.registry import all_settings
 
 Event = dict[str, Any]
@@ -28,6 +30,7 @@ class RunData:
     status: str  # completed, failed with the reason, or not ended
     declared: dict[int, int] = field(default_factory=dict)  # depth -> clients that chose it, of the last checkpoint
     refused: dict[int, str] = field(default_factory=dict)  # client -> why it cannot take part
+    data: DataSummary | None = None  # what was read; None in a run of an older version
 
     @property
     def strategy(self) -> str:
@@ -110,6 +113,7 @@ def load_run(folder: Path) -> RunData:
         status=_status(events),
         declared={depth: able.count(depth) for depth in sorted(set(able))},
         refused={report["client"]: report["refused"] for report in reports if report["refused"]},
+        data=_data(folder),
     )
 
 
@@ -123,6 +127,12 @@ def split_config(run: RunData) -> tuple[dict[str, Value], dict[str, Value]]:
     shown = {*(kind.SECTION for kind in RunConfig.COMMON), run.strategy} | {key.partition(".")[0] for key in changed}
     rest = {k: v for k, v in run.config.items() if k not in changed and k.partition(".")[0] in shown}
     return changed, rest
+
+
+def _data(folder: Path) -> DataSummary | None:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return DataSummary.from_json((folder / DATA).read_text())
+    return None
 
 
 def _reports(folder: Path) -> list[Event]:

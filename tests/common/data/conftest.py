@@ -3,9 +3,11 @@
 import pytest
 
 from common.data.dataset import _load
+from common.data.fingerprint import look_again
 
 
 @pytest.fixture(autouse=True)
 def nothing_loaded_yet() -> None:
     """Empty the process's caches: a test changes files and fakes downloads under names that others use."""
     _load.cache_clear()
+    look_again()

@@ -7,6 +7,7 @@ from PIL import Image
 
 from common.data import DataConfig, load, normalizer
 from common.data.clients import Population, own_data, shared_data
+from common.data.fingerprint import look_again
 from common.errors import UserError
 from common.paths import cache_root
 
@@ -114,6 +115,44 @@ def test_validation_set_leaves_out_clients_without_samples():
     sizes = [len(people.split(c)[0]) for c in range(30)]
     assert 0 in sizes
     assert len(people.validation()) == 60 - sum(sizes)
+
+
+def write_images(root, **shades):
+    for name, shade in shades.items():
+        (root / name).mkdir(parents=True)
+        for number in range(4):
+            Image.new("L", (9, 9), shade + number).save(root / name / f"{number}.png")
+
+
+def test_changed_device_folder_is_read_again(tmp_path):
+    write_images(tmp_path, cat=10, dog=200)
+
+    def read():
+        return own_data(str(tmp_path), DataConfig(validation=0), ("cat", "dog"), (1, 8, 8), 1, CPU)
+
+    before = read()
+    (tmp_path / "dog" / "0.png").unlink()
+    (tmp_path / "bird").mkdir()
+    Image.new("L", (9, 9), 50).save(tmp_path / "bird" / "0.png")
+    assert read() is before
+    look_again()
+    with pytest.raises(UserError, match="not classes of this run"):
+        read()
+    (tmp_path / "bird" / "0.png").unlink()
+    look_again()
+    assert len(read().y) == len(before.y) - 1
+    assert read() is read()
+
+
+def test_changed_shared_folder_is_dealt_again(tmp_path):
+    write_images(tmp_path, cat=10, dog=200)
+    people = Population(DataConfig(name="folder", root=str(tmp_path), validation=0), 2, 3)
+    before = [shared_data(people, client, CPU) for client in range(2)]
+    Image.new("L", (9, 9), 99).save(tmp_path / "dog" / "4.png")
+    assert shared_data(people, 0, CPU) is before[0]
+    look_again()
+    after = [shared_data(people, client, CPU) for client in range(2)]
+    assert sum(len(own.y) for own in after) == sum(len(own.y) for own in before) + 1
 
 
 def test_device_folder_becomes_client_data(tmp_path):

@@ -9,6 +9,7 @@ import torch
 
 from common.data import DataConfig, load, partition
 from common.data.dataset import _load
+from common.data.fingerprint import look_again
 from common.errors import UserError
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -79,7 +80,8 @@ def test_changed_files_are_decoded_again(tmp_path: Path, data_root: Path) -> Non
     before = load(config, tmp_path / "cache").train.inputs.clone()
     shutil.copyfile(data_root / "cifar100_tiny" / "train-00000-of-00001.parquet", root / "train-00000-of-00001.parquet")
     shutil.copyfile(data_root / "cifar100_tiny" / "test-00000-of-00001.parquet", root / "test-00000-of-00001.parquet")
-    _load.cache_clear()
+    assert len(load(config, tmp_path / "cache").classes) == 10
+    look_again()
     after = load(config, tmp_path / "cache")
     assert len(after.classes) == 100
     assert not torch.equal(after.train.inputs, before)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from common.data import DataConfig, load
 from common.data.dataset import TrainTest
+from common.data.fingerprint import look_again
 from common.errors import UserError
 
 pa = pytest.importorskip("pyarrow", reason="Parquet files need the simulation extra")
@@ -70,11 +71,11 @@ def test_shards_are_read_in_order_and_a_fifth_is_for_testing(tmp_path: Path) -> 
 
 
 def test_text_labels_are_numbered_by_name(tmp_path: Path) -> None:
-    _write(tmp_path / "train.parquet", ["dog", "cat", "dog"])
+    _write(tmp_path / "train.parquet", ["dog", "cat", "eel", "dog"])
     _write(tmp_path / "val.parquet", ["eel"])
     data = _load_from(tmp_path)
     assert data.classes == ("cat", "dog", "eel")
-    assert data.train.labels.tolist() == [1, 0, 1]
+    assert data.train.labels.tolist() == [1, 0, 2, 1]
     assert data.test.labels.tolist() == [2]
 
 
@@ -187,3 +188,71 @@ def test_files_must_be_named_by_split(tmp_path: Path) -> None:
     _write(tmp_path / "data.parquet", [0])
     with pytest.raises(UserError, match=r"none is named train\*\.parquet"):
         _load_from(tmp_path)
+
+
+def _table(labels: list, **columns: list) -> "pa.Table":
+    return pa.table(
+        {"image": [{"bytes": _png(i), "path": None} for i in range(len(labels))], "label": labels, **columns}
+    )
+
+
+def _named(table: "pa.Table", *names: str) -> "pa.Table":
+    features = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+    return table.replace_schema_metadata({"huggingface": json.dumps(features)})
+
+
+def test_shards_may_store_integers_in_other_widths(tmp_path: Path) -> None:
+    for shard, kind in enumerate((pa.int8(), pa.uint32())):
+        table = _table([0, 1], note=[str(shard), None] if shard else [1, 2])
+        table = table.set_column(1, "label", table.column("label").cast(kind))
+        pq.write_table(table, tmp_path / f"train-{shard}-of-2.parquet")
+    _write(tmp_path / "test.parquet", [1])
+    data = _load_from(tmp_path)
+    assert (data.train.labels.tolist(), data.classes, data.notes[1:]) == ([0, 1, 0, 1], ("0", "1"), ())
+
+
+def test_class_names_must_agree(tmp_path: Path) -> None:
+    pq.write_table(_named(_table([0, 1]), "cat", "dog"), tmp_path / "train.parquet")
+    pq.write_table(_table([1]), tmp_path / "test.parquet")
+    assert _load_from(tmp_path).classes == ("cat", "dog")
+    pq.write_table(_named(_table([1]), "dog", "cat"), tmp_path / "test.parquet")
+    look_again()
+    with pytest.raises(UserError, match=r"train\.parquet and test\.parquet name the classes .* differently"):
+        _load_from(tmp_path)
+
+
+def test_repeated_column_names_are_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array([0]), pa.array([1])], names=["label", "label"])
+    pq.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(UserError, match=r"train\.parquet: several columns have the name 'label': rename"):
+        _load_from(tmp_path)
+
+
+def test_empty_tables_are_one_sentence(tmp_path: Path) -> None:
+    pq.write_table(_table([0, 1]).slice(0, 0), tmp_path / "train.parquet")
+    with pytest.raises(UserError, match="has no training samples: add some"):
+        _load_from(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pq_int_train_float_test", "'label' holds integers in train-.* and decimal numbers in test-"),
+        ("pq_list_labels", "'label' holds values of type list<"),
+        ("pq_ragged_labels", "'label' holds values of type list<"),
+        ("pq_nan_labels", "4 values of column 'label' are missing"),
+        ("pq_unseen_test_class", r"labels that no training sample has \(zebra \(6\)\)"),
+        ("pq_shard_missing", r"1 of the 3 shards of 'train' are absent \(train-00001-of-00003\.parquet\)"),
+    ],
+)
+def test_misleading_tables_are_refused(cases_root: Path, name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        _load_from(cases_root / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"), [("pq_from_one", ("1", "2")), ("pq_id_labels", ("50001", "50002")), ("pq_plain", ("0", "1"))]
+)
+def test_numbers_of_classes_are_compacted(cases_root: Path, name: str, classes: tuple[str, ...]) -> None:
+    data = _load_from(cases_root / name)
+    assert (data.classes, len(data.train), len(data.test), data.notes) == (classes, 24, 8, ())

@@ -123,6 +123,17 @@ def test_simulate_follows_a_resumed_run_in_its_folder(env, tmp_path, monkeypatch
     assert flower.config["run.resume"] == str(folder)
 
 
+def test_simulate_shows_what_a_started_run_has_read(env, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "runs" / "x"
+    folder.mkdir(parents=True)
+    (folder / "data.json").write_text(json.dumps({"lines": ["data digits: 8 train", "  note: [2] are left out"]}))
+    (folder / "metrics.jsonl").write_text(json.dumps({"event": "start"}) + "\n")
+    monkeypatch.setattr(launch, "_flwr", Flower("finished:completed"))
+    monkeypatch.setattr(launch, "ASK_EVERY", 0.0)
+    simulate({"run.name": "x"}, tmp_path / "runs", env)
+    assert "data digits: 8 train\n  note: [2] are left out\n" in capsys.readouterr().out
+
+
 def test_simulate_follows_a_run_below_run_root(env, tmp_path, monkeypatch):
     flower, root = Flower("finished:completed"), tmp_path / "kept"
     monkeypatch.setattr(launch, "_flwr", flower)

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -303,3 +304,33 @@ def test_incomplete_last_line_is_left_out(tmp_path):
     assert read_events(path) == []
     path.write_text('{"event": "start"}\n{"event": "round", "ro')
     assert read_events(path) == [{"event": "start"}]
+
+
+def test_resume_on_other_data_is_refused(flat, tmp_path, cases_root):
+    root, copy = tmp_path / "set", tmp_path / "moved"
+    shutil.copytree(cases_root / "plain", root)
+    strategy = run({
+        **flat, "data.name": "folder", "data.root": str(root), "data.limit": 0, "clients.count": 2, "run.rounds": 1,
+        "clients.per-round": 2, "clients.mix": "1,0,0", "run.root": str(tmp_path / "runs"),
+    })  # fmt: skip
+    folder = tmp_path / "runs" / "test"
+    assert json.loads((folder / "data.json").read_text())["classes"] == ["box", "cross"]
+    assert strategy.data.counts["train"] == (16, 16)
+
+    # a copy with other times is the same data
+    root.rename(copy)
+    shutil.copytree(copy, root, copy_function=shutil.copyfile)
+    assert prepare({"run.resume": str(folder)}).round == 1
+
+    images = sorted((root / "box").iterdir())
+    shutil.copyfile(images[0], images[1])
+    with pytest.raises(UserError, match="the same number of samples, but other samples"):
+        prepare({"run.resume": str(folder)})
+    shutil.copytree(cases_root / "resume_set", root, dirs_exist_ok=True)
+    with pytest.raises(UserError, match=r"is not the one .*classes added: aring; 48 train samples in place of 32"):
+        prepare({"run.resume": str(folder)})
+    (folder / "data.json").write_text("{")
+    with pytest.raises(UserError, match=r"data\.json cannot be read"):
+        prepare({"run.resume": str(folder)})
+    (folder / "data.json").unlink()
+    assert prepare({"run.resume": str(folder)}).round == 1, "a run of an older version is not checked"

@@ -117,12 +117,17 @@ def discovered(answers: list, count: int = 5, min_nodes: int = 1) -> tuple[Roste
 def test_nodes_share_queries_about_unbound_clients():
     people, grid = discovered([NodeReport(0, True), NodeReport(1, True)])
     assert [c.client for c in people.available()] == [0, 1, 2, 3, 4]
-    described = [order.describe for _, order in grid.asked if order.describe]
-    assert sorted(c for share in described for c in share) == [0, 1, 2, 3, 4]
-    assert len(described) == 2
+    described = [order.describe for _, order in grid.asked]
+    assert sorted(described) == [(0, 2, 4), (1, 3)]  # one message to each node
     before = len(grid.asked)
     people.discover(grid, Order("r", "{}"), 1, 0.0, 5.0)
     assert len(grid.asked) == before
+
+
+def test_clients_of_a_failed_node_are_asked_about_again():
+    people, grid = discovered([None, NodeReport(1, True)])
+    assert [c.client for c in people.available()] == [0, 1, 2, 3, 4]
+    assert [order.describe for _, order in grid.asked] == [(0, 2, 4), (1, 3), (0, 2, 4)]
 
 
 def test_client_nodes_are_recorded_and_refusals_logged(flower_log):

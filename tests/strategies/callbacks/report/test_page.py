@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from common.data.summary import DataSummary
 from strategies.callbacks.report.page import run_page, threshold_text
 from strategies.callbacks.report.records import load_run
 from tests.strategies.callbacks.samples import client_record, final_record, record
@@ -135,3 +136,16 @@ def test_configuration_shows_changed_values_before_defaults(make_run: MakeRun) -
 
 def test_threshold_text() -> None:
     assert [threshold_text(t) for t in (0.5, float("inf"), None)] == ["0.500", "never", "any"]
+
+
+def test_page_shows_what_was_read(make_run: MakeRun) -> None:
+    folder = make_run()
+    assert "Data" not in read(run_page(load_run(folder))).texts
+    data = DataSummary(
+        "folder", "/data", (1, 8, 8), (MARKUP, "ring"), {"train": (5, 6)}, None, ("left out: 1 file",), digest=""
+    )
+    (folder / "data.json").write_text(data.to_json())
+    page = read(run_page(load_run(folder)))
+    assert {"Data", data.headline(), "note: left out: 1 file"} <= set(page.texts)
+    assert [MARKUP, "5"] in page.rows
+    assert "script" not in page.tags

@@ -1,0 +1,89 @@
+"""Which tables of a folder hold its training and test samples, whole series of shards only."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from common.data.support import listed
+from common.errors import UserError
+
+TRAIN, TESTS = "train", ("test", "val")  # beginnings of names; the first kind of test files that exists is used
+SHARD = re.compile(r"(?P<base>.*?)-(?P<number>\d+)-of-(?P<total>\d+)(?!\d)")
+ASIDE = (".md", ".txt", ".rst", ".yml", ".yaml")  # descriptions that usually lie beside tables
+SHOWN = 10  # absent shards in a message
+
+
+@dataclass(frozen=True)
+class TableFiles:
+    """The tables of a folder by split, in the order of their names."""
+
+    train: tuple[Path, ...]
+    test: tuple[Path, ...]  # empty: the folder has none
+    notes: tuple[str, ...]
+
+
+def tables(root: Path, suffix: str) -> list[Path]:
+    """Return the visible files with this suffix in a folder, sorted by name."""
+    return sorted(
+        file
+        for file in root.iterdir()
+        if file.suffix.lower() == suffix and not file.name.startswith(".") and file.is_file()
+    )
+
+
+def find_tables(root: Path, suffix: str, *, loose: bool) -> TableFiles:
+    """Return the training and test tables of a folder.
+
+    `loose` takes every name that begins as a split's does; otherwise names are train, training, test, testing, val,
+    valid or validation, alone or as shards. Raises `UserError` when a shard is absent or there twice.
+    """
+    files = tables(root, suffix)
+    train = _of(files, TRAIN, loose)
+    test = next((found for name in TESTS if (found := _of(files, name, loose))), [])
+    notes = [note for split in (train, test) for note in _check_series(split)]
+    used = {*train, *test}
+    others = sorted(
+        entry.name + "/" * entry.is_dir()
+        for entry in root.iterdir()
+        if entry not in used and not entry.name.startswith(".") and entry.suffix.lower() not in ASIDE
+    )
+    if others and used:
+        notes.append(f"{len(others)} other files or folders in {root} are not used: {listed(others)}")
+    return TableFiles(tuple(train), tuple(test), tuple(notes))
+
+
+def _of(files: Sequence[Path], name: str, loose: bool) -> list[Path]:
+    pattern = name if loose else rf"{name}(ing|id|idation)?(-\d+-of-\d+)?\.[^.]+$"
+    return [file for file in files if re.match(pattern, file.name, re.IGNORECASE)]
+
+
+def _check_series(files: Sequence[Path]) -> Iterator[str]:
+    series = defaultdict[tuple[str, int], dict[int, Path]](dict)
+    for file in files:
+        if found := SHARD.match(file.name):
+            known = series[found["base"], int(found["total"])]
+            number = int(found["number"])
+            if number in known:
+                raise UserError(f"{file} and {known[number].name} are the same shard: keep one of them")
+            known[number] = file
+    for (base, total), shards in series.items():
+        first = 1 if total in shards else 0  # some programs count from 1
+        absent = total - len(shards)
+        if absent > 0:
+            example = next(iter(shards.values()))
+            numbers = (number for number in range(first, first + total) if number not in shards)
+            names = ", ".join(_name(example, base, number) for number in islice(numbers, SHOWN))
+            raise UserError(
+                f"{example.parent}: {absent} of the {total} shards of {base!r} are absent ({names}"
+                f"{', ...' if absent > SHOWN else ''}): add them"
+            )
+    if len(files) > 1 and (len(series) != 1 or sum(map(len, series.values())) != len(files)):
+        yield f"several files without shard numbers are one split: {listed([file.name for file in files])}"
+
+
+def _name(example: Path, base: str, number: int) -> str:
+    """Return the name of another shard of an example's series."""
+    return SHARD.sub(lambda found: f"{base}-{number:0{len(found['number'])}d}-of-{found['total']}", example.name, 1)
