@@ -80,7 +80,8 @@ def run(options: argparse.Namespace) -> int:
     if options.capacity != "auto":
         read_capacity(options.capacity)  # refuses what cannot be read
     home = flower_home(options.state)
-    check_writable(home, "set FLWR_HOME, or --state, to a folder that this user can write")
+    for folder in (home, home.parent / ".cache"):
+        check_writable(folder, "set --state to a folder that this user can write")
     if options.data and not options.data.is_dir():
         raise UserError(f"--data {options.data} is not a folder: give one with a folder of images per class")
     values: dict[str, object] = {"client-id": options.client}

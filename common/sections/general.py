@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from common.sections.networks import BackboneName, position_mistakes
+from common.sections.networks import BackboneName, position_mistakes, weight_mistakes
 from common.settings import DistinctInts, Settings
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")  # of a run; methods name stores after it
@@ -21,7 +21,7 @@ class RunSection(Settings):
     """name of the run and of its folder; empty: made from the strategy and the time"""
     strategy: str = "darkdistill"
     """the method"""
-    seed: int = Field(1, ge=0)
+    seed: int = Field(1, ge=0, le=2**63 - 1)  # the largest whole number that Flower can send
     """seed of everything random"""
     rounds: int = Field(10, ge=1)
     """rounds of training"""
@@ -122,8 +122,9 @@ class NetworkSection(Settings):
     """a .safetensors file or a Hugging Face hub id; empty: random weights"""
 
     def other_mistakes(self) -> list[str]:
-        """Check exits and tiers against the backbone."""
-        return position_mistakes(self.name, self.exits, self.tiers)
+        """Check everything against the backbone."""
+        found = position_mistakes(self.name, self.exits, self.tiers)
+        return found + weight_mistakes(self.name, self.lora_rank, self.pretrained)
 
 
 class RoundSection(Settings):

@@ -24,6 +24,9 @@ BACKBONES = {
     "wrn16": Backbone("wide_resnet", (1, 2, 3, 4, 5, 6, 7), 1),
 }
 
+ATTENTION = ("transformer", "vit")  # modules whose backbones take LoRA adapters
+PRETRAINED = ("vit",)  # and pretrained weights
+
 if TYPE_CHECKING:
     BackboneName: TypeAlias = str
 else:
@@ -40,6 +43,22 @@ def position_mistakes(name: str, exits: tuple[int, ...], tiers: tuple[int, ...])
     if tiers and not _rises(tiers, count):
         return [f"network.tiers is {_typed(tiers)}: give rising exit counts from 1 that end with {count}, all exits"]
     return []
+
+
+def weight_mistakes(name: str, lora_rank: int, pretrained: str) -> list[str]:
+    """Return a sentence for adapters and for pretrained weights that this backbone cannot have."""
+    module, found = BACKBONES[name].module, list[str]()
+    if lora_rank and module not in ATTENTION:
+        problem = f"network.lora-rank is {lora_rank}, but network.name {name!r} has no attention"
+        found.append(f"{problem}: set it to 0, or choose one of {_made_by(ATTENTION)}")
+    if pretrained and module not in PRETRAINED:
+        problem = f"network.pretrained is {pretrained!r}, but network.name {name!r} takes none"
+        found.append(f"{problem}: leave it empty, or choose one of {_made_by(PRETRAINED)}")
+    return found
+
+
+def _made_by(modules: tuple[str, ...]) -> str:
+    return ", ".join(name for name, backbone in BACKBONES.items() if backbone.module in modules)
 
 
 def input_mistake(name: str, *, texts: bool) -> str:

@@ -25,25 +25,18 @@ def check_run(
         strategies: that read the configuration; (): the configured one.
     """
     if values.get("run.resume"):
-        return read_config(read_stored(run_folder(values, root)), _files) if here else read_config(values)
+        return read_config(read_stored(run_folder(values, root)), file_mistakes) if here else read_config(values)
 
     def further(config: RunConfig) -> Iterator[str]:
         yield from unread(config, strategies)
         if here:
             yield from _taken(run_folder(values, root))
-            yield from _files(config)
+            yield from file_mistakes(config)
 
     return read_config(values, further)
 
 
-def _taken(folder: Path) -> Iterator[str]:
-    try:
-        refuse_taken(folder)
-    except (UserError, OSError) as error:
-        yield str(error)
-
-
-def _files(config: RunConfig) -> Iterator[str]:
+def file_mistakes(config: RunConfig) -> Iterator[str]:
     """Yield a sentence for every folder or file of the run that is missing or cannot be used."""
     data, weights = config.data.root, config.network.pretrained
     if data and not Path(data).is_dir():
@@ -61,3 +54,10 @@ def _files(config: RunConfig) -> Iterator[str]:
                 check_writable(Path(folder), f"set {key} to another folder")
         except UserError as error:
             yield f"{key}: {error}"
+
+
+def _taken(folder: Path) -> Iterator[str]:
+    try:
+        refuse_taken(folder)
+    except (UserError, OSError) as error:
+        yield str(error)

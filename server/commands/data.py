@@ -2,15 +2,21 @@
 
 import argparse
 
-from common.console.data_table import show_data
+from common.config import load_config
+from server.commands.check import file_mistakes
 from server.commands.overrides import read_overrides
-from strategies.configuration import read_config
-from strategies.factory import summarise
+from strategies.registry import all_settings
 
 
 def run(options: argparse.Namespace) -> int:
     """Print classes, counts, shape, samples per client and notes. Raises `UserError`."""
-    data = summarise(read_config(read_overrides(options)))
+    # each section by itself: the network need not fit the data yet
+    config = load_config(read_overrides(options), all_settings(), file_mistakes)
+
+    from common.console.data_table import show_data  # imports torch, which takes seconds
+    from strategies.factory import summarise
+
+    data = summarise(config)
     if options.json:
         print(data.to_json())
     else:

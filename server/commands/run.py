@@ -51,10 +51,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def runs_root() -> Path:
-    """Return the folder of all runs, unless `run.root` names another; raises `UserError` if it cannot be written."""
+    """Return the folder of all runs, unless `run.root` names another. Raises `UserError` for unwritable folders."""
     home = flower_home(None)
     check_writable(home, "set FLWR_HOME to a folder that this user can write")
-    check_writable(home.parent / "runs", "set run.root or FLWR_HOME to a folder that this user can write")
+    check_writable(home.parent / ".cache", "set FLWR_HOME to a folder in one that this user can write")
+    check_writable(home.parent / "runs", "set FLWR_HOME to a folder in one that this user can write")
     return home.parent / "runs"
 
 

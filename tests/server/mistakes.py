@@ -56,6 +56,8 @@ MISTAKES: dict[tuple[str, ...], tuple[str, ...]] = {  # words after `python -m s
     ("run", *FOLDER): ("data.root is missing", "folder of your samples"),
     ("run", "-c", "data.partitioner=natural"): ("data.column is missing", "data.partitioner"),
     ("run", "-c", "network.name=transformer4"): ("network.name 'transformer4' does not take images", "lenet"),
+    ("run", "-c", "network.lora-rank=2"): ("network.lora-rank is 2", "no attention", "deit_tiny"),
+    ("run", "-c", "network.pretrained=google/vit"): ("network.pretrained is 'google/vit'", "takes none", "deit_tiny"),
     ("run", "-c", "run.strategy=hetero_splitee", "-c", "network.exits=2,5"): ("network.exits", "leave"),
     ("run", "-c", "run.strategy=cafedistill", "-c", "robust.reject=3"): ("robust.reject", "'cafedistill'"),
     ("run", "-c", "run.strategy=distree"): ("distree.teacher is empty", "finished run"),
@@ -63,7 +65,8 @@ MISTAKES: dict[tuple[str, ...], tuple[str, ...]] = {  # words after `python -m s
         ("distree.widths gives 1 widths", "distree.students is 2"),
     # files and folders
     ("run", *FOLDER, "-c", "data.root=/nowhere/at/all"): ("data.root is '/nowhere/at/all'", "no folder"),
-    ("run", "-c", "network.pretrained=/nowhere/w.safetensors"): ("network.pretrained", "no readable file"),
+    ("run", "-c", "network.name=deit_tiny", "-c", "network.pretrained=/nowhere/w.safetensors"):
+        ("network.pretrained", "no readable file"),
     ("run", "-c", "run.strategy=distree", "-c", "distree.teacher=/nowhere"): ("distree.teacher is '/nowhere'", "model"),
     ("run", "-c", "run.root=/proc/runs"): ("run.root", "cannot be written", "another folder"),
     ("run", "--resume", "/nowhere"): ("/nowhere does not exist", "folder of a run"),
@@ -75,5 +78,7 @@ MISTAKES: dict[tuple[str, ...], tuple[str, ...]] = {  # words after `python -m s
     ("compare", "-c", "run.strategy=eefl"): ("run.strategy", "--methods"),
     ("submit", "-c", "data.partitioner=IID", "-c", "network.name=resnet50", "-c", "data.alpha=0"):
         ("data.partitioner is 'IID'", "network.name is 'resnet50'", "data.alpha is 0"),
+    ("data", *FOLDER, "-c", "data.root=/nowhere/at/all"): ("data.root is '/nowhere/at/all'", "no folder"),
+    ("data", "-c", "data.nam=digits"): ("data.nam is unknown", "data.name"),
     ("config", "-c", "run.round=3"): ("run.round is unknown", "run.rounds"),
 }  # fmt: skip
