@@ -2,15 +2,17 @@
 
 import argparse
 
+from common.config import load_config
 from common.console.data_table import show_data
 from server.commands.overrides import read_overrides
-from strategies.configuration import read_config
 from strategies.factory import summarise
+from strategies.registry import all_settings
 
 
 def run(options: argparse.Namespace) -> int:
     """Print classes, counts, shape, samples per client and notes. Raises `UserError`."""
-    data = summarise(read_config(read_overrides(options)))
+    # each section by itself: what the network takes and how many clients a round has do not matter here
+    data = summarise(load_config(read_overrides(options), all_settings()))
     if options.json:
         print(data.to_json())
     else:
