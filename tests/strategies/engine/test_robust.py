@@ -3,6 +3,7 @@ import itertools
 import pytest
 import torch
 
+from common.config import load_config
 from common.errors import UserError
 from common.messages.protocol import ClientResult, Reply
 from common.weights.flat import FlatState, Layout
@@ -19,7 +20,7 @@ from strategies.engine.robust import (
     trimmed_mean,
 )
 from strategies.node.local_training import LocalTraining
-from strategies.registry import METHODS, find_method
+from strategies.registry import METHODS, all_settings, find_method
 
 LAYOUT = Layout((("w", (2,)),), (("n", ()),))
 START = FlatState(LAYOUT, torch.tensor([10.0, 0.0]), torch.tensor(0).reshape(1))
@@ -238,12 +239,14 @@ def test_rejected_clients_count_against_quorum(run_strategy, monkeypatch):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_robust_aggregation_depends_on_method(flat, name):
-    config = read_config({**flat, "run.strategy": name, "robust.reject": 4.0})
+    config = load_config({**flat, "run.strategy": name, "robust.reject": 4.0}, all_settings())
     if name not in ("cafedistill", "hetero_splitee", "local"):
         assert robust_settings(config, find_method(name)).active
         return
     with pytest.raises(UserError, match="cannot guard: set robust"):
         robust_settings(config, find_method(name))
+    with pytest.raises(UserError, match="cannot guard: set robust"):
+        read_config(config.flat())
     plain = read_config({**flat, "run.strategy": name})
     assert not robust_settings(plain, find_method(name)).active
 
@@ -259,9 +262,9 @@ def test_darkdistill_runs_with_median(run_strategy):
     ("changes", "message"),
     [
         ({"robust.aggregation": "mode"}, "must be one of mean, trimmed-mean, median"),
-        ({"robust.trim": 0.5}, "must be below 0.5"),
+        ({"robust.trim": 0.5}, "must be at least 0 and below 0.5"),
         ({"robust.reject": 0.5}, r"must be 0 \(off\) or above 1"),
-        ({"robust.reject": float("nan")}, "must be at least 0"),
+        ({"robust.reject": float("nan")}, "must be a finite number, at least 0"),
     ],
 )
 def test_invalid_robust_settings_are_reported(flat, changes, message):

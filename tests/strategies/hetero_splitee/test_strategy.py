@@ -271,13 +271,13 @@ def test_messages_carry_no_weights_and_logs_no_token(undisturbed, split, flower_
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"network.exits": "1,2,3"}, "places exits at the cuts: leave network.exits and network.tiers empty"),
+        ({"network.exits": "2,5"}, "places exits at the cuts: leave network.exits and network.tiers empty"),
         ({"network.tiers": "2,4"}, "places exits at the cuts"),
         ({"splitee.cuts": "1,5"}, "cut 5: choose one of 1..4"),
-        ({"splitee.cuts": "2,2"}, "splitee.cuts is '2,2', must rise"),
+        ({"splitee.cuts": "2,2"}, "splitee.cuts is '2,2', has 2 twice"),
         ({"clients.mix": "0.5,0.5"}, "one share, 0 or more, for each of the 3 tiers"),
         ({"stream.host": ""}, "stream.host is empty"),
-        ({"stream.port": 70000}, "stream.port is 70000, must be at most 65535"),
+        ({"stream.port": 70000}, "stream.port is 70000, must be at least 0 and at most 65535"),
         ({"stream.patience": 0.0}, "stream.patience"),
         ({"splitee.mode": "both"}, "splitee.mode"),
         ({"splitee.aggregate-scope": "global"}, 'needs splitee.mode "averaging"'),

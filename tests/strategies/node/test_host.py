@@ -216,5 +216,5 @@ def test_delivery_writes_one_file_per_depth(ordered, tmp_path):
 
 def test_unreadable_configuration_is_reported(ordered):
     order, payload = ordered()
-    with pytest.raises(UserError, match=r"unknown key 'future\.option'"):
+    with pytest.raises(UserError, match=r"future\.option is unknown"):
         host.train(replace(order, config='{"future.option": 1}'), payload, {})

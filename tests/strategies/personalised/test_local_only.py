@@ -54,4 +54,6 @@ def test_stored_network_is_loaded_bit_for_bit(prepare_run):
 
 def test_pretrained_weights_are_refused(prepare_run):
     with pytest.raises(UserError, match=r"leave network\.pretrained empty"):
-        prepare_run({**LOCAL, "network.name": "deit_tiny", "network.pretrained": "x.safetensors"})
+        prepare_run(
+            {**LOCAL, "clients.mix": "equal", "network.name": "deit_tiny", "network.pretrained": "x.safetensors"}
+        )
