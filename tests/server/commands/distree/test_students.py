@@ -51,7 +51,7 @@ def devices(trained: Trained) -> Iterator[Served]:
 
 
 def test_default_rate_is_that_of_the_schedule():
-    assert Schedule.lr == PEAK_LR
+    assert Schedule().lr == PEAK_LR
 
 
 def test_own_split_is_the_sets_or_a_tenth_of_its_training_images() -> None:
