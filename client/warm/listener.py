@@ -19,7 +19,7 @@ from typing import Protocol
 
 BACKLOG = 8
 PAUSE = 1.0  # seconds between two checks whether to leave
-LONGEST = 50  # bytes of a folder's path: a socket's path has 107 at most
+LONGEST = 107 - len("/worker-0123456789abcdef.sock")  # bytes of a folder's path: a socket's has 107 at most
 
 
 class Source(Protocol):
@@ -140,10 +140,10 @@ def alive(process: int) -> bool:
 
 
 def _private_folder() -> Path:
-    parent = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-    if len(os.fsencode(parent)) > LONGEST:
-        parent = Path("/tmp")
-    folder = parent / f"earlybloom-{os.getuid()}"
+    name = f"earlybloom-{os.getuid()}"
+    folder = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / name
+    if len(os.fsencode(folder)) > LONGEST:
+        folder = Path("/tmp") / name
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:

@@ -99,7 +99,7 @@ def build(spec: NetworkSpec, seed: int) -> EarlyExitNetwork:
         raise UserError("; ".join(problems))
     with seeded("trunk", seed):
         trunk = _trunk(spec)
-    exits = spec.exits or trunk.default_exits
+    exits = spec.exits or BACKBONES[spec.name].exits
     tiers = spec.tiers or tuple(range(1, len(exits) + 1))
     architecture = Architecture(
         num_classes=spec.num_classes,

@@ -23,7 +23,6 @@ class Trunk:
     units: list[nn.Module]  # in order
     widths: tuple[int, ...]  # length of the pooled feature after each unit
     head: Callable[[int, int], ExitHead]  # (width, classes) -> a new exit head
-    default_exits: tuple[int, ...]  # units before each exit
     latent_shape: tuple[int, ...]  # of the tensor that enters unit `latent_unit`, without the batch
     latent_unit: int = 1
 

@@ -27,4 +27,4 @@ def convnet(input_shape: tuple[int, int, int], width: int) -> Trunk:
     units: list[nn.Module] = [
         nn.Sequential(nn.Conv2d(before, width, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2)) for before in channels
     ]
-    return Trunk(units, (width,) * 3, PooledLinear, (1, 2, 3), input_shape, latent_unit=0)
+    return Trunk(units, (width,) * 3, PooledLinear, input_shape, latent_unit=0)

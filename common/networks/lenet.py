@@ -31,4 +31,4 @@ def lenet(input_shape: tuple[int, int, int], width: int) -> Trunk:
         nn.Sequential(nn.Conv2d(second, third, 5, padding=2), nn.ReLU(inplace=True)),
     ]
     latent_shape = (first, height // 2, breadth // 2)
-    return Trunk(units, (first, second, third), PooledLinear, (1, 2, 3), latent_shape)
+    return Trunk(units, (first, second, third), PooledLinear, latent_shape)

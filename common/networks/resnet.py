@@ -17,7 +17,7 @@ def resnet18(input_shape: tuple[int, int, int], width: int) -> Trunk:
     """
     width = width or 64
     stages = [width, width, 2 * width, 2 * width, 4 * width, 4 * width, 8 * width, 8 * width]
-    return _trunk(input_shape, width, stages, default_exits=(3, 5, 7, 9))
+    return _trunk(input_shape, width, stages)
 
 
 def resnet_slim(input_shape: tuple[int, int, int], width: int) -> Trunk:
@@ -28,10 +28,10 @@ def resnet_slim(input_shape: tuple[int, int, int], width: int) -> Trunk:
         width: channels of the stem; 0 = 16.
     """
     width = width or 16
-    return _trunk(input_shape, width, [width, 2 * width, 4 * width, 8 * width], default_exits=(2, 3, 4, 5))
+    return _trunk(input_shape, width, [width, 2 * width, 4 * width, 8 * width])
 
 
-def _trunk(input_shape: tuple[int, int, int], width: int, blocks: list[int], default_exits: tuple[int, ...]) -> Trunk:
+def _trunk(input_shape: tuple[int, int, int], width: int, blocks: list[int]) -> Trunk:
     channels, height, breadth = input_shape
     units: list[nn.Module] = [
         nn.Sequential(
@@ -46,7 +46,7 @@ def _trunk(input_shape: tuple[int, int, int], width: int, blocks: list[int], def
         before = after
     for unit in units:
         initialise_convolutions(unit)
-    return Trunk(units, (width, *blocks), PooledLinear, default_exits, (width, height, breadth))
+    return Trunk(units, (width, *blocks), PooledLinear, (width, height, breadth))
 
 
 def _block(before: int, after: int) -> BasicBlock:

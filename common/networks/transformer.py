@@ -67,6 +67,5 @@ def transformer4(length: int, vocabulary: int, width: int) -> Trunk:
         units,
         (width,) * len(units),
         ClassTokenLinear,
-        default_exits=(2, 3, 4, 5),
         latent_shape=(1 + length, width),
     )

@@ -69,6 +69,5 @@ def _trunk(name: str, input_shape: tuple[int, int, int], patch: int, width: int,
         units,
         (width,) * len(units),
         ClassTokenLinear,
-        default_exits=(4, 7, 10, 13),
         latent_shape=(embedding.positions.shape[1], width),
     )

@@ -47,5 +47,4 @@ def wrn16(input_shape: tuple[int, int, int], width: int) -> Trunk:
         widths += [after, after]
     for unit in units:
         initialise_convolutions(unit)
-    exits = tuple(range(1, len(units) + 1))
-    return Trunk(units, tuple(widths), PreactivatedPooledLinear, exits, (16, height, breadth))
+    return Trunk(units, tuple(widths), PreactivatedPooledLinear, (16, height, breadth))

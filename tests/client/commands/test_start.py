@@ -193,7 +193,7 @@ def test_next_command_is_valid(encrypted):
     ("words", "message"),
     [
         (["--superlink", "ml.example.org:8443"], "not loopback: give --certificates"),
-        (["--superlink", "nowhere"], "is not an address"),
+        (["--superlink", "nowhere"], "has no host with a port"),
         (["--superlink", "127.0.0.1:1", "--data", "/no/such"], "--data /no/such is not a folder"),
         (["--superlink", "127.0.0.1:1", "--certificates", "/no/such"], "/no/such/ca.pem is missing"),
         (["--superlink", "127.0.0.1:1", "--client-id", "-3"], "clients are counted from 0"),

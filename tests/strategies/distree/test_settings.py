@@ -47,6 +47,11 @@ def test_widths_and_devices_exclude_each_other() -> None:
         ({"widths": (1, 0)}, "distree.widths is 1,0, every width must be at least 1"),
         ({"exit_weights": (2.5, -1.0)}, "distree.exit-weights is 2.5,-1, every weight must be at least 0"),
         ({"exit_weights": (0.0, 0.0)}, "distree.exit-weights is 0,0, the weights must not all be 0"),
+        ({"public": "nothing"}, "distree.public is 'nothing': data.name is 'nothing', must be one of digits"),
+        (
+            {"public": "cifar10:photos"},
+            "distree.public is 'cifar10:photos': data.root is 'photos', must be an absolute",
+        ),
         ({"without_teacher": "public"}, "distree.without-teacher is 'public': set distree.public, such as"),
     ],
 )

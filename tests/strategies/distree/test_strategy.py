@@ -317,7 +317,10 @@ def test_refused_device_leaves_a_warning_for_its_student(start, students, flower
         ({"distree.teacher": ""}, "distree.teacher is empty: set it to a finished run's folder"),
         ({"distree.teacher": "/nowhere"}, "no model in /nowhere"),
         ({"server.clients-evaluate-every": 1}, "server.clients-evaluate-every is above 0"),
-        ({"network.pretrained": "weights.safetensors"}, "without network.pretrained: leave it empty"),
+        (
+            {"network.name": "vit_small32", "network.pretrained": "weights.safetensors"},
+            "without network.pretrained: leave it empty",
+        ),
         (
             {"data.name": "bbc_news", "network.name": "transformer4"},
             "'bbc_news' holds texts, distree needs images",
