@@ -7,7 +7,9 @@ from benchmarks.tables.cells import Figures, Read, table
 ROUNDS = {
     "flower": "Flower's own way",
     "worker": "a worker keeps torch",
-    "stand-in": "and a process keeps Flower (`client start`)",
+    "stand-in": "and a process keeps Flower, whose polls follow the traffic",
+    "stream": "by a stream (`client start`)",
+    "stream-tls": "by a stream with TLS",
 }
 SIMULATIONS = {"lenet": "LeNet, 51 k parameters", "1.6M": "LeNet, 1.6 M parameters"}
 
@@ -20,7 +22,8 @@ def figures(read: Read) -> Figures:
     shares = [simulated[name]["of_bare_per_cpu_second"]["ray"] for name in SIMULATIONS]
     return {
         "deployment": deployment(read),
-        "deployed_s": f"{read('deployment')['stand-in']['seconds_per_round']:.1f}",
+        "streams": streams(read),
+        "deployed_s": f"{read('deployment')['stream-tls']['seconds_per_round']:.2f}",
         "simulation": simulation(read),
         "ray_share": f"{min(shares):.2f} to {max(shares):.2f}",
         "idle_small": f"{simulated['lenet']['noop']['seconds_per_round']:.2f}",
@@ -37,12 +40,29 @@ def deployment(read: Read) -> str:
     """Return the table of what a deployed round takes."""
     result = read("deployment")
     return table(
-        ("", "seconds a round", "CPU-seconds a message"),
+        ("", "seconds a round", "CPU-seconds a message", "idle device, share of a core", "its requests per second"),
         (
-            (title, f"{result[case]['seconds_per_round']:.1f}", f"{result[case]['cpu_seconds_per_message']:.1f}")
-            for case, title in ROUNDS.items()
+            (
+                title, f"{case['seconds_per_round']:.2f}", f"{case['cpu_seconds_per_message']:.2f}",
+                f"{100 * case['idle_share_of_a_core']:.1f} %", f"{case['idle_requests_per_second']:.2f}",
+            ) for case, title in ((result[name], title) for name, title in ROUNDS.items())
         ),
-    )
+    )  # fmt: skip
+
+
+def streams(read: Read) -> str:
+    """Return the table of the rounds' stream itself."""
+    result = read("streams")
+    rows = []
+    for case in (name.removesuffix(", bare socket") for name in result if name.endswith(", bare socket")):
+        plain, tls = result[case], result[f"{case}, TLS"]
+        bare = result[f"{case}, bare socket"]["seconds"]
+        rows.append(
+            (case, *(f"{1000 * seconds:.0f}" for seconds in (plain["seconds"], tls["seconds"], bare)),
+             f"{max(plain['server_peak_mb'], tls['server_peak_mb']):.0f}")
+        )  # fmt: skip
+    head = ("", "ms a round", "with TLS", "bare socket", "MB that the server took beyond one model")
+    return table(head, rows)
 
 
 def simulation(read: Read) -> str:

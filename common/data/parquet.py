@@ -42,6 +42,7 @@ def _read(files: Sequence[Path]) -> list[Table]:
             with parquet.ParquetFile(path) as file:
                 refuse_repeated(file.schema_arrow.names, str(path))
                 table = file.read()
+                table.validate(full=True)  # texts that are not UTF-8
         except (OSError, arrow.ArrowException) as error:
             raise UserError(
                 f"{path} cannot be read as Parquet ({one_line(error)}): download or copy it again"

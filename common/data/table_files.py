@@ -71,8 +71,8 @@ def _check_series(files: Sequence[Path]) -> Iterator[str]:
             known[number] = file
     for (base, total), shards in series.items():
         first = 1 if total in shards else 0  # some programs count from 1
-        absent = total - len(shards)
-        if absent > 0:
+        absent = total - sum(first <= number < first + total for number in shards)
+        if absent:
             example = next(iter(shards.values()))
             numbers = (number for number in range(first, first + total) if number not in shards)
             names = ", ".join(_name(example, base, number) for number in islice(numbers, SHOWN))
@@ -81,7 +81,7 @@ def _check_series(files: Sequence[Path]) -> Iterator[str]:
                 f"{', ...' if absent > SHOWN else ''}): add them"
             )
     if len(files) > 1 and (len(series) != 1 or sum(map(len, series.values())) != len(files)):
-        yield f"several files without shard numbers are one split: {listed([file.name for file in files])}"
+        yield f"files that are no single series are read as one split: {listed([file.name for file in files])}"
 
 
 def _name(example: Path, base: str, number: int) -> str:

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "fine_label", "labels")
-
-
 Table = tuple[str, "pa.Table"]  # with its name in a message
 
 
@@ -81,7 +79,8 @@ def class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
     """Return the class names in the Hugging Face metadata of a Parquet schema; () if it has none."""
     text = (schema.metadata or {}).get(b"huggingface")
     try:
-        return tuple(json.loads(text)["info"]["features"][label]["names"]) if text else ()
+        names = json.loads(text)["info"]["features"][label]["names"] if text else ()
+        return tuple(map(str, names))
     except (ValueError, KeyError, TypeError):
         return ()
 

@@ -108,7 +108,8 @@ class Roster:
 
         A node that was started again is another node for Flower, which lists the dead one for a minute more.
         """
-        claims = [(c.client, node) for node, report in self.nodes.items() for c in report.clients]
+        at_home = {node: report.clients for node, report in self.nodes.items() if not report.roaming}
+        claims = [(c.client, node) for node, clients in at_home.items() for c in clients]
         last, first = dict(claims), dict(reversed(claims))
         holders = first | {client: node for client, node in self.homes.items() if node in self.nodes}
         contested = [c for c, node in sorted(holders.items()) if last[c] not in (node, self.rivals.get(c))]

@@ -61,6 +61,25 @@ def test_rounds_go_by_streams(whole: Deployment) -> None:
 
 
 @pytest.mark.slow
+def test_refused_devices_learn_why(whole: Deployment) -> None:
+    whole.node("twin", "client-id=0 depth=1")
+    whole.node("stranger", "client-id=9 depth=1")
+    try:
+        run_id = whole.run({**SETTINGS, "run.name": "refused", "run.rounds": 1, "round.min-nodes": 4})
+        status, details = whole.wait(run_id, 300)
+        assert status == "finished:completed", details
+        events = read_events(whole.folder / "runs" / "refused" / "metrics.jsonl")
+        (stranger,) = [e for e in events if e["event"] == "left_out" and e["name"] == "client 9"]
+        assert "client 9 does not exist" in stranger["reason"]
+        assert "client 9 cannot take part: client 9 does not exist" in (whole.folder / "stranger.log").read_text()
+        twin = whole.folder / "twin.log"
+        wait_until(lambda: "the server leaves out client 0: node" in twin.read_text(), 60, "the twin got no reason")
+    finally:
+        whole.kill("twin")
+        whole.kill("stranger")
+
+
+@pytest.mark.slow
 def test_client_of_a_killed_worker_misses_one_round(deployment: Deployment) -> None:
     run_id = deployment.run({**SETTINGS, "run.name": "worker", "run.rounds": 3, "train.epochs": 40})
     metrics = deployment.folder / "runs" / "worker" / "metrics.jsonl"

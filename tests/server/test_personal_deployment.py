@@ -151,6 +151,7 @@ def test_killed_and_resumed_run_gives_the_same_bits(tmp_path):
     assert_same_models(delivered(one.folder), delivered(two.folder), clients=6)
 
 
+@pytest.mark.slow
 @pytest.mark.deployment
 def test_ray_gives_the_personal_networks_of_one_process(tmp_path):
     settings = {**SETTINGS, "clients.count": 5, "clients.mix": "0,0.4,0,0.6"}

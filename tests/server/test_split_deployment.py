@@ -48,6 +48,7 @@ def assert_same_run(folder: Path, strategy: EarlyExitStrategy) -> None:
         assert all(one["terms"][key] == two["terms"][key] for key in ("batches", "missing", "server_loss"))
 
 
+@pytest.mark.slow
 def test_ray_streams_give_the_bits_of_one_process(tmp_path):
     done = run_launcher(tmp_path, {**SETTINGS, "run.name": "ray"})
     assert done.returncode == 0, done.stderr

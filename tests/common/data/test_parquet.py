@@ -228,6 +228,13 @@ def test_repeated_column_names_are_refused(tmp_path: Path) -> None:
         _load_from(tmp_path)
 
 
+def test_texts_that_are_not_utf8_are_one_sentence(tmp_path: Path) -> None:
+    texts = pa.StringArray.from_buffers(1, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xff"))
+    pq.write_table(pa.table({"text": texts, "label": [1]}), tmp_path / "train.parquet")
+    with pytest.raises(UserError, match=r"train\.parquet cannot be read as Parquet .*UTF8"):
+        load(DataConfig(name="text", root=str(tmp_path)), None)
+
+
 def test_empty_tables_are_one_sentence(tmp_path: Path) -> None:
     pq.write_table(_table([0, 1]).slice(0, 0), tmp_path / "train.parquet")
     with pytest.raises(UserError, match="has no training samples: add some"):

@@ -39,6 +39,7 @@ def test_splits_are_found_by_name(tmp_path: Path, files: list[str], train: list[
         (["train-00000-of-00003", "train-00002-of-00003"], r"1 of the 3 shards of 'train' are absent \(train-00001-of"),
         (["train-00001-of-00002"], r"1 of the 2 shards of 'train' are absent \(train-00000-of-00002\.parquet\)"),
         (["train", "test-00001-of-00002"], r"shards of 'test' are absent \(test-00000-of-00002\.parquet\)"),
+        (["train-00000-of-00002", "train-00005-of-00002"], r"1 of the 2 shards .*train-00001-of-00002"),
         (["train", "val-00000-of-00002"], r"shards of 'val' are absent"),
         (["train-0-of-99999999"], r"99999998 of the 99999999 shards .*train-10-of-99999999\.parquet, \.\.\.\)"),
         (["train-00000-of-00001-aa", "train-00000-of-00001-bb"], "are the same shard: keep one of them"),
@@ -58,6 +59,6 @@ def test_tables_that_are_not_used_are_named(tmp_path: Path) -> None:
 
 def test_files_that_are_read_together_are_named(tmp_path: Path) -> None:
     *_, notes = _names(_make(tmp_path, "train.parquet", "train_old.parquet"))
-    assert notes == ("several files without shard numbers are one split: train.parquet, train_old.parquet",)
+    assert notes == ("files that are no single series are read as one split: train.parquet, train_old.parquet",)
     train, _, notes = _names(tmp_path, loose=False)
     assert (train, len(notes)) == (["train.parquet"], 1)

@@ -6,7 +6,7 @@ from server.__main__ import main
 
 
 def test_data_shows_classes_clients_and_notes(cases_root, capsys):
-    keys = ["data.name=text", f"data.root={cases_root / 'csv_space_labels'}", "clients.count=8", "clients.per-round=2"]
+    keys = ["data.name=text", f"data.root={cases_root / 'csv_space_labels'}", "clients.count=8"]
     arguments = [part for key in keys for part in ("-c", key)]
     assert main(["data", *arguments]) == 0
     shown = capsys.readouterr().out

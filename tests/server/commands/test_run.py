@@ -156,7 +156,7 @@ def test_run_in_process_resumes_and_tells_failures(tmp_path, monkeypatch, capsys
     assert "run.strategy is 'fedsgd', must be one of " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_run_in_process_ends_when_interrupted(tmp_path, number):
     with subprocess.Popen(
         [sys.executable, "-m", "server", "run", "--in-process", "-c", "run.name=a", "-c", "data.limit=100"],

@@ -70,7 +70,7 @@ def round_events(folder: Path) -> list[dict[str, Any]]:
     [
         ({}, [("running", 1), ("checkpoint", 2), ("deliver", 4)]),
         (LEARNED_WEIGHTS, [("store", 3)]),
-        (KEPT_OPTIMIZERS, [("line", 2)]),
+        pytest.param(KEPT_OPTIMIZERS, [("line", 2)], marks=pytest.mark.slow),
         (PARALLEL, [("half-line", 3)]),
     ],
     ids=["progressive", "l2w", "kept-optimizers-learned-matcher", "parallel"],

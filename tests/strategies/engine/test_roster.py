@@ -119,6 +119,7 @@ def test_nodes_share_queries_about_unbound_clients():
     assert [c.client for c in people.available()] == [0, 1, 2, 3, 4]
     described = [order.describe for _, order in grid.asked]
     assert sorted(described) == [(0, 2, 4), (1, 3)]  # one message to each node
+    assert people.homes == {}  # any node may host them
     before = len(grid.asked)
     people.discover(grid, Order("r", "{}"), 1, 0.0, 5.0)
     assert len(grid.asked) == before

@@ -43,7 +43,9 @@ UNEVEN = {"data.partitioner": "dirichlet"}
 FEW = {"data.limit": 120}  # two batches for each client
 
 
-@pytest.mark.parametrize("mode", [SEQUENTIAL, EPOCH, AVERAGING], ids=["batch", "epoch", "averaging"])
+@pytest.mark.parametrize(
+    "mode", [SEQUENTIAL, pytest.param(EPOCH, marks=pytest.mark.slow), AVERAGING], ids=["batch", "epoch", "averaging"]
+)
 def test_grouping_of_clients_on_nodes_changes_no_bit(undisturbed, mode):
     one, *others = (undisturbed({**mode, **UNEVEN}, NODES[:number]) for number in (1, 2, 6))
     state, records = everything(one.strategy), told(one)
@@ -201,7 +203,12 @@ def test_shallower_cut_is_refused_once_without_waiting(prepare_run, monkeypatch,
 
 @pytest.mark.parametrize(
     "mode",
-    [SEQUENTIAL, {**AVERAGING, "splitee.period": 2}, {"splitee.client-sync": "prefix"}, GLOBAL],
+    [
+        SEQUENTIAL,
+        {**AVERAGING, "splitee.period": 2},
+        pytest.param({"splitee.client-sync": "prefix"}, marks=pytest.mark.slow),
+        pytest.param(GLOBAL, marks=pytest.mark.slow),
+    ],
     ids=["sequential", "averaging", "prefix", "global"],
 )
 def test_killed_and_resumed_run_has_the_same_bits(flat, tmp_path, mode):
