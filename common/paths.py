@@ -31,7 +31,7 @@ def check_writable(folder: Path, remedy: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         problem = "" if os.access(folder, os.W_OK | os.X_OK) else "permission denied"
-    except OSError as error:
-        problem = error.strerror or str(error)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte
+        problem = getattr(error, "strerror", None) or str(error)
     if problem:
         raise UserError(f"{folder} cannot be written ({problem}): {remedy}")

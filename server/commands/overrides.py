@@ -77,7 +77,9 @@ def read_run(options: argparse.Namespace) -> "dict[str, Value]":
     if folder:
         return {"run.resume": folder}
     if not values.get("run.name"):
-        values["run.name"] = f"{values.get('run.strategy', 'run')}-{time.strftime('%Y%m%d-%H%M%S')}"
+        strategy = str(values.get("run.strategy", "run"))
+        prefix = strategy if strategy.isidentifier() and strategy.isascii() else "run"  # else it is refused by itself
+        values["run.name"] = f"{prefix}-{time.strftime('%Y%m%d-%H%M%S')}"
     return values
 
 
@@ -100,7 +102,10 @@ def _value(text: str, field: "FieldInfo | None") -> "Value":
 
 
 def _absolute(key: str, text: str) -> str:
-    path = Path(text).expanduser()
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:  # ~ of an unknown user
+        path = Path(text)
     if key == "network.pretrained" and not path.exists() and path.suffix != ".safetensors":
         return text  # a repository on the Hugging Face hub
     return str(path.absolute())

@@ -108,6 +108,19 @@ def test_empty_run_name_is_filled_in() -> None:
     assert str(values["run.name"]).startswith("eefl-")
 
 
+def test_unfit_strategy_is_the_only_mistake() -> None:
+    values = read_run(argparse.Namespace(config=["run.strategy=my method"], preset="", resume=None))
+    with pytest.raises(UserError) as caught:
+        read_config(values)
+    assert str(caught.value).count("\n  - ") == 1
+
+
+def test_tilde_is_the_users_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert overrides("data.root=~/photos") == {"data.root": f"{tmp_path}/photos"}
+    assert overrides("data.root=~no-such-user/x")["data.root"].endswith("/~no-such-user/x")
+
+
 def test_resumed_run_takes_no_other_key(tmp_path: Path) -> None:
     options = argparse.Namespace(config=[f"run.resume={tmp_path}"], preset="", resume=None)
     assert read_run(options) == {"run.resume": str(tmp_path)}
