@@ -38,7 +38,10 @@ MODES = {
     "epoch-return": {**EPOCH, **RETURN},
     "averaging-return": {**AVERAGING, **RETURN},
 }
-modes = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+SLOW = {"epoch", "epoch-return", "averaging-return"}  # variants of the others
+modes = pytest.mark.parametrize(
+    "mode", [pytest.param(mode, id=n, marks=[pytest.mark.slow] * (n in SLOW)) for n, mode in MODES.items()]
+)
 UNEVEN = {"data.partitioner": "dirichlet"}
 FEW = {"data.limit": 120}  # two batches for each client
 
@@ -227,7 +230,7 @@ def test_killed_and_resumed_run_has_the_same_bits(flat, tmp_path, mode):
     assert any("momentum" in key for key in state if key.startswith(("server.", "copy.")))
 
 
-@pytest.mark.parametrize("coding", ["bf16", "fp16", "uint8"])
+@pytest.mark.parametrize("coding", [*(pytest.param(c, marks=pytest.mark.slow) for c in ("bf16", "fp16")), "uint8"])
 def test_coarser_codings_train_nearly_as_well(undisturbed, split, coding):
     exact, coarse = undisturbed({"run.rounds": 4}), split({"run.rounds": 4, "splitee.coding": coding})
     for one, two in zip(exact.records, coarse.records, strict=True):

@@ -148,7 +148,7 @@ def test_calibrate_refuses_reserved_names(students: Path, capsys) -> None:
         assert f"--name {name} is reserved for comparisons" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["--latency-ms", "--p99-ms"])
+@pytest.mark.parametrize("option", ["--latency-ms", pytest.param("--p99-ms", marks=pytest.mark.slow)])
 def test_calibrate_keeps_latencies_of_real_devices(
     option: str, students: Path, answers: Answers, devices: Served, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
