@@ -4,6 +4,7 @@ Its arrays' data are sent as they are, without protobuf's copies, so a model tha
 """
 
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 
 from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
@@ -57,7 +58,7 @@ class Assembly:
         if not sizes or sum(sizes) > LIMIT:
             raise ValueError(f"{len(sizes)} parts with {sum(sizes)} bytes are announced, {LIMIT} are allowed")
         self._sizes, self._parts = list(sizes), list[bytes]()
-        self._open, self._missing = list[bytes](), sizes[0]
+        self._open, self._missing = BytesIO(), sizes[0]  # grows in place: a large part is in memory once
         self._close()
 
     @property
@@ -69,7 +70,7 @@ class Assembly:
         """Take the next piece; raises `ValueError` unless it is as long as `pieces` makes it."""
         if self.complete or len(piece) != min(PIECE, self._missing):  # shorter ones could be very many
             raise ValueError(f"a piece of {len(piece)} bytes came, {self._missing} are missing")
-        self._open.append(bytes(piece))
+        self._open.write(piece)
         self._missing -= len(piece)
         self._close()
 
@@ -80,8 +81,8 @@ class Assembly:
     def _close(self) -> None:
         """Join the parts that are whole; an empty one has no piece."""
         while not self.complete and not self._missing:
-            self._parts.append(b"".join(self._open))
-            self._open = []
+            self._parts.append(self._open.getvalue())
+            self._open = BytesIO()
             self._missing = 0 if self.complete else self._sizes[len(self._parts)]
 
 

@@ -4,13 +4,18 @@ Flower's own `send_and_receive` polls every 3 s in deployment and keeps all repl
 (not at all where the grid can wait) and yields, so that a strategy can fold a reply and let it go.
 """
 
+import gc
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from common.messages.protocol import message_bytes
+
+GARBAGE = 128 << 20  # bytes of replies between two collections, each of which takes a tenth of a second
 FIRST_POLL, LAST_POLL = 0.01, 0.25  # seconds; grows by half from one to the other while nothing arrives
 
 
@@ -20,6 +25,23 @@ class Waiting(Protocol):
 
     def wait(self, seconds: float) -> None:
         """Return when a reply is there, at the latest after so many seconds."""
+
+
+class Garbage:
+    """Frees replies that are done with: Flower's records refer to themselves, so reference counts never do."""
+
+    def __init__(self) -> None:
+        self.waiting = 0  # bytes
+
+    def add(self, size: int) -> None:
+        """Count a reply, and collect if many bytes wait."""
+        self.waiting += size
+        if self.waiting > GARBAGE:
+            self.waiting = 0
+            gc.collect()
+
+
+_garbage = Garbage()
 
 
 def exchange(
@@ -35,12 +57,16 @@ def exchange(
     end = time.monotonic() + deadline
     pause = FIRST_POLL
     while pending and time.monotonic() < end:
-        replies = list(grid.pull_messages(pending))
-        for reply in replies:
-            message_id = reply.metadata.reply_to_message_id
+        replies = deque(grid.pull_messages(pending))
+        came = bool(replies)
+        while replies:
+            reply = replies.popleft()
+            message_id, size = reply.metadata.reply_to_message_id, message_bytes(reply)
             pending.discard(message_id)
             yield _of_its_node(reply, sent[message_id])
-        pause = FIRST_POLL if replies else min(pause * 1.5, LAST_POLL)
+            del reply
+            _garbage.add(size)
+        pause = FIRST_POLL if came else min(pause * 1.5, LAST_POLL)
         if pending:
             (grid.wait if isinstance(grid, Waiting) else time.sleep)(pause)
     if unanswered is not None:

@@ -1,7 +1,9 @@
+import gc
 import time
+import weakref
 
 import pytest
-from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 
 from common.flower.local_grid import LocalGrid
@@ -88,3 +90,24 @@ def test_flower_error_for_gone_node_counts_as_its_reply():
 
 def test_no_messages_return_at_once():
     assert list(exchange(LocalGrid(echo, []), [], 60.0)) == []
+
+
+def test_large_replies_are_freed_while_others_come(monkeypatch):
+    monkeypatch.setattr(module, "GARBAGE", 1000)
+    replies: list[weakref.ref[Message]] = []
+    living: list[int] = []
+
+    def client(message: Message, context: Context) -> Message:
+        array = Array("uint8", (900,), "raw", bytes(900))
+        return Message(RecordDict({"model": ArrayRecord({"0": array})}), reply_to=message)
+
+    grid = LocalGrid(client, [{"partition-id": n} for n in range(12)])
+    messages = [Message(RecordDict(), dst_node_id=node, message_type="train") for node in grid.get_node_ids()]
+    gc.disable()  # else it may run by itself
+    try:
+        for reply in exchange(grid, messages, 10.0):
+            replies.append(weakref.ref(reply.content["model"]))
+            living.append(sum(ref() is not None for ref in replies))
+    finally:
+        gc.enable()
+    assert max(living) <= 3
