@@ -123,20 +123,17 @@ def measure(case: str, rounds: int) -> dict[str, Any]:
     cpu_a_message = (cpu[1] - cpu[0]) / rounds / NODES
     load = os.getloadavg()[0]  # other work on the machine makes every phase but `poll` longer
     return {
-        "rounds": seconds[WARM_UP:], "phases": phases, "cpu_seconds_per_message": cpu_a_message, "load": load, **idle,
+        "rounds": seconds[WARM_UP:], "phases": phases, "cpu_seconds_per_message": cpu_a_message, "load": load,
+        "idle_share_of_a_core": idle,
     }  # fmt: skip
 
 
-def _idle(deployment: Watched) -> dict[str, float]:
-    """Return the share of a core and the requests per second of a device without work."""
+def _idle(deployment: Watched) -> float:
+    """Return the share of a core that a device without work takes."""
     time.sleep(SETTLE)
-    log = deployment.folder / "superlink.log"
-    before, requests = deployment.cpu(), log.read_text().count("/v1/fleet/")
+    before = deployment.cpu()
     time.sleep(IDLE)
-    return {
-        "idle_share_of_a_core": (deployment.cpu() - before) / IDLE / NODES,
-        "idle_requests_per_second": (log.read_text().count("/v1/fleet/") - requests) / IDLE / NODES,
-    }
+    return (deployment.cpu() - before) / IDLE / NODES
 
 
 def _wait_for_round(metrics: Path, number: int) -> None:
@@ -183,7 +180,6 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "load": [round(run["load"], 1) for run in runs],
         "cpu_seconds_per_message": statistics.median(run["cpu_seconds_per_message"] for run in runs),
         "idle_share_of_a_core": statistics.median(run["idle_share_of_a_core"] for run in runs),
-        "idle_requests_per_second": statistics.median(run["idle_requests_per_second"] for run in runs),
         "phases": {name: statistics.median(phase[name] for phase in phases) for name in PHASES} if phases else {},
     }
 

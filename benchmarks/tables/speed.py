@@ -40,11 +40,11 @@ def deployment(read: Read) -> str:
     """Return the table of what a deployed round takes."""
     result = read("deployment")
     return table(
-        ("", "seconds a round", "CPU-seconds a message", "idle device, share of a core", "its requests per second"),
+        ("", "seconds a round", "CPU-seconds a message", "idle device, share of a core"),
         (
             (
                 title, f"{case['seconds_per_round']:.2f}", f"{case['cpu_seconds_per_message']:.2f}",
-                f"{100 * case['idle_share_of_a_core']:.1f} %", f"{case['idle_requests_per_second']:.2f}",
+                f"{100 * case['idle_share_of_a_core']:.1f} %",
             ) for case, title in ((result[name], title) for name, title in ROUNDS.items())
         ),
     )  # fmt: skip
