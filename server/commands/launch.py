@@ -167,7 +167,7 @@ def _follow(run_id: str, folder: Path, connection: str, env: Mapping[str, str], 
         events = metrics.read()
         started = [event for event in events if event["event"] == "start"]
         for line in [*(_data_lines(folder) if started else ()), *left_out.lines(events)]:
-            progress.console.print(line, markup=False, highlight=False)
+            progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
         rounds = [event for event in events if event["event"] == "round"]
         if rounds:
             last = rounds[-1]
