@@ -65,7 +65,7 @@ class Roster:
                 self._accept(report.clients, node)
             self._settle(grid, order, min(deadline, SIGN))
             self._notify(grid, order)
-            count = self._taking_part() + len(failed.intersection(present))
+            count = self._taking_part()
             if count >= min_nodes or (not count and len(self.nodes) >= min_nodes):  # without any, the round says why
                 break
             if time.monotonic() > end:

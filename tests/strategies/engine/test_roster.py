@@ -146,6 +146,11 @@ def test_node_with_failed_or_invalid_report_is_left_out(flower_log):
     assert sum("cannot be read" in line for line in flower_log) == 1
 
 
+def test_node_whose_query_failed_does_not_count():
+    with pytest.raises(TimeoutError, match=r"1 nodes can take part after 0 s, round\.min-nodes asks for 2"):
+        discovered([None, NodeReport(1, False, (report(9),))], min_nodes=2)
+
+
 def test_clients_leave_and_return_with_node():
     people, grid = discovered([NodeReport(0, False, (report(1),)), NodeReport(1, False, (report(2),))])
     node, context = next(iter(grid.contexts.items()))
