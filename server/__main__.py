@@ -8,7 +8,8 @@ from common.console.verbs import Verb, call
 COMPUTING = "server.commands.computing"
 VERBS = {
     "run": Verb("run one simulation to its end", "server.commands.run"),
-    "compare": Verb("run several methods one after another and show them side by side", "server.commands.compare"),
+    "compare": Verb("run several methods with one seed and show them side by side", "server.commands.compare"),
+    "study": Verb("run methods x settings x seeds and show means and spreads", "server.commands.study"),
     "config": Verb("print every configuration key with its value and what it means", "server.commands.config"),
     "data": Verb("show what a run would read: classes, counts, samples per client", COMPUTING, "add_data"),
     "env": Verb(

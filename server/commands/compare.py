@@ -1,4 +1,4 @@
-"""`python -m server compare`: run several methods on one configuration and show them side by side."""
+"""`python -m server compare`: a study of one seed, from the command line: several methods on one configuration."""
 
 import argparse
 import time
@@ -6,7 +6,9 @@ import time
 from common.console.verbs import Verbs
 from common.errors import UserError
 from server.commands.overrides import add_overrides, read_overrides
-from server.commands.run import add_resources, run_all, runs_root
+from server.commands.simulator import add_resources
+from server.commands.study import add_parallel, run_study
+from server.study.plan import Study, named_variants
 
 OWN = ("run.strategy", "run.name", "run.resume")  # keys that this verb sets, or that name one run
 
@@ -15,6 +17,7 @@ def add_parser(verbs: Verbs) -> None:
     """Add this verb and its options."""
     parser = verbs.add_parser("compare", description=__doc__)
     parser.add_argument("--methods", default="eefl,darkdistill", help="comma-separated (default: %(default)s)")
+    add_parallel(parser)
     add_overrides(parser)
     add_resources(parser)
     parser.set_defaults(run=run)
@@ -22,16 +25,10 @@ def add_parser(verbs: Verbs) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Return 0 only if all runs completed. Raises `UserError`."""
-    from server.commands.check import check_run  # imports pydantic, which `--help` does not need
-
     methods = [method.strip() for method in options.methods.split(",")]
-    if "" in methods or len(set(methods)) < len(methods):
-        raise UserError(f"--methods {options.methods}: name each method once, with commas between them")
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    common, root = read_overrides(options), runs_root()
+    common = read_overrides(options)
     if found := [key for key in OWN if key in common]:
         raise UserError(f"`server compare` sets {', '.join(found)} itself, from --methods: remove what has no effect")
-    runs = [common | {"run.strategy": method, "run.name": f"{method}-{stamp}"} for method in methods]
-    for values in runs:
-        check_run(values, root, strategies=methods)
-    return run_all(runs, options)
+    seed = common.pop("run.seed", 1)
+    name = f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
+    return run_study(Study(name, named_variants(methods, {}), [int(seed)], common), options)

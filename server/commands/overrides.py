@@ -42,13 +42,27 @@ def read_overrides(options: argparse.Namespace) -> "dict[str, Value]":
         if not found or not key:
             raise UserError(f"-c {pair}: write KEY=VALUE, such as -c train.lr=0.1")
         values[key] = _value(text, known.get(key))
+    return absolute(values)
+
+
+def typed(key: str, text: str) -> "Value":
+    """Return a key's value from the command line with the type that the key takes, where it can be read as such."""
+    from common.config import fields_of
+    from strategies.registry import all_settings
+
+    return _value(text, fields_of(all_settings()).get(key))
+
+
+def absolute(values: "Mapping[str, Value]") -> "dict[str, Value]":
+    """Return the values with paths that do not depend on the current folder."""
+    changed = dict(values)
     for key in PATHS:
-        if isinstance(text := values.get(key), str) and text:
-            values[key] = _absolute(key, text)
-    name, _, folder = str(values.get("distree.public", "")).partition(":")
+        if isinstance(text := changed.get(key), str) and text:
+            changed[key] = _absolute(key, text)
+    name, _, folder = str(changed.get("distree.public", "")).partition(":")
     if folder:
-        values["distree.public"] = f"{name}:{_absolute('', folder)}"
-    return values
+        changed["distree.public"] = f"{name}:{_absolute('', folder)}"
+    return changed
 
 
 def refuse_unread(options: argparse.Namespace, read: Set[str], options_for: Mapping[str, str]) -> None:

@@ -41,7 +41,7 @@ def read_preset(name: str) -> "dict[str, Value]":
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"--preset {path} is not valid TOML: {error}") from error
     try:
-        return _flat(tables)
+        return flat(tables)
     except ValueError as error:
         raise UserError(f"--preset {path}: {error}") from error
 
@@ -53,7 +53,8 @@ def joined(items: list[Any]) -> str:
     return ",".join(map(str, items))
 
 
-def _flat(tables: Mapping[str, Any]) -> "dict[str, Value]":
+def flat(tables: Mapping[str, Any]) -> "dict[str, Value]":
+    """Return the keys of a table per section; raises `ValueError` for what is no value of a key."""
     values: dict[str, Value] = {}
     for section, table in tables.items():
         if "." in section and not isinstance(table, dict):  # "train.lr" = 0.1

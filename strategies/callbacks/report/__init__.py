@@ -9,7 +9,7 @@ from flwr.supercore import log
 from common.errors import UserError
 from common.storage.files import write_text
 from strategies.callbacks.base import Callback
-from strategies.callbacks.report.comparison import compare_runs, write_comparison
+from strategies.callbacks.report.comparison import write_comparison
 from strategies.callbacks.report.page import run_page
 from strategies.callbacks.report.records import load_run
 from strategies.callbacks.report.svg import require_matplotlib
@@ -17,7 +17,7 @@ from strategies.callbacks.report.svg import require_matplotlib
 if TYPE_CHECKING:
     from strategies.engine.strategy import EarlyExitStrategy
 
-__all__ = ["Report", "compare_runs", "write_comparison", "write_report"]
+__all__ = ["Report", "write_comparison", "write_report"]
 
 FILE = "report.html"
 

@@ -1,143 +1,189 @@
-"""Several runs side by side: a text table for the terminal and a page of common plots."""
+"""Several runs side by side, over one seed or many: a text table for the terminal and a page of common plots."""
 
-from collections.abc import Sequence
-from itertools import zip_longest
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.storage.files import write_text
-from strategies.callbacks.accuracy import mean_text
 from strategies.callbacks.report.clients import draw_sweep
+from strategies.callbacks.report.measures import (
+    NONE,
+    Gain,
+    Group,
+    Measure,
+    mean_of_exits,
+    measures,
+    paired_gain,
+    spread,
+)
 from strategies.callbacks.report.plots import cost_axes, draw_budget
-from strategies.callbacks.report.records import RunData, load_run
+from strategies.callbacks.report.records import RunData
 from strategies.callbacks.report.rendering import Table, render
 from strategies.callbacks.report.svg import COLOURS, Plot, marker, per_cent, plot, require_matplotlib, whole_numbers
-from strategies.callbacks.units import bytes_text, percent_text, points_text, seconds_text, spread_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-NONE = "-"  # where a run has no such number
 
-
-def compare_runs(run_folders: Sequence[Path]) -> str:
-    """Return a plain text table, a column per run: final accuracies, time and bytes.
-
-    Raises `UserError` for a folder that holds no run.
-    """
-    rows = comparison_rows([load_run(folder) for folder in run_folders])
+def text_table(rows: Sequence[Sequence[str]], width: int = 0) -> str:
+    """Return rows as lines of text, the first one as the head; columns that do not fit into `width` follow below."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    blocks: list[list[int]] = [[]]
+    for column in range(1, len(widths)):
+        taken = widths[0] + sum(2 + widths[other] for other in [*blocks[-1], column])
+        if width and blocks[-1] and taken > width:
+            blocks.append([])
+        blocks[-1].append(column)
+    return "\n\n".join(_block(rows, widths, columns) for columns in blocks)
+
+
+def write_comparison(sections: Mapping[str, Sequence[Group]], path: Path, title: str = "Comparison") -> Path:
+    """Write a self-contained page with a section per heading: the curves of its groups in common plots, and numbers.
+
+    Raises `UserError` when matplotlib is missing.
+    """
+    require_matplotlib()
+    content = [
+        (heading, [group.label for group in groups], comparison_plots(groups), _table(groups), _runs(groups))
+        for heading, groups in sections.items()
+    ]
+    write_text(path, render("comparison.html.md", title=title, sections=content))
+    return path
+
+
+def comparison_rows(groups: Sequence[Group]) -> list[list[str]]:
+    """Return rows of texts, the first with the groups' labels; the first column names the row.
+
+    Several groups have a row for what each gains over the first one, paired by seed.
+    """
+    known = measures([run for group in groups for run in group.runs.values()])
+    rows = [["", *(group.label for group in groups)]]
+    for measure in known:
+        rows.append([measure.name, *(measure_text(group, measure) for group in groups)])
+        if measure.value is mean_of_exits and len(groups) > 1:
+            rows += _gain_rows(groups)
+    if any(len(group.runs) > 1 for group in groups):
+        rows.append(["seeds", *(str(len(group.runs)) for group in groups)])
+    return rows
+
+
+def measure_text(group: Group, measure: Measure) -> str:
+    """Return a group's number as text."""
+    found = spread(group, measure.value)
+    return measure.text(found.mean, found.deviation) if found else NONE
+
+
+def gain_text(gain: Gain) -> str:
+    """Return a gain in percentage points, with its deviation over seeds if there is one."""
+    mean = f"{100 * gain.mean:+.2f}"
+    return mean if gain.deviation is None else f"{mean} ± {100 * gain.deviation:.2f}"
+
+
+def interval_text(gain: Gain) -> str:
+    """Return the interval of a gain's mean in percentage points."""
+    return NONE if gain.interval is None else " to ".join(f"{100 * end:+.2f}" for end in gain.interval)
+
+
+def comparison_plots(groups: Sequence[Group]) -> list[Plot]:
+    """Return the common plots of the runs that were evaluated; bands are a deviation over seeds on either side."""
+    named = [
+        Group(group.label, runs)
+        for group in groups
+        if (runs := {seed: run for seed, run in group.runs.items() if run.evaluated})
+    ]
+    if not named:
+        return []
+    plots = [_over_rounds(named), _by_exit(named), _over_time(named)]
+    evaluated = [run for group in named for run in group.all]
+    plots += [_cost(named)] if any(run.final for run in evaluated) else []
+    return [*plots, _client_cost(named)] if any(run.clients for run in evaluated) else plots
+
+
+def _block(rows: Sequence[Sequence[str]], widths: Sequence[int], columns: Sequence[int]) -> str:
     lines = [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
+        "  ".join([row[0].ljust(widths[0]), *(row[column].rjust(widths[column]) for column in columns)]) for row in rows
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def write_comparison(run_folders: Sequence[Path], path: Path) -> Path:
-    """Write a self-contained page with the curves of all runs in common plots; return its path.
-
-    Raises `UserError` for a folder that holds no run, and when matplotlib is missing.
-    """
-    require_matplotlib()
-    runs = [load_run(folder) for folder in run_folders]
-    head, *rows = comparison_rows(runs)
-    page = render(
-        "comparison.html.md", runs=runs, plots=comparison_plots(runs), numbers=Table(head, rows, numbers=True)
-    )
-    write_text(path, page)
-    return path
+def _table(groups: Sequence[Group]) -> Table:
+    head, *rows = comparison_rows(groups)
+    return Table(head, rows, numbers=True)
 
 
-def labels(runs: Sequence[RunData]) -> list[str]:
-    """Return a label per run: its method, or its own name where runs share a method."""
-    methods = [run.strategy for run in runs]
-    return [run.strategy if methods.count(run.strategy) == 1 else run.name for run in runs]
+def _runs(groups: Sequence[Group]) -> list[str]:
+    """Return a line for every run."""
+    runs = [(group.label, seed, run) for group in groups for seed, run in sorted(group.runs.items())]
+    return [f"{label}, seed {seed}: {run.name}, {run.status}" for label, seed, run in runs]
 
 
-def comparison_rows(runs: Sequence[RunData]) -> list[list[str]]:
-    """Return rows of texts, the first with the runs' labels; the first column names the row."""
-    by_exit = zip_longest(*(_exit_texts(run) for run in runs), fillvalue=NONE)  # networks may have different exits
-    rows = [
-        ["", *labels(runs)],
-        ["mean of exits", *(percent_text(r.means[-1][1]) if r.on_server else mean_text(r.clients) for r in runs)],
-        *([f"exit {n}", *accuracies] for n, accuracies in enumerate(by_exit, start=1)),
-    ]
-    if any(run.final for run in runs):
-        chosen = [run.final.get("calibrated") for run in runs]
-        rows += [
-            ["calibrated", *(_share(c and c["accuracy"]) for c in chosen)],
-            ["  million MACs", *(f"{c['mean_macs'] / 1e6:.3f}" if c else NONE for c in chosen)],
-        ]
-    if any(run.clients for run in runs):
-        rows += _client_rows(runs)
-    return [
-        *rows,
-        ["rounds", *(str(len(run.rounds)) for run in runs)],
-        ["left out", *(str(len(run.refused) + sum(len(e["failures"]) for e in run.rounds)) for run in runs)],
-        ["time", *(seconds_text(run.seconds) for run in runs)],
-        ["bytes down", *(bytes_text(sum(run.traffic("down"))) for run in runs)],
-        ["bytes up", *(bytes_text(sum(run.traffic("up"))) for run in runs)],
-    ]
+def _gain_rows(groups: Sequence[Group]) -> list[list[str]]:
+    first, *others = groups
+    gains = [paired_gain(group, first, mean_of_exits) for group in others]
+    rows = [[f"  points over {first.label}", "", *(gain_text(gain) if gain else NONE for gain in gains)]]
+    if any(gain and gain.interval for gain in gains):
+        rows.append(["  95 % interval", "", *(interval_text(gain) if gain else NONE for gain in gains)])
+    return rows
 
 
-def comparison_plots(runs: Sequence[RunData]) -> list[Plot]:
-    """Return the common plots of the runs that were evaluated."""
-    named = [(label, run) for label, run in zip(labels(runs), runs, strict=True) if run.evaluated]
-    if not named:
-        return []
-    plots = [_over_rounds(named), _by_exit(named), _over_time(named)]
-    plots += [_cost(named)] if any(run.final for _, run in named) else []
-    return [*plots, _client_cost(named)] if any(run.clients for _, run in named) else plots
-
-
-Named = Sequence[tuple[str, RunData]]
-
-
-def _over_rounds(runs: Named) -> Plot:
+def _over_rounds(groups: Sequence[Group]) -> Plot:
     def paint(axes: "Axes") -> None:
-        for label, run in runs:
-            numbers, means = _means(run)
-            axes.plot(numbers, means, marker=marker(len(numbers)), label=label)
+        for group in groups:
+            _curve(axes, group, {seed: [round_ for round_, _ in run.means] for seed, run in group.runs.items()})
         whole_numbers(axes)
         per_cent(axes)
 
-    return plot("Mean exit accuracy over rounds", paint)
+    return plot("Mean exit accuracy over rounds", paint, _note(groups))
 
 
-def _over_time(runs: Named) -> Plot:
+def _over_time(groups: Sequence[Group]) -> Plot:
     def paint(axes: "Axes") -> None:
-        for label, run in runs:
-            numbers, means = _means(run)
-            axes.plot([run.elapsed[number] for number in numbers], means, marker=marker(len(numbers)), label=label)
+        for group in groups:
+            times = {s: [run.elapsed[round_] for round_, _ in run.means] for s, run in group.runs.items()}
+            _curve(axes, group, times)
         axes.set_xlabel("seconds")
         per_cent(axes)
 
-    return plot("Mean exit accuracy over time", paint)
+    return plot("Mean exit accuracy over time", paint, _note(groups))
 
 
-def _by_exit(runs: Named) -> Plot:
-    width = 0.8 / len(runs)
+def _curve(axes: "Axes", group: Group, places: Mapping[int, Sequence[float]]) -> None:
+    """Draw a group's mean accuracy at the rounds that all its runs have, at the mean of their places."""
+    values = [dict(run.means) for run in group.all]
+    rounds = sorted(set.intersection(*(set(own) for own in values)))
+    by_round = [dict(zip((r for r, _ in group.runs[s].means), places[s], strict=True)) for s in sorted(group.runs)]
+    x = [_mean(own[round_] for own in by_round) for round_ in rounds]
+    means = [_mean(own[round_] for own in values) for round_ in rounds]
+    (line,) = axes.plot(x, means, marker=marker(len(rounds)), label=group.label)
+    if len(values) > 1:
+        off = [_deviation([own[r] for own in values]) for r in rounds]
+        low, high = ([m + sign * d for m, d in zip(means, off, strict=True)] for sign in (-1, 1))
+        axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+
+
+def _by_exit(groups: Sequence[Group]) -> Plot:
+    width = 0.8 / len(groups)
 
     def paint(axes: "Axes") -> None:
-        for place, (label, run) in enumerate(runs):
-            exits = run.evaluated[-1][1]
-            left = [e - 0.4 + width * (place + 0.5) for e in range(1, len(exits) + 1)]
-            axes.bar(left, exits, width=width * 0.94, label=label)
+        for place, group in enumerate(groups):
+            # all runs of a group have the same exits, but one that a kill ended early may have none
+            columns = list(zip(*(run.evaluated[-1][1] for run in group.all), strict=False))
+            left = [e - 0.4 + width * (place + 0.5) for e in range(1, len(columns) + 1)]
+            off = [_deviation(column) for column in columns] if len(group.runs) > 1 else None
+            axes.bar(left, list(map(_mean, columns)), width=width * 0.94, label=group.label, yerr=off,
+                     error_kw={"alpha": 0.55, "linewidth": 1.0})  # fmt: skip
         whole_numbers(axes)
         axes.set_xlabel("exit")
         per_cent(axes)
 
-    return plot("Final accuracy per exit", paint)
+    return plot("Final accuracy per exit", paint, _note(groups))
 
 
-def _cost(runs: Named) -> Plot:
+def _cost(groups: Sequence[Group]) -> Plot:
     def paint(axes: "Axes") -> None:
-        for place, (label, run) in enumerate(runs):
+        for colour, label, run in _each(groups):
             if run.final:
-                colour, chosen = COLOURS[place % len(COLOURS)], run.final["calibrated"]
+                chosen = run.final["calibrated"]
                 draw_budget(axes, run.final, colour, label)
                 axes.plot(chosen["mean_macs"] / 1e6, chosen["accuracy"], "*", color=colour, markersize=13)
         cost_axes(axes)
@@ -145,11 +191,11 @@ def _cost(runs: Named) -> Plot:
     return plot("Accuracy against cost", paint, "lines: budgeted; stars: calibrated")
 
 
-def _client_cost(runs: Named) -> Plot:
+def _client_cost(groups: Sequence[Group]) -> Plot:
     def paint(axes: "Axes") -> None:
-        for place, (label, run) in enumerate(runs):
+        for colour, label, run in _each(groups):
             if run.clients:
-                colour, tuned = COLOURS[place % len(COLOURS)], run.clients["tuned"]
+                tuned = run.clients["tuned"]
                 draw_sweep(axes, run.clients, colour, label)
                 axes.plot(tuned["mean_macs"] / 1e6, tuned["accuracy"], "*", color=colour, markersize=13)
         axes.set_xlabel("million MACs per sample, mean over clients")
@@ -158,30 +204,22 @@ def _client_cost(runs: Named) -> Plot:
     return plot("Inference cost against accuracy on the clients", paint, "lines: one threshold for all; stars: tuned")
 
 
-def _client_rows(runs: Sequence[RunData]) -> list[list[str]]:
-    found = [run.clients for run in runs]
-    return [
-        ["on clients", *(mean_text(c) for c in found)],
-        ["  sampled at least once", *(mean_text(c.get("sampled", {})) for c in found)],
-        ["  tuned", *(spread_text(c["tuned"]["accuracy"], c["tuned"]["spread"]) if c else NONE for c in found)],
-        ["  MACs saved", *(percent_text(c["tuned"]["saved"]) if c else NONE for c in found)],
-        ["  loss allowed", *(points_text(c["accuracy_loss"]) if c else NONE for c in found)],
-    ]
+def _each(groups: Sequence[Group]) -> Iterable[tuple[str, str, RunData]]:
+    """Yield (colour, label, run) of every run; only a group's first run has a label, for the legend."""
+    for place, group in enumerate(groups):
+        for number, run in enumerate(group.all):
+            yield COLOURS[place % len(COLOURS)], group.label if number == 0 else "", run
 
 
-def _exit_texts(run: RunData) -> list[str]:
-    """Return each exit's last accuracy, with its spread where only the clients measured it."""
-    if run.on_server:
-        return [percent_text(accuracy) for accuracy in run.evaluated[-1][1]]
-    return [
-        spread_text(*pair) for pair in zip(run.clients.get("exits", []), run.clients.get("spread", []), strict=True)
-    ]
+def _note(groups: Sequence[Group]) -> str:
+    return "mean over seeds, ± a standard deviation" if any(len(group.runs) > 1 for group in groups) else ""
 
 
-def _means(run: RunData) -> tuple[list[int], list[float]]:
-    numbers, means = zip(*run.means, strict=True)
-    return list(numbers), list(means)
+def _mean(values: Iterable[float]) -> float:
+    numbers = list(values)
+    return sum(numbers) / len(numbers)
 
 
-def _share(value: float | None) -> str:
-    return NONE if value is None else percent_text(value)
+def _deviation(values: Sequence[float]) -> float:
+    mean = _mean(values)
+    return float((sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)) ** 0.5)

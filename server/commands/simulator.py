@@ -1,0 +1,70 @@
+"""How simulations run: by a SuperLink of their own and Ray, or in this process."""
+
+import argparse
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.flower.processes import flower_home, interrupted_by_signals
+from server.commands.cluster import gpu_share, worker_count
+from server.commands.launch import Outcome, local_superlink, simulate
+
+
+@dataclass(frozen=True)
+class Simulator:
+    """Runs simulations, in the process that asks."""
+
+    env: Mapping[str, str] | None = None  # in which Flower's commands find the SuperLink; None: without one
+    workers: int = 0  # Ray's; 0: one per core
+    gpus: float = 0.0  # share of a GPU per worker
+
+    def run(self, overrides: Mapping[str, Any], root: Path, *, show: bool = True) -> Outcome:
+        """Run a simulation and wait for its end; arguments as `launch.simulate` takes them."""
+        if self.env is not None:
+            return simulate(overrides, root, self.env, workers=self.workers, gpus=self.gpus, show=show)
+        from server.commands.in_process import simulate_here  # imports torch
+
+        with interrupted_by_signals():
+            return simulate_here(overrides, root)
+
+
+def add_resources(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `simulator`."""
+    parser.add_argument(
+        "--workers", type=worker_count, default=0, help="worker processes of a run, at most (default: one per core)"
+    )
+    parser.add_argument("--gpus", type=gpu_share, default=0.0, help="share of a GPU per worker (default: %(default)s)")
+    parser.add_argument("--ray", metavar="ADDRESS", help="join this Ray cluster (default: $RAY_ADDRESS, else none)")
+    parser.add_argument(
+        "--in-process", action="store_true", help="train in one process, without starting others: for small runs"
+    )
+
+
+@contextmanager
+def simulator(options: argparse.Namespace, at_once: int = 1) -> Iterator[Simulator]:
+    """Yield what runs simulations, so many at once.
+
+    Args:
+        options: from `add_resources`.
+        at_once: runs that share this machine's cores.
+
+    Raises:
+        UserError: the options do not go together, or the local SuperLink did not start.
+    """
+    home = flower_home(None)
+    os.environ["FLWR_HOME"] = str(home)  # the runs' folder is found beside it
+    if options.in_process:
+        if options.workers or options.gpus or options.ray:
+            raise UserError("--in-process has no workers: remove --workers, --gpus and --ray")
+        with interrupted_by_signals():
+            yield Simulator()
+        return
+    if options.ray:
+        os.environ["RAY_ADDRESS"] = options.ray
+    share = max(1, (os.cpu_count() or 1) // at_once) if at_once > 1 else 0
+    with local_superlink(home) as env:
+        yield Simulator(env, options.workers or share, options.gpus)

@@ -1,0 +1,1 @@
+"""Studies: methods, settings and seeds in one command, with a table over seeds."""
