@@ -14,7 +14,7 @@ $(VENV)/.complete: pyproject.toml constraints.txt
 	touch $@
 
 demo: setup
-	$(BIN)/python -m server compare --preset demo
+	$(BIN)/python -m server compare --preset demo --methods eefl,darkdistill,exclusivefl --in-process --parallel 2
 
 # two processes: one with all tests that start processes of their own, which mostly wait, and one with the others
 test: setup

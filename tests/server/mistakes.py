@@ -74,7 +74,12 @@ MISTAKES: dict[tuple[str, ...], tuple[str, ...]] = {  # words after `python -m s
     ("run", "--preset", "/tmp"): ("--preset /tmp is a folder", "TOML file"),
     # other verbs
     ("compare", "--methods", "eefl,fedprxo"): ("fedprxo", "do you mean fedprox"),
-    ("compare", "--methods", "eefl, eefl"): ("--methods eefl, eefl", "once"),
+    ("compare", "--methods", "eefl, eefl"): ("the methods eefl, eefl", "once"),
+    ("study",): ("a study needs methods",),
+    ("study", "--methods", "eefl", "--seeds", "1,x"): ("--seeds 1,x", "whole numbers"),
+    ("study", "--methods", "eefl", "--parallel", "0"): ("--parallel 0", "from 1"),
+    ("study", "--methods", "eefl", "--grid", "data.alpa=1,2"): ("data.alpa is unknown", "data.alpha"),
+    ("study", "/nowhere.toml"): ("/nowhere.toml cannot be read",),
     ("compare", "-c", "run.strategy=eefl"): ("run.strategy", "--methods"),
     ("submit", "-c", "data.partitioner=IID", "-c", "network.name=resnet50", "-c", "data.alpha=0"):
         ("data.partitioner is 'IID'", "network.name is 'resnet50'", "data.alpha is 0"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from server.__main__ import main
-from server.commands import run, submit
+from server.commands import simulator, submit
 from tests.server.mistakes import MISTAKES
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -25,7 +25,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         pytest.fail("a process is started")
 
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / ".flwr"))
-    for module, name in ((run, "local_superlink"), (submit, "connection"), (submit, "deploy")):
+    for module, name in ((simulator, "local_superlink"), (submit, "connection"), (submit, "deploy")):
         monkeypatch.setattr(module, name, start)
     return tmp_path
 

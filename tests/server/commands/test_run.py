@@ -1,6 +1,5 @@
-"""`python -m server run` and `compare`: exit codes, what they print, and real simulations on Ray."""
+"""`python -m server run`: exit codes, what they print, and real simulations on Ray."""
 
-import argparse
 import json
 import os
 import signal
@@ -20,10 +19,8 @@ from client.app import app
 from common.flower.local_grid import LocalGrid
 from common.storage.format import FORMAT
 from server.__main__ import main
-from server.commands import run
+from server.commands import run, simulator
 from server.commands.launch import PROJECT, Outcome
-from server.commands.overrides import read_overrides
-from strategies.callbacks import report
 from strategies.callbacks.run_folder import read_events
 from strategies.configuration import read_config
 from strategies.factory import make_strategy
@@ -50,19 +47,17 @@ def simulations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Mapping
         return Outcome(root / "x", "finished:failed" if failed else "finished:completed", "quorum" if failed else "")
 
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / ".flwr"))
-    monkeypatch.setattr(run, "local_superlink", superlink)
-    monkeypatch.setattr(run, "simulate", simulate)
-    monkeypatch.setattr(report, "compare_runs", lambda folders: f"{len(folders)} runs")
-    monkeypatch.setattr(report, "write_comparison", lambda folders, path: path)
+    monkeypatch.setattr(simulator, "local_superlink", superlink)
+    monkeypatch.setattr(simulator, "simulate", simulate)
+    monkeypatch.setattr(run, "_show", lambda folder: print(f"report of {folder}"))
     return started
 
 
 def test_run_exit_code_says_whether_all_runs_completed(simulations, capsys):
     assert main(["run", "-c", "run.strategy=eefl"]) == 0
-    assert "1 runs" in capsys.readouterr().out
+    assert "report of" in capsys.readouterr().out
     assert main(["run", "-c", "run.strategy=median"]) == 1
     assert "finished:failed: quorum" in capsys.readouterr().err
-    assert main(["compare", "--methods", "eefl,median"]) == 1
     assert main(["run", "-c", "oops"]) == 2
     assert capsys.readouterr().err.startswith("error: ")
 
@@ -80,17 +75,6 @@ def test_run_shows_no_traceback_when_interrupted(tmp_path, number):
         assert process.communicate(timeout=60)[0] == b""
         assert process.returncode == 130
     assert not superlink.is_running()
-
-
-def test_compare_uses_one_configuration_for_all_methods(simulations, capsys):
-    assert main(["compare", "--preset", "demo", "-c", "run.seed=5", "--workers", "2", "--gpus", "0.5"]) == 0
-    assert [started["run.strategy"] for started in simulations] == ["eefl", "darkdistill"]
-    assert len({started["run.name"] for started in simulations}) == 2
-    differ = ("run.strategy", "run.name")
-    one, two = ({k: v for k, v in started.items() if k not in differ} for started in simulations)
-    demo = read_overrides(argparse.Namespace(config=[], preset="demo"))
-    assert one == two == {**demo, "run.seed": 5, "workers": 2, "gpus": 0.5}
-    assert "comparison: " in capsys.readouterr().out
 
 
 def test_run_resumes_from_a_folder(simulations, tmp_path, monkeypatch):

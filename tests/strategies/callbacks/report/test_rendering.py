@@ -25,14 +25,14 @@ WRITE_REPORT = (
 
 def test_table_aligns_numbers_right_and_escapes_texts() -> None:
     table = Table(("a", "b"), [("x<y", "1")], numbers=True)
-    text = render("comparison.html.md", runs=[], plots=[], numbers=table).replace("\n", "")
+    text = render("comparison.html.md", title="t", sections=[("", [], [], table, [])]).replace("\n", "")
     assert '<tr><th>a</th><th class="number">b</th></tr>' in text
     assert '<tr><th>x&lt;y</th><td class="number">1</td></tr>' in text
 
 
 def test_missing_value_is_an_error() -> None:
-    with pytest.raises(UndefinedError, match="runs"):
-        render("comparison.html.md", plots=[], numbers=Table((), []))
+    with pytest.raises(UndefinedError, match="sections"):
+        render("comparison.html.md", title="t")
 
 
 @pytest.fixture
