@@ -1,26 +1,15 @@
-"""What the benchmarks share: CPU time of a process tree, runs on CIFAR-10, results as JSON."""
+"""What the benchmarks share: CPU time of a process tree, and results as JSON."""
 
 import json
 import os
 import platform
-import tempfile
 import time
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-
-from client.app import app
-from common.config import Value
-from common.flower.local_grid import LocalGrid
-from strategies.callbacks.base import Callback
-from strategies.configuration import read_config
-from strategies.engine.rounds import Record
-from strategies.engine.strategy import EarlyExitStrategy
-from strategies.factory import make_strategy
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -37,28 +26,6 @@ class Meter:
         spent = wall - self.wall, cpu - self.cpu
         self.wall, self.cpu = wall, cpu
         return spent
-
-
-class Records(Callback):
-    """Keeps the record of every round."""
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-
-    def on_round(self, strategy: EarlyExitStrategy, record: Record) -> None:
-        """Keep the record."""
-        self.records.append(record)
-
-
-def run_on_cifar10(flat: Mapping[str, Value]) -> tuple[EarlyExitStrategy, list[Record]]:
-    """Run a configuration on the local CIFAR-10, in this process; return the strategy and every round's record."""
-    root = Path(os.environ.get("EARLYBLOOM_DATA", "../shared/data")).resolve() / "cifar10"
-    kept = Records()
-    with tempfile.TemporaryDirectory() as store:
-        own = {"data.root": str(root), "run.name": "benchmark", "clients.store": store}
-        strategy = make_strategy(read_config({**flat, **own}), [kept])
-        strategy.start(LocalGrid(app, [{"partition-id": 0, "num-partitions": 1}]))
-    return strategy, kept.records
 
 
 def tree_cpu() -> float:

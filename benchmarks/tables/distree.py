@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from benchmarks.tables import study
 from benchmarks.tables.cells import Figures, Read, between, exits, percent, table
 
 STUDENTS = {
@@ -136,7 +137,7 @@ def _lost(own: dict[str, Any]) -> str:
 
 
 def _federated(read: Read) -> Figures:
-    result = read("distree_federated")
-    alike = sum(run["students"][-1] == run["single"][-1] for run in result["seeds"].values())
-    last = {f"federated_{name}": percent(accuracy) for name, accuracy in result["last_exit"].items()}
-    return last | {"federated_alike": str(alike), "federated_seeds": str(len(result["seeds"]))}
+    runs = {name: study.cells(read("distree_federated"), name) for name in ("teacher", "students", "single")}
+    alike = sum(study.last_exit(run) == study.last_exit(runs["single"][seed]) for seed, run in runs["students"].items())
+    last = {f"federated_{name}": percent(study.over_seeds(own, study.last_exit)[0]) for name, own in runs.items()}
+    return last | {"federated_alike": str(alike), "federated_seeds": str(len(runs["students"]))}

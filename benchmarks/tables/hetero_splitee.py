@@ -1,9 +1,11 @@
 """Figures of Hetero-SplitEE: split training beside its alternatives, and what its streams cost."""
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.tables.cells import Figures, Read, exits, gain, percent, pick, spread, table
+from benchmarks.tables import study
+from benchmarks.tables.cells import Figures, Read, exits, gain, percent, spread, table
 
 SPLIT = {
     "sequential": "`sequential` (six seeds)",
@@ -25,29 +27,35 @@ STREAMS = {
     "ResNet-18, cut 3 / cut 7, fp32": ("resnet18, cut 3, sequential, fp32", "resnet18, cut 7, sequential, fp32"),
 }
 CUTS = ("2", "3", "4")
+SIX = ("sequential", "sequential, by cut", "bf16", "uint8")  # variants with six seeds
+Runs = Mapping[int, study.Cell]  # by seed
 
 
 def figures(read: Read) -> Figures:
     """Return every figure of Hetero-SplitEE's sections."""
-    summary, long = read("split_accuracy")["summary"], read("split_accuracy_long")["summary"]
     header = ("", "device's exit", "server's exit", "gated by entropy, answered locally")
+    all_ = {variant: _runs(read, variant) for variant in SPLIT}
+    base, long = all_["sequential"], read("split_accuracy_long")
 
     def coding_loss(coding: str) -> str:
-        mean, deviation = pick(summary, variant=coding, cut="all")["gain_over_sequential"]
+        mean, deviation = study.gain(_runs(read, coding), base, study.last_exit)
         return f"{percent(-mean)} ± {percent(deviation)}"
 
-    def server_exits(variant: str) -> str:
-        return ", ".join(percent(last_exit(pick(long, variant=variant, cut=cut))) for cut in CUTS)
+    def long_exit(variant: str) -> str:
+        return percent(study.over_seeds(study.cells(long, variant), study.last_exit)[0])
+
+    def long_exits(variant: str) -> str:
+        return ", ".join(percent(_at_cut(study.cells(long, variant), cut, -1)) for cut in CUTS)
 
     return {
         "split": table(
             (*header, "server's exit against sequential"),
-            (_split_row(title, pick(summary, variant=v, cut="all")) for v, title in SPLIT.items()),
+            (_split_row(title, variant, all_[variant], base) for variant, title in SPLIT.items()),
         ),
         "over_standalone": over_standalone(read),
-        "no_gradient": percent(pick(summary, variant="sflv2", cut="all")["gain_over_sequential"][0]),
+        "no_gradient": percent(study.gain(all_["sflv2"], base, study.last_exit)[0]),
         **{
-            name: percent(last_exit(pick(summary, variant=variant, cut="all")))
+            name: percent(study.over_seeds(_runs(read, variant), study.last_exit)[0])
             for name, variant in {
                 "averaging": "averaging",
                 "standalone": "standalone",
@@ -56,7 +64,7 @@ def figures(read: Read) -> Figures:
             }.items()
         },
         **{
-            f"long_{name}": percent(last_exit(pick(long, variant=variant, cut="all")))
+            f"long_{name}": long_exit(variant)
             for name, variant in {
                 "averaging": "averaging",
                 "averaging_global": "averaging, global",
@@ -67,45 +75,61 @@ def figures(read: Read) -> Figures:
                 "prefix_by_cut": "sequential, prefix, by cut",
             }.items()
         },
-        "long_sequential_cuts": server_exits("sequential"),
-        "long_by_cut_cuts": server_exits("sequential, by cut"),
-        "device_by_cut": ", ".join(
-            percent(pick(summary, variant="sequential", cut=cut)["exits"][0][0]) for cut in CUTS
-        ),
-        "server_by_cut": ", ".join(percent(last_exit(pick(summary, variant="sequential", cut=cut))) for cut in CUTS),
+        "long_sequential_cuts": long_exits("sequential"),
+        "long_by_cut_cuts": long_exits("sequential, by cut"),
+        "device_by_cut": ", ".join(percent(_at_cut(base, cut, 0)) for cut in CUTS),
+        "server_by_cut": ", ".join(percent(_at_cut(base, cut, -1)) for cut in CUTS),
         "bf16_loss": coding_loss("bf16"),
         "uint8_loss": coding_loss("uint8"),
         **_streams(read),
     }
 
 
-def last_exit(row: dict[str, Any]) -> float:
-    """Return the mean accuracy at the last exit, which is the server's where the network is split."""
-    mean: float = row["exits"][-1][0]
-    return mean
-
-
 def over_standalone(read: Read) -> str:
     """Return how many points sequential training gains over devices that train alone, by seed."""
-    return percent(-pick(read("split_accuracy")["summary"], variant="standalone", cut="all")["gain_over_sequential"][0])
+    return percent(-study.gain(_runs(read, "standalone"), _runs(read, "sequential"), study.last_exit)[0])
 
 
 def server_exit(read: Read, variant: str) -> str:
     """Return a variant's accuracy at the server's exit."""
-    return spread(pick(read("split_accuracy")["summary"], variant=variant, cut="all")["exits"][-1])
+    return spread(study.over_seeds(_runs(read, variant), study.last_exit))
 
 
-def _split_row(title: str, row: dict[str, Any]) -> Sequence[str]:
-    *early, last = row["exits"]
-    leaves = bool(early) and row["variant"] not in NO_EXIT
-    device = spread(early[0]) if len(early) == 1 else exits(mean for mean, _ in early)
+def _runs(read: Read, variant: str) -> Runs:
+    """Return a variant's runs, of six seeds where there are as many."""
+    return study.cells(read("split_codings" if variant in SIX else "split_accuracy"), variant)
+
+
+def _at_cut(runs: Runs, cut: str, exit_: int) -> float:
+    """Return an exit's mean accuracy over the clients of a cut."""
+    return statistics.fmean(run["client_accuracy"]["by_part"][cut]["exits"][exit_] for run in runs.values())
+
+
+def _split_row(title: str, variant: str, runs: Runs, base: Runs) -> Sequence[str]:
+    *early, _ = study.exit_means(runs)
+    leaves = bool(early) and variant not in NO_EXIT
+    first = spread(study.over_seeds(runs, lambda run: float(study.measured(run)["exits"][0])))
+    device = first if len(early) == 1 else exits(early)
     return (
         title,
-        "no exit" if row["variant"] in NO_EXIT else device,
-        spread(last),
-        f"{percent(row['gated'][0])}, {percent(row['local'][0], 0)} %" if leaves else "",
-        "" if row["variant"] == "sequential" else gain(row["gain_over_sequential"]),
+        "no exit" if variant in NO_EXIT else device,
+        spread(study.over_seeds(runs, study.last_exit)),
+        f"{percent(_tuned(runs, _accuracy))}, {percent(_tuned(runs, _answered_here), 0)} %" if leaves else "",
+        "" if variant == "sequential" else gain(study.gain(runs, base, study.last_exit)),
     )
+
+
+def _tuned(runs: Runs, value: Callable[[Mapping[str, Any]], float]) -> float:
+    return statistics.fmean(value(run["client_accuracy"]["tuned"]) for run in runs.values())
+
+
+def _accuracy(tuned: Mapping[str, Any]) -> float:
+    return float(tuned["accuracy"])
+
+
+def _answered_here(tuned: Mapping[str, Any]) -> float:
+    """Return the share of samples that leave at the first exit, which is the device's."""
+    return float(tuned["exit_histogram"][0] / sum(tuned["exit_histogram"]))
 
 
 def _streams(read: Read) -> Figures:

@@ -115,5 +115,8 @@ def _run(values: dict[str, Any], folder: Path, simulator: Simulator) -> Outcome:
     overrides = {"run.resume": str(folder)} if (folder / "config.toml").is_file() else values
     try:
         return simulator.run(overrides, folder.parent, show=False)
-    except (UserError, KeyboardInterrupt) as error:
-        return Outcome(folder, "not started" if isinstance(error, UserError) else "interrupted", str(error))
+    except UserError as error:
+        return Outcome(folder, "not started", str(error))
+    except KeyboardInterrupt:  # the study ends, or has ended: a pool's process that returns would wait for more work
+        sys.stdout.flush()
+        os._exit(130)

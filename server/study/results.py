@@ -87,20 +87,25 @@ def _row(group: Group, base: Group, point: Mapping[str, Any]) -> dict[str, Any]:
 def _cell(cell: Cell, run: RunData) -> dict[str, Any]:
     """Return one run's numbers as its metrics have them, without the curves of a whole sweep."""
     last = run.rounds[-1] if run.rounds else {}
-    drop = ("budgeted",)
     return {
         "variant": cell.variant,
         "point": dict(cell.point),
         "seed": cell.seed,
         "run": cell.folder.name,
-        "accuracy": {key: value for key, value in (run.final or last.get("accuracy", {})).items() if key not in drop},
-        "client_accuracy": run.clients,
+        "accuracy": _without_curves(run.final or last.get("accuracy", {})),
+        "client_accuracy": _without_curves(run.clients),
         "means": dict(run.means),
         "terms": {k: v for k, v in last.get("terms", {}).items() if isinstance(v, int | float | list)},
         "seconds": run.seconds,
         "bytes": {way: sum(run.traffic(way)) for way in ("down", "up")},
         "left_out": sum(len(event["failures"]) for event in run.rounds),
     }
+
+
+def _without_curves(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the sweeps over thresholds, which a run's own folder keeps."""
+    kept = {key: value for key, value in measured.items() if key not in ("budgeted", "curve")}
+    return {key: _without_curves(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
 
 
 def _flat_row(row: Mapping[str, Any]) -> dict[str, Any]:

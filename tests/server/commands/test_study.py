@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from common.flower.processes import PROJECT
@@ -79,7 +80,9 @@ def test_killed_study_gives_the_same_numbers_when_it_is_started_again(study: Pat
 
     with subprocess.Popen(command, cwd=PROJECT, env=os.environ, stdout=subprocess.DEVNULL) as process:
         wait_until(lambda: rounds() >= 2, 120, "no round ended")
+        workers = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGKILL)
+    wait_until(lambda: not any(worker.is_running() for worker in workers), 60, "the run goes on without the study")
     killed_after = rounds()
     assert killed_after < 12
     arguments = ["study", str(study), "--in-process", "--methods", "eefl", "--seeds", "1"]
@@ -88,7 +91,9 @@ def test_killed_study_gives_the_same_numbers_when_it_is_started_again(study: Pat
     assert len(starts) == 2
     assert starts[1] >= killed_after - 1
     assert main([*arguments, "--name", "whole"]) == 0
-    numbers = [json.loads((tmp_path / "runs" / name / "study.json").read_text())["cells"] for name in ("small", "whole")]
+    numbers = [
+        json.loads((tmp_path / "runs" / name / "study.json").read_text())["cells"] for name in ("small", "whole")
+    ]
     assert numbers[0][0]["means"] == numbers[1][0]["means"]
 
 

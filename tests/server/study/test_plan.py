@@ -66,7 +66,7 @@ def test_cells_are_variants_at_points_with_seeds(tmp_path: Path) -> None:
     variants = named_variants(["eefl", "median"], {})
     cells = Study("s", variants, [3, 4], {"run.rounds": 2}, {"data.alpha": [0.1, 1.0]}).cells(tmp_path)
     assert [(cell.variant, dict(cell.point), cell.seed) for cell in cells] == [
-        (method, {"data.alpha": alpha}, seed) for seed in (3, 4) for alpha in (0.1, 1.0) for method in ("eefl", "median")
+        (m, {"data.alpha": alpha}, seed) for seed in (3, 4) for alpha in (0.1, 1.0) for m in ("eefl", "median")
     ]  # fmt: skip
     assert cells[1].values == {
         "run.rounds": 2, "data.alpha": 0.1, "run.strategy": "median", "run.name": "median-alpha-0.1-s3",
@@ -117,5 +117,5 @@ def test_methods_are_named_once_and_leave_no_variant_out() -> None:
 
 def test_grid_option() -> None:
     assert grid_option("data.alpha=0.1, 1") == ("data.alpha", ["0.1", "1"])
-    with pytest.raises(UserError, match="--grid data.alpha: write KEY=VALUE,VALUE"):
+    with pytest.raises(UserError, match=r"--grid data\.alpha: write KEY=VALUE,VALUE"):
         grid_option("data.alpha")

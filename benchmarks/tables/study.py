@@ -1,0 +1,60 @@
+"""Figures of a study's results, `study.json` as `python -m server study --save` writes it."""
+
+import statistics
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Cell = Mapping[str, Any]
+Value = Callable[[Cell], float]
+
+
+def cells(result: Mapping[str, Any], variant: str, **point: Any) -> dict[int, Cell]:
+    """Return a variant's runs by seed, at one point of the grid; raises ValueError if there are none.
+
+    `point`: the grid's keys without their sections.
+    """
+    found = {
+        cell["seed"]: cell
+        for cell in result["cells"]
+        if cell["variant"] == variant and {key.partition(".")[2]: v for key, v in cell["point"].items()} == point
+    }
+    if not found:
+        raise ValueError(f"{result['name']} has no runs of {variant} at {point}")
+    return found
+
+
+def measured(cell: Cell) -> Mapping[str, Any]:
+    """Return the server's evaluation of a run's end, or that of its clients."""
+    evaluation: Mapping[str, Any] = cell["accuracy"] or cell["client_accuracy"]
+    return evaluation
+
+
+def mean_of_exits(cell: Cell) -> float:
+    """Return the mean accuracy over exits."""
+    return float(measured(cell)["mean"])
+
+
+def last_exit(cell: Cell) -> float:
+    """Return the accuracy of the last exit."""
+    return float(measured(cell)["exits"][-1])
+
+
+def over_seeds(found: Mapping[int, Cell], value: Value) -> tuple[float, float]:
+    """Return a number's mean and standard deviation over seeds; the latter is 0 for one seed."""
+    return _spread([value(cell) for cell in found.values()])
+
+
+def gain(found: Mapping[int, Cell], base: Mapping[int, Cell], value: Value) -> tuple[float, float]:
+    """Return mean and standard deviation of a number's difference to the base's run of the same seed."""
+    return _spread([value(cell) - value(base[seed]) for seed, cell in found.items() if seed in base])
+
+
+def exit_means(found: Mapping[int, Cell]) -> list[float]:
+    """Return each exit's mean accuracy over seeds."""
+    return [
+        statistics.fmean(column) for column in zip(*(measured(cell)["exits"] for cell in found.values()), strict=True)
+    ]
+
+
+def _spread(values: list[float]) -> tuple[float, float]:
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
