@@ -20,7 +20,7 @@ from strategies.callbacks.progress import Progress
 from strategies.callbacks.prometheus import Prometheus
 from strategies.callbacks.report import Report
 from strategies.callbacks.run_folder import RunFolder
-from strategies.callbacks.tensorboard import TensorBoard
+from strategies.callbacks.trackers import make_trackers
 from strategies.configuration import read_config, unread
 from strategies.engine.strategy import EarlyExitStrategy
 from strategies.factory import make_strategy, summarise
@@ -79,8 +79,7 @@ def _named(config: RunConfig) -> RunConfig:
 
 
 def _callbacks(config: RunConfig, folder: RunFolder) -> list[Callback]:
-    callbacks: list[Callback] = [Progress(), folder, Report(folder.folder)]
-    return [*callbacks, TensorBoard(folder.folder)] if config.run.tensorboard else callbacks
+    return [Progress(), folder, Report(folder.folder), *make_trackers(config.run.trackers, folder.folder)]
 
 
 def _observers(config: RunConfig) -> list[Callback]:

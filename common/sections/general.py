@@ -6,9 +6,10 @@ from typing import Literal
 from pydantic import Field
 
 from common.sections.networks import BackboneName, position_mistakes, weight_mistakes
-from common.settings import DistinctInts, Settings
+from common.settings import DistinctInts, DistinctWords, Settings, like
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")  # of a run; methods name stores after it
+TRACKERS = ("csv", "tensorboard", "mlflow", "wandb")
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -31,8 +32,8 @@ class RunSection(Settings):
     """folder of a run: continue it from its last complete round"""
     commit: str = ""
     """git commit, which the launcher fills in: the installed bundle does not know it"""
-    tensorboard: bool = False
-    """write TensorBoard events too"""
+    trackers: DistinctWords = ()
+    """experiment trackers that get the numbers too: csv, tensorboard, mlflow, wandb; empty: none"""
     metrics_port: int = Field(0, ge=0, le=65535)
     """port of the Prometheus metrics; 0: none"""
     metrics_host: str = "127.0.0.1"
@@ -41,13 +42,17 @@ class RunSection(Settings):
     """form of the log; json: an object per line, on the server and on the clients"""
 
     def other_mistakes(self) -> list[str]:
-        """Check the name, which is a folder's too."""
-        if not self.name or NAME.fullmatch(self.name):
-            return []
-        return [
-            f"run.name is {self.name!r}, must be letters, digits, '.', '_' and '-', 80 at most, with a letter or digit "
-            "first"
-        ]
+        """Check the name, which is a folder's too, and the trackers."""
+        found = []
+        if self.name and not NAME.fullmatch(self.name):
+            found.append(
+                f"run.name is {self.name!r}, must be letters, digits, '.', '_' and '-', 80 at most, with a letter or "
+                "digit first"
+            )
+        for name in self.trackers:
+            if name not in TRACKERS:
+                found.append(f"run.trackers has {name!r}, must be of {', '.join(TRACKERS)}{like(name, TRACKERS)}")
+        return found
 
 
 class ClientsSection(Settings):

@@ -32,4 +32,7 @@ def read_stored(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"run.resume: {file} cannot be read: {error}") from error
     check_format(folder, stored.pop("about", {}).get("format", 1))
-    return {f"{section}.{key}": value for section, values in stored.items() for key, value in values.items()}
+    values = {f"{section}.{key}": value for section, values in stored.items() for key, value in values.items()}
+    if values.pop("run.tensorboard", False):  # the key of a run that began before there were other trackers
+        values["run.trackers"] = "tensorboard"
+    return values

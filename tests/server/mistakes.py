@@ -18,7 +18,8 @@ MISTAKES: dict[tuple[str, ...], tuple[str, ...]] = {  # words after `python -m s
     ("run", "-c", "train.lr="): ("train.lr is ''", "a number"),
     ("run", "-c", "run.rounds=2.5"): ("run.rounds is 2.5", "a whole number"),
     ("run", "-c", "run.rounds=ten"): ("run.rounds is 'ten'", "a whole number"),
-    ("run", "-c", "run.tensorboard=yes"): ("run.tensorboard is 'yes'", "true or false"),
+    ("run", "-c", "server.autocast=yes"): ("server.autocast is 'yes'", "true or false"),
+    ("run", "-c", "run.trackers=csv,tensorbord"): ("run.trackers has 'tensorbord'", "do you mean tensorboard"),
     ("run", "-c", "run.rounds"): ("-c run.rounds", "KEY=VALUE"),
     # bounds
     ("run", "-c", "run.rounds=0"): ("run.rounds is 0", "at least 1"),

@@ -12,7 +12,8 @@ from common.errors import UserError
 from common.flower.local_grid import LocalGrid
 from server.app import app, prepare
 from strategies.callbacks.run_folder import read_events
-from strategies.callbacks.tensorboard import TensorBoard
+from strategies.callbacks.trackers.table import Table
+from strategies.callbacks.trackers.tensorboard import TensorBoard
 from strategies.engine.rounds import QuorumError
 
 
@@ -99,8 +100,8 @@ def test_app_names_a_run_after_its_method_and_time(settings):
     assert [path.name for path in Path(settings["run.root"]).iterdir()] == [strategy.config.run.name]
 
 
-def test_app_writes_tensorboard_events_only_on_request(settings):
+def test_app_has_trackers_on_request(settings):
     pytest.importorskip("tensorboard")
-    kinds = [type(c) for c in prepare({**settings, "run.tensorboard": True}).callbacks]
-    assert kinds[-1] is TensorBoard
-    assert kinds[:-1] == [type(c) for c in prepare({**settings, "run.name": "without"}).callbacks]
+    kinds = [type(c) for c in prepare({**settings, "run.trackers": "csv,tensorboard"}).callbacks]
+    assert kinds[-2:] == [Table, TensorBoard]
+    assert kinds[:-2] == [type(c) for c in prepare({**settings, "run.name": "without"}).callbacks]

@@ -63,7 +63,7 @@ def test_environment_keeps_flower_in_its_home(tmp_path, monkeypatch):
 def test_simulate_passes_one_file_and_returns_flowers_status(env, tmp_path, monkeypatch):
     flower = Flower("running", "running", "finished:completed")
     monkeypatch.setattr(launch, "_flwr", flower)
-    overrides = {"run.name": "a", "train.lr": 0.1, "run.tensorboard": True, "clients.mix": 'small "x"'}
+    overrides = {"run.name": "a", "train.lr": 0.1, "server.autocast": True, "clients.mix": 'small "x"'}
     outcome = simulate(overrides, tmp_path / "runs", env, workers=3, gpus=0.5, show=False)
     assert outcome == Outcome(tmp_path / "runs" / "a", "finished:completed", "because")
     assert outcome.completed

@@ -17,9 +17,9 @@ def overrides(*pairs: str, preset: str = "") -> dict[str, Any]:
 
 
 def test_values_are_toml_or_bare_words():
-    assert overrides("train.lr=0.1", "run.rounds=3", "run.tensorboard=true", "run.name=a-b", "data.name='digits'",
+    assert overrides("train.lr=0.1", "run.rounds=3", "server.autocast=true", "run.name=a-b", "data.name='digits'",
                      "clients.mix=0.5,0.5", "network.exits = 2,4", "run.root=") == {
-        "train.lr": 0.1, "run.rounds": 3, "run.tensorboard": True, "run.name": "a-b", "data.name": "digits",
+        "train.lr": 0.1, "run.rounds": 3, "server.autocast": True, "run.name": "a-b", "data.name": "digits",
         "clients.mix": "0.5,0.5", "network.exits": "2,4", "run.root": "",
     }  # fmt: skip
     assert type(overrides("run.rounds=3")["run.rounds"]) is int
@@ -61,8 +61,8 @@ def test_numbers_stay_text_for_text_keys(pair: str, value: str) -> None:
 
 
 def test_numbers_are_parsed_for_number_and_unknown_keys() -> None:
-    assert overrides("train.lr=0.1", "run.tensorboard=true", "x=1") == {
-        "train.lr": 0.1, "run.tensorboard": True, "x": "1",
+    assert overrides("train.lr=0.1", "server.autocast=true", "x=1") == {
+        "train.lr": 0.1, "server.autocast": True, "x": "1",
     }  # fmt: skip
 
 
@@ -78,9 +78,9 @@ def test_numbers_are_parsed_for_number_and_unknown_keys() -> None:
         ("train.lr=", ""),
         ("train.lr=0,1", "0,1"),
         ("run.rounds=2.5", 2.5),
-        ("run.tensorboard=True", True),
-        ("run.tensorboard=FALSE", False),
-        ("run.tensorboard=1", "1"),
+        ("server.autocast=True", True),
+        ("server.autocast=FALSE", False),
+        ("server.autocast=1", "1"),
         ("network.exits=[2, 5]", "2,5"),
         ('data.classes=["box", "cross"]', "box,cross"),
         ("data.column='", "'"),

@@ -1,0 +1,40 @@
+import pytest
+
+from strategies.callbacks.trackers.scalars import scalars
+from tests.strategies.callbacks.samples import client_record, final_record
+
+
+def test_scalars_hold_every_number_of_a_round() -> None:
+    found = scalars(final_record(3))
+    assert found == {
+        "accuracy/exit-1": pytest.approx(0.3),
+        "accuracy/exit-2": pytest.approx(0.6),
+        "accuracy/mean": pytest.approx(0.45),
+        "accuracy/calibrated": 0.58,
+        "accuracy/calibrated-macs": 3e6,
+        "clients/loss": pytest.approx(2 / 3),
+        "method/generator-1-label": 1.0,
+        "method/generator-2-label": 2.0,
+        "seconds/clients": 1.0,
+        "seconds/server": 0.5,
+        "seconds/round": 2.0,
+        "bytes/down": 3e6,
+        "bytes/up": 1e6,
+        "folded/depth-1": 2.0,
+        "folded/depth-2": 1.0,
+        "failures/clients": 0.0,
+        "failures/rejected": 0.0,
+        "failures/late": 0.0,
+    }
+    on_clients = scalars(client_record(1))
+    assert {tag: value for tag, value in on_clients.items() if tag.startswith("client-accuracy/")} == {
+        "client-accuracy/exit-1": 0.5,
+        "client-accuracy/exit-2": 0.7,
+        "client-accuracy/mean": pytest.approx(0.6),
+        "client-accuracy/spread": pytest.approx(0.1),
+        "client-accuracy/sampled-mean": 0.7,
+        "client-accuracy/sampled-spread": 0.0,
+        "client-accuracy/tuned": 0.6,
+        "client-accuracy/tuned-saved": 0.375,
+    }
+    assert not any(tag.startswith("accuracy/") for tag in on_clients)

@@ -1,0 +1,70 @@
+"""The W&B tracker, offline: what it wrote is read back."""
+
+import json
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.errors import UserError
+from strategies.callbacks.trackers.wandb import WandB
+from strategies.configuration import read_config
+from tests.strategies.callbacks.samples import record
+
+BLOCK, HEADER = 32768, 7  # bytes of W&B's file: LevelDB's log format, with a header of its own as long as a record's
+LAST = (1, 4)  # kinds of records: whole, or a last piece
+
+
+def stored(file: Path) -> Iterator[bytes]:
+    """Yield what W&B stored, message by message."""
+    content, message, at = file.read_bytes(), b"", HEADER
+    while at + HEADER < len(content):
+        if BLOCK - at % BLOCK < HEADER:  # no header begins at the end of a block
+            at += BLOCK - at % BLOCK
+            continue
+        length, kind = struct.unpack("<HB", content[at + 4 : at + HEADER])
+        message += content[at + HEADER : at + HEADER + length]
+        at += HEADER + length
+        if kind in LAST:
+            yield message
+            message = b""
+
+
+def written(folder: Path) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    """Return the logged numbers, and the configuration."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    history, config = [], {}
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    for message in stored(file):
+        entry = Record()
+        entry.ParseFromString(message)
+        if entry.WhichOneof("record_type") == "history":
+            items = {item.key or "/".join(item.nested_key): item.value_json for item in entry.history.item}
+            history.append({key: json.loads(value) for key, value in items.items()})
+        if entry.WhichOneof("record_type") == "run":
+            config |= {item.key: json.loads(item.value_json) for item in entry.run.config.update}
+    return history, config
+
+
+def test_run_has_configuration_and_numbers(tmp_path: Path, strategy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    strategy.config = read_config({"run.name": "mine", "run.strategy": "eefl"})
+    tracker = WandB(tmp_path)
+    tracker.on_start(strategy)
+    for round_ in (1, 2):
+        tracker.on_round(strategy, record(round_))
+    tracker.on_end(strategy, "")
+    history, config = written(tmp_path)
+    assert {row["_step"]: row["accuracy/mean"] for row in history} == pytest.approx({1: 0.15, 2: 0.3})
+    assert config["run.strategy"] == strategy.config.run.strategy
+
+
+def test_missing_wandb_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"pip install earlybloom\[wandb\]"):
+        WandB(tmp_path)
