@@ -24,9 +24,11 @@ from common.errors import UserError
 from common.flower.processes import PROJECT, end, environment, free_port, interrupted_by_signals, tied, wait_for_port
 from common.paths import check_writable
 from server.commands import cluster, left_out
+from server.commands.bundle import app_files
 from server.commands.tail import Tail
 
-ASK_EVERY = 5.0  # seconds between status queries: each one is a process that takes about a second
+ASK_EVERY, SELDOM = 3.0, 30.0  # seconds between status queries, each of which is a process that computes for a second
+SHARE = 0.25  # of the time that a run has taken, for which its status need not be known
 LOST = 20.0  # seconds without an answer, after which the SuperLink counts as gone
 ERROR = re.compile(r"^[\w.]*(?:Error|Exception): (?P<text>.+)$", re.MULTILINE)  # a traceback's last line
 WRAPPERS = ("An error was encountered", "Simulation Runtime crashed")  # hide the error that ended a simulation
@@ -134,14 +136,14 @@ def run_folder(overrides: Mapping[str, Any], root: Path) -> Path:
 def _run(
     settings: Mapping[str, Any], folder: Path, connection: str, env: Mapping[str, str], show: bool, *options: str
 ) -> Outcome:
-    command = ["flwr", "run", str(PROJECT), connection, "--format", "json", *options]
     # all keys in one file: of several -c, Flower 1.42 keeps only the last one's keys of a section
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".toml", dir=env["FLWR_HOME"]) as file:
+    home = Path(env["FLWR_HOME"])
+    with app_files(home) as app, tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".toml", dir=home) as file:
         # JSON escapes an emoji as two halves, which TOML refuses
         rows = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in settings.items())
         file.write("".join(rows))
         file.flush()
-        answer = _flwr([*command, "-c", file.name], env)
+        answer = _flwr(["flwr", "run", str(app), connection, "--format", "json", *options, "-c", file.name], env)
     if not answer.get("success"):
         raise UserError(f"Flower did not accept the run: {answer.get('error-message', answer)}")
     run_id = str(answer["run-id"])
@@ -159,7 +161,9 @@ def _run(
 
 
 def _follow(run_id: str, folder: Path, connection: str, env: Mapping[str, str], progress: Progress) -> Outcome:
-    asked = answered = time.monotonic()
+    began = asked = time.monotonic()
+    unanswered: float | None = None  # since when the SuperLink has not answered
+    ended = False
     metrics = Tail(folder / "metrics.jsonl")
     bar = progress.add_task(f"{folder.name}: starting", total=None)
     while True:
@@ -175,22 +179,28 @@ def _follow(run_id: str, folder: Path, connection: str, env: Mapping[str, str], 
             if last["accuracy"]:
                 text += f", mean exit accuracy {100 * last['accuracy']['mean']:.1f} %"
             progress.update(bar, description=text, completed=last["round"], total=last["rounds"])
-        if time.monotonic() - asked < ASK_EVERY:
+        now = time.monotonic()
+        ended = ended or any(event["event"] == "end" for event in events)
+        if events and not ended:  # they say as well that the run goes on
+            asked = now
+        seldom = min(SELDOM, max(ASK_EVERY, SHARE * (now - began)))
+        if now - asked < (ASK_EVERY if ended or unanswered is not None else seldom):
             continue
-        asked = time.monotonic()
+        asked = now
         try:
             answer = _flwr(["flwr", "list", connection, "--run-id", run_id, "--format", "json"], env)
         except UserError as error:  # no JSON
             answer = {"error-message": error}
         if not answer.get("runs"):
-            if asked - answered > LOST:
+            unanswered = asked if unanswered is None else unanswered
+            if asked - unanswered > LOST:
                 problem = " ".join(str(answer.get("error-message", answer)).split())
                 raise UserError(
                     f"the SuperLink has gone: {problem}; its run has ended with it, so start the SuperLink again, then "
                     f"continue with --resume {folder}"
                 )
             continue
-        answered, run = asked, answer["runs"][0]
+        unanswered, run = None, answer["runs"][0]
         if str(run["status"]).startswith("finished"):
             outcome = Outcome(folder, str(run["status"]), str(run.get("status-details") or ""))
             if outcome.status != "finished:failed":

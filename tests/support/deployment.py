@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from server.commands.bundle import app_files
 from server.commands.launch import PROJECT, environment
 from strategies.callbacks.run_folder import read_events
 
@@ -75,7 +76,8 @@ class Deployment:
         """Submit a run; return Flower's run id."""
         file = self.folder / "settings.toml"
         file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
-        answer = self._flwr("run", str(PROJECT), "dep", "-c", str(file))
+        with app_files(self.folder) as app:
+            answer = self._flwr("run", str(app), "dep", "-c", str(file))
         assert answer["success"], answer
         run_id = str(answer["run-id"])
         self.runs[run_id] = Path(settings.get("run.resume") or self.folder / "runs" / settings["run.name"])

@@ -233,9 +233,10 @@ def test_deploy_passes_the_connections_name_to_flower(tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "ASK_EVERY", 0.0)
     outcome = launch.deploy({"run.name": "a"}, tmp_path, {"FLWR_HOME": str(tmp_path)}, "there", show=False)
     assert outcome.completed
-    assert [list(words[1:4]) for words in commands] == [
-        ["run", str(launch.PROJECT), "there"], ["list", "there", "--run-id"],
-    ]  # fmt: skip
+    assert [(words[1], words[3 if words[1] == "run" else 2]) for words in commands] == [
+        ("run", "there"),
+        ("list", "there"),
+    ]
     assert "--federation-config" not in commands[0]
 
 

@@ -1,0 +1,23 @@
+"""The folder that is handed to `flwr run`."""
+
+from pathlib import Path
+
+from flwr.cli.build import build_fab_from_disk, build_fab_from_files
+
+from common.flower.processes import PROJECT
+from server.commands.bundle import app_files
+
+
+def test_bundle_has_the_bytes_of_the_projects_own(tmp_path: Path) -> None:
+    with app_files(tmp_path) as folder:
+        found = build_fab_from_disk(folder)
+        assert not list(folder.rglob("__pycache__"))
+    assert not list(tmp_path.iterdir())
+    whole = {}  # as Flower reads the project's folder, but for what it ignores there
+    for top in (
+        PROJECT / ".gitignore",
+        *(path for path in PROJECT.iterdir() if path.name[0] != "." and path.name != "runs"),
+    ):
+        files = [path for path in top.rglob("*") if path.is_file()] if top.is_dir() else [top]
+        whole |= {str(path.relative_to(PROJECT)): path for path in files}
+    assert found == build_fab_from_files(whole)[0]
