@@ -58,7 +58,8 @@ def score(
         "tuned" `(E, 2)`: the same on test at the chosen threshold, the cheapest on validation that is accurate
         enough; the infinite one when there is no validation sample;
         "threshold" `(1,)` float64: the chosen one;
-        "own_test" `(1,)`: 1, or 0 if validation samples stand in for test samples.
+        "own_test" `(1,)`: 1, or 0 if validation samples stand in for test samples;
+        "majority" `(1,)`: test samples of the class that is most frequent among the client's other samples.
     """
     held_out = _logits(network, data.validation_x, data.validation_y, len(costs))
     own_test = len(data.test_y) > 0
@@ -79,6 +80,7 @@ def score(
         "tuned": sweep[TEST, chosen],
         "threshold": np.array([tried[chosen]], dtype=np.float64),
         "own_test": np.array([int(own_test)], dtype=np.int64),
+        "majority": np.array([_majority(data, test[1])], dtype=np.int64),
     }
 
 
@@ -105,7 +107,7 @@ def check(arrays: Scores, exits: int, measure: str = "softmax") -> None:
         raise ValueError(f"client evaluation: no sweep over 1 to {exits} exits")
     shapes = {
         "exits": (depth,), "examples": (2,), "sweep": (2, len(tried), depth, 2), "tuned": (depth, 2),
-        "threshold": (1,), "own_test": (1,),
+        "threshold": (1,), "own_test": (1,), "majority": (1,),
     }  # fmt: skip
     for name, shape in shapes.items():
         kind = np.float64 if name == "threshold" else np.int64
@@ -120,6 +122,7 @@ def check(arrays: Scores, exits: int, measure: str = "softmax") -> None:
         and (arrays["exits"] >= 0).all()
         and (arrays["exits"] <= examples[TEST]).all()
         and arrays["own_test"][0] in (0, 1)
+        and 0 <= arrays["majority"][0] <= examples[TEST]
     )
     if not counted:
         raise ValueError("client evaluation: the counts do not add up to the samples")
@@ -153,6 +156,8 @@ def summarise(
         "sampled": these five for the clients in `sampled`, empty if none of them is here;
         "own_test": whether all were measured on test samples; "without_test": how many were not;
         "exit_macs", the mean over clients; "accuracy_loss";
+        "majority": the accuracy of always answering a client's most frequent class: on skewed data a network that has
+        learned nothing else reaches it;
         "curve": a point per threshold, cheap to dear, the last (threshold None) the full network:
         "threshold", "accuracy", "spread", "mean_macs", "share" (of the MACs of a client's own last exit),
         "saved" (1 - share), "exit_histogram" (test samples of all clients that leave at each exit);
@@ -186,6 +191,7 @@ def summarise(
         "without_test": without_test,
         "exit_macs": [float(np.mean(column)) for column in _by_exit(macs)],
         "accuracy_loss": accuracy_loss,
+        "majority": float(np.mean([c["majority"][0] / c["examples"][TEST] for c in clients])),
         "curve": curve,
         "tuned": _operate([c["tuned"] for c in clients], macs) | full,
         "common": curve[_common_threshold(clients, macs, accuracy_loss)] | full,
@@ -198,6 +204,12 @@ def _logits(network: nn.Module, x: Tensor, y: Tensor, exits: int) -> tuple[Tenso
         return torch.empty(exits, 0, 1), y.cpu()
     rows = (slice(start, start + BATCH) for start in range(0, len(y), BATCH))
     return collect_logits(network, ((x[r], y[r]) for r in rows))
+
+
+def _majority(data: ClientData, tested: Tensor) -> int:
+    """Return how many of the tested labels (N,) are the class that the client's other samples have most often."""
+    seen = torch.cat([data.y, data.validation_y]).cpu()
+    return int((tested == torch.bincount(seen).argmax()).sum()) if len(seen) else 0
 
 
 def _sweep(logits: Tensor, labels: Tensor, measure: str) -> NDArray[np.int64]:

@@ -28,6 +28,22 @@ def tuned_text(on_clients: Mapping[str, Any]) -> str:
     return f"{accuracy} at {share} of full MACs"
 
 
+def above_majority(on_clients: Mapping[str, Any]) -> bool:
+    """Return whether the clients' networks are more accurate than each client's most frequent class.
+
+    The mean over exits must be above it by more than the accuracy that early exits may lose: what is less is no proof
+    that the networks look at their input, and leaving early then saves MACs for nothing.
+    """
+    # a run of an older version did not measure it
+    return bool(on_clients) and bool(on_clients["mean"] > on_clients.get("majority", 0.0) + on_clients["accuracy_loss"])
+
+
+def majority_text(on_clients: Mapping[str, Any]) -> str:
+    """Return the majority-class score, and whether the networks are within its reach."""
+    note = "" if above_majority(on_clients) else ": the networks are not clearly better"
+    return f"{percent_text(on_clients['majority'])}{note}"
+
+
 def samples_text(on_clients: Mapping[str, Any]) -> str:
     """Return the samples on which the clients were evaluated, from a record's `client_accuracy`."""
     clients, without = on_clients["clients"], on_clients["without_test"]

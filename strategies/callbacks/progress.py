@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from flwr.supercore import log
 
-from strategies.callbacks.accuracy import mean_text, samples_text, tuned_text
+from strategies.callbacks.accuracy import majority_text, mean_text, samples_text, tuned_text
 from strategies.callbacks.base import Callback
 from strategies.callbacks.units import bytes_text, percent_text, rejected_text, seconds_text, spread_text
 from strategies.engine.rounds import Record
@@ -93,6 +93,7 @@ def _client_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         *((f"  exit {number}", spread_text(*pair)) for number, pair in enumerate(pairs, start=1)),
         ("  mean of exits", mean_text(summary)),
         ("  sampled at least once", f"{mean_text(sampled)} ({sampled.get('clients', 0)} of {summary['clients']})"),
+        ("  majority class", majority_text(summary)),
         ("  tuned", tuned_text(summary)),
     ]
 

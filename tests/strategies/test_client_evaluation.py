@@ -67,6 +67,7 @@ def test_counts_match_hand_count() -> None:
     assert found["exits"].tolist() == [3, 4]
     assert found["examples"].tolist() == [4, 5]
     assert found["own_test"].tolist() == [1]
+    assert found["majority"].tolist() == [5]  # all samples are of one class
     validation, test = found["sweep"]
     # two classes: at 0.5 every sample leaves at the first exit
     assert validation[at(0.5)].tolist() == [[4, 3], [0, 0]]
@@ -173,6 +174,7 @@ def client(*exits: int, validation: list[int], test: list[int], threshold: float
     return {
         "exits": np.array(exits), "examples": np.array([10, 10]), "sweep": sweep,
         "tuned": sweep[1, at(threshold)], "threshold": np.array([threshold]), "own_test": np.array([own_test]),
+        "majority": np.array([1]),
     }  # fmt: skip
 
 
@@ -290,6 +292,8 @@ def test_clients_measured_on_validation_samples_are_counted() -> None:
         ("threshold", np.array([0.61])),
         ("threshold", np.array([math.nan])),
         ("own_test", np.array([2])),
+        ("majority", np.array([11])),
+        ("majority", None),
     ],
 )
 def test_malformed_arrays_are_rejected(name: str, wrong: np.ndarray | None) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from strategies.callbacks.accuracy import mean_text, samples_text
+from strategies.callbacks.accuracy import above_majority, mean_text, samples_text
 from strategies.callbacks.report.records import RunData
 from strategies.callbacks.report.svg import COLOURS, INK, Plot, marker, per_cent, plot, whole_numbers
 from strategies.callbacks.units import percent_text, points_text, spread_text
@@ -121,6 +121,11 @@ def exit_shares(histogram: Sequence[int]) -> list[float]:
 
 def saving_sentence(summary: Mapping[str, Any]) -> str:
     """Return a sentence on the MACs that dynamic inference saves and the accuracy that it costs."""
+    if not above_majority(summary):
+        return (
+            f"The clients' networks are not clearly better than answering each client's most frequent class, which is "
+            f"right on {percent_text(summary['majority'])} of its samples: what early exits save says nothing here."
+        )
     tuned, common, full = summary["tuned"], summary["common"], summary["tuned"]["full_accuracy"]
     one = common["threshold"]
     kind = "at which no sample leaves early" if one is None else f"{one:g}"
@@ -148,6 +153,8 @@ def client_rows(summary: Mapping[str, Any]) -> list[list[str]]:
         for e in range(len(summary["exits"]))
     ]  # fmt: skip
     rows.append(["mean of exits", mean_text(summary), mean_text(sampled), "", "", ""])
+    if "majority" in summary:
+        rows.append(["majority class", percent_text(summary["majority"]), "", "", "", ""])
     names = (("full network", summary["curve"][-1]), ("tuned thresholds", summary["tuned"]))
     for name, point in (*names, ("common threshold", summary["common"])):
         accuracy = spread_text(point["accuracy"], point["spread"])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import UserError
+from strategies.callbacks.accuracy import above_majority
 from strategies.callbacks.report.records import RunData
 from strategies.callbacks.units import byte_unit, bytes_text, points_text, seconds_text
 
@@ -101,8 +102,9 @@ def measures(runs: Sequence[RunData]) -> list[Measure]:
         Measure("on clients", lambda run: run.clients.get("mean"), percents),
         Measure("  spread over them", lambda run: run.clients.get("mean_spread"), percents),
         Measure("  sampled at least once", lambda run: run.clients.get("sampled", {}).get("mean"), percents),
+        Measure("  majority class", lambda run: run.clients.get("majority"), percents),
         Measure("  tuned", lambda run: _tuned(run, "accuracy"), percents),
-        Measure("  MACs saved", lambda run: _tuned(run, "saved"), percents),
+        Measure("  MACs saved", lambda run: _tuned(run, "saved") if above_majority(run.clients) else None, percents),
         Measure("  loss allowed", lambda run: run.clients.get("accuracy_loss"), lambda mean, _: points_text(mean)),
         Measure("rounds", lambda run: float(len(run.rounds)), _whole),
         Measure("left out", _left_out, _whole),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from common.config import Value
-from strategies.callbacks.accuracy import mean_text
+from strategies.callbacks.accuracy import above_majority, mean_text
 from strategies.callbacks.report.clients import HEAD, client_plots, client_rows, saving_sentence
 from strategies.callbacks.report.plots import run_plots, term_plots
 from strategies.callbacks.report.records import RunData, split_config
@@ -50,7 +50,8 @@ def _facts(run: RunData) -> dict[str, str]:
         facts["at a cost of"] = f"{percent_text(chosen['mean_macs'] / full)} of full MACs"
     if run.clients:
         facts["on clients"] = mean_text(run.clients)
-        facts["MACs saved by early exits"] = percent_text(run.clients["tuned"]["saved"])
+        if above_majority(run.clients):
+            facts["MACs saved by early exits"] = percent_text(run.clients["tuned"]["saved"])
     left, rejected = (sum(len(event.get(kind, ())) for event in run.rounds) for kind in ("failures", "rejected"))
     facts["clients left out"] = f"{left}{rejected_text(rejected)}"
     return facts

@@ -14,7 +14,12 @@ def scalars(record: Record) -> dict[str, float]:
     on_clients = _by_exit(record.client_accuracy)
     if summary := record.client_accuracy:
         tuned = summary["tuned"]
-        on_clients |= {"spread": summary["mean_spread"], "tuned": tuned["accuracy"], "tuned-saved": tuned["saved"]}
+        on_clients |= {
+            "majority": summary["majority"],
+            "spread": summary["mean_spread"],
+            "tuned": tuned["accuracy"],
+            "tuned-saved": tuned["saved"],
+        }
         if sampled := summary["sampled"]:
             on_clients |= {"sampled-mean": sampled["mean"], "sampled-spread": sampled["mean_spread"]}
     groups: dict[str, Mapping[Any, Any]] = {

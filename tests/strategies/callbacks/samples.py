@@ -48,6 +48,7 @@ def client_summary(gain: int = 0, own_test: int = 1) -> dict[str, Any]:
         scores[client] = {
             "exits": np.array([first, last]), "examples": np.array([10, 10]), "sweep": sweep, "tuned": sweep[1, row],
             "threshold": np.array([THRESHOLDS[row]]), "own_test": np.array([own_test]),
+            "majority": np.array([2 + 2 * client]),
         }  # fmt: skip
     return summarise(scores, {1}, dict.fromkeys(scores, (1e6, 4e6)), 0.01)
 

@@ -1,4 +1,11 @@
-from strategies.callbacks.accuracy import exit_accuracies, mean_text, samples_text, tuned_text
+from strategies.callbacks.accuracy import (
+    above_majority,
+    exit_accuracies,
+    majority_text,
+    mean_text,
+    samples_text,
+    tuned_text,
+)
 from tests.strategies.callbacks.samples import client_summary
 
 
@@ -23,3 +30,12 @@ def test_samples_text_names_the_split() -> None:
     assert samples_text(mixed) == (
         "the clients' own test samples (1 of 2 clients have none and use their validation samples)"
     )
+
+
+def test_networks_within_reach_of_the_majority_class_are_named() -> None:
+    measured = client_summary()  # 60 % against 30 %
+    assert above_majority(measured)
+    assert majority_text(measured) == "30.0 %"
+    for score, above in ((0.58, True), (0.59, False), (0.7, False)):  # a point may be lost
+        assert above_majority(measured | {"majority": score}) is above
+    assert majority_text(measured | {"majority": 0.6}) == "60.0 %: the networks are not clearly better"

@@ -46,16 +46,17 @@ def test_closing_table_has_last_evaluation_and_sums_of_rounds() -> None:
 
 def test_closing_table_shows_the_last_clients_evaluation() -> None:
     lines = closing_table([client_record(1), client_record(2), record(3, accuracy={})])
-    assert lines[:6] == [
+    assert lines[:7] == [
         "  on clients               2, mean ± spread over them, the clients' own test samples",
         "    exit 1                 55.0 ± 15.0 %",
         "    exit 2                 75.0 ± 15.0 %",
         "    mean of exits          65.0 ± 15.0 %",
         "    sampled at least once  80.0 ± 0.0 % (1 of 2)",
+        "    majority class         30.0 %",
         "    tuned                  65.0 ± 5.0 % at 62.5 % of full MACs",
     ]
     both = [line.split()[0] for line in closing_table([record(1), client_record(2)])]
-    assert both == ["exit", "exit", "mean", "on", "exit", "exit", "mean", "sampled", "tuned", *CLOSING]
+    assert both == ["exit", "exit", "mean", "on", "exit", "exit", "mean", "sampled", "majority", "tuned", *CLOSING]
 
 
 def test_eta_uses_the_mean_round_since_this_start(strategy: Any, flower_log: list[str]) -> None:

@@ -76,3 +76,11 @@ def test_saving_sentence() -> None:
 
 def test_exit_shares() -> None:
     assert exit_shares([1, 0, 3]) == [0.25, 0.0, 0.75]
+
+
+def test_no_saving_is_claimed_within_reach_of_the_majority_class() -> None:
+    sentence = saving_sentence(client_summary() | {"majority": 0.6})
+    assert sentence.startswith(
+        "The clients' networks are not clearly better than answering each client's most frequent"
+    )
+    assert "60.0 %" in sentence

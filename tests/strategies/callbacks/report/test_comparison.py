@@ -55,6 +55,7 @@ def test_clients_evaluation_has_its_own_rows(make_run: MakeRun) -> None:
         "on clients                60.0 %   60.0 %       -",
         "  spread over them        10.0 %   10.0 %       -",
         "  sampled at least once   70.0 %   70.0 %       -",
+        "  majority class          30.0 %   30.0 %       -",
         "  tuned                   60.0 %   60.0 %       -",
         "  MACs saved              37.5 %   37.5 %       -",
         "  loss allowed           1 point  1 point       -",

@@ -31,6 +31,7 @@ def test_scalars_hold_every_number_of_a_round() -> None:
         "client-accuracy/exit-1": 0.5,
         "client-accuracy/exit-2": 0.7,
         "client-accuracy/mean": pytest.approx(0.6),
+        "client-accuracy/majority": pytest.approx(0.3),
         "client-accuracy/spread": pytest.approx(0.1),
         "client-accuracy/sampled-mean": 0.7,
         "client-accuracy/sampled-spread": 0.0,
