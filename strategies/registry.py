@@ -58,6 +58,7 @@ METHODS = {
         parts="cut",
         robust=False,
     ),
+    "inclusivefl": Entry("strategies.baselines.inclusivefl", ("strategies.baselines.settings:InclusiveFLSettings",)),
     "local": Entry("strategies.personalised.local_only", (PERSONAL,), robust=False),
     "median": Entry("strategies.baselines.median"),
 }

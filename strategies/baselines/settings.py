@@ -33,3 +33,12 @@ class FedProxSettings(Settings):
 
     mu: float = Field(0.05, ge=0)
     """weight of the proximal term"""
+
+
+class InclusiveFLSettings(Settings):
+    """Hyper-parameters of InclusiveFL's momentum distillation."""
+
+    SECTION = "inclusivefl"
+
+    beta: float = Field(0.2, ge=0, le=1)
+    """share of the larger model's gradient in the last unit of a smaller one"""
