@@ -61,6 +61,7 @@ METHODS = {
     "inclusivefl": Entry("strategies.baselines.inclusivefl", ("strategies.baselines.settings:InclusiveFLSettings",)),
     "local": Entry("strategies.personalised.local_only", (PERSONAL,), robust=False),
     "median": Entry("strategies.baselines.median"),
+    "reefl": Entry("strategies.baselines.reefl", ("strategies.baselines.settings:ReeFLSettings",)),
 }
 
 

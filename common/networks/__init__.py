@@ -5,10 +5,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
 from typing import Any
 
+from torch import nn
+
 from common.errors import UserError
 from common.networks.base import (
     Architecture,
     EarlyExitNetwork,
+    ExitOutput,
     ExitOutputs,
     Inference,
     Left,
@@ -22,6 +25,7 @@ from common.seeding import seeded
 __all__ = [
     "CostTable",
     "EarlyExitNetwork",
+    "ExitOutput",
     "ExitOutputs",
     "Inference",
     "Left",
@@ -50,6 +54,7 @@ class NetworkSpec:
     lora_rank: int = 0  # rank of the adapters; 0: train every parameter
     pretrained: str = ""  # a .safetensors file or a Hugging Face hub id; empty: random weights
     vocabulary: int = 0  # number of token ids; 0: images
+    recurrent: int = 0  # width of the exits' tokens for one shared, recurrent classifier (ReeFL); 0: one per exit
 
     def without_weights(self) -> "NetworkSpec":
         """Return the spec without its file of weights."""
@@ -112,9 +117,11 @@ def build(spec: NetworkSpec, seed: int) -> EarlyExitNetwork:
         ensemble=spec.ensemble,
         seed=seed,
         vocabulary=spec.vocabulary,
+        recurrent=spec.recurrent,
     )
     heads = {position: architecture.new_head(position) for position in exits}
-    network = EarlyExitNetwork(dict(enumerate(trunk.units)), heads, architecture)
+    recurrent = _recurrent(spec, len(exits), seed) if spec.recurrent else None
+    network = EarlyExitNetwork(dict(enumerate(trunk.units)), heads, architecture, recurrent)
     if spec.pretrained:
         from common.networks.pretrained import load_pretrained
 
@@ -143,7 +150,8 @@ def _check_numbers(spec: NetworkSpec) -> None:
     if spec.num_classes < 2:
         raise UserError(f"the data have {spec.num_classes} class(es): a classifier needs 2 or more")
     amounts = {"network.width": spec.width, "network.lora-rank": spec.lora_rank, "data.vocabulary": spec.vocabulary}
-    for key, value in {**amounts, "the network's ensemble weight": spec.ensemble}.items():
+    others = {"the network's ensemble weight": spec.ensemble, "the width of recurrent exits": spec.recurrent}
+    for key, value in {**amounts, **others}.items():
         if value < 0:
             raise UserError(f"{key} is {value}, must be at least 0")
     if problem := input_mistake(spec.name, texts=bool(spec.vocabulary)):
@@ -151,6 +159,17 @@ def _check_numbers(spec: NetworkSpec) -> None:
     axes = ("length",) if spec.vocabulary else ("channels", "height", "width")
     if len(spec.input_shape) != len(axes) or min(spec.input_shape) < 1:
         raise UserError(f"the data's shape is {spec.input_shape}, must be ({', '.join(axes)}) of 1 or more")
+
+
+def _recurrent(spec: NetworkSpec, exits: int, seed: int) -> nn.Module:
+    from common.networks.recurrent import HEADS, RecurrentExit  # needs torchvision
+
+    if spec.recurrent % HEADS or spec.ensemble:
+        raise UserError(
+            f"recurrent exits of width {spec.recurrent}: give a multiple of {HEADS}, and no ensemble weight beside it"
+        )
+    with seeded("recurrent exit", seed):
+        return RecurrentExit(spec.recurrent, exits, spec.num_classes)
 
 
 def _trunk(spec: NetworkSpec) -> Trunk:
