@@ -12,7 +12,7 @@ from common.data.summary import DataSummary, Dealt
 from common.data.support import listed
 from common.devices import pick_device
 from common.errors import UserError
-from common.networks import NetworkSpec, without_early_exits
+from common.networks import NetworkSpec, check_outside, without_early_exits
 from strategies.engine.rounds import Watcher
 from strategies.engine.server_evaluation import ServerEvaluator
 from strategies.engine.strategy import EarlyExitStrategy
@@ -50,6 +50,7 @@ def make_setup(config: RunConfig, method: Method) -> Setup:
             pick_device(config.server.device), config.server.batch_size, config.server.accuracy_loss,
         )  # fmt: skip
     spec = make_spec(config, method, len(source.classes), source.input_shape)
+    check_outside(spec, config.run.seed)
     return Setup(config, spec, tuple(source.classes), normalize, data, evaluator)
 
 

@@ -19,7 +19,9 @@ from common.networks.base import (
     rescale_gradient,
 )
 from common.networks.cost import CostTable, UnitCost, cost_table
-from common.sections.networks import BACKBONES, input_mistake, position_mistakes
+from common.networks.outside import check_network, outside_trunk
+from common.plugins import REFERENCE, is_reference
+from common.sections.networks import BACKBONES, default_exits, input_mistake, position_mistakes
 from common.seeding import seeded
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "UnitCost",
     "backbones",
     "build",
+    "check_outside",
     "cost_table",
     "rescale_gradient",
     "width_of",
@@ -44,7 +47,7 @@ __all__ = [
 class NetworkSpec:
     """Everything that decides a network's shape. Travels as JSON."""
 
-    name: str  # one of `backbones()`
+    name: str  # one of `backbones()`, or a function `package.module:function`
     num_classes: int
     input_shape: tuple[int, ...]  # (C, H, W), or (L,) of a text's token ids
     exits: tuple[int, ...] = ()  # units before each exit; (): the backbone's default
@@ -97,14 +100,16 @@ def build(spec: NetworkSpec, seed: int) -> EarlyExitNetwork:
         UserError: the name is unknown; exits, tiers, width, input shape or class count are impossible; LoRA needs
             attention; or the pretrained file is missing or does not fit.
     """
-    if spec.name not in backbones():
-        raise UserError(f"network.name is {spec.name!r}, must be one of {', '.join(backbones())}")
+    outside = is_reference(spec.name)
+    if not outside and spec.name not in backbones():
+        raise UserError(f"network.name is {spec.name!r}, must be one of {', '.join(backbones())}, or {REFERENCE}")
     _check_numbers(spec)
-    if problems := position_mistakes(spec.name, spec.exits, spec.tiers):
-        raise UserError("; ".join(problems))
     with seeded("trunk", seed):
-        trunk = _trunk(spec)
-    exits = spec.exits or BACKBONES[spec.name].exits
+        trunk = outside_trunk(spec.name, spec) if outside else _trunk(spec)
+    default = default_exits(spec.name) or trunk.exits or tuple(range(1, len(trunk.units) + 1))
+    if problems := position_mistakes(spec.name, spec.exits, spec.tiers, default):
+        raise UserError("; ".join(problems))
+    exits = spec.exits or default
     tiers = spec.tiers or tuple(range(1, len(exits) + 1))
     architecture = Architecture(
         num_classes=spec.num_classes,
@@ -122,7 +127,7 @@ def build(spec: NetworkSpec, seed: int) -> EarlyExitNetwork:
     heads = {position: architecture.new_head(position) for position in exits}
     recurrent = _recurrent(spec, len(exits), seed) if spec.recurrent else None
     network = EarlyExitNetwork(dict(enumerate(trunk.units)), heads, architecture, recurrent)
-    if spec.pretrained:
+    if spec.pretrained and not outside:  # a function loads its weights itself
         from common.networks.pretrained import load_pretrained
 
         load_pretrained(network, spec.pretrained)
@@ -133,10 +138,21 @@ def build(spec: NetworkSpec, seed: int) -> EarlyExitNetwork:
     return network
 
 
+def check_outside(spec: NetworkSpec, seed: int) -> None:
+    """Check a network from outside against the whole contract, once, before a run; nothing to do for another one.
+
+    Raises `UserError` that says what its function has to change.
+    """
+    if is_reference(spec.name):
+        check_network(spec.name, build(spec, seed), build(spec, seed))
+
+
 def width_of(spec: NetworkSpec) -> int:
     """Return an image network's width, the backbone's default if the spec's is 0; raises `UserError`."""
     if problem := input_mistake(spec.name, texts=False):
         raise UserError(problem)
+    if is_reference(spec.name) and not spec.width:
+        raise UserError(f"network.width is 0, but network.name {spec.name!r} has no width known here: give one")
     return spec.width or BACKBONES[spec.name].width
 
 

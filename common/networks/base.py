@@ -25,6 +25,7 @@ class Trunk:
     head: Callable[[int, int], ExitHead]  # (width, classes) -> a new exit head
     latent_shape: tuple[int, ...]  # of the tensor that enters unit `latent_unit`, without the batch
     latent_unit: int = 1
+    exits: tuple[int, ...] = ()  # units before each exit by default, of a trunk from outside; (): after every unit
 
 
 @dataclass(frozen=True)
