@@ -1,6 +1,5 @@
 """Sets of a function that `data.name` names: read as any other set, or refused with the reason."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -28,7 +27,6 @@ def png(number):
 """
 SET = """
 def made(config):
-    calls = Path(config.root or ".") / "calls"
     samples = [grey(n) if n % 2 else png(n) for n in range(20)]
     return RawSet(RawSplit(samples, np.arange(20) % 2), None, ("even", "odd"), ("from a function",))
 """
@@ -66,7 +64,8 @@ def test_set_is_decoded_and_split_as_any_other(mine, tmp_path):
 def test_function_gets_the_section_and_its_splits_count(mine, tmp_path):
     mine(
         "def made(config):\n"
-        "    one = RawSplit(np.stack([grey(1), grey(2)]), np.array([0, 1], dtype=np.int32), np.array(['a', config.column]))\n"
+        "    writers = np.array(['a', config.column])\n"
+        "    one = RawSplit(np.stack([grey(1), grey(2)]), np.array([0, 1], dtype=np.int32), writers)\n"
         "    other = RawSplit([grey(len(config.root)), grey(9)], [0, 1])\n"
         "    return RawSet(one, other, ['x', 'y'], validation=other)\n"
     )
@@ -149,8 +148,8 @@ REFUSED = {
     ),
     "empty": (ret("RawSplit([], np.array([]))"), "has no training samples"),
     "damaged": (
-        ret("RawSplit([b'no image', grey(2)] * 5, np.arange(10) % 2)"),
-        "cannot be read as an image|cannot be read",
+        ret("RawSplit([b'no image', *map(grey, range(9))], np.arange(10) % 2)"),
+        "0 cannot be read as an image",
     ),
     "one colour": (ret("RawSplit([grey(3)] * 10, np.arange(10) % 2)"), "nothing can be learnt"),
 }
@@ -173,7 +172,7 @@ def test_damaged_samples_are_left_out_on_request(mine):
 def test_module_that_is_not_allowed_is_refused(mine, monkeypatch):
     mine()
     monkeypatch.setenv("EARLYBLOOM_PLUGINS", "")
-    with pytest.raises(UserError, match="may not import 'mine_set' for data.name 'mine_set:made'"):
+    with pytest.raises(UserError, match=r"may not import 'mine_set' for data\.name 'mine_set:made'"):
         load(DataConfig(name=NAME), None)
 
 
@@ -181,5 +180,5 @@ def test_arrays_of_numpy_are_samples(mine):
     mine("def made(config):\n    x = np.arange(20 * 16, dtype=np.uint8).reshape(20, 4, 4)\n"
          "    return RawSet(RawSplit(x, np.arange(20) % 2), None, ('a', 'b'))\n")  # fmt: skip
     data = load(DataConfig(name=NAME), None)
-    assert np.isin(data.train.inputs[0].numpy().ravel()[0], range(256))
     assert len(data.train) == 16
+    assert data.input_shape == (1, 4, 4)
