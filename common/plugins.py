@@ -18,6 +18,10 @@ REFERENCE = "package.module:function"
 _PATTERN = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
+class PluginError(UserError):
+    """A named function cannot be had in this process."""
+
+
 def is_reference(name: str) -> bool:
     """Return whether a name is a function's, as `package.module:function`."""
     return _PATTERN.fullmatch(name) is not None
@@ -38,13 +42,13 @@ def allowed() -> list[str]:
 def find(key: str, name: str, role: str = "this process") -> Callable[..., Any]:
     """Import and return the function that a configuration's key names.
 
-    Raises `UserError`, which names the role of this process, if the module may not or cannot be imported, or has no
+    Raises `PluginError`, which names the role of this process, if the module may not or cannot be imported, or has no
     such function.
     """
     path, _, function = name.partition(":")
     package = path.partition(".")[0]
     if not any(path == entry or path.startswith(f"{entry}.") for entry in allowed()):
-        raise UserError(
+        raise PluginError(
             f"{role} may not import {path!r} for {key} {name!r}: if its owner trusts that package, set the environment "
             f"variable {VARIABLE}={package} where {role} starts"
         )
@@ -52,21 +56,21 @@ def find(key: str, name: str, role: str = "this process") -> Callable[..., Any]:
         module = importlib.import_module(path)
     except Exception as error:  # whatever the module raises
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(
+        raise PluginError(
             f"{role} cannot import {path!r} for {key} {name!r} ({reason}): install the package in its environment, or "
             "put the absolute path of the package's folder on its PYTHONPATH"
         ) from error
     found = getattr(module, function, None)
     if found is None:
-        raise UserError(f"{key} is {name!r}, but {path} has no {function!r} in {role} ({module.__file__})")
+        raise PluginError(f"{key} is {name!r}, but {path} has no {function!r} in {role} ({module.__file__})")
     if not callable(found):
-        raise UserError(f"{key} is {name!r}, but {function!r} is {type(found).__name__}, must be a function")
+        raise PluginError(f"{key} is {name!r}, but {function!r} is {type(found).__name__}, must be a function")
     checked: Callable[..., Any] = found
     return checked
 
 
 def check(names: Mapping[str, str], role: str) -> None:
-    """Import what these keys name if they name functions; raises `UserError` as `find` does."""
+    """Import what these keys name if they name functions; raises `PluginError`."""
     for key, name in names.items():
         if is_reference(name):
             find(key, name, role)
