@@ -1,5 +1,9 @@
 """Sets of a function that `data.name` names: read as any other set, or refused with the reason."""
 
+import re
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +13,7 @@ from common.data.fingerprint import look_again
 from common.data.outside import code_digest
 from common.errors import UserError
 
+README = Path(__file__).resolve().parents[3] / "common" / "data" / "README.md"
 HEAD = """
 import io
 from pathlib import Path
@@ -174,6 +179,16 @@ def test_module_that_is_not_allowed_is_refused(mine, monkeypatch):
     monkeypatch.setenv("EARLYBLOOM_PLUGINS", "")
     with pytest.raises(UserError, match=r"may not import 'mine_set' for data\.name 'mine_set:made'"):
         load(DataConfig(name=NAME), None)
+
+
+def test_readme_set_is_read(plugin, tmp_path):
+    (body,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    plugin("mine_readme", body)
+    x, y = np.arange(9 * 16, dtype=np.uint8).reshape(9, 4, 4), np.arange(9) % 3
+    np.savez(tmp_path / "letters.npz", train_x=x, train_y=y, test_x=x[:3], test_y=y[:3])
+    data = load(DataConfig(name="mine_readme:letters", root=str(tmp_path)), None)
+    assert torch.equal(data.train.inputs[:, 0], torch.from_numpy(x))
+    assert (data.classes, len(data.test)) == (("a", "b", "c"), 3)
 
 
 def test_arrays_of_numpy_are_samples(mine):

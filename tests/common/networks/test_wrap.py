@@ -1,6 +1,8 @@
 """Modules that nobody here wrote, as trunks: torchvision's and timm's."""
 
+import re
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from common.networks import NetworkSpec, build, check_outside, cost_table
 from common.networks.heads import ClassTokenLinear, MeanLinear, PooledLinear
 from common.networks.wrap import stages, trunk_of
 
+README = Path(__file__).resolve().parents[3] / "common" / "networks" / "README.md"
 TIMM = """
 import timm
 import torch
@@ -74,6 +77,13 @@ def test_timm_network_keeps_the_contract(plugin, name, exits, head):
         torch.testing.assert_close(left.logits, torch.stack([expected[0][0], expected[-1][1]]))
     costs = cost_table(network)
     assert costs.macs(0) < costs.macs(len(exits) - 1)
+
+
+def test_readme_network_keeps_the_contract(plugin):
+    pytest.importorskip("timm")
+    (body,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    plugin("mine_readme", body)
+    check_outside(NetworkSpec("mine_readme:resnet", 3, (1, 16, 16)), 1)
 
 
 def test_sequential_becomes_units():
