@@ -63,9 +63,14 @@ class NetworkSpec:
         """Return the spec without its file of weights."""
         return replace(self, pretrained="")
 
+    def plain(self) -> dict[str, Any]:
+        """Return the fields for JSON; an older installation reads them unless the network needs a newer one."""
+        values = asdict(self)
+        return values if self.recurrent else {key: values[key] for key in values if key != "recurrent"}
+
     def to_json(self) -> str:
         """Return the spec as one line of JSON."""
-        return json.dumps(asdict(self))
+        return json.dumps(self.plain())
 
     @classmethod
     def from_json(cls, text: str) -> "NetworkSpec":

@@ -164,6 +164,13 @@ def test_stored_model_comes_back(tmp_path: Path) -> None:
         assert all(torch.equal(a, b) for a, b in zip(stored.network(x), expected, strict=True))
 
 
+def test_older_installations_read_the_specs_of_networks_without_recurrent_exits() -> None:
+    assert NetworkSpec.from_json(SLIM.to_json()) == SLIM
+    plain = replace(SLIM, recurrent=0)
+    assert "recurrent" not in plain.to_json()
+    assert NetworkSpec.from_json(plain.to_json()) == plain
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
