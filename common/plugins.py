@@ -47,7 +47,7 @@ def find(key: str, name: str, role: str = "this process") -> Callable[..., Any]:
     """
     path, _, function = name.partition(":")
     package = path.partition(".")[0]
-    if not any(path == entry or path.startswith(f"{entry}.") for entry in allowed()):
+    if not _is_allowed(path):
         raise PluginError(
             f"{role} may not import {path!r} for {key} {name!r}: if its owner trusts that package, set the environment "
             f"variable {VARIABLE}={package} where {role} starts"
@@ -65,8 +65,14 @@ def find(key: str, name: str, role: str = "this process") -> Callable[..., Any]:
         raise PluginError(f"{key} is {name!r}, but {path} has no {function!r} in {role} ({module.__file__})")
     if not callable(found):
         raise PluginError(f"{key} is {name!r}, but {function!r} is {type(found).__name__}, must be a function")
+    if not _is_allowed(home := str(getattr(found, "__module__", ""))):  # what a module imports is not its own
+        raise PluginError(f"{key} is {name!r}, but {function!r} comes from {home!r}: name a function of {package!r}")
     checked: Callable[..., Any] = found
     return checked
+
+
+def _is_allowed(module: str) -> bool:
+    return any(module == entry or module.startswith(f"{entry}.") for entry in allowed())
 
 
 def check(names: Mapping[str, str], role: str) -> None:

@@ -13,6 +13,8 @@ from common.data.support import listed
 from common.devices import pick_device
 from common.errors import UserError
 from common.networks import NetworkSpec, check_outside, without_early_exits
+from common.plugins import is_reference
+from common.sections.objective import too_few_weights
 from strategies.engine.rounds import Watcher
 from strategies.engine.server_evaluation import ServerEvaluator
 from strategies.engine.strategy import EarlyExitStrategy
@@ -30,8 +32,18 @@ def make_strategy(config: RunConfig, callbacks: Iterable[Watcher[EarlyExitStrate
     if not isinstance(strategy, EarlyExitStrategy):
         raise TypeError(f"the card of {method.name!r} makes a {type(strategy).__name__}, not an EarlyExitStrategy")
     parse_mix(config.clients.mix, len(strategy.tiers))
+    _check_weights(config, strategy)
     strategy.callbacks = list(callbacks)
     return strategy
+
+
+def _check_weights(config: RunConfig, strategy: EarlyExitStrategy) -> None:
+    """Raise `UserError` for fewer weights than exits; of a network from outside the exits are known only now."""
+    weights = config.objective.exit_weights
+    if is_reference(config.network.name) and strategy.parts.word == "depth":
+        exits = len(strategy.network.exit_positions)
+        if weights and len(weights) < exits:
+            raise UserError(too_few_weights(weights, exits))
 
 
 def make_setup(config: RunConfig, method: Method) -> Setup:

@@ -75,7 +75,7 @@ def _checked(name: str, word: str, split: RawSplit, classes: int) -> RawSplit:
     if labels.shape != (len(samples),) or (samples and not np.issubdtype(labels.dtype, np.integer)):
         found = f"{labels.dtype} labels of shape {labels.shape}"
         _refuse(name, f"its {word} split has {len(samples)} samples and {found}, must have a whole number for each")
-    if outside := sorted({int(label) for label in labels if not 0 <= label < classes}):
+    if len(outside := labels[(labels < 0) | (labels >= classes)]):
         _refuse(name, f"its {word} split has the label {outside[0]}, but {classes} classes, numbered from 0")
     if split.natural is not None and np.shape(split.natural) != labels.shape:
         _refuse(name, f"its {word} split has {np.shape(split.natural)} natural clients for {len(samples)} samples")

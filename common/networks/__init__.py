@@ -183,6 +183,7 @@ def _check_numbers(spec: NetworkSpec) -> None:
 
 
 def _recurrent(spec: NetworkSpec, exits: int, seed: int) -> nn.Module:
+    """Return the classifier that so many exits share; raises `UserError` for an impossible width."""
     from common.networks.recurrent import HEADS, RecurrentExit  # needs torchvision
 
     if spec.recurrent % HEADS or spec.ensemble:

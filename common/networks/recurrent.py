@@ -1,7 +1,8 @@
 """One classifier for all exits, which sees the tokens of the exits before it too: ReeFL's Ree module.
 
 Source: Lee et al., "Recurrent Early Exits for Federated Learning with Heterogeneous Clients", ICML 2024 (arXiv
-2405.14791), section 3: a transformer block over a meta token and the history of class tokens, shared by all sub-models.
+2405.14791): a transformer block over a meta token and the history of class tokens, shared by all sub-models. That the
+last token is added to the meta token before the classifier is a detail of the authors' code.
 """
 
 from typing import cast

@@ -51,6 +51,11 @@ def test_allowed_package_includes_its_modules(plugin, monkeypatch, tmp_path):
         ("1 / 0", "mine_broken:net", r"the server cannot import 'mine_broken' .*ZeroDivisionError: division by zero"),
         ("def net(): pass", "mine_other:nat", r"network\.name is 'mine_other:nat', but mine_other has no 'nat'"),
         ("net = 3", "mine_number:net", r"'net' is int, must be a function"),
+        (
+            "from os import system as net",
+            "mine_import:net",
+            r"'net' comes from 'posix': name a function of 'mine_import'",
+        ),
     ],
 )
 def test_what_cannot_be_had_is_refused(plugin, source, name, message):

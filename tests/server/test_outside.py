@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from client.__main__ import main as client_main
+from common.errors import UserError
 from common.networks.cost import cost_table
 from common.plugins import VARIABLE
 from common.storage.model_file import load_model
@@ -101,6 +102,20 @@ def test_typed_names_are_allowed_and_the_stored_run_keeps_them(plugin, tmp_path,
     assert "may not import 'mine_outside' for network.name 'mine_outside:net'" in message
     assert f"{VARIABLE}=mine_outside" in message
     assert "does not hold a whole model" not in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective.exit-weights": "1,2"}, r"exit-weights is 1\.0,2\.0, but the network has 3 exits"),
+        ({"clients.mix": "0.5,0.5"}, r"clients\.mix '0\.5,0\.5' must give one share"),
+        ({"network.exits": "1,2"}, r"network\.exits is 1,2: .* end with 3"),
+    ],
+)
+def test_lists_are_checked_once_the_exits_are_known(plugin, prepare_run, changes, message):
+    plugin("mine_outside", MODULE)
+    with pytest.raises(UserError, match=message):
+        prepare_run({**NAMES, **changes})
 
 
 @pytest.mark.parametrize(
