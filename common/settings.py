@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar, get_args, get_origin
 
 from pydantic import (
@@ -11,12 +12,16 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     ValidationError,
     ValidationInfo,
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError
+from pydantic_core.core_schema import no_info_after_validator_function
+
+from common.plugins import REFERENCE, is_reference
 
 FIELDS_ONLY = object()  # a validation's context: leave out `other_mistakes`
 
@@ -97,6 +102,25 @@ DistinctInts = Annotated[tuple[_Int, ...], BeforeValidator(_items), AfterValidat
 DistinctWords = Annotated[tuple[str, ...], BeforeValidator(_items), AfterValidator(_distinct)]
 
 
+@dataclass(frozen=True)
+class Name:
+    """Marks a text that is one of some known names, or names a function of another package."""
+
+    known: tuple[str, ...]
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Return the schema that checks the name."""
+        return no_info_after_validator_function(self._checked, handler(source))
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(self.known)}, or {REFERENCE}"
+
+    def _checked(self, name: str) -> str:
+        if name not in self.known and not is_reference(name):
+            raise PydanticCustomError("items", "must be {known}", {"known": f"{self}{like(name, self.known)}"})
+        return name
+
+
 # --- Mistakes
 
 PLURALS = {int: "whole numbers", float: "numbers", str: "words"}
@@ -141,6 +165,8 @@ def without(sentences: Iterable[str], wrong: Collection[str]) -> list[str]:
 def must_be(field: FieldInfo) -> str:
     """Return what a field's value must be: "a number, at least 0"."""
     kind: Any = field.annotation
+    if named := [str(mark) for mark in field.metadata if isinstance(mark, Name)]:
+        return named[0]
     if get_origin(kind) is Literal:
         return f"one of {', '.join(get_args(kind))}"
     if get_origin(kind) is tuple:

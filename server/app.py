@@ -9,7 +9,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore import log
 
-from common import logs, paths
+from common import logs, paths, plugins
 from common.config import RunConfig, Value, replace
 from common.devices import deterministic, keep_memory
 from common.errors import UserError
@@ -61,16 +61,22 @@ def prepare(run_config: Mapping[str, Value]) -> EarlyExitStrategy:
     if config.run.resume:
         folder, stored = RunFolder.reopen(Path(config.run.resume))
         config = read_config(stored)
+        _check_plugins(config)
         folder.check_data(summarise(config))
         strategy = make_strategy(config)
         observers = _observers(strategy.config)
         folder.restore(strategy)
     else:
         config = _named(config)
+        _check_plugins(config)
         strategy, observers = make_strategy(config), _observers(config)
         folder = RunFolder.create(paths.runs_root(config.run.root), config)
     strategy.callbacks = [*_callbacks(strategy.config, folder), *observers]
     return strategy
+
+
+def _check_plugins(config: RunConfig) -> None:
+    plugins.check({"network.name": config.network.name, "data.name": config.data.name}, "the server")
 
 
 def _named(config: RunConfig) -> RunConfig:

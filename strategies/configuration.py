@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from common.capacity import parse_mix
 from common.config import RunConfig, Value, load_config
 from common.errors import UserError
-from common.sections.networks import BACKBONES, input_mistake
+from common.sections.networks import default_exits, input_mistake
 from common.sections.objective import too_few_weights
 from strategies.engine.settings import RobustSettings
 from strategies.registry import METHODS, all_settings, method_settings, readers, unknown_method
@@ -60,7 +60,8 @@ def _mistakes(config: RunConfig) -> Iterator[str]:
 def _part_mistakes(config: RunConfig) -> Iterator[str]:
     """Yield a sentence for lists that do not fit the network's exits and tiers."""
     network, weights = config.network, config.objective.exit_weights
-    exits = network.exits or BACKBONES[network.name].exits
+    if not (exits := network.exits or default_exits(network.name)):
+        return  # a function's own exits: known once it is called
     if weights and len(weights) < len(exits):
         yield f"{too_few_weights(weights, len(exits))} (network.name and network.exits decide their number)"
     try:

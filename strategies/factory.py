@@ -12,7 +12,9 @@ from common.data.summary import DataSummary, Dealt
 from common.data.support import listed
 from common.devices import pick_device
 from common.errors import UserError
-from common.networks import NetworkSpec, without_early_exits
+from common.networks import NetworkSpec, check_outside, without_early_exits
+from common.plugins import is_reference
+from common.sections.objective import too_few_weights
 from strategies.engine.rounds import Watcher
 from strategies.engine.server_evaluation import ServerEvaluator
 from strategies.engine.strategy import EarlyExitStrategy
@@ -30,8 +32,18 @@ def make_strategy(config: RunConfig, callbacks: Iterable[Watcher[EarlyExitStrate
     if not isinstance(strategy, EarlyExitStrategy):
         raise TypeError(f"the card of {method.name!r} makes a {type(strategy).__name__}, not an EarlyExitStrategy")
     parse_mix(config.clients.mix, len(strategy.tiers))
+    _check_weights(config, strategy)
     strategy.callbacks = list(callbacks)
     return strategy
+
+
+def _check_weights(config: RunConfig, strategy: EarlyExitStrategy) -> None:
+    """Raise `UserError` for fewer weights than exits; of a network from outside the exits are known only now."""
+    weights = config.objective.exit_weights
+    if is_reference(config.network.name) and strategy.parts.word == "depth":
+        exits = len(strategy.network.exit_positions)
+        if weights and len(weights) < exits:
+            raise UserError(too_few_weights(weights, exits))
 
 
 def make_setup(config: RunConfig, method: Method) -> Setup:
@@ -50,6 +62,7 @@ def make_setup(config: RunConfig, method: Method) -> Setup:
             pick_device(config.server.device), config.server.batch_size, config.server.accuracy_loss,
         )  # fmt: skip
     spec = make_spec(config, method, len(source.classes), source.input_shape)
+    check_outside(spec, config.run.seed)
     return Setup(config, spec, tuple(source.classes), normalize, data, evaluator)
 
 
@@ -75,7 +88,7 @@ def make_spec(config: RunConfig, method: Method, classes: int, input_shape: tupl
     spec = NetworkSpec(
         section.name, classes, input_shape, section.exits, section.tiers, section.width,
         method.ensemble(config), section.lora_rank, section.pretrained,
-        config.data.vocabulary if config.data.is_text else 0,
+        config.data.vocabulary if config.data.is_text else 0, method.recurrent(config),
     )  # fmt: skip
     if method.exits:
         return spec

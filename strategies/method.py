@@ -56,6 +56,7 @@ class Method:
     apart: Callable[[RunConfig], bool] = lambda config: False  # True: `merge` needs every client's model by itself
     # The network's boosting coefficient; 0.0 for a method with a loss of its own, to which `objective` does not apply
     ensemble: Callable[[RunConfig], float] = lambda config: config.objective.ensemble
+    recurrent: Callable[[RunConfig], int] = lambda config: 0  # width of the tokens of recurrent exits; 0: none
     measure: str = "softmax"  # confidence by which a client's samples leave early, see `common.exits.confidence`
     exits: bool = True  # False: the network has its last exit only; devices get exits at their cuts
     nested: bool = True  # a part's weights hold the weights of all smaller parts

@@ -58,8 +58,10 @@ METHODS = {
         parts="cut",
         robust=False,
     ),
+    "inclusivefl": Entry("strategies.baselines.inclusivefl", ("strategies.baselines.settings:InclusiveFLSettings",)),
     "local": Entry("strategies.personalised.local_only", (PERSONAL,), robust=False),
     "median": Entry("strategies.baselines.median"),
+    "reefl": Entry("strategies.baselines.reefl", ("strategies.baselines.settings:ReeFLSettings",)),
 }
 
 

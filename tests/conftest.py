@@ -1,8 +1,10 @@
 """Fixtures for every test."""
 
+import importlib
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +20,7 @@ from xdist.scheduler import LoadScopeScheduling
 from client.app import app
 from common.config import Value
 from common.flower.local_grid import LocalGrid
+from common.plugins import VARIABLE
 from strategies.callbacks.base import Callback
 from strategies.configuration import read_config
 from strategies.engine.rounds import Record
@@ -77,6 +80,24 @@ def one_thread() -> None:
 def interruptible() -> None:
     """Let Ctrl-C interrupt processes that tests start, even where the tests are a background job, which ignores it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str | None], None]:
+    """Make an importable module with this source, and allow it; without a source, only allow its name."""
+    folder = tmp_path / "plugins"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv(VARIABLE, "")
+
+    def make(name: str, source: str | None) -> None:
+        if source is not None:
+            (folder / f"{name}.py").write_text(source)
+            importlib.invalidate_caches()
+        monkeypatch.setenv(VARIABLE, ",".join(filter(None, [os.environ[VARIABLE], name])))
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+    return make
 
 
 @pytest.fixture

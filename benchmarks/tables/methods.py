@@ -73,6 +73,14 @@ METHODS: Mapping[str, Row] = {
     ),
     "`fedavg`": Row("the whole network, last exit only, on capable devices (2017)", "-c run.strategy=fedavg"),
     "`fedprox`": Row("`eefl` with a pull towards the server's weights (2020)", "-c run.strategy=fedprox"),
+    "`inclusivefl`": Row(
+        "`eefl`, and larger models' gradients go into the last layers of smaller ones (KDD 2022)",
+        "-c run.strategy=inclusivefl",
+    ),
+    "`reefl`": Row(
+        "one recurrent classifier for all exits; a client's best exit teaches the others (ICML 2024)",
+        "-c run.strategy=reefl -c train.lr=0.01",
+    ),
     "`median`": Row("`eefl` with the coordinate-wise median in place of the mean", "-c run.strategy=median"),
     "`cafedistill`": Row(
         "personal networks: similar clients' last exits teach shallow ones (arXiv 2601.10015)",

@@ -22,11 +22,13 @@ from common.data.hub import read_hub
 from common.data.image_folder import read_image_folder
 from common.data.images import SampleSet
 from common.data.news import read_news
+from common.data.outside import code_digest, read_outside
 from common.data.parquet import parquet_files, read_parquet
 from common.data.raw import Encoded, RawSet, RawSplit, content_digest, first, merged, split_off_test
 from common.data.support import counted, listed
 from common.data.text import token_ids
 from common.errors import UserError
+from common.plugins import is_reference
 from common.sections.data import DataConfig
 from common.sections.data_sets import DEVICES, EMBEDDED, NEWS
 
@@ -106,13 +108,14 @@ def _identity(config: DataConfig) -> list[Json]:
 
 
 def _fingerprint(config: DataConfig) -> str:
-    """Return the fingerprint of a set's local files; "" if it is embedded or on the hub."""
+    """Return the fingerprint of a set's code and local files; "" if it is embedded or on the hub."""
+    code = code_digest(config.name) if is_reference(config.name) else ""
     if not config.root:
-        return ""
+        return code
     root = Path(config.root)
     if not root.is_dir():
         raise UserError(f"data.root is {root}, which is not a folder: set it to the folder that holds the samples")
-    return fingerprint(config.root, deep=not config.is_text and not parquet_files(root))
+    return code + fingerprint(config.root, deep=not config.is_text and not parquet_files(root))
 
 
 def _read_source(config: DataConfig) -> RawSet:
@@ -152,6 +155,8 @@ def _open_source(config: DataConfig) -> RawSet:
         return read_digits()
     if config.name == NEWS:
         return read_news(config)
+    if is_reference(config.name):
+        return read_outside(config)
     if not config.root:
         return read_hub(config)
     root = Path(config.root).resolve()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from common.seeding import derive_seed
 
-Encoded = bytes | Path | NDArray[np.uint8]  # one image: the bytes of a file, the path of one, or grey pixels (H, W)
+Encoded = bytes | Path | NDArray[np.uint8]  # one image: a file's bytes, its path, or pixels (H, W), (H, W, 3)
 Sample = Encoded | str  # an image or a text
 
 TEST_SHARE = 0.2

@@ -5,10 +5,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
 from typing import Any
 
+from torch import nn
+
 from common.errors import UserError
 from common.networks.base import (
     Architecture,
     EarlyExitNetwork,
+    ExitOutput,
     ExitOutputs,
     Inference,
     Left,
@@ -16,12 +19,15 @@ from common.networks.base import (
     rescale_gradient,
 )
 from common.networks.cost import CostTable, UnitCost, cost_table
-from common.sections.networks import BACKBONES, input_mistake, position_mistakes
+from common.networks.outside import check_network, outside_trunk
+from common.plugins import REFERENCE, is_reference
+from common.sections.networks import BACKBONES, default_exits, input_mistake, position_mistakes
 from common.seeding import seeded
 
 __all__ = [
     "CostTable",
     "EarlyExitNetwork",
+    "ExitOutput",
     "ExitOutputs",
     "Inference",
     "Left",
@@ -29,6 +35,7 @@ __all__ = [
     "UnitCost",
     "backbones",
     "build",
+    "check_outside",
     "cost_table",
     "rescale_gradient",
     "width_of",
@@ -40,7 +47,7 @@ __all__ = [
 class NetworkSpec:
     """Everything that decides a network's shape. Travels as JSON."""
 
-    name: str  # one of `backbones()`
+    name: str  # one of `backbones()`, or a function `package.module:function`
     num_classes: int
     input_shape: tuple[int, ...]  # (C, H, W), or (L,) of a text's token ids
     exits: tuple[int, ...] = ()  # units before each exit; (): the backbone's default
@@ -50,14 +57,20 @@ class NetworkSpec:
     lora_rank: int = 0  # rank of the adapters; 0: train every parameter
     pretrained: str = ""  # a .safetensors file or a Hugging Face hub id; empty: random weights
     vocabulary: int = 0  # number of token ids; 0: images
+    recurrent: int = 0  # width of the exits' tokens for one shared, recurrent classifier (ReeFL); 0: one per exit
 
     def without_weights(self) -> "NetworkSpec":
         """Return the spec without its file of weights."""
         return replace(self, pretrained="")
 
+    def plain(self) -> dict[str, Any]:
+        """Return the fields for JSON; an older installation reads them unless the network needs a newer one."""
+        values = asdict(self)
+        return values if self.recurrent else {key: values[key] for key in values if key != "recurrent"}
+
     def to_json(self) -> str:
         """Return the spec as one line of JSON."""
-        return json.dumps(asdict(self))
+        return json.dumps(self.plain())
 
     @classmethod
     def from_json(cls, text: str) -> "NetworkSpec":
@@ -92,14 +105,16 @@ def build(spec: NetworkSpec, seed: int) -> EarlyExitNetwork:
         UserError: the name is unknown; exits, tiers, width, input shape or class count are impossible; LoRA needs
             attention; or the pretrained file is missing or does not fit.
     """
-    if spec.name not in backbones():
-        raise UserError(f"network.name is {spec.name!r}, must be one of {', '.join(backbones())}")
+    outside = is_reference(spec.name)
+    if not outside and spec.name not in backbones():
+        raise UserError(f"network.name is {spec.name!r}, must be one of {', '.join(backbones())}, or {REFERENCE}")
     _check_numbers(spec)
-    if problems := position_mistakes(spec.name, spec.exits, spec.tiers):
-        raise UserError("; ".join(problems))
     with seeded("trunk", seed):
-        trunk = _trunk(spec)
-    exits = spec.exits or BACKBONES[spec.name].exits
+        trunk = outside_trunk(spec.name, spec) if outside else _trunk(spec)
+    default = default_exits(spec.name) or trunk.exits or tuple(range(1, len(trunk.units) + 1))
+    if problems := position_mistakes(spec.name, spec.exits, spec.tiers, default):
+        raise UserError("; ".join(problems))
+    exits = spec.exits or default
     tiers = spec.tiers or tuple(range(1, len(exits) + 1))
     architecture = Architecture(
         num_classes=spec.num_classes,
@@ -112,10 +127,12 @@ def build(spec: NetworkSpec, seed: int) -> EarlyExitNetwork:
         ensemble=spec.ensemble,
         seed=seed,
         vocabulary=spec.vocabulary,
+        recurrent=spec.recurrent,
     )
     heads = {position: architecture.new_head(position) for position in exits}
-    network = EarlyExitNetwork(dict(enumerate(trunk.units)), heads, architecture)
-    if spec.pretrained:
+    recurrent = _recurrent(spec, len(exits), seed) if spec.recurrent else None
+    network = EarlyExitNetwork(dict(enumerate(trunk.units)), heads, architecture, recurrent)
+    if spec.pretrained and not outside:  # a function loads its weights itself
         from common.networks.pretrained import load_pretrained
 
         load_pretrained(network, spec.pretrained)
@@ -126,10 +143,21 @@ def build(spec: NetworkSpec, seed: int) -> EarlyExitNetwork:
     return network
 
 
+def check_outside(spec: NetworkSpec, seed: int) -> None:
+    """Check a network from outside against the whole contract, once, before a run; nothing to do for another one.
+
+    Raises `UserError` that says what its function has to change.
+    """
+    if is_reference(spec.name):
+        check_network(spec.name, build(spec, seed), build(spec, seed))
+
+
 def width_of(spec: NetworkSpec) -> int:
     """Return an image network's width, the backbone's default if the spec's is 0; raises `UserError`."""
     if problem := input_mistake(spec.name, texts=False):
         raise UserError(problem)
+    if is_reference(spec.name) and not spec.width:
+        raise UserError(f"network.width is 0, but network.name {spec.name!r} has no width known here: give one")
     return spec.width or BACKBONES[spec.name].width
 
 
@@ -143,7 +171,8 @@ def _check_numbers(spec: NetworkSpec) -> None:
     if spec.num_classes < 2:
         raise UserError(f"the data have {spec.num_classes} class(es): a classifier needs 2 or more")
     amounts = {"network.width": spec.width, "network.lora-rank": spec.lora_rank, "data.vocabulary": spec.vocabulary}
-    for key, value in {**amounts, "the network's ensemble weight": spec.ensemble}.items():
+    others = {"the network's ensemble weight": spec.ensemble, "the width of recurrent exits": spec.recurrent}
+    for key, value in {**amounts, **others}.items():
         if value < 0:
             raise UserError(f"{key} is {value}, must be at least 0")
     if problem := input_mistake(spec.name, texts=bool(spec.vocabulary)):
@@ -151,6 +180,18 @@ def _check_numbers(spec: NetworkSpec) -> None:
     axes = ("length",) if spec.vocabulary else ("channels", "height", "width")
     if len(spec.input_shape) != len(axes) or min(spec.input_shape) < 1:
         raise UserError(f"the data's shape is {spec.input_shape}, must be ({', '.join(axes)}) of 1 or more")
+
+
+def _recurrent(spec: NetworkSpec, exits: int, seed: int) -> nn.Module:
+    """Return the classifier that so many exits share; raises `UserError` for an impossible width."""
+    from common.networks.recurrent import HEADS, RecurrentExit  # needs torchvision
+
+    if spec.recurrent % HEADS or spec.ensemble:
+        raise UserError(
+            f"recurrent exits of width {spec.recurrent}: give a multiple of {HEADS}, and no ensemble weight beside it"
+        )
+    with seeded("recurrent exit", seed):
+        return RecurrentExit(spec.recurrent, exits, spec.num_classes)
 
 
 def _trunk(spec: NetworkSpec) -> Trunk:

@@ -25,6 +25,7 @@ class Trunk:
     head: Callable[[int, int], ExitHead]  # (width, classes) -> a new exit head
     latent_shape: tuple[int, ...]  # of the tensor that enters unit `latent_unit`, without the batch
     latent_unit: int = 1
+    exits: tuple[int, ...] = ()  # units before each exit by default, of a trunk from outside; (): after every unit
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Architecture:
     ensemble: float = 0.0  # weight of the previous exit's logits; 0: exits are independent
     seed: int = 0  # of new heads
     vocabulary: int = 0  # number of token ids; 0: images
+    recurrent: int = 0  # width of the exits' tokens, which one shared classifier sees; 0: every exit has its own
 
     def new_head(self, position: int) -> ExitHead:
         """Return a fresh head for the exit after `position` units.
@@ -49,16 +51,26 @@ class Architecture:
         that the whole network would have had there. The global random state does not change.
         """
         with seeded("exit head", self.seed, position):
-            return self.head(self.widths[position - 1], self.num_classes)
+            return self.head(self.widths[position - 1], self.recurrent or self.num_classes)
+
+
+@dataclass(frozen=True)
+class ExitOutput:
+    """The outputs of one exit."""
+
+    logits: Tensor  # (B, classes); the ensembled ones F_e if the network is an ensemble, else z_e
+    feature: Tensor  # (B, width): the pooled feature before the head
+    carried: Tensor  # what the next exit needs: logits (B, classes), of recurrent exits all tokens so far (B, exits, d)
 
 
 @dataclass(frozen=True)
 class ExitOutputs:
     """The outputs of one pass, exits from shallow to deep."""
 
-    logits: list[Tensor]  # (B, classes) per exit; ensembled ones F_e if the network is an ensemble, else z_e
-    features: list[Tensor]  # (B, width) per exit: the pooled feature before the head
+    logits: list[Tensor]  # (B, classes) per exit, see `ExitOutput`
+    features: list[Tensor]  # (B, width) per exit
     trunk: Tensor  # after the last unit of this part: the smashed data at a cut
+    carried: Tensor | None = None  # what a suffix's exits need of those before them
 
 
 @dataclass(frozen=True)
@@ -103,14 +115,22 @@ class EarlyExitNetwork(nn.Module):
     keep the whole network's numbers in every part, so the keys of a part's state dict are a subset of the whole's.
 
     An exit's position is the number of units before it, counted in the whole network.
+
+    With `recurrent`, the exits' heads make tokens and this module, which all parts with an exit hold, turns the tokens
+    of all exits so far into logits (see `common.networks.recurrent`).
     """
 
     def __init__(
-        self, units: Mapping[int, nn.Module], exits: Mapping[int, ExitHead], architecture: Architecture
+        self,
+        units: Mapping[int, nn.Module],
+        exits: Mapping[int, ExitHead],
+        architecture: Architecture,
+        recurrent: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.units = nn.ModuleDict({str(index): units[index] for index in sorted(units)})
         self.exits = nn.ModuleDict({str(position): exits[position] for position in sorted(exits)})
+        self.recurrent = recurrent
         self.architecture = architecture
         self.start = min(units)  # position where x enters this part: 0 in a prefix, the cut in a suffix
         self.end = max(units) + 1  # position after this part's last unit
@@ -182,7 +202,7 @@ class EarlyExitNetwork(nn.Module):
                 way back into the shared trunk and E-e-1 on the trunk's branch, so that every exit reaches
                 the first block group with 1/E (BoostNet, Yu et al., AAAI 2023). "legacy": without the second
                 factor, as DarkDistill's released ViT does (1/4, 1/12, 1/24, 1/24 with 4 exits).
-            carried: (B, classes), in a suffix of an ensemble: the logits of the last exit before it.
+            carried: in a suffix of an ensemble or of a network with recurrent exits: what the exits before it carry.
 
         Raises:
             ValueError: a latent cannot enter this part.
@@ -193,7 +213,6 @@ class EarlyExitNetwork(nn.Module):
         exits = [position for position in self.exit_positions if position >= start]
         logits: list[Tensor] = []
         features: list[Tensor] = []
-        ensembled = carried
         trunk = x
         for position, unit in self._walk(start):
             trunk = x = x if unit is None else unit(x)
@@ -202,14 +221,21 @@ class EarlyExitNetwork(nn.Module):
             later = len(exits) - len(logits) - 1
             if rescale != "none":
                 x = rescale_gradient(x, 1 / (later + 1))
-            head = self._head(position)
-            feature = head.pooled(x)
-            ensembled = self._output(head(feature), ensembled)
-            features.append(feature)
-            logits.append(ensembled)
+            output = self.exit_at(position, x, carried)
+            carried = output.carried
+            features.append(output.feature)
+            logits.append(output.logits)
             if rescale == "boost":
                 x = rescale_gradient(x, later)
-        return ExitOutputs(logits, features, trunk)
+        return ExitOutputs(logits, features, trunk, carried)
+
+    def exit_at(self, position: int, x: Tensor, carried: Tensor | None = None) -> ExitOutput:
+        """Return the outputs of one exit for the tensor x after `position` units; `carried` of the exit before it."""
+        head = self._head(position)
+        feature = head.pooled(x)
+        carried = self._output(head(feature), carried)
+        logits = carried if self.recurrent is None else cast(Tensor, self.recurrent(carried))
+        return ExitOutput(logits, feature, carried)
 
     def features_at(self, x: Tensor, cut: int) -> Tensor:
         """Return the tensor after `cut` units of the whole network.
@@ -232,7 +258,7 @@ class EarlyExitNetwork(nn.Module):
             x: (B, C, H, W) or token ids (B, L), in a suffix the features at its cut.
             leaves: (exit index from 0, logits (b, classes) of the remaining samples) -> bool (b,), which leave.
                 It is not called at the last exit of this part, where all remaining samples leave.
-            carried: (B, classes), in a suffix of an ensemble: the logits of the last exit before it.
+            carried: as in `forward_exits`.
         """
         exits = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         logits: Tensor | None = None
@@ -256,13 +282,12 @@ class EarlyExitNetwork(nn.Module):
             if position not in self.exit_positions:
                 continue
             index = self.exit_positions.index(position)
-            head = self._head(position)
-            carried = self._output(head(head.pooled(x)), carried)
+            output = self.exit_at(position, x, carried)
             last = index == len(self.exit_positions) - 1
-            gone = torch.ones_like(rows, dtype=torch.bool) if last else leaves(index, carried)
-            yield Left(index, rows[gone], carried[gone])
+            gone = torch.ones_like(rows, dtype=torch.bool) if last else leaves(index, output.logits)
+            yield Left(index, rows[gone], output.logits[gone])
             stay = ~gone
-            rows, x, carried = rows[stay], x[stay], carried[stay]
+            rows, x, carried = rows[stay], x[stay], output.carried[stay]
             if len(rows) == 0:
                 break
 
@@ -291,15 +316,15 @@ class EarlyExitNetwork(nn.Module):
         like = next(part.parameters(), None)
         head = self.architecture.new_head(cut).to(like)
         exits = {position: part._head(position) for position in part.exit_positions}
-        return EarlyExitNetwork(
-            {int(index): unit for index, unit in part.units.items()}, {**exits, cut: head}, self.architecture
-        ).train(self.training)
+        units = {int(index): unit for index, unit in part.units.items()}
+        recurrent = copy.deepcopy(self.recurrent)
+        return EarlyExitNetwork(units, {**exits, cut: head}, self.architecture, recurrent).train(self.training)
 
     def suffix(self, cut: int) -> "EarlyExitNetwork":
         """Return a copy of the units from `cut` on and the exits after them, which a server holds.
 
-        For `features_at(x, cut)` it returns the whole network's logits bit for bit (in an ensemble: with `carried`,
-        the logits of the last exit before the cut).
+        For `features_at(x, cut)` it returns the whole network's logits bit for bit (in an ensemble, or with recurrent
+        exits: with what the exits before the cut carry, `forward_exits(x).carried` of the prefix).
 
         Raises:
             UserError: one of the two sides would have no unit.
@@ -312,6 +337,7 @@ class EarlyExitNetwork(nn.Module):
             {index: copy.deepcopy(self.units[str(index)]) for index in range(start, end)},
             {position: copy.deepcopy(self._head(position)) for position in exits},
             self.architecture,
+            copy.deepcopy(self.recurrent) if exits else None,
         )
         return part.train(self.training)
 
@@ -324,11 +350,18 @@ class EarlyExitNetwork(nn.Module):
     def _head(self, position: int) -> ExitHead:
         return cast(ExitHead, self.exits[str(position)])
 
-    def _output(self, logits: Tensor, previous: Tensor | None) -> Tensor:
-        """Return F_e of z_e and F_{e-1} (BoostNet, Yu et al., AAAI 2023), both (B, classes)."""
-        if previous is None or self.ensemble == 0.0:
-            return logits
-        return logits + self.ensemble * previous.detach()
+    def _output(self, output: Tensor, carried: Tensor | None) -> Tensor:
+        """Return what an exit carries on, of its head's output and of what the exit before it carried.
+
+        In an ensemble this is F_e of z_e and F_{e-1} (BoostNet, Yu et al., AAAI 2023), all (B, classes); of recurrent
+        exits the tokens so far (B, exits, d) of one more token (B, d).
+        """
+        if self.recurrent is not None:
+            token = output.unsqueeze(1)
+            return token if carried is None else torch.cat([carried, token], dim=1)
+        if carried is None or self.ensemble == 0.0:
+            return output
+        return output + self.ensemble * carried.detach()
 
     def _check_cut(self, cut: int, lowest: int, highest: int) -> None:
         if not lowest <= cut <= highest:

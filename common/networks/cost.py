@@ -109,6 +109,7 @@ def cost_table(network: EarlyExitNetwork) -> CostTable:
     meter = _Meter(parameters)
     units: list[UnitCost] = []
     exits: dict[int, UnitCost] = {}
+    tokens: list[Tensor] = []  # of recurrent exits
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         x = network.example(COUNTED_BATCH)
         for index, unit in enumerate(network.units.values()):
@@ -117,9 +118,24 @@ def cost_table(network: EarlyExitNetwork) -> CostTable:
             position = index + 1
             if position in network.exit_positions:
                 head = cast(ExitHead, network.exits[str(position)])
-                _, exits[position] = meter.measure(head, _classifier(head), x)
+                output, exits[position] = meter.measure(head, _classifier(head), x)
+                if network.recurrent is not None:
+                    tokens.append(output)
+                    _, shared = meter.measure(network.recurrent, network.recurrent, torch.stack(tokens, dim=1))
+                    exits[position] = _with_shared(exits[position], shared, first=len(tokens) == 1)
     tiers = tuple(position for position in network.tier_positions if position <= len(units))
     return CostTable(tuple(units), exits, tiers)
+
+
+def _with_shared(head: UnitCost, shared: UnitCost, *, first: bool) -> UnitCost:
+    """Return a recurrent exit's cost; the classifier's parameters count for the first exit, which all parts have."""
+    return UnitCost(
+        parameters=head.parameters + (shared.parameters if first else 0),
+        macs=head.macs + shared.macs,
+        activation_bytes=shared.activation_bytes,
+        training_bytes=head.training_bytes + shared.training_bytes,
+        frozen_parameters=head.frozen_parameters,
+    )
 
 
 def _classifier(head: ExitHead) -> Callable[[Tensor], Tensor]:

@@ -37,6 +37,22 @@ class PooledLinear(ExitHead):
         return cast(Tensor, self.linear(feature))
 
 
+class MeanLinear(ExitHead):
+    """The mean over all dimensions between the first and the last, and a linear layer, for (B, ..., D)."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, num_classes)
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """Return the mean (B, D) of tokens (B, T, D) or of maps (B, H, W, D), or vectors (B, D) as they are."""
+        return x.mean(dim=tuple(range(1, x.dim() - 1))) if x.dim() > 2 else x
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Return logits (B, classes) of pooled features (B, D)."""
+        return cast(Tensor, self.linear(feature))
+
+
 class PreactivatedPooledLinear(ExitHead):
     """BatchNorm and ReLU before the pooling, which a pre-activation trunk's blocks end without."""
 

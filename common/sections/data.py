@@ -22,7 +22,7 @@ class DataConfig(Settings):
     # `folder`: own images in `root`; `text`: own texts there; `devices`: every device brings its own images (node
     # configuration data="/folder") and the server has none
     name: SetName = EMBEDDED
-    """the data set, or folder (own images), text (own texts), devices (each device's own images)"""
+    """the data set, folder (own images), text (own texts), devices (each device's images), or a function's"""
     # train-*.parquet and test-*.parquet, or train/<class>/ and test/<class>/ images (also Training, testing; val or
     # validation is the test set, or the server's validation set beside a test folder), or <class>/ images (a fifth of
     # each class then becomes the test set), or, for texts, train.csv and test.csv

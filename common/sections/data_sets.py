@@ -1,7 +1,9 @@
 """The data sets known by name: their copies on the Hugging Face hub and their normalisation constants."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Annotated
+
+from common.settings import Name
 
 EMBEDDED = "digits"
 NEWS = "bbc_news"  # embedded texts
@@ -36,7 +38,4 @@ HUB_SETS: dict[str, HubSet] = {
 TEXT_SETS: tuple[str, ...] = (NEWS, TEXT, *(name for name, known in HUB_SETS.items() if known.texts))
 NAMES: tuple[str, ...] = (EMBEDDED, NEWS, *HUB_SETS, FOLDER, TEXT, DEVICES)
 
-if TYPE_CHECKING:
-    SetName: TypeAlias = str
-else:
-    SetName = Literal[NAMES]
+SetName = Annotated[str, Name(NAMES)]

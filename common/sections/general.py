@@ -114,7 +114,7 @@ class NetworkSection(Settings):
     SECTION = "network"
 
     name: BackboneName = "resnet_slim"
-    """the backbone"""
+    """the backbone, or the function that makes one"""
     exits: DistinctInts = ()
     """units before each exit, rising, the last one all units; empty: the backbone's own"""
     tiers: DistinctInts = ()

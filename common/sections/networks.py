@@ -1,7 +1,10 @@
 """The backbones by name, and where exits and tiers may be: known before a network is built."""
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import Annotated, NamedTuple
+
+from common.plugins import is_reference
+from common.settings import Name
 
 
 class Backbone(NamedTuple):
@@ -27,19 +30,26 @@ BACKBONES = {
 ATTENTION = ("transformer", "vit")  # modules whose backbones take LoRA adapters
 PRETRAINED = ("vit",)  # and pretrained weights
 
-if TYPE_CHECKING:
-    BackboneName: TypeAlias = str
-else:
-    BackboneName = Literal[tuple(BACKBONES)]
+BackboneName = Annotated[str, Name(tuple(BACKBONES))]
 
 
-def position_mistakes(name: str, exits: tuple[int, ...], tiers: tuple[int, ...]) -> list[str]:
-    """Return a sentence for exits and for tiers that this backbone cannot have; () stands for the default."""
-    default = BACKBONES[name].exits
-    if exits and not _rises(exits, last := default[-1]):
+def default_exits(name: str) -> tuple[int, ...]:
+    """Return a backbone's own exits; () for a function's, which are known once it is called."""
+    return BACKBONES[name].exits if name in BACKBONES else ()
+
+
+def position_mistakes(
+    name: str, exits: tuple[int, ...], tiers: tuple[int, ...], default: tuple[int, ...] = ()
+) -> list[str]:
+    """Return a sentence for exits and for tiers that this backbone cannot have; () stands for the default.
+
+    Where the default is not known, only the order is checked.
+    """
+    default = default or default_exits(name)
+    if exits and not _rises(exits, last := (default or exits)[-1]):
         problem = f"network.exits is {_typed(exits)}: give rising unit counts from 1 that end with {last}"
         return [f"{problem} for network.name {name!r}"]
-    count = len(exits or default)
+    count = len(exits or default) or max(tiers, default=0)
     if tiers and not _rises(tiers, count):
         return [f"network.tiers is {_typed(tiers)}: give rising exit counts from 1 that end with {count}, all exits"]
     return []
@@ -47,6 +57,8 @@ def position_mistakes(name: str, exits: tuple[int, ...], tiers: tuple[int, ...])
 
 def weight_mistakes(name: str, lora_rank: int, pretrained: str) -> list[str]:
     """Return a sentence for adapters and for pretrained weights that this backbone cannot have."""
+    if is_reference(name):
+        return []  # known once the function is called
     module, found = BACKBONES[name].module, list[str]()
     if lora_rank and module not in ATTENTION:
         problem = f"network.lora-rank is {lora_rank}, but network.name {name!r} has no attention"
@@ -64,7 +76,7 @@ def _made_by(modules: tuple[str, ...]) -> str:
 def input_mistake(name: str, *, texts: bool) -> str:
     """Return the sentence for a backbone that does not take such samples; empty if it does."""
     fitting = [other for other, backbone in BACKBONES.items() if backbone.texts == texts]
-    if name in fitting:
+    if name in fitting or is_reference(name):
         return ""
     return f"network.name {name!r} does not take {'texts' if texts else 'images'}: choose one of {', '.join(fitting)}"
 

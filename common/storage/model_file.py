@@ -11,6 +11,7 @@ from common.errors import UserError
 from common.exits import ThresholdPolicy
 from common.networks import EarlyExitNetwork, NetworkSpec, build
 from common.paths import store_root
+from common.plugins import PluginError
 from common.storage.files import read_tensors, write_tensors
 from common.storage.format import FORMAT, check_format
 from common.weights.flat import StateDict
@@ -73,6 +74,8 @@ def load_model(path: Path) -> StoredModel:
         network = whole.prefix_units(info.cut) if info.cut else whole.prefix(info.depth)
         network.load_state_dict({key: tensors[key] for key in network.state_dict()})
         others = {key: tensors[key] for key in tensors.keys() - whole.state_dict().keys()}
+    except PluginError as error:
+        raise UserError(f"{found}: {error}") from error
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{found} does not hold a whole model: {error}") from error
     last = (float("inf"),) * (len(network.exit_positions) - 1)

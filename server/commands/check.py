@@ -4,6 +4,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
+from common import plugins
 from common.config import RunConfig, Value
 from common.errors import UserError
 from common.paths import check_writable
@@ -24,8 +25,12 @@ def check_run(
         here: whether the run's server uses the files of this machine.
         strategies: that read the configuration; (): the configured one.
     """
+    if values.get("run.resume") and not here:
+        return read_config(values)
     if values.get("run.resume"):
-        return read_config(read_stored(run_folder(values, root)), file_mistakes) if here else read_config(values)
+        config = read_config(read_stored(run_folder(values, root)), file_mistakes)
+        allow_plugins(config)
+        return config
 
     def further(config: RunConfig) -> Iterator[str]:
         yield from unread(config, strategies)
@@ -33,7 +38,17 @@ def check_run(
             yield from _taken(run_folder(values, root))
             yield from file_mistakes(config)
 
-    return read_config(values, further)
+    config = read_config(values, further)
+    if here:
+        allow_plugins(config)
+    return config
+
+
+def allow_plugins(config: RunConfig) -> None:
+    """Allow the functions that a run on this machine names, and import them; raises `UserError`."""
+    named = {"network.name": config.network.name, "data.name": config.data.name}
+    plugins.allow(named.values())
+    plugins.check(named, "this command")
 
 
 def file_mistakes(config: RunConfig) -> Iterator[str]:

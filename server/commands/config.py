@@ -46,7 +46,8 @@ def run(options: argparse.Namespace) -> int:
             table.add_column(name, no_wrap=name == "key", overflow="fold")
         for key, field in keys(kind).items():
             mark = "*" if values[key] != defaults[key] else ""
-            meaning = f"{field.description} ({must_be(field)})" if field.annotation is not str else field.description
+            free = field.annotation is str and not field.metadata
+            meaning = field.description if free else f"{field.description} ({must_be(field)})"
             row = (mark, key, shown(values[key]), shown(defaults[key]), meaning or "")
             table.add_row(*map(Text, row), style="bold" if mark else "")
         console.print(table)

@@ -12,7 +12,7 @@ from typing import cast
 
 import torch
 
-from common import paths
+from common import paths, plugins
 from common.capacity import DECLARED, OVERRIDES, Choice, mix_depth, parse_capacity
 from common.config import RunConfig, load_config
 from common.data import load
@@ -76,6 +76,9 @@ class Node:
         try:
             if self.order.token:
                 self.store.check(self.order.token)
+            if self.order.config:
+                data = {"data.name": self.config.data.name} if self.virtual else {}
+                plugins.check({"network.name": self.config.network.name} | data, "a client")
             if self.virtual and self.order.config:
                 load(self.config.data, paths.cache_root())
         except UserError as error:

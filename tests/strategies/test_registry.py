@@ -10,7 +10,14 @@ from common.settings import read_section
 from strategies.engine.strategy import EarlyExitStrategy
 from strategies.registry import METHODS, all_settings, find_method
 
-OWN_LOSS = ("cafedistill", "depthfl", "distree", "fedavg", "hetero_splitee")  # the run's objective does not apply
+OWN_LOSS = (
+    "cafedistill",
+    "depthfl",
+    "distree",
+    "fedavg",
+    "hetero_splitee",
+    "reefl",
+)  # the run's objective does not apply
 
 
 @pytest.mark.parametrize("name", METHODS)

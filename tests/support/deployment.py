@@ -116,11 +116,13 @@ class Deployment:
         return found
 
 
-def run_launcher(home: Path, settings: Mapping[str, Any]) -> subprocess.CompletedProcess[str]:
-    """Run `python -m server run` with two workers in its own process."""
+def run_launcher(
+    home: Path, settings: Mapping[str, Any], script: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m server run`, or a script in its place, with two workers in its own process."""
     pairs = [part for key, value in settings.items() for part in ("-c", f"{key}={json.dumps(value)}")]
     return subprocess.run(
-        [sys.executable, "-m", "server", "run", "--workers", "2", *pairs],
+        [sys.executable, *([str(script)] if script else ["-m", "server"]), "run", "--workers", "2", *pairs],
         cwd=PROJECT, env=os.environ | {"FLWR_HOME": str(home / ".flwr")},
         capture_output=True, text=True, check=False, timeout=280,
     )  # fmt: skip

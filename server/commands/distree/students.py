@@ -19,10 +19,11 @@ from common.data.images import Normalizer, SampleSet
 from common.devices import deterministic, keep_memory, pick_device, threads
 from common.errors import UserError
 from common.exits import anytime_accuracy, collect_logits
-from common.networks import NetworkSpec, build, without_early_exits
+from common.networks import NetworkSpec, build, check_outside, without_early_exits
 from common.settings import keys, read_section
 from common.storage.files import write_text
 from common.storage.model_file import FILE, ModelInfo, save_model
+from server.commands.check import allow_plugins
 from server.commands.overrides import read_overrides, refuse_unread
 from strategies.configuration import read_config
 from strategies.distree.model.partition import partition
@@ -130,6 +131,7 @@ def _lacks_to_serve(device: Capacity, costs: StudentCosts, number: int) -> str:
 
 def _prepare(options: argparse.Namespace) -> tuple[RunConfig, Samples, Schedule, torch.device]:
     config = read_config(read_overrides(options))
+    allow_plugins(config)
     refuse_unread(options, READ[options.verb], OPTIONS)
     read = read_section(
         Schedule, epochs=options.epochs, lr=options.lr, augment=not options.no_augmentation, autocast=options.autocast
@@ -168,6 +170,7 @@ def _samples(config: RunConfig) -> Samples:
         section.name, len(source.classes), source.input_shape, section.exits, section.tiers, section.width,
         lora_rank=section.lora_rank, pretrained=section.pretrained,
     )  # fmt: skip
+    check_outside(spec, config.run.seed)
     normalize = normalizer(config.data, source.input_shape[0])
     return Samples(train, validation, source.test, normalize, spec)
 

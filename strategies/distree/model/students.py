@@ -76,7 +76,8 @@ class StudentsSpec:
 
     def to_json(self) -> str:
         """Return the spec as one line of JSON."""
-        return json.dumps(asdict(self))
+        networks = {"teacher": self.teacher.plain(), "backbones": [backbone.plain() for backbone in self.backbones]}
+        return json.dumps(asdict(self) | networks)
 
     @classmethod
     def from_json(cls, text: str) -> "StudentsSpec":
