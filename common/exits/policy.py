@@ -53,13 +53,13 @@ class ThresholdPolicy:
         """Number of exits of the network that the policy is for."""
         return len(self.thresholds) + 1
 
-    def __call__(self, exit_index: int, logits: A) -> A:
+    def __call__(self, exit_index: int, logits: Any) -> Any:
         """Return which samples leave at exit `exit_index` (from 0), bool `(b,)`, from that exit's logits `(b, C)`."""
         if exit_index >= len(self.thresholds):
             return full(len(logits), True, logits, "bool")
         return confidence(logits, self.measure) >= self.thresholds[exit_index]
 
-    def exits(self, logits: A) -> A:
+    def exits(self, logits: Any) -> Any:
         """Return the exit (from 0) every sample leaves at, int64 `(N,)`, from all exits' logits `(E, N, C)`.
 
         Raises:
