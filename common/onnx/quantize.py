@@ -76,7 +76,7 @@ def refitted(policy: ThresholdPolicy, before: NDArray[np.float32], after: NDArra
     """
     thresholds = list(policy.thresholds)
     here, there = (np.ones(logits.shape[1], np.bool_) for logits in (before, after))  # which samples have not left
-    for index, threshold in enumerate(thresholds[: len(before)]):
+    for index in range(min(len(thresholds), len(before))):
         leaves = here & policy(index, before[index])
         scores = confidence(after[index], policy.measure)
         number, staying = int(leaves.sum()), np.sort(scores[there])[::-1]

@@ -223,11 +223,11 @@ def test_message_bytes_bounds_the_largest_batch(tiny: Tiny) -> None:
 
 def test_own_policy_of_a_device(tiny: Tiny) -> None:
     plain = tiny.student(1)
-    assert own_policy(plain) == FeatureDifference(PUBLISHED)
+    assert own_policy(TorchStudent(plain)) == FeatureDifference(PUBLISHED)
     stored = replace(plain, policies={CALIBRATED: ANY, "last": LastExit(EXITS)})
-    assert own_policy(stored) == ANY
-    assert own_policy(stored, "last") == LastExit(EXITS)
+    assert own_policy(TorchStudent(stored)) == ANY
+    assert own_policy(TorchStudent(stored), "last") == LastExit(EXITS)
     with pytest.raises(UserError, match="no policy 'quick'; stored are: calibrated, last"):
-        own_policy(stored, "quick")
+        own_policy(TorchStudent(stored), "quick")
     with pytest.raises(UserError, match="stored are: none"):
-        own_policy(plain, "calibrated")
+        own_policy(TorchStudent(plain), "calibrated")
