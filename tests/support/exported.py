@@ -1,7 +1,6 @@
 """Stored networks and their exports, small enough for the default tests."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from common.data.images import Normalizer, SampleSet
 from common.exits import ThresholdPolicy, budget_fractions, fit_thresholds
 from common.networks import NetworkSpec, build
 from common.seeding import generator
-from common.storage.model_file import StoredModel
+from common.storage.model_file import FILE, ModelInfo, StoredModel, save_model
 from server.commands.export import export_model
 
 CPU = torch.device("cpu")
@@ -52,20 +51,25 @@ def stored(spec: NetworkSpec, *, depth: int = 0, cut: int = 0) -> StoredModel:
         logits = torch.stack(part(x))
     policy = fit_thresholds(logits, budget_fractions(len(logits), 1.0))
     if cut:
-        policy = ThresholdPolicy((float(torch.tensor(0.2)),), "entropy")
+        policy = ThresholdPolicy((0.2,), "entropy")
     classes = tuple(f"class {label}" for label in range(spec.num_classes))
     return StoredModel(part, spec, classes, normalizer, policy, cut, "a run")
+
+
+def save(folder: Path, model: StoredModel, depth: int) -> Path:
+    """Store a network as a run does."""
+    info = ModelInfo(
+        model.spec.to_json(), depth, model.classes, model.normalizer.mean, model.normalizer.std, model.policy.to_json(),
+        model.cut, model.run,
+    )  # fmt: skip
+    save_model(folder / FILE, model.network.state_dict(), info)
+    return folder
 
 
 def both(model: StoredModel, out: Path, validation: SampleSet | None = None) -> tuple[TorchNetwork, OnnxNetwork]:
     """Return a stored network as torch computes it, and its export as onnxruntime does."""
     export_model(model, out, validation)
     return TorchNetwork(model, CPU), OnnxNetwork.open(out, 1, split=False)
-
-
-def without_early_exit(model: StoredModel) -> StoredModel:
-    """Return the model with a policy by which all samples go to the last exit."""
-    return replace(model, policy=ThresholdPolicy((float("inf"),) * (len(model.network.exit_positions) - 1)))
 
 
 def assert_same(one: TorchNetwork, other: OnnxNetwork, inputs: NDArray[Any], sizes: Sequence[int] = (1, 7)) -> None:

@@ -16,12 +16,11 @@ from client.__main__ import main
 from common.networks import Inference, NetworkSpec
 from common.rpc.channels import connect
 from common.rpc.secrets import read_token
-from common.storage.model_file import FILE, ModelInfo, StoredModel, save_model
 from server.commands.export import export_model, export_student
 from strategies.distree.exits.policies import FeatureDifference
 from strategies.distree.serving.aggregator import Aggregator
 from tests.strategies.distree.devices import EXITS, PIXELS, Tiny, wait_ready
-from tests.support.exported import samples, stored
+from tests.support.exported import samples, save, stored
 from tests.support.served import read_line
 from tests.support.without_torch import COMMAND
 
@@ -34,16 +33,6 @@ def run(*words: str, code: int = 0) -> "subprocess.CompletedProcess[str]":
     done = subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     return done
-
-
-def save(folder: Path, model: StoredModel, depth: int) -> Path:
-    """Store a network as a run does."""
-    info = ModelInfo(
-        model.spec.to_json(), depth, model.classes, model.normalizer.mean, model.normalizer.std, model.policy.to_json(),
-        model.cut, model.run,
-    )  # fmt: skip
-    save_model(folder / FILE, model.network.state_dict(), info)
-    return folder
 
 
 def answers(file: Path) -> dict[str, Any]:
