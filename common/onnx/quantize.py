@@ -3,8 +3,10 @@
 Source: Jacob et al., CVPR 2018 (arXiv 1712.05877); onnxruntime's static quantization.
 """
 
+import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -118,7 +120,7 @@ def _quantized(graph: bytes, feeds: Sequence[Feed]) -> bytes:
             """Return the next batch, at the end None."""
             return next(self._left, None)
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _only_errors():
         plain, fused, small = (Path(folder) / name for name in ("plain.onnx", "fused.onnx", "small.onnx"))
         plain.write_bytes(graph)
         quant_pre_process(plain, fused, skip_symbolic_shape=True)  # fuses batch norm into convolutions
@@ -127,6 +129,17 @@ def _quantized(graph: bytes, feeds: Sequence[Feed]) -> bytes:
             activation_type=QuantType.QInt8, weight_type=QuantType.QInt8, nodes_to_exclude=_classifier(fused),
         )  # fmt: skip
         return small.read_bytes()
+
+
+@contextmanager
+def _only_errors() -> Iterator[None]:
+    """Keep the root logger's warnings back: the quantiser warns of every norm that has no channels to tell apart."""
+    level = logging.root.level
+    logging.root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.root.setLevel(level)
 
 
 def _classifier(file: Path) -> list[str]:
