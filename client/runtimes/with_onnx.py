@@ -16,10 +16,10 @@ from common.data.normalising import ArrayNormalizer
 from common.data.support import one_line
 from common.errors import UserError
 from common.onnx.folder import REMEDY, Exported, Images, Student, read_exported, read_stored
+from common.onnx.runtime import onnxruntime, session
 from strategies.distree.exits.policies import ExitPolicy, policy_from_json
 from strategies.distree.serving.service import Stopped
 
-INSTALL = "pip install earlybloom[export], or on a device the packages of client/requirements.txt"
 FEATURES, LOGITS = "features", "logits"
 INPUT, CARRIED = "input", "carried"
 
@@ -161,15 +161,10 @@ class OnnxStudent:
 
 def _session(file: Path, content: bytes, threads: int) -> Any:
     try:
-        import onnxruntime
-    except ImportError as error:
-        raise UserError(f"ONNX needs the package 'onnxruntime', which is not installed: {INSTALL}") from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3  # errors alone
-    try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return session(content, threads)
+    except UserError:
+        raise
     except Exception as error:  # onnxruntime raises many kinds for a graph that is damaged or too new
         raise UserError(
-            f"{file} cannot be used by onnxruntime {onnxruntime.__version__} ({one_line(error)})"
+            f"{file} cannot be used by onnxruntime {onnxruntime().__version__} ({one_line(error)})"
         ) from error

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from common.exits.policy import ThresholdPolicy, confidence
 from common.onnx.export import LOGITS, Chain, Feed
 from common.onnx.folder import Quantization
+from common.onnx.runtime import onnxruntime
 
 SAMPLES = 256  # that ranges are measured on
 BATCH = 32
@@ -107,6 +108,7 @@ def all_logits(graphs: Sequence[bytes], inputs: NDArray[Any], *, carries: bool) 
 
 
 def _quantized(graph: bytes, feeds: Sequence[Feed]) -> bytes:
+    onnxruntime()  # before any import of it
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

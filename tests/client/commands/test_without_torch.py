@@ -29,8 +29,10 @@ TEXTS = NetworkSpec("transformer4", 3, (8,), vocabulary=50, width=8, exits=(2, 5
 WORDS = ("one two three", "Four, five. Six!", "seven eight nine ten eleven twelve thirteen")
 
 
-def run(*words: str, code: int = 0) -> "subprocess.CompletedProcess[str]":
-    done = subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=120, check=False)
+def run(*words: str, code: int = 0, **environment: str) -> "subprocess.CompletedProcess[str]":
+    done = subprocess.run(
+        [*COMMAND, *words], capture_output=True, text=True, timeout=120, check=False, env={**os.environ, **environment}
+    )
     assert done.returncode == code, done.stdout + done.stderr
     return done
 
@@ -129,6 +131,16 @@ def test_mistakes_are_one_line(images: Path, tmp_path: Path, capsys: pytest.Capt
     ):
         assert main(["infer", "--images", str(images), "--model", str(tmp_path), *words]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_nothing_is_reported_and_nothing_kept_in_the_home(images: Path, tmp_path: Path) -> None:
+    """onnxruntime keeps an identifier of the device there, and what it will send."""
+    export_model(stored(SPEC), tmp_path / "onnx")
+    home = tmp_path / "home"
+    home.mkdir()
+    private = {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "CI": "", "ORT_DISABLE_TELEMETRY": "0"}
+    run("infer", "--model", str(tmp_path / "onnx"), "--images", str(images), **private)
+    assert list(home.rglob("*")) == []
 
 
 class Device:
