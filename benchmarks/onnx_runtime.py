@@ -34,7 +34,7 @@ NETWORKS = {
     "ViT, 64 wide": {"name": "vit_small32", "exits": (5, 9, 13)},
 }
 RUNTIMES = ("torch", "onnx", "onnx int8")
-REPEATS, IMAGES, BATCH = 3, 200, 32
+REPEATS, IMAGES, BATCH = 3, 96, 32
 
 
 def make(folder: Path) -> None:

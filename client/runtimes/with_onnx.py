@@ -16,7 +16,7 @@ from common.data.normalising import ArrayNormalizer
 from common.data.support import one_line
 from common.errors import UserError
 from common.onnx.folder import REMEDY, Exported, Images, Student, read_exported, read_stored
-from common.onnx.runtime import onnxruntime, session
+from common.onnx.runtime import open_session
 from strategies.distree.exits.policies import ExitPolicy, policy_from_json
 from strategies.distree.serving.service import Stopped
 
@@ -161,10 +161,8 @@ class OnnxStudent:
 
 def _session(file: Path, content: bytes, threads: int) -> Any:
     try:
-        return session(content, threads)
+        return open_session(content, threads)
     except UserError:
         raise
     except Exception as error:  # onnxruntime raises many kinds for a graph that is damaged or too new
-        raise UserError(
-            f"{file} cannot be used by onnxruntime {onnxruntime().__version__} ({one_line(error)})"
-        ) from error
+        raise UserError(f"{file} cannot be used by onnxruntime ({one_line(error)}): update it, or {REMEDY}") from error

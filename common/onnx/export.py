@@ -22,7 +22,7 @@ from common.errors import UserError
 from common.exits import ThresholdPolicy
 from common.networks import EarlyExitNetwork, cost_table
 from common.onnx.folder import FILE, Exported, Images, Quantization, Student, Texts, describe
-from common.onnx.runtime import session
+from common.onnx.runtime import open_session
 from common.seeding import generator
 from common.storage.files import write_bytes, write_text
 
@@ -94,7 +94,7 @@ class Chain:
     """Graphs as onnxruntime computes them, every segment for all samples."""
 
     def __init__(self, graphs: Sequence[bytes], *, carries: bool) -> None:
-        self.sessions = [session(graph) for graph in graphs]
+        self.sessions = [open_session(graph) for graph in graphs]
         self._carries = carries
 
     def __call__(self, x: NDArray[Any]) -> tuple[list[Feed], list[NDArray[np.float32]]]:

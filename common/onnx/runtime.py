@@ -1,6 +1,6 @@
 """onnxruntime, imported in one place: its official Linux packages report sessions to their maker unless told not to.
 
-From version 1.29 on they send names, hashes and times of models. The variable stops that if it is set before the import.
+From version 1.29 on they send names, hashes and times of models. The variable stops that if set before the import.
 """
 
 import os
