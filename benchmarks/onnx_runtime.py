@@ -2,9 +2,9 @@
 
 Networks with random weights, as the cost does not depend on them: all samples go to the last exit (the whole network),
 and a third of them leaves at each of three exits (early exits, one image at a time). Every runtime and network is a
-process of its own, three times in turns; the medians count. int8 takes its ranges from random images. Disk is what two
-fresh environments hold: `client/requirements.txt`, and the base packages of pyproject.toml (torch as PyPI has it, for
-CUDA, and less its CUDA packages). It takes about 15 minutes, and needs a package index:
+process of its own, three times in turns; the medians count. int8 takes its ranges from random images. Disk is what the
+packages take in this environment with all that they need: those of `client/requirements.txt`, and the base packages of
+pyproject.toml, with and without CUDA's. It takes about 15 minutes on two busy cores:
 
     python -m benchmarks.onnx_runtime
 """
@@ -19,12 +19,14 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator
-from importlib.metadata import version
+from collections.abc import Iterable
+from importlib.metadata import files, requires, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 PROJECT = Path(__file__).resolve().parents[1]
 NETWORKS = {
@@ -33,6 +35,7 @@ NETWORKS = {
     "WRN-16-2": {"name": "wrn16", "width": 2, "exits": (3, 5, 7)},
     "ViT, 64 wide": {"name": "vit_small32", "exits": (5, 9, 13)},
 }
+CUDA = ("cuda-", "nvidia-", "triton")  # names of the packages by which torch computes on GPUs
 RUNTIMES = ("torch", "onnx", "onnx int8")
 REPEATS, IMAGES, BATCH = 3, 96, 32
 
@@ -125,29 +128,38 @@ def in_process(runtime: str, folder: Path) -> dict[str, float]:
 
 
 def installed() -> dict[str, float]:
-    """Return the megabytes of two fresh environments, the second also without torch's CUDA packages."""
+    """Return the megabytes of the packages that each runtime needs, with all that they need, as installed here."""
     base = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["dependencies"]
-    found = {}
-    with tempfile.TemporaryDirectory() as root:
-        wanted = {"onnx": ["--requirement", "client/requirements.txt"], "torch": base}
-        for name, words in wanted.items():
-            folder = Path(root) / name
-            subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-            pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install", "--quiet"]
-            subprocess.run([*pip, "--constraint", "constraints.txt", *words], check=True, cwd=PROJECT)
-            sizes = dict(_sizes(folder))
-            found[name] = sum(sizes.values()) / 1e6
-            cuda = sum(size for package, size in sizes.items() if package in ("nvidia", "triton"))
-            found[f"{name}_without_cuda"] = found[name] - cuda / 1e6
+    lines = (PROJECT / "client" / "requirements.txt").read_text().splitlines()
+    device = [line for line in lines if line and not line.startswith("#")]
+    sizes = {
+        name: {each: _bytes(each) for each in _closure(words)} for name, words in (("torch", base), ("onnx", device))
+    }
+    cuda = sum(size for name, size in sizes["torch"].items() if name.startswith(CUDA))
+    found = {name: sum(own.values()) / 1e6 for name, own in sizes.items()}
+    return {**found, "torch_without_cuda": found["torch"] - cuda / 1e6}
+
+
+def _closure(requirements: Iterable[str]) -> set[str]:
+    """Return the names of the packages that these requirements bring here."""
+    found, left = set[str](), [Requirement(each) for each in requirements]
+    while left:
+        requirement = left.pop()
+        name = canonicalize_name(requirement.name)
+        if name in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        found.add(name)
+        extras = requirement.extras or {""}
+        for each in map(Requirement, requires(name) or []):
+            if each.marker is None or any(each.marker.evaluate({"extra": extra}) for extra in extras):
+                each.marker = None
+                left.append(each)
     return found
 
 
-def _sizes(environment: Path) -> Iterator[tuple[str, int]]:
-    """Yield each entry of an environment's site-packages with its bytes."""
-    (packages,) = environment.glob("lib/python3*/site-packages")
-    for entry in packages.iterdir():
-        files = [entry] if entry.is_file() else [file for file in entry.rglob("*") if file.is_file()]
-        yield entry.name, sum(file.lstat().st_size for file in files)
+def _bytes(package: str) -> int:
+    located = (Path(str(file.locate())) for file in files(package) or [])
+    return sum(path.lstat().st_size for path in located if path.exists())
 
 
 def main() -> None:
