@@ -25,8 +25,8 @@ from common.data import DataConfig, load
 from common.rpc.channels import connect
 from common.rpc.secrets import read_certificate, read_token
 from server.commands.distree.infer import classify
-from strategies.distree.exits.policies import Policies
-from strategies.distree.model.stored import CALIBRATED, StoredStudents, load_students
+from strategies.distree.exits.policies import CALIBRATED, Policies
+from strategies.distree.model.stored import StoredStudents, load_students
 from strategies.distree.serving.aggregator import Aggregator
 from strategies.distree.serving.controller import LatencyController, LatencyTarget
 from strategies.distree.serving.service import StudentService
@@ -137,7 +137,7 @@ class Asker:
 
     def _batches(self, images: int) -> Iterator[Samples]:
         for index in range(self.next, self.next + images):
-            yield Samples([str(index)], [None], self.pixels[index : index + 1])
+            yield Samples([str(index)], [None], self.pixels[index : index + 1].numpy())
 
 
 def _rotated(points: dict[str, Policies], by: int) -> list[tuple[str, Policies]]:

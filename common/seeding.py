@@ -1,11 +1,15 @@
 """Seeds from (run seed, round, client) and a purpose, nothing else, so that order and grouping never matter."""
 
+from __future__ import annotations
+
 import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # a device that infers with ONNX has no torch, and derives seeds
+    import torch
 
 _GLOBAL_STATE = threading.RLock()  # several nodes may share a process
 
@@ -18,6 +22,8 @@ def derive_seed(*parts: int | str) -> int:
 
 def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a fresh generator seeded by `derive_seed(*parts)`."""
+    import torch
+
     return torch.Generator(device=device).manual_seed(derive_seed(*parts))
 
 
@@ -26,6 +32,8 @@ def seed_global(device: torch.device, seed: int) -> None:
 
     Not `torch.manual_seed`: while no GPU is in use, it stores a stack trace for later, which takes a millisecond.
     """
+    import torch
+
     with _GLOBAL_STATE:
         torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -35,6 +43,8 @@ def seed_global(device: torch.device, seed: int) -> None:
 @contextmanager
 def seeded(*parts: int | str) -> Iterator[None]:
     """Seed the CPU's global state inside, for torch's own initialisers, and restore it afterwards."""
+    import torch
+
     # Not torch.manual_seed, which would also reseed the accelerators.
     with _GLOBAL_STATE, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(*parts))

@@ -19,6 +19,7 @@ VERBS = {
     "start": Verb("run a SuperLink for devices on other machines", "server.commands.start"),
     "register": Verb("register the keys of new devices with a SuperLink", "server.commands.register"),
     "submit": Verb("run the app on a SuperLink's devices", "server.commands.submit"),
+    "export": Verb("write a finished network as ONNX graphs for devices without torch", COMPUTING, "add_export"),
     "offload": Verb("serve a split network's upper layers to devices", COMPUTING, "add_offload"),
     "teacher": Verb(
         "train a network with its last exit only, on the server's own images",

@@ -18,14 +18,23 @@ from strategies.registry import METHODS
 PROJECT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
     file.relative_to(PROJECT)
-    for pattern in ("*.md", "docker/*.md", "benchmarks/*.md", "common/*/*.md", "strategies/*.md", "strategies/*/*.md")
+    for pattern in (
+        "*.md",
+        "benchmarks/*.md",
+        "client/*.md",
+        "common/*/*.md",
+        "docker/*.md",
+        "server/*/*.md",
+        "strategies/**/*.md",
+    )
     for file in PROJECT.glob(pattern)
+    if not file.name.endswith(".html.md")  # the report's templates
 )
 LINK = re.compile(r"\]\((?!https?:)(?P<path>[^)#]*)(#(?P<anchor>[^)]+))?\)")
 FENCE = re.compile(r"^```.*?\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
 CODE = re.compile(r"`(?P<code>[^`\n]+)`")
 FILE = re.compile(r"[\w/.-]+\.(py|md|toml|conf|yml|proto|json)")
-MADE = ("metrics.jsonl", "answers.json", "config.toml", "settings.toml")  # files that a run or a user makes
+MADE = ("metrics.jsonl", "answers.json", "config.toml", "model.json", "settings.toml")  # made by a run or a user
 COMMAND = re.compile(r"python -m (?P<module>server|client|benchmarks\.\w+)(?P<words>.*)")
 MAIN = {"server": server.__main__.main, "client": client.__main__.main}
 

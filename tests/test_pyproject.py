@@ -70,6 +70,15 @@ def test_the_apps_configuration_is_the_schemas_defaults_key_by_key():
         pytest.fail(f"pyproject.toml differs in {', '.join(wrong)}; paste:\n\n{block(defaults)}", pytrace=False)
 
 
+def test_a_devices_packages_are_a_part_of_the_apps():
+    """Neither torch nor Flower, and every range as in `pyproject.toml`."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    lines = (PROJECT / "client" / "requirements.txt").read_text().splitlines()
+    packages = {line for line in lines if line and not line.startswith("#")}
+    assert packages <= {*project["dependencies"], *project["optional-dependencies"]["export"]}
+    assert not [package for package in packages if package.startswith(("torch", "flwr"))]
+
+
 def test_configuration_keys_are_the_known_ones():
     """A new key is a decision: write it into the file, and into the README of what it belongs to."""
     known = (PROJECT / "tests" / "configuration_keys.txt").read_text().split()

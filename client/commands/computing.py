@@ -1,5 +1,6 @@
 """The options of the verbs that compute, apart from these verbs: they import torch, which takes seconds."""
 
+import argparse
 from pathlib import Path
 
 from client.commands.capacity import add_capacity
@@ -9,11 +10,13 @@ from common.rpc import standalone
 from common.rpc.framing import CODINGS
 
 INFER = """\
-`python -m client infer`: classify images with a stored model, on this device alone or together with a server.
+`python -m client infer`: classify images or texts with a stored model, on this device alone or with a server.
 
 Alone (`--mode local`), a sample leaves at the first exit that is confident enough and is computed no further, so
 milliseconds and MACs are what the device really spends. Together (`--mode split`), a device that trained the first
 layers of a network sends the features of samples that its own exit is unsure of to `python -m server offload`.
+
+A folder that `python -m server export` made runs with onnxruntime, and needs neither torch nor Flower.
 """
 SERVE_STUDENT = """\
 `python -m client serve-student`: answer with a student's features, as one device of several (DistrEE).
@@ -35,10 +38,12 @@ def add_infer(verbs: Verbs) -> None:
     """Add the verb `infer`."""
     parser = verbs.add_parser("infer", description=INFER)
     parser.add_argument("--mode", choices=("local", "split"), default="local", help="(default: %(default)s)")
-    parser.add_argument("--model", type=Path, required=True, help="folder of a finished run or device, or a model file")
+    parser.add_argument(
+        "--model", type=Path, required=True, help="folder of a run, of a device or of an export, or a model file"
+    )
     add_samples(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add_runtime(parser)
     local = parser.add_argument_group("local").add_mutually_exclusive_group()
     local.add_argument("--accuracy-first", action="store_true", help="use the last exit for every image")
     local.add_argument("--threshold", type=float, help="leave at this confidence (default: the calibrated ones)")
@@ -56,18 +61,26 @@ def add_infer(verbs: Verbs) -> None:
 def add_serve_student(verbs: Verbs) -> None:
     """Add the verb `serve-student`."""
     parser = verbs.add_parser("serve-student", description=SERVE_STUDENT)
-    parser.add_argument("--model", type=Path, required=True, metavar="FILE", help="student-NUMBER.safetensors")
+    parser.add_argument("--model", type=Path, required=True, help="student-NUMBER.safetensors, or its exported folder")
     standalone.add_options(parser)
     parser.add_argument("--policy", default="", metavar="NAME", help="exit policy (default: the calibrated one)")
     parser.add_argument("--batch", type=int, default=64, help="most images per call (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="compute threads (default: %(default)s)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add_runtime(parser)
     parser.add_argument(
         "--slowdown", type=float, default=1.0, metavar="FACTOR",
         help="imitate a device that takes FACTOR times as long: sleep after each exit in proportion to its time "
         "(default: %(default)s, no sleep)",
     )  # fmt: skip
     parser.set_defaults(run=later("client.commands.serve_student"))
+
+
+def add_runtime(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what computes."""
+    parser.add_argument(
+        "--runtime", choices=("torch", "onnx"), help="what computes (default: onnx for an exported folder, else torch)"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="compute threads (default: %(default)s)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of torch")
 
 
 def add_probe(verbs: Verbs) -> None:

@@ -1,23 +1,21 @@
-"""`python -m client infer`: classify images with a stored model, on this device alone or together with a server."""
+"""`python -m client infer`: classify images or texts with a stored model, on this device alone or with a server."""
 
 import argparse
 import json
 import math
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
-import torch
 from rich.table import Table
 from rich.text import Text
 
+from client.runtimes.base import Runtime, warm_up
+from client.runtimes.choice import open_network
 from common.console import results
-from common.console.samples import Samples, Skipped, read
-from common.devices import keep_memory, pick_device
+from common.console.samples import Samples, Skipped, folder_of, read
 from common.errors import UserError
-from common.exits import ThresholdPolicy, confidence
-from common.networks import cost_table
-from common.storage.model_file import StoredModel, load_model
-from strategies.hetero_splitee.statistics import SERVER_HALF
+from common.exits.policy import ThresholdPolicy, confidence
 
 SPLIT = ("server", "token_file", "certificate", "coding", "tau", "deadline", "sweep")  # options of this mode only
 LOCAL = ("accuracy_first", "threshold")
@@ -60,23 +58,15 @@ def run(options: argparse.Namespace) -> int:
         from client.commands import split_infer  # its imports take seconds that local mode need not spend
 
         return split_infer.run(options)
-    stored = load_model(options.model)
-    if stored.values.get(SERVER_HALF):
-        raise UserError(
-            f"--model {options.model} is the server's half of a split network: serve it with "
-            "`python -m server offload`, and give the folder that a device stored"
-        )
-    policy = choose_policy(stored, accuracy_first=options.accuracy_first, threshold=options.threshold)
-    stored, macs = replace(stored, policy=policy), exit_macs(stored)
-    device = pick_device(options.device)
-    keep_memory()
+    network = open_network(options, split=False)
+    policy = choose_policy(network, accuracy_first=options.accuracy_first, threshold=options.threshold)
     skipped = Skipped()
-    samples = read(options, stored.classes, stored.network.input_shape, skipped)
-    warm_up(stored, device)
-    predictions = list(classify(stored, samples, macs=macs, device=device))
+    samples = read(options, network.classes, network.takes, skipped)
+    warm_up(network)
+    predictions = list(classify(network, samples, policy))
     if not predictions:
-        raise skipped.all_of(options.images)
-    summary = summarise(predictions, macs, len(skipped.reasons))
+        raise skipped.all_of(folder_of(options))
+    summary = summarise(predictions, network.macs, len(skipped.reasons))
     show(predictions, summary)
     if options.json:
         content = {
@@ -90,49 +80,32 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def choose_policy(
-    stored: StoredModel, *, accuracy_first: bool = False, threshold: float | None = None
-) -> ThresholdPolicy:
+def choose_policy(network: Runtime, *, accuracy_first: bool = False, threshold: float | None = None) -> ThresholdPolicy:
     """Return the stored policy, or one threshold for all early exits; `accuracy_first`: always the last exit."""
-    early = len(stored.network.exit_positions) - 1
+    early = len(network.macs) - 1
     if accuracy_first:
-        return ThresholdPolicy((math.inf,) * early, stored.policy.measure)
+        return ThresholdPolicy((math.inf,) * early, network.policy.measure)
     if threshold is not None:
-        return ThresholdPolicy((threshold,) * early, stored.policy.measure)
-    return stored.policy
+        return ThresholdPolicy((threshold,) * early, network.policy.measure)
+    return network.policy
 
 
-def exit_macs(stored: StoredModel) -> tuple[int, ...]:
-    """Return the MACs of a sample that leaves at each exit, shallow to deep."""
-    costs = cost_table(stored.network)
-    return tuple(costs.macs(index) for index in range(len(stored.network.exit_positions)))
-
-
-def warm_up(stored: StoredModel, device: torch.device) -> None:
-    """Run one blank image through all units: the first pass of a process includes its set-up."""
-    network = stored.network.to(device)
-    network.infer(network.example(1).to(device), choose_policy(stored, accuracy_first=True))
-
-
-def classify(
-    stored: StoredModel, batches: Iterable[Samples], *, macs: Sequence[int], device: torch.device
-) -> Iterator[Prediction]:
-    """Yield a prediction per sample, in order; `macs` as `exit_macs` returns them."""
-    network, normalise, policy = stored.network.to(device), stored.normalizer.to(device), stored.policy
+def classify(network: Runtime, batches: Iterable[Samples], policy: ThresholdPolicy) -> Iterator[Prediction]:
+    """Yield a prediction per sample, in order."""
     for batch in batches:
-        started = results.now(device)
-        inference = network.infer(normalise(batch.pixels.to(device)), policy)
-        ms = (results.now(device) - started) * 1000 / len(batch)
+        started = time.perf_counter()
+        inference = network.infer(batch.inputs, policy)
+        ms = (time.perf_counter() - started) * 1000 / len(batch)
         rows = zip(
             batch.names, batch.truths, inference.logits.argmax(-1).tolist(), inference.exits.tolist(),
             confidence(inference.logits, policy.measure).tolist(), strict=True,
         )  # fmt: skip
         for name, truth, label, exit_, score in rows:
-            yield Prediction(name, stored.classes[label], truth, exit_ + 1, score, ms, macs[exit_])
+            yield Prediction(name, network.classes[label], truth, exit_ + 1, score, ms, network.macs[exit_])
 
 
 def summarise(predictions: Sequence[Prediction], macs: Sequence[int], skipped: int) -> Summary:
-    """Return the summary of at least one prediction; `macs` as `exit_macs` returns them."""
+    """Return the summary of at least one prediction; `macs` are those of its exits."""
     number = len(predictions)
     labelled, accuracy = results.accuracy((p.label, p.truth) for p in predictions)
     mean_macs = sum(p.macs for p in predictions) / number

@@ -1,31 +1,30 @@
 """The device's half of split inference."""
 
+import time
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from common.console import results
-from common.exits import ThresholdPolicy
-from common.storage.model_file import StoredModel
+from client.runtimes.base import Runtime
+from common.exits.policy import ThresholdPolicy
 
 
 @dataclass(frozen=True)
 class Half:
     """The device's results for a batch."""
 
-    logits: Tensor  # (b, classes) of its exit
-    features: Tensor  # (b, ...) at the cut
-    stays: Tensor  # (b,) bool: confident enough
+    logits: NDArray[np.float32]  # (b, classes) of its exit
+    features: NDArray[np.float32]  # (b, ...) at the cut
+    stays: NDArray[np.bool_]  # (b,): confident enough
     ms: float  # milliseconds per sample
 
 
-@torch.no_grad()
-def device_half(stored: StoredModel, pixels: Tensor, gate: ThresholdPolicy, device: torch.device) -> Half:
-    """Return the device's results for pixels, uint8 (b, C, H, W)."""
-    network, normalise = stored.network.to(device), stored.normalizer.to(device)
-    started = results.now(device)
-    outputs = network.forward_exits(normalise(pixels.to(device)))
-    stays = gate(0, outputs.logits[-1])
-    ms = (results.now(device) - started) * 1000 / len(pixels)
-    return Half(outputs.logits[-1], outputs.trunk, stays, ms)
+def device_half(network: Runtime, inputs: NDArray[Any], gate: ThresholdPolicy) -> Half:
+    """Return the device's results for a batch of inputs."""
+    started = time.perf_counter()
+    outputs = network.half(inputs)
+    stays = gate(0, outputs.logits)
+    ms = (time.perf_counter() - started) * 1000 / len(inputs)
+    return Half(outputs.logits, outputs.features, stays, ms)

@@ -10,27 +10,27 @@ For each batch of images:
 
 import argparse
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-import torch
+import numpy as np
 from rich.table import Table
 from rich.text import Text
 
 from client.commands.split_half import device_half
 from client.commands.split_sweep import sweep
+from client.runtimes.base import Runtime, blank
+from client.runtimes.choice import open_network
 from common.console import results
-from common.console.samples import Samples, Skipped, read
-from common.devices import keep_memory, pick_device
+from common.console.samples import Samples, Skipped, folder_of, read
 from common.errors import UserError
-from common.exits import ThresholdPolicy, confidence, entropy_gate
+from common.exits.policy import ThresholdPolicy, confidence, entropy_gate
 from common.rpc.channels import Limits, connect
 from common.rpc.secrets import read_certificate, read_token
-from common.storage.model_file import StoredModel, load_model
-from strategies.hetero_splitee.offload import OVERHEAD, NoAnswer, Remote, bytes_per_sample
-from strategies.hetero_splitee.stream import Origin
+from strategies.hetero_splitee.origin import Origin
+from strategies.hetero_splitee.remote import OVERHEAD, NoAnswer, Remote, bytes_per_sample
 
 DEVICE, SERVER = "device", "server"
 
@@ -72,25 +72,24 @@ class SplitSummary:
 
 def run(options: argparse.Namespace) -> int:
     """Classify, print and store. Raises `UserError` without a device's part, token or readable image."""
-    keep_memory()
-    stored, device = load_device(options.model), pick_device(options.device)
-    gate = choose_gate(stored, options.tau)
+    network = open_network(options, split=True)
+    gate = choose_gate(network, options.tau)
     skipped = Skipped()
-    samples = read(options, stored.classes, stored.network.input_shape, skipped)
-    remote = _remote(options, stored)
+    samples = read(options, network.classes, network.takes, skipped)
+    remote = _remote(options, network)
     if options.sweep:
-        halves = ((batch, device_half(stored, batch.pixels, gate, device)) for batch in samples)
-        warm_up(stored, gate, remote, device, quiet=True)
-        return sweep(options, stored, remote, halves, tau_of(gate), skipped)
-    warm_up(stored, gate, remote, device)
-    predictions = list(classify(stored, samples, gate, remote, device))
+        halves = ((batch, device_half(network, batch.inputs, gate)) for batch in samples)
+        warm_up(network, gate, remote, quiet=True)
+        return sweep(options, network, remote, halves, tau_of(gate), skipped)
+    warm_up(network, gate, remote)
+    predictions = list(classify(network, samples, gate, remote))
     if not predictions:
-        raise skipped.all_of(options.images)
+        raise skipped.all_of(folder_of(options))
     summary = summarise(predictions, tau_of(gate), len(skipped.reasons))
     show(predictions, summary, options.server)
     if options.json:
         content = {
-            "model": str(options.model), "cut": stored.cut, "server": options.server,
+            "model": str(options.model), "cut": network.cut, "server": options.server,
             "coding": options.coding or "fp32", "summary": asdict(summary),
             "images": [asdict(prediction) for prediction in predictions], "skipped": skipped.reasons,
         }  # fmt: skip
@@ -98,23 +97,12 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def load_device(path: Path) -> StoredModel:
-    """Return a device's part; raises `UserError` for any other model."""
-    stored = load_model(path)
-    if not stored.cut:
-        raise UserError(
-            f"--model {path} is not a device's part of a split network: give the folder client-... that a device "
-            "stored after a run of hetero_splitee"
-        )
-    return stored
-
-
-def choose_gate(stored: StoredModel, tau: float | None = None) -> ThresholdPolicy:
+def choose_gate(network: Runtime, tau: float | None = None) -> ThresholdPolicy:
     """Return the gate of `tau`, else the one that the device tuned; without either every sample goes up."""
     if tau is not None:
         return entropy_gate(tau)
-    tuned = stored.policy.measure == "entropy" and stored.policy.num_exits == 2
-    return stored.policy if tuned else entropy_gate(0.0)
+    tuned = network.policy.measure == "entropy" and network.policy.num_exits == 2
+    return network.policy if tuned else entropy_gate(0.0)
 
 
 def tau_of(gate: ThresholdPolicy) -> float:
@@ -122,15 +110,12 @@ def tau_of(gate: ThresholdPolicy) -> float:
     return max(0.0, round(1.0 - gate.thresholds[0], 12))  # an infinite threshold is a tau of 0
 
 
-def warm_up(
-    stored: StoredModel, gate: ThresholdPolicy, remote: Remote, device: torch.device, *, quiet: bool = False
-) -> None:
+def warm_up(network: Runtime, gate: ThresholdPolicy, remote: Remote, *, quiet: bool = False) -> None:
     """Run one blank image through both sides: the first image includes set-up, of the connection too.
 
     Prints a note when the server does not answer, unless no sample would go there.
     """
-    network = stored.network
-    half = device_half(stored, network.example(1).to(torch.uint8), gate, device)
+    half = device_half(network, blank(network), gate)
     if tau_of(gate) == 1.0 and not quiet:
         return
     try:
@@ -141,14 +126,14 @@ def warm_up(
 
 
 def classify(
-    stored: StoredModel, batches: Iterable[Samples], gate: ThresholdPolicy, remote: Remote, device: torch.device
+    network: Runtime, batches: Iterable[Samples], gate: ThresholdPolicy, remote: Remote
 ) -> Iterator[SplitPrediction]:
     """Yield a prediction per sample, in order."""
     for batch in batches:
-        half = device_half(stored, batch.pixels, gate, device)
-        labels, away = half.logits.argmax(-1).tolist(), (~half.stays).nonzero().flatten().tolist()
+        half = device_half(network, batch.inputs, gate)
+        labels, away = half.logits.argmax(-1).tolist(), np.flatnonzero(~half.stays).tolist()
         sent = received = 0
-        problem, started = "", results.now(device)
+        problem, started = "", time.perf_counter()
         if away:
             try:
                 answer = remote.ask(half.features[away])
@@ -157,13 +142,13 @@ def classify(
                     labels[row] = label
             except NoAnswer as error:
                 problem = str(error)
-        waited = (results.now(device) - started) * 1000
+        waited = (time.perf_counter() - started) * 1000
         entropies = (1.0 - confidence(half.logits, "entropy")).tolist()
         rows = zip(batch.names, batch.truths, labels, half.stays.tolist(), entropies, strict=True)
         for name, truth, label, stays, entropy in rows:
             share = 0.0 if stays else 1 / len(away)
             yield SplitPrediction(
-                name, stored.classes[label], truth, DEVICE if stays or problem else SERVER, entropy,
+                name, network.classes[label], truth, DEVICE if stays or problem else SERVER, entropy,
                 half.ms + share * waited, share * sent, share * received, "" if stays else problem,
             )  # fmt: skip
 
@@ -225,7 +210,7 @@ def closing_lines(summary: SplitSummary, server: str) -> list[str]:
     return lines
 
 
-def _remote(options: argparse.Namespace, stored: StoredModel) -> Remote:
+def _remote(options: argparse.Namespace, network: Runtime) -> Remote:
     """Return the server of the options, without sending anything yet."""
     if not options.server or not options.token_file:
         raise UserError(
@@ -234,14 +219,11 @@ def _remote(options: argparse.Namespace, stored: StoredModel) -> Remote:
     deadline = 2.0 if options.deadline is None else options.deadline
     if not 0 < deadline < float("inf"):
         raise UserError(f"--deadline {options.deadline}: give seconds above 0")
-    network = stored.network
-    with torch.no_grad():
-        shape = tuple(network.features_at(network.example(1), stored.cut).shape[1:])
-    limits = Limits(OVERHEAD + options.batch * bytes_per_sample(shape))
+    limits = Limits(OVERHEAD + options.batch * bytes_per_sample(network.feature_shape))
     certificate = read_certificate(options.certificate) if options.certificate else None
     channel = connect(options.server, read_token(options.token_file), certificate, limits)
-    origin = Origin(stored.run, client=0, cut=stored.cut, round=0)
-    return Remote(channel, origin, network.num_classes, coding=options.coding or "fp32", deadline=deadline)
+    origin = Origin(network.run, client=0, cut=network.cut, round=0)
+    return Remote(channel, origin, len(network.classes), coding=options.coding or "fp32", deadline=deadline)
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -5,35 +5,36 @@ by image. Batches go up whole, where a gate would send fewer images: `--batch 1`
 """
 
 import argparse
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
-from torch import Tensor
 
 from client.commands.split_half import Half
+from client.runtimes.base import Runtime
 from common.console import results
-from common.console.samples import Samples, Skipped
+from common.console.samples import Samples, Skipped, folder_of
 from common.errors import UserError
-from common.exits import entropy_gate
-from common.storage.model_file import StoredModel
-from strategies.hetero_splitee.offload import NoAnswer, Remote
+from common.exits.policy import entropy_gate
+from strategies.hetero_splitee.remote import NoAnswer, Remote
 
 TAUS = tuple(step / 20 for step in range(21))
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Both answers to every image and their cost; all tensors (N,) unless noted."""
+    """Both answers to every image and their cost; all arrays (N,) unless noted."""
 
-    logits: Tensor  # (N, classes) of the device's exit
-    right_here: Tensor  # bool: the device's exit is right
-    right_there: Tensor  # bool: the server is right
-    ms_here: Tensor  # float64: milliseconds on the device
-    ms_there: Tensor  # float64: further milliseconds to the server and back
-    sent: Tensor  # float64: bytes up
-    received: Tensor  # float64: bytes down
+    logits: NDArray[np.float32]  # (N, classes) of the device's exit
+    right_here: NDArray[np.bool_]  # the device's exit is right
+    right_there: NDArray[np.bool_]  # the server is right
+    ms_here: NDArray[np.float64]  # milliseconds on the device
+    ms_there: NDArray[np.float64]  # further milliseconds to the server and back
+    sent: NDArray[np.float64]  # bytes up
+    received: NDArray[np.float64]  # bytes down
 
 
 @dataclass(frozen=True)
@@ -50,21 +51,21 @@ class SweepPoint:
 
 def sweep(
     options: argparse.Namespace,
-    stored: StoredModel,
+    network: Runtime,
     remote: Remote,
     halves: Iterable[tuple[Samples, Half]],
     tuned: float,
     skipped: Skipped,
 ) -> int:
     """Measure, print and store. Raises `UserError` when the server does not answer or an image has no label."""
-    measured = measure(stored, remote, halves)
+    measured = measure(network, remote, halves)
     if not len(measured.logits):
-        raise skipped.all_of(options.images)
+        raise skipped.all_of(folder_of(options))
     points = [at(measured, tau) for tau in TAUS]
     _show(points, len(measured.logits), tuned)
     if options.json:
         content = {
-            "model": str(options.model), "cut": stored.cut, "server": options.server,
+            "model": str(options.model), "cut": network.cut, "server": options.server,
             "coding": options.coding or "fp32", "images": len(measured.logits), "tuned_tau": tuned,
             "sweep": [asdict(point) for point in points], "skipped": skipped.reasons,
         }  # fmt: skip
@@ -72,39 +73,38 @@ def sweep(
     return 0
 
 
-def measure(stored: StoredModel, remote: Remote, halves: Iterable[tuple[Samples, Half]]) -> Measured:
+def measure(network: Runtime, remote: Remote, halves: Iterable[tuple[Samples, Half]]) -> Measured:
     """Send every batch to the server; `halves` are the device's results for each batch."""
-    logits: list[Tensor] = [torch.empty(0, stored.network.num_classes)]
+    logits = [np.empty((0, len(network.classes)), np.float32)]
     columns: list[list[float]] = []
     for batch, half in halves:
         unknown = [name for name, truth in zip(batch.names, batch.truths, strict=True) if truth is None]
         if unknown:
             raise UserError(f"--sweep needs labelled images; {unknown[0]} is not inside a class folder")
-        device = half.logits.device
-        started = results.now(device)
+        started = time.perf_counter()
         try:
             answer = remote.ask(half.features)
         except NoAnswer as error:
             raise UserError(f"--sweep needs an answer to every image: {error}") from error
-        waited = (results.now(device) - started) * 1000
+        waited = (time.perf_counter() - started) * 1000
         costs = [half.ms] + [value / len(batch) for value in (waited, answer.sent, answer.received)]
         here, there = half.logits.argmax(-1).tolist(), answer.logits.argmax(-1).tolist()
         for truth, one, other in zip(batch.truths, here, there, strict=True):
-            columns.append([stored.classes[one] == truth, stored.classes[other] == truth, *costs])
-        logits.append(half.logits.cpu())
-    right_here, right_there, *costs_ = torch.tensor(columns, dtype=torch.float64).reshape(-1, 6).unbind(1)
-    return Measured(torch.cat(logits), right_here.bool(), right_there.bool(), *costs_)
+            columns.append([network.classes[one] == truth, network.classes[other] == truth, *costs])
+        logits.append(half.logits)
+    right_here, right_there, *costs_ = np.array(columns, np.float64).reshape(-1, 6).T
+    return Measured(np.concatenate(logits), right_here.astype(bool), right_there.astype(bool), *costs_)
 
 
 def at(measured: Measured, tau: float) -> SweepPoint:
     """Return the cost and accuracy of this tau."""
     stays = entropy_gate(tau)(0, measured.logits)
-    goes = (~stays).double()
-    right = torch.where(stays, measured.right_here, measured.right_there)
+    goes = (~stays).astype(np.float64)
+    right = np.where(stays, measured.right_here, measured.right_there)
     return SweepPoint(
         tau=tau,
-        accuracy=right.double().mean().item(),
-        share_on_device=stays.double().mean().item(),
+        accuracy=right.mean().item(),
+        share_on_device=stays.mean().item(),
         mean_ms=(measured.ms_here + goes * measured.ms_there).mean().item(),
         mean_sent=(goes * measured.sent).mean().item(),
         mean_received=(goes * measured.received).mean().item(),

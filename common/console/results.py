@@ -1,24 +1,15 @@
-"""Answers of the commands that classify: timing, accuracy, table and JSON file."""
+"""Answers of the commands that classify: accuracy, table and JSON file."""
 
 import json
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from common.errors import UserError
 from common.storage.files import write_text
-
-
-def now(device: torch.device) -> float:
-    """Return seconds, after everything queued on the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def accuracy(answers: Iterable[tuple[str | None, str | None]]) -> tuple[int, float | None]:

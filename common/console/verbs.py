@@ -12,6 +12,10 @@ from common.errors import UserError
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # to which `add_parser` adds a module's verb
 
 
+ABSENT = ("flwr", "torch", "torchvision")  # on a device that only infers with exported networks
+INSTALL = "pip install earlybloom, or give an exported model (`python -m server export`), which needs none of it"
+
+
 class Verb(NamedTuple):
     """A verb of a command."""
 
@@ -41,6 +45,11 @@ def call(program: str, description: str | None, known: Mapping[str, Verb], argum
         return int(options.run(options))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name not in ABSENT:
+            raise
+        print(f"error: this needs the package {error.name!r}, which is not installed: {INSTALL}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130  # as a shell reports it

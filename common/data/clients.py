@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common import paths
-from common.data import ClientSplit, client_split, device_data, load, normalizer, partition, with_samples
+from common.data import ClientSplit, client_split, device_data, load, normalizer, with_samples
 from common.data.dataset import TrainTest
 from common.data.fingerprint import fingerprint
 from common.data.images import Normalizer, SampleSet
+from common.data.partition import partition
 from common.errors import UserError
 from common.sections.data import DataConfig
 

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from common.data.normalising import folded
 from common.errors import UserError
 from common.sections.data import DataConfig, constants
 from common.sections.data_sets import HUB_SETS
@@ -52,9 +53,7 @@ class Normalizer:
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device | str = "cpu") -> None:
         self.mean = mean
         self.std = std
-        deviation = torch.tensor(std, dtype=torch.float64)
-        self._scale = _per_channel(1 / (255 * deviation), device)
-        self._shift = _per_channel(-torch.tensor(mean, dtype=torch.float64) / deviation, device)
+        self._scale, self._shift = (torch.from_numpy(values).to(device) for values in folded(mean, std))
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Return float32 (B, C, H, W) for uint8 (B, C, H, W) on the same device, int64 (B, L) for token ids (B, L)."""
@@ -65,10 +64,6 @@ class Normalizer:
     def to(self, device: torch.device | str) -> Normalizer:
         """Return the normaliser for batches on another device."""
         return Normalizer(self.mean, self.std, device)
-
-
-def _per_channel(values: Tensor, device: torch.device | str) -> Tensor:
-    return values.to(device=device, dtype=torch.float32).view(1, -1, 1, 1)
 
 
 def normalizer(config: DataConfig, channels: int) -> Normalizer:

@@ -7,12 +7,17 @@ learns the words of another. Two words may share an id; with 32,000 ids this hap
 import re
 import zlib
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from common.data.support import printable
+from common.errors import UserError
+
 PADDING = 0
-_TOKEN = re.compile(r"\w+|[^\w\s]")
+PATTERN = r"\w+|[^\w\s]"  # of a token
+_TOKEN = re.compile(PATTERN)
 
 
 def token_ids(text: str, vocabulary: int, length: int) -> NDArray[np.int32]:
@@ -24,3 +29,17 @@ def token_ids(text: str, vocabulary: int, length: int) -> NDArray[np.int32]:
     for position, token in enumerate(islice(_TOKEN.finditer(text.lower()), length)):
         ids[position] = 1 + zlib.crc32(token.group().encode()) % (vocabulary - 1)
     return ids
+
+
+def read_text(file: Path) -> str:
+    """Return the text of a file in UTF-8; raises `UserError` when it cannot be read or has no token."""
+    name = printable(str(file))
+    try:
+        text = file.read_text("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{name} cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} cannot be read as a text: it is not UTF-8") from error
+    if not _TOKEN.search(text):
+        raise UserError(f"{name} cannot be read as a text: it has no word")
+    return text

@@ -3,7 +3,7 @@
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,7 @@ SYSTEM_NAMES = (
     "desktop.ini", "icon\r",
 )  # fmt: skip
 SHOWN_SUFFIXES = ", ".join(SUFFIXES[:6]) + " or other image files"
+TEXT_SUFFIX = ".txt"
 
 
 @dataclass
@@ -29,12 +30,13 @@ class Tree:
     """Everything below a folder. A path is the name under `root`, also where a link leads elsewhere."""
 
     root: Path
-    images: list[Path] = field(default_factory=list)
+    images: list[Path] = field(default_factory=list)  # files with the wanted suffixes
     folders: list[Path] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)  # files with other suffixes
     hidden: list[Path] = field(default_factory=list)  # hidden and system files, and folders, whose files do not count
     repeated: list[Path] = field(default_factory=list)  # links to a file or folder that counts elsewhere
     broken: list[Path] = field(default_factory=list)  # links to nothing
+    wanted: str = "an image's"  # whose suffixes are wanted
 
     def notes(self) -> list[str]:
         """Return a sentence for each kind of file that is left out."""
@@ -42,7 +44,7 @@ class Tree:
         if self.others:
             kinds = Counter(path.suffix.lower() or "no suffix" for path in self.others)
             names = listed([f"{number} {kind}" for kind, number in kinds.most_common()])
-            notes.append(f"left out: {counted(len(self.others), 'file')} without an image's suffix ({names})")
+            notes.append(f"left out: {counted(len(self.others), 'file')} without {self.wanted} suffix ({names})")
         for paths, kind in (
             (self.hidden, "hidden or system item"),
             (self.repeated, "repeated link"),
@@ -57,13 +59,13 @@ class Tree:
         return [path.relative_to(self.root).as_posix() for path in paths]
 
 
-def walk(root: Path) -> Tree:
-    """Return everything below a folder, each list sorted.
+def walk(root: Path, suffixes: Collection[str] = SUFFIXES, wanted: str = "an image's") -> Tree:
+    """Return everything below a folder, each list sorted; `suffixes` are those that count, and `wanted` says whose.
 
     Hidden files and folders are left out at every depth. Links are followed after all that needs no link; a file or
     folder that two names lead to counts once. Raises `UserError` if a folder cannot be read.
     """
-    tree, real_root = Tree(root), os.path.realpath(root)
+    tree, real_root = Tree(root, wanted=wanted), os.path.realpath(root)
     seen: set[str] = {real_root}
     links: list[Path] = []
     folders = [(root, real_root)]
@@ -76,7 +78,7 @@ def walk(root: Path) -> Tree:
         if is_dir:
             tree.folders.append(path)
             folders.append((path, real))
-        elif is_file and path.suffix.lower() in SUFFIXES:
+        elif is_file and path.suffix.lower() in suffixes:
             tree.images.append(path)
         else:
             tree.others.append(path)

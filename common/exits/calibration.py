@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from common.exits.assignment import exit_counts
-from common.exits.policy import ThresholdPolicy, confidence, exit_predictions
+from common.exits.policy import ThresholdPolicy, confidence
 
 # p = 0.05..1.95 step 0.05 (MSDNet, Huang et al., ICLR 2018; DarkDistill, Qu et al., KDD 2025).
 BUDGET_SWEEP = tuple(step / 20 for step in range(1, 40))
@@ -94,3 +94,8 @@ def calibrate(
         if correct >= needed and key < best_key:
             best, best_key = policy, key
     return best
+
+
+def exit_predictions(logits: Tensor, exits: Tensor) -> Tensor:
+    """Return every sample's class `(N,)` at its exit `(N,)`, from all exits' logits `(E, N, C)`."""
+    return logits[exits, torch.arange(logits.shape[1], device=logits.device)].argmax(-1)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.exits.calibration import BUDGET_SWEEP, budget_fractions, fit_thresholds
-from common.exits.policy import exit_predictions
+from common.exits.calibration import BUDGET_SWEEP, budget_fractions, exit_predictions, fit_thresholds
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,19 @@
-"""Confidence measures and the threshold policy of inference."""
+"""Confidence measures and the threshold policy of inference, of torch's tensors and of numpy's arrays."""
 
 import json
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self, TypeVar
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
+from common.arrays import entropy, first_true, full, namespace, softmax
 from common.errors import UserError
+
+A = TypeVar("A", bound=Any)  # a torch tensor or a numpy array
 
 MEASURES = ("softmax", "raw", "entropy")
 
 
-def confidence(logits: Tensor, measure: str = "softmax") -> Tensor:
+def confidence(logits: A, measure: str = "softmax") -> A:
     """Return the confidence `(...)` of logits `(..., C)`, larger = more confident.
 
     Args:
@@ -25,13 +24,14 @@ def confidence(logits: Tensor, measure: str = "softmax") -> Tensor:
     Raises:
         UserError: unknown measure.
     """
+    xp: Any = namespace(logits)
     if measure == "softmax":
-        return logits.softmax(-1).amax(-1)
+        return xp.amax(softmax(logits), -1)
     if measure == "raw":
-        return logits.amax(-1)
+        return xp.amax(logits, -1)
     if measure == "entropy":
-        entropy = torch.special.entr(F.softmax(logits, -1)).sum(-1)
-        return (1.0 - entropy / math.log(logits.shape[-1])).clamp(0.0, 1.0)  # rounding may lead just outside
+        # rounding may lead just outside
+        return xp.clip(1.0 - entropy(softmax(logits)) / math.log(logits.shape[-1]), 0.0, 1.0)
     raise UserError(f"unknown confidence measure {measure!r}: choose one of {', '.join(MEASURES)}")
 
 
@@ -53,13 +53,13 @@ class ThresholdPolicy:
         """Number of exits of the network that the policy is for."""
         return len(self.thresholds) + 1
 
-    def __call__(self, exit_index: int, logits: Tensor) -> Tensor:
+    def __call__(self, exit_index: int, logits: Any) -> Any:
         """Return which samples leave at exit `exit_index` (from 0), bool `(b,)`, from that exit's logits `(b, C)`."""
         if exit_index >= len(self.thresholds):
-            return torch.ones(logits.shape[0], dtype=torch.bool, device=logits.device)
+            return full(len(logits), True, logits, "bool")
         return confidence(logits, self.measure) >= self.thresholds[exit_index]
 
-    def exits(self, logits: Tensor) -> Tensor:
+    def exits(self, logits: Any) -> Any:
         """Return the exit (from 0) every sample leaves at, int64 `(N,)`, from all exits' logits `(E, N, C)`.
 
         Raises:
@@ -69,9 +69,8 @@ class ThresholdPolicy:
             raise UserError(
                 f"the exit policy is for {self.num_exits} exits, the network has {logits.shape[0]}: calibrate it again"
             )
-        leaves = torch.stack([self(index, exit_logits) for index, exit_logits in enumerate(logits)])
-        # argmax of 0/1 returns the first 1: the shallowest exit whose threshold is reached.
-        return leaves.to(torch.uint8).argmax(0)
+        leaves = namespace(logits).stack([self(index, exit_logits) for index, exit_logits in enumerate(logits)])
+        return first_true(leaves)  # the shallowest exit whose threshold is reached
 
     def to_json(self) -> str:
         """Return the policy as strict JSON (an infinite threshold becomes null)."""
@@ -105,8 +104,3 @@ def entropy_gate(tau: float) -> ThresholdPolicy:
     if not 0.0 <= tau <= 1.0:
         raise UserError(f"tau {tau}: give a normalised entropy from 0 (all to the server) to 1 (all on the device)")
     return ThresholdPolicy((1.0 - tau if tau > 0.0 else math.inf,), "entropy")
-
-
-def exit_predictions(logits: Tensor, exits: Tensor) -> Tensor:
-    """Return every sample's class `(N,)` at its exit `(N,)`, from all exits' logits `(E, N, C)`."""
-    return logits[exits, torch.arange(logits.shape[1], device=logits.device)].argmax(-1)

@@ -332,8 +332,22 @@ class EarlyExitNetwork(nn.Module):
         self._check_cut(cut, self.start + 1, self.end - 1)
         return self._part(cut, self.end, [position for position in self.exit_positions if position > cut])
 
+    def segments(self) -> list["EarlyExitNetwork"]:
+        """Return copies of the parts from exit to exit, each with one exit, at its end.
+
+        One after another they are this network: each takes the trunk's tensor of the one before, and in an ensemble
+        that one's logits as `carried`.
+
+        Raises:
+            ValueError: units follow the last exit.
+        """
+        if not self.exit_positions or self.exit_positions[-1] != self.end:
+            raise ValueError("the last exit does not come after all units")
+        starts = (self.start, *self.exit_positions[:-1])
+        return [self._part(start, end, [end]) for start, end in zip(starts, self.exit_positions, strict=True)]
+
     def _part(self, start: int, end: int, exits: list[int]) -> "EarlyExitNetwork":
-        part = EarlyExitNetwork(
+        part = type(self)(
             {index: copy.deepcopy(self.units[str(index)]) for index in range(start, end)},
             {position: copy.deepcopy(self._head(position)) for position in exits},
             self.architecture,

@@ -33,7 +33,7 @@ class TokenEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return vectors (B, 1 + L, D) of token ids (B, L), int64."""
-        x = torch.cat([self.class_token.expand(len(ids), -1, -1), self.tokens(ids)], dim=1) + self.positions
+        x = torch.cat([self.class_token.expand(ids.shape[0], -1, -1), self.tokens(ids)], dim=1) + self.positions
         absent = functional.pad(ids == PADDING, (1, 0))
         return x.masked_fill(absent.unsqueeze(-1), 0.0)
 

@@ -31,7 +31,7 @@ class PatchEmbedding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens (B, 1 + patches, D) of images (B, C, H, W)."""
         patches = self.projection(x).flatten(2).transpose(1, 2)
-        return torch.cat([self.class_token.expand(len(x), -1, -1), patches], dim=1) + self.positions
+        return torch.cat([self.class_token.expand(x.shape[0], -1, -1), patches], dim=1) + self.positions
 
 
 def deit_tiny(input_shape: tuple[int, int, int], width: int) -> Trunk:

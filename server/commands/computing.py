@@ -18,6 +18,13 @@ DATA = """\
 Classes with their samples per split, the shape of a sample, samples per client, and a note on everything that was left
 out or changed. The keys are those of `python -m server run`; only `data.*`, `clients.count` and `run.seed` count.
 """
+EXPORT = """\
+`python -m server export`: write a finished network as ONNX graphs, for devices that have no room for torch.
+
+There is a graph per segment between exits, so that inference really leaves early, and `model.json` with everything
+else. `python -m client infer` and `python -m client serve-student` take the folder as `--model`. A model can be a run's
+folder, the folder that a device stored, or a student's file; of a folder of students each gets a folder of its own.
+"""
 OFFLOAD = """\
 `python -m server offload`: serve the server's layers of a finished split training run to its devices.
 
@@ -54,6 +61,20 @@ def add_data(verbs: Verbs) -> None:
     add_overrides(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=later("server.commands.data"))
+
+
+def add_export(verbs: Verbs) -> None:
+    """Add the verb `export`."""
+    parser = verbs.add_parser("export", description=EXPORT)
+    parser.add_argument("--model", type=Path, required=True, help="folder of a finished run or device, or a model file")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="new folder (default: `onnx` beside the model)")
+    parser.add_argument(
+        "--quantize", choices=("int8",), help="weights and activations in int8, by the run's validation samples"
+    )
+    parser.add_argument(
+        "--run-folder", type=Path, metavar="FOLDER", help="the model's run, for --quantize of a device's folder"
+    )
+    parser.set_defaults(run=later("server.commands.export"))
 
 
 def add_offload(verbs: Verbs) -> None:

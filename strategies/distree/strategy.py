@@ -44,9 +44,10 @@ from common.networks import NetworkSpec, cost_table
 from common.weights.flat import FlatState, StateDict
 from common.weights.layers import average_layers
 from strategies.distree.exits.calibration import operate
+from strategies.distree.exits.policies import CALIBRATED
 from strategies.distree.model.partition import partition
 from strategies.distree.model.parts import LEAN, LEARN_FROM_PUBLIC, StudentCosts, teacher_too_large, untrainable
-from strategies.distree.model.stored import CALIBRATED, StoredStudents, save_students
+from strategies.distree.model.stored import StoredStudents, save_students
 from strategies.distree.model.students import Students, StudentsSpec, students_spec
 from strategies.distree.model.teacher import load_teacher
 from strategies.distree.model.widths import Match, describe_matches, match_devices

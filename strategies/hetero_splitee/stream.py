@@ -8,7 +8,6 @@ that was lost here arrives.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Condition, Event, Thread
 from typing import Any, TypeVar
@@ -19,8 +18,9 @@ from torch import Tensor
 
 from common.rpc import framing
 from common.rpc.methods import OFFLOAD, TRAIN
-from common.rpc.split_pb2 import Batch, End, Header, Hello, OffloadReply, OffloadRequest, TrainMessage, TrainReply
+from common.rpc.split_pb2 import Batch, End, Hello, OffloadReply, OffloadRequest, TrainMessage, TrainReply
 from common.rpc.tensors import decode, encode
+from strategies.hetero_splitee.origin import Origin
 
 R = TypeVar("R")
 Reply = tuple[TrainReply, memoryview]
@@ -32,24 +32,6 @@ PAUSE = 0.1, 3.0  # seconds before the second attempt, and the maximum to which 
 
 class StreamError(RuntimeError):
     """The server refused, could not be reached, or did not answer before the deadline."""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """The sender of a message and its place in the training."""
-
-    run: str
-    client: int
-    cut: int
-    round: int
-    version: int = 0
-
-    def header(self, index: int) -> Header:
-        """Return the header of a message about batch `index`."""
-        return Header(**vars(self), index=index)
-
-    def __str__(self) -> str:
-        return f"client {self.client} in round {self.round}"
 
 
 class FeatureStream:

@@ -9,6 +9,7 @@ from benchmarks.distree_processes import SLOW, device, slowed_by_signals
 from client.commands import serve_student
 from strategies.distree.exits.policies import LastExit
 from strategies.distree.model.stored import student_file
+from strategies.distree.serving.computed import TorchStudent
 from strategies.distree.serving.service import StudentService
 from tests.strategies.distree.devices import EXITS, Tiny
 
@@ -24,7 +25,7 @@ def handlers() -> Iterator[None]:
 
 
 def test_signals_slow_student_and_restore_it(tmp_path: Path, handlers: None) -> None:
-    service = StudentService(Tiny(tmp_path).student(1), LastExit(EXITS))
+    service = StudentService(TorchStudent(Tiny(tmp_path).student(1)), LastExit(EXITS))
     slowed_by_signals(service)
     for number, factor in zip(SIGNALS, (SLOW, 1.0), strict=True):
         os.kill(os.getpid(), number)

@@ -23,9 +23,8 @@ from server.commands.overrides import read_overrides, refuse_unread
 from strategies.callbacks.report.records import load_run
 from strategies.configuration import read_config
 from strategies.distree.exits.calibration import Answers, Measure, cheapest, operate, within
-from strategies.distree.exits.policies import LastExit, Policies
+from strategies.distree.exits.policies import CALIBRATED, LastExit, Policies
 from strategies.distree.model.stored import (
-    CALIBRATED,
     FILE,
     StoredStudents,
     find_students,

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 
+import torch
 from rich.table import Table
 from rich.text import Text
 
 from common.console import results
-from common.console.samples import Samples, Skipped, read
+from common.console.samples import Samples, Skipped, Takes, folder_of, read
 from common.errors import UserError
 from server.commands.distree import devices
 from server.commands.distree.infer_compare import compare, percentile
@@ -39,20 +40,20 @@ def run(options: argparse.Namespace) -> int:
     policies = _policies(stored, options.policy)
     controller = _controller(stored, options.target_ms, options.deadline)
     skipped = Skipped()
-    samples = read(options, stored.classes, stored.students.student(1).input_shape, skipped)
+    samples = read(options, stored.classes, Takes(stored.students.student(1).input_shape), skipped)
     with ExitStack() as stack:
         aggregator = devices.ask(stored, options, stack)
         if options.compare:
             batches = list(samples)
             if not batches:
-                raise skipped.all_of(options.images)
+                raise skipped.all_of(folder_of(options))
             rows = compare(stored, aggregator, batches)
             if options.json:
                 results.store(options.json, {"model": str(options.model), "policies": [asdict(row) for row in rows]})
             return 0
         predictions = list(classify(stored, aggregator, samples, policies, controller))
     if not predictions:
-        raise skipped.all_of(options.images)
+        raise skipped.all_of(folder_of(options))
     if all(p.label is None for p in predictions):
         raise devices.none_answered(predictions[-1].missing)
     show(predictions, stored, controller)
@@ -74,7 +75,7 @@ def classify(
     for batch in batches:
         if controller:
             policies = {k: stored.ladder[rung][k] for k, rung in controller.rungs.items()}
-        answer = aggregator.infer(batch.pixels, policies, range(first, first + len(batch)))
+        answer = aggregator.infer(torch.from_numpy(batch.inputs), policies, range(first, first + len(batch)))
         if controller:
             whole = {
                 k: Seconds(answer.arrived[k], answer.compute[k]) for k in answer.arrived if k not in answer.missing

@@ -45,7 +45,7 @@ def compare(stored: StoredStudents, aggregator: Aggregator, batches: Sequence[Sa
     if any(truth is None for batch in batches for truth in batch.truths):
         raise UserError("--compare needs the class of every image: give --dataset, or folders named after the classes")
     macs = {k: exit_macs(student) for k, student in stored.students.numbered()}
-    warm_up = batches[0].pixels
+    warm_up = torch.from_numpy(batches[0].inputs)
     aggregator.infer(warm_up, stored.policies["last"], range(len(warm_up)))
     rows = [_ask(name, chosen, stored, aggregator, batches, macs) for name, chosen in stored.policies.items()]
     missing = {k: reason for row in rows for k, reason in row.missing.items()}
@@ -77,7 +77,7 @@ def _ask(
     histogram: dict[int, Counter[int]] = {k: Counter() for k in macs}
     missing = dict[int, str]()
     for batch in batches:
-        answer = aggregator.infer(batch.pixels, policies, range(first, first + len(batch)))
+        answer = aggregator.infer(torch.from_numpy(batch.inputs), policies, range(first, first + len(batch)))
         for label, truth in zip(answer.labels(), batch.truths, strict=True):
             right += label is not None and stored.classes[label] == truth
         missing |= answer.missing
@@ -101,7 +101,7 @@ def _oracle(stored: StoredStudents, batches: Sequence[Samples], macs: Mapping[in
     right = number = 0
     for batch in batches:
         labels = torch.tensor([stored.classes.index(str(truth)) for truth in batch.truths])
-        logits = torch.stack(stored.students(stored.normalizer(batch.pixels)))
+        logits = torch.stack(stored.students(stored.normalizer(torch.from_numpy(batch.inputs))))
         chosen = oracle_exits(logits, labels)
         right += int((logits[chosen, torch.arange(len(labels))].argmax(1) == labels).sum())
         number += len(labels)

@@ -10,16 +10,18 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, ClassVar, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
+from common.arrays import first_true, full, vector
 from common.errors import UserError
-from common.networks.base import Leaves
 from common.seeding import derive_seed
 from strategies.distree.exits.scores import (
+    Array,
     Classify,
     Entropy,
     FeatureDifference,
+    Leaves,
     NeighbourSimilarity,
     ScorePolicy,
     check_exits,
@@ -27,6 +29,7 @@ from strategies.distree.exits.scores import (
 )
 
 __all__ = [
+    "CALIBRATED",
     "PUBLISHED",
     "Classify",
     "Entropy",
@@ -45,6 +48,7 @@ __all__ = [
 
 # T_1..T_6 of the paper's 7 exits; the last exit takes all samples, whatever its T_7 = 1.28
 PUBLISHED = (1.0, 1.08, 1.12, 1.16, 1.20, 1.24)
+CALIBRATED = "calibrated"  # the operating point that devices use by default
 LONGEST = 4096  # characters of a policy's JSON, which comes from outside
 
 
@@ -68,7 +72,7 @@ class ExitPolicy(Protocol):
             UserError: an argument that the policy needs is missing.
         """
 
-    def exits(self, features: Tensor, classify: Classify | None = None, ids: Sequence[int] = ()) -> Tensor:
+    def exits(self, features: Array, classify: Classify | None = None, ids: Sequence[int] = ()) -> Array:
         """Return the exit (from 0) where every sample leaves, int64 (N,), of features (J, N, P).
 
         The same decisions as those of `start`, for samples whose features of all exits are known.
@@ -97,12 +101,12 @@ class LastExit:
 
     def start(self, classify: Classify | None = None, ids: Sequence[int] = ()) -> Leaves:
         """Return decisions that let no sample leave early."""
-        return lambda exit_index, features: torch.zeros(len(features), dtype=torch.bool, device=features.device)
+        return lambda exit_index, features: full(len(features), False, features, "bool")
 
-    def exits(self, features: Tensor, classify: Classify | None = None, ids: Sequence[int] = ()) -> Tensor:
+    def exits(self, features: Array, classify: Classify | None = None, ids: Sequence[int] = ()) -> Array:
         """Return the last exit for all samples, int64 (N,), of features (J, N, P)."""
         check_exits(self.num_exits, len(features))
-        return torch.full((features.shape[1],), self.num_exits - 1, device=features.device)
+        return full(features.shape[1], self.num_exits - 1, features, "int64")
 
     def to_json(self) -> str:
         """Return the policy as one line of JSON."""
@@ -130,33 +134,33 @@ class Random:
         """Return the decisions for the batch of the samples `ids`."""
         staying = self._draw(ids)
 
-        def leaves(exit_index: int, features: Tensor) -> Tensor:
+        def leaves(exit_index: int, features: Array) -> Array:
             nonlocal staying
             _check_ids(len(staying), len(features))
             gone = staying <= exit_index
             staying = staying[~gone]
-            return gone.to(features.device)
+            return vector(gone, features, "bool")
 
         return leaves
 
-    def exits(self, features: Tensor, classify: Classify | None = None, ids: Sequence[int] = ()) -> Tensor:
+    def exits(self, features: Array, classify: Classify | None = None, ids: Sequence[int] = ()) -> Array:
         """Return the drawn exits, int64 (N,), of the samples `ids`, whose features (J, N, P) do not matter."""
         check_exits(self.num_exits, len(features))
         _check_ids(len(ids), features.shape[1])
-        return self._draw(ids).to(features.device)
+        return vector(self._draw(ids), features, "int64")
 
     def to_json(self) -> str:
         """Return the policy as one line of JSON."""
         return json.dumps({"policy": self.name, "shares": self.shares, "seed": self.seed})
 
-    def _draw(self, ids: Sequence[int]) -> Tensor:
-        drawn = torch.tensor([derive_seed(self.seed, "random exit", i) / 2**63 for i in ids], dtype=torch.float64)
-        bounds = torch.tensor(list(accumulate(self.shares)), dtype=torch.float64)
+    def _draw(self, ids: Sequence[int]) -> NDArray[np.int64]:
+        drawn = np.array([derive_seed(self.seed, "random exit", i) / 2**63 for i in ids], np.float64)
+        bounds = np.array(list(accumulate(self.shares)), np.float64)
         # Without the last bound, so that rounding moves no sample past the last exit.
-        return torch.searchsorted(bounds[:-1] / bounds[-1], drawn, right=True)
+        return np.searchsorted(bounds[:-1] / bounds[-1], drawn, side="right")
 
 
-def oracle_exits(logits: Tensor, labels: Tensor) -> Tensor:
+def oracle_exits(logits: Array, labels: Array) -> Array:
     """Return the first exit (from 0) that is right, else the last, int64 (N,): an upper bound for all policies.
 
     Args:
@@ -165,7 +169,7 @@ def oracle_exits(logits: Tensor, labels: Tensor) -> Tensor:
     """
     right = logits.argmax(-1) == labels
     right[-1] = True
-    return right.to(torch.uint8).argmax(0)
+    return first_true(right)
 
 
 def policy_from_json(text: str) -> ExitPolicy:

@@ -8,36 +8,41 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from common.arrays import double, first_true, full, namespace, vector
 from common.errors import UserError
 from common.exits import confidence
-from common.networks.base import Leaves
 
+Array = Any  # a torch tensor or a numpy array: a device that serves with ONNX has no torch
 # (exit index from 0, features (b, |P_k|)) -> logits (b, classes) of the student alone
-Classify = Callable[[int, Tensor], Tensor]
+Classify = Callable[[int, Array], Array]
+# (exit index from 0, features (b, |P_k|) of the samples left) -> bool (b,), which leave
+Leaves = Callable[[int, Array], Array]
 
 
-def cosine(a: Tensor, b: Tensor) -> Tensor:
+def cosine(a: Array, b: Array) -> Array:
     """Return cos(a, b), float64 (B,), of a and b (B, P); 0 where one of them is a zero vector."""
-    a, b = a.double(), b.double()
-    lengths = a.norm(dim=1) * b.norm(dim=1)
-    return torch.where(lengths > 0, (a * b).sum(1) / lengths, 0.0).clamp(-1.0, 1.0)  # rounding may go just outside
+    a, b, xp = double(a), double(b), namespace(a)
+    lengths = xp.linalg.norm(a, 2, 1) * xp.linalg.norm(b, 2, 1)
+    fine = lengths > 0
+    cosines = (a * b).sum(1) / xp.where(fine, lengths, 1.0)
+    return xp.clip(xp.where(fine, cosines, 0.0), -1.0, 1.0)  # rounding may go just outside
 
 
-def diff_cos(features: Tensor, first: Tensor) -> Tensor:
+def diff_cos(features: Array, first: Array) -> Array:
     """Return d = 1 / cos(F_j, F_1), float64 (B,) from 1 to inf, of features (B, P) that are not negative.
 
     A zero vector has no direction that could differ: d = 1, so the sample stays. The function uses few operations,
     because at batch 1 each costs as much as thousands of multiplications.
     """
-    a, b = features.double(), first.double()
-    squares = torch.linalg.vecdot(a, a) * torch.linalg.vecdot(b, b)
-    ratio = squares.sqrt() / torch.linalg.vecdot(a, b)
-    return ratio.clamp_min(1.0).nan_to_num(nan=1.0, posinf=math.inf)
+    a, b, xp = double(features), double(first), namespace(features)
+    squares = xp.linalg.vecdot(a, a) * xp.linalg.vecdot(b, b)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = xp.sqrt(squares) / xp.linalg.vecdot(a, b)
+    return xp.nan_to_num(xp.clip(ratio, 1.0, None), nan=1.0, posinf=math.inf)
 
 
 @dataclass(frozen=True)
@@ -62,37 +67,36 @@ class ScorePolicy(ABC):
         return len(self.thresholds) + 1
 
     @abstractmethod
-    def score(self, exit_index: int, features: Tensor, reference: Tensor | None, classify: Classify | None) -> Tensor:
+    def score(self, exit_index: int, features: Array, reference: Array | None, classify: Classify | None) -> Array:
         """Return the scores, float64 (b,), of features (b, P) and the reference (b, P), which is None at exit 0."""
 
-    def reference(self, features: Tensor, reference: Tensor | None) -> Tensor:
+    def reference(self, features: Array, reference: Array | None) -> Array:
         """Return the reference for the next exit's features: these features."""
         return features
 
-    def scores(self, features: Tensor, classify: Classify | None = None) -> Tensor:
+    def scores(self, features: Array, classify: Classify | None = None) -> Array:
         """Return the scores of all exits, float64 (J, N), of features (J, N, P)."""
-        reference: Tensor | None = None
-        found: list[Tensor] = []
+        reference: Array | None = None
+        found: list[Array] = []
         for index, at_exit in enumerate(features):
             found.append(self.score(index, at_exit, reference, classify))
             reference = self.reference(at_exit, reference)
-        return torch.stack(found)
+        return namespace(features).stack(found)
 
     def start(self, classify: Classify | None = None, ids: Sequence[int] = ()) -> Leaves:
         """Return the decisions for one batch, see `ExitPolicy.start`."""
         return _Batch(self, classify)
 
-    def exits(self, features: Tensor, classify: Classify | None = None, ids: Sequence[int] = ()) -> Tensor:
+    def exits(self, features: Array, classify: Classify | None = None, ids: Sequence[int] = ()) -> Array:
         """Return the exit (from 0) where every sample leaves, int64 (N,), of features (J, N, P)."""
         check_exits(self.num_exits, len(features))
         return self.exits_by(self.scores(features, classify))
 
-    def exits_by(self, scores: Tensor) -> Tensor:
+    def exits_by(self, scores: Array) -> Array:
         """Return the same as `exits`, int64 (N,), from scores (J, N)."""
-        thresholds = torch.tensor(self.thresholds, dtype=torch.float64, device=scores.device)
-        leaves = scores[:-1] > thresholds[:, None]
-        # argmax of 0/1 returns the first 1: the shallowest exit whose threshold is passed.
-        return torch.cat([leaves, leaves.new_ones(1, scores.shape[1])]).to(torch.uint8).argmax(0)
+        leaves = scores[:-1] > vector(self.thresholds, scores, "float64")[:, None]
+        last = full(scores.shape[1], True, scores, "bool")[None]
+        return first_true(namespace(scores).concat([leaves, last]))  # the shallowest exit whose threshold is passed
 
     def to_json(self) -> str:
         """Return the policy as strict JSON (an infinite threshold becomes null)."""
@@ -105,13 +109,13 @@ class _Batch:
 
     def __init__(self, policy: ScorePolicy, classify: Classify | None) -> None:
         self.policy, self.classify = policy, classify
-        self.reference: Tensor | None = None
+        self.reference: Array | None = None
 
-    def __call__(self, exit_index: int, features: Tensor) -> Tensor:
+    def __call__(self, exit_index: int, features: Array) -> Array:
         threshold = self.policy.thresholds[exit_index]
         if threshold == math.inf:  # no sample leaves: save the time for the score
             self.reference = self.policy.reference(features, self.reference)
-            return torch.zeros(len(features), dtype=torch.bool, device=features.device)
+            return full(len(features), False, features, "bool")
         leaves = self.policy.score(exit_index, features, self.reference, self.classify) > threshold
         self.reference = self.policy.reference(features, self.reference)[~leaves]
         return leaves
@@ -123,13 +127,13 @@ class FeatureDifference(ScorePolicy):
 
     name: ClassVar[str] = "difference"
 
-    def score(self, exit_index: int, features: Tensor, reference: Tensor | None, classify: Classify | None) -> Tensor:
+    def score(self, exit_index: int, features: Array, reference: Array | None, classify: Classify | None) -> Array:
         """Return d, see `diff_cos`; exactly 1 at the first exit."""
         if reference is None:
-            return torch.ones(len(features), dtype=torch.float64, device=features.device)
+            return full(len(features), 1.0, features, "float64")
         return diff_cos(features, reference)
 
-    def reference(self, features: Tensor, reference: Tensor | None) -> Tensor:
+    def reference(self, features: Array, reference: Array | None) -> Array:
         """Return F_1."""
         return features if reference is None else reference
 
@@ -140,10 +144,10 @@ class NeighbourSimilarity(ScorePolicy):
 
     name: ClassVar[str] = "neighbour"
 
-    def score(self, exit_index: int, features: Tensor, reference: Tensor | None, classify: Classify | None) -> Tensor:
+    def score(self, exit_index: int, features: Array, reference: Array | None, classify: Classify | None) -> Array:
         """Return the cosine to the previous exit's features; -inf at the first exit."""
         if reference is None:
-            return torch.full((len(features),), -math.inf, dtype=torch.float64, device=features.device)
+            return full(len(features), -math.inf, features, "float64")
         return cosine(features, reference)
 
 
@@ -158,9 +162,9 @@ class Entropy(ScorePolicy):
         """Return the decisions for one batch; raises `UserError` without `classify`."""
         return super().start(_needed(classify))
 
-    def score(self, exit_index: int, features: Tensor, reference: Tensor | None, classify: Classify | None) -> Tensor:
+    def score(self, exit_index: int, features: Array, reference: Array | None, classify: Classify | None) -> Array:
         """Return 1 - H / log C, in [0, 1]; raises `UserError` without `classify`."""
-        return confidence(_needed(classify)(exit_index, features).double(), "entropy")
+        return confidence(double(_needed(classify)(exit_index, features)), "entropy")
 
 
 def check_exits(policy: int, student: int) -> None:

@@ -16,7 +16,6 @@ from strategies.distree.exits.policies import ExitPolicy, Policies, policy_from_
 from strategies.distree.model.students import Student, Students, StudentsSpec, build_students
 
 FILE = "students.safetensors"
-CALIBRATED = "calibrated"  # the operating point that devices use by default
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,7 @@ class StoredStudent:
     policies: Mapping[str, ExitPolicy]  # by name
     classes: tuple[str, ...]
     run: str  # as in `StoredStudents`
+    backbone: str = ""  # the network's name
 
     def classify(self, exit_index: int, features: Tensor) -> Tensor:
         """Return the logits (b, classes) of this student alone; the final ones if it is the only student."""
@@ -146,7 +146,8 @@ def load_student(path: Path) -> StoredStudent:
     """Read a device's file; raises `UserError` when it is missing or damaged."""
     tensors, values = read_tensors(path)
     try:
-        network = Student.of(build(NetworkSpec.from_json(values["network"]), seed=0))
+        spec = NetworkSpec.from_json(values["network"])
+        network = Student.of(build(spec, seed=0))
         network.load_state_dict(_below(tensors, "model."))
         policies = {name: policy_from_json(text) for name, text in values["policies"].items()}
         exits, classes = len(network.exit_positions), len(values["classes"])
@@ -154,7 +155,7 @@ def load_student(path: Path) -> StoredStudent:
         _check_shape(tensors["bias"], exits, classes)
         return StoredStudent(
             network.eval(), int(values["number"]), tensors["block"], tensors["bias"], _normalizer(values), policies,
-            tuple(values["classes"]), str(values["run"]),
+            tuple(values["classes"]), str(values["run"]), spec.name,
         )  # fmt: skip
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} does not hold a student: {error}") from error

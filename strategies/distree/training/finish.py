@@ -12,6 +12,7 @@ from common.errors import UserError
 from common.weights.flat import FlatState
 from strategies.distree.exits.calibration import Answers, cheapest, ladder, operate, within
 from strategies.distree.exits.policies import (
+    CALIBRATED,
     PUBLISHED,
     Entropy,
     FeatureDifference,
@@ -20,7 +21,7 @@ from strategies.distree.exits.policies import (
     Policies,
     Random,
 )
-from strategies.distree.model.stored import CALIBRATED, StoredStudents, exit_macs
+from strategies.distree.model.stored import StoredStudents, exit_macs
 from strategies.distree.model.students import Students
 from strategies.distree.training.joint import collect_features
 

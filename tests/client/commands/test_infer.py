@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from client.__main__ import main
-from client.commands.infer import Prediction, choose_policy, classify, closing_lines, exit_macs, summarise
+from client.commands.infer import Prediction, choose_policy, classify, closing_lines, summarise
+from client.runtimes.with_torch import TorchNetwork, exit_macs
 from common.console.samples import find_images, from_folder
 from common.data.digits import read_digits
 from common.data.images import Normalizer
@@ -28,7 +29,9 @@ MEAN, STD = (0.3,), (0.35,)
 
 def predict(stored: StoredModel, folder: Path, batch: int = 1) -> list[Prediction]:
     samples = from_folder(folder, find_images(folder), stored.classes, stored.network.input_shape, batch)
-    return list(classify(stored, samples, macs=(10, 20, 30, 40), device=CPU))
+    network = TorchNetwork(stored, CPU)
+    network.macs = (10, 20, 30, 40)
+    return list(classify(network, samples, network.policy))
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +113,7 @@ def test_exit_macs_are_those_of_the_cost_table(run_folder: Path) -> None:
 
 
 def test_choose_policy_prefers_the_options(run_folder: Path) -> None:
-    stored = load_model(run_folder)
+    stored = TorchNetwork(load_model(run_folder), CPU)
     assert choose_policy(stored).thresholds == (0.14, 0.3, 0.7)
     assert choose_policy(stored, accuracy_first=True).thresholds == (math.inf,) * 3
     assert choose_policy(stored, threshold=0.25).thresholds == (0.25,) * 3
@@ -207,4 +210,4 @@ def test_user_errors_end_with_2_and_one_line(
         assert message in error
         assert error.count("\n") == 1
     assert main(["infer", "--model", model, "--images", str(tmp_path / "bad")]) == 2
-    assert "none of the 1 images" in capsys.readouterr().err
+    assert "none of the 1 files" in capsys.readouterr().err

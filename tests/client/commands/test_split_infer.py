@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import grpc
+import numpy as np
 import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from numpy.typing import NDArray
 from torch import Tensor
 
 from client.__main__ import main
@@ -23,26 +26,27 @@ from client.commands.split_infer import (
     choose_gate,
     classify,
     closing_lines,
-    load_device,
     summarise,
     tau_of,
     warm_up,
 )
 from client.commands.split_sweep import TAUS, Measured, at
-from common.console.samples import Samples, from_dataset
+from client.runtimes.with_torch import TorchNetwork
+from common.console.samples import Samples, Takes, from_dataset
 from common.exits import ThresholdPolicy, confidence, entropy_gate
 from common.flower.local_grid import LocalGrid
 from common.rpc.channels import connect
 from common.rpc.methods import SPLIT
 from common.rpc.secrets import read_token
-from common.storage.model_file import StoredModel, load_model
+from common.storage.model_file import load_model
 from server.commands.launch import PROJECT
 from strategies.callbacks.run_folder import RunFolder
 from strategies.configuration import read_config
 from strategies.factory import make_strategy
-from strategies.hetero_splitee.offload import Answer, NoAnswer, Remote, Suffixes
+from strategies.hetero_splitee.offload import Suffixes
+from strategies.hetero_splitee.origin import Origin
+from strategies.hetero_splitee.remote import Answer, NoAnswer, Remote
 from strategies.hetero_splitee.statistics import statistics_by_cut
-from strategies.hetero_splitee.stream import Origin
 from tests.support.served import read_line
 
 CPU = torch.device("cpu")
@@ -70,13 +74,16 @@ class Run:
 
     def samples(self, client: int, size: int = 1) -> list[Samples]:
         stored = load_model(self.devices[client])
-        return list(from_dataset("digits", stored.classes, stored.network.input_shape, size, IMAGES))
+        return list(from_dataset("digits", stored.classes, Takes(stored.network.input_shape), size, IMAGES))
 
     def both(self, client: int) -> tuple[Tensor, Tensor]:
         """Logits (IMAGES, 10) of the device and of the server, one by one."""
         stored = load_model(self.devices[client])
         with torch.no_grad():
-            outs = [stored.network.forward_exits(stored.normalizer(s.pixels)) for s in self.samples(client)]
+            outs = [
+                stored.network.forward_exits(stored.normalizer(torch.from_numpy(s.inputs)))
+                for s in self.samples(client)
+            ]
         there = [self.suffixes.logits(0, stored.cut, out.trunk) for out in outs]
         return torch.cat([out.logits[-1] for out in outs]), torch.cat(there)
 
@@ -87,11 +94,12 @@ class Here:
     def __init__(self, run: Run, cut: int, fails_from: int = 1_000_000) -> None:
         self.run, self.cut, self.fails_from, self.batches = run, cut, fails_from, list[int]()
 
-    def ask(self, features: Tensor) -> Answer:
+    def ask(self, features: NDArray[np.float32]) -> Answer:
         self.batches.append(len(features))
         if len(self.batches) > self.fails_from:
             raise NoAnswer("no server")
-        return Answer(self.run.suffixes.logits(0, self.cut, features), 100 * len(features), 10 * len(features))
+        logits = self.run.suffixes.logits(0, self.cut, torch.from_numpy(features)).numpy()
+        return Answer(logits, 100 * len(features), 10 * len(features))
 
 
 class Server:
@@ -129,11 +137,11 @@ def server(run: Run) -> Iterator[Server]:
         assert started.stop(signal.SIGINT) == 0
 
 
-def device(run: Run, client: int) -> StoredModel:
-    return load_device(run.devices[client])
+def device(run: Run, client: int) -> TorchNetwork:
+    return TorchNetwork.open(run.devices[client], 1, "cpu", split=True)
 
 
-def remote(server: Server, stored: StoredModel, certificate: bytes | None = None) -> Remote:
+def remote(server: Server, stored: TorchNetwork, certificate: bytes | None = None) -> Remote:
     channel = connect(server.address, read_token(server.token), certificate)
     return Remote(channel, Origin(stored.run, 0, stored.cut, 0), 10, deadline=20.0)
 
@@ -169,15 +177,15 @@ def test_finished_run_answers_as_its_own_evaluation(run: Run, server: Server) ->
     for client in (0, 1):
         stored = device(run, client)
         features = torch.randn(8, *run.suffixes.shapes[stored.cut], generator=torch.Generator().manual_seed(9))
-        there = remote(server, stored).ask(features).logits
-        assert torch.equal(there, run.trained.logits(client, stored.cut, features))
+        there = remote(server, stored).ask(features.numpy()).logits
+        assert torch.equal(torch.from_numpy(there), run.trained.logits(client, stored.cut, features))
 
 
 def test_tau_is_one_minus_the_threshold() -> None:
-    stored = StoredModel(None, None, (), None, ThresholdPolicy((0.35,), "entropy"))  # type: ignore[arg-type]
+    stored: Any = SimpleNamespace(policy=ThresholdPolicy((0.35,), "entropy"))
     assert tau_of(choose_gate(stored)) == 0.65
     assert tau_of(choose_gate(stored, 0.2)) == 0.2
-    assert tau_of(choose_gate(replace(stored, policy=ThresholdPolicy(())))) == 0.0  # not tuned: all to the server
+    assert tau_of(choose_gate(cast(Any, SimpleNamespace(policy=ThresholdPolicy(()))))) == 0.0  # not tuned: all go up
     for tau in TAUS:
         assert tau_of(entropy_gate(tau)) == pytest.approx(tau)
 
@@ -188,7 +196,7 @@ def test_only_unsure_samples_go_up_and_cost_bytes(run: Run, size: int) -> None:
     entropy = 1 - confidence(here, "entropy")
     tau = float(entropy.median())
     asked = Here(run, 3)
-    found = list(classify(stored, run.samples(1, size), entropy_gate(tau), asked, CPU))  # type: ignore[arg-type]
+    found = list(classify(stored, run.samples(1, size), entropy_gate(tau), asked))  # type: ignore[arg-type]
     stays = (entropy <= tau + 1e-6).tolist()
     assert 0 < sum(stays) < IMAGES
     assert [p.answered == "device" for p in found] == stays
@@ -204,9 +212,9 @@ def test_at_tau_1_no_sample_goes_up_and_at_0_all_do(run: Run) -> None:
     stored, (here, there) = device(run, 0), run.both(0)
     asked = Here(run, 1)
     for tau, logits, calls in ((1.0, here, 0), (0.0, there, IMAGES)):
-        warm_up(stored, entropy_gate(tau), asked, CPU)  # type: ignore[arg-type]
+        warm_up(stored, entropy_gate(tau), asked)  # type: ignore[arg-type]
         asked.batches = asked.batches[1:]
-        found = list(classify(stored, run.samples(0), entropy_gate(tau), asked, CPU))  # type: ignore[arg-type]
+        found = list(classify(stored, run.samples(0), entropy_gate(tau), asked))  # type: ignore[arg-type]
         assert [int(p.label) for p in found] == logits.argmax(-1).tolist()
         assert len(asked.batches) == calls
 
@@ -214,7 +222,7 @@ def test_at_tau_1_no_sample_goes_up_and_at_0_all_do(run: Run) -> None:
 def test_without_an_answer_the_device_answers_and_reports_it(run: Run) -> None:
     stored, (here, there) = device(run, 1), run.both(1)
     asked = Here(run, 3, fails_from=10)
-    found = list(classify(stored, run.samples(1), entropy_gate(0.0), asked, CPU))  # type: ignore[arg-type]
+    found = list(classify(stored, run.samples(1), entropy_gate(0.0), asked))  # type: ignore[arg-type]
     expected = torch.cat([there[:10], here[10:]]).argmax(-1)
     assert [int(p.label) for p in found] == expected.tolist()
     assert [p.answered for p in found] == ["server"] * 10 + ["device"] * (IMAGES - 10)
@@ -242,10 +250,10 @@ def test_summary_matches_hand_computed_values() -> None:
 
 
 def test_sweep_matches_hand_computed_values() -> None:
-    logits = torch.tensor([[0.0, 0.0], [3.0, 0.0], [50.0, 0.0]])  # entropies 1, 0.275, 0
+    logits = np.array([[0.0, 0.0], [3.0, 0.0], [50.0, 0.0]], np.float32)  # entropies 1, 0.275, 0
     numbers = {"ms_here": [1, 2, 3], "ms_there": [10, 20, 30], "sent": [6, 6, 12], "received": [1, 1, 1]}
-    here, there = torch.tensor([False, False, True]), torch.tensor([True, True, False])
-    measured = Measured(logits, here, there, **{k: torch.tensor(v).double() for k, v in numbers.items()})
+    here, there = np.array([False, False, True]), np.array([True, True, False])
+    measured = Measured(logits, here, there, **{k: np.array(v, np.float64) for k, v in numbers.items()})
     point = at(measured, 0.0)
     assert (point.accuracy, point.share_on_device, point.mean_ms, point.mean_sent) == (2 / 3, 0.0, 22.0, 8.0)
     point = at(measured, 0.25)
@@ -275,10 +283,9 @@ def test_three_processes_answer_as_one_does(run: Run, server: Server, tmp_path: 
 
 def test_logits_over_a_socket_are_the_same_bits(run: Run, server: Server) -> None:
     stored = device(run, 0)
-    x = stored.normalizer(run.samples(0, IMAGES)[0].pixels)
-    with torch.no_grad():
-        features = stored.network.forward_exits(x).trunk
-    assert torch.equal(remote(server, stored).ask(features).logits, run.suffixes.logits(0, 1, features))
+    features = stored.half(run.samples(0, IMAGES)[0].inputs).features
+    expected = run.suffixes.logits(0, 1, torch.from_numpy(features))
+    assert torch.equal(torch.from_numpy(remote(server, stored).ask(features).logits), expected)
 
 
 def test_reflection_and_health_need_the_token(run: Run, server: Server) -> None:
@@ -344,7 +351,8 @@ def test_a_wrong_token_is_refused_and_reported(
 def test_another_runs_device_is_refused(run: Run, server: Server) -> None:
     stored = device(run, 1)
     with pytest.raises(NoAnswer, match="'other' with cut 3 is not served here"):
-        remote(server, replace(stored, run="other")).ask(torch.zeros(1, *run.suffixes.shapes[3]))
+        stored.run = "other"
+        remote(server, stored).ask(np.zeros((1, *run.suffixes.shapes[3]), np.float32))
 
 
 def test_with_tls_until_the_server_is_killed(run: Run, tmp_path: Path) -> None:
@@ -356,7 +364,7 @@ def test_with_tls_until_the_server_is_killed(run: Run, tmp_path: Path) -> None:
         stored, gate, (here, there) = device(run, 1), entropy_gate(0.0), run.both(1)
         asked = remote(server, stored, certificate.read_bytes())
         with pytest.raises(NoAnswer, match="cannot be reached"):  # the server accepts no plain text
-            remote(server, stored).ask(torch.zeros(1, *run.suffixes.shapes[3]))
+            remote(server, stored).ask(np.zeros((1, *run.suffixes.shapes[3]), np.float32))
 
         def samples() -> Iterator[Samples]:
             for number, sample in enumerate(run.samples(1)):
@@ -364,7 +372,7 @@ def test_with_tls_until_the_server_is_killed(run: Run, tmp_path: Path) -> None:
                     server.stop(signal.SIGKILL)
                 yield sample
 
-        found = list(classify(stored, samples(), gate, asked, CPU))
+        found = list(classify(stored, samples(), gate, asked))
     finally:
         server.process.kill()
         server.process.wait()

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from common.console.samples import find_images, from_dataset, from_folder, spread
+from common.console.samples import Takes, find_images, from_dataset, from_folder, spread
 from common.data import DataConfig, load
 from common.errors import UserError
 
@@ -24,13 +23,13 @@ def test_limit_is_spread_over_all_items() -> None:
 
 def test_data_set_yields_batches_with_labels() -> None:
     test = load(DataConfig(), None).test
-    batches = list(from_dataset("digits", DIGITS, SHAPE, 7, 20))
+    batches = list(from_dataset("digits", DIGITS, Takes(SHAPE), 7, 20))
     assert [len(batch) for batch in batches] == [7, 7, 6]
     rows = [int(name) for batch in batches for name in batch.names]
     assert rows == spread(range(len(test)), 20)
-    assert torch.equal(torch.cat([batch.pixels for batch in batches]), test.inputs[rows])
+    assert np.array_equal(np.concatenate([batch.inputs for batch in batches]), test.inputs[rows])
     assert [truth for batch in batches for truth in batch.truths] == [str(n) for n in test.labels[rows].tolist()]
-    assert sum(len(batch) for batch in from_dataset("digits", DIGITS, SHAPE, 100, 0)) == len(test)
+    assert sum(len(batch) for batch in from_dataset("digits", DIGITS, Takes(SHAPE), 100, 0)) == len(test)
 
 
 def test_image_folder_is_resized_for_the_network(tmp_path: Path) -> None:
@@ -38,9 +37,9 @@ def test_image_folder_is_resized_for_the_network(tmp_path: Path) -> None:
         for name, shade in (("dark", 10), ("light", 200)):
             (tmp_path / split / name).mkdir(parents=True)
             Image.new("L", (20, 20), shade).save(tmp_path / split / name / "a.png")
-    (batch,) = from_dataset(f"folder:{tmp_path}", ("dark", "light"), (1, 12, 12), 4, 0)
-    assert (batch.truths, tuple(batch.pixels.shape)) == (["dark", "light"], (2, 1, 12, 12))
-    assert batch.pixels.unique().tolist() == [10, 200]
+    (batch,) = from_dataset(f"folder:{tmp_path}", ("dark", "light"), Takes((1, 12, 12)), 4, 0)
+    assert (batch.truths, batch.inputs.shape) == (["dark", "light"], (2, 1, 12, 12))
+    assert np.unique(batch.inputs).tolist() == [10, 200]
 
 
 def test_truth_is_the_deepest_class_folder(tmp_path: Path) -> None:
@@ -64,7 +63,7 @@ def test_images_are_read_as_in_training(tmp_path: Path, capsys: pytest.CaptureFi
     (batch,) = from_folder(
         tmp_path, find_images(tmp_path), DIGITS, SHAPE, 9, lambda path, reason: skipped.update({str(path): reason})
     )
-    assert (batch.pixels[:, 0, 0, 0].tolist(), batch.truths) == ([200, 1, 20], ["3"] * 3)
+    assert (batch.inputs[:, 0, 0, 0].tolist(), batch.truths) == ([200, 1, 20], ["3"] * 3)
     assert list(skipped) == ["3/torn.png"]
     assert skipped["3/torn.png"].endswith("torn.png cannot be read as an image (unknown file type)")
     assert capsys.readouterr().err.splitlines() == [
@@ -88,4 +87,4 @@ def test_unsuitable_data_set_is_refused(
     text: str, classes: tuple[str, ...], shape: tuple[int, int, int], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        from_dataset(text, classes, shape, 1, 0)
+        from_dataset(text, classes, Takes(shape), 1, 0)

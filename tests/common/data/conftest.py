@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.data.dataset import _load
+from common.data.arrays import _load
 from common.data.fingerprint import look_again
 from common.data.outside import code_digest
 

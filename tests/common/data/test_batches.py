@@ -1,6 +1,6 @@
 import torch
 
-from common.data import batches
+from common.data.batches import batches
 from common.seeding import generator
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from common.data import DataConfig, load, partition
-from common.data.dataset import _load
+from common.data import DataConfig, load
+from common.data.arrays import _load
 from common.data.fingerprint import look_again
+from common.data.partition import partition
 from common.errors import UserError
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -103,7 +104,8 @@ def test_cached_data_and_partitions_need_no_slow_package(tmp_path: Path) -> None
     program = f"""
 import sys
 from pathlib import Path
-from common.data import DataConfig, load, partition
+from common.data import DataConfig, load
+from common.data.partition import partition
 cache, config = Path({str(tmp_path)!r}), DataConfig(partitioner="dirichlet", alpha=0.3)
 parts = partition(config, load(config, cache).train.labels, 5, 1, cache)
 slow = {{"datasets", "flwr_datasets", "pyarrow", "sklearn", "pandas"}} & set(sys.modules)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.data import DataConfig, load
-from common.data.dataset import _load
+from common.data.arrays import _load
 from common.data.fingerprint import look_again
 from common.data.outside import code_digest
 from common.errors import UserError

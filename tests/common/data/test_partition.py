@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.data import DataConfig, partition, with_samples
+from common.data import DataConfig, with_samples
+from common.data.partition import partition
 from common.errors import UserError
 
 pytest.importorskip("flwr_datasets", reason="partitions need the simulation extra")

@@ -4,6 +4,7 @@ import warnings
 import pytest
 import torch
 
+from common.rpc import arrays
 from common.rpc.split_pb2 import FP32, UINT8, Features
 from common.rpc.tensors import CODINGS, bytes_per_sample, decode, decode_pixels, encode
 from common.seeding import generator
@@ -162,3 +163,22 @@ def test_pixels_come_back_unchanged():
 def test_pixels_of_another_shape_are_refused(shape, size, reason):
     with pytest.raises(ValueError, match=reason):
         decode_pixels(shape, bytes(size), (2, 3, 4), 3)
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_numpy_alone_encodes_and_decodes_the_same_bits(coding):
+    """A device that infers with ONNX has no torch."""
+    for x in (random_tensor((3, 4, 5, 6)), torch.tensor([[0.0, -0.0, 1e-7, 6e-5, 65504.0, -3.0000002]])):
+        features, data = encode(x, coding)
+        alone, alone_data = arrays.encode(x.numpy(), coding)
+        assert (alone, bytes(alone_data)) == (features, bytes(data))
+        decoded = arrays.decode(features, bytes(data), tuple(x.shape[1:]), len(x))
+        assert decoded.tobytes() == decode(features, bytes(data), tuple(x.shape[1:]), len(x)).numpy().tobytes()
+
+
+@pytest.mark.parametrize(
+    ("coding", "value"), [("fp16", 65520.0), ("bf16", 3.4e38), ("fp32", math.nan), ("uint8", math.inf)]
+)
+def test_numpy_alone_refuses_what_is_not_finite(coding, value):
+    with pytest.raises(ValueError, match=f"not finite as {coding}"):
+        arrays.encode(torch.tensor([[1.0, value]]).numpy(), coding)

@@ -27,6 +27,7 @@ from strategies.distree.model.stored import (
 )
 from strategies.distree.model.students import build_students, students_spec
 from strategies.distree.serving.aggregator import Aggregator
+from strategies.distree.serving.computed import TorchStudent
 from strategies.distree.serving.service import StudentService, own_policy
 
 TOKEN = new_token()
@@ -92,7 +93,8 @@ def serving(service: Service, address: str = "127.0.0.1:0", token: str = TOKEN) 
 
 
 def service(stored: StoredStudent, **options) -> Service:
-    return StudentService(stored, own_policy(stored), **options).register
+    student = TorchStudent(stored)
+    return StudentService(student, own_policy(student), **options).register
 
 
 def replying(*replies: bytes) -> Service:

@@ -19,8 +19,9 @@ from common.storage.client_store import ClientStore
 from server.app import prepare
 from strategies.callbacks.run_folder import RunFolder, read_events
 from strategies.configuration import read_config
+from strategies.distree.exits.policies import CALIBRATED
 from strategies.distree.model.parts import LEAN, STUDENTS
-from strategies.distree.model.stored import CALIBRATED, load_student, load_students, student_file
+from strategies.distree.model.stored import load_student, load_students, student_file
 from strategies.distree.model.students import students_spec
 from strategies.distree.settings import read_device
 from strategies.distree.strategy import DistrEE

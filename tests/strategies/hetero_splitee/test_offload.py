@@ -13,8 +13,9 @@ from common.rpc import framing
 from common.rpc.split_pb2 import OffloadReply, OffloadRequest
 from common.rpc.tensors import encode
 from strategies.hetero_splitee.learner import final_logits, server_part, statistics
-from strategies.hetero_splitee.offload import PAUSE, Answer, NoAnswer, Remote, Suffixes
-from strategies.hetero_splitee.stream import Origin
+from strategies.hetero_splitee.offload import Suffixes
+from strategies.hetero_splitee.origin import Origin
+from strategies.hetero_splitee.remote import PAUSE, Answer, NoAnswer, Remote
 
 SPEC = without_early_exits(NetworkSpec("resnet_slim", 3, (1, 8, 8), width=2))
 CPU = torch.device("cpu")
@@ -97,8 +98,8 @@ def test_request_names_run_and_cut_and_bytes_are_counted() -> None:
     logits = torch.tensor([[1.0, 2.0, 3.0], [0.0, -1.0, 0.5]])
     channel = Channel(logits, logits)
     features = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    answer = remote(channel).ask(features)
-    assert torch.equal(answer.logits, logits)
+    answer = remote(channel).ask(features.numpy())
+    assert torch.equal(torch.from_numpy(answer.logits), logits)
     assert (answer.sent, answer.received) == (len(channel.requests[0]), len(reply(logits)))
     assert channel.timeouts == [1.5]
     head, data = framing.split(channel.requests[0])
@@ -118,7 +119,7 @@ def test_pause_after_a_failure_doubles() -> None:
     def ask(at: float) -> Answer | str:
         now[0] = at
         try:
-            return device.ask(torch.zeros(1, 4, 8, 8))
+            return device.ask(torch.zeros(1, 4, 8, 8).numpy())
         except NoAnswer as problem:
             return str(problem)
 
@@ -142,7 +143,7 @@ def test_pause_has_a_maximum() -> None:
     device = remote(Channel(*[grpc.StatusCode.UNAVAILABLE] * 20), lambda: now[0])
     for _ in range(20):
         with pytest.raises(NoAnswer):
-            device.ask(torch.zeros(1, 4, 8, 8))
+            device.ask(torch.zeros(1, 4, 8, 8).numpy())
         now[0] += PAUSE[1]
 
 
@@ -160,25 +161,25 @@ def test_refusal_is_final_and_timeout_is_not(code: grpc.StatusCode, words: str, 
     channel = Channel(code, torch.zeros(1, 3))
     device = remote(channel, lambda: now[0])
     with pytest.raises(NoAnswer, match=words):
-        device.ask(torch.zeros(1, 4, 8, 8))
+        device.ask(torch.zeros(1, 4, 8, 8).numpy())
     now[0] = 1e6
     if asked_again:
-        assert device.ask(torch.zeros(1, 4, 8, 8)).logits.tolist() == [[0, 0, 0]]
+        assert device.ask(torch.zeros(1, 4, 8, 8).numpy()).logits.tolist() == [[0, 0, 0]]
     else:
         with pytest.raises(NoAnswer, match=words):
-            device.ask(torch.zeros(1, 4, 8, 8))
+            device.ask(torch.zeros(1, 4, 8, 8).numpy())
     assert len(channel.requests) == 1 + asked_again
 
 
 def test_malformed_answer_raises_no_answer() -> None:
     for wrong in (torch.zeros(2, 3), torch.zeros(1, 4), b"\xff"):
         with pytest.raises(NoAnswer, match="the server's answer is malformed"):
-            remote(Channel(reply(wrong) if isinstance(wrong, Tensor) else wrong)).ask(torch.zeros(1, 4, 8, 8))
+            remote(Channel(reply(wrong) if isinstance(wrong, Tensor) else wrong)).ask(torch.zeros(1, 4, 8, 8).numpy())
 
 
 def test_features_that_cannot_be_encoded_cause_no_pause() -> None:
     channel = Channel(torch.zeros(1, 3))
     device = remote(channel, coding="fp16")
     with pytest.raises(NoAnswer, match="not finite as fp16"):
-        device.ask(torch.full((1, 4, 8, 8), 1e6))
-    assert device.ask(torch.zeros(1, 4, 8, 8)).logits.shape == (1, 3)  # without a pause
+        device.ask(torch.full((1, 4, 8, 8), 1e6).numpy())
+    assert device.ask(torch.zeros(1, 4, 8, 8).numpy()).logits.shape == (1, 3)  # without a pause

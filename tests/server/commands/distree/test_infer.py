@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ class Scripted:
 
 def batches(number: int, size: int = 1, truth: str | None = None) -> Iterator[Samples]:
     for index in range(number):
-        yield Samples([f"{index}.{row}" for row in range(size)], [truth] * size, torch.zeros(size, 3, 8, 8))
+        yield Samples([f"{index}.{row}" for row in range(size)], [truth] * size, np.zeros((size, 3, 8, 8), np.uint8))
 
 
 def after(requests: int, stored: StoredStudents, controller: LatencyController, *answers: Answer) -> dict[int, int]:

@@ -9,9 +9,8 @@ from common.data.images import Normalizer
 from common.errors import UserError
 from common.networks import NetworkSpec, cost_table
 from common.storage.files import read_tensors, write_tensors
-from strategies.distree.exits.policies import FeatureDifference, LastExit, Random
+from strategies.distree.exits.policies import CALIBRATED, FeatureDifference, LastExit, Random
 from strategies.distree.model.stored import (
-    CALIBRATED,
     FILE,
     StoredStudents,
     exit_macs,

@@ -17,6 +17,7 @@ from common.rpc.tensors import encode
 from strategies.distree.exits.policies import FeatureDifference, LastExit, Random
 from strategies.distree.serving import aggregator as aggregator_module
 from strategies.distree.serving.aggregator import Aggregator, Answer
+from strategies.distree.serving.computed import TorchStudent
 from strategies.distree.serving.service import own_policy
 from tests.strategies.distree.devices import (
     EXITS,
@@ -107,7 +108,7 @@ def test_devices_give_the_logits_of_the_joint_network(tiny: Tiny, addresses) -> 
 def test_device_without_a_policy_uses_its_own(tiny: Tiny, addresses) -> None:
     with asking(tiny, addresses) as aggregator:
         answer = aggregator.infer(PIXELS, {2: LAST})
-    own = own_policy(tiny.student(1))
+    own = own_policy(TorchStudent(tiny.student(1)))
     assert isinstance(own, FeatureDifference)
     assert answer.exits[1].tolist() == tiny.here(1, own).exits.tolist()
     assert answer.exits[2].tolist() == [EXITS - 1] * len(PIXELS)

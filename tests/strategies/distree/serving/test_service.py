@@ -18,8 +18,8 @@ from common.rpc.methods import INFER
 from common.rpc.split_pb2 import FP32
 from common.rpc.students_pb2 import InferReply, InferRequest
 from common.rpc.tensors import CODINGS, decode
-from strategies.distree.exits.policies import PUBLISHED, ExitPolicy, FeatureDifference, LastExit, Random
-from strategies.distree.model.stored import CALIBRATED
+from strategies.distree.exits.policies import CALIBRATED, PUBLISHED, ExitPolicy, FeatureDifference, LastExit, Random
+from strategies.distree.serving.computed import TorchStudent
 from strategies.distree.serving.service import StudentService, message_bytes, own_policy
 from tests.strategies.distree.devices import EXITS, PIXELS, TOKEN, Tiny, held_at, service, serving, slow_at
 from tests.support.deployment import wait_until
@@ -155,7 +155,7 @@ def test_warm_up_runs_all_units(tiny: Tiny) -> None:
     student, ran = tiny.student(1), list[str]()
     for index, unit in student.network.units.items():
         unit.register_forward_hook(lambda *_, index=index: ran.append(index))
-    StudentService(student, LastExit(EXITS), slowdown=1e6).warm_up()
+    StudentService(TorchStudent(student), LastExit(EXITS), slowdown=1e6).warm_up()
     assert ran == list(student.network.units)
 
 
@@ -215,7 +215,7 @@ def test_features_that_are_not_finite_are_refused(tiny: Tiny) -> None:
 
 
 def test_message_bytes_bounds_the_largest_batch(tiny: Tiny) -> None:
-    most = message_bytes(tiny.student(1).network, 8)
+    most = message_bytes(TorchStudent(tiny.student(1)), 8)
     longest = request(LastExit(EXITS), data=bytes(8 * 192), shape=(8, 3, 8, 8), ids=[2**64 - 1] * 8, run="r" * 500)
     assert len(longest) < most
     assert most < 2 * (1 << 16)
@@ -223,11 +223,11 @@ def test_message_bytes_bounds_the_largest_batch(tiny: Tiny) -> None:
 
 def test_own_policy_of_a_device(tiny: Tiny) -> None:
     plain = tiny.student(1)
-    assert own_policy(plain) == FeatureDifference(PUBLISHED)
+    assert own_policy(TorchStudent(plain)) == FeatureDifference(PUBLISHED)
     stored = replace(plain, policies={CALIBRATED: ANY, "last": LastExit(EXITS)})
-    assert own_policy(stored) == ANY
-    assert own_policy(stored, "last") == LastExit(EXITS)
+    assert own_policy(TorchStudent(stored)) == ANY
+    assert own_policy(TorchStudent(stored), "last") == LastExit(EXITS)
     with pytest.raises(UserError, match="no policy 'quick'; stored are: calibrated, last"):
-        own_policy(stored, "quick")
+        own_policy(TorchStudent(stored), "quick")
     with pytest.raises(UserError, match="stored are: none"):
-        own_policy(plain, "calibrated")
+        own_policy(TorchStudent(plain), "calibrated")
