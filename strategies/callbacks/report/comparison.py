@@ -73,11 +73,13 @@ def comparison_rows(runs: Sequence[RunData]) -> list[list[str]]:
         ]
     if any(run.clients for run in runs):
         rows += _client_rows(runs)
+    timed = [["device time", *(seconds_text(run.device_seconds) if run.timed else NONE for run in runs)]]
     return [
         *rows,
         ["rounds", *(str(len(run.rounds)) for run in runs)],
         ["left out", *(str(len(run.refused) + sum(len(e["failures"]) for e in run.rounds)) for run in runs)],
         ["time", *(seconds_text(run.seconds) for run in runs)],
+        *(timed if any(run.timed for run in runs) else []),
         ["bytes down", *(bytes_text(sum(run.traffic("down"))) for run in runs)],
         ["bytes up", *(bytes_text(sum(run.traffic("up"))) for run in runs)],
     ]
@@ -89,6 +91,7 @@ def comparison_plots(runs: Sequence[RunData]) -> list[Plot]:
     if not named:
         return []
     plots = [_over_rounds(named), _by_exit(named), _over_time(named)]
+    plots += [_over_device_time(named)] if any(run.timed for _, run in named) else []
     plots += [_cost(named)] if any(run.final for _, run in named) else []
     return [*plots, _client_cost(named)] if any(run.clients for _, run in named) else plots
 
@@ -116,6 +119,19 @@ def _over_time(runs: Named) -> Plot:
         per_cent(axes)
 
     return plot("Mean exit accuracy over time", paint)
+
+
+def _over_device_time(runs: Named) -> Plot:
+    def paint(axes: "Axes") -> None:
+        for label, run in runs:
+            points = [(run.device_totals[number], mean) for number, mean in run.means if number in run.device_totals]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker=marker(len(points)), label=label)
+        axes.set_xlabel("seconds on the devices")
+        per_cent(axes)
+
+    clocks = sorted({run.clock for _, run in runs if run.clock})
+    return plot("Mean exit accuracy over device time", paint, " and ".join(clocks))
 
 
 def _by_exit(runs: Named) -> Plot:
