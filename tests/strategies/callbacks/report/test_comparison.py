@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from common.errors import UserError
 from strategies.callbacks.report import compare_runs, write_comparison
 from strategies.callbacks.report.comparison import comparison_plots, labels
 from strategies.callbacks.report.records import load_run
-from tests.strategies.callbacks.samples import client_record, client_summary, final_record, record
+from tests.strategies.callbacks.samples import client_record, client_summary, device_time, final_record, record
 
 MakeRun = Callable[..., Path]
 
@@ -50,6 +51,20 @@ def test_clients_evaluation_has_its_own_rows(make_run: MakeRun) -> None:
         "  MACs saved                    37.5 %         37.5 %       -",
         "  loss allowed                 1 point        1 point       -",
     ]
+
+
+def test_device_time_has_a_row_and_a_plot_where_a_run_has_it(make_run: MakeRun) -> None:
+    timed = [replace(record(n), device=device_time(n)) for n in (1, 2)]
+    folders = [make_run("a"), make_run("b", strategy="fedavg", records=timed)]
+    rows = compare_runs(folders).splitlines()
+    assert rows[-4:-1] == [
+        "time             6.0 s   4.0 s",
+        "device time          -   8.0 s",
+        "bytes down      9.0 MB  6.0 MB",
+    ]
+    titles = [plot.title for plot in comparison_plots([load_run(folder) for folder in folders])]
+    assert "Mean exit accuracy over device time" in titles
+    assert not any("device time" in plot.title for plot in comparison_plots([load_run(folders[0])]))
 
 
 def test_runs_of_one_method_are_labelled_by_name(make_run: MakeRun) -> None:
