@@ -115,3 +115,13 @@ def test_missing_file_is_refused(tmp_path: Path):
 def test_impossible_numbers_are_no_profile(wrong):
     with pytest.raises(ValueError, match=r"profile|compute"):
         Profile(**wrong)
+
+
+def test_readme_has_every_profile_as_the_file_has_it():
+    readme = TABLE.with_name("README.md").read_text()
+    for name, table in tomllib.loads(TABLE.read_text()).items():
+        watts = [f"{table[field]:g} W" if field in table else "-" for field in ("busy-watts", "idle-watts")]
+        link = f"{table['bandwidth']}, {1000 * table['latency']:g} ms"
+        source = " ".join(table["source"].split())
+        cells = (f"`{name}`", table["compute"], table["memory"], link, ", ".join(watts), f"{table['device']}; {source}")
+        assert f"| {' | '.join(cells)} |" in readme, name
