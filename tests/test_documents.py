@@ -18,7 +18,7 @@ from strategies.registry import METHODS
 PROJECT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
     file.relative_to(PROJECT)
-    for pattern in ("*.md", "docker/*.md", "benchmarks/*.md", "strategies/*.md", "strategies/*/*.md")
+    for pattern in ("*.md", "docker/*.md", "benchmarks/*.md", "common/*/*.md", "strategies/*.md", "strategies/*/*.md")
     for file in PROJECT.glob(pattern)
 )
 LINK = re.compile(r"\]\((?!https?:)(?P<path>[^)#]*)(#(?P<anchor>[^)]+))?\)")

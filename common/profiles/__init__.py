@@ -20,6 +20,7 @@ QUANTITIES = ("compute", "memory", "bandwidth")  # written with units, as a devi
 NUMBERS = ("latency", "busy-watts", "idle-watts")
 NEEDED = ("compute", "bandwidth")
 TEXTS = ("device", "source")
+LARGEST = 1e18  # of any number but speeds: what is computed from a device's own numbers stays finite
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,10 @@ class Profile:
         values = {name: value for name, value in vars(self).items() if value is not None}
         if any(not isinstance(value, int | float) or isinstance(value, bool) for value in values.values()):
             raise ValueError("a profile is made of numbers")
-        watts = [value for name, value in values.items() if name.endswith("watts")]
-        finite = (self.compute, self.latency, *watts)
-        if not (all(map(math.isfinite, finite)) and min(finite) >= 0 and self.compute > 0 and self.bandwidth > 0):
-            raise ValueError(f"compute {self.compute}, bandwidth {self.bandwidth}, latency {self.latency} or watts")
+        others = (self.latency, self.busy_watts or 0.0, self.idle_watts or 0.0, self.memory or 0.0)
+        possible = all(0 <= other <= LARGEST for other in others)
+        if not (possible and 1 <= self.compute < math.inf and self.bandwidth >= 1):  # NaN compares false
+            raise ValueError(f"a profile cannot have {', '.join(f'{name} {value}' for name, value in values.items())}")
 
     @property
     def capacity(self) -> Capacity:

@@ -116,7 +116,8 @@ class Node:
         """Return what a client declares: the part that it chooses and why, or why it cannot take part."""
         try:
             samples = self.samples(client)
-            choice, profile = self._choose(client, samples), self._profile(client)
+            device = self._device(client)
+            choice, profile = self._choose(client, samples, device), self._profile(device)
         except UserError as error:
             return ClientReport(client, 0, str(error), 0, refused=str(error))
         refused = choice.reason if choice.part == 0 else "" if samples else "it has no training images"
@@ -148,21 +149,29 @@ class Node:
         return parse_capacity(self.settings) if self.declares or "capacity" in self.settings else None
 
     def _device(self, client: int) -> tuple[str, Profile] | None:
-        """Return the device that a virtual client is, by `clients.devices`; a real one is what it declares."""
+        """Return the device that a virtual client is, by `clients.devices`; None if it is none in particular.
+
+        Raises `UserError` for a real one, which is what it declares.
+        """
         section = self.config.clients
-        if not section.devices or not self.virtual or self._declared is not None:
+        if section.devices and not self.virtual:
+            raise UserError(
+                f"clients.devices is {section.devices!r}, but this device is a real one, which declares its own "
+                "capacity: leave it empty"
+            )
+        if not section.devices or self._declared is not None:
             return None
         name = device_of(parse_devices(section.devices), client, section.count)
         return name, Profile(**self.order.profiles[name])
 
-    def _profile(self, client: int) -> dict[str, float]:
+    def _profile(self, device: tuple[str, Profile] | None) -> dict[str, float]:
         """Return the profile by which the client is timed, `Profile.known`; {} if the clock measures.
 
         Raises `UserError` where nothing says how fast its device is.
         """
         if self.config.clients.clock == "measured":
             return {}
-        if device := self._device(client):
+        if device:
             return device[1].known()
         capacity = self._declared
         if self.settings.keys() & set(OVERRIDES):  # which hide the rest
@@ -173,11 +182,11 @@ class Node:
             raise UserError(f"clients.clock is 'simulated', but nothing says how fast this client computes: {remedy}")
         return Profile(capacity.compute, capacity.bandwidth or math.inf).known()
 
-    def _choose(self, client: int, samples: int) -> Choice:
+    def _choose(self, client: int, samples: int, device: tuple[str, Profile] | None) -> Choice:
         section = self.config.clients
         if self._declared is not None:
             return self.parts.choose(self._declared, self.config, samples, client)
-        if section.mix == "auto" and (device := self._device(client)):
+        if section.mix == "auto" and device:
             choice = self.parts.choose(device[1].capacity, self.config, samples, client)
             return replace(choice, reason=f"{device[0]}: {choice.reason}")
         numbers = self.parts.numbers(self.config)

@@ -110,7 +110,8 @@ def test_missing_file_is_refused(tmp_path: Path):
     "wrong",
     [{"compute": 0.0}, {"compute": float("nan")}, {"compute": 1e9, "bandwidth": 0.0}, {"compute": 1e9, "latency": -1.0},
      {"compute": 1e9, "latency": float("inf")}, {"compute": "fast"}, {"compute": 1e9, "busy_watts": -3.0},
-     {"compute": 1e9, "bandwidth": float("nan")}, {"compute": True}],
+     {"compute": 1e9, "bandwidth": float("nan")}, {"compute": True}, {"compute": 1e-300},
+     {"compute": 1e9, "latency": 1e300}],
 )  # fmt: skip
 def test_impossible_numbers_are_no_profile(wrong):
     with pytest.raises(ValueError, match=r"profile|compute"):

@@ -304,6 +304,12 @@ def test_real_device_is_timed_by_what_it_declares(run_strategy, flower_log):
     assert run.records[0].device["by_part"][1]["link"] == 0.0
 
 
+@pytest.mark.parametrize("clock", ["measured", "simulated"])
+def test_real_device_is_no_other_one(run_strategy, clock):
+    with pytest.raises(QuorumError, match=r"clients.devices is 'pi4', but this device is a real one"):
+        run_strategy({"clients.clock": clock, "clients.devices": "pi4"}, [{"client-id": 0, "compute": "1GFLOPS"}])
+
+
 def test_virtual_client_without_devices_cannot_be_timed(run_strategy):
     with pytest.raises(QuorumError, match=r"nothing says how fast this client computes: set clients\.devices"):
         run_strategy({"clients.clock": "simulated"})
