@@ -42,6 +42,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 OWN_NETWORKS = ("cafedistill", "ditto", "fedavg_ft", "fedbabu", "fedper", "fedrep", "local", "local_only")
 OF_THE_CLOCK = ("seconds", "bytes")  # ends of metrics' names
+MEASURED = ("seconds", "traffic", "device")  # fields of a round's event
 
 
 def need(name: str) -> Any:
@@ -84,7 +85,7 @@ def run(method: str, changes: Mapping[str, Any], root: Path) -> dict[str, Any]:
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         event = json.loads(line)
         if event["event"] == "round":
-            measured = {key: value for key, value in event.items() if key not in ("seconds", "traffic")}
+            measured = {key: value for key, value in event.items() if key not in MEASURED}
             found |= dict(plain(f"metrics/{event['round']}", measured))
     for file in sorted((root / "kept").rglob("*.safetensors")):
         found |= dict(stored(f"kept/{file.relative_to(root / 'kept')}", file))

@@ -172,12 +172,12 @@ def parse_mix(mix: str, tiers: int) -> Sequence[float]:
     try:
         shares = (
             (1.0,) * tiers
-            if mix == "equal"
+            if mix in ("auto", "equal")
             else MIXES.get(mix) or tuple(float(part) for part in mix.replace("/", ",").split(","))
         )
     except ValueError as error:
         raise UserError(
-            f"clients.mix {mix!r} is not a list of numbers, nor one of equal, {', '.join(MIXES)}"
+            f"clients.mix {mix!r} is not a list of numbers, nor one of auto, equal, {', '.join(MIXES)}"
         ) from error
     if len(shares) != tiers or not all(0 <= share < math.inf for share in shares) or not any(shares):
         raise UserError(f"clients.mix {mix!r} must give one share, 0 or more, for each of the {tiers} tiers")

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from common.errors import UserError
 from common.sections.data import DataConfig
 from common.sections.general import (
+    PATIENCE,
     ClientsSection,
     NetworkSection,
     RoundSection,
@@ -47,6 +48,11 @@ class RunConfig:
         RunSection, ClientsSection, TrainSection, NetworkSection, DataConfig, ObjectiveConfig, RoundSection,
         ServerSection,
     )  # fmt: skip
+
+    @property
+    def patience(self) -> float:
+        """Real seconds that a client may take: by the simulated clock, `round.deadline` says nothing of these."""
+        return self.round.deadline if self.clients.clock == "measured" else PATIENCE
 
     def of(self, kind: type[S]) -> S:
         """Return the section of this kind; raises `LookupError` if it was not read: the method's card must list it."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from common.capacity import parse_mix
 from common.config import RunConfig, Value, load_config
 from common.errors import UserError
+from common.profiles import read_profiles
 from common.sections.networks import default_exits, input_mistake
 from common.sections.objective import too_few_weights
 from strategies.engine.settings import RobustSettings
@@ -53,8 +54,22 @@ def _mistakes(config: RunConfig) -> Iterator[str]:
         yield from _part_mistakes(config)
     for kind in method_settings(name):
         yield from config.of(kind).run_mistakes()
+    yield from _time_mistakes(config)
     if mistake := config.of(RobustSettings).unguarded(name, entry.robust):
         yield mistake
+
+
+def _time_mistakes(config: RunConfig) -> Iterator[str]:
+    """Yield a sentence for devices that are not known, and for what the simulated clock cannot time."""
+    try:
+        read_profiles(config.clients.devices, config.clients.profiles)
+    except UserError as error:
+        yield str(error)
+    if config.clients.clock == "simulated" and config.objective.name == "l2w":
+        yield (
+            "clients.clock is 'simulated', but the cost table does not count the meta step of objective.name 'l2w': "
+            "set clients.clock to measured, or another objective"
+        )
 
 
 def _part_mistakes(config: RunConfig) -> Iterator[str]:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from common.capacity import TRAINING_MACS
 from common.config import RunConfig
 from common.data.clients import ClientData
 from common.data.images import Normalizer, SampleSet
@@ -150,6 +151,16 @@ class LocalMethod(Protocol):
 # --- The server half
 
 
+@dataclass(frozen=True)
+class Effort:
+    """What a client's round costs its device beside the model's way there and back; see `engine/clock.py`."""
+
+    macs: float  # multiply-accumulates of all passes
+    up: float = 0  # bytes that the client sends beside its model, streamed ones too
+    down: float = 0  # bytes that it gets beside its model, `client_arrays` and `shared_states`
+    exchanges: int = 1  # messages and answers that wait for each other: each costs the link's latency
+
+
 class Evaluator(Protocol):
     """Measures the global network on the server's samples."""
 
@@ -269,6 +280,15 @@ class ServerMethod:
     def client_array_bytes(self, client: ClientReport) -> int:
         """Return the size in bytes of the arrays that this client may send beside its model, at most."""
         return 0
+
+    def effort(self, client: ClientReport) -> Effort:
+        """Return what the round that is being prepared costs this client's device, for the simulated clock.
+
+        The default is `train.epochs` of training of its part and one message each way. A method whose clients train
+        anything else says so here.
+        """
+        macs = TRAINING_MACS * self.parts.macs(self.part(client)) * client.num_examples * self.config.train.epochs
+        return Effort(macs, up=self.client_array_bytes(client))
 
     def lost(self, client: int) -> None:
         """React, while others still train, to the failure of a client of this round."""

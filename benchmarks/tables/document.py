@@ -11,7 +11,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import cafedistill, darkdistill, distree, distree_serving, hetero_splitee, onnx, speed
+from benchmarks.tables import (
+    cafedistill,
+    darkdistill,
+    device_time,
+    distree,
+    distree_serving,
+    hetero_splitee,
+    onnx,
+    speed,
+)
 from benchmarks.tables.cells import Figures, Read
 from benchmarks.tables.methods import methods
 from common.errors import UserError
@@ -29,6 +38,7 @@ TOPICS: Mapping[str, Callable[[Read], Figures]] = {
     "distree_serving": distree_serving.figures,
     "speed": speed.figures,
     "onnx": onnx.figures,
+    "device_time": device_time.figures,
 }
 # A table ends where its rows do: without its last mark it is not found, and no text after it can be lost.
 PLACE = "(?P<start><!-- table: {name} -->\n)(?P<rows>(?:[|].*\n)*)(?P<end><!-- end -->)"

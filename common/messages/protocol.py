@@ -18,6 +18,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from common.messages.header import ORDER, record_text
 from common.messages.npy import read_npy
+from common.profiles import Profile
 from common.weights.flat import FlatState, Layout
 from common.weights.folding import MAX_WEIGHT, Fold, check_layout
 
@@ -48,6 +49,7 @@ class Order:
     digest: str = ""  # of the server's packages; empty: any will do
     token: str = ""  # that the server has written into the shared store
     notice: str = ""  # for the node's log, in a query: why the server leaves it out
+    profiles: Mapping[str, Any] = field(default_factory=dict)  # by name, of `clients.devices`: `Profile.known`
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class ClientReport:
     num_examples: int
     refused: str = ""  # why this client cannot take part, if it cannot
     values: Mapping[str, Any] = field(default_factory=dict)  # what the method wants to know of the choice
+    profile: Mapping[str, float] = field(default_factory=dict)  # `Profile.known` of its device, by a simulated clock
 
 
 @dataclass(frozen=True)
@@ -309,6 +312,8 @@ def _result(values: Mapping[str, Any]) -> ClientResult:
 def _report(values: Mapping[str, Any]) -> ClientReport:
     report = _make(ClientReport, values)
     _check_examples(report)
+    if report.profile:
+        Profile(**report.profile)  # which checks the numbers
     return report
 
 

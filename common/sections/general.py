@@ -8,6 +8,7 @@ from pydantic import Field
 from common.sections.networks import BackboneName, position_mistakes, weight_mistakes
 from common.settings import DistinctInts, DistinctWords, Settings, like
 
+PATIENCE = 3600.0  # real seconds that a client may take, unless `round.deadline` says otherwise
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")  # of a run; methods name stores after it
 TRACKERS = ("csv", "tensorboard", "mlflow", "wandb")
 Device = Literal["auto", "cpu", "cuda"]
@@ -66,8 +67,16 @@ class ClientsSection(Settings):
     """clients sampled per round"""
     per_node: int = Field(0, ge=0)
     """clients that one node hosts; 0: any node may host any virtual client"""
-    mix: str = "equal"
-    """share of clients per depth tier, such as 0.5,0.3,0.2, or equal, small, large"""
+    mix: str = "auto"
+    """share of clients per depth tier: 0.5,0.3,0.2, equal, small, large; auto: by clients.devices, else equal"""
+    clock: Literal["measured", "simulated"] = "measured"
+    """how long a client takes: measured here, or simulated from its device's profile"""
+    devices: str = ""
+    """devices that the virtual clients are, with shares, such as pi4:0.6,laptop:0.4; empty: none in particular"""
+    profiles: str = ""
+    """TOML file with profiles of your own for clients.devices; empty: the known ones alone"""
+    time_spread: float = Field(0.0, ge=0, le=3)
+    """simulated: sigma of the lognormal factor on a client's time, drawn anew in every round; 0: none"""
     device: Device = "auto"
     """where clients compute"""
     threads: int = Field(1, ge=1)
@@ -86,6 +95,10 @@ class ClientsSection(Settings):
             found.append(f"clients.per-round is {self.per_round}, must be at most clients.count, {self.count}")
         if self.state == "shared" and not self.store:
             found.append("clients.state is 'shared': set clients.store to the folder that all machines share")
+        if self.profiles and not self.devices:
+            found.append(f"clients.profiles is {self.profiles!r}, but clients.devices is empty: name the devices there")
+        if self.time_spread and self.clock != "simulated":
+            found.append(f"clients.time-spread is {self.time_spread:g}, but clients.clock is 'measured': set it to 0")
         return found
 
 
@@ -139,8 +152,8 @@ class RoundSection(Settings):
 
     quorum: float = Field(0.5, ge=0, le=1)
     """share of the sampled clients that must answer"""
-    deadline: float = Field(3600.0, ge=1)
-    """seconds that a client may take"""
+    deadline: float = Field(PATIENCE, gt=0)
+    """seconds that a client may take, by clients.clock"""
     min_nodes: int = Field(1, ge=1)
     """nodes that must be there before the first round"""
     wait: float = Field(120.0, ge=0)

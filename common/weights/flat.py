@@ -32,6 +32,12 @@ class Layout:
         """Lengths of the two vectors."""
         return _length(self.floats), _length(self.counters)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the two vectors."""
+        floats, counters = self.sizes
+        return 4 * floats + 8 * counters
+
     @cached_property
     def keys(self) -> tuple[str, ...]:
         """All keys, in order."""

@@ -22,7 +22,7 @@ def check_run(
     Args:
         values: configuration keys, as `read_run` returns them.
         root: the folder of all runs, unless `run.root` names another.
-        here: whether the run's server uses the files of this machine.
+        here: whether this is a simulation, whose server uses the files of this machine.
         strategies: that read the configuration; (): the configured one.
     """
     if values.get("run.resume") and not here:
@@ -34,6 +34,7 @@ def check_run(
 
     def further(config: RunConfig) -> Iterator[str]:
         yield from unread(config, strategies)
+        yield from _device_mistakes(config, simulation=here)
         if here:
             yield from _taken(run_folder(values, root))
             yield from file_mistakes(config)
@@ -69,6 +70,18 @@ def file_mistakes(config: RunConfig) -> Iterator[str]:
                 check_writable(Path(folder), f"set {key} to another folder")
         except UserError as error:
             yield f"{key}: {error}"
+
+
+def _device_mistakes(config: RunConfig, *, simulation: bool) -> Iterator[str]:
+    """Yield a sentence where devices are given for a deployment, which has real ones, or lack in a simulation."""
+    section = config.clients
+    if simulation and section.clock == "simulated" and not section.devices:
+        yield "clients.clock is 'simulated': set clients.devices, such as pi4:0.6,laptop:0.4"
+    if not simulation and section.devices:
+        yield (
+            f"clients.devices is {section.devices!r}, but real devices declare their own capacity: leave it empty "
+            "(client start --capacity)"
+        )
 
 
 def _taken(folder: Path) -> Iterator[str]:

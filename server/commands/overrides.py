@@ -16,7 +16,15 @@ if TYPE_CHECKING:  # pydantic's import takes a fifth of a second, which `--help`
     from common.config import Value
 
 # relative to the current folder as typed
-PATHS = ("data.root", "run.root", "run.resume", "clients.store", "distree.teacher", "network.pretrained")
+PATHS = (
+    "data.root",
+    "run.root",
+    "run.resume",
+    "clients.store",
+    "clients.profiles",
+    "distree.teacher",
+    "network.pretrained",
+)
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:

@@ -97,6 +97,7 @@ def _cell(cell: Cell, run: RunData) -> dict[str, Any]:
         "means": dict(run.means),
         "terms": {k: v for k, v in last.get("terms", {}).items() if isinstance(v, int | float | list)},
         "seconds": run.seconds,
+        "device_seconds": run.device_seconds if run.timed else None,
         "bytes": {way: sum(run.traffic(way)) for way in ("down", "up")},
         "left_out": sum(len(event["failures"]) for event in run.rounds),
     }

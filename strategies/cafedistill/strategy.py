@@ -13,7 +13,7 @@ Only clients that were sampled at least once cost the server anything: a head ea
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from logging import WARNING
 from typing import Any
 
@@ -33,7 +33,7 @@ from strategies.cafedistill.schedule import mean_conflict, quota, select
 from strategies.cafedistill.settings import CAFEDistillSettings
 from strategies.cafedistill.similarity import LastHead, Similarities
 from strategies.engine.strategy import EarlyExitStrategy
-from strategies.method import Method, RoundUpdate, Setup
+from strategies.method import Effort, Method, RoundUpdate, Setup
 
 
 @dataclass
@@ -88,6 +88,10 @@ class CAFEDistill(EarlyExitStrategy):
     def client_array_bytes(self, client: ClientReport) -> int:
         """Return the size of a last head in float64: one of a wrong kind only leaves its client out of matching."""
         return 8 * self.heads[self.part(client)].sizes[0]
+
+    def effort(self, client: ClientReport) -> Effort:
+        """Count the last head as float32; the teacher is an exit of the same forward pass."""
+        return replace(super().effort(client), up=4 * self.heads[self.part(client)].sizes[0])
 
     def merge(self, round_: int, update: RoundUpdate) -> Mapping[str, Any]:
         """Average the backbones, then match teachers among the clients that answered."""

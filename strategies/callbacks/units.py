@@ -25,6 +25,11 @@ def seconds_text(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def energy_text(joules: float) -> str:
+    """Return an energy as text, such as 12.3 kJ."""
+    return f"{joules / 1e3:.1f} kJ" if joules >= 1e3 else f"{joules:.1f} J"
+
+
 def spread_text(mean: float, spread: float) -> str:
     """Return a mean and its spread, shares in [0, 1], as text: 87.5 ± 2.1 %."""
     return f"{100 * mean:.1f} ± {percent_text(spread)}"

@@ -31,7 +31,7 @@ import torch
 from flwr.supercore import log
 
 from common import paths
-from common.capacity import Capacity
+from common.capacity import TRAINING_MACS, Capacity
 from common.config import RunConfig
 from common.data import load
 from common.data.clients import Population
@@ -58,7 +58,7 @@ from strategies.distree.training.joint import teacher_activations
 from strategies.distree.training.objective import exit_weights
 from strategies.distree.training.public import public_images
 from strategies.engine.strategy import EarlyExitStrategy
-from strategies.method import Method, RoundUpdate, Setup
+from strategies.method import Effort, Method, RoundUpdate, Setup
 
 
 class DistrEE(EarlyExitStrategy):
@@ -115,6 +115,15 @@ class DistrEE(EarlyExitStrategy):
     def client_arrays(self, clients: Sequence[ClientReport]) -> ClientArrays:
         """Return public images with the teacher's answers, once, for clients that cannot hold the teacher."""
         return {c.client: self._public_lesson for c in clients if c.client in self._untaught and c.values.get(LEAN)}
+
+    def effort(self, client: ClientReport) -> Effort:
+        """Count the public images of a device without the teacher; for others, once, the teacher's own answers."""
+        macs, lean = self.parts.macs(self.part(client)), bool(client.values.get(LEAN))
+        samples = len(self.public) if lean and self.public is not None else client.num_examples
+        training = TRAINING_MACS * macs * samples * self.config.train.epochs
+        teacher = cast(StudentCosts, self.parts.costs).teacher
+        teaches = client.client in self._untaught and not lean
+        return Effort(training + (teacher.cut_macs(len(teacher.units)) * samples if teaches else 0))
 
     def merge(self, round_: int, update: RoundUpdate) -> Mapping[str, Any]:
         """Average each tensor over the clients that trained it; other students' columns, only held, do not count."""

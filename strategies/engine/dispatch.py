@@ -7,6 +7,7 @@ from flwr.app import Message
 
 from common.messages import protocol
 from common.messages.protocol import ClientReport, Order, Task
+from common.weights.flat import FlatState, StateDict
 from strategies.engine.roster import Roster
 from strategies.engine.states import States
 from strategies.method import ServerMethod
@@ -19,14 +20,19 @@ class Dispatcher:
         self.strategy, self.roster, self.states = strategy, roster, states
         self.hosted: dict[int, tuple[int, ...]] = {}  # node -> clients of the messages that were packed last
 
-    def messages(self, order: Order, clients: Sequence[ClientReport], kind: str, ttl: float) -> list[Message]:
-        """Return a message of this kind for every node that hosts one of these clients; it lives `ttl` seconds."""
+    def messages(
+        self, order: Order, clients: Sequence[ClientReport], kind: str, ttl: float, model: StateDict | None = None
+    ) -> list[Message]:
+        """Return a message of this kind for every node that hosts one of these clients; it lives `ttl` seconds.
+
+        `model` is an earlier round's, from which the clients start; None: the global one.
+        """
         strategy = self.strategy
         cost = {c.client: float(strategy.parts.macs(strategy.part(c)) * c.num_examples) for c in clients}
         dealt = self.roster.deal(clients, cost)
         self.hosted = {node: tuple(c.client for c in members) for node, members in dealt.items()}
         sent = self._sent_parts(dealt)
-        packed = {part: protocol.pack_state(strategy.part_state(part)) for part in set(sent.values())}
+        packed = {part: protocol.pack_state(self._state(part, model)) for part in set(sent.values())}
         return [
             Message(
                 content=self._content(order, members, packed, sent),
@@ -34,6 +40,11 @@ class Dispatcher:
             )
             for node, members in dealt.items()
         ]  # fmt: skip
+
+    def _state(self, part: int, model: StateDict | None) -> FlatState:
+        if model is None:
+            return self.strategy.part_state(part)
+        return FlatState.of({key: model[key] for key in self.strategy.layouts[part].keys})
 
     def _sent_parts(self, dealt: dict[int, list[ClientReport]]) -> dict[int, int]:
         """Return, by client, the part whose weights its node is sent: of nested parts the largest serves all."""

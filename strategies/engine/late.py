@@ -7,7 +7,7 @@ Xie et al., FedAsync, arXiv 1903.03934, section 5.2).
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from logging import INFO, WARNING
 
@@ -75,23 +75,12 @@ class Latecomers:
         asked = {client.client: self.part(client) for client in owed.clients}
         announced = {client.client: client.num_examples for client in owed.clients}
         late = RoundCollector(self.layouts, owed.bits, asked, announced)
-        try:
-            if message.has_error():
-                raise ValueError("its node failed")
-            late.add(protocol.unpack_reply(message.content, self.layouts, 0), asked)
-            share = self.staleness ** (round_ - owed.round)
-            folds = {part: fold.rescaled(share, collector.bits) for part, fold in late.folds.items() if fold.clients}
-        except (ValueError, TypeError, KeyError) as error:
-            log(WARNING, "a late answer of round %d is dropped: %s", owed.round, error)
-            return True
-        for part, fold in folds.items():
-            collector.fold_late(part, fold)
-        for client, result in late.update.results.items():
-            collector.update.late[client] = (owed.round, result)
-            log(INFO, "round %d: client %d answered round %d late", round_, client, owed.round)
-        for client, reason in late.update.failures.items():
-            log(WARNING, "round %d: client %d answered round %d late: %s", round_, client, owed.round, reason)
+        if self._add(message, late, asked, owed.round):
+            self._fold(late, owed.round, collector, round_)
         return True
+
+    def settle(self, collector: RoundCollector, round_: int) -> None:
+        """Fold what `take` has left for the end of the round, when all its replies are there."""
 
     def expect(self, round_: int, bits: int, patience: float, unanswered: Mapping[str, Sequence[ClientReport]]) -> None:
         """Note the answers to a round that are missing, by message; drop those whose time is over."""
@@ -101,3 +90,26 @@ class Latecomers:
         self.owed = {name: owed for name, owed in self.owed.items() if owed.until > now}
         self.owed |= {name: Owed(round_, bits, tuple(cs), now + patience) for name, cs in unanswered.items()}
         self.samples = sum(client.num_examples for owed in self.owed.values() for client in owed.clients)
+
+    def _add(self, message: Message, late: RoundCollector, clients: Collection[int], asked: int) -> bool:
+        """Put a node's late answer to round `asked` into the sum of such answers; return whether it was fit."""
+        try:
+            if message.has_error():
+                raise ValueError("its node failed")
+            late.add(protocol.unpack_reply(message.content, self.layouts, 0), clients)
+        except (ValueError, TypeError, KeyError) as error:
+            log(WARNING, "a late answer of round %d is dropped: %s", asked, error)
+            return False
+        return True
+
+    def _fold(self, late: RoundCollector, asked: int, collector: RoundCollector, round_: int) -> None:
+        """Fold the sum of late answers to round `asked` into this round, with less weight."""
+        share = self.staleness ** (round_ - asked)
+        for part, fold in late.folds.items():
+            if fold.clients:
+                collector.fold_late(part, fold.rescaled(share, collector.bits))
+        for client, result in late.update.results.items():
+            collector.update.late[client] = (asked, result)
+            log(INFO, "round %d: client %d answered round %d late", round_, client, asked)
+        for client, reason in late.update.failures.items():
+            log(WARNING, "round %d: client %d answered round %d late: %s", round_, client, asked, reason)

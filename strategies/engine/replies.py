@@ -59,6 +59,7 @@ def collect(
                 collector.reject(client, str(error))
         for client in set(clients) & set(collector.update.failures):
             strategy.lost(client)
+    late.settle(collector, round_)
     update = collector.finish()
     for part, tier in update.tiers.items():  # frozen weights do not travel up
         tier.state.update({key: strategy.model[key] for key in strategy.layouts[part].keys if key not in tier.state})

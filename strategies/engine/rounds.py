@@ -35,6 +35,7 @@ class Record:
     terms: Mapping[str, Any] = field(default_factory=dict)  # what the method logs
     seconds: Mapping[str, float] = field(default_factory=dict)  # by phase
     traffic: Mapping[str, int] = field(default_factory=dict)  # bytes down and up
+    device: Mapping[str, Any] = field(default_factory=dict)  # time on the devices, see `strategies.engine.clock`
 
     def to_event(self) -> dict[str, Any]:
         """Return the record as an event of `metrics.jsonl`."""

@@ -6,7 +6,7 @@ calls callbacks. The hooks of a method stand in `strategies.method.ServerMethod`
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import chain
 from logging import INFO, WARNING
@@ -22,9 +22,12 @@ from common.devices import pick_device, threads
 from common.messages import protocol
 from common.messages.protocol import ClientReport, Order
 from common.networks import EarlyExitNetwork
+from common.profiles import read_profiles
 from common.sources import digest
 from common.weights.flat import FlatModel, StateDict
 from common.weights.folding import fraction_bits
+from strategies.engine.clock import Clock, SimulatedClock
+from strategies.engine.deferred import Deferred
 from strategies.engine.dispatch import Dispatcher
 from strategies.engine.late import Latecomers
 from strategies.engine.messaging import exchange
@@ -36,6 +39,7 @@ from strategies.engine.states import States
 from strategies.method import Method, RoundUpdate, ServerMethod, Setup
 from strategies.parts import Spec
 
+CLOCK = "clock."  # prefix of the clock's tensors in a checkpoint, beside the method's own
 ServerEvaluation = Callable[[int, ArrayRecord], MetricRecord | None]  # Flower's `evaluate_fn`: round, global model
 
 
@@ -52,12 +56,12 @@ class EarlyExitStrategy(ServerMethod, Strategy):
         self.apart = self.robust.active or method.apart(config)
         self.divide(setup.spec)
         averages = type(self).merge is ServerMethod.merge and not self.apart
-        self.late = Latecomers(config.round.staleness, self.uploads, self.part, averages=averages)
         self.roster = Roster(
             config.clients.count, word=self.parts.word, offered=self.tiers, leave_out=self.leave_out
         )  # fmt: skip
         self.states = States(config)
         self.dispatcher = Dispatcher(self, self.roster, self.states)
+        self.late, self.clock = self._clock(averages=averages)
         self.callbacks: list[Watcher[EarlyExitStrategy]] = []
         self.asked: dict[int, ClientReport] = {}
         self.committed: dict[int, int] = {}
@@ -65,7 +69,8 @@ class EarlyExitStrategy(ServerMethod, Strategy):
         self.round, self.rounds = 0, config.run.rounds  # last complete round, and after which the run ends
         self.usage = Usage()
         self._update, self._terms = RoundUpdate(), dict[str, Any]()  # of the round that runs
-        self._client_accuracy = dict[str, Any]()
+        self._client_accuracy, self._device_time = dict[str, Any](), dict[str, Any]()
+        self.profiles = read_profiles(config.clients.devices, config.clients.profiles)
 
     @property
     def name(self) -> str:
@@ -97,8 +102,9 @@ class EarlyExitStrategy(ServerMethod, Strategy):
     ) -> Result:
         """Run the rounds after `self.round` up to `num_rounds` (default: `run.rounds`), as Flower's `start` does.
 
-        `timeout` is the clients' in seconds (default: `round.deadline`); the two configurations are not used, the
-        run's own has all keys. Raises `QuorumError` when too few clients answered; Flower then ends the run as failed.
+        `timeout` is the clients' in real seconds (default: `RunConfig.patience`); the two configurations are not
+        used, the run's own has all keys. Raises `QuorumError` when too few clients answered; Flower then ends the run
+        as failed.
         """
         if initial_arrays is not None and len(initial_arrays):
             self.model |= initial_arrays.to_torch_state_dict()
@@ -110,7 +116,7 @@ class EarlyExitStrategy(ServerMethod, Strategy):
                     callback.on_start(self)
                 for round_ in range(self.round + 1, self.rounds + 1):
                     with logs.context(round=round_, everywhere=True):
-                        record = self._run_round(grid, round_, timeout or self.config.round.deadline)
+                        record = self._run_round(grid, round_, timeout or self.config.patience)
                         self._add(record, result, evaluate_fn)
                         for callback in self.callbacks:
                             callback.on_round(self, record)
@@ -137,7 +143,7 @@ class EarlyExitStrategy(ServerMethod, Strategy):
         messages = self.configure_train(round_, None, None, grid)
         hosted, unanswered = self.dispatcher.hosted, dict[str, Message]()
         replies = exchange(grid, messages, deadline, unanswered)
-        self.aggregate_train(round_, chain(replies, self.late.pull(grid)))
+        self.aggregate_train(round_, chain(self.clock.watch(replies), self.late.pull(grid)))
         owing = {i: [self.asked[c] for c in hosted[m.metadata.dst_node_id]] for i, m in unanswered.items()}
         self.late.expect(round_, self._bits(), deadline, owing)
         accuracy: Mapping[str, Any] = {}
@@ -155,7 +161,7 @@ class EarlyExitStrategy(ServerMethod, Strategy):
             client_metrics=update.mean_metrics(), client_accuracy=self._client_accuracy,
             failures=update.failures, rejected=sorted(update.rejected), late=sorted(update.late),
             clients=dict(sorted(Counter(r.part for r in update.results.values()).items())),
-            seconds=self.usage.total(), traffic=dict(self.usage.traffic),
+            seconds=self.usage.total(), traffic=dict(self.usage.traffic), device=self._device_time,
         )  # fmt: skip
 
     # --- Flower's four moments of a round, of which the loop above is made
@@ -173,7 +179,8 @@ class EarlyExitStrategy(ServerMethod, Strategy):
             sampled = sample(able, self.config.clients.per_round, self.config.run.seed, server_round)
             self.asked = {c.client: c for c in sampled}
             self.prepare(server_round, sampled)
-            return self._messages(self._order(server_round), sampled, protocol.TRAIN)
+            training = self.clock.begin(server_round, sampled, self.model)
+            return self._messages(self._order(server_round), training, protocol.TRAIN)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -185,10 +192,13 @@ class EarlyExitStrategy(ServerMethod, Strategy):
             collector = make_collector(
                 self.robust, self.uploads, self._bits(), parts, announced, self.part_state, apart=self.apart
             )
+            for client, reason in self.clock.missed.items():
+                collector.fail(client, reason)
             update = collect(
                 self, server_round, replies, collector, self.dispatcher.hosted,
                 roster=self.roster, late=self.late, usage=self.usage, states=self.states,
             )  # fmt: skip
+            self._device_time = self.clock.end(update)
             for client, reason in update.failures.items():
                 self.leave_out(f"client {client}", reason)
             check_quorum(server_round, update, len(self.asked), self.config.round.quorum)
@@ -248,13 +258,14 @@ class EarlyExitStrategy(ServerMethod, Strategy):
 
     def checkpoint(self) -> tuple[StateDict, StateDict, dict[str, Any]]:
         """Return all that a resumed run needs: the global model, the method's own tensors, and plain values."""
-        tensors, values = self.state_dict()
-        return self.model, tensors, {
+        (tensors, values), (timed, clock) = self.state_dict(), self.clock.state_dict()
+        return self.model, tensors | {CLOCK + key: value for key, value in timed.items()}, {
             "round": self.round,
             "committed": self.committed,
             "trained": sorted(self.trained),
             "reports": [asdict(report) for report in self.roster.reports.values()],
             "method": values,
+            "clock": clock,
         }  # fmt: skip
 
     def restore(self, model: StateDict, tensors: StateDict, values: Mapping[str, Any]) -> None:
@@ -263,17 +274,41 @@ class EarlyExitStrategy(ServerMethod, Strategy):
         self.committed = {int(client): round_ for client, round_ in values["committed"].items()}
         self.trained = set(values["trained"])
         self.roster.reports = {report["client"]: ClientReport(**report) for report in values["reports"]}
-        self.load_state_dict(tensors, values["method"])
+        timed = {key: value for key, value in tensors.items() if key.startswith(CLOCK)}
+        self.load_state_dict({key: value for key, value in tensors.items() if key not in timed}, values["method"])
+        if "clock" in values:  # not in a checkpoint of an older version
+            self.clock.load_state_dict({k.removeprefix(CLOCK): v for k, v in timed.items()}, values["clock"])
 
     # --- Parts of a round
 
     def _discover(self, grid: Grid) -> None:
         section = self.config.round
         with self.usage.phase("discover"):
-            self.roster.discover(grid, self._order(0), section.min_nodes, section.wait, section.deadline)
+            order = replace(self._order(0), profiles={name: p.known() for name, p in self.profiles.items()})
+            self.roster.discover(grid, order, section.min_nodes, section.wait, self.config.patience)
 
-    def _messages(self, order: Order, clients: list[ClientReport], kind: str) -> list[Message]:
-        messages = self.dispatcher.messages(order, clients, kind, self.config.round.deadline * self.late.lives)
+    def _clock(self, *, averages: bool) -> tuple[Latecomers, Clock]:
+        """Return what keeps late answers, and the clock by which they are late."""
+        staleness = self.config.round.staleness
+        if self.config.clients.clock == "measured":
+            late = Latecomers(staleness, self.uploads, self.part, averages=averages)
+            return late, Clock(lambda: self.dispatcher.hosted)
+        deferred = Deferred(
+            staleness, self.uploads, self.part, averages=averages, pack=self._deferred, patience=self.config.patience
+        )
+        return deferred, SimulatedClock(self, deferred)
+
+    def _deferred(
+        self, round_: int, clients: list[ClientReport], model: StateDict
+    ) -> tuple[list[Message], Mapping[int, Sequence[int]]]:
+        """Return messages for clients that were asked in an earlier round, with its model, and who hosts them."""
+        messages = self._messages(self._order(round_), clients, protocol.TRAIN, model)
+        return messages, self.dispatcher.hosted
+
+    def _messages(
+        self, order: Order, clients: list[ClientReport], kind: str, model: StateDict | None = None
+    ) -> list[Message]:
+        messages = self.dispatcher.messages(order, clients, kind, self.config.patience * self.late.lives, model)
         for message in messages:
             self.usage.count("down", message)
         return messages
@@ -294,7 +329,7 @@ class EarlyExitStrategy(ServerMethod, Strategy):
             }
             order = replace(order, round_values={**order.round_values, **facts})
             messages = self._messages(order, self.roster.available(), protocol.DELIVER)
-            for reply in exchange(grid, messages, self.config.round.deadline):
+            for reply in exchange(grid, messages, self.config.patience):
                 for problem in problems(reply):
                     log(WARNING, "node %d did not store a model: %s", reply.metadata.src_node_id, problem)
 

@@ -102,7 +102,7 @@ class SplitTraining:
         stream = job.config.of(StreamSettings)
         return FeatureStream(
             _channel(job), _origin(job), coding=settings.coding, window=stream.window,
-            deadline=job.config.round.deadline, batches=number,
+            deadline=job.config.patience, batches=number,
         )  # fmt: skip
 
 

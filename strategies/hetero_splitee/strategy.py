@@ -13,6 +13,7 @@ Devices' parts stay with their clients; Flower's messages carry no weights unles
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from logging import INFO, WARNING
 from typing import Any
 
@@ -32,6 +33,7 @@ from common.weights.flat import FlatState, StateDict
 from common.weights.layers import average_layers
 from strategies.engine.strategy import EarlyExitStrategy
 from strategies.hetero_splitee.client import ADDRESS, CERTIFICATE, FRESH, MESSAGE_BYTES, TOKEN, VERSION, module_of
+from strategies.hetero_splitee.cut import BYTES
 from strategies.hetero_splitee.inbox import Inbox, OpenRound
 from strategies.hetero_splitee.learner import Sgd
 from strategies.hetero_splitee.server_model import make_server_model
@@ -39,7 +41,7 @@ from strategies.hetero_splitee.service import Expected, SplitService
 from strategies.hetero_splitee.settings import SplitEESettings
 from strategies.hetero_splitee.statistics import SERVER_HALF, with_cuts
 from strategies.hetero_splitee.trainer import Trained, Trainer
-from strategies.method import Method, RoundUpdate, Setup
+from strategies.method import Effort, Method, RoundUpdate, Setup
 
 OVERHEAD = 1 << 16  # bytes of a message beside its features
 
@@ -102,6 +104,17 @@ class HeteroSplitEE(EarlyExitStrategy):
         """Return the units and exits of which the devices' average is newer than the client's own."""
         own, averaged = self.committed.get(client.client, 0), self.averaged.get(self.part(client), {})
         return {FRESH: [module for module, round_ in averaged.items() if round_ >= own]}
+
+    def effort(self, client: ClientReport) -> Effort:
+        """Count the streamed features and labels, and the gradients, each of which is waited for."""
+        effort, settings, section = super().effort(client), self.settings, self.config.train
+        samples, label = client.num_examples * section.epochs, 1 if self.network.num_classes <= 128 else 2  # a varint's
+        features = samples * torch.Size(self.shapes[self.part(client)]).numel() * BYTES[settings.coding]
+        streamed = replace(effort, up=features + label * samples)
+        if settings.gradient == "stop":
+            return streamed
+        batches = batch_count(client.num_examples, section.batch_size) * section.epochs
+        return replace(streamed, down=features, exchanges=effort.exchanges + batches)
 
     def lost(self, client: int) -> None:
         """Stop waiting for the batches of a client that has failed."""

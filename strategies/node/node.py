@@ -5,15 +5,16 @@ many messages.
 """
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import cast
 
 import torch
 
 from common import paths, plugins
-from common.capacity import DECLARED, OVERRIDES, Choice, mix_depth, parse_capacity
+from common.capacity import DECLARED, OVERRIDES, Capacity, Choice, mix_depth, parse_capacity
 from common.config import RunConfig, load_config
 from common.data import load
 from common.data.clients import ClientData, Population, own_data, shared_data
@@ -21,6 +22,7 @@ from common.devices import pick_device
 from common.errors import UserError
 from common.messages.protocol import CLIENT_STATE, ClientReport, Order, Payload
 from common.networks import EarlyExitNetwork
+from common.profiles import Profile, device_of, parse_devices
 from common.sources import digest, machine
 from common.storage.client_store import ClientStore
 from common.weights.flat import FlatModel, StateDict
@@ -117,11 +119,12 @@ class Node:
         """Return what a client declares: the part that it chooses and why, or why it cannot take part."""
         try:
             samples = self.samples(client)
-            choice = self._choose(client, samples)
+            device = self._device(client)
+            choice, profile = self._choose(client, samples, device), self._profile(device)
         except UserError as error:
             return ClientReport(client, 0, str(error), 0, refused=str(error))
         refused = choice.reason if choice.part == 0 else "" if samples else "it has no training images"
-        return ClientReport(client, choice.part, choice.reason, samples, refused, choice.values)
+        return ClientReport(client, choice.part, choice.reason, samples, refused, choice.values, profile)
 
     def samples(self, client: int) -> int:
         """Return how many samples a client trains on; a virtual client's samples are not loaded for that."""
@@ -143,10 +146,52 @@ class Node:
         """Return the part's weights as the run's seed makes them, on the CPU."""
         return _initial(self.method.name, self.order.network, self.config.run.seed, part)
 
-    def _choose(self, client: int, samples: int) -> Choice:
+    @cached_property
+    def _declared(self) -> Capacity | None:
+        """What this node declares or measures; None if it says nothing."""
+        return parse_capacity(self.settings) if self.declares or "capacity" in self.settings else None
+
+    def _device(self, client: int) -> tuple[str, Profile] | None:
+        """Return the device that a virtual client is, by `clients.devices`; None if it is none in particular.
+
+        Raises `UserError` for a real one, which is what it declares.
+        """
         section = self.config.clients
-        if self.declares or "capacity" in self.settings:
-            return self.parts.choose(parse_capacity(self.settings), self.config, samples, client)
+        if section.devices and not self.virtual:
+            raise UserError(
+                f"clients.devices is {section.devices!r}, but this device is a real one, which declares its own "
+                "capacity: leave it empty"
+            )
+        if not section.devices or self._declared is not None:
+            return None
+        name = device_of(parse_devices(section.devices), client, section.count)
+        return name, Profile(**self.order.profiles[name])
+
+    def _profile(self, device: tuple[str, Profile] | None) -> dict[str, float]:
+        """Return the profile by which the client is timed, `Profile.known`; {} if the clock measures.
+
+        Raises `UserError` where nothing says how fast its device is.
+        """
+        if self.config.clients.clock == "measured":
+            return {}
+        if device:
+            return device[1].known()
+        capacity = self._declared
+        if self.settings.keys() & set(OVERRIDES):  # which hide the rest
+            rest = {key: value for key, value in self.settings.items() if key not in OVERRIDES}
+            capacity = parse_capacity(rest)
+        if capacity is None or capacity.compute is None:
+            remedy = "set clients.devices" if self.virtual else "declare compute= on the device, or capacity=auto"
+            raise UserError(f"clients.clock is 'simulated', but nothing says how fast this client computes: {remedy}")
+        return Profile(capacity.compute, capacity.bandwidth or math.inf).known()
+
+    def _choose(self, client: int, samples: int, device: tuple[str, Profile] | None) -> Choice:
+        section = self.config.clients
+        if self._declared is not None:
+            return self.parts.choose(self._declared, self.config, samples, client)
+        if section.mix == "auto" and device:
+            choice = self.parts.choose(device[1].capacity, self.config, samples, client)
+            return replace(choice, reason=f"{device[0]}: {choice.reason}")
         numbers = self.parts.numbers(self.config)
         place = mix_depth(section.mix, client, section.count, len(numbers))
         return Choice(numbers[place - 1], f"mix {section.mix}")

@@ -4,10 +4,14 @@
 2. It trains its own network v by  loss(v) + lambda / 2 * ||v - w_server||^2  and keeps it; v starts as w_server.
 """
 
+from dataclasses import replace
+
+from common.capacity import TRAINING_MACS
+from common.messages.protocol import ClientReport
 from common.storage.client_store import ClientState
 from common.weights.flat import FlatState
 from strategies.engine.strategy import EarlyExitStrategy
-from strategies.method import Job, Method, Outcome
+from strategies.method import Effort, Job, Method, Outcome
 from strategies.node.proximal import Proximal
 from strategies.personalised.base import OWN
 from strategies.personalised.settings import DittoSettings
@@ -15,6 +19,12 @@ from strategies.personalised.settings import DittoSettings
 
 class Ditto(EarlyExitStrategy):
     """Average everything; the personal networks stay with the clients."""
+
+    def effort(self, client: ClientReport) -> Effort:
+        """Count the personal network's epochs too."""
+        effort, epochs = super().effort(client), self.config.of(DittoSettings).epochs or self.config.train.epochs
+        personal = TRAINING_MACS * self.parts.macs(self.part(client)) * client.num_examples * epochs
+        return replace(effort, macs=effort.macs + personal)
 
 
 class DittoLocal(Proximal):

@@ -5,15 +5,24 @@
 3. The server averages the backbones, weighted by samples.
 """
 
+from dataclasses import replace
+
+from common.messages.protocol import ClientReport
 from common.objectives.base import Objective
 from strategies.engine.strategy import EarlyExitStrategy
-from strategies.method import Job, Method
+from strategies.method import Effort, Job, Method
 from strategies.personalised.base import PersonalTraining, backbone, is_head
 from strategies.personalised.settings import FedRepSettings, PersonalSettings
 
 
 class FedRep(EarlyExitStrategy):
     """Average the backbone."""
+
+    def effort(self, client: ClientReport) -> Effort:
+        """Count an epoch of heads as a forward pass: nothing goes back through the backbone."""
+        effort, epochs = super().effort(client), self.config.of(FedRepSettings).head_epochs
+        forward = self.parts.macs(self.part(client)) * client.num_examples
+        return replace(effort, macs=effort.macs + epochs * forward)
 
 
 class FedRepLocal(PersonalTraining):

@@ -50,7 +50,7 @@ def delivered(folder: Path) -> Models:
 def round_events(metrics: Path) -> list[dict[str, Any]]:
     """Return the rounds' events without what depends on the clock: seconds, and bytes up, which contain seconds."""
     return [
-        {key: value for key, value in event.items() if key not in ("seconds", "traffic", "failures")}
+        {key: value for key, value in event.items() if key not in ("seconds", "traffic", "failures", "device")}
         | {"failures": list(event["failures"]), "down": event["traffic"]["down"]}
         for event in read_events(metrics)
         if event["event"] == "round"

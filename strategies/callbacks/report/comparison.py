@@ -93,8 +93,9 @@ def comparison_plots(groups: Sequence[Group]) -> list[Plot]:
     ]
     if not named:
         return []
-    plots = [_over_rounds(named), _by_exit(named), _over_time(named)]
     evaluated = [run for group in named for run in group.all]
+    plots = [_over_rounds(named), _by_exit(named), _over_time(named)]
+    plots += [_over_device_time(named)] if any(run.timed for run in evaluated) else []
     plots += [_cost(named)] if any(run.final for run in evaluated) else []
     return [*plots, _client_cost(named)] if any(run.clients for run in evaluated) else plots
 
@@ -145,6 +146,18 @@ def _over_time(groups: Sequence[Group]) -> Plot:
         per_cent(axes)
 
     return plot("Mean exit accuracy over time", paint, _note(groups))
+
+
+def _over_device_time(groups: Sequence[Group]) -> Plot:
+    def paint(axes: "Axes") -> None:
+        for group in groups:
+            if all(run.timed for run in group.all):
+                _curve(axes, group, {s: [r.device_totals[n] for n, _ in r.means] for s, r in group.runs.items()})
+        axes.set_xlabel("seconds on the devices")
+        per_cent(axes)
+
+    clocks = sorted({run.clock for group in groups for run in group.all if run.clock})
+    return plot("Mean exit accuracy over device time", paint, " and ".join(clocks))
 
 
 def _curve(axes: "Axes", group: Group, places: Mapping[int, Sequence[float]]) -> None:

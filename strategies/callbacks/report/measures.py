@@ -109,6 +109,7 @@ def measures(runs: Sequence[RunData]) -> list[Measure]:
         Measure("rounds", lambda run: float(len(run.rounds)), _whole),
         Measure("left out", _left_out, _whole),
         Measure("time", lambda run: run.seconds, _seconds),
+        Measure("device time", lambda run: run.device_seconds if run.timed else None, _seconds),
         Measure("bytes down", lambda run: float(sum(run.traffic("down"))), _bytes),
         Measure("bytes up", lambda run: float(sum(run.traffic("up"))), _bytes),
     ]

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from common.config import Value
 from strategies.callbacks.accuracy import above_majority, mean_text
 from strategies.callbacks.report.clients import HEAD, client_plots, client_rows, saving_sentence
+from strategies.callbacks.report.device_time import device_facts
 from strategies.callbacks.report.plots import run_plots, term_plots
 from strategies.callbacks.report.records import RunData, split_config
 from strategies.callbacks.report.rendering import Table, render
@@ -41,6 +42,7 @@ def run_page(run: RunData) -> str:
 def _facts(run: RunData) -> dict[str, str]:
     done = run.numbers[-1] if run.numbers else 0
     facts = {"rounds": f"{done} of {run.config.get('run.rounds', '?')}", "time": seconds_text(run.seconds)}
+    facts |= device_facts(run)
     facts["traffic"] = bytes_text(sum(run.traffic("down")) + sum(run.traffic("up")))
     if run.on_server:
         facts["mean exit accuracy"] = percent_text(run.means[-1][1])

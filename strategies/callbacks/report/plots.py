@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from strategies.callbacks.report.device_time import device_plots
 from strategies.callbacks.report.records import RunData
 from strategies.callbacks.report.svg import COLOURS, INK, Plot, marker, per_cent, plot, whole_numbers
 from strategies.callbacks.units import byte_unit, bytes_text, seconds_text
@@ -20,7 +21,7 @@ def run_plots(run: RunData) -> list[Plot]:
     plots = [accuracy_plot(run)] if run.on_server else []
     plots += [cost_plot(run)] if run.final else []
     plots += [tier_plot(run), traffic_plot(run), seconds_plot(run)] if run.rounds else []
-    return plots
+    return [*plots, *device_plots(run)]
 
 
 def term_plots(run: RunData) -> list[Plot]:

@@ -83,6 +83,32 @@ class RunData:
         return float(sum(e["seconds"]["round"] for e in self.rounds))
 
     @property
+    def timed(self) -> list[Event]:
+        """The rounds that say what they took on the devices; none in a run of an older version."""
+        return [event for event in self.rounds if event.get("device")]
+
+    @property
+    def device_totals(self) -> dict[int, float]:
+        """Round -> seconds on the devices of all rounds up to its end."""
+        return {event["round"]: event["device"]["total"] for event in self.timed}
+
+    @property
+    def device_seconds(self) -> float:
+        """Seconds on the devices of all rounds together."""
+        return float(self.timed[-1]["device"]["total"]) if self.timed else 0.0
+
+    @property
+    def clock(self) -> str:
+        """How the seconds on the devices were found: "measured" or "simulated"; empty without any."""
+        return str(self.timed[-1]["device"]["clock"]) if self.timed else ""
+
+    @property
+    def energy(self) -> float | None:
+        """Joules on the devices of all rounds together; None unless all are known."""
+        joules = [event.get("device", {}).get("energy") for event in self.rounds]
+        return sum(joules) if joules and None not in joules else None
+
+    @property
     def _measured(self) -> list[tuple[int, dict[str, Any]]]:
         if self.on_server:
             return [(e["round"], e["accuracy"]) for e in self.rounds if e["accuracy"]]

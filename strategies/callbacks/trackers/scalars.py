@@ -29,6 +29,7 @@ def scalars(record: Record) -> dict[str, float]:
         "method": record.terms,
         "seconds": record.seconds,
         "bytes": record.traffic,
+        "device": {**record.device, **_parts(record.device)},
         "folded": {f"depth-{depth}": number for depth, number in record.clients.items()},
         "failures": {"clients": len(record.failures), "rejected": len(record.rejected), "late": len(record.late)},
     }
@@ -38,6 +39,12 @@ def scalars(record: Record) -> dict[str, float]:
         for name, value in values.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
+
+
+def _parts(device: Mapping[str, Any]) -> dict[str, float]:
+    """Return the seconds of each part's clients by name."""
+    parts = device.get("by_part", {})
+    return {f"part-{part}-{name}": value for part, sums in parts.items() for name, value in sums.items()}
 
 
 def _by_exit(measured: Mapping[str, Any]) -> dict[str, float]:

@@ -401,3 +401,10 @@ def test_server_memory_depends_on_sampled_clients_only(prepare_run, monkeypatch)
     assert sum(tensor.numel() for tensor in tensors.values()) <= 10 * 610 + 3 * 20
     assert len(values["students"]) == len(values["clients"]) == len(strategy.known)
     assert {path.name for path in folder(strategy).iterdir()} == {f"client-{c:06d}" for c in strategy.trained}
+
+
+def test_round_costs_training_and_the_last_head(strategy):
+    report = ClientReport(0, 3, "", 40)
+    effort = strategy.effort(report)
+    assert effort.macs == 3 * 40 * strategy.parts.macs(3)
+    assert effort.up == strategy.first[3].numel() * 4 == strategy.client_array_bytes(report) / 2

@@ -21,6 +21,17 @@ def record(round_: int, rounds: int = 3, **fields: Any) -> Record:
     return Record(round_, rounds, **(values | fields))
 
 
+def device_time(round_: int, energy: float | None = 30.0, clock: str = "simulated") -> dict[str, Any]:
+    """A round of 4 s on the devices: two clients of part 1 wait for the one of part 2."""
+    return {
+        "clock": clock, "seconds": 4.0, "total": 4.0 * round_, "energy": energy,
+        "by_part": {
+            1: {"clients": 2, "busy": 2.0, "link": 0.5, "idle": 6.0},
+            2: {"clients": 1, "busy": 4.0, "link": 1.0, "idle": 0.0},
+        },
+    }  # fmt: skip
+
+
 def final_record(round_: int, rounds: int = 3) -> Record:
     """The last round, with the cost curve."""
     accuracy = record(round_, rounds).accuracy | {

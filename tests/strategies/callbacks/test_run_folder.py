@@ -60,9 +60,10 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def round_events(folder: Path) -> list[dict[str, Any]]:
-    """Return the rounds' events without what depends on the clock: seconds, and bytes of messages that hold them."""
+    """Return the rounds' events without what is measured: seconds, and bytes of messages that hold them."""
     events = [line for line in lines(folder) if line["event"] == "round"]
-    return [{k: v for k, v in event.items() if k not in ("seconds", "traffic")} for event in events]
+    measured = ("seconds", "traffic", *(["device"] if events[0]["device"]["clock"] == "measured" else []))
+    return [{k: v for k, v in event.items() if k not in measured} for event in events]
 
 
 @pytest.mark.parametrize(
@@ -105,6 +106,27 @@ def test_killed_and_resumed_run_has_the_same_bits(settings, changes, kills):
         assert kept[0]
         assert same(*kept)
     assert bool(whole.committed) == (changes is LEARNED_WEIGHTS)
+
+
+def test_run_killed_while_simulated_clients_are_at_work_has_the_same_bits_and_times(settings, tmp_path):
+    """The slow third takes 3.5 s: asked in round 1, which ends at 2 s, it answers in round 3."""
+    file = tmp_path / "own.toml"
+    quick = 'compute = "1000TFLOPS"\nbandwidth = "1000Tbps"\n'
+    file.write_text(f"[fast]\n{quick}latency = 1.0\n[slow]\n{quick}latency = 3.5\n")
+    settings |= {
+        "run.strategy": "fedper", "run.rounds": 4, "clients.clock": "simulated", "clients.devices": "fast:2,slow:1",
+        "clients.profiles": str(file), "round.deadline": 2.0, "round.staleness": 0.5,
+    }  # fmt: skip
+    root = Path(settings["run.root"])
+    whole = run({**settings, "run.name": "whole"})
+    run_and_kill({**settings, "run.name": "killed"}, "line", 2)
+    resumed = run({"run.resume": str(root / "killed")})
+    assert same(resumed.model, whole.model)
+    assert resumed.committed == whole.committed
+    events = round_events(root / "killed")
+    assert events == round_events(root / "whole")
+    assert [event["late"] for event in events] == [[], [], [4, 5], []]
+    assert [event["device"]["total"] for event in events] == [2.0, 3.0, 4.0, 6.0]
 
 
 def test_run_resumed_after_its_last_round_still_delivers(settings, flower_home):

@@ -28,7 +28,7 @@ from strategies.distree.strategy import DistrEE
 from strategies.distree.training.client import FEATURES, IMAGES, LABELS, LOGITS, TEACHER, UNKNOWN
 from strategies.distree.training.finish import training_id
 from strategies.factory import make_strategy
-from strategies.method import RoundUpdate, TierUpdate
+from strategies.method import Effort, RoundUpdate, TierUpdate
 from tests.strategies.distree.conftest import teach
 from tests.support.personal_runs import HOME, NODES, Recorder, same
 
@@ -341,3 +341,15 @@ def test_refused_device_leaves_a_warning_for_its_student(start, students, flower
 def test_unsupported_configuration_is_refused_at_start(students, changes, message):
     with pytest.raises(UserError, match=message):
         make_strategy(read_config({**students, **changes}))
+
+
+def test_teacher_costs_a_pass_once_and_public_images_cost_training(start):
+    nodes = [{"client-id": 0, "student": 1}, {"client-id": 1, "student": 2}]
+    lean: Flat = {"distree.without-teacher": "public", "distree.public": "digits", "distree.public-samples": 30}
+    strategy, _ = start({**lean, "run.rounds": 1, "train.epochs": 2}, nodes)
+    own, macs, teacher = strategy.roster.reports[0], strategy.parts.macs(1), strategy.parts.costs.teacher
+    samples, answers = own.num_examples, teacher.cut_macs(len(teacher.units))
+    assert strategy.effort(own) == Effort(3 * 2 * samples * macs)
+    strategy._untaught = frozenset({0})
+    assert strategy.effort(own) == Effort(3 * 2 * samples * macs + samples * answers)
+    assert strategy.effort(replace(own, values={LEAN: True})) == Effort(3 * 2 * 30 * macs)

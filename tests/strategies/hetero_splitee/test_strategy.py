@@ -12,6 +12,7 @@ from common.data.batches import batch_count
 from common.errors import UserError
 from common.flower.local_grid import LocalGrid
 from common.messages.protocol import ClientReport
+from common.rpc.tensors import encode
 from common.storage.client_store import ClientState
 from common.weights.flat import FlatModel
 from server.app import prepare
@@ -319,3 +320,45 @@ def test_streams_off_loopback_are_always_encrypted(undisturbed, split, flower_lo
     assert run.strategy.certificate is not None
     assert [record.failures for record in run.records] == [{}, {}]
     assert same(run.strategy.model, undisturbed(SEQUENTIAL).strategy.model)
+
+
+@pytest.mark.parametrize("coding", ["fp32", "uint8"])
+def test_streamed_bytes_of_the_simulated_clock_are_those_on_the_wire(undisturbed, monkeypatch, coding):
+    sent: list[int] = []
+
+    def counted(tensor, how):
+        description, data = encode(tensor, how)
+        sent.append(len(data))
+        return description, data
+
+    monkeypatch.setattr("strategies.hetero_splitee.stream.encode", counted)
+    changes = {"splitee.coding": coding, "run.rounds": 1, "train.epochs": 2, "server.clients-evaluate-every": 0}
+    strategy = undisturbed({**changes, "data.client-test": 0.0}).strategy
+    reports = strategy.roster.reports.values()
+    efforts = {report.client: strategy.effort(report) for report in reports}
+    labels = {report.client: 2 * report.num_examples for report in reports}
+    during_training = sent[: 2 * sum(batch_count(r.num_examples, 8) for r in reports)]
+    assert sum(during_training) == sum(effort.up - labels[client] for client, effort in efforts.items())
+    assert {effort.down for effort in efforts.values()} == {0}
+    assert {effort.exchanges for effort in efforts.values()} == {1}
+
+
+def test_returned_gradients_come_down_and_are_waited_for(prepare_run):
+    settings = {**SPLIT, **RETURN, "train.epochs": 2, "clients.mix": "equal", "clients.device": "cpu"}
+    strategy = prepare_run(settings).strategy
+    effort = strategy.effort(ClientReport(0, 1, "", 20))
+    features = 2 * 20 * 4 * torch.Size(strategy.shapes[1]).numel()
+    assert (effort.up, effort.down, effort.exchanges) == (features + 2 * 20, features, 1 + 2 * 3)
+    assert effort.macs == 3 * 2 * 20 * strategy.parts.macs(1)
+
+
+def test_device_that_is_too_slow_sends_nothing(undisturbed, tmp_path):
+    file = tmp_path / "own.toml"
+    quick = 'compute = "1000TFLOPS"\nbandwidth = "1000Tbps"\n'
+    file.write_text(f"[fast]\n{quick}latency = 1.0\n[slow]\n{quick}latency = 3.0\n")
+    own = {"clients.devices": "fast:2,slow:1", "clients.profiles": str(file), "clients.mix": "equal"}
+    run = undisturbed({**own, "clients.clock": "simulated", "round.deadline": 2.0, "run.rounds": 2})
+    assert [sorted(record.failures) for record in run.records] == [[4, 5]] * 2
+    assert [record.terms["missing"] for record in run.records] == [16, 16]  # eight batches each
+    assert [record.device["seconds"] for record in run.records] == [2.0, 2.0]
+    assert set(run.strategy.committed) == {0, 1, 2, 3}

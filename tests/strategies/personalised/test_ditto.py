@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from common.messages.protocol import ClientReport
 from common.settings import read_section
 from common.weights.flat import FlatState
+from strategies.method import Effort
 from strategies.personalised.ditto import DittoLocal, DittoSettings
 from tests.support.personal_runs import (
     DEEP,
@@ -109,3 +111,9 @@ def test_delivered_model_is_personal_else_global_network(run_strategy):
 def test_invalid_settings_are_reported(wrong):
     assert read_section(DittoSettings).problems == []
     assert len(read_section(DittoSettings, **wrong).problems) == 1
+
+
+@pytest.mark.parametrize(("epochs", "passes"), [(0, 3 * 2 + 3 * 2), (5, 3 * 2 + 3 * 5)])
+def test_personal_network_costs_its_own_epochs(prepare_run, epochs, passes):
+    strategy = prepare_run({**DITTO, "train.epochs": 2, "ditto.epochs": epochs}).strategy
+    assert strategy.effort(ClientReport(0, 2, "", 40)) == Effort(passes * 40 * strategy.parts.macs(2))

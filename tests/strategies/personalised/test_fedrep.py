@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from common.messages.protocol import ClientReport
 from common.settings import read_section
+from strategies.method import Effort
 from strategies.personalised.base import backbone
 from strategies.personalised.fedrep import FedRepLocal, FedRepSettings
 from tests.support.personal_runs import DEEP, Recorder, close, heads, make_job, same, seeded, sgd, trunk
@@ -72,3 +74,9 @@ def test_invalid_settings_are_reported(strategy):
     assert read_section(FedRepSettings).problems == []
     assert backbone(strategy.config, "units.0.0.weight")
     assert not backbone(strategy.config, "exits.1.linear.weight")
+
+
+def test_epoch_of_heads_costs_a_forward_pass(strategy):
+    macs = strategy.parts.macs(2)
+    # two epochs of the backbone at three passes, three of the heads at one
+    assert strategy.effort(ClientReport(0, 2, "", 40)) == Effort((2 * 3 + 3) * 40 * macs)

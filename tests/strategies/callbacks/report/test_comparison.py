@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from strategies.callbacks.report import write_comparison
 from strategies.callbacks.report.comparison import comparison_plots, comparison_rows, text_table
 from strategies.callbacks.report.measures import Group
 from strategies.callbacks.report.records import load_run
-from tests.strategies.callbacks.samples import client_record, client_summary, final_record, record
+from tests.strategies.callbacks.samples import client_record, client_summary, device_time, final_record, record
 
 MakeRun = Callable[..., Path]
 
@@ -60,6 +61,18 @@ def test_clients_evaluation_has_its_own_rows(make_run: MakeRun) -> None:
         "  MACs saved              37.5 %   37.5 %       -",
         "  loss allowed           1 point  1 point       -",
     ]
+
+
+def test_device_time_has_a_row_and_a_plot_where_a_run_has_it(make_run: MakeRun) -> None:
+    timed = [replace(record(n), device=device_time(n)) for n in (1, 2)]
+    groups = alone(make_run("a"), make_run("b", strategy="fedavg", records=timed))
+    assert text_table(comparison_rows(groups)).splitlines()[-4:-1] == [
+        "time                 6.0 s   4.0 s",
+        "device time              -   8.0 s",
+        "bytes down          9.0 MB  6.0 MB",
+    ]
+    assert "Mean exit accuracy over device time" in [plot.title for plot in comparison_plots(groups)]
+    assert not any("device time" in plot.title for plot in comparison_plots(groups[:1]))
 
 
 def test_group_over_seeds_shows_deviations_and_the_paired_gain(make_run: MakeRun) -> None:

@@ -11,6 +11,7 @@ from flwr.cli.install import install_from_fab
 from flwr.cli.utils import collect_files
 from jinja2 import UndefinedError
 
+from common.profiles import TABLE
 from strategies.callbacks.report.page import run_page
 from strategies.callbacks.report.records import load_run
 from strategies.callbacks.report.rendering import Table, render
@@ -44,6 +45,10 @@ def installed_app(tmp_path: Path) -> Path:
         files |= {f"{package}/{name}": path for name, path in collect_files(PROJECT / package).items()}
     fab, _ = build_fab_from_files(files)
     return install_from_fab(fab, tmp_path / "flower", skip_prompt=True)
+
+
+def test_installed_app_knows_the_same_devices(installed_app: Path) -> None:
+    assert (installed_app / TABLE.relative_to(PROJECT)).read_text() == TABLE.read_text()
 
 
 def test_installed_app_renders_the_same_report(

@@ -1,7 +1,7 @@
 import pytest
 
 from strategies.callbacks.trackers.scalars import scalars
-from tests.strategies.callbacks.samples import client_record, final_record
+from tests.strategies.callbacks.samples import client_record, device_time, final_record, record
 
 
 def test_scalars_hold_every_number_of_a_round() -> None:
@@ -25,6 +25,20 @@ def test_scalars_hold_every_number_of_a_round() -> None:
         "failures/clients": 0.0,
         "failures/rejected": 0.0,
         "failures/late": 0.0,
+    }
+    timed = scalars(record(2, device=device_time(2)))
+    assert {tag: value for tag, value in timed.items() if tag.startswith("device/")} == {
+        "device/seconds": 4.0,
+        "device/total": 8.0,
+        "device/energy": 30.0,
+        "device/part-1-clients": 2.0,
+        "device/part-1-busy": 2.0,
+        "device/part-1-link": 0.5,
+        "device/part-1-idle": 6.0,
+        "device/part-2-clients": 1.0,
+        "device/part-2-busy": 4.0,
+        "device/part-2-link": 1.0,
+        "device/part-2-idle": 0.0,
     }
     on_clients = scalars(client_record(1))
     assert {tag: value for tag, value in on_clients.items() if tag.startswith("client-accuracy/")} == {
