@@ -97,6 +97,11 @@ class ClientsSection(Settings):
             found.append("clients.state is 'shared': set clients.store to the folder that all machines share")
         if self.profiles and not self.devices:
             found.append(f"clients.profiles is {self.profiles!r}, but clients.devices is empty: name the devices there")
+        if self.devices and self.mix != "auto" and self.clock != "simulated":
+            found.append(
+                f"clients.devices is {self.devices!r}, but clients.mix decides the depths and clients.clock is "
+                "'measured': set clients.mix to auto, or clients.clock to simulated"
+            )
         if self.time_spread and self.clock != "simulated":
             found.append(f"clients.time-spread is {self.time_spread:g}, but clients.clock is 'measured': set it to 0")
         return found

@@ -24,6 +24,10 @@ def test_defaults_of_every_section_are_valid() -> None:
         ({"clients.devices": "pi4:half"}, "has 'pi4:half': write NAME:SHARE"),
         ({"clients.devices": "pi4", "clients.profiles": "/none.toml"}, "clients.profiles '/none.toml' cannot be read"),
         ({"clients.profiles": "/none.toml"}, "but clients.devices is empty"),
+        (
+            {"clients.devices": "pi4", "clients.mix": "equal"},
+            "but clients.mix decides the depths and clients.clock is 'measured': set clients.mix to auto",
+        ),
         ({"clients.time-spread": 0.5}, "clients.time-spread is 0.5, but clients.clock is 'measured'"),
         ({"clients.clock": "guessed"}, "clients.clock is 'guessed', must be one of measured, simulated"),
         (

@@ -307,7 +307,8 @@ def test_real_device_is_timed_by_what_it_declares(run_strategy, flower_log):
 @pytest.mark.parametrize("clock", ["measured", "simulated"])
 def test_real_device_is_no_other_one(run_strategy, clock):
     with pytest.raises(QuorumError, match=r"clients.devices is 'pi4', but this device is a real one"):
-        run_strategy({"clients.clock": clock, "clients.devices": "pi4"}, [{"client-id": 0, "compute": "1GFLOPS"}])
+        settings = {"clients.clock": clock, "clients.devices": "pi4", "clients.mix": "auto"}
+        run_strategy(settings, [{"client-id": 0, "compute": "1GFLOPS"}])
 
 
 def test_virtual_client_without_devices_cannot_be_timed(run_strategy):
