@@ -15,13 +15,21 @@ from common.console.samples import Takes
 from common.data.normalising import ArrayNormalizer
 from common.data.support import one_line
 from common.errors import UserError
-from common.onnx.folder import REMEDY, Exported, Images, Student, read_exported, read_stored
+from common.onnx.folder import (
+    CARRIED,
+    FEATURES,
+    INPUT,
+    LOGITS,
+    REMEDY,
+    Exported,
+    Images,
+    Student,
+    read_exported,
+    read_stored,
+)
 from common.onnx.runtime import open_session
 from strategies.distree.exits.policies import ExitPolicy, policy_from_json
 from strategies.distree.serving.service import Stopped
-
-FEATURES, LOGITS = "features", "logits"
-INPUT, CARRIED = "input", "carried"
 
 
 class Left(NamedTuple):

@@ -19,6 +19,7 @@ from common.exits.policy import ThresholdPolicy
 
 FILE = "model.json"
 FORMAT = 1
+INPUT, CARRIED, FEATURES, LOGITS = "input", "carried", "features", "logits"  # names in the graphs
 REMEDY = "export the model again with `python -m server export`"
 WORDS = {
     "network": "a network that answers alone",
