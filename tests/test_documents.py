@@ -34,7 +34,9 @@ LINK = re.compile(r"\]\((?!https?:)(?P<path>[^)#]*)(#(?P<anchor>[^)]+))?\)")
 FENCE = re.compile(r"^```.*?\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
 CODE = re.compile(r"`(?P<code>[^`\n]+)`")
 FILE = re.compile(r"[\w/.-]+\.(py|md|toml|conf|yml|proto|json)")
-MADE = ("metrics.jsonl", "answers.json", "config.toml", "model.json", "settings.toml")  # made by a run or a user
+MADE = (  # files that a run, a study or a user makes
+    "metrics.jsonl", "answers.json", "config.toml", "settings.toml", "study.json", "mine.toml", "model.json",
+)  # fmt: skip
 COMMAND = re.compile(r"python -m (?P<module>server|client|benchmarks\.\w+)(?P<words>.*)")
 MAIN = {"server": server.__main__.main, "client": client.__main__.main}
 
@@ -108,7 +110,7 @@ def test_commands_are_understood(module: str, words: list[str], monkeypatch: pyt
         MAIN[module](words)
     if isinstance(ended.value, SystemExit):
         assert ended.value.code == 0
-    elif "config" in vars(ended.value.options):
+    elif "config" in vars(ended.value.options) and not getattr(ended.value.options, "file", None):  # a study's own
         read_config({"run.name": "documents", **read_overrides(ended.value.options)})
 
 

@@ -15,13 +15,22 @@ from common.console.samples import Takes
 from common.data.normalising import ArrayNormalizer
 from common.data.support import one_line
 from common.errors import UserError
-from common.onnx.folder import REMEDY, Exported, Images, Student, read_exported, read_stored
+from common.onnx.folder import (
+    CARRIED,
+    FEATURES,
+    HANDED_ON,
+    INPUT,
+    LOGITS,
+    REMEDY,
+    Exported,
+    Images,
+    Student,
+    read_exported,
+    read_stored,
+)
 from common.onnx.runtime import open_session
 from strategies.distree.exits.policies import ExitPolicy, policy_from_json
 from strategies.distree.serving.service import Stopped
-
-INPUT, CARRIED = "input", "carried"
-FEATURES, LOGITS, HANDED_ON = "features", "logits", "handed_on"
 
 
 class Outputs(NamedTuple):

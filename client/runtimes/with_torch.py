@@ -1,5 +1,6 @@
 """A stored model that torch computes."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class TorchNetwork:
         self.network, self._normalise = stored.network.to(device), stored.normalizer.to(device)
         self.run, self.cut, self.classes, self.policy = stored.run, stored.cut, stored.classes, stored.policy
         self.takes = Takes(stored.network.input_shape, stored.network.vocabulary)
-        self.macs = exit_macs(stored)
+        self._stored = stored
 
     @classmethod
     def open(cls, path: Path, threads: int, device: str, *, split: bool) -> "TorchNetwork":
@@ -43,6 +44,11 @@ class TorchNetwork:
         torch.set_num_threads(threads)
         keep_memory()
         return cls(stored, pick_device(device))
+
+    @cached_property
+    def macs(self) -> tuple[int, ...]:
+        """MACs of a sample that leaves at each exit, shallow to deep; to count them the network runs once."""
+        return exit_macs(self._stored)
 
     @property
     def feature_shape(self) -> tuple[int, ...]:

@@ -35,6 +35,6 @@ class RecurrentExit(nn.Module):
 
         Classified is the meta token after the block, plus the last exit's own token.
         """
-        meta = self.meta.expand(len(tokens), -1, -1)
+        meta = self.meta.expand(tokens.shape[0], -1, -1)  # not len(): torch.export would fix the batch's size
         x = torch.cat([meta, tokens], dim=1) + self.positions[:, : 1 + tokens.shape[1]]
         return cast(Tensor, self.linear(self.norm(self.block(x)[:, 0] + tokens[:, -1])))

@@ -6,7 +6,7 @@ of the transformers here and is no longer developed.
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,13 +21,24 @@ from common.data.images import Normalizer
 from common.errors import UserError
 from common.exits import ThresholdPolicy
 from common.networks import EarlyExitNetwork, cost_table
-from common.onnx.folder import FILE, Exported, Images, Quantization, Student, Texts, describe
+from common.onnx.folder import (
+    CARRIED,
+    FEATURES,
+    FILE,
+    HANDED_ON,
+    INPUT,
+    LOGITS,
+    Exported,
+    Images,
+    Quantization,
+    Student,
+    Texts,
+    describe,
+)
 from common.onnx.runtime import open_session
 from common.seeding import generator
 from common.storage.files import write_bytes, write_text
 
-# Names in the graphs: what goes in, and what comes out, of which the last goes into the next segment as CARRIED
-INPUT, CARRIED, FEATURES, LOGITS, HANDED_ON = "input", "carried", "features", "logits", "handed_on"
 MADE_BY = ("torch", "onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # of a logit, absolute, or relative where it is above 1
 Feed = dict[str, NDArray[Any]]
@@ -188,10 +199,10 @@ def _input(network: EarlyExitNetwork, normalizer: Normalizer) -> Images | Texts:
     return Images(channels=channels, height=height, width=width, mean=normalizer.mean, std=normalizer.std)
 
 
-def _require(check: Callable[[str], str] = version) -> None:
+def _require() -> None:
     for name in MADE_BY:
         try:
-            check(name)
+            version(name)
         except ImportError as error:  # PackageNotFoundError is one
             raise UserError(
                 f"the export needs the package {name!r}, which is not installed: pip install earlybloom[export]"

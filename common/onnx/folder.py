@@ -19,6 +19,8 @@ from common.exits.policy import ThresholdPolicy
 
 FILE = "model.json"
 FORMAT = 1
+# Names in the graphs: what goes in, and what comes out, of which the last goes into the next segment as CARRIED
+INPUT, CARRIED, FEATURES, LOGITS, HANDED_ON = "input", "carried", "features", "logits", "handed_on"
 REMEDY = "export the model again with `python -m server export`"
 WORDS = {
     "network": "a network that answers alone",

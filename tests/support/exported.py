@@ -12,7 +12,7 @@ from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from client.runtimes.with_onnx import OnnxNetwork
 from client.runtimes.with_torch import TorchNetwork
-from common.data.images import Normalizer, SampleSet
+from common.data.images import Normalizer
 from common.exits import ThresholdPolicy, budget_fractions, fit_thresholds
 from common.networks import NetworkSpec, build
 from common.seeding import generator
@@ -66,9 +66,9 @@ def save(folder: Path, model: StoredModel, depth: int) -> Path:
     return folder
 
 
-def both(model: StoredModel, out: Path, validation: SampleSet | None = None) -> tuple[TorchNetwork, OnnxNetwork]:
+def both(model: StoredModel, out: Path) -> tuple[TorchNetwork, OnnxNetwork]:
     """Return a stored network as torch computes it, and its export as onnxruntime does."""
-    export_model(model, out, validation)
+    export_model(model, out)
     return TorchNetwork(model, CPU), OnnxNetwork.open(out, 1, split=False)
 
 
