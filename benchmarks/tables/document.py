@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import (
+    baselines,
     cafedistill,
     darkdistill,
     device_time,
@@ -32,6 +33,7 @@ MEASURED = PROJECT / "benchmarks" / "results"
 TABLES: Mapping[str, Callable[[Read], str]] = {"methods": methods}  # README's
 TOPICS: Mapping[str, Callable[[Read], Figures]] = {
     "darkdistill": darkdistill.figures,
+    "baselines": baselines.figures,
     "cafedistill": cafedistill.figures,
     "hetero_splitee": hetero_splitee.figures,
     "distree": distree.figures,
