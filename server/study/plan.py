@@ -78,6 +78,8 @@ class Study:
 
     def __post_init__(self) -> None:
         """Raise `UserError` for what cannot be run."""
+        if not self.name or UNFIT.search(self.name):
+            raise UserError(f"the study's name is {self.name!r}, must be letters, digits, '.', '_' and '-'")
         if not self.variants:
             raise UserError('a study needs methods: give --methods eefl,darkdistill, or methods = ["eefl"] in its file')
         if len(set(self.seeds)) < len(self.seeds) or not self.seeds:

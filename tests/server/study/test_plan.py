@@ -88,6 +88,7 @@ def test_variant_can_use_the_run_of_another(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"name": "../mine"}, r"the study's name is '\.\./mine', must be letters"),
         ({"variants": {}}, "a study needs methods"),
         ({"seeds": [1, 1]}, r"seeds are \[1, 1\]"),
         ({"seeds": []}, "at least one"),
