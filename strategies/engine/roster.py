@@ -66,7 +66,8 @@ class Roster:
             self._settle(grid, order, min(deadline, SIGN))
             self._notify(grid, order)
             count = self._taking_part()
-            if count >= min_nodes or (not count and len(self.nodes) >= min_nodes):  # without any, the round says why
+            asked = len(self.nodes) + len(failed.intersection(present))
+            if count >= min_nodes or (not count and asked >= min_nodes):  # without any, the round says why
                 break
             if time.monotonic() > end:
                 missing = f"{count} nodes can take part after {wait:.0f} s, round.min-nodes asks for {min_nodes}"

@@ -10,8 +10,8 @@ from server.commands import env
 from tests.support.imports import heavy_imports
 
 VERBS = (
-    "run", "compare", "study", "config", "data", "env", "certificates", "start", "register", "submit", "offload",
-    "teacher", "students", "calibrate", "infer",
+    "run", "compare", "study", "config", "data", "env", "certificates", "start", "register", "submit", "export",
+    "offload", "teacher", "students", "calibrate", "infer",
 )  # fmt: skip
 
 

@@ -82,7 +82,7 @@ def test_network_for_other_data_kind_is_refused(flat, changes, message):
         make_strategy(read_config({**flat, **QUICK, **changes}))
 
 
-def test_delivered_text_model_works_and_infer_refuses_it(run_strategy, tmp_path):
+def test_delivered_text_model_works_and_infer_asks_for_texts(run_strategy, tmp_path):
     run = run_strategy({**QUICK, "clients.store": str(tmp_path)})
     stored_model = load_model(tmp_path / "test" / "depth-4")
     data = load(run.strategy.config.data, cache_root())
@@ -91,7 +91,7 @@ def test_delivered_text_model_works_and_infer_refuses_it(run_strategy, tmp_path)
     parser = argparse.ArgumentParser()
     add_infer(parser.add_subparsers())
     options = parser.parse_args(["infer", "--model", str(tmp_path / "test" / "depth-4"), "--images", str(tmp_path)])
-    with pytest.raises(UserError, match="classifies texts, this command only images"):
+    with pytest.raises(UserError, match="the model of --model classifies texts, give --texts FOLDER"):
         options.run(options)
 
 

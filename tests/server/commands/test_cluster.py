@@ -8,7 +8,7 @@ import pytest
 
 from common.errors import UserError
 from server.__main__ import main
-from server.commands import cluster, launch, run
+from server.commands import cluster, launch, simulator
 from server.commands.cluster import resources, workers_on
 from server.commands.launch import environment, last_error, simulate
 from tests.server.commands.test_launch import Flower
@@ -80,11 +80,12 @@ def test_ray_option_comes_before_the_environment(tmp_path, monkeypatch):
 
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / ".flwr"))
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    monkeypatch.setattr(run, "local_superlink", superlink)
+    monkeypatch.setattr(simulator, "local_superlink", superlink)
     parser = argparse.ArgumentParser()
-    run.add_resources(parser)
-    with pytest.raises(UserError, match=r"10\.0\.0\.2:6379"):
-        run.run_all([{}], parser.parse_args(["--ray", "10.0.0.2:6379"]))
+    simulator.add_resources(parser)
+    options = parser.parse_args(["--ray", "10.0.0.2:6379"])
+    with pytest.raises(UserError, match=r"10\.0\.0\.2:6379"), simulator.simulator(options):
+        pass
 
 
 LOG = """

@@ -163,10 +163,10 @@ def test_infer_refuses_a_folder_without_readable_images(
     monkeypatch.setattr(infer, "load_students", lambda _: stored)
     monkeypatch.setattr(infer.devices, "ask", lambda *_: Scripted(NO_ANSWER))
     options = argparse.Namespace(
-        model=tmp_path, policy=None, target_ms=None, deadline=DEADLINE, compare=True, images=tmp_path, dataset=None,
-        batch=1, limit=0,
+        model=tmp_path, policy=None, target_ms=None, deadline=DEADLINE, compare=True, images=tmp_path, texts=None,
+        dataset=None, batch=1, limit=0,
     )  # fmt: skip
-    with pytest.raises(UserError, match=r"none of the 1 images in .* can be read"):
+    with pytest.raises(UserError, match=r"none of the 1 files in .* can be read"):
         infer.run(options)
 
 
