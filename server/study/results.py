@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.storage.files import write_text
+from server.commands.overrides import PATHS
 from server.study.plan import Cell, Study
 from strategies.callbacks.report import write_comparison
 from strategies.callbacks.report.measures import Group, mean_of_exits, measures, paired_gain, spread
@@ -36,7 +37,8 @@ def write_results(study: Study, cells: Sequence[Cell], sections: Sections, folde
     rows = [_row(group, groups[0], points[heading]) for heading, groups in sections.items() for group in groups]
     content = {
         "name": study.name,
-        "settings": study.settings,
+        # where a machine has its files says nothing of the results, and may not go to others
+        "settings": {key: value for key, value in study.settings.items() if key not in PATHS},
         "grid": study.grid,
         "variants": study.variants,
         "seeds": list(study.seeds),
