@@ -17,6 +17,8 @@ DIGITS = {
     "sketch, epsilon 1": "the same, sketch with epsilon 1",
     "parallel": '`darkdistill.variant="parallel"`',
     "depthfl": "`depthfl`",
+    "inclusivefl": "`inclusivefl`",
+    "reefl": "`reefl`, learning rate 0.01",
     "exclusivefl": "`exclusivefl`",
 }
 Runs = Mapping[int, study.Cell]  # by seed
