@@ -15,9 +15,9 @@ from tests.support.relay import Relay
 pytestmark = [pytest.mark.slow, pytest.mark.deployment, pytest.mark.timeout(1200)]
 DEVICES = {"device-0": "depth=1", "device-1": "depth=2"}
 CUT = 20.0  # seconds
-RUN = (
+RUN = (  # so many epochs that a fault meets a device at work
     "run.strategy=eefl", "network.name=lenet", "data.limit=160", "clients.count=2", "clients.per-round=2",
-    "round.min-nodes=2", "round.deadline=300", "round.wait=300",
+    "round.min-nodes=2", "round.deadline=300", "round.wait=300", "train.epochs=500",
 )  # fmt: skip
 
 needs_clocks = pytest.mark.skipif(bool(clocks_available()), reason=clocks_available())
