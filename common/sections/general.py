@@ -140,7 +140,7 @@ class NetworkSection(Settings):
     width: int = Field(0, ge=0)
     """first stage's channels, embedding length, or a Wide ResNet's factor; 0: the backbone's own"""
     lora_rank: int = Field(0, ge=0)
-    """rank of the adapters; 0: train every parameter"""
+    """rank of the adapters; 0: train every parameter. Frozen weights travel down, not up"""
     pretrained: str = ""
     """a .safetensors file or a Hugging Face hub id; empty: random weights"""
 
