@@ -29,7 +29,7 @@ class ObjectiveConfig(Settings):
     l2w_strength: float = Field(0.8, ge=0, le=1)
     """how far weights may move from 1 (0.8 in DarkDistill; L2W-DEN 0.3)"""
     l2w_interval: int = Field(10, ge=1)
-    """batches from one meta update to the next (10 in DarkDistill; L2W-DEN 100); a meta step needs more memory than the cost table counts"""
+    """batches from one meta update (whose memory no cost table counts) to the next (10 in DarkDistill; L2W-DEN 100)"""
     l2w_p: float = Field(30.0, gt=0)
     """skew of the meta loss's exit assignment, 20: uniform (30 in DarkDistill; L2W-DEN 15)"""
 
