@@ -71,6 +71,21 @@ def find(key: str, name: str, role: str = "this process") -> Callable[..., Any]:
     return checked
 
 
+def call(key: str, name: str, argument: Any) -> Any:
+    """Return what the function that a configuration's key names makes of the argument.
+
+    Raises `UserError` if the function cannot be had, see `find`, or fails.
+    """
+    function = find(key, name)
+    try:
+        return function(argument)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the function raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{key} {name!r} fails: {reason}") from error
+
+
 def _is_allowed(module: str) -> bool:
     return any(module == entry or module.startswith(f"{entry}.") for entry in allowed())
 

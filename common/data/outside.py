@@ -12,7 +12,6 @@ import numpy as np
 
 from common import plugins
 from common.data.raw import RawSet, RawSplit
-from common.data.support import one_line
 from common.errors import UserError
 from common.sections.data import DataConfig
 
@@ -24,13 +23,7 @@ def read_outside(config: DataConfig) -> RawSet:
 
     Raises `UserError` if the function cannot be had, fails, or returns something else than a set of labelled images.
     """
-    function = plugins.find(KEY, config.name)
-    try:
-        raw = function(config)
-    except UserError:
-        raise
-    except Exception as error:  # whatever the function raises
-        raise UserError(f"{KEY} {config.name!r} fails: {type(error).__name__}: {one_line(error)}") from error
+    raw = plugins.call(KEY, config.name, config)
     if not isinstance(raw, RawSet):
         _refuse(config.name, f"it returns {type(raw).__name__}, must return common.data.raw.RawSet")
     classes = tuple(raw.classes)

@@ -19,13 +19,7 @@ def outside_trunk(name: str, spec: Any) -> Trunk:
 
     Raises `UserError` if the function cannot be had, fails, or returns something else than a trunk of separate units.
     """
-    function = plugins.find(KEY, name)
-    try:
-        trunk = function(spec)
-    except UserError:
-        raise
-    except Exception as error:  # whatever the function raises
-        raise UserError(f"{KEY} {name!r} fails: {type(error).__name__}: {error}") from error
+    trunk = plugins.call(KEY, name, spec)
     if not isinstance(trunk, Trunk):
         _refuse(name, f"it returns {type(trunk).__name__}, must return common.networks.base.Trunk")
     if not trunk.units or not all(isinstance(unit, nn.Module) for unit in trunk.units):

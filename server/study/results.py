@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from common.storage.files import write_text
@@ -62,9 +63,9 @@ def saving(sections: Sections) -> str:
     ]
     if not measured:
         return ""
-    name, finals = max(measured, key=lambda pair: _mean([f["calibrated"]["accuracy"] for f in pair[1]]))
-    accuracy, last = _mean([f["calibrated"]["accuracy"] for f in finals]), _mean([f["exits"][-1] for f in finals])
-    share = _mean([f["calibrated"]["mean_macs"] / f["exit_macs"][-1] for f in finals])
+    name, finals = max(measured, key=lambda pair: fmean([f["calibrated"]["accuracy"] for f in pair[1]]))
+    accuracy, last = fmean([f["calibrated"]["accuracy"] for f in finals]), fmean([f["exits"][-1] for f in finals])
+    share = fmean([f["calibrated"]["mean_macs"] / f["exit_macs"][-1] for f in finals])
     return (
         f"Early exits save {100 * (1 - share):.0f} % of the computation here: {name} is right on "
         f"{100 * accuracy:.1f} % of the test samples with {100 * share:.0f} % of the network's MACs, its last exit "
@@ -136,7 +137,3 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -1,5 +1,6 @@
 """Several runs side by side, over one seed or many: a text table for the terminal and a page of common plots."""
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -165,11 +166,11 @@ def _curve(axes: "Axes", group: Group, places: Mapping[int, Sequence[float]]) ->
     values = [dict(run.means) for run in group.all]
     rounds = sorted(set.intersection(*(set(own) for own in values)))
     by_round = [dict(zip((r for r, _ in group.runs[s].means), places[s], strict=True)) for s in sorted(group.runs)]
-    x = [_mean(own[round_] for own in by_round) for round_ in rounds]
-    means = [_mean(own[round_] for own in values) for round_ in rounds]
+    x = [statistics.fmean(own[round_] for own in by_round) for round_ in rounds]
+    means = [statistics.fmean(own[round_] for own in values) for round_ in rounds]
     (line,) = axes.plot(x, means, marker=marker(len(rounds)), label=group.label)
     if len(values) > 1:
-        off = [_deviation([own[r] for own in values]) for r in rounds]
+        off = [statistics.stdev([own[r] for own in values]) for r in rounds]
         low, high = ([m + sign * d for m, d in zip(means, off, strict=True)] for sign in (-1, 1))
         axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
 
@@ -182,8 +183,8 @@ def _by_exit(groups: Sequence[Group]) -> Plot:
             # all runs of a group have the same exits, but one that a kill ended early may have none
             columns = list(zip(*(run.evaluated[-1][1] for run in group.all), strict=False))
             left = [e - 0.4 + width * (place + 0.5) for e in range(1, len(columns) + 1)]
-            off = [_deviation(column) for column in columns] if len(group.runs) > 1 else None
-            axes.bar(left, list(map(_mean, columns)), width=width * 0.94, label=group.label, yerr=off,
+            off = [statistics.stdev(column) for column in columns] if len(group.runs) > 1 else None
+            axes.bar(left, list(map(statistics.fmean, columns)), width=width * 0.94, label=group.label, yerr=off,
                      error_kw={"alpha": 0.55, "linewidth": 1.0})  # fmt: skip
         whole_numbers(axes)
         axes.set_xlabel("exit")
@@ -226,13 +227,3 @@ def _each(groups: Sequence[Group]) -> Iterable[tuple[str, str, RunData]]:
 
 def _note(groups: Sequence[Group]) -> str:
     return "mean over seeds, ± a standard deviation" if any(len(group.runs) > 1 for group in groups) else ""
-
-
-def _mean(values: Iterable[float]) -> float:
-    numbers = list(values)
-    return sum(numbers) / len(numbers)
-
-
-def _deviation(values: Sequence[float]) -> float:
-    mean = _mean(values)
-    return float((sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)) ** 0.5)

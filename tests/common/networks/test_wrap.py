@@ -1,4 +1,4 @@
-"""Modules that nobody here wrote, as trunks: torchvision's and timm's."""
+"""Modules of other projects as trunks: torchvision's and timm's."""
 
 import re
 from collections import OrderedDict
