@@ -50,7 +50,7 @@ def environment(home: Path) -> dict[str, str]:
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # else every run installs its dependencies anew
             "RAY_ADDRESS": os.environ.get("RAY_ADDRESS") or "local",  # else Ray joins any cluster of the same user
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else workers without a GPU share see none of the server's
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker without a share of a GPU sees none
             "RAY_DEDUP_LOGS": "0",
             "PYTHONIOENCODING": "utf-8",  # Flower prints what an ASCII terminal cannot show
             "PATH": binaries + os.pathsep + os.environ.get("PATH", ""),

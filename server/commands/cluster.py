@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from common.errors import UserError
+from server.commands import gpus
 
 LOCAL = "local"  # in RAY_ADDRESS: start a cluster for the run alone, whatever else runs on this machine
 ANSWER = 60.0  # seconds in which a cluster answers
@@ -25,19 +26,6 @@ def worker_count(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of workers: give a whole number from 1")
     return int(text)
-
-
-def gpu_share(text: str) -> float:
-    """Return the value of `--gpus`; raises `argparse.ArgumentTypeError` for what Ray cannot reserve."""
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not (0 <= share <= 1 or (share.is_integer() and share > 0)):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a share of a GPU: give a number from 0 to 1, or a whole number of GPUs"
-        )
-    return share
 
 
 def at_once() -> int:
@@ -64,16 +52,25 @@ def resources(address: str, env: Mapping[str, str]) -> list[Mapping[str, float]]
     return found
 
 
-def workers_on(nodes: Sequence[Mapping[str, float]], gpus: float, cap: int) -> int:
+def even_share(nodes: Sequence[Mapping[str, float]]) -> float:
+    """Return the share of a GPU per worker with which every GPU serves all cores of its machine; 0.0 without GPUs."""
+    shares = (gpus.even_share(node.get("CPU", 0), node["GPU"]) for node in nodes if node.get("GPU"))
+    return min(shares, default=0.0)
+
+
+def workers_on(nodes: Sequence[Mapping[str, float]], share: float, cap: int) -> int:
     """Return how many workers of one core and this share of a GPU fit on the nodes, `cap` (0: no cap) at most.
 
     Raises `UserError` if not one of them fits.
     """
-    room = sum(int(min(n.get("CPU", 0), n.get("GPU", 0) / gpus if gpus else n.get("CPU", 0))) for n in nodes)
-    if not room:
+    fit = 0
+    for node in nodes:
+        cores = int(node.get("CPU", 0))
+        fit += min(cores, gpus.room(node.get("GPU", 0), share)) if share else cores
+    if not fit:
         cores, cards = (sum(n.get(kind, 0) for n in nodes) for kind in ("CPU", "GPU"))
         raise UserError(
             f"no worker fits on the Ray cluster: it has {cores:g} cores and {cards:g} GPUs, and a worker takes one "
-            f"core and {gpus:g} GPUs of one machine; give a smaller --gpus"
+            f"core and {share:g} GPUs of one machine; give a smaller --gpus"
         )
-    return min(room, cap or room, at_once())
+    return min(fit, cap or fit, at_once())

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from common.errors import UserError
 from common.flower.processes import PROJECT, end, environment, free_port, interrupted_by_signals, tied, wait_for_port
 from common.paths import check_writable
-from server.commands import cluster, left_out
+from server.commands import cluster, gpus, left_out
 from server.commands.bundle import app_files
 from server.commands.tail import Tail
 
@@ -88,23 +88,27 @@ def simulate(
     env: Mapping[str, str],
     *,
     workers: int = 0,
-    gpus: float = 0.0,
+    share: float | None = None,
     show: bool = True,
 ) -> Outcome:
     """Run the project in a simulation and wait for its end.
 
     It has `workers` worker processes, by default one per core; on the Ray cluster of `RAY_ADDRESS`, as many as fit.
-    `overrides` are configuration keys, with `run.name` unless a run is resumed.
+    Each has `share` of a GPU, by default an even one. `overrides` are configuration keys, with `run.name` unless a run
+    is resumed. Raises `UserError` if there are not such GPUs.
     """
     settings = {"run.root": str(root), "run.commit": commit(), **overrides}
-    federation = f"client-resources-num-cpus=1 client-resources-num-gpus={gpus} init-args-log-to-driver=false"
+    federation = "client-resources-num-cpus=1 init-args-log-to-driver=false"
     if (address := env.get("RAY_ADDRESS", cluster.LOCAL)) == cluster.LOCAL:
-        workers = workers or os.cpu_count() or 1
+        device = str(overrides.get("clients.device", "auto"))
+        share, workers = gpus.local_share(share, workers or os.cpu_count() or 1, device)
         federation += f" init-args-num-cpus={workers}"  # Ray refuses it for a cluster that runs already
     else:
-        workers = cluster.workers_on(cluster.resources(address, env), gpus, workers)
+        nodes = cluster.resources(address, env)
+        share = cluster.even_share(nodes) if share is None else share
+        workers = cluster.workers_on(nodes, share, workers)
         settings.setdefault("clients.state", "shared" if overrides.get("clients.store") else "server")
-    federation += f" num-supernodes={workers}"
+    federation += f" client-resources-num-gpus={share} num-supernodes={workers}"
     return _run(settings, run_folder(overrides, root), "local", env, show, "--federation-config", federation)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from common.errors import UserError
 from common.flower.processes import flower_home, interrupted_by_signals
-from server.commands.cluster import gpu_share, worker_count
+from server.commands.cluster import worker_count
+from server.commands.gpus import gpu_share
 from server.commands.launch import Outcome, local_superlink, simulate
 
 
@@ -20,12 +21,12 @@ class Simulator:
 
     env: Mapping[str, str] | None = None  # in which Flower's commands find the SuperLink; None: without one
     workers: int = 0  # Ray's; 0: one per core
-    gpus: float = 0.0  # share of a GPU per worker
+    share: float | None = None  # of a GPU per worker; None: an even one
 
     def run(self, overrides: Mapping[str, Any], root: Path, *, show: bool = True) -> Outcome:
         """Run a simulation and wait for its end; arguments as `launch.simulate` takes them."""
         if self.env is not None:
-            return simulate(overrides, root, self.env, workers=self.workers, gpus=self.gpus, show=show)
+            return simulate(overrides, root, self.env, workers=self.workers, share=self.share, show=show)
         from server.commands.in_process import simulate_here  # imports torch
 
         with interrupted_by_signals():
@@ -37,7 +38,10 @@ def add_resources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=worker_count, default=0, help="worker processes of a run, at most (default: one per core)"
     )
-    parser.add_argument("--gpus", type=gpu_share, default=0.0, help="share of a GPU per worker (default: %(default)s)")
+    parser.add_argument(
+        "--gpus", type=gpu_share,
+        help="share of a GPU per worker, 0 for none (default: all GPUs, divided evenly among the workers)",
+    )  # fmt: skip
     parser.add_argument("--ray", metavar="ADDRESS", help="join this Ray cluster (default: $RAY_ADDRESS, else none)")
     parser.add_argument(
         "--in-process", action="store_true", help="train in one process, without starting others: for small runs"
@@ -58,7 +62,7 @@ def simulator(options: argparse.Namespace, at_once: int = 1) -> Iterator[Simulat
     home = flower_home(None)
     os.environ["FLWR_HOME"] = str(home)  # the runs' folder is found beside it
     if options.in_process:
-        if options.workers or options.gpus or options.ray:
+        if options.workers or options.gpus is not None or options.ray:
             raise UserError("--in-process has no workers: remove --workers, --gpus and --ray")
         with interrupted_by_signals():
             yield Simulator()

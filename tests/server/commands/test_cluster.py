@@ -9,7 +9,7 @@ import pytest
 from common.errors import UserError
 from server.__main__ import main
 from server.commands import cluster, launch, simulator
-from server.commands.cluster import resources, workers_on
+from server.commands.cluster import even_share, resources, workers_on
 from server.commands.launch import environment, last_error, simulate
 from tests.server.commands.test_launch import Flower
 
@@ -25,10 +25,18 @@ def test_run_refuses_impossible_resources(words, capsys):
     assert f"{words[1]!r} is not a " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("gpus", "cap", "expected"), [(0, 0, 7), (0, 5, 5), (0.5, 0, 4), (1, 0, 2), (1, 9, 2)])
-def test_workers_are_what_fits_on_each_node(monkeypatch, gpus, cap, expected):
+@pytest.mark.parametrize(
+    ("share", "cap", "expected"), [(0, 0, 7), (0, 5, 5), (0.5, 0, 4), (0.6, 0, 2), (1, 0, 2), (2, 0, 1), (1, 9, 2)]
+)
+def test_workers_are_what_fits_on_each_node(monkeypatch, share, cap, expected):
     monkeypatch.setattr(cluster.os, "cpu_count", lambda: 16)
-    assert workers_on(NODES, gpus, cap) == expected
+    assert workers_on(NODES, share, cap) == expected
+
+
+def test_gpus_of_a_cluster_serve_all_cores_beside_them():
+    assert even_share(NODES) == 0.5
+    assert even_share([*NODES, {"CPU": 16.0, "GPU": 1.0}]) == 0.0625
+    assert even_share([{"CPU": 3.0}, {}]) == 0
 
 
 def test_workers_are_no_more_than_flower_keeps_busy(monkeypatch):

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from common.errors import UserError
-from server.commands import launch
+from server.commands import gpus, launch
 from server.commands.launch import Outcome, deploy, environment, local_superlink, simulate
 from tests.support.deployment import wait_until
 from tests.support.served import read_line
@@ -54,7 +54,7 @@ def test_environment_keeps_flower_in_its_home(tmp_path, monkeypatch):
     assert found["FLWR_HOME"] == str(tmp_path)
     assert found["FLWR_TELEMETRY_ENABLED"] == "0"
     assert found["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
-    assert found["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] == "0"
+    assert found["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] == "1"
     # Flower starts `flwr-serverapp` and others by name: PATH must lead to those of this Python
     assert found["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/bin"]
     assert (Path(sys.executable).parent / "flower-superlink").exists()
@@ -63,8 +63,9 @@ def test_environment_keeps_flower_in_its_home(tmp_path, monkeypatch):
 def test_simulate_passes_one_file_and_returns_flowers_status(env, tmp_path, monkeypatch):
     flower = Flower("running", "running", "finished:completed")
     monkeypatch.setattr(launch, "_flwr", flower)
+    monkeypatch.setattr(gpus, "visible", lambda: 2)
     overrides = {"run.name": "a", "train.lr": 0.1, "server.autocast": True, "clients.mix": 'small "x"'}
-    outcome = simulate(overrides, tmp_path / "runs", env, workers=3, gpus=0.5, show=False)
+    outcome = simulate(overrides, tmp_path / "runs", env, workers=3, share=0.5, show=False)
     assert outcome == Outcome(tmp_path / "runs" / "a", "finished:completed", "because")
     assert outcome.completed
     assert flower.config.pop("run.commit") == launch.commit()
