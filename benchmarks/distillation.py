@@ -20,7 +20,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import save
-from common.devices import deterministic, pick_device, threads
+from common.devices import pick_device, set_kernels, threads
 from common.networks import NetworkSpec, build
 from common.seeding import generator
 from strategies.darkdistill.difficulty import DifficultyPairs
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--distill-steps", type=int, default=PUBLISHED.distill_steps)
     options = parser.parse_args()
     device = pick_device(options.device)
-    deterministic()
+    set_kernels()
     result: dict[str, Any] = {"on": str(device), "threads": options.threads, "autocast": options.autocast}
     with threads(options.threads):
         if device.type == "cuda":

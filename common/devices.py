@@ -1,6 +1,7 @@
-"""The torch device, number of threads, autocast, memory and determinism of a process."""
+"""The torch device, number of threads, autocast, memory and kernels of a process."""
 
 import ctypes
+import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -56,10 +57,16 @@ def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[None
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
-def deterministic() -> None:
-    """Use kernels whose result is the same in every run; where CUDA has none, torch warns."""
-    torch.backends.cudnn.benchmark = False
+def set_kernels(*, fast: bool = False) -> None:
+    """Make this process use kernels whose result is the same in every run; where CUDA has none, torch warns.
+
+    With `fast` a GPU takes the quickest kernels instead: cuDNN tries several, sums may be taken in any order, and
+    float32 products round their factors to 10 bits (TF32). Then two runs differ in their last bits.
+    """
+    torch.backends.cudnn.benchmark = fast
+    torch.set_float32_matmul_precision("high" if fast else "highest")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS has no repeatable products
     # the same switch as use_deterministic_algorithms(True, warn_only=True), which first imports torch's compiler
-    torch.set_deterministic_debug_mode("warn")
+    torch.set_deterministic_debug_mode("default" if fast else "warn")
     # torch would also fill every new tensor with NaN, to reveal reads before the first write: 5 to 7 % of a step
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

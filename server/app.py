@@ -11,7 +11,7 @@ from flwr.supercore import log
 
 from common import logs, paths, plugins
 from common.config import RunConfig, Value, replace
-from common.devices import deterministic, keep_memory
+from common.devices import set_kernels, keep_memory
 from common.errors import UserError
 from common.flower.ray_pool import mend_pool
 from server.rounds.grid import streaming
@@ -56,7 +56,6 @@ def prepare(run_config: Mapping[str, Value]) -> EarlyExitStrategy:
     Raises `UserError` before anything starts if the configuration, the data or the run folder is unusable.
     """
     config = read_config(run_config, unread)
-    deterministic()
     keep_memory()
     if config.run.resume:
         folder, stored = RunFolder.reopen(Path(config.run.resume))
@@ -71,6 +70,7 @@ def prepare(run_config: Mapping[str, Value]) -> EarlyExitStrategy:
         _check_plugins(config)
         strategy, observers = make_strategy(config), _observers(config)
         folder = RunFolder.create(paths.runs_root(config.run.root), config)
+    set_kernels(fast=strategy.config.run.fast)
     strategy.callbacks = [*_callbacks(strategy.config, folder), *observers]
     return strategy
 

@@ -4,14 +4,18 @@ import torch
 from torch import Tensor
 
 
-def batches(num_samples: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-    """Return the shuffled indices of one epoch as int64 (b,) per batch, with sizes as equal as possible.
+def batches(
+    num_samples: int, batch_size: int, generator: torch.Generator, device: torch.device | str = "cpu"
+) -> list[Tensor]:
+    """Return the shuffled indices of one epoch as int64 (b,) per batch on `device`, with sizes as equal as possible.
 
-    A small last batch would do harm: BatchNorm cannot train on one sample, and over two or three similar ones it
+    They reach the device in one copy: a GPU waits for none in the steps. A small last batch would do harm: BatchNorm cannot train on one sample, and over two or three similar ones it
     multiplies gradients by hundreds where a feature map is a single pixel.
     """
     number = batch_count(num_samples, batch_size)
-    return list(torch.randperm(num_samples, generator=generator).tensor_split(number)) if number else []
+    if not number:
+        return []
+    return list(torch.randperm(num_samples, generator=generator).to(device).tensor_split(number))
 
 
 def batch_count(num_samples: int, batch_size: int) -> int:

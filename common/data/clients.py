@@ -74,8 +74,15 @@ def shared_data(population: Population, client: int, device: torch.device) -> Cl
 
 @lru_cache(maxsize=KEPT_CLIENTS)
 def _shared_data(population: Population, source: TrainTest, client: int, device: torch.device) -> ClientData:
-    parts = tuple(source.train.subset(part) for part in population.split(client))
+    everything = _resident(source, device)
+    parts = tuple(everything.subset(part) for part in population.split(client))
     return _ready(parts, normalizer(population.data, source.input_shape[0]), device)
+
+
+@lru_cache(maxsize=1)
+def _resident(source: TrainTest, device: torch.device) -> SampleSet:
+    """Return what is dealt to all clients, as uint8 on a GPU that has room for it."""
+    return source.train.resident(device)
 
 
 def own_data(
@@ -115,7 +122,9 @@ def _own_data(
 
 def _ready(parts: Iterable[SampleSet], normalize: Normalizer, device: torch.device) -> ClientData:
     """Return training, validation and test samples, given in this order, as a network takes them."""
-    pairs = ((normalize(part.inputs).to(device), part.labels.to(device)) for part in parts)
+    normalize = normalize.to(device)
+    there = (part.to(device) for part in parts)
+    pairs = ((normalize(part.inputs), part.labels) for part in there)
     return ClientData(*chain.from_iterable(pairs))
 
 

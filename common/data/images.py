@@ -15,6 +15,7 @@ from common.sections.data import DataConfig, constants
 from common.sections.data_sets import HUB_SETS
 
 Indices = Tensor | NDArray[np.int64]
+RESIDENT_SHARE = 0.25  # of a GPU's free memory: what a set may take beside the models, with others that share it
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +36,17 @@ class SampleSet:
 
     def subset(self, indices: Indices) -> SampleSet:
         """Return a copy that holds only the samples at `indices` (n,), in that order."""
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        chosen = torch.as_tensor(indices, dtype=torch.int64, device=self.inputs.device)
         return replace(self, inputs=self.inputs[chosen], labels=self.labels[chosen])
 
     def to(self, device: torch.device | str) -> SampleSet:
         """Return the set on another device."""
         return replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))
+
+    def resident(self, device: torch.device) -> SampleSet:
+        """Return the set on a GPU with room for it, else as it is: copied once, rows are then picked there."""
+        room = torch.cuda.mem_get_info(device)[0] * RESIDENT_SHARE if device.type == "cuda" else 0
+        return self.to(device) if self.inputs.nbytes <= room else self
 
 
 class Normalizer:

@@ -45,13 +45,14 @@ def collect_logits(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]])
     network.eval()
     try:
         for x, y in batches:
-            logits.append(torch.stack(network(x.to(device))).float().cpu())
-            labels.append(y.cpu())
+            logits.append(torch.stack(network(x.to(device))).float())
+            labels.append(y)
     finally:
         network.train(was_training)
     if not logits:
         raise UserError("no samples to evaluate: give every client some validation and test data")
-    return torch.cat(logits, dim=1), torch.cat(labels)
+    # one copy at the end: a GPU does not wait after each batch
+    return torch.cat(logits, dim=1).cpu(), torch.cat(labels).cpu()
 
 
 def correct_counts(logits: Tensor, labels: Tensor) -> Tensor:

@@ -25,6 +25,8 @@ class RunSection(Settings):
     """the method"""
     seed: int = Field(1, ge=0, le=2**63 - 1)  # the largest whole number that Flower can send
     """seed of everything random"""
+    fast: bool = False
+    """quicker kernels on GPUs, with which two runs differ in their last bits"""
     rounds: int = Field(10, ge=1)
     """rounds of training"""
     root: str = ""

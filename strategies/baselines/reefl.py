@@ -32,20 +32,20 @@ from strategies.method import Job, Method
 from strategies.node.local_training import LocalTraining
 
 
-def distillation(logits: Sequence[Tensor], teacher: int, temperature: float) -> Tensor:
+def distillation(logits: Sequence[Tensor], teacher: Tensor, temperature: float) -> Tensor:
     """Return `sum_{e != t} mean_b T^2 KL(p_t || p_e)`, a scalar; 0 for a single exit.
 
     Args:
         logits: one `(B, C)` per exit.
-        teacher: index of exit t, which gets no gradient.
+        teacher: index of exit t, which gets no gradient; a scalar on the logits' device, which is not read.
         temperature: T of the softmax.
     """
-    target = F.log_softmax(logits[teacher].detach() / temperature, dim=1)
+    chosen = torch.stack([z.detach() for z in logits]).index_select(0, teacher.reshape(1)).squeeze(0)
+    target = F.log_softmax(chosen / temperature, dim=1)
     total = torch.zeros((), device=target.device)
     for e, z in enumerate(logits):
-        if e != teacher:
-            student = F.log_softmax(z / temperature, dim=1)
-            total = total + F.kl_div(student, target, reduction="batchmean", log_target=True)
+        student = F.log_softmax(z / temperature, dim=1)
+        total = total + (teacher != e) * F.kl_div(student, target, reduction="batchmean", log_target=True)
     return total * temperature**2
 
 
@@ -62,7 +62,7 @@ class BestExitTeaches(StatelessObjective):
         losses = exit_losses(logits, y)
         now = losses.detach().mean(1)
         self.running = now if self.running is None else self.decay * self.running + (1 - self.decay) * now
-        taught = distillation(logits, int(self.running.argmin()), self.temperature)
+        taught = distillation(logits, self.running.argmin(), self.temperature)
         return Loss(losses.mean(1).sum() + self.weight * taught, losses.detach())
 
 

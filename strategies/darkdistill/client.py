@@ -29,14 +29,14 @@ class DarkDistillTraining(LocalTraining):
     def observe(self, job: Job, batch: Tensor, loss: Loss, last_epoch: bool) -> None:
         """Keep delta = CE(F_1(x), y) of the current batch, in train mode."""
         if last_epoch:
-            self.pairs.append((loss.per_exit[0].float().cpu(), job.y[batch].cpu()))
+            self.pairs.append((loss.per_exit[0].float(), job.y[batch]))
 
     def finish(self, job: Job, outcome: Outcome) -> Outcome:
         """Upload the pairs, or a histogram of them per label."""
         settings = job.config.of(DifficultySettings)
-        pairs = DifficultyPairs.pool([DifficultyPairs(*pair) for pair in self.pairs]) if self.pairs else None
-        if pairs is None:
+        if not self.pairs:
             return outcome
+        pairs = DifficultyPairs.pool([DifficultyPairs(*pair) for pair in self.pairs]).to(torch.device("cpu"))
         outcome.metrics["difficulty"] = float(pairs.difficulty.mean())
         if settings.upload == "pairs":
             outcome.client_arrays |= {DIFFICULTY: pairs.difficulty.numpy(), LABELS: pairs.labels.numpy()}

@@ -36,6 +36,7 @@ class ServerEvaluator:
     ) -> None:
         """`accuracy_loss`: how much validation accuracy a calibrated early exit may cost, 0.01 = one point."""
         self.validation, self.test, self.normalize = validation, test, normalize.to(device)
+        self._resident: tuple[SampleSet, SampleSet] | None = None  # both, on a GPU that has room for them
         self.device, self.batch_size, self.accuracy_loss = device, batch_size, accuracy_loss
         self.policy: ThresholdPolicy | None = None
 
@@ -46,9 +47,10 @@ class ServerEvaluator:
         """
         home = next(network.parameters()).device
         network.to(self.device)
+        if self._resident is None:
+            self._resident = self.validation.resident(self.device), self.test.resident(self.device)
         try:
-            held_out = collect_logits(network, self._batches(self.validation))
-            test = collect_logits(network, self._batches(self.test))
+            held_out, test = (collect_logits(network, self._batches(samples)) for samples in self._resident)
         finally:
             network.to(home)
         exits = anytime_accuracy(*test).tolist()

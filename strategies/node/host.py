@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from common import paths
 from common.data.fingerprint import look_again
-from common.devices import deterministic, keep_memory, threads
+from common.devices import keep_memory, set_kernels, threads
 from common.errors import UserError
 from common.exits import ThresholdPolicy
 from common.messages.protocol import CLIENT_STATE, ClientResult, NodeReport, Order, Payload, Reply, Task
@@ -59,7 +59,7 @@ def train(order: Order, payload: Payload, settings: Mapping[str, object]) -> Rep
     local = node.method.local()
     # A client that is alone in its tier on this node sends fp32: the 64-bit sum of one would double its uplink.
     sharing = Counter(task.part for task in order.tasks)
-    deterministic()
+    set_kernels(fast=node.config.run.fast)
     keep_memory()
     with threads(node.config.clients.threads):
         turns = (Turn(t, _train_client(node, payload, local, t, reply, sharing[t.part] > 1)) for t in order.tasks)
@@ -109,7 +109,7 @@ def _ready(order: Order, payload: Payload, settings: Mapping[str, object]) -> No
 
 def _each(node: Node, tasks: Iterable[Task], act: Callable[[Task], None], failed: str, reply: Reply) -> Reply:
     """Act for one client after another; what one client's data raises is its result and stops no other."""
-    deterministic()
+    set_kernels(fast=node.config.run.fast)
     keep_memory()
     with threads(node.config.clients.threads):
         for task in tasks:

@@ -88,7 +88,8 @@ class LocalTraining:
     ) -> float | None:
         """Train the model's part `leaf` by SGD; return the mean loss over samples and exits.
 
-        `purpose` seeds the order of the batches, so that two phases of a round see different ones.
+        `purpose` seeds the order of the batches, so that two phases of a round see different ones. Nothing is read from
+        the device before the last step, so a GPU always has work queued.
         """
         section, network, lr = job.config.train, job.network, float(job.round_values["lr"])
         optimizer = torch.optim.SGD([leaf], lr=lr, momentum=section.momentum, weight_decay=section.weight_decay)
@@ -99,7 +100,7 @@ class LocalTraining:
             network.train()
         total, seen = torch.zeros((), device=job.device), 0
         for epoch in range(epochs):
-            for batch in batches(len(job.y), section.batch_size, source):
+            for batch in batches(len(job.y), section.batch_size, source, job.device):
                 x, y = job.x[batch], job.y[batch]
                 objective.before_step(network, x, y, lr)
                 job.model.zero_grad()

@@ -1,3 +1,4 @@
+import os
 import platform
 import subprocess
 import sys
@@ -5,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from common.devices import autocast, deterministic, pick_device, threads
+from common.devices import autocast, pick_device, set_kernels, threads
 from common.errors import UserError
 
 
@@ -42,16 +43,23 @@ def test_autocast_is_bf16_if_enabled():
         assert (x @ x).dtype == torch.float32
 
 
-def test_deterministic_only_warns():
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+def test_kernels_are_repeatable_unless_they_shall_be_fast():
+    before = torch.get_deterministic_debug_mode(), torch.get_float32_matmul_precision()
     try:
-        deterministic()
+        set_kernels(fast=True)
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.backends.cudnn.benchmark
+        assert torch.get_float32_matmul_precision() == "high"
+        set_kernels()
         assert torch.are_deterministic_algorithms_enabled()
         assert torch.is_deterministic_algorithms_warn_only_enabled()
         assert not torch.backends.cudnn.benchmark
         assert not torch.utils.deterministic.fill_uninitialized_memory
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.set_deterministic_debug_mode(before[0])
+        torch.set_float32_matmul_precision(before[1])
 
 
 FAULTS = """

@@ -12,7 +12,7 @@ from common.config import RunConfig
 from common.data import DataConfig, load
 from common.data.clients import Population
 from common.data.images import SampleSet
-from common.devices import deterministic, pick_device, threads
+from common.devices import pick_device, set_kernels, threads
 from common.errors import UserError
 from common.settings import keys
 from common.storage.client_store import NAME
@@ -37,7 +37,7 @@ from strategies.distree.training.finish import measure
 
 # names of the policies that others are compared with
 BUILT_IN = frozenset({"entropy", "last", "neighbour", "oracle", "published", "random"})
-READ = frozenset({"clients.count", "run.seed", "server.device", "server.threads", *keys(DataConfig)})
+READ = frozenset({"clients.count", "run.fast", "run.seed", "server.device", "server.threads", *keys(DataConfig)})
 OPTIONS = {"distree.max-accuracy-loss": "--accuracy-loss"}  # key of a run -> the option for it here
 SAME = 3e-3  # of the mean features' norm: rounding on another machine stays below, other images differ by more
 
@@ -168,7 +168,7 @@ def _measure(config: RunConfig, stored: StoredStudents, images: SampleSet, aggre
 
     Raises `UserError` for images on which the students were not calibrated before: they may have trained on them.
     """
-    deterministic()
+    set_kernels(fast=config.run.fast)
     with threads(config.server.threads):
         answers = measure(stored.students, images, stored.normalizer, pick_device(config.server.device))
     for k, features in answers.features.items():

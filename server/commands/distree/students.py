@@ -16,7 +16,7 @@ from common.capacity import Capacity, lacking
 from common.config import RunConfig
 from common.data import TrainTest, client_split, load, normalizer
 from common.data.images import Normalizer, SampleSet
-from common.devices import deterministic, keep_memory, pick_device, threads
+from common.devices import keep_memory, pick_device, set_kernels, threads
 from common.errors import UserError
 from common.exits import anytime_accuracy, collect_logits
 from common.networks import NetworkSpec, build, check_outside, without_early_exits
@@ -39,7 +39,7 @@ from strategies.distree.training.joint import teacher_activations, train_student
 
 BOTH_READ = frozenset({
     "data.name", "data.root", "data.label", "data.image-size", "data.limit", "data.mean", "data.std",
-    "network.name", "network.width", "network.lora-rank", "run.seed", "server.device", "server.threads",
+    "network.name", "network.width", "network.lora-rank", "run.fast", "run.seed", "server.device", "server.threads",
 })  # fmt: skip
 READ = {  # verb -> the keys that it reads
     "teacher": BOTH_READ | {"network.pretrained"},
@@ -140,7 +140,7 @@ def _prepare(options: argparse.Namespace) -> tuple[RunConfig, Samples, Schedule,
         raise UserError("; ".join(read.problems).replace("schedule.", "--"))
     if config.data.is_text:
         raise UserError(f"data.name {config.data.name!r} holds texts, students need images: choose another data.name")
-    deterministic()
+    set_kernels(fast=config.run.fast)
     keep_memory()
     return config, _samples(config), read.section, pick_device(config.server.device)
 

@@ -43,3 +43,15 @@ def test_subset_copies_in_the_given_order() -> None:
     assert (len(part), part.shape) == (2, (1, 1, 1))
     part.inputs.zero_()
     assert images.flatten().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_set_moves_to_a_gpu_that_has_room_for_it(monkeypatch):
+    samples = SampleSet(torch.zeros(100, 1, 4, 4, dtype=torch.uint8), torch.zeros(100, dtype=torch.int64), ("a",))
+    moved = []
+    monkeypatch.setattr(SampleSet, "to", lambda self, device: moved.append(device) or self)
+    assert samples.resident(torch.device("cpu")) is samples
+    gpu = torch.device("cuda")
+    for free in (6399, 6400):  # a quarter of it must hold 1600 bytes
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10**9))
+        samples.resident(gpu)
+    assert moved == [gpu]
