@@ -11,7 +11,7 @@ from flwr.supercore import log
 
 from common import logs, paths, plugins
 from common.config import RunConfig, Value, replace
-from common.devices import set_kernels, keep_memory
+from common.devices import keep_memory, set_kernels
 from common.errors import UserError
 from common.flower.ray_pool import mend_pool
 from server.rounds.grid import streaming

@@ -9,8 +9,9 @@ def batches(
 ) -> list[Tensor]:
     """Return the shuffled indices of one epoch as int64 (b,) per batch on `device`, with sizes as equal as possible.
 
-    They reach the device in one copy: a GPU waits for none in the steps. A small last batch would do harm: BatchNorm cannot train on one sample, and over two or three similar ones it
-    multiplies gradients by hundreds where a feature map is a single pixel.
+    They reach the device in one copy: a GPU waits for none in the steps. A small last batch would do harm: BatchNorm
+    cannot train on one sample, and over two or three similar ones it multiplies gradients by hundreds where a feature
+    map is a single pixel.
     """
     number = batch_count(num_samples, batch_size)
     if not number:

@@ -63,10 +63,12 @@ def workers_on(nodes: Sequence[Mapping[str, float]], share: float, cap: int) -> 
 
     Raises `UserError` if not one of them fits.
     """
-    fit = 0
-    for node in nodes:
+
+    def on(node: Mapping[str, float]) -> int:
         cores = int(node.get("CPU", 0))
-        fit += min(cores, gpus.room(node.get("GPU", 0), share)) if share else cores
+        return min(cores, gpus.room(node.get("GPU", 0), share)) if share else cores
+
+    fit = sum(map(on, nodes))
     if not fit:
         cores, cards = (sum(n.get(kind, 0) for n in nodes) for kind in ("CPU", "GPU"))
         raise UserError(

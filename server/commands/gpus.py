@@ -28,7 +28,7 @@ def gpu_share(text: str) -> float:
 
 
 def visible() -> int:
-    """Return how many GPUs torch sees on this machine; torch is only imported, by another process, if it may see one."""
+    """Return how many GPUs torch sees on this machine; another process imports torch, and only if there is a driver."""
     if not any(driver.exists() for driver in DRIVERS):
         return 0
     done = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=False)
