@@ -29,6 +29,11 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a CPU tensor on the device; a GPU fetches it from pinned memory while this process goes on."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 @contextmanager
 def threads(number: int) -> Iterator[None]:
     """Use this many torch threads inside; with another number sums may differ in their last bits."""

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.devices import send
+
 
 def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
     """Return each image shifted by up to `padding` pixels, filled up with zeros, and mirrored or not.
@@ -15,8 +17,9 @@ def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4) 
     """
     count, _, height, width = images.shape
     padded = F.pad(images, (padding,) * 4)
-    shift = torch.randint(2 * padding + 1, (2, count), generator=generator).to(images.device)
-    flipped = torch.randint(2, (count, 1), generator=generator).to(images.device).bool()
+    shift = torch.randint(2 * padding + 1, (2, count), generator=generator)
+    flipped = torch.randint(2, (count, 1), generator=generator)
+    shift, flipped = send(shift, images.device), send(flipped, images.device).bool()
     rows = shift[0, :, None] + torch.arange(height, device=images.device)
     columns = torch.arange(width, device=images.device)
     columns = shift[1, :, None] + torch.where(flipped, columns.flip(0), columns)

@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor
 
+from common.devices import send
 
-def batches(
-    num_samples: int, batch_size: int, generator: torch.Generator, device: torch.device | str = "cpu"
-) -> list[Tensor]:
+CPU = torch.device("cpu")
+
+
+def batches(num_samples: int, batch_size: int, generator: torch.Generator, device: torch.device = CPU) -> list[Tensor]:
     """Return the shuffled indices of one epoch as int64 (b,) per batch on `device`, with sizes as equal as possible.
 
     They reach the device in one copy: a GPU waits for none in the steps. A small last batch would do harm: BatchNorm
@@ -16,7 +18,7 @@ def batches(
     number = batch_count(num_samples, batch_size)
     if not number:
         return []
-    return list(torch.randperm(num_samples, generator=generator).to(device).tensor_split(number))
+    return list(send(torch.randperm(num_samples, generator=generator), device).tensor_split(number))
 
 
 def batch_count(num_samples: int, batch_size: int) -> int:

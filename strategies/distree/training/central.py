@@ -65,6 +65,7 @@ def train(
 
     `on_epoch` receives the epoch from 1, its mean loss and its seconds. The same seed gives the same weights.
     """
+    images = images.resident(device)
     modules.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     parameters = [p for p in modules.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(
@@ -76,7 +77,7 @@ def train(
     seed_global(device, derive_seed(seed, "central dropout"))
     for epoch in range(1, schedule.epochs + 1):
         started, total = time.perf_counter(), torch.zeros((), device=device)
-        for batch in batches(len(images), schedule.batch_size, order):
+        for batch in batches(len(images), schedule.batch_size, order, images.inputs.device):
             x = normalize(images.inputs[batch].to(device))
             if schedule.augment:
                 x = crop_and_flip(x, crops, padding=x.shape[-1] // 8)  # the usual 4 of 32 pixels
