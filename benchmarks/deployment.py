@@ -33,6 +33,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ class Watched(Deployment):
 
     def __init__(self, folder: Path) -> None:
         self.lines: dict[str, list[tuple[float, str]]] = {}
+        self.sessions: set[int] = set()  # of the SuperNodes and of what they started, as far as seen
         super().__init__(folder)
 
     def start(self, name: str, *command: str) -> None:
@@ -78,20 +80,36 @@ class Watched(Deployment):
         threading.Thread(target=self._watch, args=(name, process), daemon=True).start()
 
     def cpu(self) -> float:
-        """Return the CPU seconds of the SuperNodes and of all processes that they started, workers included."""
-        nodes = {self.processes[name].pid for name in self.lines}
+        """Return the CPU seconds of the SuperNodes and of all processes that they started, workers included.
+
+        Flower starts its executors in sessions of their own, which may outlive the process between.
+        """
+        started = [process for name in self.lines for process in _family(self.processes[name].pid)]
+        self.sessions |= {session for process in started if (session := _session(process)) is not None}
         total = 0.0
         for process in psutil.process_iter():
-            try:
-                if os.getsid(process.pid) in nodes:
+            with suppress(psutil.NoSuchProcess):
+                if _session(process) in self.sessions:
                     total += sum(process.cpu_times()[:4])  # with those of children that have ended
-            except (ProcessLookupError, psutil.NoSuchProcess):
-                continue
         return total
 
     def _watch(self, name: str, process: subprocess.Popen[bytes]) -> None:
         for line in process.stdout or ():
             self.lines[name].append((time.monotonic(), line.decode(errors="replace").rstrip()))
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    return []
+
+
+def _session(process: psutil.Process) -> int | None:
+    try:
+        return os.getsid(process.pid)
+    except ProcessLookupError:
+        return None
 
 
 def measure(case: str, rounds: int) -> dict[str, Any]:

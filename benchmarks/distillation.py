@@ -62,9 +62,10 @@ class Server:
 
     def transfer(self, epochs: int, generator_steps: int, distill_steps: int) -> TransferReport:
         """Run S epochs of generator and distillation steps; either may be 0."""
-        settings = PUBLISHED.changed(
-            server_epochs=epochs, generator_steps=generator_steps, distill_steps=distill_steps
-        )  # fmt: skip
+        # without a check: a step of one kind alone is no valid configuration
+        settings = PUBLISHED.model_copy(
+            update={"server_epochs": epochs, "generator_steps": generator_steps, "distill_steps": distill_steps}
+        )
         return transfer(
             self.tiers, self.generators, self.meter, self.optimizers, settings=settings, runtime=self.runtime
         )  # fmt: skip

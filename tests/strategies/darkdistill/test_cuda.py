@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.distillation import SIZES, agreement, largest_difference, losses
+from benchmarks.distillation import SIZES, Server, agreement, largest_difference, losses
 
 CPU = torch.device("cpu")
 
@@ -18,6 +18,12 @@ def test_cuda_losses_agree_with_cpu_losses(size):
 def test_cuda_losses_repeat_bit_for_bit():
     one, two = (losses(SIZES["demo"], torch.device("cuda"), 2, 2) for _ in range(2))
     assert one == two
+
+
+def test_steps_of_one_kind_can_be_timed():
+    server = Server(SIZES["demo"], CPU)
+    assert [len(server.transfer(1, *steps).generators) for steps in ((1, 0), (0, 1))] == [1, 0]
+    assert [len(server.transfer(1, *steps).distillation) for steps in ((1, 0), (0, 1))] == [0, 1]
 
 
 def test_agreement_is_zero_for_equal_seeds_and_sees_a_difference():

@@ -1,0 +1,1 @@
+"""CUDA, checked and measured: `python -m benchmarks.gpu`."""
