@@ -18,8 +18,14 @@ class CAFEDistillSettings(Settings):
     """lambda; not divided by the number of exits, unlike the cross-entropies"""
     ce_weight: float = Field(1.0, ge=0)
     """weight of the cross-entropies"""
+    ce_division: Literal["admitted", "all"] = "all"
+    """what their sum is divided by: the number of exits that learn, or of all exits as in the published code"""
     temperature: float = Field(2.0, gt=0)
     """T of both softmaxes"""
+    teacher: Literal["moving", "received"] = "moving"
+    """the last exit as it trains; received (ours): the network as the round started with it, a pass more per step"""
+    admitted_by: float = Field(0.5, gt=0, le=1)
+    """share of the rounds after which all students learn"""
     similarity: Literal["updates", "parameters"] = "updates"
     """cosine of what a round changed in the last heads; parameters: of the heads"""
     across_depths: bool = False

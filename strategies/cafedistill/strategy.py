@@ -27,6 +27,7 @@ from common.seeding import generator
 from common.weights.flat import Layout, StateDict
 from common.weights.folding import MAGNITUDE
 from strategies.cafedistill.client import HEAD, SHARES, STUDENTS, TEACHER
+from strategies.cafedistill.features import warning
 from strategies.cafedistill.heads import head_bias, head_layout, head_state, head_vector
 from strategies.cafedistill.matching import teacher_weights
 from strategies.cafedistill.schedule import mean_conflict, quota, select
@@ -66,7 +67,7 @@ class CAFEDistill(EarlyExitStrategy):
         conflict = 0.0
         if self.settings.conflict_penalty:
             conflict = mean_conflict(self.similarities.matrix(sorted(possible)))
-        self.admitted = quota(round_ - 1, self.config.run.rounds, possible, conflict)
+        self.admitted = quota(round_ - 1, self.config.run.rounds, possible, conflict, self.settings.admitted_by)
         rng = generator(self.config.run.seed, "students", round_)
         self.students |= select(self.admitted, self.students, possible, self.similarities.matrix, rng)
 
@@ -90,12 +91,17 @@ class CAFEDistill(EarlyExitStrategy):
         return 8 * self.heads[self.part(client)].sizes[0]
 
     def effort(self, client: ClientReport) -> Effort:
-        """Count the last head as float32; the teacher is an exit of the same forward pass."""
-        return replace(super().effort(client), up=4 * self.heads[self.part(client)].sizes[0])
+        """Count the last head as float32; a teacher that does not move is a forward pass of its own."""
+        effort, part = super().effort(client), self.part(client)
+        received = self.settings.teacher == "received" and self.students.get(client.client, 0) > 0
+        passes = self.config.train.epochs * client.num_examples * received
+        return replace(effort, up=4 * self.heads[part].sizes[0], macs=effort.macs + passes * self.parts.macs(part))
 
     def merge(self, round_: int, update: RoundUpdate) -> Mapping[str, Any]:
         """Average the backbones, then match teachers among the clients that answered."""
         super().merge(round_, update)
+        if found := warning(update.mean_metrics()):
+            log(WARNING, "round %d: %s", round_, found)
         uploaded = {client: self._read(client, arrays) for client, arrays in update.client_arrays.items()}
         heads = {client: head for client, head in uploaded.items() if head is not None}
         depths = {client: self.part(self.asked[client]) for client in heads}
