@@ -50,7 +50,7 @@ def warning(metrics: Mapping[str, float]) -> str:
     exits = (exit_ for exit_ in range(1, len(metrics) + 1) if DEAD_CHANNELS.format(exit_) in metrics)
     shares = {exit_: metrics[DEAD_CHANNELS.format(exit_)] for exit_ in exits}
     worst = max(shares, key=lambda exit_: shares[exit_], default=0)
-    if not worst or shares[worst] < DEAD:
+    if not worst or not shares[worst] >= DEAD:  # NaN warns of nothing
         return ""
     return (
         f"features die on the clients: {100 * shares[worst]:.0f} % of the channels at exit {worst} are zero for every "

@@ -78,6 +78,39 @@ def test_unlocked_students_and_last_exit_learn(strategy, students):
     assert {int(key.split(".")[1]) for key in changed} == set(expected)
 
 
+def test_client_says_whether_its_features_live(strategy):
+    job = make_job(strategy, 1, client_values={STUDENTS: 2, SHARES: {}})
+    metrics = CAFEDistillTraining().train(job).metrics
+    assert set(metrics) == {"loss", "gradient_norm", "dead_channels_1", "dead_channels_2", "dead_channels_3"}
+    assert metrics["gradient_norm"] > 0
+    dead = make_job(strategy, 1, client_values={STUDENTS: 2, SHARES: {}})
+    with torch.no_grad():
+        first = next(module for module in dead.network.modules() if isinstance(module, torch.nn.Conv2d))
+        first.bias.fill_(-1e4)  # no ReLU passes anything
+    metrics = CAFEDistillTraining().train(dead).metrics
+    assert metrics["dead_channels_1"] == 1.0
+
+
+def test_clients_of_one_message_are_watched_apart(strategy):
+    local = CAFEDistillTraining()
+    jobs = [make_job(strategy, client, client_values={STUDENTS: 2, SHARES: {}}) for client in (1, 2, 1)]
+    first, other, again = (local.train(job).metrics for job in jobs)
+    assert first == again != other
+
+
+def test_received_teacher_is_the_network_before_its_first_step(prepare_run):
+    changes = {"run.strategy": "cafedistill", "clients.mix": "0,0,1", "cafedistill.teacher": "received"}
+    strategy = prepare_run(changes).strategy
+    job = make_job(strategy, 1, client_values={STUDENTS: 2, SHARES: {}})
+    before, x = seeded(strategy), own_data(strategy, 1).x[:4]
+    objective = CAFEDistillTraining().objective(job, 3)
+    expected = job.network.eval()(x)[-1].detach().clone()
+    job.model.floats.add_(1.0)  # as training would
+    assert torch.equal(objective.received(x)[-1], expected)
+    assert same(objective.received.state_dict(), before)
+    assert not any(parameter.requires_grad for parameter in objective.received.parameters())
+
+
 def test_objective_section_does_not_apply(prepare_run):
     results = []
     for number, name in enumerate(("joint", "boosted")):
