@@ -87,7 +87,6 @@ class Job:
     travels: Callable[[str], bool] = lambda key: True  # which keys of the model the server averages
     initial: Callable[[], StateDict] = dict  # the model as the run's seed makes it
     states: Mapping[str, FlatState] = field(default_factory=dict)  # all states of the message, by name
-    momenta: StateDict = field(default_factory=dict)  # what the client's next round goes on from, if they are kept
 
     @property
     def network(self) -> EarlyExitNetwork:

@@ -29,7 +29,7 @@ def last_five(cell: study.Cell) -> float:
 def figures(read: Read) -> Figures:
     """Return every figure of CAFEDistill's section."""
     result, validation, older = read(STUDY), read(VALIDATION), read(OLDER)
-    runs = {variant: study.cells(result, variant) for variant in PERSONAL}
+    runs = {variant: study.cells(result, variant) for variant in PERSONAL if variant in result["variants"]}
     tried = {variant: study.cells(validation, variant) for variant in validation["variants"]}
     ((seed, own_teacher),) = study.cells(read("personal_teacher"), "own teacher").items()
     wide = {variant: study.cells(older, variant) for variant in older["variants"]}
@@ -38,7 +38,7 @@ def figures(read: Read) -> Figures:
         "over the majority class", "MACs saved, points lost",
     )  # fmt: skip
     return {
-        "personal": table(header, (_row(title, variant, runs) for variant, title in PERSONAL.items())),
+        "personal": table(header, (_row(title, variant, runs) for variant, title in PERSONAL.items() if variant in runs)),
         "validation": table(
             ("", "seeds", "mean of the last five", "gain over FedPer", "exits 1 to 3"),
             (_validated(variant, tried) for variant in tried),

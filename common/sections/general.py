@@ -122,8 +122,6 @@ class TrainSection(Settings):
     """factor on the learning rate per round"""
     momentum: float = Field(0.9, ge=0)
     """momentum of SGD"""
-    keep_momentum: bool = False
-    """a client's momentum goes on from its last round; false: every round starts without"""
     weight_decay: float = Field(1e-4, ge=0)
     """weight decay of SGD"""
 

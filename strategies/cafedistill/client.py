@@ -5,8 +5,6 @@
 3. Upload the backbone, the last head and whether the features live; keep the heads and BatchNorm's statistics.
 """
 
-import copy
-
 import torch
 from torch import Tensor
 
@@ -44,9 +42,8 @@ class CAFEDistillTraining(PersonalTraining):
     def objective(self, job: Job, exits: int) -> Objective:
         """Return this round's objective; the run's `objective` section does not apply."""
         settings, students = job.config.of(CAFEDistillSettings), int(job.client_values[STUDENTS])
-        received = copy.deepcopy(job.network).requires_grad_(False).eval() if settings.teacher == "received" else None
         self.watch = FeatureWatch()
-        return Distillation(settings, students, mixed_teacher(job), received, self.watch.see)
+        return Distillation(settings, students, mixed_teacher(job), self.watch.see)
 
     def observe(self, job: Job, batch: Tensor, loss: Loss, last_epoch: bool) -> None:
         """Count the features of the last epoch."""

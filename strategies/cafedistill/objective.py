@@ -59,7 +59,6 @@ class Distillation(StatelessObjective):
     # Returns the teacher's logits (B, C) from the same pass; no gradient flows into them. It may mix in other heads on
     # the features of the exits (`across_depths`).
     teacher: Teacher = last_exit
-    received: EarlyExitNetwork | None = None  # the network whose pass the teacher sees; None: the one that trains
     watch: Callable[[Sequence[Tensor]], None] = lambda features: None  # sees the features (B, width) of every exit
 
     def loss(self, network: EarlyExitNetwork, x: Tensor, y: Tensor) -> Loss:
@@ -71,14 +70,8 @@ class Distillation(StatelessObjective):
         labelled, distilled = self.sets(len(means))
         learning = labelled + 1 if self.settings.ce_division == "admitted" else len(means)
         ce = (means[:labelled].sum() + means[-1]) / learning
-        kd = distillation(outputs.logits[:distilled], self._taught(x, outputs, distilled), self.settings.temperature)
+        kd = distillation(outputs.logits[:distilled], self.teacher(outputs), self.settings.temperature)
         return Loss(self.settings.ce_weight * ce + self.settings.kd_weight * kd, losses.detach())
-
-    def _taught(self, x: Tensor, outputs: ExitOutputs, distilled: int) -> Tensor:
-        if self.received is None or not distilled:
-            return self.teacher(outputs)
-        with torch.no_grad():
-            return self.teacher(self.received.forward_exits(x))
 
     def sets(self, exits: int) -> tuple[int, int]:
         """Return how many shallow exits of `exits` get a cross-entropy, and how many are distilled."""

@@ -91,11 +91,8 @@ class CAFEDistill(EarlyExitStrategy):
         return 8 * self.heads[self.part(client)].sizes[0]
 
     def effort(self, client: ClientReport) -> Effort:
-        """Count the last head as float32; a teacher that does not move is a forward pass of its own."""
-        effort, part = super().effort(client), self.part(client)
-        received = self.settings.teacher == "received" and self.students.get(client.client, 0) > 0
-        passes = self.config.train.epochs * client.num_examples * received
-        return replace(effort, up=4 * self.heads[part].sizes[0], macs=effort.macs + passes * self.parts.macs(part))
+        """Count the last head as float32; the teacher is an exit of the same forward pass."""
+        return replace(super().effort(client), up=4 * self.heads[self.part(client)].sizes[0])
 
     def merge(self, round_: int, update: RoundUpdate) -> Mapping[str, Any]:
         """Average the backbones, then match teachers among the clients that answered."""

@@ -22,7 +22,6 @@ from common.weights.flat import FlatState
 from strategies.method import Job, Outcome
 
 OBJECTIVE = "objective.{}."  # prefix of the local objective's state for so many exits in the client's store
-MOMENTUM = "momentum.{}.{}"  # in the same store, of a part with so many exits trained for one purpose
 
 
 class LocalTraining:
@@ -82,24 +81,17 @@ class LocalTraining:
         kept = {prefix + key: value for key, value in objective.state_dict().items()}
         metrics = {} if loss is None else {"loss": loss}
         outcome = Outcome(job.model.read(job.upload_layout), metrics, {}, ClientState(kept) if kept else None)
-        outcome = self.finish(job, outcome)
-        if job.momenta:
-            outcome.kept = ClientState(job.momenta | (outcome.kept.tensors if outcome.kept else {}))
-        return outcome
+        return self.finish(job, outcome)
 
     def fit(
         self, job: Job, objective: Objective, leaf: nn.Parameter, epochs: int, purpose: str = "batches"
     ) -> float | None:
         """Train the model's part `leaf` by SGD; return the mean loss over samples and exits.
 
-        `purpose` seeds the order of the batches, so that two phases of a round see different ones. A momentum that is
-        kept between rounds (`train.keep-momentum`) is kept for each purpose.
+        `purpose` seeds the order of the batches, so that two phases of a round see different ones.
         """
         section, network, lr = job.config.train, job.network, float(job.round_values["lr"])
         optimizer = torch.optim.SGD([leaf], lr=lr, momentum=section.momentum, weight_decay=section.weight_decay)
-        momentum = MOMENTUM.format(len(network.exit_positions), purpose)
-        if section.keep_momentum and momentum in job.kept.tensors:
-            optimizer.state[leaf]["momentum_buffer"] = job.kept.tensors[momentum].to(job.device, copy=True)
         source = generator(job.config.run.seed, purpose, job.round, job.client)
         # dropout draws from the global state, which a worker's clients share
         seed_global(job.device, derive_seed(job.config.run.seed, "dropout", job.round, job.client))
@@ -119,6 +111,4 @@ class LocalTraining:
                 optimizer.step()
                 total += loss.per_exit.sum()
                 seen += loss.per_exit.numel()
-        if section.keep_momentum and (buffer := optimizer.state[leaf].get("momentum_buffer")) is not None:
-            job.momenta[momentum] = buffer.cpu()
         return float(total) / seen if seen else None

@@ -98,19 +98,6 @@ def test_clients_of_one_message_are_watched_apart(strategy):
     assert first == again != other
 
 
-def test_received_teacher_is_the_network_before_its_first_step(prepare_run):
-    changes = {"run.strategy": "cafedistill", "clients.mix": "0,0,1", "cafedistill.teacher": "received"}
-    strategy = prepare_run(changes).strategy
-    job = make_job(strategy, 1, client_values={STUDENTS: 2, SHARES: {}})
-    before, x = seeded(strategy), own_data(strategy, 1).x[:4]
-    objective = CAFEDistillTraining().objective(job, 3)
-    expected = job.network.eval()(x)[-1].detach().clone()
-    job.model.floats.add_(1.0)  # as training would
-    assert torch.equal(objective.received(x)[-1], expected)
-    assert same(objective.received.state_dict(), before)
-    assert not any(parameter.requires_grad for parameter in objective.received.parameters())
-
-
 def test_objective_section_does_not_apply(prepare_run):
     results = []
     for number, name in enumerate(("joint", "boosted")):

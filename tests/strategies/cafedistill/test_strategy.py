@@ -410,14 +410,6 @@ def test_round_costs_training_and_the_last_head(strategy):
     assert effort.up == strategy.first[3].numel() * 4 == strategy.client_array_bytes(report) / 2
 
 
-def test_received_teacher_costs_a_forward_pass_once_there_are_students(prepare_run):
-    strategy = prepare_run({**CAFE, "cafedistill.teacher": "received", "train.epochs": 2}).strategy
-    report, pass_ = ClientReport(0, 3, "", 40), 2 * 40 * strategy.parts.macs(3)
-    assert strategy.effort(report).macs == 3 * pass_
-    strategy.students[0] = 1
-    assert strategy.effort(report).macs == 4 * pass_
-
-
 def test_server_warns_once_a_round_when_features_die(strategy, flower_log):
     strategy.asked = {c: ClientReport(c, 3, "", 10) for c in (0, 1)}
     for shares in ((0.1, 0.3), (0.5, 0.25)):
