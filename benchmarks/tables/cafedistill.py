@@ -38,7 +38,9 @@ def figures(read: Read) -> Figures:
         "over the majority class", "MACs saved, points lost",
     )  # fmt: skip
     return {
-        "personal": table(header, (_row(title, variant, runs) for variant, title in PERSONAL.items() if variant in runs)),
+        "personal": table(
+            header, (_row(title, variant, runs) for variant, title in PERSONAL.items() if variant in runs)
+        ),
         "validation": table(
             ("", "seeds", "mean of the last five", "gain over FedPer", "exits 1 to 3"),
             (_validated(variant, tried) for variant in tried),

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-DEAD = 0.25  # share of an exit's channels from which the server warns
+# The server warns from these on. Runs that went well had up to 0.4, in their first rounds, and norms up to 6.
+DEAD = 0.5  # share of an exit's channels
+STEEP = 20.0  # gradient norm
 DEAD_CHANNELS, GRADIENT_NORM = "dead_channels_{}", "gradient_norm"  # names of metrics; exits count from 1
 
 
@@ -50,10 +52,11 @@ def warning(metrics: Mapping[str, float]) -> str:
     exits = (exit_ for exit_ in range(1, len(metrics) + 1) if DEAD_CHANNELS.format(exit_) in metrics)
     shares = {exit_: metrics[DEAD_CHANNELS.format(exit_)] for exit_ in exits}
     worst = max(shares, key=lambda exit_: shares[exit_], default=0)
-    if not worst or not shares[worst] >= DEAD:  # NaN warns of nothing
+    norm = metrics.get(GRADIENT_NORM, 0.0)
+    if not worst or not (shares[worst] >= DEAD or norm >= STEEP):  # NaN warns of nothing
         return ""
     return (
         f"features die on the clients: {100 * shares[worst]:.0f} % of the channels at exit {worst} are zero for every "
-        f"sample, the largest gradient norm is {metrics.get(GRADIENT_NORM, 0.0):.1f}; lower cafedistill.kd-weight or "
-        "train.lr, or take a network with normalisation layers"
+        f"sample, the largest gradient norm is {norm:.1f}; lower cafedistill.kd-weight or train.lr, or take a network "
+        "with normalisation layers"
     )

@@ -36,14 +36,21 @@ def test_features_give_no_gradient_to_the_watch():
     assert not watch._largest[0].requires_grad
 
 
-@pytest.mark.parametrize("metrics", [{}, {"loss": 1.0}, {"dead_channels_1": 0.24}, {"dead_channels_1": math.nan}])
+@pytest.mark.parametrize(
+    "metrics", [{}, {"loss": 1.0}, {"dead_channels_1": 0.49, "gradient_norm": 19.9}, {"dead_channels_1": math.nan}]
+)
 def test_features_that_live_need_no_warning(metrics):
     assert warning(metrics) == ""
 
 
 def test_warning_names_the_worst_exit():
-    found = warning({"loss": 1.0, "dead_channels_1": 0.4375, "dead_channels_2": 0.3, "gradient_norm": 78.04})
+    found = warning({"loss": 1.0, "dead_channels_1": 0.5625, "dead_channels_2": 0.3, "gradient_norm": 1.04})
     assert found.startswith(
-        "features die on the clients: 44 % of the channels at exit 1 are zero for every sample, the largest gradient "
-        "norm is 78.0; lower cafedistill.kd-weight"
+        "features die on the clients: 56 % of the channels at exit 1 are zero for every sample, the largest gradient "
+        "norm is 1.0; lower cafedistill.kd-weight"
     )
+
+
+def test_a_steep_gradient_warns_before_the_channels_are_dead():
+    found = warning({"dead_channels_1": 0.0, "dead_channels_2": 0.25, "gradient_norm": 78.04})
+    assert "25 % of the channels at exit 2 are zero for every sample, the largest gradient norm is 78.0;" in found

@@ -412,10 +412,10 @@ def test_round_costs_training_and_the_last_head(strategy):
 
 def test_server_warns_once_a_round_when_features_die(strategy, flower_log):
     strategy.asked = {c: ClientReport(c, 3, "", 10) for c in (0, 1)}
-    for shares in ((0.1, 0.3), (0.5, 0.25)):
-        metrics = ({"dead_channels_1": share, "gradient_norm": 100 * share} for share in shares)
+    for shares in ((0.1, 0.3), (0.75, 0.5)):
+        metrics = ({"dead_channels_1": share, "gradient_norm": 20 * share} for share in shares)
         results = {c: ClientResult(c, 3, 10, metrics=found) for c, found in enumerate(metrics)}
         strategy.merge(7, RoundUpdate(results=results))
     (line,) = [line for line in flower_log if "features die" in line]
-    assert line.startswith("round 7: features die on the clients: 38 % of the channels at exit 1")
-    assert "the largest gradient norm is 37.5;" in line
+    assert line.startswith("round 7: features die on the clients: 62 % of the channels at exit 1")
+    assert "the largest gradient norm is 12.5;" in line
