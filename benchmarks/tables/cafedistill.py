@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from benchmarks.tables import study
-from benchmarks.tables.cells import Figures, Read, exits, gain, gain_between, percent, spread, table
+from benchmarks.tables.cells import Figures, Read, exits, gain, gain_between, percent, pick, spread, table
 from strategies.callbacks.accuracy import above_majority
 
 STUDY, VALIDATION, OLDER = "personal_small", "personal_validation", "personal_published"
@@ -29,6 +29,7 @@ def last_five(cell: study.Cell) -> float:
 def figures(read: Read) -> Figures:
     """Return every figure of CAFEDistill's section."""
     result, validation, older = read(STUDY), read(VALIDATION), read(OLDER)
+    tuning = read("personal_tuning")["runs"]
     runs = {variant: study.cells(result, variant) for variant in PERSONAL if variant in result["variants"]}
     tried = {variant: study.cells(validation, variant) for variant in validation["variants"]}
     ((seed, own_teacher),) = study.cells(read("personal_teacher"), "own teacher").items()
@@ -38,9 +39,7 @@ def figures(read: Read) -> Figures:
         "over the majority class", "MACs saved, points lost",
     )  # fmt: skip
     return {
-        "personal": table(
-            header, (_row(title, variant, runs) for variant, title in PERSONAL.items() if variant in runs)
-        ),
+        "personal": table(header, (_row(variant, runs) for variant in runs)),
         "validation": table(
             ("", "seeds", "mean of the last five", "gain over FedPer", "exits 1 to 3"),
             (_validated(variant, tried) for variant in tried),
@@ -50,6 +49,8 @@ def figures(read: Read) -> Figures:
         "majority": percent(statistics.fmean(run["client_accuracy"]["majority"] for run in runs[BASE].values())),
         "wide_published": gain(study.gain(wide["cafedistill"], wide[BASE], study.mean_of_exits), 2),
         "wide_light": gain(study.gain(wide["cafedistill light"], wide[BASE], study.mean_of_exits), 2),
+        "fedper_rate_02": percent(pick(tuning, variant="fedper", overrides={"train.lr": 0.2})["mean"]),
+        "fedper_rate_01": percent(pick(tuning, variant="fedper", overrides={})["mean"]),
         "own_teacher": percent(study.mean_of_exits(own_teacher)),
         "same_seed": percent(study.mean_of_exits(wide["cafedistill"][seed])),
     }
@@ -66,7 +67,7 @@ def accuracy(read: Read, variant: str) -> str:
     return spread(study.over_seeds(study.cells(read(STUDY), variant), last_five), 2)
 
 
-def _row(title: str, variant: str, runs: Mapping[str, Runs]) -> Sequence[str]:
+def _row(variant: str, runs: Mapping[str, Runs]) -> Sequence[str]:
     own = runs[variant]
     measured = [run["client_accuracy"] for run in own.values()]
     tuned = [one["tuned"] for one in measured]
@@ -75,7 +76,7 @@ def _row(title: str, variant: str, runs: Mapping[str, Runs]) -> Sequence[str]:
     above = statistics.fmean(one["mean"] - one["majority"] for one in measured)
     learned = all(above_majority(one) for one in measured)
     return (
-        title,
+        PERSONAL[variant],
         spread(study.over_seeds(own, study.mean_of_exits), 2),
         spread(study.over_seeds(own, last_five), 2),
         "" if variant == BASE else gain_between(study.interval(own, runs[BASE], last_five)),
