@@ -18,6 +18,7 @@ PERSONAL = {
     "fedrep": "`fedrep`",
     "ditto": "`ditto`",
 }
+OWN = ("cafedistill", "published")  # variants of the method itself
 Runs = Mapping[int, study.Cell]  # by seed
 
 
@@ -60,6 +61,11 @@ def over_fedper(read: Read, variant: str) -> str:
     """Return what a variant gains over FedPer."""
     result = read(STUDY)
     return gain(study.gain(study.cells(result, variant), study.cells(result, BASE), last_five), 2)
+
+
+def baselines(read: Read) -> list[str]:
+    """Return the other personal methods that were measured."""
+    return [variant for variant in PERSONAL if variant not in OWN and variant in read(STUDY)["variants"]]
 
 
 def accuracy(read: Read, variant: str) -> str:
