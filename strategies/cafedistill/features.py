@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-# The server warns from these on. Runs that went well had up to 0.4, in their first rounds, and norms up to 6.
+# The server warns from these on. Runs that went well had up to 0.4, in their first rounds, and norms up to 7.
 DEAD = 0.5  # share of an exit's channels
 STEEP = 20.0  # gradient norm
 DEAD_CHANNELS, GRADIENT_NORM = "dead_channels_{}", "gradient_norm"  # names of metrics; exits count from 1

@@ -35,7 +35,8 @@ from tests.support.personal_runs import (
     trunk,
 )
 
-CAFE = {"run.strategy": "cafedistill"}
+# the published alpha and schedule: by the defaults few clients teach others, and few rounds unlock all students at once
+CAFE = {"run.strategy": "cafedistill", "cafedistill.alpha": 0.6, "cafedistill.admitted-by": 0.5}
 ONE = {**CAFE, "run.rounds": 1}
 
 
