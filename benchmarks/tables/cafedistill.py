@@ -1,58 +1,104 @@
-"""Figures of CAFEDistill: personal networks on CIFAR-10 beside FedPer and local training."""
+"""Figures of CAFEDistill: personal networks on CIFAR-10 beside the other personal methods."""
 
 import statistics
 from collections.abc import Mapping, Sequence
 
 from benchmarks.tables import study
-from benchmarks.tables.cells import Figures, Read, exits, gain, percent, pick, spread, table
+from benchmarks.tables.cells import Figures, Read, exits, gain, gain_between, percent, pick, spread, table
+from strategies.callbacks.accuracy import above_majority
 
+STUDY, VALIDATION, OLDER = "personal_small", "personal_validation", "personal_published"
+EVALUATIONS = 5  # the last ones, whose mean counts
+BASE = "fedper"
 PERSONAL = {
-    "cafedistill": "`cafedistill`, published lambda 1",
-    "cafedistill light": "`cafedistill`, lambda 0.1",
+    "cafedistill": "`cafedistill`",
+    "published": "`cafedistill`, published weights",
     "fedper": "`fedper`",
     "local": "`local`",
+    "fedrep": "`fedrep`",
+    "ditto": "`ditto`",
 }
+OWN = ("cafedistill", "published")  # variants of the method itself
+Runs = Mapping[int, study.Cell]  # by seed
+
+
+def last_five(cell: study.Cell) -> float:
+    """Return the mean accuracy over exits, clients and the last evaluations of a run."""
+    return study.last_means(cell, EVALUATIONS)
 
 
 def figures(read: Read) -> Figures:
     """Return every figure of CAFEDistill's section."""
-    result, tuning = read("personal_cifar10"), read("personal_tuning")["runs"]
-    runs = {variant: study.cells(result, variant) for variant in PERSONAL}
-    mean = {variant: study.over_seeds(own, study.mean_of_exits)[0] for variant, own in runs.items()}
+    result, validation, older = read(STUDY), read(VALIDATION), read(OLDER)
+    tuning = read("personal_tuning")["runs"]
+    runs = {variant: study.cells(result, variant) for variant in PERSONAL if variant in result["variants"]}
+    tried = {variant: study.cells(validation, variant) for variant in validation["variants"]}
     ((seed, own_teacher),) = study.cells(read("personal_teacher"), "own teacher").items()
-    header = ("", "mean of exits", "gain over FedPer", "exits 1 to 3", "spread over clients", "MACs saved, points lost")
+    wide = {variant: study.cells(older, variant) for variant in older["variants"]}
+    header = (
+        "", "mean of exits, last evaluation", "mean of the last five", "gain over FedPer (95 %)", "exits 1 to 3",
+        "over the majority class", "MACs saved, points lost",
+    )  # fmt: skip
     return {
-        "personal": table(header, (_row(title, v, runs) for v, title in PERSONAL.items())),
-        "light_over_fedper": percent(mean["cafedistill light"] - mean["fedper"]),
-        "light_over_local": percent(mean["cafedistill light"] - mean["local"]),
-        "own_teacher": percent(study.mean_of_exits(own_teacher)),
-        "same_seed": percent(study.mean_of_exits(runs["cafedistill"][seed])),
+        "personal": table(header, (_row(variant, runs) for variant in runs)),
+        "validation": table(
+            ("", "seeds", "mean of the last five", "gain over FedPer", "exits 1 to 3"),
+            (_validated(variant, tried) for variant in tried),
+        ),
+        "over_fedper": gain_between(study.interval(runs["cafedistill"], runs[BASE], last_five)),
+        "over_local": gain_between(study.interval(runs["cafedistill"], runs["local"], last_five)),
+        "majority": percent(statistics.fmean(run["client_accuracy"]["majority"] for run in runs[BASE].values())),
+        "wide_published": gain(study.gain(wide["cafedistill"], wide[BASE], study.mean_of_exits), 2),
+        "wide_light": gain(study.gain(wide["cafedistill light"], wide[BASE], study.mean_of_exits), 2),
         "fedper_rate_02": percent(pick(tuning, variant="fedper", overrides={"train.lr": 0.2})["mean"]),
         "fedper_rate_01": percent(pick(tuning, variant="fedper", overrides={})["mean"]),
+        "own_teacher": percent(study.mean_of_exits(own_teacher)),
+        "same_seed": percent(study.mean_of_exits(wide["cafedistill"][seed])),
     }
 
 
 def over_fedper(read: Read, variant: str) -> str:
     """Return what a variant gains over FedPer."""
-    result = read("personal_cifar10")
-    return gain(study.gain(study.cells(result, variant), study.cells(result, "fedper"), study.mean_of_exits), 2)
+    result = read(STUDY)
+    return gain(study.gain(study.cells(result, variant), study.cells(result, BASE), last_five), 2)
 
 
-def mean_of_exits(read: Read, variant: str) -> str:
-    """Return a variant's mean exit accuracy over clients."""
-    return spread(study.over_seeds(study.cells(read("personal_cifar10"), variant), study.mean_of_exits), 2)
+def baselines(read: Read) -> list[str]:
+    """Return the other personal methods that were measured."""
+    return [variant for variant in PERSONAL if variant not in OWN and variant in read(STUDY)["variants"]]
 
 
-def _row(title: str, variant: str, runs: Mapping[str, Mapping[int, study.Cell]]) -> Sequence[str]:
+def accuracy(read: Read, variant: str) -> str:
+    """Return a variant's mean exit accuracy over clients and the last evaluations."""
+    return spread(study.over_seeds(study.cells(read(STUDY), variant), last_five), 2)
+
+
+def _row(variant: str, runs: Mapping[str, Runs]) -> Sequence[str]:
     own = runs[variant]
-    tuned = [run["client_accuracy"]["tuned"] for run in own.values()]
+    measured = [run["client_accuracy"] for run in own.values()]
+    tuned = [one["tuned"] for one in measured]
     saved = statistics.fmean(one["saved"] for one in tuned)
     lost = statistics.fmean(one["full_accuracy"] - one["accuracy"] for one in tuned)
+    above = statistics.fmean(one["mean"] - one["majority"] for one in measured)
+    learned = all(above_majority(one) for one in measured)
     return (
-        title,
+        PERSONAL[variant],
         spread(study.over_seeds(own, study.mean_of_exits), 2),
-        "" if variant == "fedper" else gain(study.gain(own, runs["fedper"], study.mean_of_exits), 2),
+        spread(study.over_seeds(own, last_five), 2),
+        "" if variant == BASE else gain_between(study.interval(own, runs[BASE], last_five)),
         exits(study.exit_means(own)),
-        percent(statistics.fmean(run["client_accuracy"]["mean_spread"] for run in own.values())),
-        f"{percent(saved)} %, {percent(lost)}",
+        f"{'+' if above >= 0 else ''}{percent(above)}{'' if learned else ', within its reach'}",
+        f"{percent(saved)} %, {percent(lost)}" if learned else "-",
+    )
+
+
+def _validated(variant: str, tried: Mapping[str, Runs]) -> Sequence[str]:
+    own = tried[variant]
+    gains = [last_five(cell) - last_five(tried[BASE][seed]) for seed, cell in own.items()]
+    return (
+        variant,
+        ", ".join(map(str, own)),
+        " / ".join(percent(last_five(cell), 2) for cell in own.values()),
+        "" if variant == BASE else " / ".join(f"{'+' if one >= 0 else ''}{percent(one, 2)}" for one in gains),
+        exits(study.exit_means(own)),
     )

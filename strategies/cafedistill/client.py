@@ -2,15 +2,16 @@
 
 1. Put the server's backbone, this client's own heads and the aggregated last head together.
 2. Train everything; the last exit teaches the students that the server has unlocked.
-3. Upload the backbone and the last head; keep the heads and BatchNorm's statistics.
+3. Upload the backbone, the last head and whether the features live; keep the heads and BatchNorm's statistics.
 """
 
 import torch
 from torch import Tensor
 
 from common.networks.base import EarlyExitNetwork, ExitOutputs
-from common.objectives.base import Objective
+from common.objectives.base import Loss, Objective
 from common.weights.flat import FlatState
+from strategies.cafedistill.features import FeatureWatch
 from strategies.cafedistill.heads import exit_head, head_layout, head_state, head_vector, with_parameters
 from strategies.cafedistill.objective import Distillation, Teacher, last_exit
 from strategies.cafedistill.settings import CAFEDistillSettings
@@ -23,6 +24,9 @@ STUDENTS, SHARES = "students", "shares"  # plain values of a task: k, and depth 
 
 class CAFEDistillTraining(PersonalTraining):
     """Trains a client's network with students and teachers."""
+
+    def __init__(self) -> None:
+        self.watch = FeatureWatch()
 
     def load(self, job: Job, state: FlatState) -> None:
         """Put backbone, own heads and aggregated last head together.
@@ -37,14 +41,26 @@ class CAFEDistillTraining(PersonalTraining):
 
     def objective(self, job: Job, exits: int) -> Objective:
         """Return this round's objective; the run's `objective` section does not apply."""
-        settings = job.config.of(CAFEDistillSettings)
-        return Distillation(settings, int(job.client_values[STUDENTS]), mixed_teacher(job))
+        settings, students = job.config.of(CAFEDistillSettings), int(job.client_values[STUDENTS])
+        self.watch = FeatureWatch()
+        return Distillation(settings, students, mixed_teacher(job), self.watch.see)
+
+    def observe(self, job: Job, batch: Tensor, loss: Loss, last_epoch: bool) -> None:
+        """Count the features of the last epoch."""
+        if last_epoch:
+            self.watch.keep()
+
+    def regularise(self, job: Job) -> None:
+        """Add nothing; look at the gradient."""
+        assert job.model.trained.grad is not None
+        self.watch.step(job.model.trained.grad)
 
     def finish(self, job: Job, outcome: Outcome) -> Outcome:
         """Upload the last head, keep the others."""
         network, position = _last(job)
         head = head_vector(network.state_dict(), head_layout(network, position))
         outcome.client_arrays[HEAD] = head.cpu().numpy()
+        outcome.metrics |= self.watch.metrics()
         return super().finish(job, outcome)
 
 

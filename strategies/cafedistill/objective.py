@@ -2,8 +2,11 @@
 
 With m exits, k unlocked students and p = softmax(z / T):
 
-    ce_weight / m * (sum_{e < k} CE(z_e, y) + CE(z_last, y))
+    ce_weight / d * (sum_{e < k} CE(z_e, y) + CE(z_last, y))
         + kd_weight * sum_{e < k} T^2 KL(stopgrad(p_teacher) || p_e)
+
+d is k + 1, the exits that learn, or m as in the published code (`ce_division`). With m, an exit's cross-entropy weighs
+the same in every round. With k + 1 the cross-entropies of a round weigh 1 together, from the first round on.
 
 The teacher is the network's own last exit while it trains. It starts the round as a weighted mean of other clients'
 last heads, so they teach at the price of one head's traffic. It learns from its cross-entropy alone.
@@ -56,14 +59,17 @@ class Distillation(StatelessObjective):
     # Returns the teacher's logits (B, C) from the same pass; no gradient flows into them. It may mix in other heads on
     # the features of the exits (`across_depths`).
     teacher: Teacher = last_exit
+    watch: Callable[[Sequence[Tensor]], None] = lambda features: None  # sees the features (B, width) of every exit
 
     def loss(self, network: EarlyExitNetwork, x: Tensor, y: Tensor) -> Loss:
         """Return the loss of images `(B, C, H, W)` with labels `(B,)`."""
         outputs = network.forward_exits(x)
+        self.watch(outputs.features)
         losses = exit_losses(outputs.logits, y)
         means = losses.mean(1)
         labelled, distilled = self.sets(len(means))
-        ce = (means[:labelled].sum() + means[-1]) / len(means)
+        learning = labelled + 1 if self.settings.ce_division == "admitted" else len(means)
+        ce = (means[:labelled].sum() + means[-1]) / learning
         kd = distillation(outputs.logits[:distilled], self.teacher(outputs), self.settings.temperature)
         return Loss(self.settings.ce_weight * ce + self.settings.kd_weight * kd, losses.detach())
 

@@ -2,7 +2,7 @@
 
 Last exits are teachers in every round. The others are students; they are admitted during the first half of the rounds:
 
-1. A share R(t) = min(2t/T, 1) of all student exits of the round's clients is admitted.
+1. A share R(t) = min(2t/T, 1) of all student exits of the round's clients is admitted (`admitted_by` 1/2).
 2. Depth first: the shallowest student of every client, then the next one, and so on.
 3. Inside the depth that is only partly filled: similar clients, chosen greedily.
 
@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 
-def quota(round_: int, rounds: int, students: Mapping[int, int], conflict: float = 0.0) -> int:
+def quota(
+    round_: int, rounds: int, students: Mapping[int, int], conflict: float = 0.0, admitted_by: float = 0.5
+) -> int:
     """Return how many student exits are admitted in total.
 
     With equal depths m and n clients this is floor((m - 1) n min(2t/T, 1)); with a conflict it is the published code's
@@ -30,10 +32,13 @@ def quota(round_: int, rounds: int, students: Mapping[int, int], conflict: float
         rounds: T, of the whole run.
         students: by client of the round, its exits but the last one.
         conflict: the `mean_conflict` of the round's clients, or 0.
+        admitted_by: the share of the rounds after which all are admitted.
     """
     total = sum(students.values())
     exits = total + len(students)
-    return math.floor(min(max(2 * round_ * total / rounds + exits * conflict, 0), total))
+    share = round_ / (admitted_by * rounds)
+    # the tiny addend keeps a whole number whole in floating point
+    return math.floor(min(max(share * total + exits * conflict + 1e-9, 0), total))
 
 
 def mean_conflict(similarities: Tensor) -> float:

@@ -27,6 +27,7 @@ from common.seeding import generator
 from common.weights.flat import Layout, StateDict
 from common.weights.folding import MAGNITUDE
 from strategies.cafedistill.client import HEAD, SHARES, STUDENTS, TEACHER
+from strategies.cafedistill.features import warning
 from strategies.cafedistill.heads import head_bias, head_layout, head_state, head_vector
 from strategies.cafedistill.matching import teacher_weights
 from strategies.cafedistill.schedule import mean_conflict, quota, select
@@ -66,7 +67,7 @@ class CAFEDistill(EarlyExitStrategy):
         conflict = 0.0
         if self.settings.conflict_penalty:
             conflict = mean_conflict(self.similarities.matrix(sorted(possible)))
-        self.admitted = quota(round_ - 1, self.config.run.rounds, possible, conflict)
+        self.admitted = quota(round_ - 1, self.config.run.rounds, possible, conflict, self.settings.admitted_by)
         rng = generator(self.config.run.seed, "students", round_)
         self.students |= select(self.admitted, self.students, possible, self.similarities.matrix, rng)
 
@@ -96,6 +97,8 @@ class CAFEDistill(EarlyExitStrategy):
     def merge(self, round_: int, update: RoundUpdate) -> Mapping[str, Any]:
         """Average the backbones, then match teachers among the clients that answered."""
         super().merge(round_, update)
+        if found := warning(update.mean_metrics()):
+            log(WARNING, "round %d: %s", round_, found)
         uploaded = {client: self._read(client, arrays) for client, arrays in update.client_arrays.items()}
         heads = {client: head for client, head in uploaded.items() if head is not None}
         depths = {client: self.part(self.asked[client]) for client in heads}

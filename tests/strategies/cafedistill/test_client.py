@@ -78,6 +78,26 @@ def test_unlocked_students_and_last_exit_learn(strategy, students):
     assert {int(key.split(".")[1]) for key in changed} == set(expected)
 
 
+def test_client_says_whether_its_features_live(strategy):
+    job = make_job(strategy, 1, client_values={STUDENTS: 2, SHARES: {}})
+    metrics = CAFEDistillTraining().train(job).metrics
+    assert set(metrics) == {"loss", "gradient_norm", "dead_channels_1", "dead_channels_2", "dead_channels_3"}
+    assert metrics["gradient_norm"] > 0
+    dead = make_job(strategy, 1, client_values={STUDENTS: 2, SHARES: {}})
+    with torch.no_grad():
+        first = next(module for module in dead.network.modules() if isinstance(module, torch.nn.Conv2d))
+        first.bias.fill_(-1e4)  # no ReLU passes anything
+    metrics = CAFEDistillTraining().train(dead).metrics
+    assert metrics["dead_channels_1"] == 1.0
+
+
+def test_clients_of_one_message_are_watched_apart(strategy):
+    local = CAFEDistillTraining()
+    jobs = [make_job(strategy, client, client_values={STUDENTS: 2, SHARES: {}}) for client in (1, 2, 1)]
+    first, other, again = (local.train(job).metrics for job in jobs)
+    assert first == again != other
+
+
 def test_objective_section_does_not_apply(prepare_run):
     results = []
     for number, name in enumerate(("joint", "boosted")):

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from common.networks import EarlyExitNetwork, NetworkSpec, build
+from common.networks.base import ExitOutputs
 from common.objectives import Objective
 from strategies.cafedistill.objective import Distillation, distillation
 from strategies.cafedistill.settings import CAFEDistillSettings
@@ -65,12 +66,43 @@ def test_distillation_gives_a_gradient_to_students_only():
     assert torch.allclose(student.grad, expected, atol=1e-6)
 
 
+class Fixed:
+    """A network of three exits with given logits, whatever it sees."""
+
+    def __init__(self, *exits: torch.Tensor) -> None:
+        self.outputs = ExitOutputs([*exits], [torch.zeros(len(exits[0]), 2)] * len(exits), exits[0])
+
+    def forward_exits(self, x: torch.Tensor) -> ExitOutputs:
+        return self.outputs
+
+
+@pytest.mark.parametrize(
+    ("division", "students", "divisor"),
+    [("all", 0, 3), ("all", 1, 3), ("all", 2, 3), ("admitted", 0, 1), ("admitted", 1, 2), ("admitted", 2, 3)],
+)
+def test_cross_entropies_are_divided_by_all_or_by_admitted_exits(division, students, divisor):
+    network = Fixed(logits((0.5, 0.5)), logits((0.25, 0.75)), logits((0.125, 0.875)))
+    settings = CAFEDistillSettings(kd_weight=0.0, ce_division=division)
+    total = Distillation(settings, students).loss(network, torch.zeros(1), torch.tensor([0])).total.item()
+    # the last exit's 3 ln 2, and those of the students that are unlocked: ln 2 and 2 ln 2
+    assert total == pytest.approx(math.log(2) * (3 + [0, 1, 3][students]) / divisor, rel=1e-6)
+
+
+def test_division_by_admitted_exits_leaves_the_distillation_as_it_is():
+    network = Fixed(logits((0.5, 0.5)), logits((0.25, 0.75)), logits((0.9, 0.1)))
+    settings = CAFEDistillSettings(kd_weight=1.0, ce_weight=0.0, ce_division="admitted", temperature=1.0)
+    total = Distillation(settings, 1).loss(network, torch.zeros(1), torch.tensor([0])).total.item()
+    assert total == pytest.approx(kl((0.9, 0.1), (0.5, 0.5)), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("legacy", "students", "labelled", "distilled"),
     [(False, 0, 0, 0), (False, 1, 1, 1), (False, 2, 2, 2), (True, 0, 0, 1), (True, 1, 0, 1), (True, 2, 1, 2)],
 )
 def test_loss_of_three_exits_equals_its_formula(network, x, legacy, students, labelled, distilled):
-    settings = CAFEDistillSettings(ce_weight=0.7, kd_weight=0.3, temperature=2.0, legacy_offset=legacy)
+    settings = CAFEDistillSettings(
+        ce_weight=0.7, kd_weight=0.3, temperature=2.0, legacy_offset=legacy, ce_division="all"
+    )
     loss = Distillation(settings, students).loss(network, x, Y)
     z = network(x)
     ce = sum(F.cross_entropy(z[e], Y) for e in [*range(labelled), 2]) / 3
@@ -83,7 +115,7 @@ def test_loss_of_three_exits_equals_its_formula(network, x, legacy, students, la
 
 
 def test_loss_without_students_is_the_share_of_the_last_exit(network, x):
-    loss = Distillation(CAFEDistillSettings(), 0).loss(network, x, Y)
+    loss = Distillation(CAFEDistillSettings(ce_division="all"), 0).loss(network, x, Y)
     assert loss.total.item() == pytest.approx(F.cross_entropy(network(x)[-1], Y).item() / 3, rel=1e-6)
 
 
@@ -124,6 +156,14 @@ def test_teacher_may_mix_in_other_heads(network, x):
     assert loss.total.item() != pytest.approx(Distillation(settings, 1).loss(network, x, Y).total.item(), rel=1e-3)
     loss.total.backward()
     assert other.weight.grad is None
+
+
+def test_features_of_every_exit_are_watched(network, x):
+    seen = []
+    Distillation(CAFEDistillSettings(), 0, watch=seen.append).loss(network, x, Y)
+    assert [tuple(feature.shape) for feature in seen[0]] == [
+        (5, network.architecture.widths[position - 1]) for position in network.exit_positions
+    ]
 
 
 def test_objective_has_no_state(network):

@@ -34,6 +34,14 @@ def test_quota_of_three_exits(round_, expected):
     assert quota(round_, 300, THREE_EXITS) == expected
 
 
+@pytest.mark.parametrize(
+    ("admitted_by", "expected"),
+    [(1.0, [0, 2, 4, 6, 8]), (0.5, [0, 4, 8, 12, 16]), (0.1, [0, 20, 20, 20, 20]), (0.3, [0, 6, 13, 20, 20])],
+)
+def test_quota_by_the_share_of_rounds_after_which_all_are_admitted(admitted_by, expected):
+    assert [quota(t, 10, THREE_EXITS, admitted_by=admitted_by) for t in range(5)] == expected
+
+
 def test_quota_counts_the_students_of_unequal_depths():
     students = {0: 0, 1: 1, 2: 3}
     assert [quota(t, 8, students) for t in range(8)] == [0, 1, 2, 3, 4, 4, 4, 4]

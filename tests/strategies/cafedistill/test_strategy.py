@@ -35,14 +35,15 @@ from tests.support.personal_runs import (
     trunk,
 )
 
-CAFE = {"run.strategy": "cafedistill"}
+# the published alpha and schedule: by the defaults few clients teach others, and few rounds unlock all students at once
+CAFE = {"run.strategy": "cafedistill", "cafedistill.alpha": 0.6, "cafedistill.admitted-by": 0.5}
 ONE = {**CAFE, "run.rounds": 1}
 
 
 @pytest.fixture
 def everybody_learns(monkeypatch):
     """All students are unlocked from the first round on."""
-    monkeypatch.setattr("strategies.cafedistill.strategy.quota", lambda t, rounds, students, conflict: 10**6)
+    monkeypatch.setattr("strategies.cafedistill.strategy.quota", lambda *args: 10**6)
 
 
 @pytest.fixture
@@ -408,3 +409,14 @@ def test_round_costs_training_and_the_last_head(strategy):
     effort = strategy.effort(report)
     assert effort.macs == 3 * 40 * strategy.parts.macs(3)
     assert effort.up == strategy.first[3].numel() * 4 == strategy.client_array_bytes(report) / 2
+
+
+def test_server_warns_once_a_round_when_features_die(strategy, flower_log):
+    strategy.asked = {c: ClientReport(c, 3, "", 10) for c in (0, 1)}
+    for shares in ((0.1, 0.3), (0.75, 0.5)):
+        metrics = ({"dead_channels_1": share, "gradient_norm": 20 * share} for share in shares)
+        results = {c: ClientResult(c, 3, 10, metrics=found) for c, found in enumerate(metrics)}
+        strategy.merge(7, RoundUpdate(results=results))
+    (line,) = [line for line in flower_log if "features die" in line]
+    assert line.startswith("round 7: features die on the clients: 62 % of the channels at exit 1")
+    assert "the largest gradient norm is 12.5;" in line
