@@ -67,6 +67,17 @@ class Population:
         return _partitions(self, load(self.data, paths.cache_root()))
 
 
+@dataclass(frozen=True)
+class OwnFolder:
+    """A device's folder of images, and what the run makes of them; together they decide the device's samples."""
+
+    folder: str
+    data: DataConfig
+    classes: tuple[str, ...]  # the run's
+    shape: tuple[int, ...]  # (C, H, W), to which images are resized
+    seed: int
+
+
 def shared_data(population: Population, client: int, device: torch.device) -> ClientData:
     """Return a virtual client's samples; later calls in this process return the same object while the set is."""
     return _shared_data(population, load(population.data, paths.cache_root()), client, device)
@@ -85,39 +96,24 @@ def _resident(source: TrainTest, device: torch.device) -> SampleSet:
     return source.train.resident(device)
 
 
-def own_data(
-    folder: str,
-    data: DataConfig,
-    classes: tuple[str, ...],
-    shape: tuple[int, ...],
-    seed: int,
-    device: torch.device,
-) -> ClientData:
-    """Return a device's own images, resized to `shape` (C, H, W); the same object until `look_again` finds other files.
+def own_data(own: OwnFolder, device: torch.device) -> ClientData:
+    """Return a device's own images; the same object until `look_again` finds other files.
 
     Raises `UserError` for classes that the run does not have, and when the run's data are texts.
     """
-    return _own_data(folder, fingerprint(folder), data, classes, shape, seed, device)
+    return _own_data(own, fingerprint(own.folder), device)
 
 
 @lru_cache(maxsize=1)
-def _own_data(
-    folder: str,
-    files: str,
-    data: DataConfig,
-    classes: tuple[str, ...],
-    shape: tuple[int, ...],
-    seed: int,
-    device: torch.device,
-) -> ClientData:
+def _own_data(own: OwnFolder, files: str, device: torch.device) -> ClientData:
+    data, (channels, height, width) = own.data, own.shape
     if data.is_text:
-        raise UserError(f"{folder} holds images, but this run's data are texts: take part in a run with images")
-    channels, height, width = shape
-    image = (channels, height, width)
-    own = device_data(
-        Path(folder), classes, image, data.validation, seed, test=data.client_test, skip_damaged=data.skip_damaged
-    )
-    return _ready((own.train, own.validation, own.test), normalizer(data, channels), device)
+        raise UserError(f"{own.folder} holds images, but this run's data are texts: take part in a run with images")
+    found = device_data(
+        Path(own.folder), own.classes, (channels, height, width), data.validation, own.seed, test=data.client_test,
+        skip_damaged=data.skip_damaged,
+    )  # fmt: skip
+    return _ready((found.train, found.validation, found.test), normalizer(data, channels), device)
 
 
 def _ready(parts: Iterable[SampleSet], normalize: Normalizer, device: torch.device) -> ClientData:

@@ -17,7 +17,7 @@ from common import paths, plugins
 from common.capacity import DECLARED, OVERRIDES, Capacity, Choice, mix_depth, parse_capacity
 from common.config import RunConfig, load_config
 from common.data import load
-from common.data.clients import ClientData, Population, own_data, shared_data
+from common.data.clients import ClientData, OwnFolder, Population, own_data, shared_data
 from common.devices import pick_device
 from common.errors import UserError
 from common.messages.protocol import CLIENT_STATE, ClientReport, Order, Payload
@@ -134,7 +134,8 @@ class Node:
         """Return a client's samples on the device."""
         if "data" in self.settings:
             shape, folder = self.parts.spec.input_shape, str(self.settings["data"])
-            return own_data(folder, self.config.data, self.order.classes, shape, self.config.run.seed, self.device)
+            own = OwnFolder(folder, self.config.data, self.order.classes, shape, self.config.run.seed)
+            return own_data(own, self.device)
         return shared_data(self._population, client, self.device)
 
     def model(self, part: int, *, shared: bool = True) -> FlatModel[EarlyExitNetwork]:

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from common.data import DataConfig, load, normalizer
-from common.data.clients import Population, own_data, shared_data
+from common.data.clients import OwnFolder, Population, own_data, shared_data
 from common.data.fingerprint import look_again
 from common.errors import UserError
 from common.paths import cache_root
@@ -128,7 +128,7 @@ def test_changed_device_folder_is_read_again(tmp_path):
     write_images(tmp_path, cat=10, dog=200)
 
     def read():
-        return own_data(str(tmp_path), DataConfig(validation=0), ("cat", "dog"), (1, 8, 8), 1, CPU)
+        return own_data(OwnFolder(str(tmp_path), DataConfig(validation=0), ("cat", "dog"), (1, 8, 8), 1), CPU)
 
     before = read()
     (tmp_path / "dog" / "0.png").unlink()
@@ -161,14 +161,16 @@ def test_device_folder_becomes_client_data(tmp_path):
         for number in range(4):
             Image.new("L", (9, 9), shade).save(tmp_path / name / f"{number}.png")
     data = DataConfig(validation=0.25)
-    images = own_data(str(tmp_path), data, ("bird", "cat", "dog"), (3, 8, 8), 1, CPU)
+    images = own_data(OwnFolder(str(tmp_path), data, ("bird", "cat", "dog"), (3, 8, 8), 1), CPU)
     assert images.x.shape == (6, 3, 8, 8)
     assert images.validation_x.shape == (2, 3, 8, 8)
     assert sorted([*images.y.tolist(), *images.validation_y.tolist()]) == [1] * 4 + [2] * 4
     dark = (images.y == 1).nonzero()[0, 0]
     assert images.x[dark].unique().tolist() == pytest.approx([(10 / 255 - 0.5) / 0.5], abs=1e-6)
-    halves = own_data(str(tmp_path), DataConfig(validation=0.25, client_test=0.5), ("cat", "dog"), (1, 8, 8), 1, CPU)
+    halves = own_data(
+        OwnFolder(str(tmp_path), DataConfig(validation=0.25, client_test=0.5), ("cat", "dog"), (1, 8, 8), 1), CPU
+    )
     assert [len(y) for y in (halves.y, halves.validation_y, halves.test_y)] == [3, 1, 4]
     assert halves.test_x.shape == (4, 1, 8, 8)
     with pytest.raises(UserError, match="not classes of this run"):
-        own_data(str(tmp_path), data, ("bird", "cat"), (3, 8, 8), 1, CPU)
+        own_data(OwnFolder(str(tmp_path), data, ("bird", "cat"), (3, 8, 8), 1), CPU)
