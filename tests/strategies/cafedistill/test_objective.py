@@ -149,7 +149,7 @@ def test_teacher_may_mix_in_other_heads(network, x):
     def mixed(outputs):
         return 0.75 * outputs.logits[-1] + 0.25 * other(outputs.features[0])
 
-    settings = CAFEDistillSettings(ce_weight=0.0)
+    settings = CAFEDistillSettings(ce_weight=0.0, kd_weight=1.0)
     loss = Distillation(settings, 1, mixed).loss(network, x, Y)
     outputs = network.forward_exits(x)
     assert loss.total.item() == pytest.approx(distillation(outputs.logits[:1], mixed(outputs), 2.0).item(), rel=1e-6)
