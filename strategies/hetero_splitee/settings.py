@@ -26,8 +26,11 @@ class SplitEESettings(Settings):
     granularity: Literal["batch", "epoch"] = "batch"
     """sequential: clients take turns by mini-batch, or by full local epoch"""
     # Not in the paper. Features differ between cuts, and running statistics cover the last ~20 batches only
-    statistics: Literal["cut", "shared"] = "cut"
-    """sequential: batch norm's running statistics by cut; shared: one set for all cuts"""
+    statistics: Literal["own", "cut", "shared"] = "cut"
+    """batch norm's running statistics, on both sides: own: each client's; by cut; shared: one set for all"""
+    # Unknown in the paper
+    turns: Literal["fixed", "shuffled"] = "fixed"
+    """sequential: order of clients in a turn: by id, or drawn for each round"""
     # Reconstructed: the paper ties aggregation to the server models; "global" is what DTFL does
     aggregate_scope: Literal["server", "global"] = "server"
     """averaging: global averages devices' layers along with the server's copies"""
@@ -78,8 +81,12 @@ class SplitEESettings(Settings):
                 'splitee.granularity "epoch" needs splitee.mode "sequential": copies do not take turns',
             ),
             (
-                not sequential and self.statistics == "shared",
-                'splitee.statistics "shared" needs splitee.mode "sequential": copies have their own',
+                self.turns == "shuffled" and self.granularity == "epoch",
+                'splitee.turns "shuffled" needs splitee.granularity "batch": nodes train whole epochs by client id',
+            ),
+            (
+                not sequential and self.turns == "shuffled",
+                'splitee.turns "shuffled" needs splitee.mode "sequential": copies do not take turns',
             ),
             (
                 self.aggregate_scope == "global" and self.client_sync != "none",

@@ -46,7 +46,7 @@ from strategies.factory import make_strategy
 from strategies.hetero_splitee.offload import Suffixes
 from strategies.hetero_splitee.origin import Origin
 from strategies.hetero_splitee.remote import Answer, NoAnswer, Remote
-from strategies.hetero_splitee.statistics import statistics_by_cut
+from strategies.hetero_splitee.statistics import statistics_of
 from tests.support.served import read_line
 
 CPU = torch.device("cpu")
@@ -70,7 +70,7 @@ class Run:
         self.folder, self.model, self.trained = folder.folder, strategy.final_model(), strategy.server
         self.devices = [root / "clients" / "split" / f"client-{client:06d}" for client in (0, 1)]
         stored = load_model(self.folder)
-        self.suffixes = Suffixes(stored.network, CPU, statistics_by_cut(stored.others))
+        self.suffixes = Suffixes(stored.network, CPU, statistics_of(stored.others))
 
     def samples(self, client: int, size: int = 1) -> list[Samples]:
         stored = load_model(self.devices[client])
@@ -167,7 +167,7 @@ def test_every_device_stores_its_part_with_its_tuned_gate(run: Run) -> None:
 
 
 def test_finished_run_answers_as_its_own_evaluation(run: Run, server: Server) -> None:
-    own = run.trained.statistics()
+    own = run.trained.statistics().cuts
     key = "units.3.bn1.running_mean"
     assert not torch.equal(own[1][key], own[3][key])
     for cut, shape in run.suffixes.shapes.items():  # no client has 2 and 4

@@ -17,6 +17,8 @@ def test_problems_accept_the_defaults():
     [
         {"mode": "averaging", "aggregate_scope": "global", "vectorise": "always"},
         {"granularity": "epoch", "client_sync": "prefix", "statistics": "shared"},
+        {"mode": "averaging", "statistics": "own"},
+        {"turns": "shuffled", "server_lr": 0.1},
         {"gradient": "return", "coding": "fp16", "exit_weight": 0.3},
     ],
 )
@@ -29,7 +31,9 @@ def test_problems_accept_possible_combinations(possible):
     [
         ({"mode": "parallel"}, "splitee.mode is 'parallel'"),
         ({"statistics": "client"}, "splitee.statistics is 'client'"),
-        ({"mode": "averaging", "statistics": "shared"}, "splitee.statistics"),
+        ({"turns": "drawn"}, "splitee.turns is 'drawn'"),
+        ({"mode": "averaging", "turns": "shuffled"}, 'splitee.turns "shuffled" needs splitee.mode'),
+        ({"granularity": "epoch", "turns": "shuffled"}, 'splitee.turns "shuffled" needs splitee.granularity'),
         ({"period": 0}, "splitee.period is 0"),
         ({"server_lr": -0.1}, "splitee.server-lr"),
         ({"aggregate_scope": "global"}, "splitee.aggregate-scope"),
