@@ -11,6 +11,7 @@ Units, exit and momentum stay with the client from round to round.
 """
 
 from collections.abc import Generator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -27,8 +28,9 @@ from common.storage.model_file import FILE, ModelInfo, save_model
 from common.weights.flat import FlatState, StateDict
 from strategies.hetero_splitee.client_step import finish, forward, local_step
 from strategies.hetero_splitee.learner import MOMENTUM, Learner, Sgd, statistics
+from strategies.hetero_splitee.origin import CLIENT, Origin
 from strategies.hetero_splitee.settings import SplitEESettings
-from strategies.hetero_splitee.stream import FeatureStream, Origin, offload
+from strategies.hetero_splitee.stream import FeatureStream, offload
 from strategies.method import Job, Outcome
 
 ADDRESS, TOKEN, CERTIFICATE, MESSAGE_BYTES = "address", "token", "certificate", "message_bytes"  # the stream's facts
@@ -96,7 +98,8 @@ class SplitTraining:
 
     def store(self, job: Job, folder: Path, info: ModelInfo) -> None:
         """Write the device's part."""
-        save_model(folder / FILE, job.network.state_dict(), info)
+        whose = replace(info, values={**info.values, CLIENT: job.client})
+        save_model(folder / FILE, job.network.state_dict(), whose)
 
     def _learner(self, job: Job) -> Learner:
         device = Learner(job.model)
