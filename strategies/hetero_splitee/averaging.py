@@ -179,7 +179,7 @@ class Averaging:
         """Return a client's layers that are averaged: its copy and, with scope "global", its device's units and exit."""
         copy = self.copies[client].network
         own = {key: value.detach().cpu() for key, value in copy.state_dict().items()}
-        if self.settings.aggregate_scope == "global":
+        if self.settings.scope == "global":
             units = {key: value for key, value in devices[client].items() if key.startswith("units.")}
             if {int(key.split(".")[1]) for key in units} != set(range(copy.start)):
                 raise ValueError(f"client {client}: its device's layers are not those before its cut {copy.start}")

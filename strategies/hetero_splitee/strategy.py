@@ -50,12 +50,12 @@ OVERHEAD = 1 << 16  # bytes of a message beside its features
 def travels(config: RunConfig, key: str) -> bool:
     """Return whether devices upload their parts: only to be averaged."""
     settings = config.of(SplitEESettings)
-    return settings.client_sync != "none" or settings.aggregate_scope == "global"
+    return settings.sync != "none" or settings.scope == "global"
 
 
 def apart(config: RunConfig) -> bool:
     """Return whether every device's layers are needed by themselves: to join the average of the server's copies."""
-    return config.of(SplitEESettings).aggregate_scope == "global"
+    return config.of(SplitEESettings).scope == "global"
 
 
 class HeteroSplitEE(EarlyExitStrategy):
@@ -182,16 +182,16 @@ class HeteroSplitEE(EarlyExitStrategy):
         epochs = self.config.train.epochs
         samples = {c: max(1, number // epochs) for c, number in trained.samples.items() if number}
         parts: dict[int, StateDict] = {}
-        if self.settings.aggregate_scope == "global":
+        if self.settings.scope == "global":
             parts = {client: state.state_dict() for client, state in update.states.items()}
             samples = {client: number for client, number in samples.items() if client in parts}
         self.server.close_round(samples, parts)
 
     def _average_devices(self, round_: int, update: RoundUpdate) -> None:
         averages = {cut: tier.state for cut, tier in update.tiers.items()}
-        if self.settings.client_sync == "none" and self.settings.aggregate_scope == "server":
+        if self.settings.sync == "none" and self.settings.scope == "server":
             return
-        if self.settings.client_sync != "same_cut":
+        if self.settings.sync != "same_cut":
             weights = {cut: float(tier.weight) for cut, tier in update.tiers.items()}
             by_layer = self.server.model() if self.apart else average_layers(averages, weights)
             averages = {cut: self._part_of(by_layer, cut, averages) for cut in self.tiers}

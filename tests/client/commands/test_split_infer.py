@@ -61,7 +61,7 @@ class Run:
         config = read_config({
             "run.name": "split", "run.strategy": "hetero_splitee", "run.rounds": 3, "clients.count": 3,
             "clients.per-round": 3, "clients.store": str(root / "clients"), "clients.device": "cpu",
-            "server.device": "cpu", "network.name": "resnet_slim", "network.width": 4, "data.limit": 400,
+            "server.device": "cpu", "network.name": "resnet_slim", "network.width": 4, "data.limit": 600,
             "train.batch-size": 16, "round.deadline": 60.0, "splitee.statistics": "own",
         })  # fmt: skip
         folder = RunFolder.create(root, config)

@@ -95,10 +95,10 @@ class Reference:
         samples = {c: len(client.y) for c, client in self.clients.items()}
         cuts = {c: client.cut for c, client in self.clients.items()}
         parts: dict[int, StateDict] = {c: device.network.state_dict() for c, device in self.devices.items()}
-        self.server.close_round(samples, parts if self.settings.aggregate_scope == "global" else {})
+        self.server.close_round(samples, parts if self.settings.scope == "global" else {})
         if not self.settings.aggregates(round_):
             return
-        how = "same_cut" if self.settings.aggregate_scope == "global" else self.settings.client_sync
+        how = "same_cut" if self.settings.scope == "global" else self.settings.sync
         if how == "none":
             return
         running = {key for part in self.devices.values() for key in statistics(part.network)}
@@ -107,7 +107,7 @@ class Reference:
         )
         for c, device in self.devices.items():
             average = by_cut[cuts[c]]
-            if self.settings.aggregate_scope == "global":
+            if self.settings.scope == "global":
                 apart = running if self.settings.statistics != "shared" else set()
                 average |= {key: value for key, value in self.server.model().items() if key not in apart}
             if self.settings.statistics == "own":

@@ -12,7 +12,8 @@ CPU, SGD = torch.device("cpu"), Sgd(0.1, 0.9, 0.01)
 
 
 def make(network, store, **changes) -> Averaging:
-    return Averaging(network, SplitEESettings(mode="averaging", **changes), CPU, store)
+    settings = SplitEESettings(**{"mode": "averaging", "aggregate_scope": "server", **changes})
+    return Averaging(network, settings, CPU, store)
 
 
 def train(server, round_, cuts, batch, network, finished=None):

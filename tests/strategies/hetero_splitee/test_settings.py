@@ -56,6 +56,24 @@ def test_load_config_rejects_an_impossible_combination():
         load_config({"splitee.aggregate-scope": "global"}, [SplitEESettings])
 
 
+@pytest.mark.parametrize(
+    ("chosen", "decided"),
+    [
+        ({}, ("server", "prefix")),
+        ({"client_sync": "none"}, ("server", "none")),
+        ({"mode": "averaging"}, ("global", "none")),
+        ({"mode": "averaging", "client_sync": "none"}, ("global", "none")),
+        ({"mode": "averaging", "client_sync": "same_cut"}, ("server", "same_cut")),
+        ({"mode": "averaging", "aggregate_scope": "server"}, ("server", "none")),
+        ({"aggregate_scope": "server", "client_sync": "same_cut"}, ("server", "same_cut")),
+    ],
+)
+def test_what_is_averaged_by_default_depends_on_the_mode(chosen, decided):
+    settings = SplitEESettings(**chosen)
+    assert (settings.scope, settings.sync) == decided
+    assert read_section(SplitEESettings, **chosen).problems == []
+
+
 def test_optimiser_defaults_to_the_train_section():
     train = TrainSection(lr=0.1, lr_decay=0.5, momentum=0.8, weight_decay=0.01)
     assert Sgd.of_round(SplitEESettings(), train, 1) == Sgd(0.1, 0.8, 0.01)

@@ -33,13 +33,15 @@ RETURN = {"splitee.gradient": "return", "splitee.exit-weight": 0.5}
 MODES = {
     "sequential": SEQUENTIAL,
     "shared": {"splitee.statistics": "shared"},
+    "own": {"splitee.statistics": "own", "splitee.turns": "shuffled"},
+    "averaging-own": {**AVERAGING, "splitee.statistics": "own"},
     "epoch": EPOCH,
     "averaging": {**AVERAGING, "train.epochs": 3},
     "sequential-return": {**SEQUENTIAL, **RETURN, "train.epochs": 2},
     "epoch-return": {**EPOCH, **RETURN},
     "averaging-return": {**AVERAGING, **RETURN},
 }
-SLOW = {"epoch", "epoch-return", "averaging-return"}  # variants of the others
+SLOW = {"own", "epoch", "epoch-return", "averaging-return"}  # variants of the others
 modes = pytest.mark.parametrize(
     "mode", [pytest.param(mode, id=n, marks=[pytest.mark.slow] * (n in SLOW)) for n, mode in MODES.items()]
 )
@@ -71,14 +73,24 @@ def test_run_equals_training_without_streams_bit_for_bit(undisturbed, tmp_path, 
     assert same({k: v for k, v in kept(run.strategy).items() if k.startswith("client.")}, own)
 
 
-def test_scope_global_equals_the_reference(split, monkeypatch, tmp_path):
+@pytest.mark.parametrize("how", [pytest.param("cut", marks=pytest.mark.slow), "own", "shared"])
+def test_scope_global_equals_the_reference(split, monkeypatch, tmp_path, how):
     spy = Spy(monkeypatch)
-    run = split({**GLOBAL, **UNEVEN})
+    run = split({**GLOBAL, **UNEVEN, "splitee.statistics": how})
+    after = dict(spy.after[1])  # the reference stores copies, too
     expected = reference(run.strategy, tmp_path, 1)
     for client, state in spy.before[2].items():
-        assert same(state, dict(expected.devices[client].network.state_dict()))
+        wanted = dict(expected.devices[client].network.state_dict())
+        if how != "cut":
+            assert same(state, wanted)
+        for key, value in state.items():  # what nodes add up, statistics by cut, is rounded
+            torch.testing.assert_close(value, wanted[key], rtol=1e-5, atol=1e-6)
+        kept = {key for key in state if "running_" in key and torch.equal(state[key], after[client][key])}
+        assert bool(kept) == (how == "own")
     firsts = [state["units.0.0.weight"] for state in spy.before[2].values()]
     assert all(torch.equal(first, firsts[0]) for first in firsts)
+    if how == "cut":
+        return
     expected.run_round(2)
     assert same(run.strategy.server.state_dict()[0], expected.server.state_dict()[0])
 
@@ -213,8 +225,10 @@ def test_shallower_cut_is_refused_once_without_waiting(prepare_run, monkeypatch,
         {**AVERAGING, "splitee.period": 2},
         pytest.param({"splitee.client-sync": "prefix"}, marks=pytest.mark.slow),
         pytest.param(GLOBAL, marks=pytest.mark.slow),
+        {**GLOBAL, "splitee.statistics": "own"},
+        pytest.param({"splitee.statistics": "own", "splitee.turns": "shuffled"}, marks=pytest.mark.slow),
     ],
-    ids=["sequential", "averaging", "prefix", "global"],
+    ids=["sequential", "averaging", "prefix", "global", "global-own", "own"],
 )
 def test_killed_and_resumed_run_has_the_same_bits(flat, tmp_path, mode):
     settings = {**flat, **SPLIT, **FEW, **mode, "run.rounds": 3, "run.root": str(tmp_path), "clients.per-round": 5}
