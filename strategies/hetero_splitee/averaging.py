@@ -191,7 +191,7 @@ class Averaging:
         return {key: value for key, value in state.tensors.items() if not key.startswith(MOMENTUM)}
 
     def _read(self, client: int, cut: int, *, prune: bool = True) -> Learner:
-        """Return a client's copy for this cut: its stored layers, and the last average and statistics for the rest."""
+        """Return a client's copy for this cut: its stored layers, else the statistics it has and the last average."""
         kept = self.kept.get(client)
         state = self.store.load(client, kept.round if kept else 0, prune=prune).tensors
         if kept and kept.round <= self.averaged:  # the average is newer

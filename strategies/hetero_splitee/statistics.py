@@ -89,4 +89,3 @@ def statistics_of(state: Mapping[str, torch.Tensor], how: How = "own") -> Runnin
         for row, client in enumerate(members.tolist()):
             found.clients[client] = int(cut), {key: rows[row].clone() for key, rows in stacked.items()}
     return found
-

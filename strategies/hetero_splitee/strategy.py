@@ -35,7 +35,7 @@ from strategies.engine.strategy import EarlyExitStrategy
 from strategies.hetero_splitee.client import ADDRESS, CERTIFICATE, FRESH, MESSAGE_BYTES, TOKEN, VERSION, module_of
 from strategies.hetero_splitee.cut import BYTES
 from strategies.hetero_splitee.inbox import Inbox, OpenRound
-from strategies.hetero_splitee.learner import Sgd, statistics
+from strategies.hetero_splitee.learner import Sgd, device_part, statistics
 from strategies.hetero_splitee.schedule import order
 from strategies.hetero_splitee.server_model import make_server_model
 from strategies.hetero_splitee.service import Expected, SplitService
@@ -85,8 +85,9 @@ class HeteroSplitEE(EarlyExitStrategy):
         self.server.open_round(round_, cuts, Sgd.of_round(self.settings, section, round_))
         self.service.open(inbox)
         number = {c.client: batch_count(c.num_examples, section.batch_size) for c in clients}
+        queue = order(number, self.settings.turns, self.config.run.seed, round_)
         self.trainer = Trainer(
-            self.server, inbox, {c: number[c] for c in order(number, self.settings.turns, self.config.run.seed, round_)},
+            self.server, inbox, {client: number[client] for client in queue},
             section.epochs, self.settings.granularity, together=self.settings.mode == "averaging",
             patience=self.streams.patience, num_threads=self.config.server.threads,
             seed=self.config.run.seed, device=self.device,
@@ -205,7 +206,9 @@ class HeteroSplitEE(EarlyExitStrategy):
         if self.settings.statistics == "shared":
             return part
         known = averages.get(cut, self.devices.get(cut, {}))
-        return part | {key: known[key] for key in statistics(self.parts.take(cut)) if key in part and key in known}
+        return part | {
+            key: known[key] for key in statistics(device_part(self.network, cut)) if key in part and key in known
+        }
 
     def _shapes(self) -> dict[int, tuple[int, ...]]:
         """Return the shape of one sample's features at every cut that is offered."""

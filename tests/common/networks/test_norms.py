@@ -96,7 +96,7 @@ def test_transformers_keep_their_norm(name: str) -> None:
 
 
 def test_what_has_nothing_to_replace_is_refused() -> None:
-    with pytest.raises(UserError, match="'mine.nets:dense' has no batch norm to replace: set network.norm=batch"):
+    with pytest.raises(UserError, match=r"'mine\.nets:dense' has no batch norm to replace: set network\.norm=batch"):
         normalised_by_groups([nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3))], "mine.nets:dense")
-    with pytest.raises(UserError, match="network.norm is 'layer', must be one of batch, group"):
+    with pytest.raises(UserError, match=r"network\.norm is 'layer', must be one of batch, group"):
         build(replace(PLAIN["lenet"], norm="layer"), 0)

@@ -102,9 +102,7 @@ class Reference:
         if how == "none":
             return
         running = {key for part in self.devices.values() for key in statistics(part.network)}
-        by_cut = synchronised(
-            parts, cuts, samples, how, running if self.settings.statistics != "shared" else ()
-        )
+        by_cut = synchronised(parts, cuts, samples, how, running if self.settings.statistics != "shared" else ())
         for c, device in self.devices.items():
             average = by_cut[cuts[c]]
             if self.settings.scope == "global":
