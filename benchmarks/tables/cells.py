@@ -46,6 +46,12 @@ def gain(measured: Sequence[float], digits: int = 1) -> str:
     return f"{'+' if mean >= 0 else ''}{percent(mean, digits)} ± {percent(deviation, digits)}"
 
 
+def gain_between(measured: Sequence[float], digits: int = 2) -> str:
+    """Return a mean difference and the ends of its interval, shares, in percentage points with their signs."""
+    mean, low, high = (f"{'+' if share >= 0 else ''}{percent(share, digits)}" for share in measured)
+    return f"{mean} ({low} to {high})"
+
+
 def pick(rows: Iterable[dict[str, Any]], **values: Any) -> dict[str, Any]:
     """Return the one row that has these values; raises ValueError if there is none, or more than one."""
     found = [row for row in rows if all(row[key] == value for key, value in values.items())]

@@ -1,8 +1,13 @@
 """Figures of a study's results, `study.json` as `python -m server study --save` writes it."""
 
+import math
 import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from scipy import stats
+
+LEVEL = 0.95  # of an interval
 
 Cell = Mapping[str, Any]
 Value = Callable[[Cell], float]
@@ -47,6 +52,27 @@ def over_seeds(found: Mapping[int, Cell], value: Value) -> tuple[float, float]:
 def gain(found: Mapping[int, Cell], base: Mapping[int, Cell], value: Value) -> tuple[float, float]:
     """Return mean and standard deviation of a number's difference to the base's run of the same seed."""
     return _spread([value(cell) - value(base[seed]) for seed, cell in found.items() if seed in base])
+
+
+def interval(found: Mapping[int, Cell], base: Mapping[int, Cell], value: Value) -> tuple[float, float, float]:
+    """Return the mean of a number's differences to the base's runs of the same seeds, and its 95 % interval.
+
+    The interval is Student's t; raises ValueError below two shared seeds.
+    """
+    gains = [value(cell) - value(base[seed]) for seed, cell in found.items() if seed in base]
+    if len(gains) < 2:
+        raise ValueError("an interval needs two shared seeds")
+    mean, deviation = _spread(gains)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, len(gains) - 1)) * deviation / math.sqrt(len(gains))
+    return mean, mean - half, mean + half
+
+
+def last_means(cell: Cell, evaluations: int) -> float:
+    """Return the mean of the last evaluations' mean accuracies over exits; raises ValueError if there are fewer."""
+    rounds = sorted(cell["means"], key=int)
+    if len(rounds) < evaluations:
+        raise ValueError(f"{cell['run']} has {len(rounds)} evaluations, not {evaluations}")
+    return statistics.fmean(cell["means"][round_] for round_ in rounds[-evaluations:])
 
 
 def exit_means(found: Mapping[int, Cell]) -> list[float]:

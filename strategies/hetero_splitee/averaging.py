@@ -176,7 +176,7 @@ class Averaging:
         self.averaged = self.round
 
     def _own(self, client: int, devices: Mapping[int, StateDict]) -> StateDict:
-        """Return a client's layers that are averaged: its copy and, with scope "global", its device's units and exit."""
+        """Return a client's averaged layers: its copy and, with scope "global", its device's units and exit."""
         copy = self.copies[client].network
         own = {key: value.detach().cpu() for key, value in copy.state_dict().items()}
         if self.settings.scope == "global":
@@ -191,7 +191,7 @@ class Averaging:
         return {key: value for key, value in state.tensors.items() if not key.startswith(MOMENTUM)}
 
     def _read(self, client: int, cut: int, *, prune: bool = True) -> Learner:
-        """Return a client's copy for this cut: its stored layers, else the statistics it has and the last average."""
+        """Return a client's copy for this cut: its stored layers, else its statistics and the average."""
         kept = self.kept.get(client)
         state = self.store.load(client, kept.round if kept else 0, prune=prune).tensors
         if kept and kept.round <= self.averaged:  # the average is newer

@@ -38,7 +38,7 @@ class Trainer:
         self, model: ServerModel, inbox: Inbox, per_epoch: Mapping[int, int], epochs: int, granularity: str,
         *, together: bool, patience: float, num_threads: int, seed: int, device: torch.device,
     ) -> None:  # fmt: skip
-        """Batches of each client in the order of a turn; `together`: step all of a turn at once, for a copy per client."""
+        """Batches of each client in the order of a turn; `together`: step a turn at once, for a copy per client."""
         self.seed, self.device = seed, device
         self.model, self.inbox, self.together, self.patience = model, inbox, together, patience
         self.turns = turns(per_epoch, epochs, granularity)
