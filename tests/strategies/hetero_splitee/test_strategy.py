@@ -12,6 +12,7 @@ from common.data.batches import batch_count
 from common.errors import UserError
 from common.flower.local_grid import LocalGrid
 from common.messages.protocol import ClientReport
+from common.networks import build
 from common.rpc.tensors import encode
 from common.storage.client_store import ClientState
 from common.weights.flat import FlatModel
@@ -20,6 +21,8 @@ from strategies.factory import make_strategy
 from strategies.hetero_splitee.client import FRESH, SplitTraining, module_of
 from strategies.hetero_splitee.client_sync import synchronised
 from strategies.hetero_splitee.learner import device_part, server_part
+from strategies.hetero_splitee.offload import Suffixes
+from strategies.hetero_splitee.statistics import statistics_of
 from strategies.method import Job, RoundUpdate, TierUpdate
 from tests.conftest import Run
 from tests.strategies.hetero_splitee.runs import GRID, NODES, SPLIT, Spy, everything, kept, reference, same, told
@@ -93,6 +96,25 @@ def test_scope_global_equals_the_reference(split, monkeypatch, tmp_path, how):
         return
     expected.run_round(2)
     assert same(run.strategy.server.state_dict()[0], expected.server.state_dict()[0])
+
+
+@pytest.mark.parametrize("mode", ["sequential", "averaging"])
+@pytest.mark.parametrize("how", ["own", "cut", "shared"])
+def test_stored_model_answers_every_client_as_the_run_does(split, mode, how):
+    strategy = split({**FEW, "splitee.mode": mode, "splitee.statistics": how}).strategy
+    state, server = strategy.final_model(), strategy.server
+    network = build(strategy.spec, 0)
+    network.load_state_dict({key: state[key] for key in network.state_dict()})
+    running = statistics_of({key: value for key, value in state.items() if key not in network.state_dict()})
+    cuts = {client: report.part for client, report in strategy.roster.reports.items()}
+    assert sorted(running.clients) == (sorted(cuts) if how == "own" else [])
+    assert sorted(running.cuts) == ([] if how == "shared" else [1, 2, 4])
+    suffixes, key = Suffixes(network, torch.device("cpu"), running), "units.4.bn1.running_mean"
+    for client, cut in {**cuts, 99: 2}.items():  # the last is no client of the run
+        features = torch.randn(3, *suffixes.shapes[cut], generator=torch.Generator().manual_seed(client))
+        assert torch.equal(suffixes.logits(client, cut, features), server.logits(client, cut, features)), client
+    sets = {tuple(running.of(client, cut).get(key, state[key]).tolist()) for client, cut in cuts.items()}
+    assert len(sets) == {"own": 6, "cut": 3, "shared": 1}[how]
 
 
 def test_modes_are_equal_for_one_client(split):
