@@ -40,7 +40,6 @@ MORE = {
     "averaging, global, groups": '`averaging`, `network.norm="group"`',
     "standalone, groups": 'standalone, `network.norm="group"`',
 }
-NO_EXIT = ("sflv2", "sflv1")  # devices that receive gradients do not train their exits
 STREAMS = {
     "slim ResNet, cut 1, fp32 / bf16": ("resnet_slim, cut 1, sequential, fp32", "resnet_slim, cut 1, sequential, bf16"),
     "slim ResNet, cut 3, fp32 / bf16": ("resnet_slim, cut 3, sequential, fp32", "resnet_slim, cut 3, sequential, bf16"),
@@ -74,13 +73,17 @@ def figures(read: Read) -> Figures:
             ),
             (_split_row(title, variant, tested) for variant, title in SPLIT.items()),
         ),
-        "validation": _server_exits(chosen, VALIDATION),
-        "tried": _server_exits(read("split_validation_more"), MORE),
-        "skewed": _server_exits(read("split_validation_skewed"), VALIDATION),
+        "validation": _validated(chosen, VALIDATION),
+        "tried": _validated(read("split_validation_more"), MORE),
+        "skewed": _validated(read("split_validation_skewed"), VALIDATION),
         "sequential_over_sflv2": over("sequential", "sflv2"),
         "averaging_over_sflv1": over("averaging", "sflv1"),
         "averaging_over_sflv2": over("averaging", "sflv2"),
         "averaging_over_sequential": over("averaging", "sequential"),
+        "averaging": _mean(tested["averaging"]),
+        "sequential": _mean(tested["sequential"]),
+        "averaging_over_standalone": over("averaging", "standalone"),
+        "sequential_over_standalone": over("sequential", "standalone"),
         "published_averaging_over": over("averaging, published", "standalone"),
         **{
             f"{side}_by_cut_{variant}": by_cut(variant, exit_)
@@ -106,16 +109,30 @@ def server_exit(read: Read, variant: str) -> str:
     return spread(study.over_seeds(study.cells(read("split_accuracy"), variant), study.last_exit))
 
 
-def _server_exits(result: Mapping[str, Any], titles: Mapping[str, str]) -> str:
-    """Return a table of the server's exit of a study's variants, with one column per seed and the mean."""
-    seeds = [str(seed) for seed in result["seeds"]]
+def _validated(result: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+    """Return a table of a study's variants: the server's exit for each seed, and means over the seeds."""
     rows = []
     for variant, title in titles.items():
         if variant in result["variants"]:
             runs = study.cells(result, variant)
-            found = [percent(study.last_exit(runs[int(seed)])) if int(seed) in runs else "" for seed in seeds]
-            rows.append((title, *found, *([percent(study.over_seeds(runs, study.last_exit)[0])] if seeds[1:] else [])))
-    return table(("", *(f"seed {seed}" for seed in seeds), *(["mean"] if seeds[1:] else [])), rows)
+            server = (percent(study.last_exit(runs[seed])) if seed in runs else "" for seed in result["seeds"])
+            device = study.exit_means(runs)[0] if _has_exit(variant) else None
+            gated = percent(_tuned(runs, _accuracy)) if _has_exit(variant) else ""
+            rows.append((title, *server, _mean(runs), "" if device is None else percent(device), gated))
+    seeds = [f"server's exit, seed {seed}" for seed in result["seeds"]]
+    one = len(seeds) == 1
+    header = ("", *seeds, "mean", "device's exit", "gated")
+    kept = [index for index in range(len(header)) if not one or header[index] != "mean"]
+    return table([header[index] for index in kept], ([row[index] for index in kept] for row in rows))
+
+
+def _mean(runs: Runs) -> str:
+    return percent(study.over_seeds(runs, study.last_exit)[0])
+
+
+def _has_exit(variant: str) -> bool:
+    """Return whether devices train an exit of their own before the server's; with returned gradients they do not."""
+    return not variant.startswith(("sflv", "standalone"))
 
 
 def _at_cut(runs: Runs, cut: str, exit_: int) -> float:
@@ -126,13 +143,13 @@ def _at_cut(runs: Runs, cut: str, exit_: int) -> float:
 def _split_row(title: str, variant: str, tested: Mapping[str, Runs]) -> Sequence[str]:
     runs = tested[variant]
     *early, _ = study.exit_means(runs)
-    leaves = bool(early) and variant not in NO_EXIT
+    leaves = bool(early) and _has_exit(variant)
     first = spread(study.over_seeds(runs, lambda run: float(study.measured(run)["exits"][0])))
     device = first if len(early) == 1 else exits(early)
     alone = study.interval(runs, tested["standalone"], study.last_exit)
     return (
         title,
-        "no exit" if variant in NO_EXIT else device,
+        device if leaves else "no exit" if early else "",
         spread(study.over_seeds(runs, study.last_exit)),
         f"{percent(_tuned(runs, _accuracy))}, {percent(_tuned(runs, _answered_here), 0)} %" if leaves else "",
         "" if variant == "standalone" else gain_between(alone, 1),

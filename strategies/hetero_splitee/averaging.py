@@ -136,7 +136,7 @@ class Averaging:
         return final_logits(copy.network, features.to(self.device))
 
     def model(self) -> StateDict:
-        """Return a copy of the last average by key: all units and the last exit."""
+        """Return a copy of the last average by key: all units, the last exit, with scope "global" those at cuts."""
         return {key: value.clone() for key, value in self.average.items()}
 
     def statistics(self) -> RunningStatistics:
