@@ -84,6 +84,7 @@ def figures(read: Read) -> Figures:
         "sequential": _mean(tested["sequential"]),
         "averaging_over_standalone": over("averaging", "standalone"),
         "sequential_over_standalone": over("sequential", "standalone"),
+        "published_sequential_over": over("sequential, published", "standalone"),
         "published_averaging_over": over("averaging, published", "standalone"),
         **{
             f"{side}_by_cut_{variant}": by_cut(variant, exit_)
