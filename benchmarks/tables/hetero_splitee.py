@@ -75,7 +75,6 @@ def figures(read: Read) -> Figures:
         ),
         "validation": _validated(chosen, VALIDATION),
         "tried": _validated(read("split_validation_more"), MORE),
-        "skewed": _validated(read("split_validation_skewed"), VALIDATION),
         "sequential_over_sflv2": over("sequential", "sflv2"),
         "averaging_over_sflv1": over("averaging", "sflv1"),
         "averaging_over_sflv2": over("averaging", "sflv2"),
