@@ -61,7 +61,7 @@ class Case:
     @property
     def config(self) -> RunConfig:
         """The run's configuration."""
-        keys = {"mode": self.mode, "coding": self.coding, "gradient": self.gradient}
+        keys = {"mode": self.mode, "coding": self.coding, "gradient": self.gradient, "aggregate-scope": "server"}
         flat = {"train.batch-size": BATCH[self.network], "train.lr": 0.01}
         return read_config(flat | {f"splitee.{key}": value for key, value in keys.items()})
 

@@ -88,7 +88,7 @@ def make_spec(config: RunConfig, method: Method, classes: int, input_shape: tupl
     spec = NetworkSpec(
         section.name, classes, input_shape, section.exits, section.tiers, section.width,
         method.ensemble(config), section.lora_rank, section.pretrained,
-        config.data.vocabulary if config.data.is_text else 0, method.recurrent(config),
+        config.data.vocabulary if config.data.is_text else 0, method.recurrent(config), section.norm,
     )  # fmt: skip
     if method.exits:
         return spec

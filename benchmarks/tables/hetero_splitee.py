@@ -5,99 +5,134 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.tables import study
-from benchmarks.tables.cells import Figures, Read, exits, gain, percent, spread, table
+from benchmarks.tables.cells import Figures, Read, exits, gain_between, percent, spread, table
 
 SPLIT = {
-    "sequential": "`sequential` (six seeds)",
-    "sequential, by cut": "`sequential`, statistics by cut (same weights)",
-    "averaging": "`averaging`",
-    "averaging, global": '`averaging`, `aggregate-scope="global"`',
-    "averaging, prefix": '`averaging`, `client-sync="prefix"`',
-    "sequential, prefix": '`sequential`, `client-sync="prefix"`',
-    "sflv2": "split learning, SFLV2 (gradient returned)",
-    "sflv1": "split learning, SFLV1",
-    "sflv2, all at 3": "split learning, SFLV2, all devices at cut 3",
+    "sequential": "`sequential`, default",
+    "averaging": "`averaging`, default",
+    "sflv2": "split learning, SFLV2 (gradient returned), averaged as `sequential`",
+    "sflv1": "split learning, SFLV1 (gradient returned), averaged as `averaging`",
+    "sequential, published": "`sequential`, preset `splitee-published`",
+    "averaging, published": "`averaging`, preset `splitee-published`",
     "standalone": "standalone: a whole network per client, own images only",
     "central": "central, exits at the same cuts",
 }
-NO_EXIT = ("sflv2", "sflv1", "sflv2, all at 3")  # devices that receive gradients do not train their exits
+VALIDATION = {
+    "standalone": "standalone",
+    "sequential, same_cut": '`sequential`, `client-sync="same_cut"`',
+    "sequential, prefix": '**`sequential`, `client-sync="prefix"`**',
+    "sflv2, same_cut": 'SFLV2, `client-sync="same_cut"`',
+    "averaging, global, cut": '**`averaging`, `aggregate-scope="global"`**',
+    "averaging, global, own": '`averaging`, `aggregate-scope="global"`, `statistics="own"`',
+}
+MORE = {
+    "sequential": '`sequential`, `client-sync="none"`',
+    "sequential, same_cut, own": '`sequential`, `client-sync="same_cut"`, `statistics="own"`',
+    "sequential, prefix, shuffled turns": '`sequential`, `turns="shuffled"`',
+    "sequential, prefix, server's rate 0.025": "`sequential`, `server-lr=0.025`, half of the devices'",
+    "sequential, prefix, server's rate 0.1": "`sequential`, `server-lr=0.1`, twice the devices'",
+    "sequential, prefix, groups": '`sequential`, `network.norm="group"`',
+    "sflv2, prefix": 'SFLV2, `client-sync="prefix"`',
+    "averaging, shared": '`averaging`, `aggregate-scope="server"`, `statistics="shared"`',
+    "averaging, cut": '`averaging`, `aggregate-scope="server"`, `statistics="cut"`',
+    "averaging, own": '`averaging`, `aggregate-scope="server"`, `statistics="own"`',
+    "averaging, global, own, server's rate 0.1": '`averaging`, `statistics="own"`, `server-lr=0.1`',
+    "averaging, global, groups": '`averaging`, `network.norm="group"`',
+    "standalone, groups": 'standalone, `network.norm="group"`',
+}
 STREAMS = {
     "slim ResNet, cut 1, fp32 / bf16": ("resnet_slim, cut 1, sequential, fp32", "resnet_slim, cut 1, sequential, bf16"),
     "slim ResNet, cut 3, fp32 / bf16": ("resnet_slim, cut 3, sequential, fp32", "resnet_slim, cut 3, sequential, bf16"),
     "ResNet-18, cut 3 / cut 7, fp32": ("resnet18, cut 3, sequential, fp32", "resnet18, cut 7, sequential, fp32"),
 }
 CUTS = ("2", "3", "4")
-SIX = ("sequential", "sequential, by cut", "bf16", "uint8")  # variants with six seeds
 Runs = Mapping[int, study.Cell]  # by seed
 
 
 def figures(read: Read) -> Figures:
     """Return every figure of Hetero-SplitEE's sections."""
-    header = ("", "device's exit", "server's exit", "gated by entropy, answered locally")
-    all_ = {variant: _runs(read, variant) for variant in SPLIT}
-    base, long = all_["sequential"], read("split_accuracy_long")
+    tested = {variant: study.cells(read("split_accuracy"), variant) for variant in SPLIT}
+    chosen, codings = read("split_validation"), read("split_codings")
 
     def coding_loss(coding: str) -> str:
-        mean, deviation = study.gain(_runs(read, coding), base, study.last_exit)
+        runs = (study.cells(codings, variant) for variant in (coding, "sequential"))
+        mean, deviation = study.gain(*runs, study.last_exit)
         return f"{percent(-mean)} ± {percent(deviation)}"
 
-    def long_exit(variant: str) -> str:
-        return percent(study.over_seeds(study.cells(long, variant), study.last_exit)[0])
+    def over(variant: str, other: str) -> str:
+        return gain_between(study.interval(tested[variant], tested[other], study.last_exit), 1)
 
-    def long_exits(variant: str) -> str:
-        return ", ".join(percent(_at_cut(study.cells(long, variant), cut, -1)) for cut in CUTS)
+    def by_cut(variant: str, exit_: int) -> str:
+        return ", ".join(percent(_at_cut(tested[variant], cut, exit_)) for cut in CUTS)
 
     return {
         "split": table(
-            (*header, "server's exit against sequential"),
-            (_split_row(title, variant, all_[variant], base) for variant, title in SPLIT.items()),
+            (
+                "", "device's exit", "server's exit", "gated by entropy, answered locally",
+                "server's exit over standalone",
+            ),
+            (_split_row(title, variant, tested) for variant, title in SPLIT.items()),
         ),
-        "over_standalone": over_standalone(read),
-        "no_gradient": percent(study.gain(all_["sflv2"], base, study.last_exit)[0]),
+        "validation": _validated(chosen, VALIDATION),
+        "tried": _validated(read("split_validation_more"), MORE),
+        "sequential_over_sflv2": over("sequential", "sflv2"),
+        "averaging_over_sflv1": over("averaging", "sflv1"),
+        "averaging_over_sflv2": over("averaging", "sflv2"),
+        "averaging_over_sequential": over("averaging", "sequential"),
+        "averaging": _mean(tested["averaging"]),
+        "sequential": _mean(tested["sequential"]),
+        "averaging_over_standalone": over("averaging", "standalone"),
+        "sequential_over_standalone": over("sequential", "standalone"),
+        "published_sequential_over": over("sequential, published", "standalone"),
+        "published_averaging_over": over("averaging, published", "standalone"),
         **{
-            name: percent(study.over_seeds(_runs(read, variant), study.last_exit)[0])
-            for name, variant in {
-                "averaging": "averaging",
-                "standalone": "standalone",
-                "averaging_never": "averaging, never",
-                "averaging_global": "averaging, global",
-            }.items()
+            f"{side}_by_cut_{variant}": by_cut(variant, exit_)
+            for variant in ("sequential", "averaging")
+            for side, exit_ in (("device", 0), ("server", -1))
         },
-        **{
-            f"long_{name}": long_exit(variant)
-            for name, variant in {
-                "averaging": "averaging",
-                "averaging_global": "averaging, global",
-                "standalone": "standalone",
-                "sequential": "sequential",
-                "by_cut": "sequential, by cut",
-                "prefix": "sequential, prefix",
-                "prefix_by_cut": "sequential, prefix, by cut",
-            }.items()
-        },
-        "long_sequential_cuts": long_exits("sequential"),
-        "long_by_cut_cuts": long_exits("sequential, by cut"),
-        "device_by_cut": ", ".join(percent(_at_cut(base, cut, 0)) for cut in CUTS),
-        "server_by_cut": ", ".join(percent(_at_cut(base, cut, -1)) for cut in CUTS),
         "bf16_loss": coding_loss("bf16"),
         "uint8_loss": coding_loss("uint8"),
         **_streams(read),
-    }
+    }  # fmt: skip
 
 
-def over_standalone(read: Read) -> str:
-    """Return how many points sequential training gains over devices that train alone, by seed."""
-    return percent(-study.gain(_runs(read, "standalone"), _runs(read, "sequential"), study.last_exit)[0])
+def over_standalone(read: Read, variant: str) -> str:
+    """Return how many points a variant's server gains over devices that train alone, by seed, with its interval."""
+    result = read("split_accuracy")
+    return gain_between(
+        study.interval(study.cells(result, variant), study.cells(result, "standalone"), study.last_exit), 1
+    )
 
 
 def server_exit(read: Read, variant: str) -> str:
     """Return a variant's accuracy at the server's exit."""
-    return spread(study.over_seeds(_runs(read, variant), study.last_exit))
+    return spread(study.over_seeds(study.cells(read("split_accuracy"), variant), study.last_exit))
 
 
-def _runs(read: Read, variant: str) -> Runs:
-    """Return a variant's runs, of six seeds where there are as many."""
-    return study.cells(read("split_codings" if variant in SIX else "split_accuracy"), variant)
+def _validated(result: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+    """Return a table of a study's variants: the server's exit for each seed, and means over the seeds."""
+    rows = []
+    for variant, title in titles.items():
+        if variant in result["variants"]:
+            runs = study.cells(result, variant)
+            server = (percent(study.last_exit(runs[seed])) if seed in runs else "" for seed in result["seeds"])
+            device = study.exit_means(runs)[0] if _has_exit(variant) else None
+            gated = percent(_tuned(runs, _accuracy)) if _has_exit(variant) else ""
+            rows.append((title, *server, _mean(runs), "" if device is None else percent(device), gated))
+    seeds = [f"server's exit, seed {seed}" for seed in result["seeds"]]
+    one = len(seeds) == 1
+    header = ("", *seeds, "mean", "device's exit", "gated")
+    kept = [index for index in range(len(header)) if not one or header[index] != "mean"]
+    return table([header[index] for index in kept], ([row[index] for index in kept] for row in rows))
+
+
+def _mean(runs: Runs) -> str:
+    return percent(study.over_seeds(runs, study.last_exit)[0])
+
+
+def _has_exit(variant: str) -> bool:
+    """Return whether devices train an exit of their own before the server's; with returned gradients they do not."""
+    return not variant.startswith(("sflv", "standalone"))
 
 
 def _at_cut(runs: Runs, cut: str, exit_: int) -> float:
@@ -105,17 +140,19 @@ def _at_cut(runs: Runs, cut: str, exit_: int) -> float:
     return statistics.fmean(run["client_accuracy"]["by_part"][cut]["exits"][exit_] for run in runs.values())
 
 
-def _split_row(title: str, variant: str, runs: Runs, base: Runs) -> Sequence[str]:
+def _split_row(title: str, variant: str, tested: Mapping[str, Runs]) -> Sequence[str]:
+    runs = tested[variant]
     *early, _ = study.exit_means(runs)
-    leaves = bool(early) and variant not in NO_EXIT
+    leaves = bool(early) and _has_exit(variant)
     first = spread(study.over_seeds(runs, lambda run: float(study.measured(run)["exits"][0])))
     device = first if len(early) == 1 else exits(early)
+    alone = study.interval(runs, tested["standalone"], study.last_exit)
     return (
         title,
-        "no exit" if variant in NO_EXIT else device,
+        device if leaves else "no exit" if early else "",
         spread(study.over_seeds(runs, study.last_exit)),
         f"{percent(_tuned(runs, _accuracy))}, {percent(_tuned(runs, _answered_here), 0)} %" if leaves else "",
-        "" if variant == "sequential" else gain(study.gain(runs, base, study.last_exit)),
+        "" if variant == "standalone" else gain_between(alone, 1),
     )
 
 

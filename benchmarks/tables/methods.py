@@ -44,9 +44,11 @@ def _personal(read: Read) -> str:
 
 
 def _hetero_splitee(read: Read) -> str:
-    exit_, gain = hetero_splitee.server_exit(read, "sequential"), hetero_splitee.over_standalone(read)
-    averaging = hetero_splitee.server_exit(read, "averaging")
-    return f"{exit_} % on CIFAR-10 at 16x16, {gain} points over devices alone; `averaging` {averaging} %, not better"
+    modes = (
+        f"`{mode}` {hetero_splitee.server_exit(read, mode)} %, {hetero_splitee.over_standalone(read, mode)}"
+        for mode in ("averaging", "sequential")
+    )
+    return f"points over devices alone, CIFAR-10 at 16x16: {'; '.join(modes)}"
 
 
 def _distree(read: Read) -> str:

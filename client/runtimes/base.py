@@ -43,6 +43,10 @@ class Runtime(Protocol):
         """Units of a split network's device half; 0: not split."""
 
     @property
+    def client(self) -> int | None:
+        """Whose device half of a split network it is; None: not known."""
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Class names, index = label."""
 

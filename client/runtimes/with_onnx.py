@@ -122,7 +122,7 @@ class OnnxNetwork:
 
     def __init__(self, graphs: Graphs, exported: Exported) -> None:
         self.graphs = graphs
-        self.run, self.cut, self.classes = exported.run, exported.cut, exported.classes
+        self.run, self.cut, self.client, self.classes = exported.run, exported.cut, exported.client, exported.classes
         self.takes, self.policy = Takes(exported.shape, exported.vocabulary), exported.exit_policy()
         self.macs = tuple(segment.macs for segment in exported.segments)
         self.feature_shape = exported.feature_shape

@@ -14,6 +14,7 @@ from common.devices import keep_memory, pick_device
 from common.errors import UserError
 from common.networks import cost_table
 from common.storage.model_file import StoredModel, load_model
+from strategies.hetero_splitee.origin import CLIENT
 from strategies.hetero_splitee.statistics import SERVER_HALF
 
 
@@ -24,6 +25,7 @@ class TorchNetwork:
         self._device = device
         self.network, self._normalise = stored.network.to(device), stored.normalizer.to(device)
         self.run, self.cut, self.classes, self.policy = stored.run, stored.cut, stored.classes, stored.policy
+        self.client: int | None = stored.values.get(CLIENT)
         self.takes = Takes(stored.network.input_shape, stored.network.vocabulary)
         self._stored = stored
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -21,7 +22,7 @@ from common.networks.base import (
 from common.networks.cost import CostTable, UnitCost, cost_table
 from common.networks.outside import check_network, outside_trunk
 from common.plugins import REFERENCE, is_reference
-from common.sections.networks import BACKBONES, default_exits, input_mistake, position_mistakes
+from common.sections.networks import BACKBONES, NORMS, default_exits, input_mistake, norm_mistake, position_mistakes
 from common.seeding import seeded
 
 __all__ = [
@@ -58,6 +59,7 @@ class NetworkSpec:
     pretrained: str = ""  # a .safetensors file or a Hugging Face hub id; empty: random weights
     vocabulary: int = 0  # number of token ids; 0: images
     recurrent: int = 0  # width of the exits' tokens for one shared, recurrent classifier (ReeFL); 0: one per exit
+    norm: str = "batch"  # "group": GroupNorm in the place of batch norm
 
     def without_weights(self) -> "NetworkSpec":
         """Return the spec without its file of weights."""
@@ -65,8 +67,8 @@ class NetworkSpec:
 
     def plain(self) -> dict[str, Any]:
         """Return the fields for JSON; an older installation reads them unless the network needs a newer one."""
-        values = asdict(self)
-        return values if self.recurrent else {key: values[key] for key in values if key != "recurrent"}
+        newer = {"recurrent": 0, "norm": "batch"}
+        return {key: value for key, value in asdict(self).items() if key not in newer or value != newer[key]}
 
     def to_json(self) -> str:
         """Return the spec as one line of JSON."""
@@ -103,7 +105,7 @@ def build(spec: NetworkSpec, seed: int) -> EarlyExitNetwork:
 
     Raises:
         UserError: the name is unknown; exits, tiers, width, input shape or class count are impossible; LoRA needs
-            attention; or the pretrained file is missing or does not fit.
+            attention, GroupNorm a network of convolutions; or the pretrained file is missing or does not fit.
     """
     outside = is_reference(spec.name)
     if not outside and spec.name not in backbones():
@@ -111,6 +113,8 @@ def build(spec: NetworkSpec, seed: int) -> EarlyExitNetwork:
     _check_numbers(spec)
     with seeded("trunk", seed):
         trunk = outside_trunk(spec.name, spec) if outside else _trunk(spec)
+    if spec.norm == "group":
+        trunk = _by_groups(trunk, spec.name)
     default = default_exits(spec.name) or trunk.exits or tuple(range(1, len(trunk.units) + 1))
     if problems := position_mistakes(spec.name, spec.exits, spec.tiers, default):
         raise UserError("; ".join(problems))
@@ -175,8 +179,11 @@ def _check_numbers(spec: NetworkSpec) -> None:
     for key, value in {**amounts, **others}.items():
         if value < 0:
             raise UserError(f"{key} is {value}, must be at least 0")
-    if problem := input_mistake(spec.name, texts=bool(spec.vocabulary)):
-        raise UserError(problem)
+    if spec.norm not in NORMS:
+        raise UserError(f"network.norm is {spec.norm!r}, must be one of {', '.join(NORMS)}")
+    for problem in (input_mistake(spec.name, texts=bool(spec.vocabulary)), norm_mistake(spec.name, spec.norm)):
+        if problem:
+            raise UserError(problem)
     axes = ("length",) if spec.vocabulary else ("channels", "height", "width")
     if len(spec.input_shape) != len(axes) or min(spec.input_shape) < 1:
         raise UserError(f"the data's shape is {spec.input_shape}, must be ({', '.join(axes)}) of 1 or more")
@@ -192,6 +199,13 @@ def _recurrent(spec: NetworkSpec, exits: int, seed: int) -> nn.Module:
         )
     with seeded("recurrent exit", seed):
         return RecurrentExit(spec.recurrent, exits, spec.num_classes)
+
+
+def _by_groups(trunk: Trunk, name: str) -> Trunk:
+    """Return a trunk that normalises by groups of channels; raises `UserError`."""
+    from common.networks.norms import head_by_groups, normalised_by_groups
+
+    return replace(trunk, units=normalised_by_groups(trunk.units, name), head=partial(head_by_groups, trunk.head))
 
 
 def _trunk(spec: NetworkSpec) -> Trunk:

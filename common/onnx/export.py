@@ -55,6 +55,7 @@ class Description:
     normalizer: Normalizer
     policy: ThresholdPolicy
     cut: int = 0
+    client: int | None = None
 
 
 class _Segment(nn.Module):
@@ -183,12 +184,13 @@ def write_export(
     exported = Exported.model_validate({
         "kind": about.kind, "run": about.run, "network": about.backbone, "classes": about.classes,
         "exits": network.exit_positions, "carries": carries(network), "cut": about.cut,
-        "feature_shape": feature_shape, "input": _input(network, about.normalizer),
+        "client": about.client, "feature_shape": feature_shape, "input": _input(network, about.normalizer),
         "policy": json.loads(about.policy.to_json()), "segments": segments, "student": student,
         "quantization": quantization, "largest_difference": largest_difference,
         "versions": {name: version(name) for name in MADE_BY},
     })  # fmt: skip
-    write_text(out / FILE, json.dumps(exported.model_dump(mode="json"), indent=1) + "\n")
+    absent = {"client"} if exported.client is None else None  # which an older installation does not know
+    write_text(out / FILE, json.dumps(exported.model_dump(mode="json", exclude=absent), indent=1) + "\n")
     return exported
 
 

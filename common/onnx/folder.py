@@ -106,6 +106,7 @@ class Exported(Plain):
     carries: bool = False  # each segment hands something to the next one's exit: in an ensemble, or to recurrent exits
     cut: int = 0  # units of a split network's device half
     feature_shape: tuple[int, ...] = ()  # of one sample at the cut
+    client: int | None = None  # whose device half
     input: Images | Texts = Field(discriminator="kind")
     policy: dict[str, Any]  # see `ThresholdPolicy.to_json`; of a student it is not used
     segments: tuple[Segment, ...] = Field(min_length=1)

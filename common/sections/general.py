@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from common.sections.networks import BackboneName, position_mistakes, weight_mistakes
+from common.sections.networks import BackboneName, norm_mistake, position_mistakes, weight_mistakes
 from common.settings import DistinctInts, DistinctWords, Settings, like
 
 PATIENCE = 3600.0  # real seconds that a client may take, unless `round.deadline` says otherwise
@@ -141,6 +141,8 @@ class NetworkSection(Settings):
     """exits of each depth tier, rising, the last one all exits; empty: every exit ends a tier"""
     width: int = Field(0, ge=0)
     """first stage's channels, embedding length, or a Wide ResNet's factor; 0: the backbone's own"""
+    norm: Literal["batch", "group"] = "batch"
+    """group: GroupNorm for batch norm, in plain networks after each convolution; not for transformers"""
     lora_rank: int = Field(0, ge=0)
     """rank of the adapters; 0: train every parameter. Frozen weights travel down, not up"""
     pretrained: str = ""
@@ -149,7 +151,8 @@ class NetworkSection(Settings):
     def other_mistakes(self) -> list[str]:
         """Check everything against the backbone."""
         found = position_mistakes(self.name, self.exits, self.tiers)
-        return found + weight_mistakes(self.name, self.lora_rank, self.pretrained)
+        found += weight_mistakes(self.name, self.lora_rank, self.pretrained)
+        return found + [problem for problem in [norm_mistake(self.name, self.norm)] if problem]
 
 
 class RoundSection(Settings):

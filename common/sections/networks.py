@@ -29,6 +29,7 @@ BACKBONES = {
 
 ATTENTION = ("transformer", "vit")  # modules whose backbones take LoRA adapters
 PRETRAINED = ("vit",)  # and pretrained weights
+NORMS = ("batch", "group")  # the first is each backbone's own normalisation
 
 BackboneName = Annotated[str, Name(tuple(BACKBONES))]
 
@@ -67,6 +68,15 @@ def weight_mistakes(name: str, lora_rank: int, pretrained: str) -> list[str]:
         problem = f"network.pretrained is {pretrained!r}, but network.name {name!r} takes none"
         found.append(f"{problem}: leave it empty, or choose one of {_made_by(PRETRAINED)}")
     return found
+
+
+def norm_mistake(name: str, norm: str) -> str:
+    """Return the sentence for a normalisation that this backbone cannot have; empty if it can."""
+    if norm == "batch" or is_reference(name) or name not in BACKBONES or BACKBONES[name].module not in ATTENTION:
+        return ""
+    others = ", ".join(other for other, backbone in BACKBONES.items() if backbone.module not in ATTENTION)
+    problem = f"network.norm is {norm!r}, but network.name {name!r} is a transformer and keeps its LayerNorm"
+    return f"{problem}: set it to batch, or choose one of {others}"
 
 
 def _made_by(modules: tuple[str, ...]) -> str:

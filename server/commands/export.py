@@ -26,6 +26,7 @@ from strategies.callbacks.report.records import load_run
 from strategies.configuration import read_config
 from strategies.distree.model.stored import FILE as STUDENTS
 from strategies.distree.model.stored import StoredStudent, load_student, load_students, student_file
+from strategies.hetero_splitee.origin import CLIENT
 from strategies.hetero_splitee.statistics import SERVER_HALF
 
 FOLDER = "onnx"  # beside the model, unless --out names another
@@ -87,7 +88,7 @@ def export_model(stored: StoredModel, out: Path, samples: SampleSet | None = Non
         graphs, policy, quantization = small.graphs, small.policy, small.costs
     about = Description(
         "split" if stored.cut else "network", stored.run, stored.spec.name, stored.classes, stored.normalizer, policy,
-        stored.cut,
+        stored.cut, stored.values.get(CLIENT),
     )  # fmt: skip
     return write_export(out, network, graphs, about, largest_difference=apart, quantization=quantization)
 

@@ -14,7 +14,7 @@ from common.rpc.methods import SPLIT
 from common.storage.model_file import FILE, StoredModel, load_model
 from strategies.hetero_splitee.offload import Suffixes
 from strategies.hetero_splitee.service import Expected, SplitService
-from strategies.hetero_splitee.statistics import SERVER_HALF, statistics_by_cut
+from strategies.hetero_splitee.statistics import SERVER_HALF, statistics_of
 
 CALLS = 64  # open at a time; one is computed, the others wait
 
@@ -26,10 +26,10 @@ def run(options: argparse.Namespace) -> int:
     stored = load_server(options.model)
     keep_memory()
     try:
-        statistics = statistics_by_cut(stored.others)
+        running = statistics_of(stored.others)
     except ValueError as error:
         raise UserError(f"--model {options.model} does not hold a whole model: {error}") from error
-    suffixes = Suffixes(stored.network, pick_device(options.device), statistics)
+    suffixes = Suffixes(stored.network, pick_device(options.device), running)
     folder = options.model if options.model.is_dir() else options.model.parent
     reached = standalone.access(options, folder, "offload.token")
     expected = Expected(stored.run, suffixes.shapes, stored.network.num_classes, options.batch)

@@ -11,8 +11,18 @@ from common.networks import EarlyExitNetwork
 from common.storage.client_store import ClientState, ClientStore
 from common.weights.flat import StateDict
 from common.weights.layers import LayerMean
-from strategies.hetero_splitee.learner import MOMENTUM, Learner, Sgd, StepResult, final_logits, server_part, train_step
+from strategies.hetero_splitee.learner import (
+    MOMENTUM,
+    Learner,
+    Sgd,
+    StepResult,
+    final_logits,
+    server_part,
+    statistics,
+    train_step,
+)
 from strategies.hetero_splitee.settings import SplitEESettings
+from strategies.hetero_splitee.statistics import RunningStatistics, statistics_of
 from strategies.hetero_splitee.vectorised import train_together
 
 DEVICE = "device."  # in the store, the prefix of the keys of a device's layers
@@ -34,7 +44,11 @@ class Averaging:
        copies are in memory.
     2. Every `period` rounds, each layer is averaged over all copies that hold it and were trained since the last
        average, weighted by their clients' samples. All clients continue from the average; each keeps its own momentum.
-       With scope "global" each layer is averaged over all clients, on whichever side they hold it (DTFL).
+       With scope "global" each layer is averaged over all clients, on whichever side they hold it, and a device's exit
+       over the clients of its cut (DTFL).
+
+    Batch norm's running statistics follow `splitee.statistics`: a client keeps its own, or continues from the mean of
+    its cut's copies, or from the mean of all. A new client has its cut's, else the average's.
 
     A new client starts from the last average, at first from the seed's weights. A client whose cut has changed keeps
     the layers that its copy had; the others come from the last average.
@@ -50,6 +64,8 @@ class Averaging:
             key: value.cpu().clone() for key, value in network.state_dict().items() if key.startswith(("units.", last))
         }
         self.averaged = 0  # round
+        self.running = RunningStatistics(settings.statistics)
+        self._buffers = statistics(network).keys()
         self.kept: dict[int, Kept] = {}
         self.copies: dict[int, Learner] = {}  # of this round's clients
         self._guest: tuple[tuple[int, int], Learner] | None = None  # the last copy evaluated outside its rounds
@@ -96,7 +112,9 @@ class Averaging:
             devices: with scope "global" the device parts of these clients by key, otherwise empty.
         """
         for client in sorted(samples):
-            self.kept[client] = Kept(self.round, self.copies[client].network.start, samples[client])
+            part = self.copies[client].network
+            self.kept[client] = Kept(self.round, part.start, samples[client])
+            self.running.keep(client, part.start, statistics(part))
         if self.settings.aggregates(self.round):
             self._aggregate(devices)
         for client in sorted(samples):
@@ -118,50 +136,54 @@ class Averaging:
         return final_logits(copy.network, features.to(self.device))
 
     def model(self) -> StateDict:
-        """Return a copy of the last average by key: all units and the last exit."""
+        """Return a copy of the last average by key: all units, the last exit, with scope "global" those at cuts."""
         return {key: value.clone() for key, value in self.average.items()}
 
-    def statistics(self) -> dict[int, StateDict]:
-        """Return no statistics: each copy has its own, and the average has their mean."""
-        return {}
+    def statistics(self) -> RunningStatistics:
+        """Return the running statistics beside the average's, as of the last finished round."""
+        return self.running
 
     def held_bytes(self) -> int:
-        """Return the bytes of the average and of the copies in memory, their statistics and momenta included."""
+        """Return the bytes of the average, of the copies in memory with their momenta, and of all statistics."""
         states = [self.average, *(copy.state_dict() for copy in self.copies.values())]
-        return sum(value.nbytes for state in states for value in state.values())
+        return sum(value.nbytes for state in states for value in state.values()) + self.running.nbytes()
 
     def state_dict(self) -> tuple[StateDict, dict[str, Any]]:
         """Return tensors and plain values for a checkpoint; the copies are in the store."""
-        return self.model(), {
+        return self.running.beside(self.model()), {
             "averaged": self.averaged,
             "kept": [[client, *astuple(kept)] for client, kept in sorted(self.kept.items())],
         }
 
     def load_state_dict(self, tensors: StateDict, values: Mapping[str, Any]) -> None:
         """Restore the result of `state_dict`."""
-        self.average, self.averaged = dict(tensors), int(values["averaged"])
+        self.running = statistics_of(tensors, self.settings.statistics)
+        self.average = {key: value for key, value in tensors.items() if key.startswith(("units.", "exits."))}
+        self.averaged = int(values["averaged"])
         self.kept = {client: Kept(*rest) for client, *rest in values["kept"]}
         self.copies, self._guest = {}, None
 
     def _aggregate(self, devices: Mapping[int, StateDict]) -> None:
-        mean = LayerMean()
+        mean, sets = LayerMean(), list[tuple[int, float, StateDict]]()
         for client, kept in sorted(self.kept.items()):
             if kept.round > self.averaged:
                 model = self._own(client, devices) if kept.round == self.round else self._stored(client)
-                # exits of devices are not averaged: no other client's model has them
+                # a device's exit has its cut in its key
                 mean.add({key.removeprefix(DEVICE): value for key, value in model.items()}, kept.samples)
+                sets.append((kept.cut, kept.samples, {k: v for k, v in model.items() if k in self._buffers}))
+        self.running.average(sets)
         self.average |= mean.result()
         self.averaged = self.round
 
     def _own(self, client: int, devices: Mapping[int, StateDict]) -> StateDict:
-        """Return a client's layers that are averaged: its copy and, with scope "global", its device's units."""
+        """Return a client's averaged layers: its copy and, with scope "global", its device's units and exit."""
         copy = self.copies[client].network
         own = {key: value.detach().cpu() for key, value in copy.state_dict().items()}
-        if self.settings.aggregate_scope == "global":
+        if self.settings.scope == "global":
             units = {key: value for key, value in devices[client].items() if key.startswith("units.")}
             if {int(key.split(".")[1]) for key in units} != set(range(copy.start)):
                 raise ValueError(f"client {client}: its device's layers are not those before its cut {copy.start}")
-            own |= {DEVICE + key: value.cpu() for key, value in units.items()}
+            own |= {DEVICE + key: value.cpu() for key, value in devices[client].items()}
         return own
 
     def _stored(self, client: int) -> StateDict:
@@ -169,11 +191,11 @@ class Averaging:
         return {key: value for key, value in state.tensors.items() if not key.startswith(MOMENTUM)}
 
     def _read(self, client: int, cut: int, *, prune: bool = True) -> Learner:
-        """Return a client's copy for this cut: its stored layers, and the last average for the rest."""
+        """Return a client's copy for this cut: its stored layers, else its statistics and the average."""
         kept = self.kept.get(client)
         state = self.store.load(client, kept.round if kept else 0, prune=prune).tensors
         if kept and kept.round <= self.averaged:  # the average is newer
             state = {key: value for key, value in state.items() if key.startswith(MOMENTUM)}
         copy = Learner.copy_of(server_part(self.network, cut), self.device)
-        copy.load_state_dict({**self.average, **state})
+        copy.load_state_dict(self.average | self.running.of(client, cut) | state)
         return copy

@@ -11,6 +11,7 @@ Units, exit and momentum stay with the client from round to round.
 """
 
 from collections.abc import Generator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,11 +25,12 @@ from common.sections.stream import StreamSettings
 from common.seeding import derive_seed, generator, seed_global
 from common.storage.client_store import ClientState
 from common.storage.model_file import FILE, ModelInfo, save_model
-from common.weights.flat import FlatState
+from common.weights.flat import FlatState, StateDict
 from strategies.hetero_splitee.client_step import finish, forward, local_step
-from strategies.hetero_splitee.learner import MOMENTUM, Learner, Sgd
+from strategies.hetero_splitee.learner import MOMENTUM, Learner, Sgd, statistics
+from strategies.hetero_splitee.origin import CLIENT, Origin
 from strategies.hetero_splitee.settings import SplitEESettings
-from strategies.hetero_splitee.stream import FeatureStream, Origin, offload
+from strategies.hetero_splitee.stream import FeatureStream, offload
 from strategies.method import Job, Outcome
 
 ADDRESS, TOKEN, CERTIFICATE, MESSAGE_BYTES = "address", "token", "certificate", "message_bytes"  # the stream's facts
@@ -39,10 +41,16 @@ class SplitTraining:
     """Trains a device's part and streams what comes out of it."""
 
     def load(self, job: Job, state: FlatState) -> None:
-        """Take the client's own part, what it never had from the server, and the server's average where it is newer."""
+        """Take the client's own part, what it never had from the server, and the server's average where it is newer.
+
+        With `splitee.statistics="own"` the client's own running statistics stay.
+        """
         sent, fresh = state.state_dict(), set(job.client_values.get(FRESH, ()))
         newer = {key: value for key, value in sent.items() if module_of(key) in fresh}
-        job.model.load_dict({**job.initial(), **sent, **job.kept.tensors, **newer})
+        stay: StateDict = {}
+        if job.config.of(SplitEESettings).statistics == "own":
+            stay = {key: job.kept.tensors[key] for key in statistics(job.model.module) if key in job.kept.tensors}
+        job.model.load_dict({**job.initial(), **sent, **job.kept.tensors, **newer, **stay})
 
     def steps(self, job: Job) -> Generator[None, None, Outcome]:
         """Train for a round; at every `yield` the node's other clients take their turn.
@@ -90,7 +98,8 @@ class SplitTraining:
 
     def store(self, job: Job, folder: Path, info: ModelInfo) -> None:
         """Write the device's part."""
-        save_model(folder / FILE, job.network.state_dict(), info)
+        whose = replace(info, values={**info.values, CLIENT: job.client})
+        save_model(folder / FILE, job.network.state_dict(), whose)
 
     def _learner(self, job: Job) -> Learner:
         device = Learner(job.model)

@@ -82,12 +82,12 @@ def statistics(part: EarlyExitNetwork) -> StateDict:
 def with_statistics(part: EarlyExitNetwork, initial: Mapping[str, Tensor] | None = None) -> EarlyExitNetwork:
     """Return a copy of a part that SHARES its parameters but has its own running statistics.
 
-    They start as `initial` by key; None: as those of the part.
+    They start as `initial` by key where it has them, else as those of the part.
     """
     # deepcopy does not copy objects in its memo, so both parts have the same parameter objects
     own = copy.deepcopy(part, {id(weight): weight for weight in part.parameters()})
-    if initial is not None:
-        for key, value in statistics(own).items():
+    for key, value in statistics(own).items():
+        if initial and key in initial:
             value.copy_(initial[key])
     return own
 

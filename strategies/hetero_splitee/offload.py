@@ -6,21 +6,21 @@ import torch
 from torch import Tensor
 
 from common.networks import EarlyExitNetwork
-from common.weights.flat import StateDict
 from strategies.hetero_splitee.learner import server_part, with_statistics
 from strategies.hetero_splitee.remote import OVERHEAD, bytes_per_sample
+from strategies.hetero_splitee.statistics import RunningStatistics
 
 
 class Suffixes:
     """The layers after every cut of a finished network; parts share its parameters. Not thread-safe."""
 
     def __init__(
-        self, network: EarlyExitNetwork, device: torch.device, statistics: Mapping[int, StateDict] | None = None
+        self, network: EarlyExitNetwork, device: torch.device, running: RunningStatistics | None = None
     ) -> None:
-        """`network` is a whole network; `statistics` are the running statistics of cuts that have their own."""
-        network, own = network.to(device).eval(), statistics or {}
+        """`network` is a whole network; `running` are the statistics of cuts and clients that have their own."""
+        network, self.running = network.to(device).eval(), running or RunningStatistics()
         self.device, self.parts = device, {cut: server_part(network, cut) for cut in range(1, network.end)}
-        self.parts |= {cut: with_statistics(part, own[cut]) for cut, part in self.parts.items() if cut in own}
+        self._last: tuple[tuple[int, int], EarlyExitNetwork] | None = None  # of the client that asked last
         with torch.no_grad():
             x = network.example(1).to(device)
             shapes = {cut: tuple(network.features_at(x, cut).shape[1:]) for cut in self.parts}
@@ -28,9 +28,16 @@ class Suffixes:
 
     @torch.no_grad()
     def logits(self, client: int, cut: int, features: Tensor) -> Tensor:
-        """Return the last exit's logits (B, classes) of features (B, ...) at a cut, the same for every client."""
-        return self.parts[cut](features.to(self.device))[-1].cpu()
+        """Return the last exit's logits (B, classes) of features (B, ...) at a cut, with this client's statistics."""
+        return self._part(client, cut)(features.to(self.device))[-1].cpu()
 
     def message_bytes(self, batch: int) -> int:
         """Return the maximum size of a message of `batch` samples, in bytes."""
         return OVERHEAD + batch * max(bytes_per_sample(shape) for shape in self.shapes.values())
+
+    def _part(self, client: int, cut: int) -> EarlyExitNetwork:
+        if not (own := self.running.of(client, cut)):
+            return self.parts[cut]
+        if self._last is None or self._last[0] != (client, cut):
+            self._last = (client, cut), with_statistics(self.parts[cut], own).eval()
+        return self._last[1]

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from common.rpc.split_pb2 import Header
 
+CLIENT = "client"  # plain value of a device's stored part: whose it is
+NOBODY = 2**32 - 1  # stands for a client that is not known
+
 
 @dataclass(frozen=True)
 class Origin:

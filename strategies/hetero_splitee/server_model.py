@@ -13,6 +13,7 @@ from strategies.hetero_splitee.averaging import Averaging
 from strategies.hetero_splitee.learner import Sgd, StepResult
 from strategies.hetero_splitee.sequential import Sequential
 from strategies.hetero_splitee.settings import SplitEESettings
+from strategies.hetero_splitee.statistics import RunningStatistics
 
 
 class ServerModel(Protocol):
@@ -27,7 +28,7 @@ class ServerModel(Protocol):
         ...
 
     def step_many(self, batches: Mapping[int, tuple[Tensor, Tensor]]) -> dict[int, StepResult]:
-        """Train on one batch (features, labels) per client; the results are in client order."""
+        """Train on one batch (features, labels) per client; the order of a sequential model's clients matters."""
         ...
 
     def close_round(self, samples: Mapping[int, int], devices: Mapping[int, StateDict]) -> tuple[int, ...]:
@@ -46,8 +47,8 @@ class ServerModel(Protocol):
         """Return a copy of the server's layers by key, at least all from the second unit on."""
         ...
 
-    def statistics(self) -> dict[int, StateDict]:
-        """Return a copy of the running statistics of each cut that has its own beside `model`'s."""
+    def statistics(self) -> RunningStatistics:
+        """Return the running statistics of clients and cuts that have their own beside `model`'s, between rounds."""
         ...
 
     def held_bytes(self) -> int:

@@ -26,17 +26,20 @@ class SplitEESettings(Settings):
     granularity: Literal["batch", "epoch"] = "batch"
     """sequential: clients take turns by mini-batch, or by full local epoch"""
     # Not in the paper. Features differ between cuts, and running statistics cover the last ~20 batches only
-    statistics: Literal["cut", "shared"] = "cut"
-    """sequential: batch norm's running statistics by cut; shared: one set for all cuts"""
-    # Reconstructed: the paper ties aggregation to the server models; "global" is what DTFL does
-    aggregate_scope: Literal["server", "global"] = "server"
-    """averaging: global averages devices' layers along with the server's copies"""
+    statistics: Literal["own", "cut", "shared"] = "cut"
+    """batch norm's running statistics, on both sides: own: each client's; by cut; shared: one set for all"""
+    # Unknown in the paper
+    turns: Literal["fixed", "shuffled"] = "fixed"
+    """sequential: order of clients in a turn: by id, or drawn for each round"""
+    # Reconstructed: the paper ties aggregation to the server models ("server"); "global" is what DTFL does, and better
+    aggregate_scope: Literal["auto", "server", "global"] = "auto"
+    """averaging: global averages devices' layers along with the server's copies; auto: global without client-sync"""
     # Reconstructed ("periodic" in the paper): SFLV1 and DTFL aggregate after every local epoch
     period: int = Field(1, ge=1)
     """rounds between aggregations, of server copies and of devices"""
-    # Reconstructed: the paper mentions no upload of device weights
-    client_sync: Literal["none", "same_cut", "prefix"] = "none"
-    """same_cut: average devices with equal cuts; prefix: each unit over all its holders"""
+    # Reconstructed: the paper mentions no upload of device weights ("none"); a shared server is better with it
+    client_sync: Literal["auto", "none", "same_cut", "prefix"] = "auto"
+    """same_cut: average devices with equal cuts; prefix: each unit over all its holders; auto: prefix, if sequential"""
     gradient: Literal["stop", "return"] = "stop"
     """stop: the paper's; return: split learning: SFLV1 with averaging, SFLV2 with sequential"""
     exit_weight: float = Field(0.0, ge=0)
@@ -49,6 +52,20 @@ class SplitEESettings(Settings):
     """server's learning rate, decays with train.lr-decay (reconstructed: no value is known); 0: train.lr"""
     vectorise: Literal["auto", "always", "never"] = "auto"
     """averaging: train copies of one cut together; auto: on a GPU"""
+
+    @property
+    def scope(self) -> Literal["server", "global"]:
+        """Return the scope of an average, with "auto" decided."""
+        if self.aggregate_scope != "auto":
+            return self.aggregate_scope
+        return "global" if self.mode == "averaging" and self.client_sync in ("auto", "none") else "server"
+
+    @property
+    def sync(self) -> Literal["none", "same_cut", "prefix"]:
+        """Return which devices' parts are averaged among themselves, with "auto" decided."""
+        if self.client_sync != "auto":
+            return self.client_sync
+        return "prefix" if self.mode == "sequential" else "none"
 
     def other_mistakes(self) -> list[str]:
         """Check the cuts, and choices that exclude each other."""
@@ -78,11 +95,15 @@ class SplitEESettings(Settings):
                 'splitee.granularity "epoch" needs splitee.mode "sequential": copies do not take turns',
             ),
             (
-                not sequential and self.statistics == "shared",
-                'splitee.statistics "shared" needs splitee.mode "sequential": copies have their own',
+                self.turns == "shuffled" and self.granularity == "epoch",
+                'splitee.turns "shuffled" needs splitee.granularity "batch": nodes train whole epochs by client id',
             ),
             (
-                self.aggregate_scope == "global" and self.client_sync != "none",
+                not sequential and self.turns == "shuffled",
+                'splitee.turns "shuffled" needs splitee.mode "sequential": copies do not take turns',
+            ),
+            (
+                self.aggregate_scope == "global" and self.client_sync not in ("auto", "none"),
                 'splitee.aggregate-scope "global" needs splitee.client-sync "none": it averages devices itself',
             ),
             (

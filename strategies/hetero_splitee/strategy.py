@@ -35,11 +35,12 @@ from strategies.engine.strategy import EarlyExitStrategy
 from strategies.hetero_splitee.client import ADDRESS, CERTIFICATE, FRESH, MESSAGE_BYTES, TOKEN, VERSION, module_of
 from strategies.hetero_splitee.cut import BYTES
 from strategies.hetero_splitee.inbox import Inbox, OpenRound
-from strategies.hetero_splitee.learner import Sgd
+from strategies.hetero_splitee.learner import Sgd, device_part, statistics
+from strategies.hetero_splitee.schedule import order
 from strategies.hetero_splitee.server_model import make_server_model
 from strategies.hetero_splitee.service import Expected, SplitService
 from strategies.hetero_splitee.settings import SplitEESettings
-from strategies.hetero_splitee.statistics import SERVER_HALF, with_cuts
+from strategies.hetero_splitee.statistics import SERVER_HALF
 from strategies.hetero_splitee.trainer import Trained, Trainer
 from strategies.method import Effort, Method, RoundUpdate, Setup
 
@@ -49,12 +50,12 @@ OVERHEAD = 1 << 16  # bytes of a message beside its features
 def travels(config: RunConfig, key: str) -> bool:
     """Return whether devices upload their parts: only to be averaged."""
     settings = config.of(SplitEESettings)
-    return settings.client_sync != "none" or settings.aggregate_scope == "global"
+    return settings.sync != "none" or settings.scope == "global"
 
 
 def apart(config: RunConfig) -> bool:
     """Return whether every device's layers are needed by themselves: to join the average of the server's copies."""
-    return config.of(SplitEESettings).aggregate_scope == "global"
+    return config.of(SplitEESettings).scope == "global"
 
 
 class HeteroSplitEE(EarlyExitStrategy):
@@ -83,8 +84,10 @@ class HeteroSplitEE(EarlyExitStrategy):
         inbox = Inbox(opened)
         self.server.open_round(round_, cuts, Sgd.of_round(self.settings, section, round_))
         self.service.open(inbox)
+        number = {c.client: batch_count(c.num_examples, section.batch_size) for c in clients}
+        queue = order(number, self.settings.turns, self.config.run.seed, round_)
         self.trainer = Trainer(
-            self.server, inbox, {c.client: batch_count(c.num_examples, section.batch_size) for c in clients},
+            self.server, inbox, {client: number[client] for client in queue},
             section.epochs, self.settings.granularity, together=self.settings.mode == "averaging",
             patience=self.streams.patience, num_threads=self.config.server.threads,
             seed=self.config.run.seed, device=self.device,
@@ -147,11 +150,11 @@ class HeteroSplitEE(EarlyExitStrategy):
         }  # fmt: skip
 
     def final_model(self) -> StateDict:
-        """Return the whole network as the server has it, with the statistics of every cut that has its own.
+        """Return the whole network as the server has it, with the statistics of every cut and client that has its own.
 
         Units that it has never trained or averaged are the seed's.
         """
-        return with_cuts(self.model, self.server.statistics())
+        return self.server.statistics().beside(self.model)
 
     def final_values(self) -> Mapping[str, Any]:
         """Say that the stored model is the server's half."""
@@ -180,22 +183,32 @@ class HeteroSplitEE(EarlyExitStrategy):
         epochs = self.config.train.epochs
         samples = {c: max(1, number // epochs) for c, number in trained.samples.items() if number}
         parts: dict[int, StateDict] = {}
-        if self.settings.aggregate_scope == "global":
+        if self.settings.scope == "global":
             parts = {client: state.state_dict() for client, state in update.states.items()}
             samples = {client: number for client, number in samples.items() if client in parts}
         self.server.close_round(samples, parts)
 
     def _average_devices(self, round_: int, update: RoundUpdate) -> None:
         averages = {cut: tier.state for cut, tier in update.tiers.items()}
-        if self.settings.client_sync == "none" and self.settings.aggregate_scope == "server":
+        if self.settings.sync == "none" and self.settings.scope == "server":
             return
-        if self.settings.client_sync != "same_cut":
+        if self.settings.sync != "same_cut":
             weights = {cut: float(tier.weight) for cut, tier in update.tiers.items()}
             by_layer = self.server.model() if self.apart else average_layers(averages, weights)
-            averages = {cut: {k: by_layer[k] for k in self.layouts[cut].keys if k in by_layer} for cut in self.tiers}
+            averages = {cut: self._part_of(by_layer, cut, averages) for cut in self.tiers}
         for cut, average in averages.items():
             self.devices.setdefault(cut, {}).update(average)
             self.averaged.setdefault(cut, {}).update(dict.fromkeys(map(module_of, average), round_))
+
+    def _part_of(self, by_layer: StateDict, cut: int, averages: Mapping[int, StateDict]) -> StateDict:
+        """Return a cut's part of an average over cuts; running statistics are the cut's, unless all cuts share them."""
+        part = {key: by_layer[key] for key in self.layouts[cut].keys if key in by_layer}
+        if self.settings.statistics == "shared":
+            return part
+        known = averages.get(cut, self.devices.get(cut, {}))
+        return part | {
+            key: known[key] for key in statistics(device_part(self.network, cut)) if key in part and key in known
+        }
 
     def _shapes(self) -> dict[int, tuple[int, ...]]:
         """Return the shape of one sample's features at every cut that is offered."""

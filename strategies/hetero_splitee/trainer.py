@@ -1,6 +1,6 @@
 """The server's training thread of a round: it takes batches from the inbox in a fixed order.
 
-The order is (turn, client) and does not depend on which client sends faster. A client that does not send its next batch
+The order is that of `schedule.py`, whichever client sends faster. A client that does not send its next batch
 in time is skipped for the rest of the round, so a stopped client delays the round only once. The thread ends when every
 client has ended or is skipped.
 """
@@ -38,7 +38,7 @@ class Trainer:
         self, model: ServerModel, inbox: Inbox, per_epoch: Mapping[int, int], epochs: int, granularity: str,
         *, together: bool, patience: float, num_threads: int, seed: int, device: torch.device,
     ) -> None:  # fmt: skip
-        """`per_epoch`: each client's batches; `together`: step all clients of a turn at once, for a copy per client."""
+        """Batches of each client in the order of a turn; `together`: step a turn at once, for a copy per client."""
         self.seed, self.device = seed, device
         self.model, self.inbox, self.together, self.patience = model, inbox, together, patience
         self.turns = turns(per_epoch, epochs, granularity)

@@ -168,7 +168,7 @@ def _samples(config: RunConfig) -> Samples:
     section = config.network
     spec = NetworkSpec(
         section.name, len(source.classes), source.input_shape, section.exits, section.tiers, section.width,
-        lora_rank=section.lora_rank, pretrained=section.pretrained,
+        lora_rank=section.lora_rank, pretrained=section.pretrained, norm=section.norm,
     )  # fmt: skip
     check_outside(spec, config.run.seed)
     normalize = normalizer(config.data, source.input_shape[0])

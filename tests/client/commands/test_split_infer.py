@@ -46,11 +46,12 @@ from strategies.factory import make_strategy
 from strategies.hetero_splitee.offload import Suffixes
 from strategies.hetero_splitee.origin import Origin
 from strategies.hetero_splitee.remote import Answer, NoAnswer, Remote
-from strategies.hetero_splitee.statistics import statistics_by_cut
+from strategies.hetero_splitee.statistics import statistics_of
 from tests.support.served import read_line
 
 CPU = torch.device("cpu")
 IMAGES = 24
+CLIENTS = {1: 0, 3: 1}  # cut -> the client with it that infers; another one has cut 3, too
 
 
 class Run:
@@ -58,19 +59,19 @@ class Run:
 
     def __init__(self, root: Path) -> None:
         config = read_config({
-            "run.name": "split", "run.strategy": "hetero_splitee", "run.rounds": 3, "clients.count": 2,
-            "clients.per-round": 2, "clients.store": str(root / "clients"), "clients.device": "cpu",
-            "server.device": "cpu", "network.name": "resnet_slim", "network.width": 4, "data.limit": 400,
-            "train.batch-size": 16, "round.deadline": 60.0,
+            "run.name": "split", "run.strategy": "hetero_splitee", "run.rounds": 3, "clients.count": 3,
+            "clients.per-round": 3, "clients.store": str(root / "clients"), "clients.device": "cpu",
+            "server.device": "cpu", "network.name": "resnet_slim", "network.width": 4, "data.limit": 600,
+            "train.batch-size": 16, "round.deadline": 60.0, "splitee.statistics": "own",
         })  # fmt: skip
         folder = RunFolder.create(root, config)
         strategy = make_strategy(config, [folder])
-        nodes = [{"client-id": 0, "cut": 1}, {"client-id": 1, "cut": 3}]
+        nodes = [{"client-id": 0, "cut": 1}, {"client-id": 1, "cut": 3}, {"client-id": 2, "cut": 3}]
         strategy.start(LocalGrid(app, nodes, concurrent=True))
         self.folder, self.model, self.trained = folder.folder, strategy.final_model(), strategy.server
         self.devices = [root / "clients" / "split" / f"client-{client:06d}" for client in (0, 1)]
         stored = load_model(self.folder)
-        self.suffixes = Suffixes(stored.network, CPU, statistics_by_cut(stored.others))
+        self.suffixes = Suffixes(stored.network, CPU, statistics_of(stored.others))
 
     def samples(self, client: int, size: int = 1) -> list[Samples]:
         stored = load_model(self.devices[client])
@@ -84,7 +85,7 @@ class Run:
                 stored.network.forward_exits(stored.normalizer(torch.from_numpy(s.inputs)))
                 for s in self.samples(client)
             ]
-        there = [self.suffixes.logits(0, stored.cut, out.trunk) for out in outs]
+        there = [self.suffixes.logits(client, stored.cut, out.trunk) for out in outs]
         return torch.cat([out.logits[-1] for out in outs]), torch.cat(there)
 
 
@@ -98,7 +99,7 @@ class Here:
         self.batches.append(len(features))
         if len(self.batches) > self.fails_from:
             raise NoAnswer("no server")
-        logits = self.run.suffixes.logits(0, self.cut, torch.from_numpy(features)).numpy()
+        logits = self.run.suffixes.logits(CLIENTS[self.cut], self.cut, torch.from_numpy(features)).numpy()
         return Answer(logits, 100 * len(features), 10 * len(features))
 
 
@@ -143,7 +144,7 @@ def device(run: Run, client: int) -> TorchNetwork:
 
 def remote(server: Server, stored: TorchNetwork, certificate: bytes | None = None) -> Remote:
     channel = connect(server.address, read_token(server.token), certificate)
-    return Remote(channel, Origin(stored.run, 0, stored.cut, 0), 10, deadline=20.0)
+    return Remote(channel, Origin(stored.run, stored.client, stored.cut, 0), 10, deadline=20.0)
 
 
 def infer(server: Server, run: Run, file: Path, *arguments: str, token: Path | None = None) -> dict:
@@ -167,9 +168,8 @@ def test_every_device_stores_its_part_with_its_tuned_gate(run: Run) -> None:
 
 
 def test_finished_run_answers_as_its_own_evaluation(run: Run, server: Server) -> None:
-    own = run.trained.statistics()
-    key = "units.3.bn1.running_mean"
-    assert not torch.equal(own[1][key], own[3][key])
+    running, key = run.trained.statistics(), "units.3.bn1.running_mean"
+    assert not torch.equal(running.cuts[1][key], running.cuts[3][key])
     for cut, shape in run.suffixes.shapes.items():  # no client has 2 and 4
         features = torch.randn(8, *shape, generator=torch.Generator().manual_seed(cut))
         expected = run.trained.logits(0, cut, features)
@@ -178,7 +178,14 @@ def test_finished_run_answers_as_its_own_evaluation(run: Run, server: Server) ->
         stored = device(run, client)
         features = torch.randn(8, *run.suffixes.shapes[stored.cut], generator=torch.Generator().manual_seed(9))
         there = remote(server, stored).ask(features.numpy()).logits
-        assert torch.equal(torch.from_numpy(there), run.trained.logits(client, stored.cut, features))
+        assert stored.client == client
+        own = run.trained.logits(client, stored.cut, features)
+        assert torch.equal(torch.from_numpy(there), own)
+        # another client of the same cut, which has none of its own yet, gets the cut's statistics
+        stored.client = 99
+        there = remote(server, stored).ask(features.numpy()).logits
+        assert torch.equal(torch.from_numpy(there), run.trained.logits(99, stored.cut, features))
+        assert torch.equal(torch.from_numpy(there), own) == (client == 0)  # the only one with its cut
 
 
 def test_tau_is_one_minus_the_threshold() -> None:

@@ -25,6 +25,8 @@ SMALL = {
     "convnet": NetworkSpec("convnet", 5, (3, 22, 22), width=4, exits=(1, 3)),
     "lenet": NetworkSpec("lenet", 5, (1, 28, 20), exits=(1, 3)),
     "transformer4": NetworkSpec("transformer4", 4, (12,), vocabulary=100, width=16, exits=(3, 5), lora_rank=2),
+    "resnet_slim by groups": NetworkSpec("resnet_slim", 5, (1, 8, 8), exits=(3, 5), norm="group"),
+    "wrn16 by groups": NetworkSpec("wrn16", 5, (3, 8, 8), exits=(3, 7), norm="group"),
     "recurrent exits": NetworkSpec("lenet", 5, (1, 12, 12), recurrent=8),
 }
 LARGE = {

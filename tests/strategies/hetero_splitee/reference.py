@@ -17,8 +17,8 @@ from common.storage.client_store import ClientStore
 from common.weights.flat import StateDict
 from strategies.hetero_splitee.client_step import finish, forward, local_step
 from strategies.hetero_splitee.client_sync import synchronised
-from strategies.hetero_splitee.learner import Learner, Sgd, device_part
-from strategies.hetero_splitee.schedule import turns
+from strategies.hetero_splitee.learner import Learner, Sgd, device_part, statistics
+from strategies.hetero_splitee.schedule import order, turns
 from strategies.hetero_splitee.server_model import ServerModel, make_server_model
 from strategies.hetero_splitee.settings import SplitEESettings
 
@@ -61,10 +61,13 @@ class Reference:
             round_, {c: client.cut for c, client in self.clients.items()}, Sgd.of_round(self.settings, train, round_)
         )
         dealt = {c: self._batches(round_, c) for c in self.devices}
-        order = {c: iter(lists) for c, lists in dealt.items()}
-        per_epoch = {c: len(lists) // train.epochs if train.epochs else 0 for c, lists in dealt.items()}
+        waiting = {c: iter(lists) for c, lists in dealt.items()}
+        per_epoch = {
+            c: len(dealt[c]) // train.epochs if train.epochs else 0
+            for c in order(dealt, self.settings.turns, self.config.run.seed, round_)
+        }
         for turn in turns(per_epoch, train.epochs, self.settings.granularity):
-            self._train({c: next(order[c]) for c in turn}, sgd, losses)
+            self._train({c: next(waiting[c]) for c in turn}, sgd, losses)
         self._finish_round(round_)
         return losses
 
@@ -92,17 +95,22 @@ class Reference:
         samples = {c: len(client.y) for c, client in self.clients.items()}
         cuts = {c: client.cut for c, client in self.clients.items()}
         parts: dict[int, StateDict] = {c: device.network.state_dict() for c, device in self.devices.items()}
-        self.server.close_round(samples, parts if self.settings.aggregate_scope == "global" else {})
+        self.server.close_round(samples, parts if self.settings.scope == "global" else {})
         if not self.settings.aggregates(round_):
             return
-        if self.settings.aggregate_scope == "global":
-            average = self.server.model()
-            for device in self.devices.values():
-                device.load_state_dict(average)
-        elif self.settings.client_sync != "none":
-            by_cut = synchronised(parts, cuts, samples, self.settings.client_sync)
-            for c, device in self.devices.items():
-                device.load_state_dict(by_cut[cuts[c]])
+        how = "same_cut" if self.settings.scope == "global" else self.settings.sync
+        if how == "none":
+            return
+        running = {key for part in self.devices.values() for key in statistics(part.network)}
+        by_cut = synchronised(parts, cuts, samples, how, running if self.settings.statistics != "shared" else ())
+        for c, device in self.devices.items():
+            average = by_cut[cuts[c]]
+            if self.settings.scope == "global":
+                apart = running if self.settings.statistics != "shared" else set()
+                average |= {key: value for key, value in self.server.model().items() if key not in apart}
+            if self.settings.statistics == "own":
+                average = {key: value for key, value in average.items() if key not in running}
+            device.load_state_dict(average)
 
     def _batches(self, round_: int, client: int) -> list[Tensor]:
         section = self.config.train

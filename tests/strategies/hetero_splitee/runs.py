@@ -22,6 +22,7 @@ from tests.strategies.hetero_splitee.reference import Client, Reference
 # six clients of three cuts, four batches each
 SPLIT: dict[str, Value] = {
     "run.strategy": "hetero_splitee", "network.name": "resnet_slim", "network.width": 2, "splitee.cuts": "1,2,4",
+    "splitee.aggregate-scope": "server", "splitee.client-sync": "none",
     "data.limit": 240, "data.client-test": 0.25, "train.batch-size": 8,
     "stream.patience": 120.0, "round.deadline": 280.0,  # no client is late on a busy machine
 }  # fmt: skip

@@ -12,7 +12,8 @@ CPU, SGD = torch.device("cpu"), Sgd(0.1, 0.9, 0.01)
 
 
 def make(network, store, **changes) -> Averaging:
-    return Averaging(network, SplitEESettings(mode="averaging", **changes), CPU, store)
+    settings = SplitEESettings(**{"mode": "averaging", "aggregate_scope": "server", **changes})
+    return Averaging(network, settings, CPU, store)
 
 
 def train(server, round_, cuts, batch, network, finished=None):
@@ -82,7 +83,7 @@ def test_each_layer_is_averaged_over_the_copies_that_hold_it(slim, store):
             assert value == counters[index], key
 
 
-def test_scope_global_averages_all_layers_but_device_exits(slim, store):
+def test_scope_global_averages_all_layers_and_exits_within_a_cut(slim, store):
     server = make(slim, store, aggregate_scope="global")
     cuts, samples = {0: 1, 1: 2, 2: 4}, {0: 10, 1: 20, 2: 30}
     server.open_round(1, cuts, SGD)
@@ -100,14 +101,83 @@ def test_scope_global_averages_all_layers_but_device_exits(slim, store):
         4: (10 * 1 + 20 * 4 + 30 * 10) / 60,  # three copies: 6.5
         5: (10 * 1 + 20 * 4 + 30 * 10) / 60,  # the last exit
     }
+    exits = {1: 100.0, 2: 40.0, 4: 20.0, 5: floats[5]}  # one device each at the cuts; the last is the server's
     average = server.model()
-    assert {key for key in average if key.startswith("exits.")} == {"exits.5.linear.weight", "exits.5.linear.bias"}
+    assert {int(key.split(".")[1]) for key in average if key.startswith("exits.")} == exits.keys()
     for key, value in average.items():
         index = int(key.split(".")[1])
-        if value.is_floating_point():
+        if key.startswith("exits."):
+            assert torch.allclose(value, torch.full_like(value, exits[index])), key
+        elif value.is_floating_point():
             assert torch.allclose(value, torch.full_like(value, floats[index])), key
         else:
             assert value == (9 if index == 4 else 52), key
+
+
+def test_devices_exits_are_averaged_within_their_cut_by_samples(slim, store):
+    server, samples = make(slim, store, aggregate_scope="global"), {0: 10, 1: 30, 2: 20}
+    server.open_round(1, {0: 2, 1: 2, 2: 3}, SGD)
+    devices = {c: device_part(slim, cut).state_dict() for c, cut in {0: 2, 1: 2, 2: 3}.items()}
+    for client, value in {0: 1.0, 1: 5.0, 2: 9.0}.items():
+        devices[client][f"exits.{3 if client == 2 else 2}.linear.bias"].fill_(value)
+    server.close_round(samples, devices)
+    assert server.model()["exits.2.linear.bias"].tolist() == [4.0] * 3  # (10 * 1 + 30 * 5) / 40
+    assert server.model()["exits.3.linear.bias"].tolist() == [9.0] * 3
+
+
+def filled_twice(server):
+    """Two rounds of clients 0 and 1 at cut 2 and client 2 at cut 3; client 1 rests in the second."""
+    server.open_round(1, {0: 2, 1: 2, 2: 3}, SGD)
+    fill(server, {0: 1.0, 1: 5.0, 2: 9.0}, {0: 7, 1: 9, 2: 8})
+    server.close_round({0: 10, 1: 30, 2: 20}, {})
+    server.open_round(2, {0: 2, 2: 3}, SGD)
+    fill(server, {0: 3.0, 2: 6.0}, {0: 17, 2: 18})
+    server.close_round({0: 10, 2: 20}, {})
+    return server
+
+
+# statistics of unit 3 for clients 0, 1 (at cut 2) and 2 (at cut 3), for a new client at cuts 2, 3 and 1, where none is
+STATISTICS = {
+    "own": ([3.0, 5.0, 6.0], [3.0, 6.0, 5.0]),
+    "cut": ([3.0, 3.0, 6.0], [3.0, 6.0, 5.0]),  # round 2: client 0 alone, client 2 alone
+    "shared": ([5.0, 5.0, 5.0], [5.0, 5.0, 5.0]),  # (10 * 3 + 20 * 6) / 30
+}
+
+
+@pytest.mark.parametrize("how", STATISTICS)
+def test_known_clients_keep_their_statistics_through_an_average(slim, store, how):
+    server, mean, variance = filled_twice(make(slim, store, statistics=how)), "units.3.bn1.running_mean", "running_var"
+    own, new = STATISTICS[how]
+
+    def found(server):
+        asked = [(0, 2), (1, 2), (2, 3), (7, 2), (7, 3), (7, 1)]
+        return [server._read(client, cut, prune=False).state_dict() for client, cut in asked]
+
+    for again in (server, make(slim, store, statistics=how)):
+        if again is not server:
+            again.load_state_dict(*server.state_dict())
+        for key in (mean, mean.replace("running_mean", variance)):
+            assert [float(state[key][0]) for state in found(again)] == own + new
+        # weights are the average's, whatever the statistics
+        assert {float(state["units.3.bn1.weight"][0]) for state in found(again)} == {5.0}
+    if how == "own":
+        counters = [int(state["units.3.bn1.num_batches_tracked"]) for state in found(server)[:3]]
+        assert counters == [17, 9, 18]
+
+
+@pytest.mark.parametrize("how", ["own", "cut", "shared"])
+def test_statistics_follow_copies_between_averages(slim, batch, store, how):
+    """With period 2 a copy continues from its own statistics in any case, and a resumed server from the same."""
+    server = make(slim, store, period=2, statistics=how)
+    train(server, 1, {0: 2, 1: 2}, batch, slim)
+    resumed = make(slim, store, period=2, statistics=how)
+    resumed.load_state_dict(*server.state_dict())
+    for one in (server, resumed):
+        one.open_round(2, {0: 2, 1: 2}, SGD)
+        assert [int(one.copies[c].network.units["3"].bn1.num_batches_tracked) for c in (0, 1)] == [1, 1]
+    means = [server.copies[c].network.units["3"].bn1.running_mean for c in (0, 1)]
+    assert not torch.equal(*means)
+    assert all(torch.equal(means[c], resumed.copies[c].network.units["3"].bn1.running_mean) for c in (0, 1))
 
 
 def test_scope_global_needs_the_layers_of_the_device(slim, store):

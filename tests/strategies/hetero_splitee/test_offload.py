@@ -16,6 +16,7 @@ from strategies.hetero_splitee.learner import final_logits, server_part, statist
 from strategies.hetero_splitee.offload import Suffixes
 from strategies.hetero_splitee.origin import Origin
 from strategies.hetero_splitee.remote import PAUSE, Answer, NoAnswer, Remote
+from strategies.hetero_splitee.statistics import RunningStatistics
 
 SPEC = without_early_exits(NetworkSpec("resnet_slim", 3, (1, 8, 8), width=2))
 CPU = torch.device("cpu")
@@ -37,16 +38,21 @@ def test_suffixes_answer_every_cut_bit_for_bit() -> None:
     assert suffixes.message_bytes(10) - suffixes.message_bytes(9) == 4 * largest
 
 
-def test_suffixes_use_the_statistics_of_each_cut() -> None:
+def test_suffixes_use_the_statistics_of_each_cut_and_client() -> None:
     network = build(SPEC, seed=3).eval()
     features = torch.randn(5, *network.features_at(network.example(1), 2).shape[1:])
     plain = Suffixes(network, CPU)
     own = {key: torch.full_like(value, 2) for key, value in statistics(plain.parts[2]).items()}
-    suffixes = Suffixes(network, CPU, {2: own})
+    third = {key: torch.full_like(value, 3) for key, value in own.items()}
+    suffixes = Suffixes(network, CPU, RunningStatistics("own", {2: own}, {5: (2, third)}))
     expected = server_part(network, 2)
     assert torch.equal(plain.logits(0, 2, features), final_logits(expected, features))
     expected = copy.deepcopy(expected)
     expected.load_state_dict(expected.state_dict() | own)
+    assert torch.equal(suffixes.logits(0, 2, features), final_logits(expected, features))
+    of_a_client = copy.deepcopy(expected)
+    of_a_client.load_state_dict(expected.state_dict() | third)
+    assert torch.equal(suffixes.logits(5, 2, features), final_logits(of_a_client, features))
     assert torch.equal(suffixes.logits(0, 2, features), final_logits(expected, features))
     for cut in (1, 3, 4):
         features = torch.randn(2, *suffixes.shapes[cut])

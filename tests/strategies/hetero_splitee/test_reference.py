@@ -29,6 +29,7 @@ def clients(network, sizes=(24, 16, 16, 8)):
 def run(slim, tmp_path):
     def start(rounds=2, owners=None, network=slim, **changes):
         flat = {"train.batch-size": 8, "train.lr": 0.02, "train.epochs": 2}
+        flat |= {"splitee.aggregate-scope": "server", "splitee.client-sync": "none"}
         flat |= {f"splitee.{key.replace('_', '-')}": value for key, value in changes.items()}
         config = load_config(flat, [SplitEESettings])
         number = len(list(tmp_path.iterdir()))
@@ -46,6 +47,8 @@ VARIANTS = [
     {"mode": "sequential", "gradient": "return", "client_sync": "prefix", "exit_weight": 0.5},
     {"mode": "averaging", "client_sync": "prefix", "period": 2},
     {"mode": "averaging", "aggregate_scope": "global"},
+    {"mode": "averaging", "aggregate_scope": "global", "statistics": "own"},
+    {"mode": "sequential", "turns": "shuffled", "statistics": "own"},
     {"mode": "averaging", "gradient": "return", "vectorise": "always"},
 ]
 

@@ -7,10 +7,11 @@ import torch
 from strategies.hetero_splitee.learner import MOMENTUM, Sgd, server_part
 from strategies.hetero_splitee.sequential import Sequential
 from strategies.hetero_splitee.settings import SplitEESettings
-from strategies.hetero_splitee.statistics import STATISTICS, statistics_by_cut
+from strategies.hetero_splitee.statistics import CLIENTS, STATISTICS, statistics_of
 
 CPU, SGD = torch.device("cpu"), Sgd(0.1, 0.9, 0.01)
-SHARED = SplitEESettings(statistics="shared")
+SHARED, OWN = (SplitEESettings(statistics=how) for how in ("shared", "own"))
+CUT = SplitEESettings(statistics="cut")
 
 
 def snapshot(server):
@@ -51,7 +52,7 @@ def test_step_keeps_layers_before_the_cut_bit_for_bit(slim, batch):
 
 def test_parts_share_one_model_that_is_a_copy(slim, batch):
     before = {key: value.clone() for key, value in slim.state_dict().items()}
-    server = Sequential(slim, SplitEESettings(), CPU)
+    server = Sequential(slim, CUT, CPU)
     server.open_round(1, {0: 1, 1: 2, 2: 4}, SGD)
     server.step_many({client: batch(slim, cut, client) for client, cut in {2: 4, 0: 1, 1: 2}.items()})
     assert all(torch.equal(value, before[key]) for key, value in slim.state_dict().items())
@@ -66,17 +67,19 @@ def test_step_many_serves_clients_one_after_another(slim, batch):
     server = Sequential(slim, SHARED, CPU)
     server.open_round(1, cuts, SGD)
     results = server.step_many({client: batches[client] for client in (2, 0, 1)})
+    server.close_round(dict.fromkeys(cuts, 6), {})
     # expected: one model, one optimiser of torch, gradients of skipped layers None
     model = copy.deepcopy(server_part(slim, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
-    for client, cut in cuts.items():
+    for client in (2, 0, 1):
         optimizer.zero_grad(set_to_none=True)
         features, y = batches[client]
+        cut = cuts[client]
         loss = torch.nn.functional.cross_entropy(server_part(model, cut)(features)[-1], y)
         loss.backward()
         optimizer.step()
         assert float(results[client].loss) == pytest.approx(loss.item(), rel=1e-6)
-    assert list(results) == [0, 1, 2]
+    assert list(results) == [2, 0, 1]
     for key, value in model.state_dict().items():
         assert torch.allclose(server.model()[key], value, atol=1e-7), key
 
@@ -93,9 +96,10 @@ def test_step_returns_a_gradient_only_if_configured(lenet, batch):
 
 
 def test_logits_equal_those_of_the_model_at_any_cut(slim, batch):
-    server = Sequential(slim, SplitEESettings(), CPU)
+    server = Sequential(slim, CUT, CPU)
     server.open_round(1, {0: 1}, SGD)
     server.step(0, *batch(slim, 1))
+    server.close_round({0: 6}, {})
     features, _ = batch(slim, 1, seed=5)
     model = server_part(slim, 1)
     model.load_state_dict(server.model())
@@ -108,17 +112,18 @@ def test_logits_equal_those_of_the_model_at_any_cut(slim, batch):
 
 def test_each_cut_has_statistics_of_its_own_batches(slim, batch):
     cuts = (1, 3, 2)
-    server = Sequential(slim, SplitEESettings(), CPU)
+    server = Sequential(slim, CUT, CPU)
     inputs = {cut: list[torch.Tensor]() for cut in cuts}
-    for cut, seen in inputs.items():
-        norm = server._part(cut)[0].units["3"].bn1
-        norm.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0].detach()))
     server.open_round(1, dict(enumerate(cuts)), SGD)
+    for client, cut in enumerate(cuts):
+        norm = server._part(client)[0].units["3"].bn1
+        norm.register_forward_pre_hook(lambda module, args, seen=inputs[cut]: seen.append(args[0].detach()))
     for turn in range(3):
         for client, cut in enumerate(cuts):
             features, y = batch(slim, cut, 10 * turn + client)
             server.step(client, features + cut, y)
-    for cut, own in server.statistics().items():
+    server.close_round(dict.fromkeys(range(3), 18), {})
+    for cut, own in server.statistics().cuts.items():
         # expected: one running average over this cut's inputs, independent of the other cuts' batches
         mean, variance = torch.zeros(8), torch.ones(8)
         for x in inputs[cut]:
@@ -127,25 +132,25 @@ def test_each_cut_has_statistics_of_its_own_batches(slim, batch):
         torch.testing.assert_close(own["units.3.bn1.running_mean"], mean)
         torch.testing.assert_close(own["units.3.bn1.running_var"], variance)
         assert own["units.3.bn1.num_batches_tracked"] == 3
-    means = [own["units.3.bn1.running_mean"] for own in server.statistics().values()]
+    means = [own["units.3.bn1.running_mean"] for own in server.statistics().cuts.values()]
     assert all((one - other).abs().max() > 0.05 for one, other in pairwise(means))
 
 
 def test_sharing_statistics_does_not_change_the_weights(slim, batch):
-    own, shared = (trained(slim, batch, settings) for settings in (SplitEESettings(), SHARED))
+    own, shared = (trained(slim, batch, settings) for settings in (CUT, SHARED))
     one, two = (snapshot(server) for server in (own, shared))
     assert two.keys() == {key for key in one if not key.startswith(STATISTICS)}
     assert all(torch.equal(one[key], two[key]) for key in two if not statistic(key))
     key = "units.3.bn1.num_batches_tracked"
     assert shared.model()[key] == 6
-    assert [own.statistics()[cut][key] for cut in (1, 2, 3)] == [2, 2, 2]
+    assert [own.statistics().cuts[cut][key] for cut in (1, 2, 3)] == [2, 2, 2]
     features, _ = batch(slim, 3)
     assert not torch.equal(own.logits(0, 3, features), shared.logits(0, 3, features))
 
 
 def test_logits_use_statistics_of_the_cut_or_of_the_model(slim, batch):
-    server = trained(slim, batch, SplitEESettings(), cuts=(3, 1))
-    state, own = server.model(), server.statistics()
+    server = trained(slim, batch, CUT, cuts=(3, 1))
+    state, own = server.model(), server.statistics().cuts
     assert sorted(own) == [1, 3]
     for cut, known in ((1, 1), (3, 3), (2, 1), (4, 1)):
         features, _ = batch(slim, cut, seed=5)
@@ -154,23 +159,24 @@ def test_logits_use_statistics_of_the_cut_or_of_the_model(slim, batch):
         with torch.no_grad():
             expected = server_part(model.eval(), cut)(features)[-1]
         assert torch.equal(server.logits(9, cut, features), expected), cut
-    assert sorted(server.statistics()) == [1, 3]  # evaluation adds no statistics
+    assert sorted(server.statistics().cuts) == [1, 3]  # evaluation adds no statistics
     assert all(torch.equal(state[key], value) for key, value in own[1].items())
 
 
 def test_new_cut_starts_with_the_initial_statistics(slim, batch):
-    server = trained(slim, batch, SplitEESettings(), cuts=(1,))
+    server = trained(slim, batch, CUT, cuts=(1,))
     features, y = batch(slim, 2)
     with torch.no_grad():
         mean = server.learner.network.units["2"].conv1(features).mean((0, 2, 3))
     server.open_round(3, {0: 2}, SGD)
     server.step(0, features, y)
-    own = server.statistics()
+    server.close_round({0: 6}, {})
+    own = server.statistics().cuts
     assert [own[cut]["units.2.bn1.num_batches_tracked"] for cut in (1, 2)] == [2, 1]
     torch.testing.assert_close(own[2]["units.2.bn1.running_mean"], 0.1 * mean)
 
 
-@pytest.mark.parametrize("settings", [SplitEESettings(), SHARED], ids=["cut", "shared"])
+@pytest.mark.parametrize("settings", [CUT, SHARED, OWN], ids=["cut", "shared", "own"])
 def test_resumed_sequential_continues_bit_for_bit(slim, batch, settings):
     one, two = (Sequential(slim, settings, CPU) for _ in range(2))
     one.open_round(1, {0: 1, 1: 3}, SGD)
@@ -182,6 +188,53 @@ def test_resumed_sequential_continues_bit_for_bit(slim, batch, settings):
     for server in (one, two):
         server.open_round(2, {0: 2, 1: 3}, SGD)
         server.step_many({0: batch(slim, 2, seed=8), 1: batch(slim, 3, seed=9)})
+        server.close_round({0: 6, 1: 6}, {})
     assert snapshot(one).keys() == snapshot(two).keys()
     assert all(torch.equal(value, snapshot(two)[key]) for key, value in snapshot(one).items())
-    assert sorted(statistics_by_cut(snapshot(two))) == ([1, 2, 3] if settings is not SHARED else [])
+    running = statistics_of(snapshot(two))
+    assert sorted(running.cuts) == ([1, 2, 3] if settings is not SHARED else [])
+    assert {client: cut for client, (cut, _) in running.clients.items()} == ({0: 2, 1: 3} if settings is OWN else {})
+
+
+def test_each_client_has_statistics_of_its_own_batches(slim, batch):
+    """Clients 0 and 1 have one cut: with "own" neither's batches touch the other's statistics."""
+    key, server = "units.3.bn1.running_mean", Sequential(slim, OWN, CPU)
+    cuts, inputs = {0: 2, 1: 2}, {0: list[torch.Tensor](), 1: list[torch.Tensor]()}
+    for round_ in (1, 2):
+        server.open_round(round_, cuts, SGD)
+        for client in cuts:
+            norm = server._part(client)[0].units["3"].bn1
+            norm.register_forward_pre_hook(lambda module, args, seen=inputs[client]: seen.append(args[0].detach()))
+            features, y = batch(slim, 2, 10 * round_ + client)
+            server.step(client, features + client, y)
+        server.close_round({0: 6, 1: 18}, {})
+    means = {}
+    for client, seen in inputs.items():
+        means[client] = torch.zeros(8)
+        for x in seen:
+            means[client] = 0.9 * means[client] + 0.1 * x.mean((0, 2, 3))
+        torch.testing.assert_close(server.statistics().of(client, 2)[key], means[client])
+        assert server.statistics().of(client, 2)["units.3.bn1.num_batches_tracked"] == 2
+    assert (means[0] - means[1]).abs().max() > 0.03
+    # a new client has the mean of its cut's clients, weighted by samples
+    torch.testing.assert_close(server.statistics().of(7, 2)[key], 0.25 * means[0] + 0.75 * means[1])
+    server.open_round(3, {1: 2, 7: 2}, SGD)
+    assert torch.equal(server._part(7)[0].state_dict()[key], server.statistics().of(7, 2)[key])
+    assert torch.equal(server._part(1)[0].state_dict()[key], server.statistics().of(1, 2)[key])
+
+
+def test_unfinished_client_keeps_its_earlier_statistics(slim, batch):
+    server = Sequential(slim, OWN, CPU)
+    for round_, finished in ((1, {0: 6, 1: 6}), (2, {1: 6})):
+        server.open_round(round_, {0: 2, 1: 2}, SGD)
+        server.step_many({client: batch(slim, 2, 10 * round_ + client) for client in (0, 1)})
+        server.close_round(finished, {})
+    key = "units.3.bn1.num_batches_tracked"
+    assert [int(server.statistics().of(client, 2)[key]) for client in (0, 1)] == [1, 2]
+
+
+def test_own_statistics_do_not_change_the_weights(slim, batch):
+    own, shared = (trained(slim, batch, settings) for settings in (OWN, SHARED))
+    one, two = (snapshot(server) for server in (own, shared))
+    assert two.keys() == {key for key in one if not key.startswith((STATISTICS, CLIENTS))}
+    assert all(torch.equal(one[key], two[key]) for key in two if not statistic(key))

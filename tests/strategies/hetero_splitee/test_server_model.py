@@ -23,7 +23,9 @@ def test_both_strategies_are_equal_with_one_client(slim, batch, tmp_path):
         models = {}
         for mode in ("sequential", "averaging"):
             store = ClientStore(tmp_path, f"{mode}-{cut}")
-            server = make_server_model(slim, SplitEESettings(mode=mode, gradient="return"), CPU, store)
+            server = make_server_model(
+                slim, SplitEESettings(mode=mode, aggregate_scope="server", gradient="return"), CPU, store
+            )
             answers = []
             for round_ in (1, 2, 3):
                 server.open_round(round_, {7: cut}, Sgd(0.1 / round_, 0.9, 0.01))

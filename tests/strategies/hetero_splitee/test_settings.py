@@ -17,6 +17,8 @@ def test_problems_accept_the_defaults():
     [
         {"mode": "averaging", "aggregate_scope": "global", "vectorise": "always"},
         {"granularity": "epoch", "client_sync": "prefix", "statistics": "shared"},
+        {"mode": "averaging", "statistics": "own"},
+        {"turns": "shuffled", "server_lr": 0.1},
         {"gradient": "return", "coding": "fp16", "exit_weight": 0.3},
     ],
 )
@@ -29,7 +31,9 @@ def test_problems_accept_possible_combinations(possible):
     [
         ({"mode": "parallel"}, "splitee.mode is 'parallel'"),
         ({"statistics": "client"}, "splitee.statistics is 'client'"),
-        ({"mode": "averaging", "statistics": "shared"}, "splitee.statistics"),
+        ({"turns": "drawn"}, "splitee.turns is 'drawn'"),
+        ({"mode": "averaging", "turns": "shuffled"}, 'splitee.turns "shuffled" needs splitee.mode'),
+        ({"granularity": "epoch", "turns": "shuffled"}, 'splitee.turns "shuffled" needs splitee.granularity'),
         ({"period": 0}, "splitee.period is 0"),
         ({"server_lr": -0.1}, "splitee.server-lr"),
         ({"aggregate_scope": "global"}, "splitee.aggregate-scope"),
@@ -50,6 +54,24 @@ def test_problems_list_each_mistake_once(wrong, start):
 def test_load_config_rejects_an_impossible_combination():
     with pytest.raises(UserError, match=r'needs splitee\.mode "averaging"'):
         load_config({"splitee.aggregate-scope": "global"}, [SplitEESettings])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "decided"),
+    [
+        ({}, ("server", "prefix")),
+        ({"client_sync": "none"}, ("server", "none")),
+        ({"mode": "averaging"}, ("global", "none")),
+        ({"mode": "averaging", "client_sync": "none"}, ("global", "none")),
+        ({"mode": "averaging", "client_sync": "same_cut"}, ("server", "same_cut")),
+        ({"mode": "averaging", "aggregate_scope": "server"}, ("server", "none")),
+        ({"aggregate_scope": "server", "client_sync": "same_cut"}, ("server", "same_cut")),
+    ],
+)
+def test_what_is_averaged_by_default_depends_on_the_mode(chosen, decided):
+    settings = SplitEESettings(**chosen)
+    assert (settings.scope, settings.sync) == decided
+    assert read_section(SplitEESettings, **chosen).problems == []
 
 
 def test_optimiser_defaults_to_the_train_section():

@@ -12,6 +12,7 @@ from common.data.batches import batch_count
 from common.errors import UserError
 from common.flower.local_grid import LocalGrid
 from common.messages.protocol import ClientReport
+from common.networks import build
 from common.rpc.tensors import encode
 from common.storage.client_store import ClientState
 from common.weights.flat import FlatModel
@@ -20,6 +21,8 @@ from strategies.factory import make_strategy
 from strategies.hetero_splitee.client import FRESH, SplitTraining, module_of
 from strategies.hetero_splitee.client_sync import synchronised
 from strategies.hetero_splitee.learner import device_part, server_part
+from strategies.hetero_splitee.offload import Suffixes
+from strategies.hetero_splitee.statistics import statistics_of
 from strategies.method import Job, RoundUpdate, TierUpdate
 from tests.conftest import Run
 from tests.strategies.hetero_splitee.runs import GRID, NODES, SPLIT, Spy, everything, kept, reference, same, told
@@ -33,13 +36,15 @@ RETURN = {"splitee.gradient": "return", "splitee.exit-weight": 0.5}
 MODES = {
     "sequential": SEQUENTIAL,
     "shared": {"splitee.statistics": "shared"},
+    "own": {"splitee.statistics": "own", "splitee.turns": "shuffled"},
+    "averaging-own": {**AVERAGING, "splitee.statistics": "own"},
     "epoch": EPOCH,
     "averaging": {**AVERAGING, "train.epochs": 3},
     "sequential-return": {**SEQUENTIAL, **RETURN, "train.epochs": 2},
     "epoch-return": {**EPOCH, **RETURN},
     "averaging-return": {**AVERAGING, **RETURN},
 }
-SLOW = {"epoch", "epoch-return", "averaging-return"}  # variants of the others
+SLOW = {"own", "epoch", "epoch-return", "averaging-return"}  # variants of the others
 modes = pytest.mark.parametrize(
     "mode", [pytest.param(mode, id=n, marks=[pytest.mark.slow] * (n in SLOW)) for n, mode in MODES.items()]
 )
@@ -71,16 +76,45 @@ def test_run_equals_training_without_streams_bit_for_bit(undisturbed, tmp_path, 
     assert same({k: v for k, v in kept(run.strategy).items() if k.startswith("client.")}, own)
 
 
-def test_scope_global_equals_the_reference(split, monkeypatch, tmp_path):
+@pytest.mark.parametrize("how", [pytest.param("cut", marks=pytest.mark.slow), "own", "shared"])
+def test_scope_global_equals_the_reference(split, monkeypatch, tmp_path, how):
     spy = Spy(monkeypatch)
-    run = split({**GLOBAL, **UNEVEN})
+    run = split({**GLOBAL, **UNEVEN, "splitee.statistics": how})
+    after = dict(spy.after[1])  # the reference stores copies, too
     expected = reference(run.strategy, tmp_path, 1)
     for client, state in spy.before[2].items():
-        assert same(state, dict(expected.devices[client].network.state_dict()))
+        wanted = dict(expected.devices[client].network.state_dict())
+        if how != "cut":
+            assert same(state, wanted)
+        for key, value in state.items():  # what nodes add up, statistics by cut, is rounded
+            torch.testing.assert_close(value, wanted[key], rtol=1e-5, atol=1e-6)
+        kept = {key for key in state if "running_" in key and torch.equal(state[key], after[client][key])}
+        assert bool(kept) == (how == "own")
     firsts = [state["units.0.0.weight"] for state in spy.before[2].values()]
     assert all(torch.equal(first, firsts[0]) for first in firsts)
+    if how == "cut":
+        return
     expected.run_round(2)
     assert same(run.strategy.server.state_dict()[0], expected.server.state_dict()[0])
+
+
+@pytest.mark.parametrize("mode", ["sequential", "averaging"])
+@pytest.mark.parametrize("how", ["own", "cut", "shared"])
+def test_stored_model_answers_every_client_as_the_run_does(split, mode, how):
+    strategy = split({**FEW, "splitee.mode": mode, "splitee.statistics": how}).strategy
+    state, server = strategy.final_model(), strategy.server
+    network = build(strategy.spec, 0)
+    network.load_state_dict({key: state[key] for key in network.state_dict()})
+    running = statistics_of({key: value for key, value in state.items() if key not in network.state_dict()})
+    cuts = {client: report.part for client, report in strategy.roster.reports.items()}
+    assert sorted(running.clients) == (sorted(cuts) if how == "own" else [])
+    assert sorted(running.cuts) == ([] if how == "shared" else [1, 2, 4])
+    suffixes, key = Suffixes(network, torch.device("cpu"), running), "units.4.bn1.running_mean"
+    for client, cut in {**cuts, 99: 2}.items():  # the last is no client of the run
+        features = torch.randn(3, *suffixes.shapes[cut], generator=torch.Generator().manual_seed(client))
+        assert torch.equal(suffixes.logits(client, cut, features), server.logits(client, cut, features)), client
+    sets = {tuple(running.of(client, cut).get(key, state[key]).tolist()) for client, cut in cuts.items()}
+    assert len(sets) == {"own": 6, "cut": 3, "shared": 1}[how]
 
 
 def test_modes_are_equal_for_one_client(split):
@@ -100,7 +134,8 @@ def test_devices_continue_from_the_synchronised_parts(split, monkeypatch, how):
     reports = split({**FEW, "splitee.client-sync": how}).strategy.roster.reports
     cuts = {client: report.part for client, report in reports.items()}
     samples = {client: report.num_examples for client, report in reports.items()}
-    expected = synchronised(spy.after[1], cuts, samples, how)
+    running = {key for state in spy.after[1].values() for key in state if "running_" in key or "tracked" in key}
+    expected = synchronised(spy.after[1], cuts, samples, how, running)
     assert sorted(spy.before[2]) == list(range(6))
     for client, state in spy.before[2].items():
         assert state.keys() == expected[cuts[client]].keys()
@@ -212,8 +247,10 @@ def test_shallower_cut_is_refused_once_without_waiting(prepare_run, monkeypatch,
         {**AVERAGING, "splitee.period": 2},
         pytest.param({"splitee.client-sync": "prefix"}, marks=pytest.mark.slow),
         pytest.param(GLOBAL, marks=pytest.mark.slow),
+        {**GLOBAL, "splitee.statistics": "own"},
+        pytest.param({"splitee.statistics": "own", "splitee.turns": "shuffled"}, marks=pytest.mark.slow),
     ],
-    ids=["sequential", "averaging", "prefix", "global"],
+    ids=["sequential", "averaging", "prefix", "global", "global-own", "own"],
 )
 def test_killed_and_resumed_run_has_the_same_bits(flat, tmp_path, mode):
     settings = {**flat, **SPLIT, **FEW, **mode, "run.rounds": 3, "run.root": str(tmp_path), "clients.per-round": 5}

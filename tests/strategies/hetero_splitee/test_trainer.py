@@ -57,14 +57,14 @@ def make(per_epoch, model=None, epochs=1, granularity="batch", together=False, p
     return model, inbox, trainer
 
 
-def test_order_is_by_turn_and_client():
+def test_order_is_by_turn_and_then_as_given():
     model, inbox, trainer = make({2: 2, 0: 3, 1: 1})
     trainer.start()
     for client, number in ((2, 2), (1, 1), (0, 3)):
         Sender(inbox, client).send(number).end()
         time.sleep(0.02)
     trained = trainer.finish()
-    assert model.seen == [{0: 0}, {1: 0}, {2: 0}, {0: 1}, {2: 1}, {0: 2}]
+    assert model.seen == [{2: 0}, {0: 0}, {1: 0}, {2: 1}, {0: 1}, {0: 2}]
     assert (trained.batches, trained.samples) == ({0: 3, 1: 1, 2: 2}, {0: 12, 1: 4, 2: 8})
     assert (trained.missing, trained.loss) == ({0: 0, 1: 0, 2: 0}, 6.0)
 

@@ -70,7 +70,7 @@ def test_step_many_groups_copies_by_cut_and_batch_size(slim, batch, store, tmp_p
     sizes = {0: 6, 1: 4, 2: 6, 3: 6, 4: 4, 5: 4}  # together: 0 and 3, 1 and 4; alone: 2, 5
     servers, calls = {}, {"always": [], "never": [], "auto": []}
     for how in ("always", "never", "auto"):
-        settings = SplitEESettings(mode="averaging", vectorise=how, gradient="return")
+        settings = SplitEESettings(mode="averaging", aggregate_scope="server", vectorise=how, gradient="return")
         server = servers[how] = Averaging(slim, settings, CPU, type(store)(tmp_path, how))
         server.open_round(1, cuts, SGD)
         monkeypatch.setattr(averaging, "train_together", counting(calls[how]))
