@@ -97,7 +97,7 @@ def transfer(
     report = TransferReport([], [])
     depths = sorted(tiers)
     for _ in range(settings.server_epochs):
-        conditions = {k: tiers[k].pool.sample(settings.batch, runtime.rng).to(runtime.device) for k in depths}
+        conditions = {k: tiers[k].pool.sample(settings.batch_size, runtime.rng).to(runtime.device) for k in depths}
         for _ in range(settings.generator_steps):
             steps = {
                 k: train_generator(

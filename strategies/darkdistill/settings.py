@@ -28,10 +28,10 @@ class DarkDistillSettings(Settings):
     """steps of a generator per tier and server epoch"""
     distill_steps: int = Field(5, ge=1)
     """R: reverse-KD iterations per server epoch"""
-    batch: int = Field(32, ge=2)  # generators normalise over the batch
-    """generated samples per generator and step (parallel: 16)"""
-    server_lr_decay: float = Field(1.0, gt=0, le=1)
-    """s_gamma: every server learning rate is times s_gamma^round (parallel: 0.99)"""
+    batch: int = Field(0, ge=0)
+    """generated samples per generator and step; 0: the variant's, 32, of the parallel one 16"""
+    server_lr_decay: float = Field(0.0, ge=0, le=1)
+    """s_gamma: every server learning rate is times s_gamma^round; 0: the variant's, 1, of the parallel one 0.99"""
     keep_optimizers: bool = False
     """false, as published: Adam's moments are reset each round"""
 
@@ -60,8 +60,10 @@ class DarkDistillSettings(Settings):
     # Reverse knowledge distillation
     distill_lr: float = Field(0.05, gt=0)
     """learning rate of SGD without momentum, over all tiers' models"""
-    distill_weight_decay: float = Field(1e-3, ge=0)
-    """weight decay of the same SGD"""
+    distill_weight_decay: float = Field(0.0, ge=0)
+    """weight decay of the same SGD; published: 0.001, which moves the weights more than the distillation does"""
+    distill_clip: float = Field(0.1, ge=0)
+    """parallel: greatest norm of a distillation step's gradient, 0: no bound (ours)"""
     rkd_distance: float = Field(5.0, ge=0)
     """weight of the relational distance loss"""
     rkd_angle: float = Field(10.0, ge=0)
@@ -74,6 +76,22 @@ class DarkDistillSettings(Settings):
     """Adam learning rate of the learned matcher"""
     temperature: float = Field(0.1, gt=0)
     """of the softmax over exits, in units of the normalised mean distance (ours)"""
+
+    @property
+    def batch_size(self) -> int:
+        """Generated samples per generator and step."""
+        return self.batch or (32 if self.variant == "progressive" else 16)
+
+    @property
+    def lr_decay(self) -> float:
+        """The factor of every server learning rate from round to round."""
+        return self.server_lr_decay or (1.0 if self.variant == "progressive" else 0.99)
+
+    def other_mistakes(self) -> list[str]:
+        """Check that generators, which normalise over the batch, have more than one sample."""
+        if self.batch == 1:
+            return ["darkdistill.batch is 1, must be at least 2, or 0 for the variant's own"]
+        return []
 
     def noise_width(self, num_classes: int) -> int:
         """Return q, the width of the noise and of each condition's embedding."""

@@ -99,7 +99,7 @@ class DarkDistill(EarlyExitStrategy):
         """Prepare the optimisers for a round; returns how its maths runs."""
         if not self.settings.keep_optimizers:
             self.optimizers = self._new_optimizers()
-        self.optimizers.decay(round_ - 1, self.settings.server_lr_decay)
+        self.optimizers.decay(round_ - 1, self.settings.lr_decay)
         rng = generator(self.config.run.seed, "server", round_)
         return Runtime(self.device, rng, self.config.server.autocast)
 

@@ -36,6 +36,7 @@ def summarise_parallel(report: ParallelReport) -> dict[str, Any]:
     if report.distillation:
         terms["distillation"] = fmean(step.total for step in report.distillation)
         terms["distill-gap"] = fmean(step.gap for step in report.distillation)
+        terms["distill-gradient"] = max(step.gradient for step in report.distillation)
         for teacher, student in report.distillation[-1].pairs:
             losses = [step.pairs[teacher, student] for step in report.distillation]
             terms[f"distill-exit-{teacher + 1}-{student + 1}"] = fmean(losses)

@@ -92,7 +92,7 @@ def server_half(
         generators,
         make_meter(network),
         Optimizers.create(models, generators, settings, matcher),
-        {k: pool.sample(settings.batch, torch.Generator().manual_seed(k)) for k in depths},
+        {k: pool.sample(settings.batch_size, torch.Generator().manual_seed(k)) for k in depths},
     )
 
 
@@ -114,7 +114,7 @@ def test_measured_difficulty_follows_the_request_if_conditional(
     optimizer = torch.optim.Adam(generator.parameters(), settings.generator_lr)
     kept = snapshot(network), snapshot(meter)
     for _ in range(100):
-        conditions = pool.sample(settings.batch, run.rng)
+        conditions = pool.sample(settings.batch_size, run.rng)
         train_generator(generator, optimizer, network, meter, conditions=conditions, settings=settings, runtime=run)
     conditions = pool.sample(256, run.rng)
     with torch.no_grad():
