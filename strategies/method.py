@@ -165,6 +165,7 @@ class Evaluator(Protocol):
     """Measures the global network on the server's samples."""
 
     policy: ThresholdPolicy | None  # the fitted thresholds, after an evaluation with `exit_macs`
+    validation: SampleSet  # the server's validation samples, possibly none
     test: SampleSet  # the server's test samples
 
     def evaluate(self, network: nn.Module, exit_macs: Sequence[float] = ()) -> dict[str, Any]:

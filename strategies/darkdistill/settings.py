@@ -1,10 +1,16 @@
-"""Hyper-parameters of DarkDistill's server half (Qu et al., KDD 2025; values of the authors' published code)."""
+"""Hyper-parameters of DarkDistill's server half (Qu et al., KDD 2025; values of the authors' published code).
+
+Two defaults are ours: no weight decay on the server, and token generators that are bounded. The preset
+`darkdistill-published` has the published ones.
+"""
 
 from typing import Literal
 
 from pydantic import Field
 
 from common.settings import Settings
+
+Rescale = Literal["none", "boost", "legacy"]  # as the networks take it; this module imports no torch
 
 
 class DarkDistillSettings(Settings):
@@ -18,6 +24,8 @@ class DarkDistillSettings(Settings):
     """false: averaging only, which is EEFL with the same local objective"""
     difficulty_condition: bool = True
     """false: the ablation without difficulty condition, "w/o DC", is run"""
+    source: Literal["generated", "validation"] = "generated"
+    """validation: a diagnostic (ours) that distils on the server's real validation samples and trains no generators"""
     exit_spread: float = Field(30.0, gt=0)
     """p of the exit assignment: exit e's share of a batch is proportional to (p/20)^e"""
 
@@ -38,6 +46,8 @@ class DarkDistillSettings(Settings):
     # Generators
     generator_output: Literal["latent", "pixels"] = "latent"
     """latent: what enters after the stem / patch embedding; pixels: normalised images"""
+    generator_bounded: bool = True
+    """tokens have the stem's root mean square (ours); false: no bound, as published (transformers)"""
     generator_hidden: int = Field(1000, ge=1)
     """units of the token generator's only hidden layer"""
     generator_channels: int = Field(64, ge=1)
@@ -68,6 +78,8 @@ class DarkDistillSettings(Settings):
     """weight of the relational distance loss"""
     rkd_angle: float = Field(10.0, ge=0)
     """weight of the relational angle loss"""
+    rescale: Rescale = "none"
+    """gradients where exits branch off: boost: as BoostNet does; legacy: as the authors' server passes do"""
     matcher: Literal["distance", "learned", "hard"] = "distance"
     """distance: parameter-free; learned: an MLP; hard: the nearest exit alone"""
     matcher_hidden: int = Field(100, ge=1)
@@ -88,10 +100,16 @@ class DarkDistillSettings(Settings):
         return self.server_lr_decay or (1.0 if self.variant == "progressive" else 0.99)
 
     def other_mistakes(self) -> list[str]:
-        """Check that generators, which normalise over the batch, have more than one sample."""
+        """Check the batch, over which generators normalise, and what the parallel variant cannot do."""
+        mistakes = []
         if self.batch == 1:
-            return ["darkdistill.batch is 1, must be at least 2, or 0 for the variant's own"]
-        return []
+            mistakes.append("darkdistill.batch is 1, must be at least 2, or 0 for the variant's own")
+        if self.variant == "parallel" and self.source != "generated":
+            mistakes.append(
+                f"darkdistill.source is {self.source!r}, but the parallel variant has generated samples only: "
+                "choose 'generated', or darkdistill.variant 'progressive'"
+            )
+        return mistakes
 
     def noise_width(self, num_classes: int) -> int:
         """Return q, the width of the noise and of each condition's embedding."""

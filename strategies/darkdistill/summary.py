@@ -23,6 +23,7 @@ def summarise(report: TransferReport) -> dict[str, Any]:
         name = f"distill-{teacher}-{student}"
         terms[f"{name}-loss"] = fmean(pair.loss for pair in pairs)
         terms[f"{name}-spearman"] = fmean(pair.spearman for pair in pairs)
+        terms[f"{name}-variety"] = fmean(pair.variety for pair in pairs)
         for part in ("distance", "angle", "weights"):
             terms[f"{name}-{part}"] = _columns(getattr(pair, part) for pair in pairs)
     return terms
