@@ -1,7 +1,7 @@
 """EEFL: federated averaging of early-exit prefixes, layer by layer. The baseline that counts.
 
-DarkDistill without generators and distillation (its ablation "w/o RKD"). With `eefl.server-decay` it also has the weight
-decay of DarkDistill's published server step: the control that a gain by distillation must beat.
+DarkDistill without generators and distillation (its ablation "w/o RKD"). With `eefl.server-decay` it also has the
+weight decay of DarkDistill's published server step: the control that a gain by distillation must beat.
 """
 
 from collections.abc import Mapping
