@@ -1,6 +1,7 @@
 import pytest
 
 from common.settings import read_section
+from server.commands.preset import read_preset
 from strategies.darkdistill.settings import DarkDistillSettings, DifficultySettings
 
 
@@ -18,6 +19,21 @@ def test_problems_list_every_mistake_by_its_key() -> None:
         "darkdistill.temperature is 0.0, must be above 0",
         "darkdistill.batch is 1, must be at least 2, or 0 for the variant's own",
     ]
+
+
+def test_the_parallel_variant_has_generated_samples_only() -> None:
+    assert read_section(DarkDistillSettings, source="validation").problems == []
+    assert read_section(DarkDistillSettings, source="validation", variant="parallel").problems == [
+        "darkdistill.source is 'validation', but the parallel variant has generated samples only: "
+        "choose 'generated', or darkdistill.variant 'progressive'"
+    ]
+
+
+def test_the_published_preset_is_the_published_step() -> None:
+    values = {key.partition(".")[2]: value for key, value in read_preset("darkdistill-published").items()}
+    published, ours = read_section(DarkDistillSettings, **values).section, DarkDistillSettings()
+    assert published == ours.changed(distill_weight_decay=1e-3, generator_bounded=False)
+    assert ours.distill_weight_decay == 0
 
 
 def test_batch_and_decay_follow_from_the_variant_unless_given() -> None:
