@@ -46,6 +46,12 @@ def gain(measured: Sequence[float], digits: int = 1) -> str:
     return f"{'+' if mean >= 0 else ''}{percent(mean, digits)} ± {percent(deviation, digits)}"
 
 
+def limits(measured: Sequence[float], digits: int = 2) -> str:
+    """Return an interval of a difference, in percentage points with signs."""
+    low, high = (f"{'+' if end >= 0 else ''}{percent(end, digits)}" for end in measured)
+    return f"{low} to {high}"
+
+
 def pick(rows: Iterable[dict[str, Any]], **values: Any) -> dict[str, Any]:
     """Return the one row that has these values; raises ValueError if there is none, or more than one."""
     found = [row for row in rows if all(row[key] == value for key, value in values.items())]

@@ -1,8 +1,11 @@
 """Figures of a study's results, `study.json` as `python -m server study --save` writes it."""
 
+import math
 import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from scipy import stats
 
 Cell = Mapping[str, Any]
 Value = Callable[[Cell], float]
@@ -47,6 +50,28 @@ def over_seeds(found: Mapping[int, Cell], value: Value) -> tuple[float, float]:
 def gain(found: Mapping[int, Cell], base: Mapping[int, Cell], value: Value) -> tuple[float, float]:
     """Return mean and standard deviation of a number's difference to the base's run of the same seed."""
     return _spread([value(cell) - value(base[seed]) for seed, cell in found.items() if seed in base])
+
+
+def interval(found: Mapping[int, Cell], base: Mapping[int, Cell], value: Value) -> tuple[float, float]:
+    """Return the 95 % interval of a mean gain over seeds, by Student's t; all of them share their test samples."""
+    mean, deviation = gain(found, base, value)
+    seeds = len(found.keys() & base.keys())
+    half = float(stats.t.ppf(0.975, seeds - 1)) * deviation / math.sqrt(seeds)
+    return mean - half, mean + half
+
+
+def sample_count(cell: Cell) -> int:
+    """Return how many test samples a run's calibrated exits were measured on."""
+    return sum(measured(cell)["calibrated"]["exit_histogram"])
+
+
+def sample_error(found: Mapping[int, Cell], value: Value) -> float:
+    """Return the binomial standard error of an accuracy by the choice of the test samples, which no seed changes.
+
+    Two methods' difference has up to sqrt(2) times as much, less where both err on the same samples.
+    """
+    share, samples = over_seeds(found, value)[0], min(map(sample_count, found.values()))
+    return math.sqrt(share * (1 - share) / samples)
 
 
 def exit_means(found: Mapping[int, Cell]) -> list[float]:

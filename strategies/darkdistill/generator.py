@@ -71,7 +71,7 @@ class TokenGenerator(Generator):
     ) -> None:
         """`rms`: (tokens, 1), root mean square of each token over its width; None: unbounded, as published."""
         super().__init__(num_classes, noise_dim, conditional)
-        self.register_buffer("rms", rms)
+        self.register_buffer("rms", rms, persistent=False)  # it follows from the network, see `follow_stem`
         self.layers = nn.Sequential(
             nn.Linear(self.conditions.width, hidden),
             nn.BatchNorm1d(hidden),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from benchmarks.tables import __main__ as command
-from benchmarks.tables.cells import between, exits, gain, percent, pick, spread, table
+from benchmarks.tables.cells import between, exits, gain, limits, percent, pick, spread, table
 from benchmarks.tables.document import (
     README,
     RESULTS,
@@ -132,6 +132,7 @@ def test_cells_are_formatted() -> None:
     assert between([0.5, 0.125, 0.25], 1) == "12.5 to 50.0"
     assert spread((0.5, 0.0125), 2) == "50.00 ± 1.25"
     assert [gain((0.0725, 0.001)), gain((-0.0725, 0.001))] == ["+7.3 ± 0.1", "-7.3 ± 0.1"]
+    assert limits((-0.0063, 0.0044)) == "-0.63 to +0.44"
 
 
 def test_table_is_rendered() -> None:
