@@ -4,36 +4,26 @@ DarkDistill without generators and distillation (its ablation "w/o RKD"). With `
 weight decay of DarkDistill's published server step: the control that a gain by distillation must beat.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import Tensor
 
 from common.networks import EarlyExitNetwork
 from common.weights.flat import StateDict
-from common.weights.layers import average_layers
 from strategies.baselines.settings import EEFLSettings
 from strategies.engine.strategy import EarlyExitStrategy
-from strategies.method import Method, RoundUpdate, Setup
+from strategies.method import Method, RoundUpdate
 from strategies.node.local_training import LocalTraining
 
 
 class EEFL(EarlyExitStrategy):
     """Average each layer over the clients that train it, weighted by their samples."""
 
-
-class DecayingEEFL(EEFL):
-    """Before the tiers are averaged, shrink those that DarkDistill would teach: all present but the shallowest."""
-
-    def merge(self, round_: int, update: RoundUpdate) -> Mapping[str, Any]:
-        """Shrink and average."""
-        kept = 1 - self.config.of(EEFLSettings).server_decay
-        students = sorted(update.tiers)[1:]
-        states: dict[int, StateDict] = {depth: tier.state for depth, tier in update.tiers.items()}
-        for depth in students:
-            states[depth] = states[depth] | shrunk_trunk(self.network.prefix(depth), states[depth], kept)
-        self.model |= average_layers(states, {depth: float(tier.weight) for depth, tier in update.tiers.items()})
-        return {}
+    def averages(self, update: RoundUpdate) -> dict[int, StateDict]:
+        """With a server decay, shrink the tiers that DarkDistill would teach: all present but the shallowest."""
+        states, decay = super().averages(update), self.config.of(EEFLSettings).server_decay
+        if decay:
+            for depth in sorted(states)[1:]:
+                states[depth] = states[depth] | shrunk_trunk(self.network.prefix(depth), states[depth], 1 - decay)
+        return states
 
 
 def shrunk_trunk(network: EarlyExitNetwork, state: StateDict, kept: float) -> dict[str, Tensor]:
@@ -46,9 +36,4 @@ def shrunk_trunk(network: EarlyExitNetwork, state: StateDict, kept: float) -> di
     }
 
 
-def make(method: Method, setup: Setup) -> EEFL:
-    """Return the server half; without a decay nothing comes after the average, so that late answers have a place."""
-    return (DecayingEEFL if setup.config.of(EEFLSettings).server_decay else EEFL)(method, setup)
-
-
-METHOD = Method("eefl", make, LocalTraining, (EEFLSettings,))
+METHOD = Method("eefl", EEFL, LocalTraining, (EEFLSettings,))

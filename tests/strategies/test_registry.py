@@ -23,7 +23,7 @@ OWN_LOSS = (
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_card_has_name_and_both_halves(name):
     card = find_method(name)
-    assert callable(card.strategy)
+    assert isinstance(card.strategy, type)
     assert issubclass(card.strategy, EarlyExitStrategy)
     assert card.name == name
     local = card.local()

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from common.errors import UserError
 from common.messages import protocol
 from common.networks import build
 from common.weights.layers import average_layers
@@ -131,9 +130,3 @@ def test_server_decay_shrinks_the_trunks_of_all_tiers_but_the_shallowest(prepare
     assert shares["units.4.conv1.weight"] == pytest.approx(0.75)  # tier 4 alone
     assert shares["exits.5.linear.weight"] == 1
     assert shares["units.4.bn1.running_var"] == 1
-
-
-def test_only_with_a_server_decay_late_answers_have_no_place(prepare_run):
-    prepare_run({"round.staleness": 0.5})
-    with pytest.raises(UserError, match="late answers have a place only where models are averaged and nothing else"):
-        prepare_run({"round.staleness": 0.5, "eefl.server-decay": 0.1})
