@@ -44,6 +44,7 @@ def figures(read: Read) -> Figures:
     eefl = study.cells(read("accuracy_digits"), "eefl")
     return {
         "cifar10": cifar10(read),
+        "real_gain": bound_gain(read, "real images"),
         "bound": _named(read, "darkdistill_bound_cifar10", BOUND),
         "digits": _named(read, "accuracy_digits", DIGITS),
         "ten_seeds": _named(read, "darkdistill_parallel", PARALLEL),
@@ -53,6 +54,7 @@ def figures(read: Read) -> Figures:
         "parallel_worst": percent(min(map(study.mean_of_exits, parallel["parallel"].values()))),
         "eefl_worst": percent(min(map(study.mean_of_exits, parallel["eefl"].values()))),
         **_moved(read),
+        **_tokens(read),
         **_last_round(read),
         **_server_step(read),
     }
@@ -117,6 +119,19 @@ def _moved(read: Read) -> Figures:
         found[f"loss_{name}"] = f"{fmean(own['distillation'] for own in terms):.3f}"
         found[f"variety_{name}"] = f"{_variety(terms, 'distill-'):.1f}"
         found[f"images_{name}"] = f"{_variety(terms, 'real-'):.1f}"
+    return found
+
+
+def _tokens(read: Read) -> Figures:
+    """Return what a transformer's generators left to distil in the last round, as published and bounded."""
+    result, found = read("darkdistill_tokens"), {}
+    for variant, name in (("published", "published"), ("darkdistill", "bounded")):
+        terms = [cell["terms"] for cell in study.cells(result, variant).values()]
+        found[f"tokens_loss_{name}"] = f"{fmean(own['distillation'] for own in terms):.4f}"
+        shares = (own["moved-distillation"] / own["moved-clients"] for own in terms)
+        found[f"tokens_moved_{name}"] = percent(fmean(shares))
+        if name == "published":
+            found["tokens_decay"] = percent(fmean(own["moved-decay"] / own["moved-clients"] for own in terms))
     return found
 
 

@@ -82,3 +82,15 @@ def test_distillation_that_moves_nothing_is_warned_of_once(run_strategy, flower_
     terms = run.records[-1].terms
     assert terms["moved-distillation"] < 1e-3 * terms["moved-decay"]  # what rounding leaves
     assert 0 < terms["moved-decay"] < terms["moved-clients"]
+
+
+def test_rescaled_gradients_teach_otherwise(run_strategy):
+    one = {**SETTINGS, "run.rounds": 1}
+    plain, rescaled = (run_strategy({**one, "darkdistill.rescale": how}).strategy.model for how in ("none", "boost"))
+    assert any(not torch.equal(plain[key], rescaled[key]) for key in plain)
+
+
+def test_a_run_on_real_samples_says_that_it_is_a_diagnostic(prepare_run, flower_log):
+    prepare_run({**EVALUATED, "darkdistill.source": "validation"}).strategy.summary()
+    assert "  a diagnostic: distils on the server's validation samples, without generators" in flower_log
+    assert not [line for line in flower_log if "parameters, on the server only" in line]
