@@ -34,7 +34,7 @@ SIZES = {
     "cifar10": NetworkSpec("resnet_slim", 10, (3, 32, 32), ensemble=0.2),
     "paper": NetworkSpec("deit_tiny", 100, (3, 224, 224)),
 }
-PUBLISHED = DarkDistillSettings()  # S = 2, R = 5, batches of 32
+PUBLISHED = DarkDistillSettings(distill_weight_decay=1e-3, generator_bounded=False)  # S = 2, R = 5, batches of 32
 SAMPLES = 1000  # difficulties per tier
 MATRIX_PRODUCTS = (
     "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::mkldnn_convolution", "aten::cudnn_convolution",

@@ -165,6 +165,7 @@ class Evaluator(Protocol):
     """Measures the global network on the server's samples."""
 
     policy: ThresholdPolicy | None  # the fitted thresholds, after an evaluation with `exit_macs`
+    validation: SampleSet  # the server's validation samples, possibly none
     test: SampleSet  # the server's test samples
 
     def evaluate(self, network: nn.Module, exit_macs: Sequence[float] = ()) -> dict[str, Any]:
@@ -300,8 +301,12 @@ class ServerMethod:
         folds late answers into averages, so it is refused for a method that overrides this hook.
         """
         weights = {part: float(tier.weight) for part, tier in update.tiers.items()}
-        self.model |= average_layers({part: tier.state for part, tier in update.tiers.items()}, weights)
+        self.model |= average_layers(self.averages(update), weights)
         return {}
+
+    def averages(self, update: RoundUpdate) -> dict[int, StateDict]:
+        """Return each part's average as it goes into the average over parts; by default as the clients made it."""
+        return {part: tier.state for part, tier in update.tiers.items()}
 
     def whole_macs(self) -> list[float]:
         """Return the MACs of a sample that leaves at each exit of the whole network."""

@@ -44,7 +44,7 @@ METHODS = {
     "depthfl": Entry("strategies.baselines.depthfl", ("strategies.baselines.settings:DepthFLSettings",)),
     "distree": Entry("strategies.distree.card", ("strategies.distree.settings:DistrEESettings",), parts="student"),
     "ditto": Entry("strategies.personalised.ditto", ("strategies.personalised.settings:DittoSettings",)),
-    "eefl": Entry("strategies.baselines.eefl"),
+    "eefl": Entry("strategies.baselines.eefl", ("strategies.baselines.settings:EEFLSettings",)),
     "exclusivefl": Entry("strategies.baselines.exclusivefl"),
     "fedavg": Entry("strategies.baselines.fedavg"),
     "fedavg_ft": Entry("strategies.personalised.fedavg_ft", (PERSONAL,)),

@@ -46,10 +46,16 @@ def gain(measured: Sequence[float], digits: int = 1) -> str:
     return f"{'+' if mean >= 0 else ''}{percent(mean, digits)} ± {percent(deviation, digits)}"
 
 
+def limits(measured: Sequence[float], digits: int = 2) -> str:
+    """Return an interval of a difference, shares, in percentage points with signs."""
+    low, high = (f"{'+' if end >= 0 else ''}{percent(end, digits)}" for end in measured)
+    return f"{low} to {high}"
+
+
 def gain_between(measured: Sequence[float], digits: int = 2) -> str:
     """Return a mean difference and the ends of its interval, shares, in percentage points with their signs."""
-    mean, low, high = (f"{'+' if share >= 0 else ''}{percent(share, digits)}" for share in measured)
-    return f"{mean} ({low} to {high})"
+    mean, *ends = measured
+    return f"{'+' if mean >= 0 else ''}{percent(mean, digits)} ({limits(ends, digits)})"
 
 
 def pick(rows: Iterable[dict[str, Any]], **values: Any) -> dict[str, Any]:

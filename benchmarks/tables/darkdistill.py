@@ -1,50 +1,76 @@
-"""Figures of DarkDistill: CIFAR-10 and digits beside its baselines, and what the server's step costs."""
+"""Figures of DarkDistill: beside its baselines and its upper bound, and what the server's step does and costs."""
 
 from collections.abc import Mapping
+from statistics import fmean
 
 from benchmarks.tables import study
-from benchmarks.tables.cells import Figures, Read, exits, percent, spread, table
+from benchmarks.tables.cells import Figures, Read, exits, limits, percent, spread, table
 from benchmarks.tables.cells import gain as gain_text
 
 IID, SKEWED = 1000.0, 0.1  # the two alphas of the CIFAR-10 runs
+DECAY = "`eefl`, decay of the published step"
+REAL = '`darkdistill.source="validation"`'
 DIGITS = {
     "eefl": "`eefl`",
+    "eefl, decay": DECAY,
     "darkdistill": "`darkdistill`",
-    "tenfold": "the same, relational losses tenfold",
-    "unconditional": "the same, no difficulty condition",
-    "learned": "the same, learned matcher",
-    "sketch": 'the same, `difficulty.upload="sketch"`',
-    "sketch, epsilon 1": "the same, sketch with epsilon 1",
+    "real images": REAL,
     "parallel": '`darkdistill.variant="parallel"`',
+    "published": "published step",
+    "published, tenfold": "published, relational losses tenfold",
+    "published, unconditional": "published, no difficulty condition",
+    "published, learned": "published, learned matcher",
+    "published, sketch": 'published, `difficulty.upload="sketch"`',
+    "published, sketch, epsilon 1": "published, sketch with epsilon 1",
     "depthfl": "`depthfl`",
     "inclusivefl": "`inclusivefl`",
     "reefl": "`reefl`, learning rate 0.01",
     "exclusivefl": "`exclusivefl`",
 }
+BOUND = {
+    "eefl": "`eefl`",
+    "eefl, decay": DECAY,
+    "darkdistill": "`darkdistill`",
+    "published": "published step",
+    "real images": REAL,
+    "real images, half rate": "the same at half the rate",
+}
+PARALLEL = {"eefl": "`eefl`", "darkdistill": "`darkdistill`", "parallel": DIGITS["parallel"]}
 Runs = Mapping[int, study.Cell]  # by seed
 
 
 def figures(read: Read) -> Figures:
     """Return every figure of DarkDistill's section."""
-    digits = read("accuracy_digits")
-    eefl = study.cells(digits, "eefl")
+    parallel = {variant: study.cells(read("darkdistill_parallel"), variant) for variant in PARALLEL}
+    eefl = study.cells(read("accuracy_digits"), "eefl")
     return {
         "cifar10": cifar10(read),
-        "digits": _over_eefl({title: (study.cells(digits, variant), eefl) for variant, title in DIGITS.items()}),
-        "unconditional": digits_gain(read, "unconditional"),
-        "parallel_worst": percent(min(map(study.mean_of_exits, study.cells(digits, "parallel").values()))),
+        "ours_gain": bound_gain(read, "darkdistill"),
+        "ours_over_decay": bound_gain(read, "darkdistill", "eefl, decay"),
+        "real_gain": bound_gain(read, "real images"),
+        "half_gain": bound_gain(read, "real images, half rate"),
+        "bound": _named(read, "darkdistill_bound_cifar10", BOUND),
+        "digits": _named(read, "accuracy_digits", DIGITS),
+        "ten_seeds": _named(read, "darkdistill_parallel", PARALLEL),
+        "digits_images": str(study.sample_count(eefl[min(eefl)])),
+        "digits_error": percent(study.sample_error(eefl, study.mean_of_exits)),
+        "unconditional": _gain(study.cells(read("accuracy_digits"), "published, unconditional"), eefl),
+        "parallel_worst": percent(min(map(study.mean_of_exits, parallel["parallel"].values()))),
+        "eefl_worst": percent(min(map(study.mean_of_exits, parallel["eefl"].values()))),
+        **_moved(read),
+        **_tokens(read),
         **_last_round(read),
         **_server_step(read),
     }
 
 
 def cifar10(read: Read) -> str:
-    """Return the table of DarkDistill beside EEFL."""
+    """Return the table of DarkDistill's published step beside EEFL."""
     result, rows = read("accuracy_cifar10"), {}
     for alpha in (IID, SKEWED):
         eefl = study.cells(result, "eefl", alpha=alpha)
-        for variant in ("eefl", "darkdistill"):
-            rows[f"`{variant}`, alpha {alpha:g}"] = study.cells(result, variant, alpha=alpha), eefl
+        rows[f"`eefl`, alpha {alpha:g}"] = eefl, eefl
+        rows[f"published step, alpha {alpha:g}"] = study.cells(result, "published", alpha=alpha), eefl
     return _over_eefl(rows)
 
 
@@ -53,31 +79,33 @@ def cifar10_mean(read: Read, variant: str) -> str:
     return spread(study.over_seeds(study.cells(read("accuracy_cifar10"), variant, alpha=IID), study.mean_of_exits), 2)
 
 
-def cifar10_gain(read: Read, variant: str) -> str:
-    """Return what a variant gains over EEFL with IID data."""
-    result = read("accuracy_cifar10")
-    return _gain(study.cells(result, variant, alpha=IID), study.cells(result, "eefl", alpha=IID))
-
-
-def digits_gain(read: Read, variant: str) -> str:
-    """Return what a variant gains over EEFL on skewed digits."""
-    digits = read("accuracy_digits")
-    return _gain(study.cells(digits, variant), study.cells(digits, "eefl"))
+def bound_gain(read: Read, variant: str, base: str = "eefl") -> str:
+    """Return what a variant gains over another one on CIFAR-10 at 16x16, where real images are distilled on, too."""
+    result = read("darkdistill_bound_cifar10")
+    return _gain(study.cells(result, variant), study.cells(result, base))
 
 
 def _gain(runs: Runs, base: Runs) -> str:
     return gain_text(study.gain(runs, base, study.mean_of_exits), 2)
 
 
+def _named(read: Read, name: str, titles: Mapping[str, str]) -> str:
+    """Return the table of a study's variants, each beside EEFL."""
+    result = read(name)
+    eefl = study.cells(result, "eefl")
+    return _over_eefl({title: (study.cells(result, variant), eefl) for variant, title in titles.items()})
+
+
 def _over_eefl(rows: Mapping[str, tuple[Runs, Runs]]) -> str:
     """Return a table of runs, each with those of EEFL."""
     return table(
-        ("", "mean of exits", "gain over EEFL", "exits 1 to 4"),
+        ("", "mean of exits", "gain over EEFL", "95 % over seeds", "exits 1 to 4"),
         (
             (
                 title,
                 spread(study.over_seeds(runs, study.mean_of_exits), 2),
                 "" if runs == base else _gain(runs, base),
+                "" if runs == base else limits(study.interval(runs, base, study.mean_of_exits)[1:]),
                 exits(study.exit_means(runs)),
             )
             for title, (runs, base) in rows.items()
@@ -85,16 +113,49 @@ def _over_eefl(rows: Mapping[str, tuple[Runs, Runs]]) -> str:
     )
 
 
+def _moved(read: Read) -> Figures:
+    """Return how far the last round's distillation and decay moved the weights, in percent of the clients' movement."""
+    result, found = read("darkdistill_bound_cifar10"), {}
+    for variant, name in (
+        ("darkdistill", "ours"), ("published", "published"), ("real images", "real"), ("real images, half rate", "half")
+    ):  # fmt: skip
+        terms = [cell["terms"] for cell in study.cells(result, variant).values()]
+        found[f"moved_{name}"] = percent(fmean(own["moved-distillation"] / own["moved-clients"] for own in terms))
+        if name == "published":
+            found["decay_published"] = percent(fmean(own["moved-decay"] / own["moved-clients"] for own in terms))
+        if name in ("ours", "real"):
+            found[f"loss_{name}"] = f"{fmean(own['distillation'] for own in terms):.3f}"
+        if name == "ours":
+            found["variety"], found["variety_of_images"] = (
+                f"{_variety(terms, prefix):.1f}" for prefix in ("distill-", "real-")
+            )
+    return found
+
+
+def _tokens(read: Read) -> Figures:
+    """Return what a transformer's generators left to distil in the last round, as published and bounded."""
+    result, found = read("darkdistill_tokens"), {}
+    for variant, name in (("published", "published"), ("darkdistill", "bounded")):
+        terms = [cell["terms"] for cell in study.cells(result, variant).values()]
+        found[f"tokens_loss_{name}"] = f"{fmean(own['distillation'] for own in terms):.4f}"
+        shares = (own["moved-distillation"] / own["moved-clients"] for own in terms)
+        found[f"tokens_moved_{name}"] = percent(fmean(shares))
+        if name == "published":
+            found["tokens_decay"] = percent(fmean(own["moved-decay"] / own["moved-clients"] for own in terms))
+    return found
+
+
+def _variety(terms: list[Mapping[str, float]], prefix: str) -> float:
+    """Return the mean variety of batches over teachers and seeds."""
+    return fmean(v for own in terms for key, v in own.items() if key.startswith(prefix) and key.endswith("variety"))
+
+
 def _last_round(read: Read) -> Figures:
-    """Return what the generators and the distillation did in the last round, with IID data."""
-    runs = study.cells(read("accuracy_cifar10"), "darkdistill", alpha=IID)
+    """Return what the generators did in the last round, with IID data."""
+    runs = study.cells(read("accuracy_cifar10"), "published", alpha=IID)
     terms = [run["terms"] for run in runs.values()]
     ranks = [value for own in terms for key, value in own.items() if key.endswith("spearman") and "generator" in key]
-    losses = [own["distillation"] for own in terms]
-    return {
-        "spearman": f"{min(ranks):.2f} to {max(ranks):.2f}",
-        "distillation_loss": f"{min(losses):.2f} to {max(losses):.2f}",
-    }
+    return {"spearman": f"{min(ranks):.2f} to {max(ranks):.2f}"}
 
 
 def _server_step(read: Read) -> Figures:

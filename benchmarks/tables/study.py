@@ -75,6 +75,20 @@ def last_means(cell: Cell, evaluations: int) -> float:
     return statistics.fmean(cell["means"][round_] for round_ in rounds[-evaluations:])
 
 
+def sample_count(cell: Cell) -> int:
+    """Return how many test samples a run's calibrated exits were measured on."""
+    return sum(measured(cell)["calibrated"]["exit_histogram"])
+
+
+def sample_error(found: Mapping[int, Cell], value: Value) -> float:
+    """Return the binomial standard error of an accuracy by the choice of the test samples, which no seed changes.
+
+    Two methods' difference has up to sqrt(2) times as much, less where both err on the same samples.
+    """
+    share, samples = over_seeds(found, value)[0], min(map(sample_count, found.values()))
+    return math.sqrt(share * (1 - share) / samples)
+
+
 def exit_means(found: Mapping[int, Cell]) -> list[float]:
     """Return each exit's mean accuracy over seeds."""
     return [

@@ -30,6 +30,15 @@ class DepthFLSettings(DistillationSettings):
     SECTION = "depthfl"
 
 
+class EEFLSettings(Settings):
+    """Hyper-parameters of EEFL, a control for DarkDistill (ours)."""
+
+    SECTION = "eefl"
+
+    server_decay: float = Field(0.0, ge=0, lt=1)
+    """share by which a round shrinks the trunks of all tiers but the shallowest; DarkDistill as published: 0.0005"""
+
+
 class FedProxSettings(Settings):
     """Hyper-parameters of FedProx."""
 

@@ -4,7 +4,7 @@ From noise, a label and a requested difficulty, a generator makes latents (the t
 embedding) or normalised images. Noise is uniform in [0, 1)^q.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -50,12 +50,28 @@ class Generator(nn.Module):
 
 
 class TokenGenerator(Generator):
-    """Token matrices (tokens, width) for transformers, through one hidden layer."""
+    """Token matrices (tokens, width) for transformers, through one hidden layer.
+
+    With `rms`, tokens are bounded (ours): each is normalised to mean 0 and this root mean square. Published tokens have
+    no bound. The diversity loss then makes them grow without end, and in a transformer whose blocks normalise their
+    input first, large tokens drown what the blocks add: teacher and student agree, and nothing remains to distil.
+    """
+
+    rms: Tensor | None
 
     def __init__(
-        self, shape: tuple[int, ...], num_classes: int, noise_dim: int, hidden: int, *, conditional: bool = True
+        self,
+        shape: tuple[int, ...],
+        num_classes: int,
+        noise_dim: int,
+        hidden: int,
+        *,
+        conditional: bool = True,
+        rms: Tensor | None = None,
     ) -> None:
+        """`rms`: (tokens, 1), root mean square of each token over its width; None: unbounded, as published."""
         super().__init__(num_classes, noise_dim, conditional)
+        self.register_buffer("rms", rms, persistent=False)  # it follows from the network, see `follow_stem`
         self.layers = nn.Sequential(
             nn.Linear(self.conditions.width, hidden),
             nn.BatchNorm1d(hidden),
@@ -66,7 +82,8 @@ class TokenGenerator(Generator):
 
     def forward(self, noise: Tensor, labels: Tensor, difficulty: Tensor | None = None) -> Tensor:
         """Return tokens (B, tokens, width)."""
-        return self.layers(self.conditions(noise, labels, difficulty))
+        tokens: Tensor = self.layers(self.conditions(noise, labels, difficulty))
+        return tokens if self.rms is None else F.layer_norm(tokens, tokens.shape[-1:]) * self.rms
 
 
 class ConvGenerator(Generator):
@@ -141,7 +158,9 @@ def make_generator(network: EarlyExitNetwork, settings: DarkDistillSettings, see
         # Not torch.manual_seed: that would also reseed the accelerators.
         torch.default_generator.manual_seed(seed)
         if len(shape) == 2:
-            return TokenGenerator(shape, classes, noise_dim, settings.generator_hidden, conditional=conditional)
+            rms = latent_rms(network).cpu() if settings.generator_bounded else None
+            hidden = settings.generator_hidden
+            return TokenGenerator(shape, classes, noise_dim, hidden, conditional=conditional, rms=rms)
         head = "pixels" if pixels else "non-negative" if _stem_is_non_negative(network) else "signed"
         return ConvGenerator(
             (shape[0], shape[1], shape[2]),
@@ -154,13 +173,31 @@ def make_generator(network: EarlyExitNetwork, settings: DarkDistillSettings, see
         )
 
 
-@torch.no_grad()
+def follow_stem(generators: Iterable[Generator], network: EarlyExitNetwork) -> None:
+    """Give bounded token generators the root mean square that the network's stem has by now."""
+    for generator in generators:
+        if isinstance(generator, TokenGenerator) and generator.rms is not None:
+            generator.rms.copy_(latent_rms(network))
+
+
+def latent_rms(network: EarlyExitNetwork) -> Tensor:
+    """Return the root mean square (tokens, 1) of each token (tokens, width) after the stem, over normalised noise."""
+    return _latents(network, 32).square().mean(dim=(0, 2)).sqrt().unsqueeze(1)
+
+
 def _stem_is_non_negative(network: EarlyExitNetwork) -> bool:
-    """Return whether a copy of the stem maps noise to values >= 0 alone, as one that ends in ReLU does."""
+    """Return whether the stem maps noise to values >= 0 alone, as one that ends in ReLU does."""
+    return bool(_latents(network, 2).min() >= 0)
+
+
+@torch.no_grad()
+def _latents(network: EarlyExitNetwork, count: int) -> Tensor:
+    """Return what a copy of the stem makes of normalised noise, or of random token ids: (count, *latent_shape)."""
     stem = network.prefix_units(network.latent_unit, exit_head=False).eval()
-    device = next(stem.parameters()).device
-    probe = torch.randn((2, *network.input_shape), generator=torch.Generator().manual_seed(0)).to(device)
-    return bool(stem.features_at(probe, network.latent_unit).min() >= 0)
+    shape, rng = (count, *network.input_shape), torch.Generator().manual_seed(0)
+    vocabulary = network.vocabulary
+    probe = torch.randint(vocabulary, shape, generator=rng) if vocabulary else torch.randn(shape, generator=rng)
+    return stem.features_at(probe.to(next(stem.parameters()).device), network.latent_unit)
 
 
 def label_loss(logits: Sequence[Tensor], labels: Tensor, exit_sets: Sequence[Tensor]) -> Tensor:

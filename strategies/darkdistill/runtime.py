@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Adam, Optimizer
 
-from common.networks.base import EarlyExitNetwork, ExitOutputs
+from common.networks.base import EarlyExitNetwork, ExitOutputs, Rescale
 from strategies.darkdistill.difficulty import DifficultyPairs, DifficultyPool
 from strategies.darkdistill.generator import Generator
 from strategies.darkdistill.matching import LearnedDistance
@@ -32,11 +32,12 @@ class Runtime:
     device: torch.device
     rng: torch.Generator
     autocast: bool = False  # networks run in bfloat16; losses stay in float32
+    rescale: Rescale = "none"  # of gradients where exits branch off, see `EarlyExitNetwork.forward_exits`
 
     def forward(self, network: EarlyExitNetwork, x: Tensor, *, latent: bool) -> ExitOutputs:
         """Run a network in the configured precision; logits and features come back as float32."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            outputs = network.forward_exits(x, latent=latent)
+            outputs = network.forward_exits(x, latent=latent, rescale=self.rescale)
         logits, features = ([t.float() for t in tensors] for tensors in (outputs.logits, outputs.features))
         return ExitOutputs(logits, features, outputs.trunk)
 

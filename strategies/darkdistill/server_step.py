@@ -5,6 +5,7 @@
         train each tier's generator one step                    (train_generator)
         repeat R times: distil tier k into tier k + 1, all k    (distill_step)
 
+With real samples (a diagnostic) there is nothing to generate, and the difficulties are those measured.
 Tiers without clients this round are skipped: the chain pairs adjacent tiers among those present.
 """
 
@@ -19,11 +20,13 @@ from torch.optim import Optimizer
 
 from common.exits.assignment import assign_exits
 from common.networks.base import EarlyExitNetwork
+from strategies.darkdistill.diagnostics import variety
 from strategies.darkdistill.difficulty import DifficultyPairs, rank_correlation
 from strategies.darkdistill.generator import Generator, difficulty_loss, diversity_loss, label_loss, makes_pixels
 from strategies.darkdistill.matching import LearnedDistance, match
 from strategies.darkdistill.relational import rkd_angle, rkd_distance
 from strategies.darkdistill.runtime import Optimizers, Runtime, Tier, evaluating, training_without_statistics
+from strategies.darkdistill.samples import RealSamples, Samples, generate
 from strategies.darkdistill.settings import DarkDistillSettings
 
 
@@ -49,7 +52,8 @@ class PairReport:
     angle: tuple[float, ...]  # relational angle loss per student exit, likewise
     weights: tuple[float, ...]  # matching weight per student exit, sum 1; all equal: nothing is selected
     kept: int  # samples of the batch that the teacher's last exit keeps
-    spearman: float  # rank correlation of requested and measured difficulties
+    spearman: float  # rank correlation of requested and measured difficulties; of real samples 1
+    variety: float  # of the batch in the teacher's last feature, see `diagnostics.variety`
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ def transfer(
     settings: DarkDistillSettings,
     runtime: Runtime,
     matcher: LearnedDistance | None = None,
+    real: RealSamples | None = None,
 ) -> TransferReport:
     """Run a round's whole loop. The tiers' models, the generators and the matcher change in place.
 
@@ -93,12 +98,13 @@ def transfer(
         settings: hyper-parameters.
         runtime: device, precision and random numbers.
         matcher: the learned distance, with `matcher = "learned"`.
+        real: what to distil on instead of generated samples; no generator is trained then.
     """
     report = TransferReport([], [])
-    depths = sorted(tiers)
+    generated = sorted(tiers) if real is None else []
     for _ in range(settings.server_epochs):
-        conditions = {k: tiers[k].pool.sample(settings.batch, runtime.rng).to(runtime.device) for k in depths}
-        for _ in range(settings.generator_steps):
+        conditions = {k: tiers[k].pool.sample(settings.batch_size, runtime.rng).to(runtime.device) for k in generated}
+        for _ in range(settings.generator_steps if generated else 0):
             steps = {
                 k: train_generator(
                     generators[k],
@@ -109,7 +115,7 @@ def transfer(
                     settings=settings,
                     runtime=runtime,
                 )
-                for k in depths
+                for k in generated
             }
             report.generators.append(steps)
         for _ in range(settings.distill_steps):
@@ -122,6 +128,7 @@ def transfer(
                 settings=settings,
                 runtime=runtime,
                 matcher=matcher,
+                real=real,
             )
             report.distillation.append(step)
     return report
@@ -183,6 +190,7 @@ def distill_step(
     settings: DarkDistillSettings,
     runtime: Runtime,
     matcher: LearnedDistance | None = None,
+    real: RealSamples | None = None,
 ) -> DistillReport:
     """Distil every tier into the next deeper one present, all at once: one step on L_KD.
 
@@ -198,6 +206,7 @@ def distill_step(
         settings: hyper-parameters.
         runtime: device, precision and random numbers.
         matcher: the learned distance, with `matcher = "learned"`.
+        real: what to distil on instead of generated samples; generators and conditions are not used then.
     """
     chain = list(pairwise(sorted(tiers)))
     if not chain:
@@ -207,15 +216,15 @@ def distill_step(
     reports: dict[tuple[int, int], PairReport] = {}
     with training_without_statistics(tier.model for tier in tiers.values()), runtime.seeded_dropout():
         for teacher, student in chain:
+            model = tiers[teacher].model
+            if real is not None:
+                samples = real.draw(settings.batch_size, runtime.rng, runtime.device)
+            else:
+                latent = not makes_pixels(model, settings)
+                with torch.no_grad():
+                    samples = generate(generators[teacher], conditions[teacher], runtime, latent=latent)
             loss, reports[teacher, student] = _pair_loss(
-                tiers[teacher].model,
-                tiers[student].model,
-                generators[teacher],
-                meter,
-                conditions=conditions[teacher],
-                settings=settings,
-                runtime=runtime,
-                matcher=matcher,
+                model, tiers[student].model, meter, samples, settings=settings, runtime=runtime, matcher=matcher
             )
             losses.append(loss * (tiers[teacher].samples / teacher_samples))
     total = torch.stack(losses).sum()
@@ -236,10 +245,9 @@ def measure(meter: EarlyExitNetwork, generated: Tensor, labels: Tensor, runtime:
 def _pair_loss(
     teacher: EarlyExitNetwork,
     student: EarlyExitNetwork,
-    generator: Generator,
     meter: EarlyExitNetwork,
+    samples: Samples,
     *,
-    conditions: DifficultyPairs,
     settings: DarkDistillSettings,
     runtime: Runtime,
     matcher: LearnedDistance | None,
@@ -248,16 +256,15 @@ def _pair_loss(
 
     Only samples that the teacher's last exit keeps take part.
     """
-    latent = not makes_pixels(teacher, settings)
     with torch.no_grad():
-        _, generated = runtime.generate(generator.eval(), conditions)
-        measured = measure(meter, generated, conditions.labels, runtime, latent=latent)
-        teacher_outputs = runtime.forward(teacher, generated, latent=latent)
-    student_outputs = runtime.forward(student, generated, latent=latent)
+        measured = measure(meter, samples.x, samples.labels, runtime, latent=samples.latent)
+        teacher_outputs = runtime.forward(teacher, samples.x, latent=samples.latent)
+    student_outputs = runtime.forward(student, samples.x, latent=samples.latent)
 
     kept = assign_exits(teacher_outputs.logits, settings.exit_spread)[-1]
     student_sets = assign_exits(student_outputs.logits, settings.exit_spread)
-    difficulty = conditions.difficulty if generator.conditional else measured
+    requested = measured if samples.requested is None else samples.requested
+    difficulty = requested if samples.follows else measured
     weights = match(difficulty, kept, student_sets, settings, matcher)
 
     target = teacher_outputs.features[-1][kept]
@@ -270,5 +277,6 @@ def _pair_loss(
         tuple(angle.tolist()),
         tuple(weights.tolist()),
         len(kept),
-        rank_correlation(conditions.difficulty, measured),
+        rank_correlation(requested, measured),
+        variety(teacher_outputs.features[-1]),
     )

@@ -6,6 +6,8 @@ progressive: train G_k on W_k, distil W_1 -> W_2 -> ... -> W_K
 M := W_K                                                      difficulty meter of the next round
 W := average of every layer over the tiers that hold it       heterogeneous aggregation
 parallel: average first, then distil the tiers into W
+
+Every round logs how far the distillation moved the weights, beside what the clients and weight decay did.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 from flwr.supercore import log
 
+from common.errors import UserError
 from common.messages.protocol import ClientReport
 from common.networks import EarlyExitNetwork
 from common.seeding import derive_seed, generator
@@ -22,11 +25,13 @@ from common.weights.flat import StateDict
 from common.weights.folding import MAGNITUDE
 from common.weights.layers import average_layers
 from strategies.darkdistill.client import DIFFICULTY, LABELS, SKETCH
+from strategies.darkdistill.diagnostics import LEAST, Movement, shrinkage, variety
 from strategies.darkdistill.difficulty import DifficultyPairs, DifficultyPool, DifficultySketch, pool
-from strategies.darkdistill.generator import make_generator
+from strategies.darkdistill.generator import follow_stem, make_generator
 from strategies.darkdistill.matching import make_matcher
 from strategies.darkdistill.parallel import transfer_parallel
-from strategies.darkdistill.runtime import Optimizers, Runtime, Tier
+from strategies.darkdistill.runtime import Optimizers, Runtime, Tier, evaluating
+from strategies.darkdistill.samples import RealSamples
 from strategies.darkdistill.server_step import make_meter, transfer
 from strategies.darkdistill.settings import DarkDistillSettings, DifficultySettings
 from strategies.darkdistill.summary import summarise, summarise_parallel
@@ -41,6 +46,8 @@ class DarkDistill(EarlyExitStrategy):
         super().__init__(method, setup)
         self.settings = self.config.of(DarkDistillSettings)
         self.difficulty = self.config.of(DifficultySettings)
+        self.real = self._real_samples()
+        self.idle = False  # a round's distillation has moved next to nothing, and that was said
         self.network.to(self.device)
         self.models = {depth: self.network.prefix(depth).to(self.device) for depth in self.tiers}
         self.meter = make_meter(self.network).to(self.device)
@@ -49,6 +56,9 @@ class DarkDistill(EarlyExitStrategy):
     def summary(self) -> None:
         """Log what is about to run, and how large the generators are."""
         super().summary()
+        if self.settings.source == "validation":
+            log(INFO, "  a diagnostic: distils on the server's validation samples, without generators")
+            return
         sizes = ", ".join(f"{g.parameter_count / 1e6:.2f} M" for g in self.generators.values())
         log(INFO, "  generators: %s parameters, on the server only", sizes)
 
@@ -64,9 +74,10 @@ class DarkDistill(EarlyExitStrategy):
         terms: Mapping[str, Any] = {}
         if self.settings.variant == "progressive" and self.settings.distillation:
             averages, terms = self._transfer(round_, update, averages)
+        received = dict(self.model)
         self.model |= average_layers(averages, weights)
         if self.settings.variant == "parallel" and self.settings.distillation:
-            terms = self._transfer_parallel(round_, update)
+            terms = self._transfer_parallel(round_, update, received)
         return terms
 
     def _transfer(
@@ -77,31 +88,80 @@ class DarkDistill(EarlyExitStrategy):
         report = transfer(
             tiers, self.generators, self.meter, self.optimizers,
             settings=self.settings, runtime=runtime, matcher=self.matcher,
+            real=self.real if self.settings.source == "validation" else None,
         )  # fmt: skip
         taught = {depth: _on_cpu(tier.model) for depth, tier in tiers.items()}
+        terms = summarise(report)
         if not self._sound(round_, taught.values()):
-            return averages, summarise(report)
+            return averages, terms
+        if report.distillation and report.distillation[-1].pairs:
+            steps = [(averages[depth], tier.model) for depth, tier in tiers.items()]
+            terms |= self._movement(round_, self.model, steps, len(report.distillation))
+            terms |= self._real_variety(round_, tiers)
         if (deepest := max(self.tiers)) in tiers:
             self.meter = make_meter(tiers[deepest].model)
-        return averages | taught, summarise(report)
+        return averages | taught, terms
 
-    def _transfer_parallel(self, round_: int, update: RoundUpdate) -> Mapping[str, Any]:
-        """Distil the tiers into the averaged model; returns what is logged."""
+    def _transfer_parallel(self, round_: int, update: RoundUpdate, received: StateDict) -> Mapping[str, Any]:
+        """Distil the tiers into the averaged model, of which `received` is the last round's; returns what is logged."""
         tiers, runtime, student = self._present(update), self._runtime(round_), self.global_network()
         report = transfer_parallel(
             tiers, student, self.generators, self.optimizers, settings=self.settings, runtime=runtime
         )
+        terms = summarise_parallel(report)
         if self._sound(round_, [taught := _on_cpu(student)]):
+            if report.distillation:
+                terms |= self._movement(round_, received, [(self.model, student)], len(report.distillation))
             self.model |= taught
-        return summarise_parallel(report)
+        return terms
+
+    def _movement(
+        self, round_: int, received: StateDict, steps: Iterable[tuple[StateDict, EarlyExitNetwork]], count: int
+    ) -> Mapping[str, Any]:
+        """Return how far the round moved the weights; the first time that distillation hardly does, warn."""
+        kept = shrinkage(self.optimizers.distillation[0], count)
+        movement = Movement.measure(received, steps, kept)
+        if movement.share < LEAST and not self.idle:
+            self.idle = True
+            log(WARNING, "round %d: the distillation moves the weights by %.2g of what the clients do, too little to "
+                "matter; this is said once, each round's metrics have moved-distillation and moved-clients",
+                round_, movement.share)  # fmt: skip
+        return movement.terms()
+
+    def _real_samples(self) -> RealSamples | None:
+        """Return the server's validation samples, if it has any; raises `UserError` if they are needed."""
+        held_out = self.evaluator.validation if self.evaluator else None
+        if held_out is not None and len(held_out):
+            return RealSamples(held_out, self.normalizer.to(self.device))
+        if self.settings.source == "validation":
+            raise UserError(
+                "darkdistill.source is 'validation', but the server has no validation samples: set data.validation and "
+                "server.evaluate-every above 0, or choose 'generated'"
+            )
+        return None
+
+    def _real_variety(self, round_: int, tiers: Mapping[int, Tier]) -> dict[str, Any]:
+        """Return how varied the teachers find a batch of the server's validation samples, if it has any."""
+        if self.real is None:
+            return {}
+        # numbers of its own: what is logged must not change what is trained
+        runtime = Runtime(self.device, generator(self.config.run.seed, "real variety", round_))
+        samples = self.real.draw(self.settings.batch_size, runtime.rng, self.device)
+        teachers = {depth: tiers[depth].model for depth in sorted(tiers)[:-1]}
+        with torch.no_grad(), evaluating(teachers.values()):
+            features = {
+                k: runtime.forward(model, samples.x, latent=False).features[-1] for k, model in teachers.items()
+            }
+        return {f"real-{depth}-variety": variety(feature) for depth, feature in features.items()}
 
     def _runtime(self, round_: int) -> Runtime:
-        """Prepare the optimisers for a round; returns how its maths runs."""
+        """Prepare the optimisers and generators for a round; returns how its maths runs."""
+        follow_stem(self.generators.values(), self.global_network())
         if not self.settings.keep_optimizers:
             self.optimizers = self._new_optimizers()
-        self.optimizers.decay(round_ - 1, self.settings.server_lr_decay)
+        self.optimizers.decay(round_ - 1, self.settings.lr_decay)
         rng = generator(self.config.run.seed, "server", round_)
-        return Runtime(self.device, rng, self.config.server.autocast)
+        return Runtime(self.device, rng, self.config.server.autocast, self.settings.rescale)
 
     def _sound(self, round_: int, taught: Iterable[StateDict]) -> bool:
         """Return whether a transfer diverged nowhere; if it did, the averages stand and generators start anew."""

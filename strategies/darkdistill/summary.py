@@ -23,6 +23,7 @@ def summarise(report: TransferReport) -> dict[str, Any]:
         name = f"distill-{teacher}-{student}"
         terms[f"{name}-loss"] = fmean(pair.loss for pair in pairs)
         terms[f"{name}-spearman"] = fmean(pair.spearman for pair in pairs)
+        terms[f"{name}-variety"] = fmean(pair.variety for pair in pairs)
         for part in ("distance", "angle", "weights"):
             terms[f"{name}-{part}"] = _columns(getattr(pair, part) for pair in pairs)
     return terms
@@ -36,6 +37,7 @@ def summarise_parallel(report: ParallelReport) -> dict[str, Any]:
     if report.distillation:
         terms["distillation"] = fmean(step.total for step in report.distillation)
         terms["distill-gap"] = fmean(step.gap for step in report.distillation)
+        terms["distill-gradient"] = max(step.gradient for step in report.distillation)
         for teacher, student in report.distillation[-1].pairs:
             losses = [step.pairs[teacher, student] for step in report.distillation]
             terms[f"distill-exit-{teacher + 1}-{student + 1}"] = fmean(losses)

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from benchmarks.tables import __main__ as command
-from benchmarks.tables import study
-from benchmarks.tables.cells import between, exits, gain, gain_between, percent, pick, spread, table
+from benchmarks.tables.cells import between, exits, gain, gain_between, limits, percent, pick, spread, table
 from benchmarks.tables.document import (
     README,
     RESULTS,
@@ -133,24 +132,8 @@ def test_cells_are_formatted() -> None:
     assert between([0.5, 0.125, 0.25], 1) == "12.5 to 50.0"
     assert spread((0.5, 0.0125), 2) == "50.00 ± 1.25"
     assert [gain((0.0725, 0.001)), gain((-0.0725, 0.001))] == ["+7.3 ± 0.1", "-7.3 ± 0.1"]
+    assert limits((-0.0063, 0.0044)) == "-0.63 to +0.44"
     assert gain_between((0.02, -0.00484, 0.04484)) == "+2.00 (-0.48 to +4.48)"
-
-
-def test_interval_of_paired_gains_is_students_t() -> None:
-    runs = {seed: {"client_accuracy": {}, "accuracy": {"mean": mean}} for seed, mean in ((1, 0.5), (2, 0.6), (3, 0.7))}
-    more = {seed: {"accuracy": {"mean": runs[seed]["accuracy"]["mean"] + 0.01 * seed}} for seed in runs}
-    mean, low, high = study.interval(more, runs, study.mean_of_exits)
-    half = 4.302653 * 0.01 / 3**0.5  # t of two degrees of freedom
-    assert (mean, low, high) == pytest.approx((0.02, 0.02 - half, 0.02 + half), rel=1e-5)
-    with pytest.raises(ValueError, match="two shared seeds"):
-        study.interval({1: more[1]}, runs, study.mean_of_exits)
-
-
-def test_mean_of_the_last_evaluations_counts_rounds_as_numbers() -> None:
-    cell = {"run": "a-s1", "means": {"2": 0.1, "8": 0.3, "10": 0.5}}
-    assert study.last_means(cell, 2) == pytest.approx(0.4)
-    with pytest.raises(ValueError, match="a-s1 has 3 evaluations, not 4"):
-        study.last_means(cell, 4)
 
 
 def test_table_is_rendered() -> None:

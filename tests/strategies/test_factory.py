@@ -73,8 +73,8 @@ def test_missing_gpu_is_reported(flat, monkeypatch):
 
 def test_mistakes_in_all_method_sections_are_reported_together(flat):
     with pytest.raises(UserError) as caught:
-        read_config({**flat, "depthfl.temperature": -1.0, "darkdistill.batch": 0, "eefl.lr": 0.1})
+        read_config({**flat, "depthfl.temperature": -1.0, "darkdistill.batch": -1, "eefl.lr": 0.1})
     message = str(caught.value)
     assert "depthfl.temperature is -1.0" in message
-    assert "batch is 0" in message
+    assert "batch is -1" in message
     assert "eefl.lr is unknown" in message

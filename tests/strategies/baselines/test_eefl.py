@@ -6,6 +6,7 @@ import torch
 from common.messages import protocol
 from common.networks import build
 from common.weights.layers import average_layers
+from strategies.method import RoundUpdate, TierUpdate
 
 ROAMING = [[{"partition-id": p} for p in range(n)] for n in (1, 2, 5)]
 
@@ -99,3 +100,33 @@ def test_untrained_layers_stay_unchanged(run_strategy, depth):
     trained = set(build(run.strategy.spec, 1).prefix(depth).state_dict())
     for key, value in run.strategy.model.items():
         assert torch.equal(value, initial[key]) == (key not in trained), key
+
+
+IMAGES = {"network.name": "resnet_slim", "network.width": 4, "clients.mix": "equal", "objective.name": "boosted"}
+
+
+def test_server_decay_is_darkdistill_without_its_losses(run_strategy):
+    """Ten steps of SGD at 0.05 with weight decay 0.001, and nothing to distil."""
+    plain = run_strategy(IMAGES).strategy.model
+    decayed = run_strategy({**IMAGES, "eefl.server-decay": 1 - (1 - 0.05 * 1e-3) ** 10}).strategy.model
+    still = run_strategy({
+        **IMAGES, "run.strategy": "darkdistill", "darkdistill.distill-weight-decay": 1e-3,
+        "darkdistill.rkd-distance": 0.0, "darkdistill.rkd-angle": 0.0,
+    }).strategy.model  # fmt: skip
+    for key, value in still.items():
+        assert torch.allclose(value, decayed[key], rtol=1e-4, atol=1e-6), key
+    trunk = "units.3.conv1.weight"  # of the fourth tier alone, which shrinks twice
+    assert not torch.allclose(plain[trunk], decayed[trunk], rtol=1e-4, atol=1e-6)
+
+
+def test_server_decay_shrinks_the_trunks_of_all_tiers_but_the_shallowest(prepare_run):
+    strategy = prepare_run({**IMAGES, "eefl.server-decay": 0.25}).strategy
+    start = {key: value.clone() for key, value in strategy.model.items()}
+    states = {part: strategy.part_state(part).state_dict() for part in (2, 4)}
+    strategy.merge(1, RoundUpdate({part: TierUpdate(state, 10, (part,)) for part, state in states.items()}))
+    shares = {key: float((strategy.model[key] / start[key]).flatten()[0]) for key in start}
+    assert shares["units.0.0.weight"] == 1  # the stem
+    assert shares["units.1.conv1.weight"] == pytest.approx(0.875)  # tiers 2 and 4, the second one shrunk
+    assert shares["units.4.conv1.weight"] == pytest.approx(0.75)  # tier 4 alone
+    assert shares["exits.5.linear.weight"] == 1
+    assert shares["units.4.bn1.running_var"] == 1

@@ -5,13 +5,18 @@ import torch
 import torch.nn.functional as F
 
 from common.networks import NetworkSpec, build
+from strategies.darkdistill.difficulty import DifficultyPairs
 from strategies.darkdistill.generator import (
     ConvGenerator,
     TokenGenerator,
     diversity_loss,
+    follow_stem,
     label_loss,
+    latent_rms,
     make_generator,
 )
+from strategies.darkdistill.runtime import Runtime
+from strategies.darkdistill.server_step import make_meter, train_generator
 from strategies.darkdistill.settings import DarkDistillSettings
 
 LABELS = torch.tensor([0, 1, 2])
@@ -64,6 +69,40 @@ def test_samples_have_the_range_of_the_values_they_replace() -> None:
     with torch.no_grad():
         pixels.layers[-1].weight.mul_(1000)
     assert pixels(NOISE, LABELS, DIFFICULTY).abs().max().item() == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_only_bounded_tokens_keep_the_stems_size_while_they_are_trained(bounded: bool) -> None:
+    network = build(NetworkSpec("vit_small32", num_classes=5, input_shape=(3, 32, 32), width=16), seed=0)
+    settings = DarkDistillSettings(generator_bounded=bounded)
+    generator, run = make_generator(network, settings, seed=1), Runtime(torch.device("cpu"), torch.Generator())
+    optimizer = torch.optim.Adam(generator.parameters(), settings.generator_lr)
+    conditions = DifficultyPairs(torch.rand(32, generator=run.rng), torch.randint(5, (32,), generator=run.rng))
+    meter = make_meter(network)
+    for _ in range(20):
+        train_generator(
+            generator, optimizer, network, meter, conditions=conditions, settings=settings, runtime=run
+        )  # fmt: skip
+    with torch.no_grad():
+        _, tokens = run.generate(generator.eval(), conditions)
+    ratio = (tokens.square().mean().sqrt() / latent_rms(network).square().mean().sqrt()).item()
+    assert 0.5 < ratio < 2 if bounded else ratio > 10, ratio
+
+
+def test_bounded_tokens_follow_the_stem() -> None:
+    network = build(NetworkSpec("vit_small32", num_classes=5, input_shape=(3, 32, 32), width=16), seed=0)
+    generator = make_generator(network, DarkDistillSettings(generator_hidden=16), seed=1)
+    expected = latent_rms(network)
+    assert expected.shape == (network.latent_shape[0], 1)
+    tokens = generator(NOISE, LABELS, DIFFICULTY)
+    rms = expected.expand(3, -1, 1).squeeze(2)
+    torch.testing.assert_close(tokens.square().mean(dim=2).sqrt(), rms, rtol=0.01, atol=0)
+    with torch.no_grad():
+        for parameter in network.units["0"].parameters():
+            parameter.mul_(3)
+    follow_stem([generator], network)
+    torch.testing.assert_close(generator.rms, 3 * expected)
+    assert "rms" not in generator.state_dict()  # every round it follows from the network
 
 
 def test_only_a_conditional_generator_takes_a_difficulty() -> None:

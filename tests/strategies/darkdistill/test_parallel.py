@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from common.networks import EarlyExitNetwork, NetworkSpec, build
+from strategies.darkdistill import parallel
 from strategies.darkdistill.difficulty import DifficultyPairs
 from strategies.darkdistill.generator import make_generator
 from strategies.darkdistill.parallel import (
@@ -152,6 +153,32 @@ def test_student_exits_are_compared_by_their_own_feature() -> None:
         runtime=run,
     )
     assert all((loss < 1e-8) == (teacher == own) for (teacher, own), loss in report.pairs.items())
+
+
+@pytest.mark.parametrize(("clip", "scale"), [(0.0, 1.0), (0.1, 0.1 / 2**0.5)])
+def test_gap_moves_the_deeper_exit_alone_and_the_step_is_clipped(
+    monkeypatch: pytest.MonkeyPatch, clip: float, scale: float
+) -> None:
+    # With difficulties 0, 2, 1, each moved by a parameter of its own, the gaps are |2 - 0| and |1 - 2|.
+    settings = SETTINGS.changed(rkd_distance=0.0, rkd_angle=0.0, distill_clip=clip)
+    present, student, run = tiers(3), network(9), runtime()
+    bias = student.exits["2"].linear.bias
+    difficulties = iter([bias[0] - bias[0].item(), bias[1] - bias[1].item() + 2, bias[2] - bias[2].item() + 1])
+    monkeypatch.setattr(parallel, "_difficulty", lambda logits, labels: next(difficulties))
+    generators = {e: make_generator(student, settings, seed=e) for e in range(3)}
+    before = bias.detach().clone()
+    report = distill_step(
+        present,
+        student,
+        generators,
+        Optimizers.create([student], generators, settings).distillation,
+        conditions=draw_conditions(present, 12, run),
+        settings=settings,
+        runtime=run,
+    )
+    assert report.gap == 3
+    assert report.gradient == pytest.approx(2**0.5)
+    torch.testing.assert_close(bias.detach() - before, -0.02 * scale * torch.tensor([0.0, 1.0, -1.0, 0.0]))
 
 
 def test_transfer_parallel_is_reproducible() -> None:

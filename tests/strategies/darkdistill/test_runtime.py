@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.networks import EarlyExitNetwork, NetworkSpec, build
+from common.networks.base import Rescale
 from strategies.darkdistill.generator import make_generator
 from strategies.darkdistill.matching import make_matcher
 from strategies.darkdistill.runtime import Optimizers, Runtime, evaluating, training_without_statistics
@@ -49,6 +50,22 @@ def test_autocast_computes_in_bfloat16_and_returns_float32() -> None:
     assert all(z.dtype == torch.float32 for z in (*rough.logits, *rough.features))
     assert not torch.equal(exact.logits[-1], rough.logits[-1])
     torch.testing.assert_close(exact.logits[-1], rough.logits[-1], rtol=0.1, atol=0.1)
+
+
+def test_rescale_divides_gradients_where_exits_branch_off() -> None:
+    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def gradient(rescale: Rescale) -> torch.Tensor:
+        model = network().eval()
+        outputs = Runtime(CPU, torch.Generator(), rescale=rescale).forward(model, x, latent=False)
+        outputs.features[0].sum().backward()
+        weight = model.get_parameter("units.1.conv1.weight").grad
+        assert weight is not None
+        return weight
+
+    plain = gradient("none")
+    torch.testing.assert_close(gradient("boost"), plain / 4)  # the first of four exits
+    torch.testing.assert_close(gradient("legacy"), plain / 4)
 
 
 def test_decay_scales_the_initial_learning_rates() -> None:

@@ -4,11 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from common.data.images import Normalizer, SampleSet
 from common.networks import EarlyExitNetwork, NetworkSpec, build
 from strategies.darkdistill.difficulty import DifficultyPairs, DifficultySketch, rank_correlation
 from strategies.darkdistill.generator import Generator, make_generator
 from strategies.darkdistill.matching import LearnedDistance, make_matcher
 from strategies.darkdistill.runtime import Optimizers, Runtime, Tier
+from strategies.darkdistill.samples import RealSamples
 from strategies.darkdistill.server_step import (
     DistillReport,
     distill_step,
@@ -92,7 +94,7 @@ def server_half(
         generators,
         make_meter(network),
         Optimizers.create(models, generators, settings, matcher),
-        {k: pool.sample(settings.batch, torch.Generator().manual_seed(k)) for k in depths},
+        {k: pool.sample(settings.batch_size, torch.Generator().manual_seed(k)) for k in depths},
     )
 
 
@@ -114,7 +116,7 @@ def test_measured_difficulty_follows_the_request_if_conditional(
     optimizer = torch.optim.Adam(generator.parameters(), settings.generator_lr)
     kept = snapshot(network), snapshot(meter)
     for _ in range(100):
-        conditions = pool.sample(settings.batch, run.rng)
+        conditions = pool.sample(settings.batch_size, run.rng)
         train_generator(generator, optimizer, network, meter, conditions=conditions, settings=settings, runtime=run)
     conditions = pool.sample(256, run.rng)
     with torch.no_grad():
@@ -216,6 +218,37 @@ def test_transfer_is_reproducible(trained: tuple[EarlyExitNetwork, DifficultyPai
 
     assert same(run(1), run(1))
     assert not same(run(1), run(2))
+
+
+def test_transfer_on_real_samples_trains_students_and_no_generator(
+    trained: tuple[EarlyExitNetwork, DifficultyPairs],
+) -> None:
+    network, pool = trained
+    server = server_half(network, pool, depths=(1, 2))
+    rng = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (40, *SHAPE), generator=rng, dtype=torch.uint8)
+    source = SampleSet(pixels, torch.randint(CLASSES, (40,), generator=rng), tuple("abcd"))
+    generators = {k: snapshot(generator) for k, generator in server.generators.items()}
+    before = snapshot(server.tiers[2].model)
+    report = transfer(
+        server.tiers,
+        server.generators,
+        server.meter,
+        server.optimizers,
+        settings=SETTINGS,
+        runtime=runtime(),
+        real=RealSamples(source, Normalizer((0.5,), (0.5,))),
+    )
+    assert report.generators == []
+    assert len(report.distillation) == 10
+    for step in report.distillation:
+        pair = step.pairs[1, 2]
+        assert (pair.kept, pair.spearman) == (32, pytest.approx(1))
+        assert 1 < pair.variety < 31
+    assert all(same(generators[k], g.state_dict()) for k, g in server.generators.items())
+    after = server.tiers[2].model.state_dict()
+    assert not torch.equal(before["units.0.0.weight"], after["units.0.0.weight"])  # images pass the stem
+    assert torch.equal(before["exits.3.linear.weight"], after["exits.3.linear.weight"])
 
 
 def test_distill_step_trains_a_learned_matcher(trained: tuple[EarlyExitNetwork, DifficultyPairs]) -> None:

@@ -1,6 +1,7 @@
 import pytest
 
 from common.settings import read_section
+from server.commands.preset import read_preset
 from strategies.darkdistill.settings import DarkDistillSettings, DifficultySettings
 
 
@@ -13,11 +14,34 @@ def test_problems_list_every_mistake_by_its_key() -> None:
     wrong = {"variant": "sideways", "batch": 1, "temperature": 0.0, "rkd_angle": -1.0, "server_lr_decay": 1.5}
     assert read_section(DarkDistillSettings, **wrong).problems == [
         "darkdistill.variant is 'sideways', must be one of progressive, parallel",
-        "darkdistill.batch is 1, must be at least 2",
-        "darkdistill.server-lr-decay is 1.5, must be above 0 and at most 1",
+        "darkdistill.server-lr-decay is 1.5, must be at least 0 and at most 1",
         "darkdistill.rkd-angle is -1.0, must be at least 0",
         "darkdistill.temperature is 0.0, must be above 0",
+        "darkdistill.batch is 1, must be at least 2, or 0 for the variant's own",
     ]
+
+
+def test_the_parallel_variant_has_generated_samples_only() -> None:
+    assert read_section(DarkDistillSettings, source="validation").problems == []
+    assert read_section(DarkDistillSettings, source="validation", variant="parallel").problems == [
+        "darkdistill.source is 'validation', but the parallel variant has generated samples only: "
+        "choose 'generated', or darkdistill.variant 'progressive'"
+    ]
+
+
+def test_the_published_preset_is_the_published_step() -> None:
+    values = {key.partition(".")[2]: value for key, value in read_preset("darkdistill-published").items()}
+    published, ours = read_section(DarkDistillSettings, **values).section, DarkDistillSettings()
+    assert published == ours.changed(distill_weight_decay=1e-3, generator_bounded=False)
+    assert ours.distill_weight_decay == 0
+
+
+def test_batch_and_decay_follow_from_the_variant_unless_given() -> None:
+    progressive, parallel = (DarkDistillSettings(variant=name) for name in ("progressive", "parallel"))
+    assert (progressive.batch_size, progressive.lr_decay) == (32, 1.0)
+    assert (parallel.batch_size, parallel.lr_decay) == (16, 0.99)
+    given = parallel.changed(batch=12, server_lr_decay=0.5)
+    assert (given.batch_size, given.lr_decay) == (12, 0.5)
 
 
 @pytest.mark.parametrize("value", [float("nan"), -0.5])

@@ -1,7 +1,9 @@
-"""DarkDistill's server half around its maths: what happens when a transfer fails."""
+"""DarkDistill's server half around its maths: what is distilled on, what is logged, and what happens when it fails."""
 
+import pytest
 import torch
 
+from common.errors import UserError
 from strategies.darkdistill import strategy as module
 
 SETTINGS = {"run.strategy": "darkdistill", "run.rounds": 2, "darkdistill.distill-steps": 1}
@@ -31,3 +33,64 @@ def test_transfer_changes_the_average(run_strategy):
 def test_generator_sizes_are_logged(run_strategy, flower_log):
     generators = run_strategy({**SETTINGS, "run.rounds": 1}).strategy.generators
     assert f"{generators[1].parameter_count / 1e6:.2f} M" in next(line for line in flower_log if "generators" in line)
+
+
+EVALUATED = {**SETTINGS, "server.evaluate-every": 2}
+STILL = {"darkdistill.rkd-distance": 0.0, "darkdistill.rkd-angle": 0.0}  # nothing is distilled
+
+
+@pytest.mark.parametrize("source", ["generated", "validation"])
+def test_a_round_says_how_far_it_moved_and_how_varied_its_samples_were(run_strategy, source):
+    terms = run_strategy({**EVALUATED, "darkdistill.source": source}).records[-1].terms
+    assert terms["moved-distillation"] > 0
+    assert terms["moved-clients"] > 0
+    assert terms["moved-decay"] == 0
+    assert {key for key in terms if key.endswith("variety")} == {
+        "distill-1-2-variety", "distill-2-3-variety", "real-1-variety", "real-2-variety"
+    }  # fmt: skip
+    assert all(0 < value < 32 for key, value in terms.items() if key.endswith("variety"))
+    assert ("generator-1-label" in terms) == (source == "generated")
+
+
+def test_what_is_logged_of_real_samples_changes_no_weight(run_strategy):
+    without, with_ = (run_strategy({**SETTINGS, "server.evaluate-every": every}).strategy.model for every in (0, 2))
+    assert all(torch.equal(without[key], with_[key]) for key in with_)
+
+
+def test_real_samples_leave_the_generators_alone(run_strategy, prepare_run):
+    real = {**EVALUATED, "darkdistill.source": "validation"}
+    fresh, used = prepare_run(real).strategy, run_strategy(real).strategy
+    for key, generator in used.generators.items():
+        assert all(
+            torch.equal(value, fresh.generators[key].state_dict()[k]) for k, value in generator.state_dict().items()
+        )
+    generated = run_strategy(EVALUATED).strategy
+    assert any(not torch.equal(used.model[key], generated.model[key]) for key in used.model)
+
+
+def test_real_samples_must_be_there(prepare_run):
+    with pytest.raises(UserError, match=r"the server has no validation samples: set data\.validation"):
+        prepare_run({**SETTINGS, "darkdistill.source": "validation"})
+
+
+@pytest.mark.parametrize("variant", ["progressive", "parallel"])
+def test_distillation_that_moves_nothing_is_warned_of_once(run_strategy, flower_log, variant):
+    still = {**SETTINGS, **STILL, "darkdistill.gap-weight": 0.0, "darkdistill.variant": variant}
+    run = run_strategy({**still, "darkdistill.distill-weight-decay": 1e-3})
+    (line,) = [line for line in flower_log if "too little to matter" in line]
+    assert line.startswith("round 1: the distillation moves the weights by ")
+    terms = run.records[-1].terms
+    assert terms["moved-distillation"] < 1e-3 * terms["moved-decay"]  # what rounding leaves
+    assert 0 < terms["moved-decay"] < terms["moved-clients"]
+
+
+def test_rescaled_gradients_teach_otherwise(run_strategy):
+    one = {**SETTINGS, "run.rounds": 1}
+    plain, rescaled = (run_strategy({**one, "darkdistill.rescale": how}).strategy.model for how in ("none", "boost"))
+    assert any(not torch.equal(plain[key], rescaled[key]) for key in plain)
+
+
+def test_a_run_on_real_samples_says_that_it_is_a_diagnostic(prepare_run, flower_log):
+    prepare_run({**EVALUATED, "darkdistill.source": "validation"}).strategy.summary()
+    assert "  a diagnostic: distils on the server's validation samples, without generators" in flower_log
+    assert not [line for line in flower_log if "parameters, on the server only" in line]
