@@ -46,6 +46,7 @@ STREAMS = {
     "ResNet-18, cut 3 / cut 7, fp32": ("resnet18, cut 3, sequential, fp32", "resnet18, cut 7, sequential, fp32"),
 }
 CUTS = ("2", "3", "4")
+WORDS = {2: "two", 3: "three"}
 Runs = Mapping[int, study.Cell]  # by seed
 
 
@@ -73,6 +74,7 @@ def figures(read: Read) -> Figures:
             ),
             (_split_row(title, variant, tested) for variant, title in SPLIT.items()),
         ),
+        "seeds": WORDS[len(read("split_accuracy")["seeds"])],
         "validation": _validated(chosen, VALIDATION),
         "tried": _validated(read("split_validation_more"), MORE),
         "sequential_over_sflv2": over("sequential", "sflv2"),
