@@ -37,6 +37,7 @@ STUDENTS = """\
 
 Both read keys of the run configuration: `data.*` for the images, `network.*` for the network to train (the teacher, or
 a student's backbone), `distree.*` for how the teacher is partitioned and imitated. Other keys of a preset are ignored.
+After every epoch a checkpoint is written to --out: the same command continues a training that was killed.
 """
 CALIBRATE = """\
 `python -m server calibrate`: give trained students another operating point.
@@ -95,6 +96,9 @@ def add_students(verbs: Verbs) -> None:
     teacher.set_defaults(run=later("server.commands.distree.students", "run_teacher"))
     students = verbs.add_parser("students")
     students.add_argument("--teacher", type=Path, required=True, help="a finished run's folder, or a model file")
+    students.add_argument(
+        "--seed", type=int, help="of the students' first weights and the order of images (default: run.seed)"
+    )
     students.set_defaults(run=later("server.commands.distree.students", "run_students"))
     for parser in (teacher, students):
         parser.description = STUDENTS

@@ -87,7 +87,7 @@ def test_device_logits_add_up_to_the_joint_logits(stored: StoredStudents, tmp_pa
 
 @torch.no_grad()
 def test_part_saves_its_own_student(stored: StoredStudents, tmp_path: Path) -> None:
-    part = Students(SPEC, {2: stored.students.student(2)}, stored.students.classifier)
+    part = Students(SPEC, {2: stored.students.student(2)}, stored.students.classifier, stored.students.own.only(2))
     save_student(tmp_path / "new" / "own", part, 2, stored.normalizer, {}, CLASSES, "monday")
     device = load_student(tmp_path / "new" / "own")
     assert (device.number, device.policies) == (2, {})
