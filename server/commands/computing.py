@@ -43,9 +43,9 @@ CALIBRATE = """\
 `python -m server calibrate`: give trained students another operating point.
 
 Thresholds are fitted on the validation images of the students' training, to an accuracy loss, a share of the MACs, or a
-latency; for a latency every exit is timed on the devices that serve the students. The thresholds are stored under a
-name of their own. For students of a run, its configuration says which images those are; for students of
-`python -m server students` give the `data.*` and `run.seed` of that command.
+latency; for a latency every exit is timed on the devices that serve the students. `distree.exit-rule` says what they
+are compared with. The thresholds are stored under a name of their own. For students of a run, its configuration says
+which images those are; for students of `python -m server students` give the `data.*` and `run.seed` of that command.
 """
 INFER = """\
 `python -m server infer`: classify images with students on several devices, which stop by themselves.
@@ -115,7 +115,12 @@ def add_calibrate(verbs: Verbs) -> None:
     parser = verbs.add_parser("calibrate", description=CALIBRATE)
     parser.add_argument("--model", type=Path, required=True, help="a finished distree run, or what `students` made")
     wanted = parser.add_mutually_exclusive_group(required=True)
-    wanted.add_argument("--accuracy-loss", type=float, metavar="LOSS", help="largest accuracy loss; 0.02: two points")
+    wanted.add_argument(
+        "--accuracy-loss",
+        type=float,
+        metavar="LOSS",
+        help="largest accuracy loss with its standard error; 0.02: two points",
+    )
     wanted.add_argument(
         "--macs", type=float, metavar="SHARE", help="largest share of the MACs of all students up to their last exits"
     )

@@ -114,7 +114,7 @@ def run_students(options: argparse.Namespace) -> int:
             checkpoint,
         )  # fmt: skip
         stored, report = finish_students(
-            students, samples.validation, samples.normalize, settings.max_accuracy_loss, device, options.out.name
+            students, samples.validation, samples.normalize, settings, device, options.out.name
         )
         scores = {name: _accuracy(students, getattr(samples, name), samples, device) for name in ("validation", "test")}
     save_students(options.out, stored)

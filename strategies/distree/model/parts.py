@@ -62,7 +62,8 @@ class StudentCosts:
         values = json.loads(text)
         return cls(
             tuple(_table(student) for student in values["students"]), tuple(values["columns"]), values["bias"],
-            tuple(values["own"]), tuple(tuple(group) for group in values["alike"]), _table(values["teacher"]), tuple(values["devices"]),
+            tuple(values["own"]), tuple(tuple(group) for group in values["alike"]), _table(values["teacher"]),
+            tuple(values["devices"]),
         )  # fmt: skip
 
 

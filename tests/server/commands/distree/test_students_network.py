@@ -21,6 +21,7 @@ from common.seeding import seed_global
 from server.commands.launch import PROJECT
 from strategies.distree.model.stored import StoredStudents, load_students, save_students, student_file
 from strategies.distree.model.students import build_students, students_spec
+from strategies.distree.settings import DistrEESettings
 from strategies.distree.training.finish import finish_students
 from tests.support.namespaces import Host, namespaces_available, network
 from tests.support.served import read_line
@@ -97,9 +98,10 @@ def devices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Devices]:
     for _, student in students.numbered():
         for head in student.exits.values():
             torch.nn.init.normal_(head.linear.weight)
-    stored, _ = finish_students(
-        students, source.train.subset(torch.arange(200)), normalizer(DataConfig(), 1), 0.05, torch.device("cpu"), "test"
-    )
+    for heads in students.own.parameters():
+        torch.nn.init.normal_(heads)
+    images, settings = source.train.subset(torch.arange(200)), DistrEESettings(max_accuracy_loss=0.05)
+    stored, _ = finish_students(students, images, normalizer(DataConfig(), 1), settings, torch.device("cpu"), "test")
     save_students(folder, stored)
     read_or_make_token(folder / "token")
     with ExitStack() as stack:

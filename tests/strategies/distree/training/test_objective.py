@@ -87,7 +87,7 @@ def test_own_heads_learn_and_nothing_else_does() -> None:
     features = {1: [torch.tensor([[1.0, 2.0]], requires_grad=True)] * 2, 2: [torch.ones(1, 1, requires_grad=True)] * 2}
     teacher = torch.tensor([[math.log(3), 0.0]], requires_grad=True)
     loss = own_head_loss(own, features, teacher, torch.tensor([1]))
-    assert float(loss) == 0
+    assert loss.item() == 0
     loss.backward()
     # (softmax - target) times the features: (1/2, -1/2) for each feature of 1, and twice that for 2
     assert own.weights["1"].grad is not None
