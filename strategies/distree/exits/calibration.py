@@ -78,11 +78,15 @@ class Point:
     histogram: dict[int, tuple[int, ...]]  # device -> number of samples that stop at each exit
 
 
-def operate(policies: Mapping[int, ExitPolicy], answers: Answers, ids: Sequence[int] = ()) -> Point:
-    """Return the operating point of the policies; `ids`: the samples' numbers, by default 0..N-1."""
+def exits_of(policies: Policies, answers: Answers, ids: Sequence[int] = ()) -> dict[int, Tensor]:
+    """Return student -> the exit (from 0) of every sample, int64 (N,); `ids`: their numbers, by default 0..N-1."""
     numbers = ids or range(len(answers.labels))
-    exits = {k: policies[k].exits(f, answers.classify(k), numbers) for k, f in answers.features.items()}
-    return _point(answers, answers.votes(), exits)
+    return {k: policies[k].exits(f, answers.classify(k), numbers) for k, f in answers.features.items()}
+
+
+def operate(policies: Policies, answers: Answers, ids: Sequence[int] = ()) -> Point:
+    """Return the operating point of the policies; `ids` as in `exits_of`."""
+    return _point(answers, answers.votes(), exits_of(policies, answers, ids))
 
 
 def _point(answers: Answers, votes: Mapping[int, Tensor], exits: Mapping[int, Tensor]) -> Point:
@@ -153,15 +157,15 @@ def sweep(num_exits: int, first: int) -> list[Tensor]:
     return shares
 
 
-def cheapest(answers: Answers, max_accuracy_loss: float, kind: type[ScorePolicy]) -> Policies:
+def cheapest(answers: Answers, max_accuracy_loss: float, kind: type[ScorePolicy], errors: float = 1.0) -> Policies:
     """Return the cheapest policies that lose at most `max_accuracy_loss` against all samples at the last exit.
 
-    The loss counts with one standard error on top, so that it holds for other samples more often than not. Of equally
-    cheap policies, the most accurate; 0.01 is one percentage point.
+    The loss counts with so many standard errors on top, so that it holds for other samples more often than not. Of
+    equally cheap policies, the most accurate; 0.01 is one percentage point.
     """
     most = max_accuracy_loss + 1e-9
     return _Search(answers, kind).best(
-        lambda point: (max(0.0, point.loss + point.loss_error - most), point.cost, -point.accuracy)
+        lambda point: (max(0.0, point.loss + errors * point.loss_error - most), point.cost, -point.accuracy)
     )
 
 
