@@ -43,7 +43,7 @@ MAX_LOSS = 0.01  # of the calibrated thresholds
 SEED = 1  # of the split in `server students`
 KINDS: Mapping[str, type[ScorePolicy]] = {**RULES, "neighbour": NeighbourSimilarity, "gate": Gate}
 BASE = FeatureDifference.name  # what the others are compared with
-Rights = dict[str, dict[str, Tensor]]  # saving -> rule -> whether each test image's answer is right, float64 (N,)
+Asked = dict[str, dict[str, tuple[Tensor, Tensor]]]  # saving -> rule -> whether answers are right, and MACs, each (N,)
 
 
 def main() -> None:
@@ -56,30 +56,36 @@ def main() -> None:
     root = Path(os.environ.get("EARLYBLOOM_DATA", "../shared/data")).resolve() / "cifar10"
     source = load(DataConfig(name="cifar10", root=str(root)), None)
     held_out = source.train.subset(client_split(np.arange(len(source.train)), VALIDATION, SEED, 0).validation)
-    runs, rights = dict[str, Any](), list[Rights]()
+    runs, asked = dict[str, Any](), dict[str, list[Asked]]()
     for folder in options.folders:
         stored = load_students(folder)
         validation, test = (
             measure(stored.students, images, stored.normalizer, torch.device("cpu"))
             for images in (held_out, source.test)
         )
-        found, right = study(validation, test)
+        found, answered = study(validation, test)
         runs[folder.name] = {
             "training": json.loads((folder / "report.json").read_text()),
             "sizes": [len(part) for part in stored.students.spec.partition],
             **found,
         }
-        rights.append(right)
+        for name, own in answered.items():
+            asked.setdefault(name, []).append(own)
         print(folder.name, json.dumps(found["exits"]), flush=True)
-    print(save(options.name, {"paper": PAPER, "runs": runs, "gains": pooled(rights)}))
+    print(save(options.name, {"paper": PAPER, "runs": runs, "at_saving": {k: pooled(v) for k, v in asked.items()}}))
 
 
-def study(validation: Answers, test: Answers) -> tuple[dict[str, Any], Rights]:
-    """Return the figures of one training, and which test images are answered right at every saving by every rule."""
+def study(validation: Answers, test: Answers) -> tuple[dict[str, Any], dict[str, Asked]]:
+    """Return the figures of one training, and which images are answered right at every saving by every rule."""
     full = sum(costs[-1] for costs in test.costs.values())
     judged, tried = judge(validation, test)
     chosen = {str(saving): _at_saving((1 - saving) * full, judged) for saving in SAVINGS}
-    unseen = {str(saving): _unseen((1 - saving) * full, judged) for saving in SAVINGS}
+    answered: dict[str, Asked] = {
+        "validation": {str(saving): _unseen((1 - saving) * full, judged) for saving in SAVINGS},
+        "test": {
+            saving: {name: _answered(own, tried) for name, own in rules.items()} for saving, rules in chosen.items()
+        },
+    }
     return {
         "full_macs": full,
         "exit_macs": {k: list(costs) for k, costs in test.costs.items()},
@@ -87,10 +93,7 @@ def study(validation: Answers, test: Answers) -> tuple[dict[str, Any], Rights]:
         "rank_area": {"validation": rank_area(judged), "test": rank_area(tried)},
         "lost_at": (test.right_at_last & ~_rights_at_exits(test)).double().mean(1).tolist(),
         "at_saving": {
-            saving: {
-                name: {"validation": unseen[saving].get(name), "test": point(policies, tried, full)}
-                for name, policies in rules.items()
-            }
+            saving: {name: point(policies, tried, full) for name, policies in rules.items()}
             for saving, rules in chosen.items()
         },
         "calibrated": {
@@ -99,7 +102,7 @@ def study(validation: Answers, test: Answers) -> tuple[dict[str, Any], Rights]:
         },
         "oracle": _oracle(test, full),
         **_published(tried, full),
-    }, {saving: {name: _right(own, tried) for name, own in rules.items()} for saving, rules in chosen.items()}
+    }, answered
 
 
 def accuracies(answers: Answers) -> list[float]:
@@ -130,10 +133,10 @@ def rank_area(answers: Judged) -> dict[str, dict[str, list[float]]]:
 
 def point(policies: Policies, answers: Answers, full: float) -> dict[str, Any]:
     """Return accuracy and saved share of the MACs, what was lost and gained against the last exit, and the exits."""
-    exits = exits_of(policies, answers)
-    right, last = _right(policies, answers) > 0, answers.right_at_last
+    exits, (rights, macs) = exits_of(policies, answers), _answered(policies, answers)
+    right, last = rights > 0, answers.right_at_last
     return {
-        "saved": 1 - float(_cost(answers, exits).mean()) / full,
+        "saved": 1 - macs.mean().item() / full,
         "accuracy": right.double().mean().item(),
         "last_right_exit_wrong": (last & ~right).double().mean().item(),
         "exit_right_last_wrong": (right & ~last).double().mean().item(),
@@ -141,17 +144,20 @@ def point(policies: Policies, answers: Answers, full: float) -> dict[str, Any]:
     }
 
 
-def pooled(rights: Sequence[Rights]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return each rule's gain in accuracy over feature difference at each saving, and its paired standard error.
+def pooled(trainings: Sequence[Asked]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return each rule's accuracy and saved share at each saving, and its gain over feature difference.
 
-    "each" has a pair (gain, error) per training; "mean" is over all trainings, image by image.
+    A gain is a pair of mean and standard error, paired by image: of all trainings together, and of each.
     """
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for saving, rules in rights[0].items():
+    for saving, rules in trainings[0].items():
         for name in rules:
-            gains = torch.stack([one[saving][name] - one[saving][BASE] for one in rights])
+            rights = torch.stack([one[saving][name][0] for one in trainings])
+            macs = torch.stack([one[saving][name][1] for one in trainings])
+            gains = rights - torch.stack([one[saving][BASE][0] for one in trainings])
             found.setdefault(saving, {})[name] = {
-                "each": [_mean_and_error(gain) for gain in gains], "mean": _mean_and_error(gains.mean(0)),
+                "accuracy": rights.mean().item(), "mean_macs": macs.mean().item(),
+                "gain": _mean_and_error(gains.mean(0)), "each": [_mean_and_error(gain) for gain in gains],
             }  # fmt: skip
     return found
 
@@ -175,39 +181,30 @@ def _at_saving(target: float, answers: Judged) -> dict[str, Policies]:
     found: dict[str, Policies] = {name: within(answers, target, kind) for name, kind in KINDS.items()}
     shares = draws(target, [sum(costs) for costs in zip(*answers.costs.values(), strict=True)])
     random: list[Policies] = [{k: Random(draw, seed=k) for k in answers.features} for draw in shares]
-    return found | {"random": max(random, key=lambda policies: _right(policies, answers).mean().item())}
+    return found | {"random": max(random, key=lambda policies: _answered(policies, answers)[0].mean().item())}
 
 
-def _unseen(target: float, answers: Judged) -> dict[str, dict[str, float]]:
-    """Return accuracy and saved share on validation images, with thresholds of the other half of them."""
-    full = sum(costs[-1] for costs in answers.costs.values())
-    order = torch.randperm(len(answers.labels), generator=generator("halves", SEED))
-    halves = order.chunk(2)
+def _unseen(target: float, answers: Judged) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return, per rule, `_answered` of validation images, with thresholds of the other half of them."""
+    halves = torch.randperm(len(answers.labels), generator=generator("halves", SEED)).chunk(2)
     found: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for fitted, asked in (halves, halves[::-1]):
         other = answers.rows(asked)
         for name, policies in _at_saving(target, answers.rows(fitted)).items():
-            found.setdefault(name, []).append((_right(policies, other), _cost(other, exits_of(policies, other))))
-    rights = {name: torch.cat([right for right, _ in parts]) for name, parts in found.items()}
-    return {
-        name: {
-            "accuracy": rights[name].mean().item(), "saved": 1 - float(torch.cat([c for _, c in parts]).mean()) / full,
-            **dict(zip(("gain", "error"), _mean_and_error(rights[name] - rights[BASE]), strict=True)),
-        }
-        for name, parts in found.items()
-    }  # fmt: skip
+            found.setdefault(name, []).append(_answered(policies, other))
+    return {name: (torch.cat([r for r, _ in parts]), torch.cat([m for _, m in parts])) for name, parts in found.items()}
 
 
-def _right(policies: Policies, answers: Answers) -> Tensor:
-    """Return whether the policies' answers are right, float64 (N,)."""
+def _answered(policies: Policies, answers: Answers) -> tuple[Tensor, Tensor]:
+    """Return whether the policies' answers are right, and their MACs, both float64 (N,)."""
     rows, votes, exits = torch.arange(len(answers.labels)), answers.votes(), exits_of(policies, answers)
     logits = torch.stack([votes[k][own, rows] for k, own in exits.items()]).sum(0)
-    return (logits.argmax(1) == answers.labels).double()
+    return (logits.argmax(1) == answers.labels).double(), _cost(answers, exits)
 
 
 def _cost(answers: Answers, exits: Mapping[int, Tensor]) -> Tensor:
-    costs = [torch.tensor(answers.costs[k], dtype=torch.float64)[own] for k, own in exits.items()]
-    return torch.stack(costs).sum(0)
+    """Return the MACs of every sample, float64 (N,)."""
+    return torch.stack([torch.tensor(answers.costs[k], dtype=torch.float64)[own] for k, own in exits.items()]).sum(0)
 
 
 def _rights_at_exits(answers: Answers) -> Tensor:

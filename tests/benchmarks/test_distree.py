@@ -1,8 +1,28 @@
 import pytest
+import torch
 
-from benchmarks.distree import draws
+from benchmarks.distree import draws, point, pooled, study
+from benchmarks.distree_scores import Gate, NeighbourSimilarity, cross_fitted, judge, numbers
+from strategies.distree.exits.calibration import Answers
+from strategies.distree.exits.classifier import ColumnBlocks, OwnHeads
+from strategies.distree.exits.policies import LastExit, Random
 
 COSTS = (1.0, 19.0, 37.0, 51.0, 69.0, 82.0, 100.0)
+
+
+def answers(samples: int, seed: int) -> Answers:
+    """Return two students of three exits, each better than the one before."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(3, (samples,), generator=generator)
+    truth = torch.nn.functional.one_hot(labels, 3).float()
+    features = {
+        k: torch.stack([j * truth + torch.rand(samples, 3, generator=generator) * 6 for j in (1, 2, 3)]) for k in (1, 2)
+    }
+    classifier, own = ColumnBlocks({1: 3, 2: 3}, 3, 3, seed=0), OwnHeads({1: 3, 2: 3}, 3, 3)
+    for heads in (*classifier.blocks.values(), *own.weights.values()):
+        heads.data = torch.eye(3).repeat(3, 1, 1)
+    classifier.bias.data.zero_()
+    return Answers(features, labels, classifier, own, {1: (0.5, 1.0, 4.0), 2: (0.5, 1.0, 4.0)})
 
 
 @pytest.mark.parametrize("cost", [60.0, 72.4, 80.0])
@@ -13,3 +33,69 @@ def test_all_draws_have_requested_cost(cost: float) -> None:
     for shares in found:
         mean = sum(share * own for share, own in zip(shares, COSTS, strict=True)) / sum(shares)
         assert mean == pytest.approx(cost)
+
+
+def test_neighbour_by_hand() -> None:
+    # cosines to the exit before: 0.6, then 0.96
+    features = torch.tensor([[[1.0, 0.0]], [[0.6, 0.8]], [[0.8, 0.6]], [[0.0, 1.0]]])
+    assert NeighbourSimilarity((-1.0, 0.5, 0.9)).exits(features).tolist() == [1]
+    assert NeighbourSimilarity((-1.0, 0.7, 0.9)).exits(features).tolist() == [2]
+    assert NeighbourSimilarity((-1.0, 0.7, 0.97)).exits(features).tolist() == [3]
+
+
+def test_gate_judges_a_sample_without_having_seen_it() -> None:
+    x = torch.randn(400, 2, generator=torch.Generator().manual_seed(0)).double()
+    right = (x[:, 0] > 0).numpy()
+    assert ((cross_fitted(x, right) > 0).numpy() == right).mean() > 0.95
+    noise = torch.rand(400, generator=torch.Generator().manual_seed(1)).numpy() > 0.5
+    assert ((cross_fitted(x, noise) > 0).numpy() == noise).mean() < 0.6
+
+
+def test_gate_leaves_by_its_scores() -> None:
+    judged, tried = judge(answers(300, 1), answers(200, 2))
+    assert numbers(judged, 1).shape == (3, 300, 15)
+    assert {k: tuple(scores.shape) for k, scores in tried.gate.items()} == {1: (3, 200), 2: (3, 200)}
+    middle = float(tried.gate[1][0].median())
+    exits = Gate((middle, float("inf"))).exits(tried.features[1], tried.classify(1))
+    assert exits.tolist() == [0 if score > middle else 2 for score in tried.gate[1][0].tolist()]
+    some = tried.rows(torch.tensor([5, 3]))
+    assert torch.equal(some.gate[2], tried.gate[2][:, [5, 3]])
+    assert torch.equal(some.labels, tried.labels[[5, 3]])
+
+
+def test_point_counts_what_is_lost_and_gained() -> None:
+    test = answers(400, 3)
+    first = point({k: Random((1.0, 0.0, 0.0)) for k in (1, 2)}, test, 8.0)
+    last = point({k: LastExit(3) for k in (1, 2)}, test, 8.0)
+    assert (first["saved"], last["saved"]) == (0.875, 0.0)
+    assert last["last_right_exit_wrong"] == last["exit_right_last_wrong"] == 0
+    lost, gained = first["last_right_exit_wrong"], first["exit_right_last_wrong"]
+    assert last["accuracy"] - first["accuracy"] == pytest.approx(lost - gained)
+    assert first["histogram"] == {1: [400, 0, 0], 2: [400, 0, 0]}
+
+
+def test_gains_are_paired_by_image() -> None:
+    macs = torch.ones(4)
+    one = {"0.2": {"difference": (torch.tensor([1.0, 0, 1, 0]), macs), "gate": (torch.tensor([1.0, 1, 1, 0]), macs)}}
+    two = {
+        "0.2": {"difference": (torch.tensor([1.0, 1, 1, 0]), macs), "gate": (torch.tensor([1.0, 1, 1, 1]), 3 * macs)}
+    }
+    found = pooled([one, two])["0.2"]["gate"]
+    # gains 0, 1, 0, 0 and 0, 0, 0, 1: together 0, 1/2, 0, 1/2
+    assert (found["accuracy"], found["mean_macs"]) == (7 / 8, 2.0)
+    assert found["gain"] == (0.25, 0.125)
+    assert found["each"] == [(0.25, pytest.approx(3**0.5 / 8))] * 2
+
+
+def test_study_has_every_rule_at_every_saving() -> None:
+    found, answered = study(answers(300, 1), answers(200, 2))
+    rules = {"own-head", "entropy", "difference", "neighbour", "gate", "random"}
+    assert {name: set(at) for name, at in found["at_saving"].items()} == dict.fromkeys(
+        ("0.2", "0.276", "0.4", "0.6"), rules
+    )
+    for images, number in (("validation", 300), ("test", 200)):
+        assert {len(right) for rules in answered[images].values() for right, _ in rules.values()} == {number}
+    assert found["calibrated"]["bound"]["own-head"]["saved"] <= found["calibrated"]["mean"]["own-head"]["saved"]
+    assert found["oracle"]["accuracy"] >= max(found["exits"]["test"])
+    assert len(found["rank_area"]["test"]["gate"]["1"]) == 1
+    assert "published" not in found
