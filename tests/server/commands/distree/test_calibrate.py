@@ -19,7 +19,7 @@ from server.commands.distree import calibrate
 from server.commands.distree.students import VALIDATION
 from strategies.callbacks.run_folder import RunFolder
 from strategies.distree.exits.calibration import Answers, operate
-from strategies.distree.exits.policies import LastExit
+from strategies.distree.exits.policies import FeatureDifference, LastExit, OwnHead, ScorePolicy
 from strategies.distree.model.stored import StoredStudents, load_student, load_students, student_file
 from strategies.distree.serving.timing import time_exits
 from strategies.distree.training.finish import measure
@@ -108,6 +108,14 @@ def test_looser_targets_cost_less_and_tighter_ones_lose_accuracy(students: Path,
     assert points["macs-0.9"].cost <= 0.9 * full(answers)
     assert points["macs-0.4"].cost <= 0.4 * full(answers)
     assert points["macs-0.4"].accuracy < points["macs-0.9"].accuracy
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"), [([], OwnHead), (["-c", "distree.exit-rule=difference"], FeatureDifference)]
+)
+def test_calibrate_fits_the_rule(students: Path, given: list[str], kind: type[ScorePolicy]) -> None:
+    assert main(["calibrate", "--model", str(students), *IMAGES, "--macs", "0.6", *given]) == 0
+    assert {type(policy) for policy in load_students(students).policies["macs-0.6"].values()} == {kind}
 
 
 def test_calibrate_names_the_closest_value_to_an_impossible_share(students: Path, capsys) -> None:
