@@ -31,7 +31,7 @@ from common.data import DataConfig, client_split, load
 from common.seeding import generator
 from server.commands.distree.students import VALIDATION
 from strategies.distree.exits.calibration import Answers, cheapest, exits_of, sweep_fractions, within
-from strategies.distree.exits.policies import PUBLISHED, RULES, FeatureDifference, Policies, Random
+from strategies.distree.exits.policies import PUBLISHED, RULES, FeatureDifference, LastExit, Policies, Random
 from strategies.distree.exits.policies import oracle_exits as first_right
 from strategies.distree.exits.scores import ScorePolicy
 from strategies.distree.model.stored import load_students
@@ -43,6 +43,7 @@ MAX_LOSS = 0.01  # of the calibrated thresholds
 SEED = 1  # of the split in `server students`
 KINDS: Mapping[str, type[ScorePolicy]] = {**RULES, "neighbour": NeighbourSimilarity, "gate": Gate}
 BASE = FeatureDifference.name  # what the others are compared with
+LAST = LastExit.name
 Asked = dict[str, dict[str, tuple[Tensor, Tensor]]]  # saving -> rule -> whether answers are right, and MACs, each (N,)
 
 
@@ -79,11 +80,13 @@ def study(validation: Answers, test: Answers) -> tuple[dict[str, Any], dict[str,
     """Return the figures of one training, and which images are answered right at every saving by every rule."""
     full = sum(costs[-1] for costs in test.costs.values())
     judged, tried = judge(validation, test)
+    last: Policies = {k: LastExit(len(f)) for k, f in test.features.items()}
     chosen = {str(saving): _at_saving((1 - saving) * full, judged) for saving in SAVINGS}
     answered: dict[str, Asked] = {
         "validation": {str(saving): _unseen((1 - saving) * full, judged) for saving in SAVINGS},
         "test": {
-            saving: {name: _answered(own, tried) for name, own in rules.items()} for saving, rules in chosen.items()
+            saving: {name: _answered(own, tried) for name, own in (rules | {LAST: last}).items()}
+            for saving, rules in chosen.items()
         },
     }
     return {
@@ -145,21 +148,33 @@ def point(policies: Policies, answers: Answers, full: float) -> dict[str, Any]:
 
 
 def pooled(trainings: Sequence[Asked]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return each rule's accuracy and saved share at each saving, and its gain over feature difference.
+    """Return each rule's accuracy at each saving, and its gain over feature difference, at equal cost.
 
-    A gain is a pair of mean and standard error, paired by image: of all trainings together, and of each.
+    Thresholds reach a saving only roughly, and a point of the MACs is worth as much as a better rule. So each rule is
+    brought to exactly the wanted cost: a random share of the images goes to the last exits instead, in expectation. A
+    gain is a pair of mean and standard error, paired by image: of all trainings together, and of each.
     """
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for saving, rules in trainings[0].items():
-        for name in rules:
-            rights = torch.stack([one[saving][name][0] for one in trainings])
-            macs = torch.stack([one[saving][name][1] for one in trainings])
-            gains = rights - torch.stack([one[saving][BASE][0] for one in trainings])
+    for saving in trainings[0]:
+        exact = [
+            {name: _at_cost(own, one[saving][LAST], float(saving)) for name, own in one[saving].items() if name != LAST}
+            for one in trainings
+        ]
+        for name in exact[0]:
+            rights = torch.stack([one[name] for one in exact])
+            gains = rights - torch.stack([one[BASE] for one in exact])
             found.setdefault(saving, {})[name] = {
-                "accuracy": rights.mean().item(), "mean_macs": macs.mean().item(),
-                "gain": _mean_and_error(gains.mean(0)), "each": [_mean_and_error(gain) for gain in gains],
+                "accuracy": rights.mean().item(), "gain": _mean_and_error(gains.mean(0)),
+                "each": [_mean_and_error(gain) for gain in gains],
+                "saved_before": [1 - float(o[saving][name][1].mean() / o[saving][LAST][1].mean()) for o in trainings],
             }  # fmt: skip
     return found
+
+
+def _at_cost(rule: tuple[Tensor, Tensor], last: tuple[Tensor, Tensor], saving: float) -> Tensor:
+    """Return how often a rule is right on each image (N,) if it saves exactly this share of the last exits' MACs."""
+    share = saving / (1 - float(rule[1].mean() / last[1].mean()))
+    return share * rule[0] + (1 - share) * last[0]
 
 
 def draws(cost: float, costs: Sequence[float]) -> Iterator[tuple[float, ...]]:
@@ -190,7 +205,8 @@ def _unseen(target: float, answers: Judged) -> dict[str, tuple[Tensor, Tensor]]:
     found: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for fitted, asked in (halves, halves[::-1]):
         other = answers.rows(asked)
-        for name, policies in _at_saving(target, answers.rows(fitted)).items():
+        last: Policies = {k: LastExit(len(f)) for k, f in answers.features.items()}
+        for name, policies in (_at_saving(target, answers.rows(fitted)) | {LAST: last}).items():
             found.setdefault(name, []).append(_answered(policies, other))
     return {name: (torch.cat([r for r, _ in parts]), torch.cat([m for _, m in parts])) for name, parts in found.items()}
 

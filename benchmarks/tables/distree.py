@@ -87,15 +87,11 @@ def _by_default(read: Read) -> Iterable[tuple[dict[str, Any], float]]:
 
 
 def _rules(result: dict[str, Any]) -> str:
-    """Return the table of each rule's accuracy, and what it saved of all MACs, at every saving that was wanted."""
-    full = _mean(run["full_macs"] for run in result["runs"].values())
+    """Return the table of each rule's accuracy on test images at every saving."""
     measured = result["at_saving"]["test"]
     return table(
-        ("test accuracy (MACs saved)", *_wanted(measured)),
-        (
-            (title, *(_point({**at[name], "saved": 1 - at[name]["mean_macs"] / full}) for at in measured.values()))
-            for name, title in RULES.items()
-        ),
+        ("test accuracy at this saving", *_wanted(measured)),
+        ((title, *(percent(at[name]["accuracy"]) for at in measured.values())) for name, title in RULES.items()),
     )
 
 
@@ -162,7 +158,7 @@ def _calibrated(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def _wanted(savings: Iterable[str]) -> list[str]:
-    return [f"{100 * float(saving):g} % wanted" for saving in savings]
+    return [f"{100 * float(saving):g} %" for saving in savings]
 
 
 def _point(point: dict[str, float], digits: int = 1) -> str:

@@ -74,17 +74,20 @@ def test_point_counts_what_is_lost_and_gained() -> None:
     assert first["histogram"] == {1: [400, 0, 0], 2: [400, 0, 0]}
 
 
-def test_gains_are_paired_by_image() -> None:
-    macs = torch.ones(4)
-    one = {"0.2": {"difference": (torch.tensor([1.0, 0, 1, 0]), macs), "gate": (torch.tensor([1.0, 1, 1, 0]), macs)}}
-    two = {
-        "0.2": {"difference": (torch.tensor([1.0, 1, 1, 0]), macs), "gate": (torch.tensor([1.0, 1, 1, 1]), 3 * macs)}
-    }
-    found = pooled([one, two])["0.2"]["gate"]
-    # gains 0, 1, 0, 0 and 0, 0, 0, 1: together 0, 1/2, 0, 1/2
-    assert (found["accuracy"], found["mean_macs"]) == (7 / 8, 2.0)
-    assert found["gain"] == (0.25, 0.125)
-    assert found["each"] == [(0.25, pytest.approx(3**0.5 / 8))] * 2
+def test_gains_are_paired_by_image_at_equal_cost() -> None:
+    def asked(gate: list[float], macs: float) -> dict[str, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+        rights = {"difference": ([1.0, 0, 1, 0], 8.0), "gate": (gate, macs), "last": ([1.0, 1, 1, 1], 10.0)}
+        return {"0.2": {name: (torch.tensor(right), torch.full((4,), cost)) for name, (right, cost) in rights.items()}}
+
+    found = pooled([asked([1, 1, 1, 0], 8.0), asked([0, 0, 0, 0], 6.0)])["0.2"]
+    # the second gate saves twice as much as wanted: half of the images go to the last exit instead
+    assert found["gate"]["saved_before"] == pytest.approx([0.2, 0.4])
+    assert found["gate"]["accuracy"] == pytest.approx((3 / 4 + 1 / 2) / 2)
+    # gains 0, 1, 0, 0 and -1/2, 1/2, -1/2, 1/2: together -1/4, 3/4, -1/4, 1/4
+    assert found["gate"]["each"][0] == pytest.approx((1 / 4, 3**0.5 / 8))
+    assert found["gate"]["each"][1] == pytest.approx((0, 1 / 4))
+    assert found["gate"]["gain"] == pytest.approx((1 / 8, (11 / 64) ** 0.5 / 2))
+    assert set(found) == {"difference", "gate"}
 
 
 def test_study_has_every_rule_at_every_saving() -> None:
@@ -94,7 +97,8 @@ def test_study_has_every_rule_at_every_saving() -> None:
         ("0.2", "0.276", "0.4", "0.6"), rules
     )
     for images, number in (("validation", 300), ("test", 200)):
-        assert {len(right) for rules in answered[images].values() for right, _ in rules.values()} == {number}
+        assert {len(right) for asked in answered[images].values() for right, _ in asked.values()} == {number}
+        assert {name: set(pooled([answered[images]])[name]) for name in ("0.2", "0.6")} == {"0.2": rules, "0.6": rules}
     assert found["calibrated"]["bound"]["own-head"]["saved"] <= found["calibrated"]["mean"]["own-head"]["saved"]
     assert found["oracle"]["accuracy"] >= max(found["exits"]["test"])
     assert len(found["rank_area"]["test"]["gate"]["1"]) == 1
