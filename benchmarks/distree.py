@@ -1,126 +1,180 @@
-"""DistrEE on CIFAR-10: accuracy of every exit, and accuracy against MACs for every exit policy.
+"""DistrEE on CIFAR-10: accuracy of every exit, and of every rule by which samples leave, at equal cost.
 
     python -m server teacher --out runs/teacher -c data.name=cifar10 -c data.root=/data/cifar10 \
         -c network.name=wrn16 -c network.width=4 --epochs 8 --autocast
-    python -m server students --teacher runs/teacher --out runs/students -c data.name=cifar10 \
-        -c data.root=/data/cifar10 -c network.name=wrn16 --epochs 8 --autocast
-    python -m benchmarks.distree runs/students [more such folders]
+    for seed in 1 2; do
+        python -m server students --teacher runs/teacher --out runs/seed-$seed --seed $seed -c data.name=cifar10 \
+            -c data.root=/data/cifar10 -c network.name=wrn16 --epochs 5 --autocast
+    done
+    python -m benchmarks.distree runs/seed-1 runs/seed-2
 
-Thresholds are fitted on validation images; the figures are those of the test images.
+One search chooses the thresholds of all rules, student by student, on validation images. "validation" are its figures
+on validation images that it did not see (two halves in turns), by which the default rule is chosen; "test" are those of
+the test images, with thresholds of all validation images.
 """
 
 import argparse
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
+from torch import Tensor
 
 from benchmarks.common import save
+from benchmarks.distree_scores import Gate, Judged, NeighbourSimilarity, judge
 from common.data import DataConfig, client_split, load
-from common.exits import BUDGET_SWEEP
+from common.seeding import generator
 from server.commands.distree.students import VALIDATION
-from strategies.distree.exits.calibration import Answers, fit, operate, sweep_fractions, within
-from strategies.distree.exits.policies import (
-    FeatureDifference,
-    NeighbourSimilarity,
-    Policies,
-    Random,
-    diff_cos,
-    oracle_exits,
-)
+from strategies.distree.exits.calibration import Answers, cheapest, exits_of, sweep_fractions, within
+from strategies.distree.exits.policies import PUBLISHED, RULES, FeatureDifference, LastExit, Policies, Random
+from strategies.distree.exits.policies import oracle_exits as first_right
 from strategies.distree.exits.scores import ScorePolicy
 from strategies.distree.model.stored import load_students
-from strategies.distree.training.finish import comparable_policies, measure
+from strategies.distree.training.finish import measure
 
-SAVINGS = (0.2, 0.276, 0.4)  # of all MACs; the paper saves 27.6 %
+SAVINGS = (0.2, 0.276, 0.4, 0.6)  # of all MACs; the paper saves 27.6 %
 PAPER = {"exits": [0.47, 0.66, 0.73, 0.79, 0.87, 0.89, 0.91], "accuracy": 0.91, "saved": 0.276}
 MAX_LOSS = 0.01  # of the calibrated thresholds
 SEED = 1  # of the split in `server students`
-Fitted = Callable[[float], Policies]
+KINDS: Mapping[str, type[ScorePolicy]] = {**RULES, "neighbour": NeighbourSimilarity, "gate": Gate}
+BASE = FeatureDifference.name  # what the others are compared with
+LAST = LastExit.name
+Asked = dict[str, dict[str, tuple[Tensor, Tensor]]]  # saving -> rule -> whether answers are right, and MACs, each (N,)
 
 
 def main() -> None:
     """Measure every folder of students."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--name", default="distree_cifar10")
+    parser.add_argument("--name", default="distree_policies")
     options = parser.parse_args()
     torch.set_num_threads(1)
     root = Path(os.environ.get("EARLYBLOOM_DATA", "../shared/data")).resolve() / "cifar10"
     source = load(DataConfig(name="cifar10", root=str(root)), None)
     held_out = source.train.subset(client_split(np.arange(len(source.train)), VALIDATION, SEED, 0).validation)
-    result: dict[str, Any] = {"paper": PAPER}
+    runs, asked = dict[str, Any](), dict[str, list[Asked]]()
     for folder in options.folders:
         stored = load_students(folder)
         validation, test = (
             measure(stored.students, images, stored.normalizer, torch.device("cpu"))
             for images in (held_out, source.test)
         )
-        result[folder.name] = {
+        found, answered = study(validation, test)
+        runs[folder.name] = {
             "training": json.loads((folder / "report.json").read_text()),
             "sizes": [len(part) for part in stored.students.spec.partition],
-            **study(validation, test, comparable_policies(validation, MAX_LOSS)),
+            **found,
         }
-        print(folder.name, json.dumps(result[folder.name]["exits"]), flush=True)
-    print(save(options.name, result))
+        for name, own in answered.items():
+            asked.setdefault(name, []).append(own)
+        print(folder.name, json.dumps(found["exits"]), flush=True)
+    print(save(options.name, {"paper": PAPER, "runs": runs, "at_saving": {k: pooled(v) for k, v in asked.items()}}))
 
 
-def study(validation: Answers, test: Answers, policies: Mapping[str, Policies]) -> dict[str, Any]:
-    """Return the test accuracy of every exit, of every named policy, and each kind's curve."""
-    logits = torch.stack(list(test.votes().values())).sum(0)
+def study(validation: Answers, test: Answers) -> tuple[dict[str, Any], dict[str, Asked]]:
+    """Return the figures of one training, and which images are answered right at every saving by every rule."""
     full = sum(costs[-1] for costs in test.costs.values())
-    ways: dict[str, Fitted] = {
-        "difference": _scored(FeatureDifference, validation),
-        "neighbour": _scored(NeighbourSimilarity, validation),
-        "random": lambda p: {
-            k: Random(tuple(sweep_fractions(len(f), p, 1).tolist()), seed=k) for k, f in validation.features.items()
+    judged, tried = judge(validation, test)
+    last: Policies = {k: LastExit(len(f)) for k, f in test.features.items()}
+    chosen = {str(saving): _at_saving((1 - saving) * full, judged) for saving in SAVINGS}
+    answered: dict[str, Asked] = {
+        "validation": {str(saving): _unseen((1 - saving) * full, judged) for saving in SAVINGS},
+        "test": {
+            saving: {name: _answered(own, tried) for name, own in (rules | {LAST: last}).items()}
+            for saving, rules in chosen.items()
         },
     }
     return {
         "full_macs": full,
-        "rank_area": rank_area(test),
         "exit_macs": {k: list(costs) for k, costs in test.costs.items()},
-        "exits": (logits.argmax(-1) == test.labels).double().mean(1).tolist(),
-        "policies": {name: _point(chosen, test, full) for name, chosen in policies.items()}
-        | {"oracle": _oracle(test, full)},
-        "curves": {name: [{"p": p, **_point(way(p), test, full)} for p in BUDGET_SWEEP] for name, way in ways.items()},
-        "at_saving": {str(saving): _at_saving(saving, validation, test, full) for saving in SAVINGS},
-    }
+        "exits": {"validation": accuracies(validation), "test": accuracies(test)},
+        "rank_area": {"validation": rank_area(judged), "test": rank_area(tried)},
+        "lost_at": (test.right_at_last & ~_rights_at_exits(test)).double().mean(1).tolist(),
+        "at_saving": {
+            saving: {name: point(policies, tried, full) for name, policies in rules.items()}
+            for saving, rules in chosen.items()
+        },
+        "calibrated": {
+            title: {name: point(cheapest(judged, MAX_LOSS, kind, errors), tried, full) for name, kind in KINDS.items()}
+            for title, errors in (("mean", 0.0), ("bound", 1.0))
+        },
+        "oracle": _oracle(test, full),
+        **_published(tried, full),
+    }, answered
 
 
-def rank_area(test: Answers) -> list[dict[str, Any]]:
-    """Return, per exit from the second, how well scores rank its right answers before wrong ones (ROC area)."""
-    logits = torch.stack(list(test.votes().values())).sum(0)
-    right = logits.argmax(-1) == test.labels
-    return [
-        {
-            "difference": {k: float(roc_auc_score(right[j], diff_cos(f[j], f[0]))) for k, f in test.features.items()},
-            "softmax of the sum": float(roc_auc_score(right[j], logits[j].softmax(-1).amax(-1))),
-        }
-        for j in range(1, len(logits))
-    ]
+def accuracies(answers: Answers) -> list[float]:
+    """Return the accuracy with all students at the same exit, for each exit."""
+    found: list[float] = _rights_at_exits(answers).double().mean(1).tolist()
+    return found
 
 
-def _at_saving(saving: float, validation: Answers, test: Answers, full: float) -> dict[str, Any]:
-    """Return how each kind of policy does at this saving on validation images.
+def rank_area(answers: Judged) -> dict[str, dict[str, list[float]]]:
+    """Return, per rule and student, how well scores rank right answers before wrong ones (ROC area) at exits 2 to J-1.
 
-    Random exits cost what feature difference costs.
+    An answer is that of all students at this exit. "sum" is the softmax of the summed logits, which needs talk.
     """
-    target = (1 - saving) * full
-    found: dict[str, Policies] = {
-        kind.name: within(validation, target, kind=kind) for kind in (FeatureDifference, NeighbourSimilarity)
+    right = _rights_at_exits(answers).numpy()
+    inner = range(1, len(right) - 1)
+    found: dict[str, dict[str, list[float]]] = {}
+    for name, kind in KINDS.items():
+        scores = {
+            k: kind((float("inf"),) * (len(f) - 1)).scores(f, answers.classify(k)) for k, f in answers.features.items()
+        }
+        found[name] = {
+            str(k): [float(roc_auc_score(right[j], np.nan_to_num(own[j].numpy(), posinf=1e9))) for j in inner]
+            for k, own in scores.items()
+        }
+    surest = torch.stack(list(answers.votes().values())).sum(0).softmax(-1).amax(-1).numpy()
+    return found | {"sum": {"all": [float(roc_auc_score(right[j], surest[j])) for j in inner]}}
+
+
+def point(policies: Policies, answers: Answers, full: float) -> dict[str, Any]:
+    """Return accuracy and saved share of the MACs, what was lost and gained against the last exit, and the exits."""
+    exits, (rights, macs) = exits_of(policies, answers), _answered(policies, answers)
+    right, last = rights > 0, answers.right_at_last
+    return {
+        "saved": 1 - macs.mean().item() / full,
+        "accuracy": right.double().mean().item(),
+        "last_right_exit_wrong": (last & ~right).double().mean().item(),
+        "exit_right_last_wrong": (right & ~last).double().mean().item(),
+        "histogram": {k: own.bincount(minlength=len(answers.features[k])).tolist() for k, own in exits.items()},
     }
-    spent = operate(found[FeatureDifference.name], validation).cost
-    shares = draws(spent, [sum(costs) for costs in zip(*validation.costs.values(), strict=True)])
-    random: list[Policies] = [{k: Random(draw, seed=k) for k in validation.features} for draw in shares]
-    found[Random.name] = max(random, key=lambda policies: operate(policies, validation).accuracy)
-    return {name: _point(chosen, test, full) for name, chosen in found.items()}
+
+
+def pooled(trainings: Sequence[Asked]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return each rule's accuracy at each saving, and its gain over feature difference, at equal cost.
+
+    Thresholds reach a saving only roughly, and a point of the MACs is worth as much as a better rule. So each rule is
+    brought to exactly the wanted cost: a random share of the images goes to the last exits instead, in expectation. A
+    gain is a pair of mean and standard error, paired by image: of all trainings together, and of each.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for saving in trainings[0]:
+        exact = [
+            {name: _at_cost(own, one[saving][LAST], float(saving)) for name, own in one[saving].items() if name != LAST}
+            for one in trainings
+        ]
+        for name in exact[0]:
+            rights = torch.stack([one[name] for one in exact])
+            gains = rights - torch.stack([one[BASE] for one in exact])
+            found.setdefault(saving, {})[name] = {
+                "accuracy": rights.mean().item(), "gain": _mean_and_error(gains.mean(0)),
+                "each": [_mean_and_error(gain) for gain in gains],
+                "saved_before": [1 - float(o[saving][name][1].mean() / o[saving][LAST][1].mean()) for o in trainings],
+            }  # fmt: skip
+    return found
+
+
+def _at_cost(rule: tuple[Tensor, Tensor], last: tuple[Tensor, Tensor], saving: float) -> Tensor:
+    """Return how often a rule is right on each image (N,) if it saves exactly this share of the last exits' MACs."""
+    share = saving / (1 - float(rule[1].mean() / last[1].mean()))
+    return share * rule[0] + (1 - share) * last[0]
 
 
 def draws(cost: float, costs: Sequence[float]) -> Iterator[tuple[float, ...]]:
@@ -137,27 +191,60 @@ def draws(cost: float, costs: Sequence[float]) -> Iterator[tuple[float, ...]]:
                 yield (*(kept * share for share in shares[:-1]), kept * shares[-1] + (1 - kept) * sum(shares))
 
 
-def _scored(kind: type[ScorePolicy], validation: Answers) -> Fitted:
-    return lambda p: {k: fit(kind, f, sweep_fractions(len(f), p, kind.first)) for k, f in validation.features.items()}
+def _at_saving(target: float, answers: Judged) -> dict[str, Policies]:
+    """Return the most accurate policies of every rule, and of random exits, that cost at most `target`."""
+    found: dict[str, Policies] = {name: within(answers, target, kind) for name, kind in KINDS.items()}
+    shares = draws(target, [sum(costs) for costs in zip(*answers.costs.values(), strict=True)])
+    random: list[Policies] = [{k: Random(draw, seed=k) for k in answers.features} for draw in shares]
+    return found | {"random": max(random, key=lambda policies: _answered(policies, answers)[0].mean().item())}
 
 
-def _point(policies: Policies, answers: Answers, full: float) -> dict[str, Any]:
-    point = operate(policies, answers)
-    return {"saved": 1 - point.cost / full, **asdict(point)}
+def _unseen(target: float, answers: Judged) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return, per rule, `_answered` of validation images, with thresholds of the other half of them."""
+    halves = torch.randperm(len(answers.labels), generator=generator("halves", SEED)).chunk(2)
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for fitted, asked in (halves, halves[::-1]):
+        other = answers.rows(asked)
+        last: Policies = {k: LastExit(len(f)) for k, f in answers.features.items()}
+        for name, policies in (_at_saving(target, answers.rows(fitted)) | {LAST: last}).items():
+            found.setdefault(name, []).append(_answered(policies, other))
+    return {name: (torch.cat([r for r, _ in parts]), torch.cat([m for _, m in parts])) for name, parts in found.items()}
+
+
+def _answered(policies: Policies, answers: Answers) -> tuple[Tensor, Tensor]:
+    """Return whether the policies' answers are right, and their MACs, both float64 (N,)."""
+    rows, votes, exits = torch.arange(len(answers.labels)), answers.votes(), exits_of(policies, answers)
+    logits = torch.stack([votes[k][own, rows] for k, own in exits.items()]).sum(0)
+    return (logits.argmax(1) == answers.labels).double(), _cost(answers, exits)
+
+
+def _cost(answers: Answers, exits: Mapping[int, Tensor]) -> Tensor:
+    """Return the MACs of every sample, float64 (N,)."""
+    return torch.stack([torch.tensor(answers.costs[k], dtype=torch.float64)[own] for k, own in exits.items()]).sum(0)
+
+
+def _rights_at_exits(answers: Answers) -> Tensor:
+    logits = torch.stack(list(answers.votes().values())).sum(0)
+    return logits.argmax(-1) == answers.labels
+
+
+def _mean_and_error(values: Tensor) -> tuple[float, float]:
+    return values.mean().item(), values.std(correction=0).item() / len(values) ** 0.5
+
+
+def _published(answers: Answers, full: float) -> dict[str, Any]:
+    """Return the operating point of the paper's thresholds, for students of 7 exits."""
+    if {len(f) for f in answers.features.values()} != {len(PUBLISHED) + 1}:
+        return {}
+    return {"published": point(dict.fromkeys(answers.features, FeatureDifference(PUBLISHED)), answers, full)}
 
 
 def _oracle(test: Answers, full: float) -> dict[str, Any]:
     logits = torch.stack(list(test.votes().values())).sum(0)
-    exits = oracle_exits(logits, test.labels)
-    rows = torch.arange(len(exits))
-    cost = sum(torch.tensor(costs, dtype=torch.float64)[exits].mean().item() for costs in test.costs.values())
-    accuracy = (logits[exits, rows].argmax(1) == test.labels).double().mean().item()
-    return {
-        "saved": 1 - cost / full,
-        "accuracy": accuracy,
-        "cost": cost,
-        "histogram": exits.bincount(minlength=len(logits)).tolist(),
-    }
+    exits: Tensor = first_right(logits, test.labels)
+    right = (logits[exits, torch.arange(len(exits))].argmax(1) == test.labels).double()
+    cost = _cost(test, dict.fromkeys(test.features, exits)).mean()
+    return {"saved": 1 - float(cost) / full, "accuracy": right.mean().item()}
 
 
 if __name__ == "__main__":

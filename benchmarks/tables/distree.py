@@ -1,10 +1,10 @@
-"""Figures of DistrEE: what students reach, at every exit and with every exit policy."""
+"""Figures of DistrEE: what students reach at every exit, and by every rule that lets samples leave."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks.tables import study
-from benchmarks.tables.cells import Figures, Read, between, exits, percent, table
+from benchmarks.tables.cells import Figures, Read, between, exits, gain, percent, table
 
 STUDENTS = {
     "k2 uniform": "two students",
@@ -12,101 +12,157 @@ STUDENTS = {
     "k4 uniform": "four students",
     "k4": "four, middle exits doubled",
 }
-POLICIES = {"difference": "feature difference", "neighbour": "neighbour similarity", "random": "random exits"}
-NEAR_CALIBRATED = 1.15  # the point of the curve that saves about as much as the calibrated thresholds do
+RULES = {
+    "own-head": "own head",
+    "entropy": "entropy of the columns",
+    "gate": "gate",
+    "difference": "feature difference (the paper's)",
+    "neighbour": "neighbour similarity",
+    "random": "random exits",
+}
+AREAS = {**{name: title for name, title in RULES.items() if name != "random"}, "sum": "softmax of the sum, needs talk"}
+DEFAULT, PAPERS = "own-head", "difference"
 
 
 def figures(read: Read) -> Figures:
-    """Return every figure of the sections on accuracy and exit policies."""
-    result = read("distree_cifar10")
+    """Return every figure of the sections on accuracy and exit rules."""
+    result, rules = read("distree_cifar10"), read("distree_policies")
     two, doubled, four = (result[name] for name in ("k2 uniform", "k2", "k4 uniform"))
-    areas = two["rank_area"]
-    every = pick_point(two["curves"]["difference"])
+    runs = list(rules["runs"].values())
     return {
         "students": students(read),
-        "policies": policies(read),
-        "last_exit": last_exit(read),
+        "last_exit": percent(two["exits"][-1]),
         **{
             f"{name}_{what}": value
             for name, own in (("equal", two), ("doubled", doubled))
             for what, value in _validation(own, result["paper"]["exits"]).items()
         },
-        "below_paper": _below(two["exits"], result["paper"]["exits"]),
-        **{f"over_random_{name.replace(' ', '_')}": _over_random(result[name]) for name in STUDENTS},
-        "standard_error": percent((two["exits"][-1] * (1 - two["exits"][-1]) / 10_000) ** 0.5),
-        "oracle_saved": percent(two["policies"]["oracle"]["saved"], 0),
-        "oracle_accuracy": percent(two["policies"]["oracle"]["accuracy"]),
-        "area_difference": _areas(area for at in areas for area in at["difference"].values()),
-        "area_softmax": _areas(at["softmax of the sum"] for at in areas),
-        "policies_apart": percent(
-            max(
-                abs(at["difference"]["accuracy"] - at["neighbour"]["accuracy"])
-                for name in STUDENTS
-                for at in result[name]["at_saving"].values()
-            )
-        ),
-        "calibrated_saved": percent(two["policies"]["calibrated"]["saved"], 0),
-        "calibrated_lost": calibrated_lost(read),
-        "every_saved": percent(every["saved"], 0),
-        "every_lost": percent(two["exits"][-1] - every["accuracy"]),
-        "four_lost": _lost(four),
+        "below_paper": between(p - own for own, p in zip(two["exits"], result["paper"]["exits"], strict=True)),
+        "four_lost": percent(four["exits"][-1] - four["policies"]["calibrated"]["accuracy"]),
+        "trainings": str(len(runs)),
+        "short_students": exits(map(_mean, zip(*(run["exits"]["test"] for run in runs), strict=True))),
+        "short_last": last_exit(read),
+        "rules": _rules(rules),
+        "gains_validation": _gains(rules, "validation"),
+        "gains_test": _gains(rules, "test"),
+        "areas": _areas(runs),
+        "oracle_accuracy": percent(_mean(run["oracle"]["accuracy"] for run in runs)),
+        "oracle_saved": percent(_mean(run["oracle"]["saved"] for run in runs), 0),
+        "fixable": _fixable(runs),
+        "calibrated": _calibrated(runs),
         **_federated(read),
     }
 
 
 def students(read: Read) -> str:
-    """Return the table of every exit, and of the calibrated and the published thresholds, beside the paper."""
+    """Return the table of every exit, and of the published thresholds, beside the paper."""
     result = read("distree_cifar10")
     paper = result["paper"]
-    rows = [_students_row(title, result[name]) for name, title in STUDENTS.items()]
-    published = f"{percent(paper['accuracy'], 0)}, {percent(paper['saved'])} % saved"
-    rows.append(("the paper, 200 epochs", exits(paper["exits"], 0), "", "", published))
-    return table(("", "exits 1 to 7", "calibrated for a point", "MACs saved", "published thresholds"), rows)
-
-
-def policies(read: Read) -> str:
-    """Return the table of what each kind of policy reaches at the same cost, and what it saved of all MACs."""
-    savings = read("distree_cifar10")["k2 uniform"]["at_saving"]
-    return table(
-        ("two students: accuracy (MACs saved)", *(f"{100 * float(saving):g} % wanted" for saving in savings)),
-        ((title, *(_reached(at[name]) for at in savings.values())) for name, title in POLICIES.items()),
-    )
+    rows = [
+        (title, exits(own["exits"]), _point(own["policies"]["published"]))
+        for own, title in ((result[name], title) for name, title in STUDENTS.items())
+    ]
+    rows.append(("the paper, 200 epochs", exits(paper["exits"], 0), _point(paper, 0)))
+    return table(("", "exits 1 to 7", "published thresholds: accuracy (MACs saved)"), rows)
 
 
 def last_exit(read: Read) -> str:
-    """Return what two students reach at their last exits."""
-    return percent(read("distree_cifar10")["k2 uniform"]["exits"][-1])
+    """Return what two students reach at their last exits, mean over trainings."""
+    return percent(_mean(run["exits"]["test"][-1] for run in read("distree_policies")["runs"].values()))
 
 
 def calibrated_saved(read: Read) -> str:
-    """Return the share of the MACs that two students' calibrated exits save."""
-    return percent(read("distree_cifar10")["k2 uniform"]["policies"]["calibrated"]["saved"])
+    """Return the share of the MACs that the calibrated exits save by default, mean over trainings."""
+    return percent(_mean(point["saved"] for point, _ in _by_default(read)))
 
 
 def calibrated_lost(read: Read) -> str:
-    """Return how many points two students' calibrated exits lose."""
-    return _lost(read("distree_cifar10")["k2 uniform"])
+    """Return how many points the calibrated exits lose by default, mean over trainings."""
+    return percent(_mean(last - point["accuracy"] for point, last in _by_default(read)))
 
 
-def pick_point(curve: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Return the point of a curve over thresholds at every exit that is compared with the calibrated ones."""
-    (found,) = (point for point in curve if abs(point["p"] - NEAR_CALIBRATED) < 1e-6)
-    return found
+def _by_default(read: Read) -> Iterable[tuple[dict[str, Any], float]]:
+    for run in read("distree_policies")["runs"].values():
+        yield run["calibrated"]["bound"][DEFAULT], run["exits"]["test"][-1]
 
 
-def _students_row(title: str, result: dict[str, Any]) -> Sequence[str]:
-    calibrated, published = (result["policies"][name] for name in ("calibrated", "published"))
-    return (
-        title,
-        exits(result["exits"]),
-        percent(calibrated["accuracy"]),
-        f"{percent(calibrated['saved'])} %",
-        f"{percent(published['accuracy'])}, {percent(published['saved'])} % saved",
+def _rules(result: dict[str, Any]) -> str:
+    """Return the table of each rule's accuracy on test images at every saving."""
+    measured = result["at_saving"]["test"]
+    return table(
+        ("test accuracy at this saving", *_wanted(measured)),
+        ((title, *(percent(at[name]["accuracy"]) for at in measured.values())) for name, title in RULES.items()),
     )
 
 
-def _reached(point: dict[str, float]) -> str:
-    return f"{percent(point['accuracy'])} ({percent(point['saved'])} %)"
+def _gains(result: dict[str, Any], images: str) -> str:
+    """Return the table of each rule's gain over feature difference with its standard error, paired by image."""
+    measured = result["at_saving"][images]
+    return table(
+        (f"points over feature difference, {images}", *_wanted(measured)),
+        (
+            (title, *(gain(at[name]["gain"], 2) for at in measured.values()))
+            for name, title in RULES.items()
+            if name != PAPERS
+        ),
+    )
+
+
+def _areas(runs: Sequence[dict[str, Any]]) -> str:
+    """Return the table of the ROC areas for "the common answer is right", over students and trainings."""
+    return table(
+        ("area under the ROC curve, test", *(f"exit {number}" for number in range(2, 7))),
+        ((title, *(_range(own) for own in zip(*_each(runs, name), strict=True))) for name, title in AREAS.items()),
+    )
+
+
+def _each(runs: Sequence[dict[str, Any]], rule: str) -> list[list[float]]:
+    return [areas for run in runs for areas in run["rank_area"]["test"][rule].values()]
+
+
+def _fixable(runs: Sequence[dict[str, Any]]) -> str:
+    """Return the table of images that only the last exit has right: what a better rule could win at most."""
+    savings = list(runs[0]["at_saving"])
+    return table(
+        ("last right, exit wrong: share of the test images", *_wanted(savings)),
+        (
+            (
+                RULES[name],
+                *(
+                    f"{percent(_mean(run['at_saving'][at][name]['last_right_exit_wrong'] for run in runs))} %"
+                    for at in savings
+                ),
+            )
+            for name in (PAPERS, DEFAULT)
+        ),
+    )
+
+
+def _calibrated(runs: Sequence[dict[str, Any]]) -> str:
+    """Return the table of what calibration for a point saves and loses on test images, training by training."""
+    return table(
+        ("calibrated for a point", *(f"students {number}: lost (saved)" for number in range(1, len(runs) + 1))),
+        (
+            (
+                f"{RULES[name]}, {words}",
+                *(
+                    f"{percent(run['exits']['test'][-1] - run['calibrated'][how][name]['accuracy'], 2)} "
+                    f"({percent(run['calibrated'][how][name]['saved'])} %)"
+                    for run in runs
+                ),
+            )
+            for how, words in (("mean", "by the mean"), ("bound", "by the bound"))
+            for name in (DEFAULT, PAPERS)
+        ),
+    )
+
+
+def _wanted(savings: Iterable[str]) -> list[str]:
+    return [f"{100 * float(saving):g} %" for saving in savings]
+
+
+def _point(point: dict[str, float], digits: int = 1) -> str:
+    return f"{percent(point['accuracy'], digits)} ({percent(point['saved'])} %)"
 
 
 def _validation(own: dict[str, Any], paper: Sequence[float]) -> Figures:
@@ -116,24 +172,14 @@ def _validation(own: dict[str, Any], paper: Sequence[float]) -> Figures:
     return {"apart": percent(apart), "last": percent(reached[-1])}
 
 
-def _below(reached: Sequence[float], paper: Sequence[float]) -> str:
-    return between(theirs - ours for ours, theirs in zip(reached, paper, strict=True))
+def _range(areas: Iterable[float]) -> str:
+    least, *_, greatest = sorted(areas) * 2
+    return f"{least:.2f}" if f"{least:.2f}" == f"{greatest:.2f}" else f"{least:.2f} to {greatest:.2f}"
 
 
-def _over_random(own: dict[str, Any]) -> str:
-    found = [at["difference"]["accuracy"] - at["random"]["accuracy"] for at in own["at_saving"].values()]
-    if min(found) < 0:
-        return f"{percent(-min(found))} below to {percent(max(found))} above"
-    return between(found, 1)
-
-
-def _areas(areas: Iterable[float]) -> str:
-    least, *_, greatest = sorted(areas)
-    return f"{least:.2f} to {greatest:.2f}"
-
-
-def _lost(own: dict[str, Any]) -> str:
-    return percent(own["exits"][-1] - own["policies"]["calibrated"]["accuracy"])
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return sum(found) / len(found)
 
 
 def _federated(read: Read) -> Figures:

@@ -156,7 +156,8 @@ class OnnxStudent:
         self.policies: dict[str, ExitPolicy] = {
             name: policy_from_json(json.dumps(values)) for name, values in student.policies.items()
         }
-        self._block, self._bias = classifier["block"], classifier["bias"]
+        self._columns = classifier["block"], classifier["bias"]
+        self._own = classifier["own.weight"], classifier["own.bias"]
 
     @classmethod
     def open(cls, path: Path, threads: int) -> "OnnxStudent":
@@ -167,16 +168,18 @@ class OnnxStudent:
         try:
             classifier = load(read_stored(folder, student.classifier))
             expected = (len(exported.exits), len(exported.classes), student.length)
-            fits = classifier["block"].shape == expected and classifier["bias"].shape == expected[:2]
+            fits = all(classifier[name].shape == expected for name in ("block", "own.weight"))
+            fits &= all(classifier[name].shape == expected[:2] for name in ("bias", "own.bias"))
         except (SafetensorError, KeyError, ValueError) as error:
             raise UserError(f"{folder / student.classifier.file} is damaged: {REMEDY}") from error
         if not fits:
             raise UserError(f"{folder / student.classifier.file} does not fit model.json: {REMEDY}")
         return cls(Graphs(folder, exported, threads), exported, student, classifier)
 
-    def classify(self, exit_index: int, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the logits (b, classes) of this student alone."""
-        found: NDArray[np.float32] = features @ self._block[exit_index].T + self._bias[exit_index]
+    def classify(self, exit_index: int, features: NDArray[np.float32], own: bool = False) -> NDArray[np.float32]:
+        """Return the logits (b, classes) of this student alone, see `exits.scores.Classify`."""
+        weight, bias = self._own if own else self._columns
+        found: NDArray[np.float32] = features @ weight[exit_index].T + bias[exit_index]
         return found
 
     def leave(self, pixels: NDArray[np.uint8], leaves: Leaves) -> Iterator[Stopped]:

@@ -2,7 +2,7 @@
 
 model.json          what is here, and the size and digest of every other file
 segment-K.onnx      from the tensor after exit K-1 to (the next tensor, the logits of exit K)
-classifier.safetensors  of a student: its columns of the classifier
+classifier.safetensors  of a student: its columns of the classifier, and its own heads
 """
 
 import hashlib

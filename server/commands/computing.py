@@ -37,14 +37,15 @@ STUDENTS = """\
 
 Both read keys of the run configuration: `data.*` for the images, `network.*` for the network to train (the teacher, or
 a student's backbone), `distree.*` for how the teacher is partitioned and imitated. Other keys of a preset are ignored.
+After every epoch a checkpoint is written to --out: the same command continues a training that was killed.
 """
 CALIBRATE = """\
 `python -m server calibrate`: give trained students another operating point.
 
 Thresholds are fitted on the validation images of the students' training, to an accuracy loss, a share of the MACs, or a
-latency; for a latency every exit is timed on the devices that serve the students. The thresholds are stored under a
-name of their own. For students of a run, its configuration says which images those are; for students of
-`python -m server students` give the `data.*` and `run.seed` of that command.
+latency; for a latency every exit is timed on the devices that serve the students. `distree.exit-rule` says what they
+are compared with. The thresholds are stored under a name of their own. For students of a run, its configuration says
+which images those are; for students of `python -m server students` give the `data.*` and `run.seed` of that command.
 """
 INFER = """\
 `python -m server infer`: classify images with students on several devices, which stop by themselves.
@@ -95,6 +96,9 @@ def add_students(verbs: Verbs) -> None:
     teacher.set_defaults(run=later("server.commands.distree.students", "run_teacher"))
     students = verbs.add_parser("students")
     students.add_argument("--teacher", type=Path, required=True, help="a finished run's folder, or a model file")
+    students.add_argument(
+        "--seed", type=int, help="of the students' first weights and the order of images (default: run.seed)"
+    )
     students.set_defaults(run=later("server.commands.distree.students", "run_students"))
     for parser in (teacher, students):
         parser.description = STUDENTS
@@ -111,7 +115,12 @@ def add_calibrate(verbs: Verbs) -> None:
     parser = verbs.add_parser("calibrate", description=CALIBRATE)
     parser.add_argument("--model", type=Path, required=True, help="a finished distree run, or what `students` made")
     wanted = parser.add_mutually_exclusive_group(required=True)
-    wanted.add_argument("--accuracy-loss", type=float, metavar="LOSS", help="largest accuracy loss; 0.02: two points")
+    wanted.add_argument(
+        "--accuracy-loss",
+        type=float,
+        metavar="LOSS",
+        help="largest accuracy loss with its standard error; 0.02: two points",
+    )
     wanted.add_argument(
         "--macs", type=float, metavar="SHARE", help="largest share of the MACs of all students up to their last exits"
     )

@@ -99,7 +99,11 @@ def export_student(stored: StoredStudent, out: Path) -> Exported:
     network = stored.network
     graphs = make_graphs(network, features=False)
     apart = difference(network, graphs)
-    content = save({"block": stored.block.numpy(), "bias": stored.bias.numpy()})
+    weight, bias = stored.own
+    content = save({
+        "block": stored.block.numpy(), "bias": stored.bias.numpy(), "own.weight": weight.numpy(),
+        "own.bias": bias.numpy(),
+    })  # fmt: skip
     write_bytes(out / CLASSIFIER, content)
     student = Student(
         number=stored.number, length=network.num_classes, classifier=describe(CLASSIFIER, content),

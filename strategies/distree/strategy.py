@@ -163,9 +163,8 @@ class DistrEE(EarlyExitStrategy):
         if self.finished is None:
             self.global_network()
             self.finished, _ = finish_students(
-                self.students, self.validation, self.normalizer, self.settings.max_accuracy_loss, self.device,
-                self.config.run.name,
-            )  # fmt: skip
+                self.students, self.validation, self.normalizer, self.settings, self.device, self.config.run.name
+            )
         return self.finished
 
     def save_final(self, folder: Path) -> None:

@@ -13,7 +13,7 @@ from strategies.distree.exits.policies import (
     ExitPolicy,
     FeatureDifference,
     LastExit,
-    NeighbourSimilarity,
+    OwnHead,
     Random,
 )
 
@@ -23,8 +23,8 @@ POLICIES = [
     LastExit(4),
     Random((1.0, 1.0, 0.0, 2.0), seed=3),
     FeatureDifference((1.0, 1.3, 1.5)),
-    NeighbourSimilarity((0.2, 0.5, float("inf"))),
     Entropy((0.4, 0.5, 0.3)),
+    OwnHead((0.4, 0.5, float("inf"))),
 ]
 
 
@@ -50,10 +50,10 @@ def test_a_gates_ends_are_exact_and_certain_logits_have_no_entropy() -> None:
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
 def test_students_policies(policy: ExitPolicy) -> None:
     FEATURES[2, 5] = FEATURES[0, 7] = 0.0  # no direction
-    weights = torch.randn(4, 7, 9, generator=generator("weights"))
+    heads = torch.randn(2, 4, 7, 9, generator=generator("weights"))
     ids = range(60)
-    one = policy.exits(FEATURES, lambda index, x: x @ weights[index].T, ids)
-    classify = lambda index, x: x @ weights[index].numpy().T  # noqa: E731
+    one = policy.exits(FEATURES, lambda index, x, own=False: x @ heads[int(own), index].T, ids)
+    classify = lambda index, x, own=False: x @ heads[int(own), index].numpy().T  # noqa: E731
     other = policy.exits(FEATURES.numpy(), classify, ids)
     assert isinstance(other, np.ndarray)
     assert other.tolist() == one.tolist()

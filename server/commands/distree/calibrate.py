@@ -23,7 +23,7 @@ from server.commands.overrides import read_overrides, refuse_unread
 from strategies.callbacks.report.records import load_run
 from strategies.configuration import read_config
 from strategies.distree.exits.calibration import Answers, Measure, cheapest, operate, within
-from strategies.distree.exits.policies import CALIBRATED, LastExit, Policies
+from strategies.distree.exits.policies import CALIBRATED, RULES, LastExit, Policies, ScorePolicy
 from strategies.distree.model.stored import (
     FILE,
     StoredStudents,
@@ -33,11 +33,14 @@ from strategies.distree.model.stored import (
 )
 from strategies.distree.serving.aggregator import Aggregator
 from strategies.distree.serving.timing import time_exits
+from strategies.distree.settings import DistrEESettings
 from strategies.distree.training.finish import measure
 
 # names of the policies that others are compared with
-BUILT_IN = frozenset({"entropy", "last", "neighbour", "oracle", "published", "random"})
-READ = frozenset({"clients.count", "run.fast", "run.seed", "server.device", "server.threads", *keys(DataConfig)})
+BUILT_IN = frozenset({"last", "oracle", "published", "random", *RULES})
+READ = frozenset({
+    "clients.count", "distree.exit-rule", "run.fast", "run.seed", "server.device", "server.threads", *keys(DataConfig)
+})  # fmt: skip
 OPTIONS = {"distree.max-accuracy-loss": "--accuracy-loss"}  # key of a run -> the option for it here
 SAME = 3e-3  # of the mean features' norm: rounding on another machine stays below, other images differ by more
 
@@ -71,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
     refuse_unread(options, READ, OPTIONS)
     with ExitStack() as stack:
         measured = _measure(config, stored, images, devices.ask(stored, options, stack) if options.student else None)
-    policies = fit(target, measured)
+    policies = fit(target, measured, RULES[config.of(DistrEESettings).exit_rule])
     save_students(folder, replace(stored, policies={**stored.policies, name: policies}))
     last: Policies = {k: LastExit(stored.students.num_exits) for k in numbers}
     lines = [f"on {len(images)} validation images"]
@@ -128,12 +131,12 @@ def validation_images(
     return config, validation
 
 
-def fit(target: Target, answers: Answers) -> Policies:
+def fit(target: Target, answers: Answers, kind: type[ScorePolicy]) -> Policies:
     """Return policies that meet a target on validation images; raises `UserError` with the closest value if none do."""
     if target.measure is None:
-        return cheapest(answers, target.value)
+        return cheapest(answers, target.value, kind)
     unit = 1e-3 if target.timed else _full(answers)
-    policies = within(answers, target.value * unit, target.measure)
+    policies = within(answers, target.value * unit, kind, target.measure)
     point = operate(policies, answers)
     least = getattr(point, target.measure) / unit
     if least > target.value * (1 + 1e-9):
@@ -179,7 +182,8 @@ def _measure(config: RunConfig, stored: StoredStudents, images: SampleSet, aggre
             )
     if aggregator is None:
         return answers
-    seconds = time_exits(aggregator, stored.students.spec.numbers, stored.students.num_exits, images.inputs)
+    kind = RULES[config.of(DistrEESettings).exit_rule]
+    seconds = time_exits(aggregator, stored.students.spec.numbers, stored.students.num_exits, images.inputs, kind)
     return replace(answers, seconds=seconds)
 
 

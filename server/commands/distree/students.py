@@ -34,6 +34,8 @@ from strategies.distree.model.teacher import load_teacher
 from strategies.distree.model.widths import describe_matches, match_devices
 from strategies.distree.settings import DistrEESettings
 from strategies.distree.training.central import Schedule, image_batches
+from strategies.distree.training.checkpoint import FILE as CHECKPOINT
+from strategies.distree.training.checkpoint import Checkpoint
 from strategies.distree.training.finish import finish_students
 from strategies.distree.training.joint import teacher_activations, train_students, train_teacher
 
@@ -73,12 +75,16 @@ def run_teacher(options: argparse.Namespace) -> int:
     _make_folder(options.out)
     spec = without_early_exits(samples.spec)
     teacher = build(spec, config.run.seed)
+    checkpoint = _checkpoint(options, config, schedule, spec.to_json())
     with threads(config.server.threads):
-        train_teacher(teacher, samples.train, samples.normalize, schedule, config.run.seed, device, _progress)
+        train_teacher(
+            teacher, samples.train, samples.normalize, schedule, config.run.seed, device, _progress, checkpoint
+        )
         scores = {name: _accuracy(teacher, getattr(samples, name), samples, device) for name in ("validation", "test")}
     constants = samples.normalize.mean, samples.normalize.std
     info = ModelInfo(spec.to_json(), 1, samples.train.classes, *constants, "", run=options.out.name)
     save_model(options.out / FILE, teacher.state_dict(), info)
+    checkpoint.remove()
     _conclude(
         options.out,
         {"exits": scores},
@@ -90,7 +96,7 @@ def run_teacher(options: argparse.Namespace) -> int:
 def run_students(options: argparse.Namespace) -> int:
     """Partition the teacher, and train, calibrate and write students; raises `UserError` before anything starts."""
     config, samples, schedule, device = _prepare(options)
-    settings = config.of(DistrEESettings)
+    settings, seed = config.of(DistrEESettings), config.run.seed if options.seed is None else options.seed
     taught = load_teacher(options.teacher, samples.train, samples.normalize)
     _make_folder(options.out)
     with threads(config.server.threads):
@@ -101,16 +107,18 @@ def run_students(options: argparse.Namespace) -> int:
         for line in (*found.report(), *describe_matches(matches)):
             print(line, flush=True)
         spec = students_spec(taught.spec, samples.spec, found.parts, widths, [match.device for match in matches])
-        students = build_students(spec, config.run.seed)
+        students = build_students(spec, seed)
+        checkpoint = _checkpoint(options, config, schedule, spec.to_json(), seed)
         train_students(
-            students, taught.network, samples.train, samples.normalize, settings, schedule, config.run.seed, device,
-            _progress,
+            students, taught.network, samples.train, samples.normalize, settings, schedule, seed, device, _progress,
+            checkpoint,
         )  # fmt: skip
         stored, report = finish_students(
-            students, samples.validation, samples.normalize, settings.max_accuracy_loss, device, options.out.name
+            students, samples.validation, samples.normalize, settings, device, options.out.name
         )
         scores = {name: _accuracy(students, getattr(samples, name), samples, device) for name in ("validation", "test")}
     save_students(options.out, stored)
+    checkpoint.remove()
     serve = f"python -m client serve-student --model {student_file(options.out, 1)} --address 127.0.0.1:0"
     _conclude(options.out, {"exits": scores, "partition": found.parts, **report}, f"next, on each device: {serve}")
     return 0
@@ -146,15 +154,27 @@ def _prepare(options: argparse.Namespace) -> tuple[RunConfig, Samples, Schedule,
 
 
 def _make_folder(folder: Path) -> None:
-    """Make the folder of the results; raises `UserError` if it cannot be made or written, or is not empty."""
+    """Make the folder of the results, which may hold the checkpoint of a training that was killed.
+
+    Raises `UserError` if it cannot be made or written, or has other contents.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        used = any(folder.iterdir())
+        used = any(CHECKPOINT not in path.name for path in folder.iterdir())
         TemporaryFile(dir=folder).close()  # an existing folder may not be writable
     except OSError as error:
         raise UserError(f"--out {folder} cannot be used as a folder: {error.strerror}; name another") from error
     if used:
         raise UserError(f"--out {folder} is not empty: name a new folder")
+
+
+def _checkpoint(
+    options: argparse.Namespace, config: RunConfig, schedule: Schedule, network: str, seed: int | None = None
+) -> Checkpoint:
+    """Return the checkpoint of a training of this network."""
+    read = {key: value for key, value in config.flat().items() if key in READ[options.verb]}
+    about = {"verb": options.verb, "schedule": schedule.model_dump(), "read": read, "network": network, "seed": seed}
+    return Checkpoint(options.out / CHECKPOINT, json.dumps(about, sort_keys=True))
 
 
 def _samples(config: RunConfig) -> Samples:

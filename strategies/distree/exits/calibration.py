@@ -1,12 +1,15 @@
 """Thresholds for all students together, chosen on validation samples: for an accuracy loss, a cost or a latency.
 
 The paper's thresholds are set by hand (DistrEE, Peng et al., arXiv 2502.15735); features of other heads have another
-scale. Here they are fitted to fractions of samples, as in MSDNet's sweep (Huang et al., ICLR 2018).
+scale. Here they are fitted to fractions of samples, as in MSDNet's sweep (Huang et al., ICLR 2018). A loss is bounded
+on one side, by the mean over validation samples plus one standard error: the chosen thresholds are those of many that
+look best on these samples.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -15,8 +18,8 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.exits import BUDGET_SWEEP, budget_fractions, fit_scores
-from strategies.distree.exits.classifier import ColumnBlocks
-from strategies.distree.exits.policies import Classify, ExitPolicy, FeatureDifference, LastExit, Policies, ScorePolicy
+from strategies.distree.exits.classifier import ColumnBlocks, OwnHeads
+from strategies.distree.exits.policies import Classify, ExitPolicy, LastExit, Policies, ScorePolicy
 
 Measure = Literal["cost", "slowest_mean", "slowest_p99"]  # a field of `Point`
 
@@ -28,6 +31,7 @@ class Answers:
     features: Mapping[int, Tensor]  # student -> F_{k,j} of all exits (J, N, |P_k|)
     labels: Tensor  # (N,)
     classifier: ColumnBlocks
+    own: OwnHeads
     costs: Mapping[int, Sequence[float]]  # student -> cost of a sample that stops at each exit, J numbers
     # Student -> seconds that a sample waits for the device if it stops at each exit, measured R times (J, R), see
     # `serving/timing.py`; if empty, costs take the place of seconds
@@ -38,9 +42,20 @@ class Answers:
             raise UserError("there are no validation samples to choose exit thresholds on: set data.validation above 0")
 
     def classify(self, number: int) -> Classify:
-        """Return the classifier for student `number` alone."""
+        """Return what student `number` alone thinks."""
         block, bias = self.classifier.blocks[str(number)].detach(), self.classifier.bias.detach()
-        return lambda exit_index, features: features @ block[exit_index].T + bias[exit_index]
+        heads = self.own.weights[str(number)].detach(), self.own.biases[str(number)].detach()
+
+        def classify(exit_index: int, features: Tensor, own: bool = False) -> Tensor:
+            weights, biases = heads if own else (block, bias)
+            return features @ weights[exit_index].T + biases[exit_index]
+
+        return classify
+
+    @cached_property
+    def right_at_last(self) -> Tensor:
+        """Whether the answer is right with all students at their last exits, bool (N,)."""
+        return torch.stack([votes[-1] for votes in self.votes().values()]).sum(0).argmax(1) == self.labels
 
     def votes(self) -> dict[int, Tensor]:
         """Return each student's share of the logits at all its exits (J, N, classes): their sum is Z."""
@@ -54,6 +69,8 @@ class Point:
     """The operating point of a set of policies on some samples."""
 
     accuracy: float  # of the aggregated logits, in [0, 1]
+    loss: float  # accuracy lost against all samples at the last exits, in [-1, 1]
+    loss_error: float  # standard error of that, paired by sample
     cost: float  # mean over samples of the sum over devices
     costs: dict[int, float]  # device -> mean over samples
     slowest_mean: float  # a sample's wait for the last device, mean over samples and times
@@ -61,11 +78,15 @@ class Point:
     histogram: dict[int, tuple[int, ...]]  # device -> number of samples that stop at each exit
 
 
-def operate(policies: Mapping[int, ExitPolicy], answers: Answers, ids: Sequence[int] = ()) -> Point:
-    """Return the operating point of the policies; `ids`: the samples' numbers, by default 0..N-1."""
+def exits_of(policies: Policies, answers: Answers, ids: Sequence[int] = ()) -> dict[int, Tensor]:
+    """Return student -> the exit (from 0) of every sample, int64 (N,); `ids`: their numbers, by default 0..N-1."""
     numbers = ids or range(len(answers.labels))
-    exits = {k: policies[k].exits(f, answers.classify(k), numbers) for k, f in answers.features.items()}
-    return _point(answers, answers.votes(), exits)
+    return {k: policies[k].exits(f, answers.classify(k), numbers) for k, f in answers.features.items()}
+
+
+def operate(policies: Policies, answers: Answers, ids: Sequence[int] = ()) -> Point:
+    """Return the operating point of the policies; `ids` as in `exits_of`."""
+    return _point(answers, answers.votes(), exits_of(policies, answers, ids))
 
 
 def _point(answers: Answers, votes: Mapping[int, Tensor], exits: Mapping[int, Tensor]) -> Point:
@@ -73,8 +94,12 @@ def _point(answers: Answers, votes: Mapping[int, Tensor], exits: Mapping[int, Te
     logits = torch.stack([votes[k][exits[k], rows] for k in votes]).sum(0)
     spent = {k: torch.tensor(answers.costs[k], dtype=torch.float64)[exits[k]] for k in votes}
     slowest_mean, slowest_p99 = _slowest(answers, exits)
+    right = logits.argmax(1) == answers.labels
+    lost = answers.right_at_last.double() - right.double()
     return Point(
-        accuracy=(logits.argmax(1) == answers.labels).double().mean().item(),
+        accuracy=right.double().mean().item(),
+        loss=lost.mean().item(),
+        loss_error=lost.std(correction=0).item() / len(lost) ** 0.5,
         cost=torch.stack(list(spent.values())).sum(0).mean().item(),
         costs={k: cost.mean().item() for k, cost in spent.items()},
         slowest_mean=slowest_mean,
@@ -132,19 +157,19 @@ def sweep(num_exits: int, first: int) -> list[Tensor]:
     return shares
 
 
-def cheapest(answers: Answers, max_accuracy_loss: float, kind: type[ScorePolicy] = FeatureDifference) -> Policies:
+def cheapest(answers: Answers, max_accuracy_loss: float, kind: type[ScorePolicy], errors: float = 1.0) -> Policies:
     """Return the cheapest policies that lose at most `max_accuracy_loss` against all samples at the last exit.
 
-    Of equally cheap policies, the most accurate; 0.01 is one percentage point.
+    The loss counts with so many standard errors on top, so that it holds for other samples more often than not. Of
+    equally cheap policies, the most accurate; 0.01 is one percentage point.
     """
-    search = _Search(answers, kind)
-    needed = search.point(search.uniform(0)).accuracy - max_accuracy_loss - 1e-9
-    return search.best(lambda point: (max(0.0, needed - point.accuracy), point.cost, -point.accuracy))
+    most = max_accuracy_loss + 1e-9
+    return _Search(answers, kind).best(
+        lambda point: (max(0.0, point.loss + errors * point.loss_error - most), point.cost, -point.accuracy)
+    )
 
 
-def within(
-    answers: Answers, target: float, of: Measure = "cost", kind: type[ScorePolicy] = FeatureDifference
-) -> Policies:
+def within(answers: Answers, target: float, kind: type[ScorePolicy], of: Measure = "cost") -> Policies:
     """Return the most accurate policies whose measure `of` is at most `target`; if none fits, the closest ones.
 
     "cost" bounds the mean cost of all devices together; "slowest_mean" and "slowest_p99" bound the latency, which the
@@ -154,7 +179,7 @@ def within(
     return search.best(lambda point: (max(0.0, getattr(point, of) - target), -point.accuracy, point.cost))
 
 
-def ladder(answers: Answers, rungs: int = 12, kind: type[ScorePolicy] = FeatureDifference) -> list[Policies]:
+def ladder(answers: Answers, kind: type[ScorePolicy], rungs: int = 12) -> list[Policies]:
     """Return policies from "all samples at the last exit" to the cheapest: at most `rungs`, about equally far apart.
 
     From rung to rung the sum of the devices' mean costs falls, and no device's rises.

@@ -3,10 +3,11 @@
     Z = mean_k b^(j_k) + sum_k W_k^(j_k) F_{k, j_k}
 
 With all students at the same exit j this is the joint model's Z = b^(j) + W^(j) concat_k F_{k,j} (DistrEE,
-arXiv 2502.15735; one layer per exit, as reconstructed).
+arXiv 2502.15735; one layer per exit, as reconstructed). A student's own heads take no part in the answer: by them a
+device alone decides where a sample leaves.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,3 +47,26 @@ class ColumnBlocks(nn.Module):
         parts = [(self.blocks[str(k)][exits[k]] @ features[k][:, :, None]).squeeze(2) for k in numbers]
         biases = torch.stack([self.bias[exits[k]] for k in numbers])
         return biases.mean(0) + torch.stack(parts).sum(0)
+
+
+class OwnHeads(nn.Module):
+    """One linear classifier per exit and student, over that student's features alone. Ours, not the paper's."""
+
+    def __init__(self, sizes: Mapping[int, int], num_exits: int, num_classes: int) -> None:
+        """Start at 0, from where a linear classifier learns as from anywhere; `sizes`: student -> |P_k|."""
+        super().__init__()
+        # student -> (J, classes, |P_k|), and (J, classes)
+        self.weights = nn.ParameterDict({str(k): torch.zeros(num_exits, num_classes, n) for k, n in sizes.items()})
+        self.biases = nn.ParameterDict({str(k): torch.zeros(num_exits, num_classes) for k in sizes})
+
+    def forward(self, number: int, features: Sequence[Tensor]) -> Tensor:
+        """Return the logits (J, B, classes) of a student's features (B, |P_k|) of all exits."""
+        stacked = torch.stack(list(features))
+        return stacked @ self.weights[str(number)].transpose(1, 2) + self.biases[str(number)][:, None]
+
+    def only(self, number: int) -> "OwnHeads":
+        """Return a copy that holds one student's heads."""
+        num_exits, num_classes, size = self.weights[str(number)].shape
+        copy = OwnHeads({number: size}, num_exits, num_classes)
+        copy.load_state_dict({key: value for key, value in self.state_dict().items() if key.endswith(f".{number}")})
+        return copy

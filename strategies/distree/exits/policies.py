@@ -1,6 +1,6 @@
 """Exit policies: at which exit a sample leaves its student. Each device decides alone.
 
-Source: DistrEE (Peng et al., arXiv 2502.15735): feature difference and its baselines.
+Source: DistrEE (Peng et al., arXiv 2502.15735): feature difference and random exits. Own heads and entropy are ours.
 """
 
 import json
@@ -22,7 +22,7 @@ from strategies.distree.exits.scores import (
     Entropy,
     FeatureDifference,
     Leaves,
-    NeighbourSimilarity,
+    OwnHead,
     ScorePolicy,
     check_exits,
     diff_cos,
@@ -36,7 +36,7 @@ __all__ = [
     "ExitPolicy",
     "FeatureDifference",
     "LastExit",
-    "NeighbourSimilarity",
+    "OwnHead",
     "Policies",
     "Random",
     "ScorePolicy",
@@ -48,6 +48,8 @@ __all__ = [
 
 # T_1..T_6 of the paper's 7 exits; the last exit takes all samples, whatever its T_7 = 1.28
 PUBLISHED = (1.0, 1.08, 1.12, 1.16, 1.20, 1.24)
+# Rules by which samples can leave, by their names in `distree.exit-rule`
+RULES: Mapping[str, type[ScorePolicy]] = {kind.name: kind for kind in (OwnHead, Entropy, FeatureDifference)}
 CALIBRATED = "calibrated"  # the operating point that devices use by default
 LONGEST = 4096  # characters of a policy's JSON, which comes from outside
 
@@ -65,7 +67,7 @@ class ExitPolicy(Protocol):
         """Return the decisions for one batch: (exit index, features (b, P) of the samples left) -> bool (b,).
 
         Args:
-            classify: needed by "entropy" only.
+            classify: needed by "entropy" and "own-head" only.
             ids: numbers of the batch's samples, needed by "random" only.
 
         Raises:
@@ -199,7 +201,7 @@ def _read_scores(kind: type[ScorePolicy]) -> Any:
 _READERS: dict[str, Any] = {
     LastExit.name: _read_last,
     Random.name: _read_random,
-    **{kind.name: _read_scores(kind) for kind in (FeatureDifference, NeighbourSimilarity, Entropy)},
+    **{name: _read_scores(kind) for name, kind in RULES.items()},
 }
 
 

@@ -1,6 +1,6 @@
-"""Exit policies that compare a score with a threshold: the paper's feature difference and its baselines.
+"""Exit policies that compare a score with a threshold: the paper's feature difference, and the entropy of two heads.
 
-Source: DistrEE (Peng et al., arXiv 2502.15735, section on the online exit policy).
+Source of the first: DistrEE (Peng et al., arXiv 2502.15735, section on the online exit policy). The others are ours.
 """
 
 import json
@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -17,19 +17,18 @@ from common.errors import UserError
 from common.exits import confidence
 
 Array = Any  # a torch tensor or a numpy array: a device that serves with ONNX has no torch
-# (exit index from 0, features (b, |P_k|)) -> logits (b, classes) of the student alone
-Classify = Callable[[int, Array], Array]
 # (exit index from 0, features (b, |P_k|) of the samples left) -> bool (b,), which leave
 Leaves = Callable[[int, Array], Array]
 
 
-def cosine(a: Array, b: Array) -> Array:
-    """Return cos(a, b), float64 (B,), of a and b (B, P); 0 where one of them is a zero vector."""
-    a, b, xp = double(a), double(b), namespace(a)
-    lengths = xp.linalg.norm(a, 2, 1) * xp.linalg.norm(b, 2, 1)
-    fine = lengths > 0
-    cosines = (a * b).sum(1) / xp.where(fine, lengths, 1.0)
-    return xp.clip(xp.where(fine, cosines, 0.0), -1.0, 1.0)  # rounding may go just outside
+class Classify(Protocol):
+    """What a student alone thinks."""
+
+    def __call__(self, exit_index: int, features: Array, own: bool = False) -> Array:
+        """Return logits (b, classes) of features (b, |P_k|) at an exit (from 0).
+
+        Those of its columns of the common classifier, or with `own` those of its own head.
+        """
 
 
 def diff_cos(features: Array, first: Array) -> Array:
@@ -68,7 +67,10 @@ class ScorePolicy(ABC):
 
     @abstractmethod
     def score(self, exit_index: int, features: Array, reference: Array | None, classify: Classify | None) -> Array:
-        """Return the scores, float64 (b,), of features (b, P) and the reference (b, P), which is None at exit 0."""
+        """Return the scores, float64 (b,), of features (b, P) and the reference (b, P), which is None at exit 0.
+
+        Raises `UserError` without `classify` if the policy needs it.
+        """
 
     def reference(self, features: Array, reference: Array | None) -> Array:
         """Return the reference for the next exit's features: these features."""
@@ -139,41 +141,38 @@ class FeatureDifference(ScorePolicy):
 
 
 @dataclass(frozen=True)
-class NeighbourSimilarity(ScorePolicy):
-    """The paper's baseline: the features have settled, cos(F_j, F_{j-1}) > T_j; no sample leaves at the first exit."""
-
-    name: ClassVar[str] = "neighbour"
-
-    def score(self, exit_index: int, features: Array, reference: Array | None, classify: Classify | None) -> Array:
-        """Return the cosine to the previous exit's features; -inf at the first exit."""
-        if reference is None:
-            return full(len(features), -math.inf, features, "float64")
-        return cosine(features, reference)
-
-
-@dataclass(frozen=True)
 class Entropy(ScorePolicy):
-    """Confidence of the student alone, 1 - H / log C. Only for a single student, whose logits are final."""
+    """Confidence of the student's columns of the common classifier, 1 - H / log C; final if it is the only student."""
 
     name: ClassVar[str] = "entropy"
     first: ClassVar[int] = 0
+    own: ClassVar[bool] = False  # whether the student's own heads are asked
 
     def start(self, classify: Classify | None = None, ids: Sequence[int] = ()) -> Leaves:
         """Return the decisions for one batch; raises `UserError` without `classify`."""
-        return super().start(_needed(classify))
+        return super().start(self._needed(classify))
 
     def score(self, exit_index: int, features: Array, reference: Array | None, classify: Classify | None) -> Array:
         """Return 1 - H / log C, in [0, 1]; raises `UserError` without `classify`."""
-        return confidence(double(_needed(classify)(exit_index, features)), "entropy")
+        return confidence(double(self._needed(classify)(exit_index, features, self.own)), "entropy")
+
+    def _needed(self, classify: Classify | None) -> Classify:
+        if classify is None:
+            raise UserError(
+                f"the policy {self.name!r} needs a classifier, and there is none: use the difference policy"
+            )
+        return classify
+
+
+@dataclass(frozen=True)
+class OwnHead(Entropy):
+    """Confidence of the student's own head at the exit, which has learnt to classify by this student alone."""
+
+    name: ClassVar[str] = "own-head"
+    own: ClassVar[bool] = True
 
 
 def check_exits(policy: int, student: int) -> None:
     """Raise `UserError` unless a policy is for as many exits as the student has."""
     if policy != student:
         raise UserError(f"the exit policy is for {policy} exits, the student has {student}; calibrate it again")
-
-
-def _needed(classify: Classify | None) -> Classify:
-    if classify is None:
-        raise UserError("the entropy policy needs a classifier, and this device has none; use the difference policy")
-    return classify

@@ -27,6 +27,7 @@ class StudentCosts:
     students: tuple[CostTable, ...]  # from student 1 on, cheap to dear, apart from the number of filters
     columns: tuple[int, ...]  # parameters of each student's columns of the classifier, at all exits
     bias: int  # parameters of the classifier's bias, which every device holds
+    own: tuple[int, ...]  # parameters of each student's own heads
     alike: tuple[tuple[int, ...], ...]  # groups of students that differ only in their number of filters, cheap to dear
     teacher: CostTable
     devices: tuple[str, ...] = ()  # each student's device, as declared; empty if widths were not matched to devices
@@ -37,12 +38,13 @@ class StudentCosts:
 
     def parameters(self, number: int) -> int:
         """Return the parameters that a device holds: its student and the whole classifier."""
-        return self.table(number).cut_parameters(len(self.table(number).units)) + sum(self.columns) + self.bias
+        network = self.table(number).cut_parameters(len(self.table(number).units))
+        return network + sum(self.columns) + self.bias + self.own[number - 1]
 
     def training_memory(self, number: int, batch_size: int) -> int:
-        """Return the bytes for training a student, its own columns and the bias; the other columns are only held."""
+        """Return the bytes for training a student, its heads, columns and the bias; other columns are only held."""
         table = self.table(number)
-        trained = self.columns[number - 1] + self.bias
+        trained = self.columns[number - 1] + self.bias + self.own[number - 1]
         classifier = BYTES * (3 * trained + sum(self.columns) - self.columns[number - 1])
         return table.cut_training_memory(len(table.units), batch_size) + classifier
 
@@ -60,12 +62,13 @@ class StudentCosts:
         values = json.loads(text)
         return cls(
             tuple(_table(student) for student in values["students"]), tuple(values["columns"]), values["bias"],
-            tuple(tuple(group) for group in values["alike"]), _table(values["teacher"]), tuple(values["devices"]),
+            tuple(values["own"]), tuple(tuple(group) for group in values["alike"]), _table(values["teacher"]),
+            tuple(values["devices"]),
         )  # fmt: skip
 
 
 class StudentParts(Parts[StudentsSpec, Students, StudentCosts]):
-    """A device's own student, with the classifier's columns of all students."""
+    """A device's own student with its heads, and the classifier's columns of all students."""
 
     word = "student"
 
@@ -86,6 +89,7 @@ class StudentParts(Parts[StudentsSpec, Students, StudentCosts]):
         return StudentCosts(
             tuple(cost_table(student) for _, student in whole.numbered()),
             tuple(classifier.blocks[str(number)].numel() for number in spec.numbers), classifier.bias.numel(),
+            tuple(sum(value.numel() for value in whole.own.only(number).parameters()) for number in spec.numbers),
             tuple(tuple(group) for _, group in groups), cost_table(build(spec.teacher, seed=0)), spec.devices,
         )  # fmt: skip
 
@@ -104,7 +108,8 @@ class StudentParts(Parts[StudentsSpec, Students, StudentCosts]):
         classifier = copy.deepcopy(network.classifier)
         for other, block in classifier.blocks.items():
             block.requires_grad_(other == str(number))
-        part = Students(network.spec, {number: copy.deepcopy(network.student(number))}, classifier)
+        student = copy.deepcopy(network.student(number))
+        part = Students(network.spec, {number: student}, classifier, network.own.only(number))
         return part.train(network.training)
 
     def stored(self, number: int) -> tuple[int, int]:

@@ -42,22 +42,27 @@ class StoredStudent:
     number: int
     block: Tensor  # its columns of the classifier (J, classes, |P_k|)
     bias: Tensor  # (J, classes)
+    own: tuple[Tensor, Tensor]  # weights (J, classes, |P_k|) and biases (J, classes) of its own heads
     normalizer: Normalizer
     policies: Mapping[str, ExitPolicy]  # by name
     classes: tuple[str, ...]
     run: str  # as in `StoredStudents`
     backbone: str = ""  # the network's name
 
-    def classify(self, exit_index: int, features: Tensor) -> Tensor:
-        """Return the logits (b, classes) of this student alone; the final ones if it is the only student."""
-        return features @ self.block[exit_index].T + self.bias[exit_index]
+    def classify(self, exit_index: int, features: Tensor, own: bool = False) -> Tensor:
+        """Return the logits (b, classes) of this student alone, of its own heads or of its columns.
+
+        Those of the columns are the final ones if it is the only student.
+        """
+        weight, bias = self.own if own else (self.block, self.bias)
+        return features @ weight[exit_index].T + bias[exit_index]
 
     def to(self, device: torch.device) -> "StoredStudent":
         """Return the student on another device; its network moves there."""
-        block, bias = self.block.to(device), self.bias.to(device)
         return replace(
-            self, network=self.network.to(device), block=block, bias=bias, normalizer=self.normalizer.to(device)
-        )
+            self, network=self.network.to(device), block=self.block.to(device), bias=self.bias.to(device),
+            own=(self.own[0].to(device), self.own[1].to(device)), normalizer=self.normalizer.to(device),
+        )  # fmt: skip
 
 
 def student_file(folder: Path, number: int) -> Path:
@@ -105,6 +110,7 @@ def save_student(
     student = students.student(number)
     tensors = {f"model.{key}": value for key, value in student.state_dict().items()}
     tensors |= {"block": students.classifier.blocks[str(number)], "bias": students.classifier.bias}
+    tensors |= {"own.weight": students.own.weights[str(number)], "own.bias": students.own.biases[str(number)]}
     values = {
         "number": number,
         "network": students.spec.backbones[number - 1].to_json(),
@@ -151,11 +157,13 @@ def load_student(path: Path) -> StoredStudent:
         network.load_state_dict(_below(tensors, "model."))
         policies = {name: policy_from_json(text) for name, text in values["policies"].items()}
         exits, classes = len(network.exit_positions), len(values["classes"])
-        _check_shape(tensors["block"], exits, classes, network.num_classes)
-        _check_shape(tensors["bias"], exits, classes)
+        for weight, bias in (("block", "bias"), ("own.weight", "own.bias")):
+            _check_shape(tensors[weight], exits, classes, network.num_classes)
+            _check_shape(tensors[bias], exits, classes)
         return StoredStudent(
-            network.eval(), int(values["number"]), tensors["block"], tensors["bias"], _normalizer(values), policies,
-            tuple(values["classes"]), str(values["run"]), spec.name,
+            network.eval(), int(values["number"]), tensors["block"], tensors["bias"],
+            (tensors["own.weight"], tensors["own.bias"]), _normalizer(values), policies, tuple(values["classes"]),
+            str(values["run"]), spec.name,
         )  # fmt: skip
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} does not hold a student: {error}") from error

@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.networks import EarlyExitNetwork, NetworkSpec, build
 from common.networks.heads import ExitHead
 from common.seeding import derive_seed
-from strategies.distree.exits.classifier import ColumnBlocks
+from strategies.distree.exits.classifier import ColumnBlocks, OwnHeads
 
 # Bias that the exit heads start with. Around 0, torch's default, many features of a shallow exit are 0 for every image,
 # get no gradient and stay 0: pooled maps differ too little between images to lift them.
@@ -124,17 +124,20 @@ def students_spec(
 
 
 class Students(nn.Module):
-    """Some of the students, and the classifier's column blocks of all students.
+    """Some of the students with their own heads, and the classifier's column blocks of all students.
 
     A device's part holds its own student; the whole holds all. Parameter names are the same in both, so averaging by
     name averages each student over the devices that hold it.
     """
 
-    def __init__(self, spec: StudentsSpec, networks: Mapping[int, Student], classifier: ColumnBlocks) -> None:
+    def __init__(
+        self, spec: StudentsSpec, networks: Mapping[int, Student], classifier: ColumnBlocks, own: OwnHeads
+    ) -> None:
         super().__init__()
         self.spec = spec
         self.networks = nn.ModuleDict({str(number): networks[number] for number in sorted(networks)})
         self.classifier = classifier
+        self.own = own
 
     @property
     def num_exits(self) -> int:
@@ -175,7 +178,9 @@ def build_students(spec: StudentsSpec, seed: int) -> Students:
     if len(exits) != 1:
         raise UserError("students need the same number of exits: give all of them one network.name and network.exits")
     sizes = {number: len(part) for number, part in zip(spec.numbers, spec.partition, strict=True)}
-    return Students(spec, networks, ColumnBlocks(sizes, exits.pop(), spec.num_classes, derive_seed(seed, "blocks")))
+    num_exits = exits.pop()
+    classifier = ColumnBlocks(sizes, num_exits, spec.num_classes, derive_seed(seed, "blocks"))
+    return Students(spec, networks, classifier, OwnHeads(sizes, num_exits, spec.num_classes))
 
 
 @torch.no_grad()

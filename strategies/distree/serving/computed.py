@@ -23,9 +23,9 @@ class TorchStudent:
         self.num_exits = len(stored.network.exit_positions)
         self.policies: Mapping[str, ExitPolicy] = stored.policies
 
-    def classify(self, exit_index: int, features: Tensor) -> Tensor:
-        """Return the logits (b, classes) of this student alone."""
-        return self._stored.classify(exit_index, features)
+    def classify(self, exit_index: int, features: Tensor, own: bool = False) -> Tensor:
+        """Return the logits (b, classes) of this student alone, see `exits.scores.Classify`."""
+        return self._stored.classify(exit_index, features, own)
 
     def leave(self, pixels: NDArray[np.uint8], leaves: Leaves) -> Iterator[Stopped]:
         """Yield the samples that leave at each exit."""

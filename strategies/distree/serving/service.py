@@ -78,8 +78,8 @@ class Served(Protocol):
     def policies(self) -> Mapping[str, ExitPolicy]:
         """Exit policies by name."""
 
-    def classify(self, exit_index: int, features: Array) -> Array:
-        """Return the logits (b, classes) of this student alone."""
+    def classify(self, exit_index: int, features: Array, own: bool = False) -> Array:
+        """Return the logits (b, classes) of this student alone, see `exits.scores.Classify`."""
 
     def leave(self, pixels: NDArray[np.uint8], leaves: Leaves) -> Iterator[Stopped]:
         """Yield the samples that leave at each exit, shallow to deep, possibly none.

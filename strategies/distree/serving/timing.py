@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from strategies.distree.exits.policies import FeatureDifference
+from strategies.distree.exits.policies import ScorePolicy
 from strategies.distree.serving.aggregator import Aggregator
 
 WARM_UP, REPEATS = 5, 100  # turns; a 99th percentile needs 100
 
 
-def time_exits(aggregator: Aggregator, students: Sequence[int], num_exits: int, images: Tensor) -> dict[int, Tensor]:
+def time_exits(
+    aggregator: Aggregator, students: Sequence[int], num_exits: int, images: Tensor, kind: type[ScorePolicy]
+) -> dict[int, Tensor]:
     """Return student -> seconds until its features arrive (J, R), float64: R times for each exit.
 
     One column is one turn through the exits: a passing load does not make a single exit look expensive, and delays that
@@ -28,6 +30,7 @@ def time_exits(aggregator: Aggregator, students: Sequence[int], num_exits: int, 
         students: their numbers.
         num_exits: J.
         images: uint8 (N, C, H, W).
+        kind: whose scores the devices compute on the way.
 
     Raises:
         UserError: a device does not answer in time, or no image reaches an exit.
@@ -36,7 +39,7 @@ def time_exits(aggregator: Aggregator, students: Sequence[int], num_exits: int, 
     for step in range(WARM_UP + REPEATS):
         image = images[step % len(images)][None]
         for exit_index in range(num_exits):
-            answer = aggregator.infer(image, dict.fromkeys(students, leaving_at(exit_index, num_exits)))
+            answer = aggregator.infer(image, dict.fromkeys(students, leaving_at(exit_index, num_exits, kind)))
             if answer.missing:
                 number, reason = min(answer.missing.items())
                 raise UserError(f"student {number} cannot be timed: {reason}")
@@ -49,11 +52,11 @@ def time_exits(aggregator: Aggregator, students: Sequence[int], num_exits: int, 
     return {k: torch.tensor([own[:times] for own in exits], dtype=torch.float64) for k, exits in taken.items()}
 
 
-def leaving_at(exit_index: int, num_exits: int) -> FeatureDifference:
+def leaving_at(exit_index: int, num_exits: int, kind: type[ScorePolicy]) -> ScorePolicy:
     """Return the policy by which all samples leave at an exit (from 0).
 
     As with fitted thresholds, the device computes the score at every exit on the way, which takes a noticeable time at
-    batch 1. Only samples whose features are orthogonal to the first exit's (d = inf) leave before.
+    batch 1. Only an infinite score leaves before: that of features which are orthogonal to the first exit's.
     """
-    on_the_way = (math.inf, *(sys.float_info.max,) * num_exits)[:exit_index]  # the first exit's score is never used
-    return FeatureDifference((on_the_way + (0.0,) * num_exits)[: num_exits - 1])  # d is 1 or more
+    on_the_way = (*(math.inf,) * kind.first, *(sys.float_info.max,) * num_exits)[:exit_index]
+    return kind((on_the_way + (-1.0,) * num_exits)[: num_exits - 1])  # no score is below 0

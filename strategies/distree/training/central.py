@@ -14,6 +14,7 @@ from common.data.images import Normalizer, SampleSet
 from common.devices import autocast
 from common.seeding import derive_seed, generator, seed_global
 from common.settings import Settings
+from strategies.distree.training.checkpoint import Checkpoint, Progress
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]  # (x (B, C, H, W) normalised, labels (B,)) -> the loss, a scalar
 
@@ -60,10 +61,15 @@ def train(
     seed: int,
     device: torch.device,
     on_epoch: Callable[[int, float, float], None] = lambda epoch, loss, seconds: None,
+    checkpoint: Checkpoint | None = None,
 ) -> None:
     """Train every parameter of `modules` that requires a gradient, on `device`, in place; end in eval mode.
 
-    `on_epoch` receives the epoch from 1, its mean loss and its seconds. The same seed gives the same weights.
+    `on_epoch` receives the epoch from 1, its mean loss and its seconds. The same seed gives the same weights, also when
+    a training that was killed continues from its checkpoint, which is written after every epoch.
+
+    Raises:
+        UserError: the checkpoint is damaged or of another training.
     """
     images = images.resident(device)
     modules.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
@@ -75,7 +81,9 @@ def train(
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule.factor(step, steps))
     order, crops = generator(seed, "central batches"), generator(seed, "central crops")
     seed_global(device, derive_seed(seed, "central dropout"))
-    for epoch in range(1, schedule.epochs + 1):
+    progress = Progress(modules, optimizer, scheduler, (order, crops), device)
+    done = checkpoint.restore(progress) if checkpoint else 0
+    for epoch in range(done + 1, schedule.epochs + 1):
         started, total = time.perf_counter(), torch.zeros((), device=device)
         for batch in batches(len(images), schedule.batch_size, order, images.inputs.device):
             x = normalize(images.inputs[batch].to(device))
@@ -89,6 +97,8 @@ def train(
             optimizer.step()
             scheduler.step()
             total += value.detach() * len(batch)
+        if checkpoint:
+            checkpoint.write(progress, epoch)
         on_epoch(epoch, float(total) / len(images), time.perf_counter() - started)
     modules.eval()
 

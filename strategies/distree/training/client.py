@@ -9,7 +9,8 @@ In every round, for each mini-batch and at every exit j, device k:
 2. F_{k,j} = its own student's features
 3. Z_j = b^(j) + W_k^(j) F_{k,j} + sum_{i != k} W_i^(j) t_i     (the teacher stands in for the other students)
 4. one step of its student, of its columns W_k and of the bias b on
-   sum_j w_j (KD(Z_j, z_T, y) + beta / K * AT(F_{k,j}, t_k))
+   sum_j w_j (KD(Z_j, z_T, y) + beta / K * AT(F_{k,j}, t_k)),
+   and of its own heads on their cross-entropy, without a gradient for the student
 
 The paper trains all students jointly on one machine; the teacher as stand-in for the others is this project's choice
 for devices that do not see each other. A device that cannot hold the teacher receives its answers to public images and
@@ -37,7 +38,7 @@ from strategies.distree.exits.policies import policy_from_json
 from strategies.distree.model.stored import save_student, student_file
 from strategies.distree.model.students import Students, StudentsSpec, teacher_targets
 from strategies.distree.settings import DistrEESettings
-from strategies.distree.training.objective import JointLoss
+from strategies.distree.training.objective import JointLoss, own_head_loss
 from strategies.method import Job, Outcome
 from strategies.node.local_training import LocalTraining
 
@@ -82,6 +83,7 @@ class Imitation(StatelessObjective):
         ]
         labels = None if lesson.labels is None else lesson.labels[y]
         total = self.joint_loss(logits, features, lesson.logits[y], blocks, labels)
+        total = total + own_head_loss(part.own, features, lesson.logits[y], labels)
         return Loss(total, total.detach().reshape(1, 1))
 
 

@@ -14,15 +14,15 @@ from strategies.distree.exits.calibration import Answers, cheapest, ladder, oper
 from strategies.distree.exits.policies import (
     CALIBRATED,
     PUBLISHED,
-    Entropy,
+    RULES,
     FeatureDifference,
     LastExit,
-    NeighbourSimilarity,
     Policies,
     Random,
 )
 from strategies.distree.model.stored import StoredStudents, exit_macs
 from strategies.distree.model.students import Students
+from strategies.distree.settings import DistrEESettings
 from strategies.distree.training.joint import collect_features
 
 
@@ -30,7 +30,7 @@ def finish_students(
     students: Students,
     validation: SampleSet,
     normalize: Normalizer,
-    max_accuracy_loss: float,
+    settings: DistrEESettings,
     device: torch.device,
     run: str,
 ) -> tuple[StoredStudents, dict[str, Any]]:
@@ -41,8 +41,8 @@ def finish_students(
     if not len(validation):
         raise UserError("there are no validation images to calibrate the exits on: set data.validation above 0")
     answers = measure(students, validation, normalize, device)
-    policies = comparable_policies(answers, max_accuracy_loss)
-    rungs, means = ladder(answers), {k: f[-1].mean(0) for k, f in answers.features.items()}
+    policies = comparable_policies(answers, settings.max_accuracy_loss, settings.exit_rule)
+    rungs, means = ladder(answers, RULES[settings.exit_rule]), {k: f[-1].mean(0) for k, f in answers.features.items()}
     costs = [operate(rung, answers).costs for rung in rungs]
     stored = StoredStudents(
         students, validation.classes, normalize.to("cpu"), means, policies, rungs,
@@ -67,26 +67,26 @@ def measure(
     """Return the students' answers to images at every exit; `costs`: student -> cost of each exit, by default MACs."""
     features = collect_features(students, images, normalize.to(device), device)
     students.cpu()
-    return Answers(features, images.labels, students.classifier, {k: costs(s) for k, s in students.numbered()})
+    macs = {k: costs(student) for k, student in students.numbered()}
+    return Answers(features, images.labels, students.classifier, students.own, macs)
 
 
-def comparable_policies(answers: Answers, max_accuracy_loss: float) -> Mapping[str, Policies]:
+def comparable_policies(answers: Answers, max_accuracy_loss: float, rule: str) -> Mapping[str, Policies]:
     """Return the policies by name.
 
-    "calibrated": the cheapest feature difference that loses at most `max_accuracy_loss`; "neighbour" and, with a single
-    student, "entropy": the most accurate with the same mean MACs; "random": uniform from the second exit on; "last";
-    with 7 exits "published": the paper's thresholds.
+    "calibrated": the cheapest by `rule` (a name in `RULES`) that lose at most `max_accuracy_loss`; each rule's name:
+    the most accurate by that rule with the same mean MACs; "random": uniform from the second exit on; "last"; with 7
+    exits "published": the paper's thresholds.
     """
     exits: dict[int, int] = {k: len(features) for k, features in answers.features.items()}
-    calibrated: dict[str, Policies] = {CALIBRATED: cheapest(answers, max_accuracy_loss)}
-    budget = operate(calibrated[CALIBRATED], answers).cost
-    calibrated["neighbour"] = within(answers, budget, kind=NeighbourSimilarity)
-    if len(exits) == 1:
-        calibrated["entropy"] = within(answers, budget, kind=Entropy)
-    fixed: dict[str, Policies] = {
+    calibrated = cheapest(answers, max_accuracy_loss, RULES[rule])
+    budget = operate(calibrated, answers).cost
+    found: dict[str, Policies] = {
+        CALIBRATED: calibrated,
+        **{name: calibrated if name == rule else within(answers, budget, kind) for name, kind in RULES.items()},
         "random": {k: Random((0.0, *[1.0] * (n - 1)) if n > 1 else (1.0,), seed=k) for k, n in exits.items()},
         "last": {k: LastExit(n) for k, n in exits.items()},
     }
     if set(exits.values()) == {len(PUBLISHED) + 1}:
-        fixed["published"] = {k: FeatureDifference(PUBLISHED) for k in exits}
-    return calibrated | fixed
+        found["published"] = {k: FeatureDifference(PUBLISHED) for k in exits}
+    return found

@@ -3,7 +3,7 @@
 1. Train the teacher, or take one from a finished run.
 2. Partition its last filters (`model/partition.py`) and build one student per part.
 3. For each batch: Z_j = FC_j(concat_k F_{k,j}) for every exit j; one backward pass of sum_j w_j (KD + beta AT)
-   through all students; one step.
+   through all students; one step. The students' own heads learn beside it, on detached features.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,8 @@ from common.networks import EarlyExitNetwork
 from strategies.distree.model.students import Students, blocks_of, teacher_targets
 from strategies.distree.settings import DistrEESettings
 from strategies.distree.training.central import Schedule, image_batches, train
-from strategies.distree.training.objective import JointLoss
+from strategies.distree.training.checkpoint import Checkpoint
+from strategies.distree.training.objective import JointLoss, own_head_loss
 
 OnEpoch = Callable[[int, float, float], None]
 
@@ -30,13 +31,14 @@ def train_teacher(
     seed: int,
     device: torch.device,
     on_epoch: OnEpoch,
+    checkpoint: Checkpoint | None = None,
 ) -> None:
     """Train all exits of a network with cross-entropy, in place."""
 
     def loss(x: Tensor, labels: Tensor) -> Tensor:
         return torch.stack([F.cross_entropy(logits.float(), labels) for logits in teacher(x)]).mean()
 
-    train(teacher, loss, images, normalize, schedule, seed, device, on_epoch)
+    train(teacher, loss, images, normalize, schedule, seed, device, on_epoch, checkpoint)
 
 
 def train_students(
@@ -49,8 +51,9 @@ def train_students(
     seed: int,
     device: torch.device,
     on_epoch: OnEpoch,
+    checkpoint: Checkpoint | None = None,
 ) -> None:
-    """Train all students and their classifier as one network, in place."""
+    """Train all students, their classifier and their own heads as one network, in place."""
     joint_loss = JointLoss.of(settings, students.num_exits, device)
     teacher.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
@@ -58,9 +61,10 @@ def train_students(
         filters, answers = teacher_targets(teacher, x)
         features = students.features(x)
         logits = [students.classifier({k: f[j] for k, f in features.items()}, j) for j in range(students.num_exits)]
-        return joint_loss(logits, features, answers, blocks_of(filters, students.spec.partition), labels)
+        published = joint_loss(logits, features, answers, blocks_of(filters, students.spec.partition), labels)
+        return published + own_head_loss(students.own, features, answers, labels)
 
-    train(students, loss, images, normalize, schedule, seed, device, on_epoch)
+    train(students, loss, images, normalize, schedule, seed, device, on_epoch, checkpoint)
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
     L = sum_j w_j (L_KD(Z_j, z_T, y) + beta * L_AT)
 
+Beside it each student's own heads learn the labels on detached features, which leaves L and its gradients as they are.
+
 Source: DistrEE (arXiv 2502.15735); both terms are NoNN's (arXiv 1907.11804, released code). The paper says that middle
 exits weigh more, but not how much. Doubled weights (1, 1, 2, 2, 2, 1, 1) came less close to its accuracies per exit
 than equal ones and lowered the last exit's accuracy (CIFAR-10, validation images): by default all weights are equal.
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.errors import UserError
+from strategies.distree.exits.classifier import OwnHeads
 from strategies.distree.settings import DistrEESettings
 
 
@@ -57,6 +60,27 @@ def activation_transfer(student: Tensor, teacher: Tensor) -> Tensor:
     the concatenation, which needs joint training.
     """
     return (F.normalize(student, dim=1) - F.normalize(teacher, dim=1)).square().sum(1).mean()
+
+
+def own_head_loss(
+    own: OwnHeads, features: Mapping[int, Sequence[Tensor]], teacher_logits: Tensor, labels: Tensor | None
+) -> Tensor:
+    """Return the cross-entropy of the students' own heads, summed over students and exits, a batch mean.
+
+    The value is 0: only its gradients count, so that the loss of a training stays the published one.
+
+    Args:
+        own: the heads of these students.
+        features: student -> F_{k,j} (B, |P_k|) per exit; they get no gradient.
+        teacher_logits: (B, classes), which stand in for unknown labels.
+        labels: (B,), or None.
+    """
+    target = teacher_logits.float().softmax(1) if labels is None else labels
+    total = teacher_logits.new_zeros((), dtype=torch.float32)
+    for k, at_exits in features.items():
+        for logits in own(k, [f.detach() for f in at_exits]):
+            total = total + F.cross_entropy(logits.float(), target)
+    return total - total.detach()
 
 
 @dataclass(frozen=True)

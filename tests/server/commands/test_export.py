@@ -115,6 +115,9 @@ def test_students_are_exported_one_by_one(tmp_path: Path, capsys: pytest.Capture
         features = torch.rand(4, one.network.num_classes)
         expected = one.classify(3, features).numpy()
         assert other.classify(3, features.numpy()) == pytest.approx(expected, abs=1e-5)
+        expected = one.classify(3, features, own=True).numpy()
+        assert expected.any()
+        assert other.classify(3, features.numpy(), own=True) == pytest.approx(expected, abs=1e-5)
     _, exported = read_exported(tmp_path / "out" / "student-1", ("student",))
     assert exported.student is not None
     assert {name: policy_from_json(json.dumps(v)) for name, v in exported.student.policies.items()} == one.policies

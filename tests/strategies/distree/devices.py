@@ -44,6 +44,8 @@ def store(folder: Path) -> Path:
     normalize = Normalizer((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     for _ in range(20):  # running statistics, so that features differ from exit to exit
         students(normalize(PIXELS))
+    for at, heads in enumerate(students.own.parameters()):
+        heads.data = torch.randn(heads.shape, generator=generator("own heads", at))
     means = {number: features[-1].detach().mean(0) for number, features in students.features(normalize(PIXELS)).items()}
     save_students(folder, StoredStudents(students.eval(), tuple("abcde"), normalize, means, run="tiny"))
     return folder

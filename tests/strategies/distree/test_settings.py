@@ -1,8 +1,11 @@
+from typing import get_args
+
 import pytest
 
 from common.capacity import Capacity
 from common.errors import UserError
 from common.settings import read_section
+from strategies.distree.exits.policies import RULES
 from strategies.distree.settings import DistrEESettings, read_device
 
 
@@ -58,3 +61,7 @@ def test_widths_and_devices_exclude_each_other() -> None:
 def test_values_out_of_range_are_refused(values: dict[str, object], message: str) -> None:
     (problem,) = read_section(DistrEESettings, **values).problems
     assert problem.startswith(message)
+
+
+def test_every_exit_rule_has_a_policy() -> None:
+    assert get_args(DistrEESettings.model_fields["exit_rule"].annotation) == tuple(RULES)

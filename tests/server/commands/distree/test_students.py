@@ -14,6 +14,7 @@ from common.data import DataConfig, load
 from server.__main__ import main
 from server.commands.computing import PEAK_LR
 from server.commands.distree.students import OPTIONS, READ, own_split
+from strategies.distree.exits.policies import RULES
 from strategies.distree.model.stored import load_student, load_students, student_file
 from strategies.distree.training.central import Schedule
 from strategies.registry import all_settings
@@ -75,7 +76,7 @@ def test_students_learn_from_the_teacher_and_write_a_report(trained: Trained) ->
     assert not set(parts[0]) & set(parts[1])
     assert report["calibrated"]["accuracy"] >= report["last"]["accuracy"] - 0.01
     assert report["calibrated"]["cost"] <= report["last"]["cost"]
-    assert set(stored.policies) == {"calibrated", "neighbour", "random", "last", "published"}
+    assert set(stored.policies) == {"calibrated", *RULES, "random", "last", "published"}
     for number in (1, 2):
         own = load_student(student_file(trained.students, number))
         assert own.policies["calibrated"] == stored.policies["calibrated"][number]
@@ -104,7 +105,7 @@ def test_infer_compares_policies(trained: Trained, devices: Served, tmp_path: Pa
         main(["infer", *devices.arguments, "--compare", "--deadline", "20", "--batch", "8", "--json", str(file)]) == 0
     )
     rows = {row["policy"]: row for row in json.loads(file.read_text())["policies"]}
-    assert set(rows) == {"calibrated", "neighbour", "random", "last", "published", "oracle"}
+    assert set(rows) == {"calibrated", *RULES, "random", "last", "published", "oracle"}
     assert rows["last"]["share_of_full_macs"] == 1
     assert all(0 < row["share_of_full_macs"] <= 1 for row in rows.values())
     assert rows["oracle"]["accuracy"] >= max(row["accuracy"] for row in rows.values())
@@ -128,7 +129,7 @@ def test_latency_target_moves_devices_to_cheaper_exits(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--policy", "best"], "choose one of calibrated, last, neighbour, published, random"),
+        (["--policy", "best"], "choose one of calibrated, difference, entropy, last, own-head, published, random"),
         (["--deadline", "0"], "give seconds above 0"),
         (["--student", "3=127.0.0.1:1"], "with a student's NUMBER (1, 2)"),
         (["--student", "127.0.0.1:1"], "write NUMBER=VALUE"),

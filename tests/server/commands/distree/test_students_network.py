@@ -19,8 +19,9 @@ from common.networks import NetworkSpec
 from common.rpc.secrets import CERTIFICATE, read_or_make_token
 from common.seeding import seed_global
 from server.commands.launch import PROJECT
-from strategies.distree.model.stored import StoredStudents, load_students, save_students, student_file
+from strategies.distree.model.stored import StoredStudents, load_student, load_students, save_students, student_file
 from strategies.distree.model.students import build_students, students_spec
+from strategies.distree.settings import DistrEESettings
 from strategies.distree.training.finish import finish_students
 from tests.support.namespaces import Host, namespaces_available, network
 from tests.support.served import read_line
@@ -97,9 +98,10 @@ def devices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Devices]:
     for _, student in students.numbered():
         for head in student.exits.values():
             torch.nn.init.normal_(head.linear.weight)
-    stored, _ = finish_students(
-        students, source.train.subset(torch.arange(200)), normalizer(DataConfig(), 1), 0.05, torch.device("cpu"), "test"
-    )
+    for heads in students.own.parameters():
+        torch.nn.init.normal_(heads)
+    images, settings = source.train.subset(torch.arange(200)), DistrEESettings(max_accuracy_loss=0.05)
+    stored, _ = finish_students(students, images, normalizer(DataConfig(), 1), settings, torch.device("cpu"), "test")
     save_students(folder, stored)
     read_or_make_token(folder / "token")
     with ExitStack() as stack:
@@ -117,11 +119,13 @@ def rows_of(images: list[dict[str, Any]]) -> list[int]:
 
 
 @torch.no_grad()
-def in_one_process(stored: StoredStudents, rows: list[int], policy: str) -> tuple[list[str], dict[int, list[int]]]:
+def in_one_process(folder: Path, rows: list[int], policy: str) -> tuple[list[str], dict[int, list[int]]]:
     """Return the labels of these test images, and each student's exits from 1."""
+    stored = load_students(folder)
     pixels = load(DataConfig(), None).test.inputs[rows]
     features = {k: torch.stack(f) for k, f in stored.students.features(stored.normalizer(pixels)).items()}
-    exits = {k: stored.policies[policy][k].exits(f, ids=range(IMAGES)) for k, f in features.items()}
+    asked = {k: load_student(student_file(folder, k)).classify for k in features}
+    exits = {k: stored.policies[policy][k].exits(f, asked[k], range(IMAGES)) for k, f in features.items()}
     samples = torch.arange(IMAGES)
     logits = stored.students.classifier.combine({k: f[exits[k], samples] for k, f in features.items()}, exits)
     return [stored.classes[label] for label in logits.argmax(1)], {k: (e + 1).tolist() for k, e in exits.items()}
@@ -150,7 +154,7 @@ def cpu_seconds(stored: StoredStudents, number: int) -> float:
 @pytest.mark.parametrize("policy", ["last", "calibrated", "random"])
 def test_hosts_give_the_answers_of_one_process(devices: Devices, policy: str) -> None:
     images, _ = devices.infer("--policy", policy, "--deadline", "20")
-    labels, exits = in_one_process(load_students(devices.folder), rows_of(images), policy)
+    labels, exits = in_one_process(devices.folder, rows_of(images), policy)
     assert [image["label"] for image in images] == labels
     for number, expected in exits.items():
         assert [image["exits"][str(number)] for image in images] == expected

@@ -10,12 +10,12 @@ from torch import Tensor
 from common.errors import UserError
 from common.exits import BUDGET_SWEEP, exit_counts
 from strategies.distree.exits.calibration import Answers, cheapest, fit, ladder, operate, sweep, sweep_fractions, within
-from strategies.distree.exits.classifier import ColumnBlocks
+from strategies.distree.exits.classifier import ColumnBlocks, OwnHeads
 from strategies.distree.exits.policies import (
     Entropy,
     FeatureDifference,
     LastExit,
-    NeighbourSimilarity,
+    OwnHead,
     Random,
     ScorePolicy,
 )
@@ -37,7 +37,10 @@ def graded(samples: int = 400, exits: int = 4, seed: int = 0, students: Sequence
         features[k] = noise + signal + torch.tensor([0, 0, 0, 1.0])
         classifier.blocks[str(k)].data = torch.eye(4)[:3].repeat(exits, 1, 1)
     classifier.bias.data.zero_()
-    return Answers(features, labels, classifier, dict.fromkeys(students, COSTS[:exits]))
+    own = OwnHeads(dict.fromkeys(students, 4), exits, 3)
+    for weights in own.weights.values():
+        weights.data = 2 * torch.eye(4)[:3].repeat(exits, 1, 1)
+    return Answers(features, labels, classifier, own, dict.fromkeys(students, COSTS[:exits]))
 
 
 def waits(*seconds: float) -> Tensor:
@@ -49,7 +52,7 @@ def last(answers: Answers) -> dict[int, LastExit]:
     return {k: LastExit(len(f)) for k, f in answers.features.items()}
 
 
-@pytest.mark.parametrize("kind", [FeatureDifference, NeighbourSimilarity, Entropy])
+@pytest.mark.parametrize("kind", [FeatureDifference, Entropy, OwnHead])
 @pytest.mark.parametrize("p", [0.5, 0.9, 1.0, 1.3])
 def test_fitted_thresholds_give_the_requested_fractions(kind: type[ScorePolicy], p: float) -> None:
     answers = graded()
@@ -82,10 +85,10 @@ def test_cheapest_finds_the_only_useful_early_exit() -> None:
     for k, features in answers.features.items():
         features[:2] = torch.rand(features[:2].shape, generator=torch.Generator().manual_seed(k))
         features[2] = features[3]
-    point = operate(cheapest(answers, 0.0), answers)
+    point = operate(cheapest(answers, 0.0, FeatureDifference), answers)
     assert point.accuracy >= operate(last(answers), answers).accuracy
     assert point.cost == 6.0
-    assert operate(ladder(answers)[1], answers).cost == 6.0
+    assert operate(ladder(answers, FeatureDifference)[1], answers).cost == 6.0
 
 
 def test_fit_by_difference_refuses_the_first_exit() -> None:
@@ -117,7 +120,14 @@ def test_operate_by_hand() -> None:
     classifier.bias.data.zero_()
     ones = torch.ones(2, 4, 1)
     seconds = {1: torch.tensor([[1.0], [10]]), 2: torch.tensor([[9.0], [11]])}
-    answers = Answers({1: ones, 2: ones}, torch.tensor([0, 1, 1, 1]), classifier, {1: [1, 10], 2: [2, 4]}, seconds)
+    answers = Answers(
+        {1: ones, 2: ones},
+        torch.tensor([0, 1, 1, 1]),
+        classifier,
+        OwnHeads({1: 1, 2: 1}, 2, 2),
+        {1: [1, 10], 2: [2, 4]},
+        seconds,
+    )
     # student 1 at its last exit votes 2 for class 0; student 2 votes 3 for class 1 at the last exit, else 1
     chosen = Random((1.0, 1.0), seed=1)
     exits = chosen.exits(ones, ids=range(4))
@@ -138,7 +148,7 @@ def test_votes_add_up_to_the_logits() -> None:
     generator = torch.Generator().manual_seed(3)
     features = {k: torch.rand(4, 50, size, generator=generator) for k, size in ((1, 5), (2, 7), (3, 2))}
     classifier = ColumnBlocks({1: 5, 2: 7, 3: 2}, 4, 6, seed=1)
-    answers = Answers(features, torch.zeros(50), classifier, dict.fromkeys(features, COSTS))
+    answers = Answers(features, torch.zeros(50), classifier, OwnHeads({}, 4, 6), dict.fromkeys(features, COSTS))
     exits = {k: torch.randint(4, (50,), generator=generator) for k in features}
     rows = torch.arange(50)
     votes = answers.votes()
@@ -148,41 +158,57 @@ def test_votes_add_up_to_the_logits() -> None:
     )
 
 
-@pytest.mark.parametrize("kind", [FeatureDifference, Entropy])
+@pytest.mark.parametrize("kind", [FeatureDifference, Entropy, OwnHead])
 @pytest.mark.parametrize("loss", [0.0, 0.02, 0.1])
 def test_cheapest_keeps_to_the_loss_and_saves_cost(kind: type[ScorePolicy], loss: float) -> None:
+    """The loss with its standard error on top."""
     answers = graded()
     point = operate(cheapest(answers, loss, kind), answers)
-    assert point.accuracy >= operate(last(answers), answers).accuracy - loss - 1e-9
+    assert point.loss + point.loss_error <= loss + 1e-9
+    assert point.loss == pytest.approx(operate(last(answers), answers).accuracy - point.accuracy)
     assert point.cost < 8.0
+
+
+def test_loss_and_its_error_by_hand() -> None:
+    """Of 8 samples 3 are right at the last exit alone, 1 at the first alone: the loss is 2/8."""
+    votes = torch.tensor([[1.0, 0, 0, 0, 1, 1, 0, 1], [0.0, 1, 1, 1, 1, 1, 0, 1]])
+    classifier = ColumnBlocks({1: 1}, 2, 2, seed=0)
+    classifier.blocks["1"].data = torch.tensor([[[0.0], [1.0]]] * 2)
+    classifier.bias.data = torch.tensor([[0.5, 0.0]] * 2)
+    answers = Answers({1: votes[:, :, None]}, torch.ones(8), classifier, OwnHeads({1: 1}, 2, 2), {1: (1.0, 2.0)})
+    point = operate({1: Random((1.0, 0.0))}, answers)
+    assert (point.accuracy, point.loss) == (4 / 8, 2 / 8)
+    # losses of 1, 1, 1, -1 and four times 0: variance 4/8 - (2/8)^2
+    assert point.loss_error == pytest.approx(math.sqrt((4 / 8 - 1 / 16) / 8))
+    full = operate({1: LastExit(2)}, answers)
+    assert (full.loss, full.loss_error) == (0.0, 0.0)
 
 
 def test_cheapest_beats_every_uniform_candidate() -> None:
     answers = graded()
-    chosen = operate(cheapest(answers, 0.02), answers)
-    needed = operate(last(answers), answers).accuracy - 0.02 - 1e-9
+    chosen = operate(cheapest(answers, 0.02, FeatureDifference), answers)
     for p in BUDGET_SWEEP:
         share = sweep_fractions(4, p, 1)
         point = operate({k: fit(FeatureDifference, f, share) for k, f in answers.features.items()}, answers)
-        assert point.accuracy < needed or point.cost >= chosen.cost
+        assert point.loss + point.loss_error > 0.02 or point.cost >= chosen.cost
 
 
 def test_more_loss_is_cheaper() -> None:
     answers = graded()
-    costs = [operate(cheapest(answers, loss), answers).cost for loss in (0.0, 0.02, 0.3)]
+    costs = [operate(cheapest(answers, loss, FeatureDifference), answers).cost for loss in (0.0, 0.02, 0.3)]
     assert costs[0] > costs[1] > costs[2]
 
 
 def test_cheapest_is_the_last_exit_if_others_are_wrong() -> None:
     answers = graded(students=(1,))
     answers.classifier.blocks["1"].data[:-1] *= -1
-    assert cheapest(answers, 0.0) == last(answers)
+    assert cheapest(answers, 0.0, FeatureDifference) == last(answers)
 
 
 def test_within_keeps_the_mean_cost() -> None:
     answers = graded()
     targets = (4.5, 5.5, 6.5, 8.0)
-    points = [operate(within(answers, target), answers) for target in targets]
+    points = [operate(within(answers, target, FeatureDifference), answers) for target in targets]
     assert all(point.cost <= target for point, target in zip(points, targets, strict=True))
     assert all(a.accuracy <= b.accuracy for a, b in pairwise(points))
     assert points[0].accuracy < points[-1].accuracy
@@ -191,13 +217,13 @@ def test_within_keeps_the_mean_cost() -> None:
 
 def test_within_comes_closest_to_an_impossible_target() -> None:
     answers = graded()
-    point = operate(within(answers, 0.5), answers)
-    assert point.cost == pytest.approx(operate(ladder(answers)[-1], answers).cost)
+    point = operate(within(answers, 0.5, FeatureDifference), answers)
+    assert point.cost == pytest.approx(operate(ladder(answers, FeatureDifference)[-1], answers).cost)
 
 
 def test_latency_target_keeps_the_fast_device_at_its_last_exit() -> None:
     answers = replace(graded(), seconds={1: waits(1.5, 2.5, 3.5, 4.5), 2: waits(4.5, 8.5, 12.5, 16.5)})
-    policies = within(answers, 12.0, "slowest_mean")
+    policies = within(answers, 12.0, FeatureDifference, "slowest_mean")
     point = operate(policies, answers)
     assert point.slowest_mean <= 12.0
     assert point.histogram[2][3] < 400
@@ -205,9 +231,9 @@ def test_latency_target_keeps_the_fast_device_at_its_last_exit() -> None:
     alone = operate({1: LastExit(4), 2: policies[2]}, answers)
     assert alone.slowest_mean == point.slowest_mean
     assert point.accuracy >= alone.accuracy
-    assert operate(within(answers, 12.5, "slowest_p99"), answers).slowest_p99 <= 12.5
+    assert operate(within(answers, 12.5, FeatureDifference, "slowest_p99"), answers).slowest_p99 <= 12.5
     # no sample can stay: 16.5 is above the target, and one sample in a hundred is already too many
-    assert operate(within(answers, 12.5, "slowest_p99"), answers).histogram[2][3] <= 4
+    assert operate(within(answers, 12.5, FeatureDifference, "slowest_p99"), answers).histogram[2][3] <= 4
 
 
 def test_latency_without_seconds_is_in_costs() -> None:
@@ -234,7 +260,7 @@ def test_p99_target_holds_with_jitter() -> None:
     seconds = torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None].repeat(1, 100)
     seconds[2:, :2] += 100
     answers = replace(graded(), seconds={1: seconds, 2: seconds})
-    point = operate(within(answers, 5.0, "slowest_p99"), answers)
+    point = operate(within(answers, 5.0, FeatureDifference, "slowest_p99"), answers)
     assert point.slowest_p99 <= 5.0
     stayed = max(sum(point.histogram[k][2:]) for k in (1, 2))
     assert 0 < stayed <= 200
@@ -242,7 +268,7 @@ def test_p99_target_holds_with_jitter() -> None:
 
 def test_ladder_falls_from_the_last_exit() -> None:
     answers = graded()
-    rungs = ladder(answers)
+    rungs = ladder(answers, FeatureDifference)
     points = [operate(rung, answers) for rung in rungs]
     assert rungs[0] == last(answers)
     assert 8 <= len(rungs) <= 12
@@ -251,24 +277,24 @@ def test_ladder_falls_from_the_last_exit() -> None:
     assert points[-1].cost < 4.3
     # no step takes much more than its share of the way
     assert max(a.cost - b.cost for a, b in pairwise(points)) < 3 * (8.0 - points[-1].cost) / 11
-    assert ladder(answers, rungs=3)[::2] == [rungs[0], rungs[-1]]
+    assert ladder(answers, FeatureDifference, rungs=3)[::2] == [rungs[0], rungs[-1]]
 
 
 def test_no_rung_makes_a_device_dearer() -> None:
     odd = replace(graded(), costs={1: (1.0, 20.0, 30.0, 40.0), 2: (1.0, 6.0, 5.0, 4.0)})
-    assert ladder(odd) == [last(odd)]
+    assert ladder(odd, FeatureDifference) == [last(odd)]
 
 
 def test_ladder_of_single_exit_students_has_one_rung() -> None:
     classifier = ColumnBlocks({1: 2}, 1, 2, seed=0)
-    answers = Answers({1: torch.ones(1, 5, 2)}, torch.zeros(5), classifier, {1: (3.0,)})
-    assert ladder(answers) == [{1: LastExit(1)}]
+    answers = Answers({1: torch.ones(1, 5, 2)}, torch.zeros(5), classifier, OwnHeads({1: 2}, 1, 2), {1: (3.0,)})
+    assert ladder(answers, FeatureDifference) == [{1: LastExit(1)}]
 
 
 def test_same_samples_give_the_same_policies() -> None:
-    assert cheapest(graded(), 0.01) == cheapest(graded(), 0.01)
+    assert cheapest(graded(), 0.01, FeatureDifference) == cheapest(graded(), 0.01, FeatureDifference)
 
 
 def test_answers_without_samples_are_refused() -> None:
     with pytest.raises(UserError, match="no validation samples"):
-        Answers({}, torch.zeros(0), ColumnBlocks({1: 1}, 1, 2, seed=0), {})
+        Answers({}, torch.zeros(0), ColumnBlocks({1: 1}, 1, 2, seed=0), OwnHeads({1: 1}, 1, 2), {})

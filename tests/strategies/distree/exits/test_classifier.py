@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from strategies.distree.exits.classifier import ColumnBlocks
+from strategies.distree.exits.classifier import ColumnBlocks, OwnHeads
 
 SIZES = {1: 3, 2: 2}
 EXITS, CLASSES = 4, 5
@@ -71,3 +71,26 @@ def test_gradients_reach_only_the_used_exit(blocks: ColumnBlocks) -> None:
     for parameter in blocks.parameters():
         assert parameter.grad is not None
         assert [bool(at_exit.any()) for at_exit in parameter.grad] == [False, True, False, False]
+
+
+@torch.no_grad()
+def test_own_heads_by_hand() -> None:
+    own = OwnHeads({1: 1, 2: 2}, num_exits=2, num_classes=2)
+    given = [torch.tensor([[1.0, 10.0]]), torch.tensor([[2.0, 20.0]])]
+    assert own(2, given).tolist() == [[[0.0, 0.0]]] * 2
+    own.weights["2"].copy_(torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [1.0, 1.0]]]))
+    own.biases["2"].copy_(torch.tensor([[0.0, 0.5], [0.25, 0.0]]))
+    assert own(2, given).tolist() == [[[1.0, 10.5]], [[20.25, 22.0]]]
+
+
+@torch.no_grad()
+def test_only_copies_one_students_heads() -> None:
+    own = OwnHeads({1: 1, 12: 2}, num_exits=3, num_classes=4)
+    own.weights["12"].fill_(1)
+    part = own.only(12)
+    assert {key: tuple(value.shape) for key, value in part.state_dict().items()} == {
+        "weights.12": (3, 4, 2), "biases.12": (3, 4),
+    }  # fmt: skip
+    assert torch.equal(part.weights["12"], own.weights["12"])
+    part.weights["12"].fill_(2)
+    assert own.weights["12"].unique().tolist() == [1]

@@ -14,7 +14,7 @@ from strategies.distree.exits.policies import (
     ExitPolicy,
     FeatureDifference,
     LastExit,
-    NeighbourSimilarity,
+    OwnHead,
     Random,
     diff_cos,
     oracle_exits,
@@ -34,18 +34,18 @@ def random_features(exits: int = 7, samples: int = 200, size: int = 13, seed: in
     return features
 
 
-def classify(exit_index: int, features: Tensor) -> Tensor:
+def classify(exit_index: int, features: Tensor, own: bool = False) -> Tensor:
     """Return logits computed elementwise, so that a sample's logits do not depend on its batch."""
-    return features[:, :4] * (exit_index + 1)
+    return features[:, 4:8] if own else features[:, :4] * (exit_index + 1)
 
 
 POLICIES: list[ExitPolicy] = [
     FeatureDifference(PUBLISHED),
     FeatureDifference((1.0, 1.3, 1.4, 1.5, 1.7, 2.0)),
-    NeighbourSimilarity((0.0, 0.75, 0.8, 0.85, 0.9, 0.95)),
     Random((0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0), seed=3),
     LastExit(7),
     Entropy((0.5, 0.6, NEVER, 0.7, 0.6, 0.5)),
+    OwnHead((0.3, 0.6, NEVER, 0.7, 0.6, 0.5)),
 ]
 
 
@@ -107,28 +107,28 @@ def test_difference_by_hand() -> None:
     assert FeatureDifference((1.0, 1.3, 1.7)).exits(features).tolist() == [3]
 
 
-def test_neighbour_by_hand() -> None:
-    # cosines to the exit before: 0.6, then 0.96
-    features = torch.tensor([[[1.0, 0.0]], [[0.6, 0.8]], [[0.8, 0.6]], [[0.0, 1.0]]])
-    assert NeighbourSimilarity((-1.0, 0.5, 0.9)).exits(features).tolist() == [1]
-    assert NeighbourSimilarity((-1.0, 0.7, 0.9)).exits(features).tolist() == [2]
-    assert NeighbourSimilarity((-1.0, 0.7, 0.97)).exits(features).tolist() == [3]
-
-
 def test_entropy_by_hand() -> None:
     policy = Entropy((0.9,))
     logits = torch.tensor([[0.0, 0.0], [80.0, 0.0]])
-    assert policy.start(lambda exit_index, features: logits)(0, torch.ones(2, 3)).tolist() == [False, True]
-    scores = policy.scores(torch.ones(2, 2, 3), lambda exit_index, features: logits)
+    assert policy.start(lambda exit_index, features, own: logits)(0, torch.ones(2, 3)).tolist() == [False, True]
+    scores = policy.scores(torch.ones(2, 2, 3), lambda exit_index, features, own: logits)
     assert scores.dtype == torch.float64
     assert scores.tolist() == [[0.0, 1.0]] * 2
 
 
-def test_entropy_needs_a_classifier() -> None:
+def test_own_head_asks_the_own_head() -> None:
+    sure, unsure = torch.tensor([[80.0, 0.0]]), torch.zeros(1, 2)
+    asked = lambda exit_index, features, own: sure if own else unsure  # noqa: E731
+    assert OwnHead((0.9,)).exits(torch.ones(2, 1, 3), asked).tolist() == [0]
+    assert Entropy((0.9,)).exits(torch.ones(2, 1, 3), asked).tolist() == [1]
+
+
+@pytest.mark.parametrize("kind", [Entropy, OwnHead])
+def test_entropy_needs_a_classifier(kind: type[Entropy]) -> None:
+    with pytest.raises(UserError, match=f"'{kind.name}' needs a classifier"):
+        kind((0.5,)).start()
     with pytest.raises(UserError, match="classifier"):
-        Entropy((0.5,)).start()
-    with pytest.raises(UserError, match="classifier"):
-        Entropy((0.5,)).exits(torch.ones(2, 1, 3))
+        kind((0.5,)).exits(torch.ones(2, 1, 3))
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
@@ -144,7 +144,7 @@ def test_exits_equal_step_by_step_decisions(policy: ExitPolicy, size: int) -> No
 def test_samples_of_one_batch_leave_at_different_exits() -> None:
     features = random_features()
     spread = {policy.name: len(set(policy.exits(features, classify, range(200)).tolist())) for policy in POLICIES}
-    assert spread == {"difference": 6, "neighbour": 6, "random": 6, "last": 1, "entropy": 6}
+    assert spread == {"difference": 6, "random": 6, "last": 1, "entropy": 6, "own-head": 6}
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def student() -> Student:
     return Student.of(build(NetworkSpec(name="resnet_slim", num_classes=12, input_shape=(1, 8, 8)), seed=0)).eval()
 
 
-@pytest.mark.parametrize("kind", [FeatureDifference, NeighbourSimilarity, Entropy, Random])
+@pytest.mark.parametrize("kind", [FeatureDifference, Entropy, OwnHead, Random])
 def test_student_stops_at_the_exits_of_the_policy(student: Student, kind: type) -> None:
     x = torch.randn(24, *student.input_shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -220,7 +220,8 @@ def test_policy_survives_json(policy: ExitPolicy) -> None:
         '{"policy": "last", "num_exits": 2.5}',
         '{"policy": "random", "shares": [1], "seed": true}',
         '{"thresholds": [1]}',
-        '{"policy": "neighbour", "thresholds": [NaN]}',
+        '{"policy": "own-head", "thresholds": [NaN]}',
+        '{"policy": "neighbour", "thresholds": [1]}',
         '{"policy": "last", "num_exits": 0}',
         '{"policy": "random", "shares": [0, 0], "seed": 1}',
     ],

@@ -32,6 +32,8 @@ CLASSES = ("ant", "bee", "cat", "dog")
 def stored() -> StoredStudents:
     students = build_students(SPEC, seed=3)
     students(IMAGES)  # running statistics that are not the initial ones
+    for at, heads in enumerate(students.own.parameters()):
+        heads.data += torch.arange(heads.numel()).reshape(heads.shape) + at
     calibrated = {1: FeatureDifference((1.0, 1.25)), 2: FeatureDifference((1.0, float("inf")))}
     return StoredStudents(
         students=students.eval(),
@@ -70,6 +72,8 @@ def test_device_file_holds_one_student(stored: StoredStudents, tmp_path: Path, n
     assert all(torch.equal(f, g) for f, g in zip(device.network(IMAGES), whole(IMAGES), strict=True))
     assert torch.equal(device.block, stored.students.classifier.blocks[str(number)])
     assert torch.equal(device.bias, stored.students.classifier.bias)
+    assert torch.equal(device.own[0], stored.students.own.weights[str(number)])
+    assert torch.equal(device.own[1], stored.students.own.biases[str(number)])
     assert (device.number, device.classes, device.run) == (number, CLASSES, "monday")
     assert device.policies == {name: policies[number] for name, policies in stored.policies.items()}
     assert (device.normalizer.mean, device.normalizer.std) == (stored.normalizer.mean, stored.normalizer.std)
@@ -86,8 +90,18 @@ def test_device_logits_add_up_to_the_joint_logits(stored: StoredStudents, tmp_pa
 
 
 @torch.no_grad()
+def test_own_heads_of_a_device(stored: StoredStudents, tmp_path: Path) -> None:
+    save_students(tmp_path, stored)
+    for number in SPEC.numbers:
+        device = load_student(student_file(tmp_path, number))
+        features = device.network(IMAGES)
+        for j, logits in enumerate(stored.students.own(number, features)):
+            torch.testing.assert_close(device.classify(j, features[j], own=True), logits)
+
+
+@torch.no_grad()
 def test_part_saves_its_own_student(stored: StoredStudents, tmp_path: Path) -> None:
-    part = Students(SPEC, {2: stored.students.student(2)}, stored.students.classifier)
+    part = Students(SPEC, {2: stored.students.student(2)}, stored.students.classifier, stored.students.own.only(2))
     save_student(tmp_path / "new" / "own", part, 2, stored.normalizer, {}, CLASSES, "monday")
     device = load_student(tmp_path / "new" / "own")
     assert (device.number, device.policies) == (2, {})
@@ -149,6 +163,8 @@ def test_damaged_aggregator_file_is_refused(
         lambda tensors, values: tensors.pop("block"),
         lambda tensors, values: tensors.update(block=torch.zeros(3, 4, 2)),
         lambda tensors, values: tensors.update(bias=torch.zeros(2, 4)),
+        lambda tensors, values: tensors.pop("own.bias"),
+        lambda tensors, values: tensors.update({"own.weight": torch.zeros(3, 4, 2)}),
         lambda tensors, values: tensors.pop("model.units.0.weight"),
     ],
 )

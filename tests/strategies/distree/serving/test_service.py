@@ -18,7 +18,16 @@ from common.rpc.methods import INFER
 from common.rpc.split_pb2 import FP32
 from common.rpc.students_pb2 import InferReply, InferRequest
 from common.rpc.tensors import CODINGS, decode
-from strategies.distree.exits.policies import CALIBRATED, PUBLISHED, ExitPolicy, FeatureDifference, LastExit, Random
+from strategies.distree.exits.policies import (
+    CALIBRATED,
+    PUBLISHED,
+    Entropy,
+    ExitPolicy,
+    FeatureDifference,
+    LastExit,
+    OwnHead,
+    Random,
+)
 from strategies.distree.serving.computed import TorchStudent
 from strategies.distree.serving.service import StudentService, message_bytes, own_policy
 from tests.strategies.distree.devices import EXITS, PIXELS, TOKEN, Tiny, held_at, service, serving, slow_at
@@ -49,7 +58,9 @@ def replies(address: str, raw: bytes) -> Iterator[tuple[InferReply, torch.Tensor
             yield reply, decode(reply.features, data, (len(reply.rows), 4, 1), 1)[0, :, :, 0]
 
 
-@pytest.mark.parametrize("policy", [ANY, LastExit(EXITS), FeatureDifference(PUBLISHED)])
+@pytest.mark.parametrize(
+    "policy", [ANY, LastExit(EXITS), FeatureDifference(PUBLISHED), OwnHead((0.3,) * 6), Entropy((0.03,) * 6)]
+)
 def test_reply_holds_the_exact_features(tiny: Tiny, policy: ExitPolicy) -> None:
     expected = tiny.here(1, policy, IDS)
     with serving(service(tiny.student(1))) as address:

@@ -2,6 +2,7 @@ import torch
 
 from common.data.images import Normalizer, SampleSet
 from strategies.distree.model.students import Students, build_students
+from strategies.distree.settings import DistrEESettings
 from strategies.distree.training.finish import finish_students, training_id
 from tests.strategies.distree.devices import PIXELS, SPEC
 
@@ -10,7 +11,8 @@ IMAGES = SampleSet(PIXELS, torch.arange(6) % 5, tuple("abcde"))
 
 
 def named(students: Students, max_accuracy_loss: float = 0.0) -> str:
-    stored, _ = finish_students(students, IMAGES, Normalizer((0.5,) * 3, (0.25,) * 3), max_accuracy_loss, CPU, "runs")
+    settings = DistrEESettings(max_accuracy_loss=max_accuracy_loss)
+    stored, _ = finish_students(students, IMAGES, Normalizer((0.5,) * 3, (0.25,) * 3), settings, CPU, "runs")
     return stored.run
 
 

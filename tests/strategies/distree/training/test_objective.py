@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from strategies.distree.training.objective import JointLoss, activation_transfer, exit_weights, kd_loss
+from strategies.distree.exits.classifier import OwnHeads
+from strategies.distree.training.objective import JointLoss, activation_transfer, exit_weights, kd_loss, own_head_loss
 
 
 @pytest.mark.parametrize("exits", [7, 3, 1])
@@ -79,3 +80,22 @@ def test_student_alone_keeps_its_weight_in_the_loss(two_students: dict[int, list
     joint_loss = JointLoss(torch.ones(2), alpha=0.9, temperature=2.0, beta=10.0)
     loss = joint_loss([TEACHER, TEACHER], alone, TEACHER, BLOCKS, None)
     assert float(loss) == pytest.approx(10 * 2 / 2 / 2)
+
+
+def test_own_heads_learn_and_nothing_else_does() -> None:
+    own = OwnHeads({1: 2, 2: 1}, num_exits=2, num_classes=2)
+    features = {1: [torch.tensor([[1.0, 2.0]], requires_grad=True)] * 2, 2: [torch.ones(1, 1, requires_grad=True)] * 2}
+    teacher = torch.tensor([[math.log(3), 0.0]], requires_grad=True)
+    loss = own_head_loss(own, features, teacher, torch.tensor([1]))
+    assert loss.item() == 0
+    loss.backward()
+    # (softmax - target) times the features: (1/2, -1/2) for each feature of 1, and twice that for 2
+    assert own.weights["1"].grad is not None
+    assert own.weights["1"].grad.tolist() == [[[0.5, 1.0], [-0.5, -1.0]]] * 2
+    assert own.biases["2"].grad is not None
+    assert own.biases["2"].grad.tolist() == [[0.5, -0.5]] * 2
+    assert features[1][0].grad is None
+    assert features[2][0].grad is None
+    own.zero_grad()
+    own_head_loss(own, features, teacher.detach(), None).backward()
+    torch.testing.assert_close(own.biases["2"].grad, torch.tensor([[-0.25, 0.25]] * 2))
