@@ -55,6 +55,7 @@ def figures(read: Read) -> Figures:
         "digits_images": str(study.sample_count(eefl[min(eefl)])),
         "digits_error": percent(study.sample_error(eefl, study.mean_of_exits)),
         "unconditional": _gain(study.cells(read("accuracy_digits"), "published, unconditional"), eefl),
+        "digits_decay": _gain(study.cells(read("accuracy_digits"), "eefl, decay"), eefl),
         "parallel_worst": percent(min(map(study.mean_of_exits, parallel["parallel"].values()))),
         "eefl_worst": percent(min(map(study.mean_of_exits, parallel["eefl"].values()))),
         **_moved(read),
