@@ -59,7 +59,6 @@ def figures(read: Read) -> Figures:
         "parallel_worst": percent(min(map(study.mean_of_exits, parallel["parallel"].values()))),
         "eefl_worst": percent(min(map(study.mean_of_exits, parallel["eefl"].values()))),
         **_moved(read),
-        **_tokens(read),
         **_last_round(read),
         **_server_step(read),
     }
@@ -130,19 +129,6 @@ def _moved(read: Read) -> Figures:
             found["variety"], found["variety_of_images"] = (
                 f"{_variety(terms, prefix):.1f}" for prefix in ("distill-", "real-")
             )
-    return found
-
-
-def _tokens(read: Read) -> Figures:
-    """Return what a transformer's generators left to distil in the last round, as published and bounded."""
-    result, found = read("darkdistill_tokens"), {}
-    for variant, name in (("published", "published"), ("darkdistill", "bounded")):
-        terms = [cell["terms"] for cell in study.cells(result, variant).values()]
-        found[f"tokens_loss_{name}"] = f"{fmean(own['distillation'] for own in terms):.4f}"
-        shares = (own["moved-distillation"] / own["moved-clients"] for own in terms)
-        found[f"tokens_moved_{name}"] = percent(fmean(shares))
-        if name == "published":
-            found["tokens_decay"] = percent(fmean(own["moved-decay"] / own["moved-clients"] for own in terms))
     return found
 
 
