@@ -55,10 +55,10 @@ def figures(read: Read) -> Figures:
         "digits_images": str(study.sample_count(eefl[min(eefl)])),
         "digits_error": percent(study.sample_error(eefl, study.mean_of_exits)),
         "unconditional": _gain(study.cells(read("accuracy_digits"), "published, unconditional"), eefl),
+        "digits_decay": _gain(study.cells(read("accuracy_digits"), "eefl, decay"), eefl),
         "parallel_worst": percent(min(map(study.mean_of_exits, parallel["parallel"].values()))),
         "eefl_worst": percent(min(map(study.mean_of_exits, parallel["eefl"].values()))),
         **_moved(read),
-        **_tokens(read),
         **_last_round(read),
         **_server_step(read),
     }
@@ -129,19 +129,6 @@ def _moved(read: Read) -> Figures:
             found["variety"], found["variety_of_images"] = (
                 f"{_variety(terms, prefix):.1f}" for prefix in ("distill-", "real-")
             )
-    return found
-
-
-def _tokens(read: Read) -> Figures:
-    """Return what a transformer's generators left to distil in the last round, as published and bounded."""
-    result, found = read("darkdistill_tokens"), {}
-    for variant, name in (("published", "published"), ("darkdistill", "bounded")):
-        terms = [cell["terms"] for cell in study.cells(result, variant).values()]
-        found[f"tokens_loss_{name}"] = f"{fmean(own['distillation'] for own in terms):.4f}"
-        shares = (own["moved-distillation"] / own["moved-clients"] for own in terms)
-        found[f"tokens_moved_{name}"] = percent(fmean(shares))
-        if name == "published":
-            found["tokens_decay"] = percent(fmean(own["moved-decay"] / own["moved-clients"] for own in terms))
     return found
 
 
