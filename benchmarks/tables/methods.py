@@ -26,8 +26,8 @@ def _darkdistill(read: Read) -> str:
         darkdistill.bound_gain(read, variant) for variant in ("darkdistill", "eefl, decay", "real images, half rate")
     )
     return (
-        f"{ours} points over `eefl` on CIFAR-10 at 16x16, weight decay alone {decay}, real images in place of generated "
-        f"ones {real} at best: no gain shown"
+        f"{ours} points over `eefl` on CIFAR-10 at 16x16, weight decay alone {decay}, real images in place of "
+        f"generated ones {real} at best: no gain shown"
     )
 
 
