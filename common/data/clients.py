@@ -106,9 +106,10 @@ def own_data(own: OwnFolder, device: torch.device) -> ClientData:
 
 @lru_cache(maxsize=1)
 def _own_data(own: OwnFolder, files: str, device: torch.device) -> ClientData:
-    data, (channels, height, width) = own.data, own.shape
+    data = own.data
     if data.is_text:
         raise UserError(f"{own.folder} holds images, but this run's data are texts: take part in a run with images")
+    channels, height, width = own.shape
     found = device_data(
         Path(own.folder), own.classes, (channels, height, width), data.validation, own.seed, test=data.client_test,
         skip_damaged=data.skip_damaged,
