@@ -13,6 +13,7 @@ from common.errors import UserError
 from strategies.callbacks.trackers.wandb import WandB
 from strategies.configuration import read_config
 from tests.strategies.callbacks.samples import record
+from tests.support.deployment import wait_until
 
 BLOCK, HEADER = 32768, 7  # bytes of W&B's file: LevelDB's log format, with a header of its own as long as a record's
 LAST = (1, 4)  # kinds of records: whole, or a last piece
@@ -26,6 +27,8 @@ def stored(file: Path) -> Iterator[bytes]:
             at += BLOCK - at % BLOCK
             continue
         length, kind = struct.unpack("<HB", content[at + 4 : at + HEADER])
+        if at + HEADER + length > len(content):
+            return  # it is being written
         message += content[at + HEADER : at + HEADER + length]
         at += HEADER + length
         if kind in LAST:
@@ -33,15 +36,25 @@ def stored(file: Path) -> Iterator[bytes]:
             message = b""
 
 
-def written(folder: Path) -> tuple[list[dict[str, float]], dict[str, Any]]:
-    """Return the logged numbers, and the configuration."""
+def entries(folder: Path) -> list[Any]:
+    """Return the entries of the run's file once the last one is there: W&B writes while `finish` has returned."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    history, config = [], {}
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
-    for message in stored(file):
-        entry = Record()
-        entry.ParseFromString(message)
+    found: list[Any] = []
+
+    def complete() -> bool:
+        found[:] = [Record.FromString(message) for message in stored(file)]
+        return any(entry.WhichOneof("record_type") == "exit" for entry in found)
+
+    wait_until(complete, 30, f"{file} has no last entry")
+    return found
+
+
+def written(folder: Path) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    """Return the logged numbers, and the configuration."""
+    history, config = [], {}
+    for entry in entries(folder):
         if entry.WhichOneof("record_type") == "history":
             items = {item.key or "/".join(item.nested_key): item.value_json for item in entry.history.item}
             history.append({key: json.loads(value) for key, value in items.items()})
