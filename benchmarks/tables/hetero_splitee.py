@@ -54,6 +54,8 @@ def figures(read: Read) -> Figures:
     """Return every figure of Hetero-SplitEE's sections."""
     tested = {variant: study.cells(read("split_accuracy"), variant) for variant in SPLIT}
     chosen, codings = read("split_validation"), read("split_codings")
+    skewed = read("split_validation_skewed")
+    alone_skewed = study.cells(skewed, "standalone")[skewed["seeds"][0]]
 
     def coding_loss(coding: str) -> str:
         runs = (study.cells(codings, variant) for variant in (coding, "sequential"))
@@ -77,6 +79,8 @@ def figures(read: Read) -> Figures:
         "seeds": WORDS[len(read("split_accuracy")["seeds"])],
         "validation": _validated(chosen, VALIDATION),
         "tried": _validated(read("split_validation_more"), MORE),
+        "skewed": _validated(skewed, VALIDATION),
+        "skewed_majority": percent(alone_skewed["client_accuracy"]["majority"]),
         "sequential_over_sflv2": over("sequential", "sflv2"),
         "averaging_over_sflv1": over("averaging", "sflv1"),
         "averaging_over_sflv2": over("averaging", "sflv2"),

@@ -54,7 +54,7 @@ def _hetero_splitee(read: Read) -> str:
         f"`{mode}` {hetero_splitee.server_exit(read, mode)} %, {hetero_splitee.over_standalone(read, mode)}"
         for mode in ("averaging", "sequential")
     )
-    return f"points over devices alone, CIFAR-10 at 16x16: {'; '.join(modes)}"
+    return f"points over devices alone, CIFAR-10 at 16x16 in equal shares: {'; '.join(modes)}; not with unlike classes"
 
 
 def _distree(read: Read) -> str:
