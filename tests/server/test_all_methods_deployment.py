@@ -16,7 +16,7 @@ from tests.support.machines import settings
 from tests.support.namespaces import namespaces_available, network
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployment, pytest.mark.timeout(1200)]
-DEVICES = {f"device-{n}": f"depth={n + 1},cut={n + 1}" for n in range(4)}
+DEVICES = {f"device-{n}": f"depth={n + 1},cut={n + 1},student={n + 1}" for n in range(4)}
 NETWORK = ("data.limit=240", "network.name=resnet_slim", "network.width=2")
 RUN = (
     *NETWORK, "run.rounds=2", "clients.count=4", "clients.per-round=4", "round.min-nodes=4", "round.deadline=300",
