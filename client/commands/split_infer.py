@@ -29,7 +29,7 @@ from common.errors import UserError
 from common.exits.policy import ThresholdPolicy, confidence, entropy_gate
 from common.rpc.channels import Limits, connect
 from common.rpc.secrets import read_certificate, read_token
-from strategies.hetero_splitee.origin import NOBODY, Origin
+from strategies.hetero_splitee.origin import NO_CLIENT, Origin
 from strategies.hetero_splitee.remote import OVERHEAD, NoAnswer, Remote, bytes_per_sample
 
 DEVICE, SERVER = "device", "server"
@@ -222,7 +222,7 @@ def _remote(options: argparse.Namespace, network: Runtime) -> Remote:
     limits = Limits(OVERHEAD + options.batch * bytes_per_sample(network.feature_shape))
     certificate = read_certificate(options.certificate) if options.certificate else None
     channel = connect(options.server, read_token(options.token_file), certificate, limits)
-    whose = NOBODY if network.client is None else network.client
+    whose = NO_CLIENT if network.client is None else network.client
     origin = Origin(network.run, whose, network.cut, round=0)
     return Remote(channel, origin, len(network.classes), coding=options.coding or "fp32", deadline=deadline)
 

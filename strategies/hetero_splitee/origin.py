@@ -1,11 +1,11 @@
-"""Who sends a message of split training, or of split inference."""
+"""The sender of a message of split training, or of split inference."""
 
 from dataclasses import dataclass
 
 from common.rpc.split_pb2 import Header
 
 CLIENT = "client"  # plain value of a device's stored part: whose it is
-NOBODY = 2**32 - 1  # stands for a client that is not known
+NO_CLIENT = 2**32 - 1  # in the place of a client's id: a stored part of no client in particular
 
 
 @dataclass(frozen=True)

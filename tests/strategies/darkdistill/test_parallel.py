@@ -4,8 +4,9 @@ import torch
 from common.networks import EarlyExitNetwork, NetworkSpec, build
 from strategies.darkdistill import parallel
 from strategies.darkdistill.difficulty import DifficultyPairs
-from strategies.darkdistill.generator import make_generator
+from strategies.darkdistill.generator import Generator, make_generator
 from strategies.darkdistill.parallel import (
+    ParallelDistillReport,
     _ensemble,
     _first_exits,
     distill_step,
@@ -35,6 +36,21 @@ def pool(label: int) -> DifficultyPairs:
 
 def tiers(*depths: int) -> dict[int, Tier]:
     return {k: Tier(network(k).prefix(k), samples=10 * k, pool=pool(k - 1)) for k in depths}
+
+
+def step(
+    present: dict[int, Tier], student: EarlyExitNetwork, generators: dict[int, Generator], settings: DarkDistillSettings
+) -> ParallelDistillReport:
+    run = runtime()
+    return distill_step(
+        present,
+        student,
+        generators,
+        Optimizers.create([student], generators, settings).distillation,
+        conditions=draw_conditions(present, 12, run),
+        settings=settings,
+        runtime=run,
+    )
 
 
 def snapshot(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -141,17 +157,9 @@ def test_student_exits_learn_from_neighbouring_exits_only(gap_weight: float) -> 
 def test_student_exits_are_compared_by_their_own_feature() -> None:
     # A student that is the only teacher's copy has nothing to learn from the same exit, on any generator's samples.
     present = {4: Tier(network(4), samples=10, pool=pool(0))}
-    student, run = network(4), runtime()
+    student = network(4)
     generators = {e: make_generator(student, SETTINGS, seed=e) for e in range(4)}
-    report = distill_step(
-        present,
-        student,
-        generators,
-        Optimizers.create([student], generators, SETTINGS).distillation,
-        conditions=draw_conditions(present, 12, run),
-        settings=SETTINGS,
-        runtime=run,
-    )
+    report = step(present, student, generators, SETTINGS)
     assert all((loss < 1e-8) == (teacher == own) for (teacher, own), loss in report.pairs.items())
 
 
@@ -161,21 +169,13 @@ def test_gap_moves_the_deeper_exit_alone_and_the_step_is_clipped(
 ) -> None:
     # With difficulties 0, 2, 1, each moved by a parameter of its own, the gaps are |2 - 0| and |1 - 2|.
     settings = SETTINGS.changed(rkd_distance=0.0, rkd_angle=0.0, distill_clip=clip)
-    present, student, run = tiers(3), network(9), runtime()
+    present, student = tiers(3), network(9)
     bias = student.exits["2"].linear.bias
     difficulties = iter([bias[0] - bias[0].item(), bias[1] - bias[1].item() + 2, bias[2] - bias[2].item() + 1])
     monkeypatch.setattr(parallel, "_difficulty", lambda logits, labels: next(difficulties))
     generators = {e: make_generator(student, settings, seed=e) for e in range(3)}
     before = bias.detach().clone()
-    report = distill_step(
-        present,
-        student,
-        generators,
-        Optimizers.create([student], generators, settings).distillation,
-        conditions=draw_conditions(present, 12, run),
-        settings=settings,
-        runtime=run,
-    )
+    report = step(present, student, generators, settings)
     assert report.gap == 3
     assert report.gradient == pytest.approx(2**0.5)
     torch.testing.assert_close(bias.detach() - before, -0.02 * scale * torch.tensor([0.0, 1.0, -1.0, 0.0]))
