@@ -1,4 +1,4 @@
-"""Check and measure everything that runs on CUDA: `python -m benchmarks.gpu`, planned for 20 minutes of an H100 or H200.
+"""Check and measure everything that runs on CUDA: `python -m benchmarks.gpu`, planned for 20 minutes of one H200.
 
     methods, resumed, precision, together, memory     does a GPU compute what the CPU does, again and again?
     steps                                             a client's step in every way, beside a prediction
