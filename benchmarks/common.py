@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import time
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,11 @@ class Meter:
 
 
 def tree_cpu() -> float:
-    """Return user and system seconds of this process and its descendants."""
+    """Return user and system seconds of this process and its descendants, of those that have ended as well."""
     total = 0.0
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system
+        with suppress(psutil.NoSuchProcess):
+            total += sum(process.cpu_times()[:4])  # the last two are those of children that have ended
     return total
 
 

@@ -41,7 +41,7 @@ import psutil
 
 from benchmarks.common import save
 from client.warm.flower_shim import environment
-from strategies.callbacks.run_folder import read_events
+from common.storage.run_files import read_events
 from tests.support.deployment import Deployment, wait_until
 
 NODES, WARM_UP = 2, 2

@@ -22,7 +22,7 @@ from client.app import app
 from common.flower.local_grid import LocalGrid
 from common.profiles import Profile
 from common.storage.files import read_tensors
-from strategies.callbacks.run_folder import read_events
+from common.storage.run_files import read_events
 from strategies.configuration import read_config
 from strategies.factory import make_strategy
 from tests.support.deployment import Deployment

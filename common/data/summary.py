@@ -6,13 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.dataset import TrainTest
 from common.data.support import counted, listed
 from common.sections.data import DataConfig
+
+if TYPE_CHECKING:  # it imports torch
+    from common.data.dataset import TrainTest
 
 _SHOWN = 20  # classes, each with its counts
 

@@ -33,12 +33,29 @@ def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], values: Mapping[s
 
 def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     """Inverse of `write_tensors`; raises `UserError` when the file is missing or damaged."""
+    with _opened(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        return tensors, _values(file)
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """Return the JSON object of `write_tensors` alone, without torch; raises `UserError` as `read_tensors`."""
+    with _opened(path, "np") as file:
+        return _values(file)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, framework: str) -> Iterator[Any]:
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-            return tensors, json.loads((file.metadata() or {}).get("values", "{}"))
+        with safe_open(path, framework=framework) as file:
+            yield file
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def _values(file: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((file.metadata() or {}).get("values", "{}"))
+    return found
 
 
 def write_text(path: Path, text: str) -> None:

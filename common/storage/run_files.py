@@ -1,5 +1,6 @@
-"""What a launcher looks at in a run's folder before the run starts: it imports no torch."""
+"""What commands read in a run's folder without torch, whose import takes seconds."""
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -36,3 +37,14 @@ def read_stored(folder: Path) -> dict[str, Any]:
     if values.pop("run.tensorboard", False):  # the key of a run that began before there were other trackers
         values["run.trackers"] = "tensorboard"
     return values
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """Return the events of a metrics file; a last line that a kill cut short is left out."""
+    events: list[dict[str, Any]] = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return events

@@ -25,9 +25,11 @@ from common.flower.processes import PROJECT, end, environment, free_port, interr
 from common.paths import check_writable
 from server.commands import cluster, gpus, left_out
 from server.commands.bundle import app_files
+from server.commands.ray_head import ray_head
 from server.commands.tail import Tail
 
 ASK_EVERY, SELDOM = 3.0, 30.0  # seconds between status queries, each of which is a process that computes for a second
+STARTING, ENDING = 10.0, 2.0  # the same before a run's first event, and after its last one
 SHARE = 0.25  # of the time that a run has taken, for which its status need not be known
 LOST = 20.0  # seconds without an answer, after which the SuperLink counts as gone
 ERROR = re.compile(r"^[\w.]*(?:Error|Exception): (?P<text>.+)$", re.MULTILINE)  # a traceback's last line
@@ -56,10 +58,11 @@ class Outcome:
 
 
 @contextmanager
-def local_superlink(home: Path) -> Iterator[dict[str, str]]:
+def local_superlink(home: Path, head: int = 0) -> Iterator[dict[str, str]]:
     """Start a SuperLink for simulations on a free port; yields the environment in which Flower's commands find it.
 
-    SIGTERM and SIGHUP raise KeyboardInterrupt inside, so that the run and the SuperLink end with this process.
+    With `head` its runs join one Ray with so many workers, see `ray_head`. SIGTERM and SIGHUP raise KeyboardInterrupt
+    inside, so that the run, the SuperLink and Ray end with this process.
     """
     check_writable(home, "set FLWR_HOME to a folder that this user can write")
     port, control = free_port(), free_port()
@@ -71,9 +74,11 @@ def local_superlink(home: Path) -> Iterator[dict[str, str]]:
         "flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess",
         "--host", "127.0.0.1", "--port", str(port), "--database", str(home / "launcher.db"),
     ]  # fmt: skip
-    with interrupted_by_signals():
+    with interrupted_by_signals(), ray_head(home, head) as ray:
         with (home / "superlink.log").open("ab") as log:
-            process = subprocess.Popen(tied(command), cwd=home, env=env, stdout=log, stderr=log, start_new_session=True)
+            process = subprocess.Popen(
+                tied(command), cwd=home, env=env | ray, stdout=log, stderr=log, start_new_session=True
+            )
         try:
             if not wait_for_port("127.0.0.1", port, process):
                 raise UserError(f"the local SuperLink did not start: see {home / 'superlink.log'}")
@@ -89,20 +94,23 @@ def simulate(
     *,
     workers: int = 0,
     share: float | None = None,
+    head: bool = False,
     show: bool = True,
 ) -> Outcome:
     """Run the project in a simulation and wait for its end.
 
     It has `workers` worker processes, by default one per core; on the Ray cluster of `RAY_ADDRESS`, as many as fit.
-    Each has `share` of a GPU, by default an even one. `overrides` are configuration keys, with `run.name` unless a run
-    is resumed. Raises `UserError` if there are not such GPUs.
+    Each has `share` of a GPU, by default an even one. With `head` the run joins the Ray of `local_superlink`, which has
+    as many workers, instead of one of its own. `overrides` are configuration keys, with `run.name` unless a run is
+    resumed. Raises `UserError` if there are not such GPUs.
     """
     settings = {"run.root": str(root), "run.commit": commit(), **overrides}
     federation = "client-resources-num-cpus=1 init-args-log-to-driver=false"
     if (address := env.get("RAY_ADDRESS", cluster.LOCAL)) == cluster.LOCAL:
         device = str(overrides.get("clients.device", "auto"))
         share, workers = gpus.local_share(share, workers or os.cpu_count() or 1, device)
-        federation += f" init-args-num-cpus={workers}"  # Ray refuses it for a cluster that runs already
+        if not head:
+            federation += f" init-args-num-cpus={workers}"  # Ray refuses it for a cluster that runs already
     else:
         nodes = cluster.resources(address, env)
         share = cluster.even_share(nodes) if share is None else share
@@ -167,14 +175,15 @@ def _run(
 def _follow(run_id: str, folder: Path, connection: str, env: Mapping[str, str], progress: Progress) -> Outcome:
     began = asked = time.monotonic()
     unanswered: float | None = None  # since when the SuperLink has not answered
-    ended = False
+    started = ended = False
     metrics = Tail(folder / "metrics.jsonl")
     bar = progress.add_task(f"{folder.name}: starting", total=None)
     while True:
         time.sleep(0.5)
         events = metrics.read()
-        started = [event for event in events if event["event"] == "start"]
-        for line in [*(_data_lines(folder) if started else ()), *left_out.lines(events)]:
+        starts = any(event["event"] == "start" for event in events)
+        started = started or starts
+        for line in [*(_data_lines(folder) if starts else ()), *left_out.lines(events)]:
             progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
         rounds = [event for event in events if event["event"] == "round"]
         if rounds:
@@ -187,8 +196,7 @@ def _follow(run_id: str, folder: Path, connection: str, env: Mapping[str, str], 
         ended = ended or any(event["event"] == "end" for event in events)
         if events and not ended:  # they say as well that the run goes on
             asked = now
-        seldom = min(SELDOM, max(ASK_EVERY, SHARE * (now - began)))
-        if now - asked < (ASK_EVERY if ended or unanswered is not None else seldom):
+        if now - asked < _pause(now - began, started, ended, unanswered is not None):
             continue
         asked = now
         try:
@@ -211,6 +219,15 @@ def _follow(run_id: str, folder: Path, connection: str, env: Mapping[str, str], 
                 return outcome
             log = _output(["flwr", "log", run_id, connection, "--show"], env)
             return replace(outcome, error=last_error(log.stdout, outcome.details))
+
+
+def _pause(passed: float, started: bool, ended: bool, silent: bool) -> float:
+    """Return the seconds between two status queries of a run that was submitted `passed` seconds ago."""
+    if ended:
+        return ENDING
+    if silent:
+        return ASK_EVERY
+    return min(SELDOM, max(ASK_EVERY if started else STARTING, SHARE * passed))
 
 
 def _data_lines(folder: Path) -> list[str]:

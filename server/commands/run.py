@@ -48,7 +48,7 @@ def runs_root() -> Path:
 
 def _show(folder: Path) -> None:
     """Print a run's results, and where its report is."""
-    # not at the top: it imports torch, whose memory this process does not need while it waits for the run
+    # not at the top: a process that waits for its run needs neither Flower nor a template engine
     from strategies.callbacks.report.comparison import comparison_rows, text_table
     from strategies.callbacks.report.measures import Group
     from strategies.callbacks.report.records import load_run

@@ -10,8 +10,8 @@ from typing import Any
 
 from common.errors import UserError
 from common.flower.processes import flower_home, interrupted_by_signals
-from server.commands.cluster import worker_count
-from server.commands.gpus import gpu_share
+from server.commands.cluster import LOCAL, worker_count
+from server.commands.gpus import gpu_share, local_share
 from server.commands.launch import Outcome, local_superlink, simulate
 
 
@@ -22,11 +22,14 @@ class Simulator:
     env: Mapping[str, str] | None = None  # in which Flower's commands find the SuperLink; None: without one
     workers: int = 0  # Ray's; 0: one per core
     share: float | None = None  # of a GPU per worker; None: an even one
+    head: bool = False  # one Ray serves all runs; otherwise each starts its own or joins the cluster of `RAY_ADDRESS`
 
     def run(self, overrides: Mapping[str, Any], root: Path, *, show: bool = True) -> Outcome:
         """Run a simulation and wait for its end; arguments as `launch.simulate` takes them."""
         if self.env is not None:
-            return simulate(overrides, root, self.env, workers=self.workers, share=self.share, show=show)
+            return simulate(
+                overrides, root, self.env, workers=self.workers, share=self.share, head=self.head, show=show
+            )
         from server.commands.in_process import simulate_here  # imports torch
 
         with interrupted_by_signals():
@@ -69,6 +72,13 @@ def simulator(options: argparse.Namespace, at_once: int = 1) -> Iterator[Simulat
         return
     if options.ray:
         os.environ["RAY_ADDRESS"] = options.ray
-    share = max(1, (os.cpu_count() or 1) // at_once) if at_once > 1 else 0
-    with local_superlink(home) as env:
-        yield Simulator(env, options.workers or share, options.gpus)
+    elsewhere = os.environ.get("RAY_ADDRESS", LOCAL) != LOCAL
+    # runs at once cannot share a Ray on this machine: each would take all of its cores
+    head = at_once == 1 and not elsewhere
+    workers = options.workers
+    if at_once > 1 or head:
+        workers = workers or max(1, (os.cpu_count() or 1) // at_once)
+    if head and options.gpus:
+        _, workers = local_share(options.gpus, workers, "auto")
+    with local_superlink(home, workers if head else 0) as env:
+        yield Simulator(env, workers, options.gpus, head)

@@ -81,7 +81,7 @@ def run_study(study: Study, options: argparse.Namespace, *, save: Path | None = 
             for cell, outcome in run_cells(missing, options.parallel, how, progress.show):
                 progress.ended(cell, outcome)
                 failures += not outcome.completed
-    from server.study.results import FEW, read_sections, saving, write_results  # imports torch
+    from server.study.results import FEW, read_sections, saving, write_results  # imports Flower
     from strategies.callbacks.report.comparison import comparison_rows, text_table
 
     completed = [cell for cell in cells if finished(cell.folder)]

@@ -1,7 +1,12 @@
 """The moments of a run at which a callback is called."""
 
-from strategies.engine.rounds import Record
-from strategies.engine.strategy import EarlyExitStrategy
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # importing torch takes seconds, and a command that only reads finished runs has no other use for it
+    from strategies.engine.rounds import Record
+    from strategies.engine.strategy import EarlyExitStrategy
 
 
 class Callback:

@@ -30,7 +30,7 @@ from common.data.summary import DataSummary
 from common.errors import UserError
 from common.storage.files import StorageError, append_line, read_tensors, write_tensors, write_text
 from common.storage.format import FORMAT
-from common.storage.run_files import DATA, LOCK, read_stored, refuse_taken
+from common.storage.run_files import DATA, LOCK, read_events, read_stored, refuse_taken
 from strategies.callbacks.base import Callback
 from strategies.engine.rounds import Record
 from strategies.engine.strategy import EarlyExitStrategy
@@ -177,17 +177,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """Return the events of a metrics file; a last line that a kill cut short is left out."""
-    events: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return events
 
 
 def _toml(config: RunConfig, about: dict[str, Any]) -> str:

@@ -10,8 +10,8 @@ from client.app import app as client_app
 from common.config import Value
 from common.errors import UserError
 from common.flower.local_grid import LocalGrid
+from common.storage.run_files import read_events
 from server.app import app, prepare
-from strategies.callbacks.run_folder import read_events
 from strategies.callbacks.trackers.table import Table
 from strategies.callbacks.trackers.tensorboard import TensorBoard
 from strategies.engine.rounds import QuorumError

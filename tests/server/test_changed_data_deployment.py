@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from common.storage.files import read_tensors
-from strategies.callbacks.run_folder import read_events
+from common.storage.run_files import read_events
 from tests.support.deployment import Deployment
 from tests.support.digit_folders import write_images
 

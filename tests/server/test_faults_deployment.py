@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from strategies.callbacks.run_folder import read_events
+from common.storage.run_files import read_events
 from tests.support.clocks import clock_off_by, clocks_available
 from tests.support.field import JOINED, ORDERED, Field, assert_complete, trained
 from tests.support.namespaces import namespaces_available, network

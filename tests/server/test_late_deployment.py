@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from strategies.callbacks.run_folder import read_events
+from common.storage.run_files import read_events
 from tests.support.deployment import Deployment, free_port, wait_until
 
 pytestmark = [pytest.mark.deployment, pytest.mark.timeout(600)]

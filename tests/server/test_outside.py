@@ -13,10 +13,9 @@ from common.errors import UserError
 from common.networks.cost import cost_table
 from common.plugins import VARIABLE
 from common.storage.model_file import load_model
-from common.storage.run_files import read_stored
+from common.storage.run_files import read_events, read_stored
 from server.__main__ import main
 from server.commands.launch import PROJECT
-from strategies.callbacks.run_folder import read_events
 from strategies.engine.rounds import QuorumError
 from tests.support.deployment import Deployment, run_launcher
 

@@ -15,8 +15,9 @@ from common.messages import protocol
 from common.paths import runs_root
 from common.storage.client_store import ClientStore
 from common.storage.files import read_tensors
+from common.storage.run_files import read_events
 from server.app import prepare
-from strategies.callbacks.run_folder import METHOD, read_events
+from strategies.callbacks.run_folder import METHOD
 from strategies.engine.strategy import EarlyExitStrategy
 from tests.support.deployment import Deployment, run_launcher, wait_until
 from tests.support.killing import NODES, rounds, run_and_kill

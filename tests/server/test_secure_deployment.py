@@ -12,7 +12,7 @@ import pytest
 
 from common.flower.processes import PROJECT, end, free_port, wait_for_port
 from common.rpc.credentials import make_credentials
-from strategies.callbacks.run_folder import read_events
+from common.storage.run_files import read_events
 from tests.support.field import JOINED, READY
 from tests.support.machines import Machines, settings
 

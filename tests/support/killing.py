@@ -15,8 +15,9 @@ from client.app import app as client_app
 from common.config import Value
 from common.flower.local_grid import LocalGrid
 from common.storage.client_store import ClientStore
+from common.storage.run_files import read_events
 from server.app import app as server_app
-from strategies.callbacks.run_folder import RunFolder, read_events
+from strategies.callbacks.run_folder import RunFolder
 from strategies.engine.strategy import EarlyExitStrategy
 
 Pause = Callable[[], None]

@@ -10,10 +10,10 @@ from typing import Any
 from common.config import RunConfig, Value, load_config
 from common.data.summary import DataSummary
 from common.errors import UserError
-from common.storage.files import read_tensors
+from common.storage.files import read_values
 from common.storage.format import check_format
+from common.storage.run_files import DATA, read_events
 from strategies.callbacks.accuracy import exit_accuracies
-from strategies.callbacks.run_folder import DATA, read_events
 from strategies.registry import all_settings
 
 Event = dict[str, Any]
@@ -163,7 +163,7 @@ def _data(folder: Path) -> DataSummary | None:
 
 def _reports(folder: Path) -> list[Event]:
     checkpoints = sorted((folder / "checkpoints").glob("round-*.safetensors"))
-    return list(read_tensors(checkpoints[-1])[1]["reports"]) if checkpoints else []
+    return list(read_values(checkpoints[-1])["reports"]) if checkpoints else []
 
 
 def _status(events: list[Event]) -> str:

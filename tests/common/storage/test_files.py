@@ -6,7 +6,7 @@ import torch
 
 from common.errors import UserError
 from common.storage import files as storage
-from common.storage.files import StorageError, append_line, read_tensors, write_tensors, write_text
+from common.storage.files import StorageError, append_line, read_tensors, read_values, write_tensors, write_text
 
 
 def test_tensors_and_values_are_read_back(tmp_path):
@@ -14,7 +14,7 @@ def test_tensors_and_values_are_read_back(tmp_path):
     values = {"round": 3, "names": ["x", "ü"], "nested": {"k": None}}
     write_tensors(tmp_path / "s.safetensors", tensors, values)
     read, plain = read_tensors(tmp_path / "s.safetensors")
-    assert plain == values
+    assert plain == values == read_values(tmp_path / "s.safetensors")
     assert set(read) == set(tensors)
     for name, value in tensors.items():
         assert torch.equal(read[name], value)

@@ -83,7 +83,8 @@ def test_environment_joins_a_cluster_only_by_address(tmp_path, monkeypatch):
 
 
 def test_ray_option_comes_before_the_environment(tmp_path, monkeypatch):
-    def superlink(home: Path) -> Any:
+    def superlink(home: Path, head: int) -> Any:
+        assert head == 0
         raise UserError(environment(home)["RAY_ADDRESS"])
 
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / ".flwr"))

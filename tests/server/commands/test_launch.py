@@ -43,7 +43,8 @@ class Flower:
 
 @pytest.fixture
 def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    monkeypatch.setattr(launch, "ASK_EVERY", 0.0)
+    for pause in ("ASK_EVERY", "STARTING", "ENDING"):
+        monkeypatch.setattr(launch, pause, 0.0)
     monkeypatch.setattr(launch.time, "sleep", lambda seconds: None)
     return {"FLWR_HOME": str(tmp_path)}
 
@@ -73,6 +74,27 @@ def test_simulate_passes_one_file_and_returns_flowers_status(env, tmp_path, monk
     federation = flower.commands[0][flower.commands[0].index("--federation-config") + 1].split()
     assert {"num-supernodes=3", "client-resources-num-gpus=0.5", "init-args-num-cpus=3"} <= set(federation)
     assert not list(tmp_path.glob("*.toml"))
+
+
+def test_simulate_asks_for_no_cores_where_ray_runs_already(env, tmp_path, monkeypatch):
+    flower = Flower("finished:completed")
+    monkeypatch.setattr(launch, "_flwr", flower)
+    simulate({"run.name": "a"}, tmp_path, env, workers=3, share=0.0, head=True, show=False)
+    federation = flower.commands[0][flower.commands[0].index("--federation-config") + 1].split()
+    assert "num-supernodes=3" in federation
+    assert not [word for word in federation if word.startswith("init-args-num-cpus")]
+
+
+@pytest.mark.parametrize(
+    ("passed", "started", "ended", "silent", "pause"),
+    [
+        (5, False, False, False, 10), (60, False, False, False, 15), (5, True, False, False, 3),
+        (60, True, False, False, 15), (900, True, False, False, 30), (900, True, True, False, 2),
+        (900, True, False, True, 3),
+    ],
+)  # fmt: skip
+def test_status_is_asked_seldom_but_for_the_end(passed, started, ended, silent, pause):
+    assert launch._pause(passed, started, ended, silent) == pause
 
 
 @pytest.mark.parametrize("status", ["finished:failed", "finished:stopped"])

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from common.flower.processes import PROJECT
+from common.storage.run_files import read_events
 from server.__main__ import main
-from strategies.callbacks.run_folder import read_events
 from tests.support.deployment import wait_until
 
 SMALL = """

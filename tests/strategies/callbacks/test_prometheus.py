@@ -12,10 +12,10 @@ import torch
 from client.app import app
 from common.errors import UserError
 from common.flower.local_grid import LocalGrid
+from common.storage.run_files import read_events
 from server.app import prepare
 from strategies.callbacks.base import Callback
 from strategies.callbacks.prometheus import Prometheus
-from strategies.callbacks.run_folder import read_events
 from tests.strategies.callbacks.samples import client_record, record
 from tests.support.deployment import free_port
 

@@ -16,8 +16,9 @@ from common.flower.local_grid import LocalGrid
 from common.messages import protocol
 from common.messages.protocol import ClientResult
 from common.storage.client_store import ClientStore
+from common.storage.run_files import read_events
 from server.app import prepare
-from strategies.callbacks.run_folder import RunFolder, read_events
+from strategies.callbacks.run_folder import RunFolder
 from strategies.configuration import read_config
 from strategies.distree.exits.policies import CALIBRATED
 from strategies.distree.model.parts import LEAN, STUDENTS

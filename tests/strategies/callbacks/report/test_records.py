@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +29,19 @@ def test_run_is_read_from_its_folder_alone(make_run: MakeRun) -> None:
     assert (run.traffic("down"), run.traffic("up")) == ([3_000_000] * 3, [1_000_000] * 3)
     assert run.declared == {1: 1, 2: 2}
     assert run.refused == {3: "too small"}
+
+
+def test_runs_are_read_and_compared_without_torch(make_run: MakeRun) -> None:
+    script = (
+        "import sys; from pathlib import Path; from server.study import results; "
+        "from strategies.callbacks.report.comparison import comparison_rows, text_table; "
+        "run = results.load_run(Path(sys.argv[1])); "
+        "print(text_table(comparison_rows([results.Group('some', {1: run})]))); print('torch' in sys.modules)"
+    )
+    folder = make_run(reports=[client(0, 2)])
+    done = subprocess.run([sys.executable, "-c", script, folder], capture_output=True, text=True, check=True)
+    assert "mean of exits" in done.stdout
+    assert done.stdout.splitlines()[-1] == "False"  # its import takes longer than all else that a launcher does
 
 
 def test_status_says_how_the_run_ended(make_run: MakeRun) -> None:

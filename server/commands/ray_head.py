@@ -1,0 +1,50 @@
+"""Ray on this machine for all runs of a command: it starts while the SuperLink starts, and runs join it.
+
+Left to itself every run starts a Ray of its own, which takes some seconds at its start and some at its end.
+"""
+
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from common.flower.processes import end, environment, free_port
+from server.commands.cluster import LOCAL
+
+LOG = "ray.log"
+# in its own process, which ends with this one, even if this one is killed: then its standard input ends
+HEAD = """
+import sys, ray
+ray.init(
+    address="local", num_cpus=int(sys.argv[1]), include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def ray_head(home: Path, workers: int) -> Iterator[dict[str, str]]:
+    """Start Ray with room for so many workers of one core; yields the variables with which a process joins it.
+
+    Ray may still be starting: a process that joins waits for it. For 0 workers nothing starts, and there are no
+    variables. `home` is Flower's home folder.
+    """
+    if not workers:
+        yield {}
+        return
+    port = str(free_port())
+    # a token of its own: without one Ray makes a token that no other process can know
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    # runs get workers with an environment of their own: those that Ray starts in advance would serve none
+    own = {"RAY_ADDRESS": LOCAL, "RAY_GCS_SERVER_PORT": port, "RAY_prestart_worker_first_driver": "0"}
+    command, env = [sys.executable, "-c", HEAD, str(workers)], environment(home) | token | own
+    with (home / LOG).open("wb") as log:
+        process = subprocess.Popen(
+            command, cwd=home, env=env, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        yield token | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
+    finally:
+        end(process)

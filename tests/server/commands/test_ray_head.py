@@ -1,0 +1,67 @@
+"""Ray for all runs of a command: who can join it, and that it ends with the command."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from server.commands import launch
+from server.commands.ray_head import ray_head
+from tests.support.deployment import wait_until
+from tests.support.served import read_line
+
+JOIN = """
+import json, ray
+ray.init(log_to_driver=False, logging_level="ERROR")
+print(json.dumps([ray.cluster_resources()["CPU"], ray.get_runtime_context().get_job_id()]))
+"""
+
+
+def join(variables: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", JOIN]
+    return subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=False, timeout=100)
+
+
+@pytest.mark.deployment
+def test_runs_join_one_after_the_other_and_none_without_the_token(tmp_path):
+    before = set(psutil.pids())
+    with ray_head(tmp_path, 3) as joined:
+        found = [join(joined), join(joined)]
+        cores, jobs = zip(*(json.loads(done.stdout) for done in found), strict=True)
+        assert cores == (3, 3)
+        assert jobs[0] != jobs[1]
+        other = join(joined | {"RAY_AUTH_TOKEN": "0" * 64})
+        assert "InvalidAuthToken" in other.stderr
+    left = [process for process in psutil.process_iter(["pid", "cmdline"]) if process.pid not in before]
+    assert not [process for process in left if "gcs_server" in " ".join(process.info["cmdline"] or ())]
+
+
+def test_without_workers_nothing_starts(tmp_path):
+    with ray_head(tmp_path, 0) as joined:
+        assert joined == {}
+    assert not list(tmp_path.iterdir())
+
+
+LAUNCHER = """
+import sys, time
+from pathlib import Path
+from server.commands import ray_head
+ray_head.HEAD = "import sys; print(1, flush=True); sys.stdin.read()"
+with ray_head.ray_head(Path(sys.argv[1]), 1):
+    print(1, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_ray_ends_with_a_launcher_that_is_killed(tmp_path: Path):
+    command = [sys.executable, "-c", LAUNCHER, str(tmp_path)]
+    with subprocess.Popen(command, cwd=launch.PROJECT, stdout=subprocess.PIPE, text=True) as launcher:
+        read_line(launcher)
+        (head,) = psutil.Process(launcher.pid).children()
+        launcher.send_signal(signal.SIGKILL)
+    wait_until(lambda: not head.is_running() or head.status() == psutil.STATUS_ZOMBIE, 20, "Ray's process still runs")

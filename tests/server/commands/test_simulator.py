@@ -1,0 +1,62 @@
+"""How many workers a command's runs have, and whether they share one Ray."""
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from common.errors import UserError
+from server.commands import cluster, gpus, simulator
+
+CORES = os.cpu_count() or 1
+
+
+@pytest.fixture
+def heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Replace the SuperLink: the list has the workers of the Ray that would start with it."""
+    found: list[int] = []
+
+    @contextmanager
+    def superlink(home: Path, head: int) -> Iterator[dict[str, str]]:
+        found.append(head)
+        yield {"FLWR_HOME": str(home)}
+
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / ".flwr"))
+    monkeypatch.setenv("RAY_ADDRESS", cluster.LOCAL)
+    monkeypatch.setattr(simulator, "local_superlink", superlink)
+    monkeypatch.setattr(gpus, "visible", lambda: 1)
+    return found
+
+
+def options(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    simulator.add_resources(parser)
+    return parser.parse_args(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "at_once", "workers", "head"),
+    [
+        ((), 1, CORES, True), (("--workers", "3"), 1, 3, True), (("--workers", "9", "--gpus", "0.25"), 1, 4, True),
+        ((), 2, max(1, CORES // 2), False), (("--workers", "3"), 2, 3, False),
+        (("--ray", "10.0.0.1:6379"), 1, 0, False), (("--ray", "10.0.0.1:6379", "--workers", "3"), 1, 3, False),
+    ],
+)  # fmt: skip
+def test_runs_one_after_another_share_a_ray(heads, words, at_once, workers, head):
+    with simulator.simulator(options(*words), at_once) as made:
+        assert (made.workers, made.head) == (workers, head)
+    assert heads == [workers if head else 0]
+
+
+def test_run_in_this_process_has_no_workers(heads):
+    with simulator.simulator(options("--in-process")) as made:
+        assert made.env is None
+    assert not heads
+    with (
+        pytest.raises(UserError, match="remove --workers"),
+        simulator.simulator(options("--in-process", "--gpus", "0")),
+    ):
+        pass
