@@ -22,23 +22,27 @@ print(json.dumps([ray.cluster_resources()["CPU"], ray.get_runtime_context().get_
 """
 
 
-def join(variables: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-c", JOIN]
-    return subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=False, timeout=100)
+def join(variables: dict[str, str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", JOIN], env=os.environ | variables,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
 
 
 @pytest.mark.deployment
 def test_runs_join_one_after_the_other_and_none_without_the_token(tmp_path):
-    before = set(psutil.pids())
     with ray_head(tmp_path, 3) as joined:
-        found = [join(joined), join(joined)]
-        cores, jobs = zip(*(json.loads(done.stdout) for done in found), strict=True)
+        cores, jobs = zip(*(json.loads(join(joined).communicate(timeout=100)[0]) for _ in range(2)), strict=True)
         assert cores == (3, 3)
         assert jobs[0] != jobs[1]
-        other = join(joined | {"RAY_AUTH_TOKEN": "0" * 64})
-        assert "InvalidAuthToken" in other.stderr
-    left = [process for process in psutil.process_iter(["pid", "cmdline"]) if process.pid not in before]
-    assert not [process for process in left if "gcs_server" in " ".join(process.info["cmdline"] or ())]
+        with join(joined | {"RAY_AUTH_TOKEN": "0" * 64}) as other:
+            assert other.stderr
+            assert any("InvalidAuthToken" in line for line in other.stderr)  # it would try again for half a minute
+            other.kill()
+        started = psutil.Process().children(recursive=True)
+        assert "gcs_server" in {process.name() for process in started}
+    _, left = psutil.wait_procs(started, timeout=20)
+    assert not left
 
 
 def test_without_workers_nothing_starts(tmp_path):
