@@ -56,6 +56,40 @@ def rounds(cluster: RayCluster, name: str) -> list[Mapping[str, Any]]:
     return [event for event in read_events(metrics) if event["event"] == "round"] if metrics.exists() else []
 
 
+# The next two have clusters of their own, so they come before `cluster` starts: all heads have one address.
+
+
+def test_machine_with_other_sources_is_named():
+    file = PROJECT / "common" / "errors.py"
+    with ray_cluster(OTHER) as cluster:
+        changed = cluster.shared / "errors.py"
+        changed.write_text(file.read_text() + "# another version\n")
+        cluster.start(HEAD)
+        cluster.start(OTHER, before=[f"mount --bind {changed} {file}"])
+        code, _, err = cluster.run({**SETTINGS, "run.name": "old"}, "--ray", cluster.address)
+    assert code == 1
+    assert "machine other: its packages of this app are not the server's" in err
+
+
+def test_run_goes_on_when_a_machine_dies():
+    settings = {**SETTINGS, "run.rounds": 6, "train.epochs": 3, "round.quorum": 0.3, "run.name": "dies"}
+    with ray_cluster(OTHER) as cluster:
+        cluster.start(HEAD)
+        cluster.start(OTHER)
+        run = cluster.popen(settings, "--ray", cluster.address)
+        while len(rounds(cluster, "dies")) < 2 and run.poll() is None:
+            time.sleep(0.05)
+        time.sleep(1)  # the machine is at work on round 3
+        cluster.kill(OTHER)
+        out, err = run.communicate(timeout=250)
+        done = rounds(cluster, "dies")
+    assert run.returncode == 0, out + err
+    assert len(done) == 6
+    (failed,) = [event for event in done if event["failures"]]  # a dead worker gets no more messages
+    assert failed["round"] in (3, 4)
+    assert all("Actor" in reason for reason in failed["failures"].values())
+
+
 @pytest.mark.parametrize("shared", [False, True], ids=["states-travel", "shared-store"])
 def test_two_machines_give_the_bits_of_one(cluster, reference, shared):
     name = "shared" if shared else "travels"
@@ -88,34 +122,3 @@ def test_machine_without_the_data_is_named(cluster):
     code, _, err = cluster.run({**SETTINGS, **data, "run.name": "bare"}, "--ray", cluster.address)
     assert code == 1
     assert f"machine other: data.root is {images}, which is not a folder" in err
-
-
-def test_machine_with_other_sources_is_named():
-    file = PROJECT / "common" / "errors.py"
-    with ray_cluster(OTHER) as cluster:
-        changed = cluster.shared / "errors.py"
-        changed.write_text(file.read_text() + "# another version\n")
-        cluster.start(HEAD)
-        cluster.start(OTHER, before=[f"mount --bind {changed} {file}"])
-        code, _, err = cluster.run({**SETTINGS, "run.name": "old"}, "--ray", cluster.address)
-    assert code == 1
-    assert "machine other: its packages of this app are not the server's" in err
-
-
-def test_run_goes_on_when_a_machine_dies():
-    settings = {**SETTINGS, "run.rounds": 6, "train.epochs": 3, "round.quorum": 0.3, "run.name": "dies"}
-    with ray_cluster(OTHER) as cluster:
-        cluster.start(HEAD)
-        cluster.start(OTHER)
-        run = cluster.popen(settings, "--ray", cluster.address)
-        while len(rounds(cluster, "dies")) < 2 and run.poll() is None:
-            time.sleep(0.05)
-        time.sleep(1)  # the machine is at work on round 3
-        cluster.kill(OTHER)
-        out, err = run.communicate(timeout=250)
-        done = rounds(cluster, "dies")
-    assert run.returncode == 0, out + err
-    assert len(done) == 6
-    (failed,) = [event for event in done if event["failures"]]  # a dead worker gets no more messages
-    assert failed["round"] in (3, 4)
-    assert all("Actor" in reason for reason in failed["failures"].values())
