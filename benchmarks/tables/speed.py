@@ -11,6 +11,7 @@ ROUNDS = {
     "stream": "by a stream (`client start`)",
     "stream-tls": "by a stream with TLS",
 }
+STARTS = {"ray": "`server run`: SuperLink, Ray, two workers", "in-process": "`server run --in-process`"}
 SIMULATIONS = {"lenet": "LeNet, 51 k parameters", "1.6M": "LeNet, 1.6 M parameters"}
 
 
@@ -23,6 +24,7 @@ def figures(read: Read) -> Figures:
     return {
         "deployment": deployment(read),
         "streams": streams(read),
+        "start": start(read),
         "deployed_s": f"{read('deployment')['stream-tls']['seconds_per_round']:.2f}",
         "simulation": simulation(read),
         "ray_share": f"{min(shares):.2f} to {max(shares):.2f}",
@@ -46,6 +48,20 @@ def deployment(read: Read) -> str:
                 title, f"{case['seconds_per_round']:.2f}", f"{case['cpu_seconds_per_message']:.2f}",
                 f"{100 * case['idle_share_of_a_core']:.1f} %",
             ) for case, title in ((result[name], title) for name, title in ROUNDS.items())
+        ),
+    )  # fmt: skip
+
+
+def start(read: Read) -> str:
+    """Return the table of how long a user waits for a simulation to begin and to end."""
+    result = read("start")
+    return table(
+        ("", "seconds to the end of the first round", "CPU-seconds till then", "seconds in all"),
+        (
+            (
+                title, f"{case['first_round_s']:.1f}", f"{case['cpu_seconds_to_first_round']:.1f}",
+                f"{case['whole_s']:.1f}",
+            ) for case, title in ((result[name], title) for name, title in STARTS.items())
         ),
     )  # fmt: skip
 
