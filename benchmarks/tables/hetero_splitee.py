@@ -40,11 +40,27 @@ MORE = {
     "averaging, global, groups": '`averaging`, `network.norm="group"`',
     "standalone, groups": 'standalone, `network.norm="group"`',
 }
+SKEWED = {
+    "standalone": "standalone",
+    "sequential": '`sequential`, `prior="own"`',
+    "averaging": '`averaging`, `prior="own"`',
+}
+SKEWED_VALIDATION = {
+    "standalone": "standalone",
+    "sequential, prefix": "`sequential`",
+    "averaging, global, cut": "`averaging`",
+    "averaging, global, own": '`averaging`, `statistics="own"`',
+    "sequential, prefix, prior": '**`sequential`, `prior="own"`**',
+    "averaging, global, cut, prior": '**`averaging`, `prior="own"`**',
+}
 STREAMS = {
     "slim ResNet, cut 1, fp32 / bf16": ("resnet_slim, cut 1, sequential, fp32", "resnet_slim, cut 1, sequential, bf16"),
     "slim ResNet, cut 3, fp32 / bf16": ("resnet_slim, cut 3, sequential, fp32", "resnet_slim, cut 3, sequential, bf16"),
     "ResNet-18, cut 3 / cut 7, fp32": ("resnet18, cut 3, sequential, fp32", "resnet18, cut 7, sequential, fp32"),
 }
+SPLIT_HEADER = (
+    "", "device's exit", "server's exit", "gated by entropy, answered locally", "server's exit over standalone",
+)  # fmt: skip
 CUTS = ("2", "3", "4")
 WORDS = {2: "two", 3: "three"}
 Runs = Mapping[int, study.Cell]  # by seed
@@ -54,8 +70,8 @@ def figures(read: Read) -> Figures:
     """Return every figure of Hetero-SplitEE's sections."""
     tested = {variant: study.cells(read("split_accuracy"), variant) for variant in SPLIT}
     chosen, codings = read("split_validation"), read("split_codings")
-    skewed = read("split_validation_skewed")
-    alone_skewed = study.cells(skewed, "standalone")[skewed["seeds"][0]]
+    skewed = {variant: study.cells(read("split_skewed"), variant) for variant in SKEWED}
+    tried_skewed = read("split_validation_skewed")
 
     def coding_loss(coding: str) -> str:
         runs = (study.cells(codings, variant) for variant in (coding, "sequential"))
@@ -70,17 +86,25 @@ def figures(read: Read) -> Figures:
 
     return {
         "split": table(
-            (
-                "", "device's exit", "server's exit", "gated by entropy, answered locally",
-                "server's exit over standalone",
-            ),
+            SPLIT_HEADER,
             (_split_row(title, variant, tested) for variant, title in SPLIT.items()),
         ),
         "seeds": WORDS[len(read("split_accuracy")["seeds"])],
         "validation": _validated(chosen, VALIDATION),
         "tried": _validated(read("split_validation_more"), MORE),
-        "skewed": _validated(skewed, VALIDATION),
-        "skewed_majority": percent(alone_skewed["client_accuracy"]["majority"]),
+        "skewed": table(
+            (*SPLIT_HEADER, "server's exit over the majority class"),
+            ((*_split_row(title, name, skewed), _over_majority(skewed[name])) for name, title in SKEWED.items()),
+        ),
+        "skewed_majority": percent(_majority(skewed["standalone"])),
+        "skewed_validation": _validated(tried_skewed, SKEWED_VALIDATION),
+        "skewed_validation_majority": " and ".join(
+            percent(_majority({seed: run})) for seed, run in study.cells(tried_skewed, "standalone").items()
+        ),
+        **{
+            f"skewed_{variant}_over_standalone": over_standalone(read, variant, "split_skewed")
+            for variant in ("sequential", "averaging")
+        },
         "sequential_over_sflv2": over("sequential", "sflv2"),
         "averaging_over_sflv1": over("averaging", "sflv1"),
         "averaging_over_sflv2": over("averaging", "sflv2"),
@@ -102,17 +126,17 @@ def figures(read: Read) -> Figures:
     }  # fmt: skip
 
 
-def over_standalone(read: Read, variant: str) -> str:
+def over_standalone(read: Read, variant: str, name: str = "split_accuracy") -> str:
     """Return how many points a variant's server gains over devices that train alone, by seed, with its interval."""
-    result = read("split_accuracy")
+    result = read(name)
     return gain_between(
         study.interval(study.cells(result, variant), study.cells(result, "standalone"), study.last_exit), 1
     )
 
 
-def server_exit(read: Read, variant: str) -> str:
+def server_exit(read: Read, variant: str, name: str = "split_accuracy") -> str:
     """Return a variant's accuracy at the server's exit."""
-    return spread(study.over_seeds(study.cells(read("split_accuracy"), variant), study.last_exit))
+    return spread(study.over_seeds(study.cells(read(name), variant), study.last_exit))
 
 
 def _validated(result: Mapping[str, Any], titles: Mapping[str, str]) -> str:
@@ -130,6 +154,16 @@ def _validated(result: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     header = ("", *seeds, "mean", "device's exit", "gated")
     kept = [index for index in range(len(header)) if not one or header[index] != "mean"]
     return table([header[index] for index in kept], ([row[index] for index in kept] for row in rows))
+
+
+def _majority(runs: Runs) -> float:
+    """Return the accuracy of always answering a client's most frequent class."""
+    return statistics.fmean(run["client_accuracy"]["majority"] for run in runs.values())
+
+
+def _over_majority(runs: Runs) -> str:
+    above = study.over_seeds(runs, study.last_exit)[0] - _majority(runs)
+    return f"{'+' if above >= 0 else ''}{percent(above)}"
 
 
 def _mean(runs: Runs) -> str:
