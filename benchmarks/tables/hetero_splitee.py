@@ -53,6 +53,19 @@ SKEWED_VALIDATION = {
     "sequential, prefix, prior": '**`sequential`, `prior="own"`**',
     "averaging, global, cut, prior": '**`averaging`, `prior="own"`**',
 }
+SKEWED_TRIED = {
+    "plain": "as it is",
+    "statistics own": "each client's own running statistics",
+    "statistics anew": "running statistics estimated anew from each client's images",
+    "last trained": "layers as each client last trained them, of `sequential` the device's",
+    "prior in answers": "class frequencies in answers alone",
+    "prior": '**class frequencies in training and answers: `prior="own"`**',
+    "prior, statistics own": "likewise, each client's own running statistics",
+    "prior, statistics anew": "likewise, running statistics estimated anew",
+    "own exits": "each client's own exits, on both sides (FedPer)",
+    "own exits, statistics own": "likewise, each client's own running statistics",
+    "own exits, statistics anew": "likewise, running statistics estimated anew",
+}
 STREAMS = {
     "slim ResNet, cut 1, fp32 / bf16": ("resnet_slim, cut 1, sequential, fp32", "resnet_slim, cut 1, sequential, bf16"),
     "slim ResNet, cut 3, fp32 / bf16": ("resnet_slim, cut 3, sequential, fp32", "resnet_slim, cut 3, sequential, bf16"),
@@ -101,6 +114,11 @@ def figures(read: Read) -> Figures:
         "skewed_validation_majority": " and ".join(
             percent(_majority({seed: run})) for seed, run in study.cells(tried_skewed, "standalone").items()
         ),
+        "skewed_tried": table(
+            ("", "`sequential`", "`averaging`"),
+            ((title, *_tried(read("split_skewed_tried"), name)) for name, title in SKEWED_TRIED.items()),
+        ),
+        "skewed_tried_majority": percent(read("split_skewed_tried")["majority"]),
         **{
             f"skewed_{variant}_over_standalone": over_standalone(read, variant, "split_skewed")
             for variant in ("sequential", "averaging")
@@ -154,6 +172,15 @@ def _validated(result: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     header = ("", *seeds, "mean", "device's exit", "gated")
     kept = [index for index in range(len(header)) if not one or header[index] != "mean"]
     return table([header[index] for index in kept], ([row[index] for index in kept] for row in rows))
+
+
+def _tried(result: Mapping[str, Any], variant: str) -> list[str]:
+    """Return each mode's exits and gated answer, empty where a mode was not measured."""
+    found = {row["mode"]: row for row in result["rows"] if row["variant"] == variant}
+    return [
+        exits(found[mode][key] for key in ("device", "server", "gated")) if mode in found else ""
+        for mode in ("sequential", "averaging")
+    ]
 
 
 def _majority(runs: Runs) -> float:
