@@ -28,7 +28,7 @@ class SplitEESettings(Settings):
     # Not in the paper. Features differ between cuts, and running statistics cover the last ~20 batches only
     statistics: Literal["own", "cut", "shared"] = "cut"
     """batch norm's running statistics, on both sides: own: each client's; by cut; shared: one set for all"""
-    # Not in the paper, which has equal clients. A shared head learns frequencies that no unlike client has
+    # Not in the paper. A network that unlike clients share learns class frequencies that none of them has
     prior: Literal["none", "own"] = "none"
     """own, for unlike classes: each client's class frequencies adjust both exits, in training and in answers"""
     # Unknown in the paper
