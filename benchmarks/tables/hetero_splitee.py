@@ -120,6 +120,8 @@ def figures(read: Read) -> Figures:
             ("", "`sequential`", "`averaging`"),
             ((title, *_tried(read("split_skewed_tried"), name)) for name, title in SKEWED_TRIED.items()),
         ),
+        "equal_sequential": _with_and_without(read, "sequential, prefix"),
+        "equal_averaging": _with_and_without(read, "averaging, global, cut"),
         "skewed_tried_majority": percent(read("split_skewed_tried")["majority"]),
         **{
             f"skewed_{variant}_over_standalone": over_standalone(read, variant, "split_skewed")
@@ -183,6 +185,13 @@ def _tried(result: Mapping[str, Any], variant: str) -> list[str]:
         exits(found[mode][key] for key in ("device", "server", "gated")) if mode in found else ""
         for mode in ("sequential", "averaging")
     ]
+
+
+def _with_and_without(read: Read, variant: str) -> str:
+    """Return the server's exit in equal shares, with clients' class frequencies and, by the same seed, without."""
+    ((seed, own),) = study.cells(read("split_validation_more"), f"{variant}, prior").items()
+    plain = study.cells(read("split_validation"), variant)[seed]
+    return f"{percent(study.last_exit(own))} with it and {percent(study.last_exit(plain))} without"
 
 
 def _majority(runs: Runs) -> float:
