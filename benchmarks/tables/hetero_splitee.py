@@ -31,20 +31,51 @@ MORE = {
     "sequential, prefix, shuffled turns": '`sequential`, `turns="shuffled"`',
     "sequential, prefix, server's rate 0.025": "`sequential`, `server-lr=0.025`, half of the devices'",
     "sequential, prefix, server's rate 0.1": "`sequential`, `server-lr=0.1`, twice the devices'",
+    "sequential, prefix, prior": '`sequential`, `prior="own"`',
     "sequential, prefix, groups": '`sequential`, `network.norm="group"`',
     "sflv2, prefix": 'SFLV2, `client-sync="prefix"`',
     "averaging, shared": '`averaging`, `aggregate-scope="server"`, `statistics="shared"`',
     "averaging, cut": '`averaging`, `aggregate-scope="server"`, `statistics="cut"`',
     "averaging, own": '`averaging`, `aggregate-scope="server"`, `statistics="own"`',
     "averaging, global, own, server's rate 0.1": '`averaging`, `statistics="own"`, `server-lr=0.1`',
+    "averaging, global, cut, prior": '`averaging`, `prior="own"`',
     "averaging, global, groups": '`averaging`, `network.norm="group"`',
     "standalone, groups": 'standalone, `network.norm="group"`',
+}
+SKEWED = {
+    "standalone": "standalone",
+    "sequential": '`sequential`, `prior="own"`',
+    "averaging": '`averaging`, `prior="own"`',
+}
+SKEWED_VALIDATION = {
+    "standalone": "standalone",
+    "sequential, prefix": "`sequential`",
+    "averaging, global, cut": "`averaging`",
+    "averaging, global, own": '`averaging`, `statistics="own"`',
+    "sequential, prefix, prior": '**`sequential`, `prior="own"`**',
+    "averaging, global, cut, prior": '**`averaging`, `prior="own"`**',
+}
+SKEWED_TRIED = {
+    "plain": "as it is",
+    "statistics own": "each client's own running statistics",
+    "statistics anew": "running statistics estimated anew from each client's images",
+    "last trained": "layers as each client last trained them, of `sequential` the device's",
+    "prior in answers": "class frequencies in answers alone",
+    "prior": '**class frequencies in training and answers: `prior="own"`**',
+    "prior, statistics own": "likewise, each client's own running statistics",
+    "prior, statistics anew": "likewise, running statistics estimated anew",
+    "own exits": "each client's own exits, on both sides (FedPer)",
+    "own exits, statistics own": "likewise, each client's own running statistics",
+    "own exits, statistics anew": "likewise, running statistics estimated anew",
 }
 STREAMS = {
     "slim ResNet, cut 1, fp32 / bf16": ("resnet_slim, cut 1, sequential, fp32", "resnet_slim, cut 1, sequential, bf16"),
     "slim ResNet, cut 3, fp32 / bf16": ("resnet_slim, cut 3, sequential, fp32", "resnet_slim, cut 3, sequential, bf16"),
     "ResNet-18, cut 3 / cut 7, fp32": ("resnet18, cut 3, sequential, fp32", "resnet18, cut 7, sequential, fp32"),
 }
+SPLIT_HEADER = (
+    "", "device's exit", "server's exit", "gated by entropy, answered locally", "server's exit over standalone",
+)  # fmt: skip
 CUTS = ("2", "3", "4")
 WORDS = {2: "two", 3: "three"}
 Runs = Mapping[int, study.Cell]  # by seed
@@ -54,8 +85,8 @@ def figures(read: Read) -> Figures:
     """Return every figure of Hetero-SplitEE's sections."""
     tested = {variant: study.cells(read("split_accuracy"), variant) for variant in SPLIT}
     chosen, codings = read("split_validation"), read("split_codings")
-    skewed = read("split_validation_skewed")
-    alone_skewed = study.cells(skewed, "standalone")[skewed["seeds"][0]]
+    skewed = {variant: study.cells(read("split_skewed"), variant) for variant in SKEWED}
+    tried_skewed = read("split_validation_skewed")
 
     def coding_loss(coding: str) -> str:
         runs = (study.cells(codings, variant) for variant in (coding, "sequential"))
@@ -70,17 +101,32 @@ def figures(read: Read) -> Figures:
 
     return {
         "split": table(
-            (
-                "", "device's exit", "server's exit", "gated by entropy, answered locally",
-                "server's exit over standalone",
-            ),
+            SPLIT_HEADER,
             (_split_row(title, variant, tested) for variant, title in SPLIT.items()),
         ),
         "seeds": WORDS[len(read("split_accuracy")["seeds"])],
         "validation": _validated(chosen, VALIDATION),
         "tried": _validated(read("split_validation_more"), MORE),
-        "skewed": _validated(skewed, VALIDATION),
-        "skewed_majority": percent(alone_skewed["client_accuracy"]["majority"]),
+        "skewed": table(
+            (*SPLIT_HEADER, "server's exit over the majority class"),
+            ((*_split_row(title, name, skewed), _over_majority(skewed[name])) for name, title in SKEWED.items()),
+        ),
+        "skewed_majority": percent(_majority(skewed["standalone"])),
+        "skewed_validation": _validated(tried_skewed, SKEWED_VALIDATION),
+        "skewed_validation_majority": " and ".join(
+            percent(_majority({seed: run})) for seed, run in study.cells(tried_skewed, "standalone").items()
+        ),
+        "skewed_tried": table(
+            ("", "`sequential`", "`averaging`"),
+            ((title, *_tried(read("split_skewed_tried"), name)) for name, title in SKEWED_TRIED.items()),
+        ),
+        "equal_sequential": _with_and_without(read, "sequential, prefix"),
+        "equal_averaging": _with_and_without(read, "averaging, global, cut"),
+        "skewed_tried_majority": percent(read("split_skewed_tried")["majority"]),
+        **{
+            f"skewed_{variant}_over_standalone": over_standalone(read, variant, "split_skewed")
+            for variant in ("sequential", "averaging")
+        },
         "sequential_over_sflv2": over("sequential", "sflv2"),
         "averaging_over_sflv1": over("averaging", "sflv1"),
         "averaging_over_sflv2": over("averaging", "sflv2"),
@@ -102,17 +148,17 @@ def figures(read: Read) -> Figures:
     }  # fmt: skip
 
 
-def over_standalone(read: Read, variant: str) -> str:
+def over_standalone(read: Read, variant: str, name: str = "split_accuracy") -> str:
     """Return how many points a variant's server gains over devices that train alone, by seed, with its interval."""
-    result = read("split_accuracy")
+    result = read(name)
     return gain_between(
         study.interval(study.cells(result, variant), study.cells(result, "standalone"), study.last_exit), 1
     )
 
 
-def server_exit(read: Read, variant: str) -> str:
+def server_exit(read: Read, variant: str, name: str = "split_accuracy") -> str:
     """Return a variant's accuracy at the server's exit."""
-    return spread(study.over_seeds(study.cells(read("split_accuracy"), variant), study.last_exit))
+    return spread(study.over_seeds(study.cells(read(name), variant), study.last_exit))
 
 
 def _validated(result: Mapping[str, Any], titles: Mapping[str, str]) -> str:
@@ -130,6 +176,32 @@ def _validated(result: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     header = ("", *seeds, "mean", "device's exit", "gated")
     kept = [index for index in range(len(header)) if not one or header[index] != "mean"]
     return table([header[index] for index in kept], ([row[index] for index in kept] for row in rows))
+
+
+def _tried(result: Mapping[str, Any], variant: str) -> list[str]:
+    """Return each mode's exits and gated answer, empty where a mode was not measured."""
+    found = {row["mode"]: row for row in result["rows"] if row["variant"] == variant}
+    return [
+        exits(found[mode][key] for key in ("device", "server", "gated")) if mode in found else ""
+        for mode in ("sequential", "averaging")
+    ]
+
+
+def _with_and_without(read: Read, variant: str) -> str:
+    """Return the server's exit in equal shares, with clients' class frequencies and, by the same seed, without."""
+    ((seed, own),) = study.cells(read("split_validation_more"), f"{variant}, prior").items()
+    plain = study.cells(read("split_validation"), variant)[seed]
+    return f"{percent(study.last_exit(own))} with it and {percent(study.last_exit(plain))} without"
+
+
+def _majority(runs: Runs) -> float:
+    """Return the accuracy of always answering a client's most frequent class."""
+    return statistics.fmean(run["client_accuracy"]["majority"] for run in runs.values())
+
+
+def _over_majority(runs: Runs) -> str:
+    above = study.over_seeds(runs, study.last_exit)[0] - _majority(runs)
+    return f"{'+' if above >= 0 else ''}{percent(above)}"
 
 
 def _mean(runs: Runs) -> str:

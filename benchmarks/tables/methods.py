@@ -50,11 +50,17 @@ def _personal(read: Read) -> str:
 
 
 def _hetero_splitee(read: Read) -> str:
-    modes = (
-        f"`{mode}` {hetero_splitee.server_exit(read, mode)} %, {hetero_splitee.over_standalone(read, mode)}"
-        for mode in ("averaging", "sequential")
+    def modes(name: str) -> str:
+        return "; ".join(
+            f"`{mode}` {hetero_splitee.server_exit(read, mode, name)} %, "
+            f"{hetero_splitee.over_standalone(read, mode, name)}"
+            for mode in ("averaging", "sequential")
+        )
+
+    return (
+        f"points over devices alone, CIFAR-10 at 16x16 in equal shares: {modes('split_accuracy')}; with unlike classes "
+        f"and `splitee.prior=own`: {modes('split_skewed')}"
     )
-    return f"points over devices alone, CIFAR-10 at 16x16 in equal shares: {'; '.join(modes)}; not with unlike classes"
 
 
 def _distree(read: Read) -> str:

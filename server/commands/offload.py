@@ -13,6 +13,7 @@ from common.rpc.channels import Limits
 from common.rpc.methods import SPLIT
 from common.storage.model_file import FILE, StoredModel, load_model
 from strategies.hetero_splitee.offload import Suffixes
+from strategies.hetero_splitee.prior import counts_of
 from strategies.hetero_splitee.service import Expected, SplitService
 from strategies.hetero_splitee.statistics import SERVER_HALF, statistics_of
 
@@ -27,9 +28,10 @@ def run(options: argparse.Namespace) -> int:
     keep_memory()
     try:
         running = statistics_of(stored.others)
+        counts = counts_of(stored.others, stored.network.num_classes)
     except ValueError as error:
         raise UserError(f"--model {options.model} does not hold a whole model: {error}") from error
-    suffixes = Suffixes(stored.network, pick_device(options.device), running)
+    suffixes = Suffixes(stored.network, pick_device(options.device), running, counts)
     folder = options.model if options.model.is_dir() else options.model.parent
     reached = standalone.access(options, folder, "offload.token")
     expected = Expected(stored.run, suffixes.shapes, stored.network.num_classes, options.batch)

@@ -21,6 +21,7 @@ from strategies.hetero_splitee.learner import (
     statistics,
     train_step,
 )
+from strategies.hetero_splitee.prior import LabelCounts, adjusted, counts_of
 from strategies.hetero_splitee.settings import SplitEESettings
 from strategies.hetero_splitee.statistics import RunningStatistics, statistics_of
 from strategies.hetero_splitee.vectorised import train_together
@@ -65,6 +66,7 @@ class Averaging:
         }
         self.averaged = 0  # round
         self.running = RunningStatistics(settings.statistics)
+        self.counts = LabelCounts(network.num_classes if settings.prior == "own" else 0)
         self._buffers = statistics(network).keys()
         self.kept: dict[int, Kept] = {}
         self.copies: dict[int, Learner] = {}  # of this round's clients
@@ -74,6 +76,7 @@ class Averaging:
     def open_round(self, round_: int, cuts: Mapping[int, int], sgd: Sgd) -> None:
         """Begin a round: read the copies of these clients for these cuts."""
         self.round, self.sgd, self._guest = round_, sgd, None
+        self.counts.open_round()
         self.copies = {client: self._read(client, cuts[client]) for client in sorted(cuts)}
 
     def step(self, client: int, features: Tensor, labels: Tensor) -> StepResult:
@@ -82,6 +85,7 @@ class Averaging:
         return train_step(
             copy, copy.network, 0, self.sgd,
             features.to(self.device), labels.to(self.device), return_gradient=self.settings.gradient == "return",
+            prior=self.counts.count(client, labels),
         )  # fmt: skip
 
     def step_many(self, batches: Mapping[int, tuple[Tensor, Tensor]]) -> dict[int, StepResult]:
@@ -97,9 +101,11 @@ class Averaging:
                 results[clients[0]] = self.step(clients[0], *batches[clients[0]])
                 continue
             features, labels = (torch.stack(column) for column in zip(*(batches[c] for c in clients), strict=True))
+            priors = [prior for c in clients if (prior := self.counts.count(c, batches[c][1])) is not None]
             together = train_together(
                 [self.copies[client] for client in clients], self.sgd,
                 features.to(self.device), labels.to(self.device), return_gradient=self.settings.gradient == "return",
+                priors=torch.stack(priors).to(self.device) if priors else None,
             )  # fmt: skip
             results |= dict(zip(clients, together, strict=True))
         return dict(sorted(results.items()))
@@ -115,6 +121,7 @@ class Averaging:
             part = self.copies[client].network
             self.kept[client] = Kept(self.round, part.start, samples[client])
             self.running.keep(client, part.start, statistics(part))
+        self.counts.close_round(samples)
         if self.settings.aggregates(self.round):
             self._aggregate(devices)
         for client in sorted(samples):
@@ -126,14 +133,17 @@ class Averaging:
         return tuple(sorted(samples))
 
     def logits(self, client: int, cut: int, features: Tensor) -> Tensor:
-        """Return the final logits (B, classes) of features (B, ...) from a client's copy for this cut, in eval mode."""
+        """Return the final logits (B, classes) of features (B, ...) from a client's copy for this cut, in eval mode.
+
+        They are adjusted to the client.
+        """
         copy = self.copies.get(client)
         if copy is None or copy.network.start != cut:
             if self._guest is None or self._guest[0] != (client, cut):
                 # no pruning: a round is evaluated before its checkpoint is written
                 self._guest = (client, cut), self._read(client, cut, prune=False)
             copy = self._guest[1]
-        return final_logits(copy.network, features.to(self.device))
+        return adjusted(final_logits(copy.network, features.to(self.device)), self.counts.prior(client))
 
     def model(self) -> StateDict:
         """Return a copy of the last average by key: all units, the last exit, with scope "global" those at cuts."""
@@ -143,14 +153,19 @@ class Averaging:
         """Return the running statistics beside the average's, as of the last finished round."""
         return self.running
 
+    def labels(self) -> LabelCounts:
+        """Return the labels that each client has streamed."""
+        return self.counts
+
     def held_bytes(self) -> int:
-        """Return the bytes of the average, of the copies in memory with their momenta, and of all statistics."""
+        """Return the bytes of the average, of the copies in memory with their momenta, of statistics and counts."""
         states = [self.average, *(copy.state_dict() for copy in self.copies.values())]
-        return sum(value.nbytes for state in states for value in state.values()) + self.running.nbytes()
+        models = sum(value.nbytes for state in states for value in state.values())
+        return models + self.running.nbytes() + self.counts.nbytes()
 
     def state_dict(self) -> tuple[StateDict, dict[str, Any]]:
         """Return tensors and plain values for a checkpoint; the copies are in the store."""
-        return self.running.beside(self.model()), {
+        return self.counts.beside(self.running.beside(self.model())), {
             "averaged": self.averaged,
             "kept": [[client, *astuple(kept)] for client, kept in sorted(self.kept.items())],
         }
@@ -158,6 +173,7 @@ class Averaging:
     def load_state_dict(self, tensors: StateDict, values: Mapping[str, Any]) -> None:
         """Restore the result of `state_dict`."""
         self.running = statistics_of(tensors, self.settings.statistics)
+        self.counts = counts_of(tensors, self.counts.classes)
         self.average = {key: value for key, value in tensors.items() if key.startswith(("units.", "exits."))}
         self.averaged = int(values["averaged"])
         self.kept = {client: Kept(*rest) for client, *rest in values["kept"]}

@@ -27,8 +27,9 @@ from common.storage.client_store import ClientState
 from common.storage.model_file import FILE, ModelInfo, save_model
 from common.weights.flat import FlatState, StateDict
 from strategies.hetero_splitee.client_step import finish, forward, local_step
-from strategies.hetero_splitee.learner import MOMENTUM, Learner, Sgd, statistics
+from strategies.hetero_splitee.learner import MOMENTUM, Learner, Sgd, exit_head, statistics
 from strategies.hetero_splitee.origin import CLIENT, Origin
+from strategies.hetero_splitee.prior import log_prior
 from strategies.hetero_splitee.settings import SplitEESettings
 from strategies.hetero_splitee.stream import FeatureStream, offload
 from strategies.method import Job, Outcome
@@ -64,7 +65,7 @@ class SplitTraining:
         source = generator(job.config.run.seed, "batches", job.round, job.client)
         epochs = [batches(len(job.y), section.batch_size, source) for _ in range(section.epochs)]
         order, by_batch = [batch for epoch in epochs for batch in epoch], settings.granularity == "batch"
-        total = torch.zeros((), device=job.device)
+        total, prior = torch.zeros((), device=job.device), _prior(job)
         with self._stream(job, settings, len(order)) as stream:
             for index, batch in enumerate(order):
                 # dropout draws from the global state, which a node's clients share
@@ -76,9 +77,9 @@ class SplitTraining:
                     if by_batch:
                         yield
                     gradient = stream.wait_gradient(sent, outputs.trunk.shape)
-                    loss = finish(device, sgd, outputs, y, gradient.to(job.device), settings.exit_weight)
+                    loss = finish(device, sgd, outputs, y, gradient.to(job.device), settings.exit_weight, prior)
                 else:
-                    features, loss = local_step(device, sgd, x, y)
+                    features, loss = local_step(device, sgd, x, y, prior)
                     stream.send(features.cpu(), y.cpu())
                 total += loss
                 if by_batch or (index + 1) % len(epochs[0]) == 0:
@@ -89,8 +90,11 @@ class SplitTraining:
         metrics = {"loss": float(total) / len(order)} if order else {}
         return Outcome(state, metrics, kept=ClientState(kept))
 
+    @torch.no_grad()
     def personalise(self, job: Job) -> None:
-        """The device's part is the client's."""
+        """Put the client's prior, if it has one, into its exit's bias: the device's part is then the client's."""
+        if (prior := _prior(job)) is not None:
+            exit_head(job.network, job.part).linear.bias.add_(prior)
 
     def network(self, job: Job) -> nn.Module:
         """Return the device's exit and, behind it, the server's last one."""
@@ -136,6 +140,13 @@ class SplitNetwork(nn.Module):
 def module_of(key: str) -> str:
     """Return the unit or exit that a key belongs to, such as "units.3"."""
     return ".".join(key.split(".")[:2])
+
+
+def _prior(job: Job) -> Tensor | None:
+    """Return what adjusts the client's exit (classes,), on the device; None without `splitee.prior="own"`."""
+    if job.config.of(SplitEESettings).prior == "none":
+        return None
+    return log_prior(torch.bincount(job.y, minlength=job.network.num_classes))
 
 
 def _origin(job: Job) -> Origin:

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from common.networks import ExitOutputs
 from strategies.hetero_splitee.learner import Learner, Sgd
+from strategies.hetero_splitee.prior import adjusted
 
 
-def local_step(device: Learner, sgd: Sgd, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def local_step(device: Learner, sgd: Sgd, x: Tensor, y: Tensor, prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Train the device's units and exit on the exit's loss alone, without waiting for the server.
 
     Args:
@@ -19,6 +20,7 @@ def local_step(device: Learner, sgd: Sgd, x: Tensor, y: Tensor) -> tuple[Tensor,
         sgd: its optimiser.
         x: (B, C, H, W).
         y: (B,) int64.
+        prior: (classes,) that adjusts the exit's logits, if there is one.
 
     Returns:
         features: (B, ...) for the server, detached, computed with the weights BEFORE the step.
@@ -26,7 +28,7 @@ def local_step(device: Learner, sgd: Sgd, x: Tensor, y: Tensor) -> tuple[Tensor,
     """
     outputs = device.network.forward_exits(x)
     device.model.zero_grad()
-    loss = F.cross_entropy(outputs.logits[-1], y)
+    loss = F.cross_entropy(adjusted(outputs.logits[-1], prior), y)
     loss.backward()
     device.step(sgd)
     return outputs.trunk.detach(), loss.detach()
@@ -38,8 +40,9 @@ def forward(device: Learner, x: Tensor) -> ExitOutputs:
 
 
 def finish(
-    device: Learner, sgd: Sgd, outputs: ExitOutputs, y: Tensor, gradient: Tensor, exit_weight: float = 0.0
-) -> Tensor:
+    device: Learner, sgd: Sgd, outputs: ExitOutputs, y: Tensor, gradient: Tensor, exit_weight: float = 0.0,
+    prior: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Finish a step of split learning: `dL/dh` of the server plus `exit_weight` times the exit's loss.
 
     Split learning has no exit, so the weight is 0 by default; the exit is then not trained at all.
@@ -51,12 +54,13 @@ def finish(
         y: (B,) int64.
         gradient: (B, ...) of the server's loss with respect to the features.
         exit_weight: of the exit's loss.
+        prior: (classes,) that adjusts the exit's logits, if there is one.
 
     Returns:
         The exit's mean cross-entropy before the step, a scalar.
     """
     device.model.zero_grad()
-    loss = F.cross_entropy(outputs.logits[-1], y)
+    loss = F.cross_entropy(adjusted(outputs.logits[-1], prior), y)
     if exit_weight:
         torch.autograd.backward([outputs.trunk, exit_weight * loss], [gradient, None])
         device.step(sgd)

@@ -14,6 +14,7 @@ from common.networks import EarlyExitNetwork
 from common.networks.heads import ExitHead
 from common.sections.general import TrainSection
 from common.weights.flat import FlatModel, StateDict
+from strategies.hetero_splitee.prior import adjusted
 from strategies.hetero_splitee.settings import SplitEESettings
 
 MOMENTUM = "momentum."  # in `Learner.state_dict`, the prefix of a parameter's key that marks its momentum
@@ -56,7 +57,7 @@ def device_part(network: EarlyExitNetwork, cut: int) -> EarlyExitNetwork:
     _check(network, cut)
     part = network.prefix_units(cut)
     units = {index: part.units[str(index)] for index in range(cut)}
-    return EarlyExitNetwork(units, {cut: _exit(part, cut)}, part.architecture).train(network.training)
+    return EarlyExitNetwork(units, {cut: exit_head(part, cut)}, part.architecture).train(network.training)
 
 
 def server_part(network: EarlyExitNetwork, cut: int) -> EarlyExitNetwork:
@@ -67,9 +68,14 @@ def server_part(network: EarlyExitNetwork, cut: int) -> EarlyExitNetwork:
     """
     _check(network, cut)
     units = {index: network.units[str(index)] for index in range(cut, network.end)}
-    return EarlyExitNetwork(units, {network.end: _exit(network, network.end)}, network.architecture).train(
+    return EarlyExitNetwork(units, {network.end: exit_head(network, network.end)}, network.architecture).train(
         network.training
     )
+
+
+def exit_head(network: EarlyExitNetwork, position: int) -> ExitHead:
+    """Return the exit after so many units of the whole network."""
+    return cast(ExitHead, network.exits[str(position)])
 
 
 def statistics(part: EarlyExitNetwork) -> StateDict:
@@ -152,6 +158,7 @@ def train_step(
     labels: Tensor,
     *,
     return_gradient: bool,
+    prior: Tensor | None = None,
 ) -> StepResult:
     """Train the server's layers on one batch (Hetero-SplitEE): the gradient flows into this part and no further.
 
@@ -163,10 +170,11 @@ def train_step(
         features: (B, ...) smashed data, detached.
         labels: (B,) int64.
         return_gradient: return the gradient of the features, too.
+        prior: (classes,) that adjusts the logits, if there is one.
     """
     features = features.detach().requires_grad_(return_gradient)
     learner.model.zero_grad()
-    loss = F.cross_entropy(part(features)[-1], labels)
+    loss = F.cross_entropy(adjusted(part(features)[-1], prior), labels)
     loss.backward()
     learner.step(sgd, start)
     return StepResult(loss.detach(), features.grad)
@@ -179,10 +187,6 @@ def final_logits(part: EarlyExitNetwork, features: Tensor) -> Tensor:
     logits = part(features)[-1]
     part.train()
     return logits
-
-
-def _exit(network: EarlyExitNetwork, position: int) -> ExitHead:
-    return cast(ExitHead, network.exits[str(position)])
 
 
 def _check(network: EarlyExitNetwork, cut: int) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from common.networks import EarlyExitNetwork
 from strategies.hetero_splitee.learner import server_part, with_statistics
+from strategies.hetero_splitee.prior import LabelCounts, adjusted
 from strategies.hetero_splitee.remote import OVERHEAD, bytes_per_sample
 from strategies.hetero_splitee.statistics import RunningStatistics
 
@@ -15,9 +16,14 @@ class Suffixes:
     """The layers after every cut of a finished network; parts share its parameters. Not thread-safe."""
 
     def __init__(
-        self, network: EarlyExitNetwork, device: torch.device, running: RunningStatistics | None = None
-    ) -> None:
-        """`network` is a whole network; `running` are the statistics of cuts and clients that have their own."""
+        self, network: EarlyExitNetwork, device: torch.device, running: RunningStatistics | None = None,
+        counts: LabelCounts | None = None,
+    ) -> None:  # fmt: skip
+        """`network` is a whole network; `running` are the statistics of cuts and clients that have their own.
+
+        `counts` are the labels of the clients whose answers are adjusted.
+        """
+        self.counts = counts or LabelCounts()
         network, self.running = network.to(device).eval(), running or RunningStatistics()
         self.device, self.parts = device, {cut: server_part(network, cut) for cut in range(1, network.end)}
         self._last: tuple[tuple[int, int], EarlyExitNetwork] | None = None  # of the client that asked last
@@ -28,8 +34,11 @@ class Suffixes:
 
     @torch.no_grad()
     def logits(self, client: int, cut: int, features: Tensor) -> Tensor:
-        """Return the last exit's logits (B, classes) of features (B, ...) at a cut, with this client's statistics."""
-        return self._part(client, cut)(features.to(self.device))[-1].cpu()
+        """Return the last exit's logits (B, classes) of features (B, ...) at a cut, as this client gets them.
+
+        The statistics and the prior are the client's; an unknown client has its cut's statistics, and no prior.
+        """
+        return adjusted(self._part(client, cut)(features.to(self.device))[-1].cpu(), self.counts.prior(client))
 
     def message_bytes(self, batch: int) -> int:
         """Return the maximum size of a message of `batch` samples, in bytes."""

@@ -18,6 +18,7 @@ from strategies.hetero_splitee.learner import (
     train_step,
     with_statistics,
 )
+from strategies.hetero_splitee.prior import LabelCounts, adjusted, counts_of
 from strategies.hetero_splitee.settings import SplitEESettings
 from strategies.hetero_splitee.statistics import RunningStatistics, statistics_of
 
@@ -36,6 +37,7 @@ class Sequential:
         self.settings, self.device = settings, device
         self.learner = Learner.copy_of(server_part(network, 1), device)
         self.running = RunningStatistics(settings.statistics)
+        self.counts = LabelCounts(network.num_classes if settings.prior == "own" else 0)
         self.parts: dict[int, tuple[EarlyExitNetwork, int]] = {}  # of this round's clients -> part, start in vectors
         self.cuts: dict[int, int] = {}  # of this round's clients
         self._guest: tuple[tuple[int, int], EarlyExitNetwork] | None = None  # the last part evaluated between rounds
@@ -43,6 +45,7 @@ class Sequential:
     def open_round(self, round_: int, cuts: Mapping[int, int], sgd: Sgd) -> None:
         """Begin a round with these clients' cuts."""
         self.cuts, self.sgd, self.parts, self._guest = dict(cuts), sgd, {}, None
+        self.counts.open_round()
 
     def step(self, client: int, features: Tensor, labels: Tensor) -> StepResult:
         """Train on one batch: features (B, ...) at the client's cut, labels (B,)."""
@@ -50,6 +53,7 @@ class Sequential:
         return train_step(
             self.learner, part, start, self.sgd,
             features.to(self.device), labels.to(self.device), return_gradient=self.settings.gradient == "return",
+            prior=self.counts.count(client, labels),
         )  # fmt: skip
 
     def step_many(self, batches: Mapping[int, tuple[Tensor, Tensor]]) -> dict[int, StepResult]:
@@ -62,17 +66,17 @@ class Sequential:
         for client, state in found.items():
             self.running.keep(client, self.cuts[client], state)
         self.running.average((self.cuts[client], samples[client], state) for client, state in found.items())
+        self.counts.close_round(found)
         self.cuts, self.parts, self._guest = {}, {}, None
         return ()
 
     def logits(self, client: int, cut: int, features: Tensor) -> Tensor:
-        """Return the final logits (B, classes) of features (B, ...) at a cut, in eval mode."""
+        """Return the final logits (B, classes) of features (B, ...) at a cut, in eval mode, adjusted to the client."""
         if self.cuts.get(client) == cut:
-            return final_logits(self._part(client)[0], features.to(self.device))
-        if self._guest is None or self._guest[0] != (client, cut):
-            part = server_part(self.learner.network, cut)
-            self._guest = (client, cut), with_statistics(part, self.running.shallowest() | self.running.of(client, cut))
-        return final_logits(self._guest[1], features.to(self.device))
+            part, _ = self._part(client)
+        else:
+            part = self._as_guest(client, cut)
+        return adjusted(final_logits(part, features.to(self.device)), self.counts.prior(client))
 
     def model(self) -> StateDict:
         """Return a copy of the server's layers by key; a layer's statistics are those of the shallowest cut before it.
@@ -86,21 +90,35 @@ class Sequential:
         """Return the running statistics beside `model`'s, as of the last finished round."""
         return self.running
 
+    def labels(self) -> LabelCounts:
+        """Return the labels that each client has streamed."""
+        return self.counts
+
     def held_bytes(self) -> int:
-        """Return the bytes of the model's weights and momentum, and of all running statistics."""
+        """Return the bytes of the model's weights and momentum, of all running statistics and of the label counts."""
         parts = {id(part): part for part, _ in self.parts.values() if self.settings.statistics != "shared"}
         live = sum(value.nbytes for part in parts.values() for value in statistics(part).values())
-        return sum(value.nbytes for value in self.learner.state_dict().values()) + self.running.nbytes() + live
+        model = sum(value.nbytes for value in self.learner.state_dict().values())
+        return model + self.running.nbytes() + live + self.counts.nbytes()
 
     def state_dict(self) -> tuple[StateDict, dict[str, Any]]:
         """Return tensors and plain values for a checkpoint, between rounds."""
-        return self.running.beside({key: value.cpu().clone() for key, value in self.learner.state_dict().items()}), {}
+        model = {key: value.cpu().clone() for key, value in self.learner.state_dict().items()}
+        return self.counts.beside(self.running.beside(model)), {}
 
     def load_state_dict(self, tensors: StateDict, values: Mapping[str, Any]) -> None:
         """Restore the result of `state_dict`."""
         self.learner.load_state_dict(tensors)
         self.running = statistics_of(tensors, self.settings.statistics)
+        self.counts = counts_of(tensors, self.counts.classes)
         self.cuts, self.parts, self._guest = {}, {}, None
+
+    def _as_guest(self, client: int, cut: int) -> EarlyExitNetwork:
+        """Return the layers after a cut for a client that does not train there in this round."""
+        if self._guest is None or self._guest[0] != (client, cut):
+            part = server_part(self.learner.network, cut)
+            self._guest = (client, cut), with_statistics(part, self.running.shallowest() | self.running.of(client, cut))
+        return self._guest[1]
 
     def _part(self, client: int) -> tuple[EarlyExitNetwork, int]:
         """Return a client's layers in this round and their start in the vectors."""

@@ -11,6 +11,7 @@ from common.storage.client_store import ClientStore
 from common.weights.flat import StateDict
 from strategies.hetero_splitee.averaging import Averaging
 from strategies.hetero_splitee.learner import Sgd, StepResult
+from strategies.hetero_splitee.prior import LabelCounts
 from strategies.hetero_splitee.sequential import Sequential
 from strategies.hetero_splitee.settings import SplitEESettings
 from strategies.hetero_splitee.statistics import RunningStatistics
@@ -40,7 +41,10 @@ class ServerModel(Protocol):
         ...
 
     def logits(self, client: int, cut: int, features: Tensor) -> Tensor:
-        """Return the final logits (B, classes) of features (B, ...) in eval mode, during a round or after it."""
+        """Return the final logits (B, classes) of features (B, ...) in eval mode, during a round or after it.
+
+        With a prior they are adjusted by the client's, if it has finished a round.
+        """
         ...
 
     def model(self) -> StateDict:
@@ -49,6 +53,10 @@ class ServerModel(Protocol):
 
     def statistics(self) -> RunningStatistics:
         """Return the running statistics of clients and cuts that have their own beside `model`'s, between rounds."""
+        ...
+
+    def labels(self) -> LabelCounts:
+        """Return the labels that each client has streamed; with the setting "none" they are not counted."""
         ...
 
     def held_bytes(self) -> int:

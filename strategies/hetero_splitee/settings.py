@@ -28,6 +28,9 @@ class SplitEESettings(Settings):
     # Not in the paper. Features differ between cuts, and running statistics cover the last ~20 batches only
     statistics: Literal["own", "cut", "shared"] = "cut"
     """batch norm's running statistics, on both sides: own: each client's; by cut; shared: one set for all"""
+    # Not in the paper. A network that unlike clients share learns class frequencies that none of them has
+    prior: Literal["none", "own"] = "none"
+    """own, for unlike classes: each client's class frequencies adjust both exits, in training and in answers"""
     # Unknown in the paper
     turns: Literal["fixed", "shuffled"] = "fixed"
     """sequential: order of clients in a turn: by id, or drawn for each round"""

@@ -152,9 +152,11 @@ class HeteroSplitEE(EarlyExitStrategy):
     def final_model(self) -> StateDict:
         """Return the whole network as the server has it, with the statistics of every cut and client that has its own.
 
+        With `splitee.prior="own"` the clients' label counts are beside it.
+
         Units that it has never trained or averaged are the seed's.
         """
-        return self.server.statistics().beside(self.model)
+        return self.server.labels().beside(self.server.statistics().beside(self.model))
 
     def final_values(self) -> Mapping[str, Any]:
         """Say that the stored model is the server's half."""

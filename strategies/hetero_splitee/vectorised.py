@@ -20,11 +20,13 @@ from torch import Tensor
 from torch.func import functional_call, stack_module_state
 
 from strategies.hetero_splitee.learner import Learner, Sgd, StepResult
+from strategies.hetero_splitee.prior import adjusted
 
 
 def train_together(
-    learners: Sequence[Learner], sgd: Sgd, features: Tensor, labels: Tensor, *, return_gradient: bool
-) -> list[StepResult]:
+    learners: Sequence[Learner], sgd: Sgd, features: Tensor, labels: Tensor, *,
+    return_gradient: bool, priors: Tensor | None = None,
+) -> list[StepResult]:  # fmt: skip
     """Apply `train_step` to each of K learners of the same cut, up to rounding.
 
     Args:
@@ -33,15 +35,19 @@ def train_together(
         features: (K, B, ...) smashed data, detached.
         labels: (K, B) int64.
         return_gradient: return the gradients of the features, too.
+        priors: (K, classes) that adjust the logits, if there are some.
     """
     features = features.detach().requires_grad_(return_gradient)
     networks = [learner.network for learner in learners]
     weights, buffers = stack_module_state(networks)
 
-    def loss(weights: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(functional_call(networks[0], (weights, buffers), (x,))[-1], y)
+    def loss(
+        weights: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor, prior: Tensor | None
+    ) -> Tensor:
+        return F.cross_entropy(adjusted(functional_call(networks[0], (weights, buffers), (x,))[-1], prior), y)
 
-    losses = torch.vmap(loss, randomness="different")(weights, buffers, features, labels)
+    rows = (0, 0, 0, 0, None if priors is None else 0)
+    losses = torch.vmap(loss, rows, randomness="different")(weights, buffers, features, labels, priors)
     losses.sum().backward()
     for row, learner in enumerate(learners):
         for key, weight in learner.network.named_parameters():

@@ -45,6 +45,7 @@ from strategies.configuration import read_config
 from strategies.factory import make_strategy
 from strategies.hetero_splitee.offload import Suffixes
 from strategies.hetero_splitee.origin import Origin
+from strategies.hetero_splitee.prior import counts_of, log_prior
 from strategies.hetero_splitee.remote import Answer, NoAnswer, Remote
 from strategies.hetero_splitee.statistics import statistics_of
 from tests.support.served import read_line
@@ -63,6 +64,7 @@ class Run:
             "clients.per-round": 3, "clients.store": str(root / "clients"), "clients.device": "cpu",
             "server.device": "cpu", "network.name": "resnet_slim", "network.width": 4, "data.limit": 600,
             "train.batch-size": 16, "round.deadline": 60.0, "splitee.statistics": "own",
+            "splitee.prior": "own",
         })  # fmt: skip
         folder = RunFolder.create(root, config)
         strategy = make_strategy(config, [folder])
@@ -71,7 +73,7 @@ class Run:
         self.folder, self.model, self.trained = folder.folder, strategy.final_model(), strategy.server
         self.devices = [root / "clients" / "split" / f"client-{client:06d}" for client in (0, 1)]
         stored = load_model(self.folder)
-        self.suffixes = Suffixes(stored.network, CPU, statistics_of(stored.others))
+        self.suffixes = Suffixes(stored.network, CPU, statistics_of(stored.others), counts_of(stored.others, 10))
 
     def samples(self, client: int, size: int = 1) -> list[Samples]:
         stored = load_model(self.devices[client])
@@ -181,11 +183,12 @@ def test_finished_run_answers_as_its_own_evaluation(run: Run, server: Server) ->
         assert stored.client == client
         own = run.trained.logits(client, stored.cut, features)
         assert torch.equal(torch.from_numpy(there), own)
-        # another client of the same cut, which has none of its own yet, gets the cut's statistics
+        # another client of the same cut, which has none of its own yet, gets the cut's statistics and no prior
         stored.client = 99
         there = remote(server, stored).ask(features.numpy()).logits
         assert torch.equal(torch.from_numpy(there), run.trained.logits(99, stored.cut, features))
-        assert torch.equal(torch.from_numpy(there), own) == (client == 0)  # the only one with its cut
+        prior = log_prior(run.trained.labels().clients[client])
+        assert torch.equal(torch.from_numpy(there) + prior, own) == (client == 0)  # the only one with its cut
 
 
 def test_tau_is_one_minus_the_threshold() -> None:

@@ -6,6 +6,8 @@ Its answers to devices are tested in tests/client/commands/test_split_infer.py.
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from common.networks import NetworkSpec, build, without_early_exits
 from common.storage.model_file import FILE, ModelInfo, save_model
@@ -13,11 +15,12 @@ from server.__main__ import main
 from strategies.hetero_splitee.statistics import SERVER_HALF
 
 TIERED = NetworkSpec("lenet", 3, (1, 8, 8), width=1)
+NO_COUNTS = {"labels.clients": torch.tensor([0, 1])}  # without the counts themselves
 SPLIT = without_early_exits(TIERED)
 
 
-def stored(folder: Path, spec: NetworkSpec, cut: int = 0) -> str:
-    """Return the folder of a finished run, or of a device with a cut."""
+def stored(folder: Path, spec: NetworkSpec, cut: int = 0, **others: Tensor) -> str:
+    """Return the folder of a finished run, or of a device with a cut; `others` are the method's own tensors."""
     network = build(spec, seed=1)
     part, depth = (network.prefix_units(cut), 0) if cut else (network, len(network.tier_positions))
     info = ModelInfo(
@@ -31,7 +34,7 @@ def stored(folder: Path, spec: NetworkSpec, cut: int = 0) -> str:
         "first",
         {SERVER_HALF: True} if not cut and spec is SPLIT else {},
     )
-    save_model(folder / ("" if cut else "final") / FILE, part.state_dict(), info)
+    save_model(folder / ("" if cut else "final") / FILE, part.state_dict() | others, info)
     return str(folder)
 
 
@@ -44,6 +47,7 @@ def test_offload_refuses_a_mistake_with_2_and_one_line(tmp_path: Path, capsys: p
         (["--model", str(tmp_path / "absent")], "no model in"),
         (["--model", stored(tmp_path / "device", SPLIT, cut=1)], "is a device's part: give the run's folder"),
         (["--model", stored(tmp_path / "tiered", TIERED)], "is not a split training run"),
+        (["--model", stored(tmp_path / "counts", SPLIT, **NO_COUNTS)], "not those of 2 clients and 3 classes"),
         (["--model", run, "--batch", "0"], "give 1 or more"),
         (["--model", run, "--token-file", str(public)], "chmod 600"),
         (["--model", run, "--address", "0.0.0.0:0"], "give the --name by which others reach it"),

@@ -18,6 +18,7 @@ from common.weights.flat import StateDict
 from strategies.hetero_splitee.client_step import finish, forward, local_step
 from strategies.hetero_splitee.client_sync import synchronised
 from strategies.hetero_splitee.learner import Learner, Sgd, device_part, statistics
+from strategies.hetero_splitee.prior import log_prior
 from strategies.hetero_splitee.schedule import order, turns
 from strategies.hetero_splitee.server_model import ServerModel, make_server_model
 from strategies.hetero_splitee.settings import SplitEESettings
@@ -51,6 +52,11 @@ class Reference:
         self.settings = config.of(SplitEESettings)
         cpu = torch.device("cpu")
         self.devices = {c: Learner.copy_of(device_part(network, clients[c].cut), cpu) for c in sorted(clients)}
+        own = self.settings.prior == "own"
+        self.priors = {
+            c: log_prior(torch.bincount(client.y, minlength=network.num_classes)) if own else None
+            for c, client in clients.items()
+        }
         self.server: ServerModel = make_server_model(network, self.settings, cpu, store)
 
     def run_round(self, round_: int) -> Losses:
@@ -78,7 +84,7 @@ class Reference:
         if self.settings.gradient == "stop":
             sent = {}
             for c in rows:
-                sent[c], loss = local_step(self.devices[c], sgd, x[c], y[c])
+                sent[c], loss = local_step(self.devices[c], sgd, x[c], y[c], self.priors[c])
                 losses.device[c].append(float(loss))
             answers = self.server.step_many({c: (sent[c], y[c]) for c in rows})
         else:
@@ -86,7 +92,8 @@ class Reference:
             answers = self.server.step_many({c: (outputs[c].trunk.detach(), y[c]) for c in rows})
             for c, answer in answers.items():
                 assert answer.gradient is not None
-                loss = finish(self.devices[c], sgd, outputs[c], y[c], answer.gradient, self.settings.exit_weight)
+                weight, prior = self.settings.exit_weight, self.priors[c]
+                loss = finish(self.devices[c], sgd, outputs[c], y[c], answer.gradient, weight, prior)
                 losses.device[c].append(float(loss))
         for c, answer in answers.items():
             losses.server[c].append(float(answer.loss))

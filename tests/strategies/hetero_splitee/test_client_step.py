@@ -32,14 +32,15 @@ def joined(network, cut) -> tuple[EarlyExitNetwork, torch.optim.SGD]:
     return whole, torch.optim.SGD(whole.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
 
 
-def test_local_step_equals_torch_and_returns_features_before_it(slim):
+@pytest.mark.parametrize("prior", [None, torch.tensor([-3.0, -0.1, -4.0])], ids=["none", "own"])
+def test_local_step_equals_torch_and_returns_features_before_it(slim, prior):
     device, twin = Learner.copy_of(device_part(slim, 3), CPU), device_part(slim, 3)
     optimizer = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     for seed in range(3):
         x, y = images(slim, seed)
-        features, loss = local_step(device, SGD, x, y)
+        features, loss = local_step(device, SGD, x, y, prior)
         outputs = twin.forward_exits(x)
-        expected = F.cross_entropy(outputs.logits[0], y)
+        expected = F.cross_entropy(outputs.logits[0] + (0 if prior is None else prior), y)
         optimizer.zero_grad()
         expected.backward()
         optimizer.step()
@@ -86,18 +87,20 @@ def test_split_learning_equals_end_to_end_backpropagation(slim, cut):
     assert all(torch.equal(device.state_dict()[key], value) for key, value in head.items())
 
 
-def test_finish_adds_the_weighted_exit_loss(lenet):
+@pytest.mark.parametrize("prior", [None, torch.tensor([-3.0, -0.1, -4.0])], ids=["none", "own"])
+def test_finish_adds_the_weighted_exit_loss(lenet, prior):
     device, server = Learner.copy_of(device_part(lenet, 2), CPU), server_part(lenet, 2)
     twin = device_part(lenet, 2)
     x, y = images(lenet)
     outputs = twin.forward_exits(x)
-    total = F.cross_entropy(server(outputs.trunk)[-1], y) + 0.3 * F.cross_entropy(outputs.logits[0], y)
+    own = F.cross_entropy(outputs.logits[0] + (0 if prior is None else prior), y)
+    total = F.cross_entropy(server(outputs.trunk)[-1], y) + 0.3 * own
     total.backward()
     sent = forward(device, x)
     leaf = sent.trunk.detach().requires_grad_()
     F.cross_entropy(server(leaf)[-1], y).backward()
-    loss = finish(device, SGD, sent, y, leaf.grad, exit_weight=0.3)
-    assert torch.allclose(loss, F.cross_entropy(outputs.logits[0], y), atol=1e-6)
+    loss = finish(device, SGD, sent, y, leaf.grad, exit_weight=0.3, prior=prior)
+    assert torch.allclose(loss, own, atol=1e-6)
     for key, parameter in twin.named_parameters():
         stepped = parameter - 0.1 * (parameter.grad + 0.01 * parameter)
         assert torch.allclose(device.network.state_dict()[key], stepped, atol=1e-6), key

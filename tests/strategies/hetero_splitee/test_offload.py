@@ -15,6 +15,7 @@ from common.rpc.tensors import encode
 from strategies.hetero_splitee.learner import final_logits, server_part, statistics
 from strategies.hetero_splitee.offload import Suffixes
 from strategies.hetero_splitee.origin import Origin
+from strategies.hetero_splitee.prior import LabelCounts, log_prior
 from strategies.hetero_splitee.remote import PAUSE, Answer, NoAnswer, Remote
 from strategies.hetero_splitee.statistics import RunningStatistics
 
@@ -57,6 +58,17 @@ def test_suffixes_use_the_statistics_of_each_cut_and_client() -> None:
     for cut in (1, 3, 4):
         features = torch.randn(2, *suffixes.shapes[cut])
         assert torch.equal(suffixes.logits(0, cut, features), plain.logits(0, cut, features))
+
+
+def test_suffixes_adjust_the_answers_of_clients_that_they_know() -> None:
+    network = build(SPEC, seed=3).eval()
+    labels = torch.tensor([9, 0, 3])
+    plain, own = Suffixes(network, CPU), Suffixes(network, CPU, counts=LabelCounts(3, {5: labels}))
+    for cut in (1, 4):
+        features = torch.randn(2, *plain.shapes[cut])
+        answer = plain.logits(5, cut, features)
+        assert torch.equal(own.logits(5, cut, features), answer + log_prior(labels))
+        assert torch.equal(own.logits(6, cut, features), answer)
 
 
 class Failure(grpc.RpcError):

@@ -18,7 +18,8 @@ def test_problems_accept_the_defaults():
         {"mode": "averaging", "aggregate_scope": "global", "vectorise": "always"},
         {"granularity": "epoch", "client_sync": "prefix", "statistics": "shared"},
         {"mode": "averaging", "statistics": "own"},
-        {"turns": "shuffled", "server_lr": 0.1},
+        {"turns": "shuffled", "server_lr": 0.1, "prior": "own"},
+        {"mode": "averaging", "gradient": "return", "prior": "own", "vectorise": "always"},
         {"gradient": "return", "coding": "fp16", "exit_weight": 0.3},
     ],
 )
@@ -31,6 +32,7 @@ def test_problems_accept_possible_combinations(possible):
     [
         ({"mode": "parallel"}, "splitee.mode is 'parallel'"),
         ({"statistics": "client"}, "splitee.statistics is 'client'"),
+        ({"prior": "shared"}, "splitee.prior is 'shared'"),
         ({"turns": "drawn"}, "splitee.turns is 'drawn'"),
         ({"mode": "averaging", "turns": "shuffled"}, 'splitee.turns "shuffled" needs splitee.mode'),
         ({"granularity": "epoch", "turns": "shuffled"}, 'splitee.turns "shuffled" needs splitee.granularity'),

@@ -3,6 +3,7 @@
 import logging
 import socket
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from common.messages.protocol import ClientReport
 from common.networks import build
 from common.rpc.tensors import encode
 from common.storage.client_store import ClientState
+from common.storage.model_file import load_model
 from common.weights.flat import FlatModel
 from server.app import prepare
 from strategies.factory import make_strategy
@@ -22,6 +24,7 @@ from strategies.hetero_splitee.client import FRESH, SplitTraining, module_of
 from strategies.hetero_splitee.client_sync import synchronised
 from strategies.hetero_splitee.learner import device_part, server_part
 from strategies.hetero_splitee.offload import Suffixes
+from strategies.hetero_splitee.prior import counts_of, log_prior
 from strategies.hetero_splitee.statistics import statistics_of
 from strategies.method import Job, RoundUpdate, TierUpdate
 from tests.conftest import Run
@@ -32,12 +35,16 @@ SEQUENTIAL = {"splitee.mode": "sequential"}
 EPOCH = {"splitee.mode": "sequential", "splitee.granularity": "epoch", "train.epochs": 2}
 AVERAGING = {"splitee.mode": "averaging"}
 GLOBAL = {**AVERAGING, "splitee.aggregate-scope": "global"}
+SYNCED = {"splitee.aggregate-scope": "auto", "splitee.client-sync": "auto"}
+PRIOR = {"splitee.prior": "own"}
 RETURN = {"splitee.gradient": "return", "splitee.exit-weight": 0.5}
 MODES = {
     "sequential": SEQUENTIAL,
     "shared": {"splitee.statistics": "shared"},
     "own": {"splitee.statistics": "own", "splitee.turns": "shuffled"},
     "averaging-own": {**AVERAGING, "splitee.statistics": "own"},
+    "prior": PRIOR,
+    "averaging-prior": {**AVERAGING, **PRIOR},
     "epoch": EPOCH,
     "averaging": {**AVERAGING, "train.epochs": 3},
     "sequential-return": {**SEQUENTIAL, **RETURN, "train.epochs": 2},
@@ -101,7 +108,7 @@ def test_scope_global_equals_the_reference(split, monkeypatch, tmp_path, how):
 @pytest.mark.parametrize("mode", ["sequential", "averaging"])
 @pytest.mark.parametrize("how", ["own", "cut", "shared"])
 def test_stored_model_answers_every_client_as_the_run_does(split, mode, how):
-    strategy = split({**FEW, "splitee.mode": mode, "splitee.statistics": how}).strategy
+    strategy = split({**FEW, **PRIOR, "splitee.mode": mode, "splitee.statistics": how}).strategy
     state, server = strategy.final_model(), strategy.server
     network = build(strategy.spec, 0)
     network.load_state_dict({key: state[key] for key in network.state_dict()})
@@ -109,12 +116,39 @@ def test_stored_model_answers_every_client_as_the_run_does(split, mode, how):
     cuts = {client: report.part for client, report in strategy.roster.reports.items()}
     assert sorted(running.clients) == (sorted(cuts) if how == "own" else [])
     assert sorted(running.cuts) == ([] if how == "shared" else [1, 2, 4])
-    suffixes, key = Suffixes(network, torch.device("cpu"), running), "units.4.bn1.running_mean"
+    counts = counts_of(state, network.num_classes)
+    suffixes, key = Suffixes(network, torch.device("cpu"), running, counts), "units.4.bn1.running_mean"
     for client, cut in {**cuts, 99: 2}.items():  # the last is no client of the run
         features = torch.randn(3, *suffixes.shapes[cut], generator=torch.Generator().manual_seed(client))
-        assert torch.equal(suffixes.logits(client, cut, features), server.logits(client, cut, features)), client
+        answer = suffixes.logits(client, cut, features)
+        assert torch.equal(answer, server.logits(client, cut, features)), client
+        unadjusted = Suffixes(network, torch.device("cpu"), running).logits(client, cut, features)
+        assert torch.equal(answer, unadjusted) == (client == 99)
     sets = {tuple(running.of(client, cut).get(key, state[key]).tolist()) for client, cut in cuts.items()}
     assert len(sets) == {"own": 6, "cut": 3, "shared": 1}[how]
+
+
+@pytest.mark.parametrize("mode", [SEQUENTIAL, AVERAGING], ids=["sequential", "averaging"])
+def test_priors_serve_clients_with_unlike_classes(undisturbed, mode):
+    """Handwritten digits, a few classes a client: both exits are far better, and better than the commonest class."""
+    unlike = {**mode, **SYNCED, **UNEVEN, "data.alpha": 0.1, "network.width": 4, "run.rounds": 3}
+    plain, own = (undisturbed(unlike | {"splitee.prior": how}).records[-1].client_accuracy for how in ("none", "own"))
+    assert own["majority"] == plain["majority"]
+    for before, after in zip(plain["exits"], own["exits"], strict=True):
+        assert after > before + 0.3
+        assert after > own["majority"]
+
+
+def test_stored_device_part_has_the_clients_prior_in_its_exit(undisturbed):
+    strategy = undisturbed({**PRIOR, **UNEVEN}).strategy
+    folder = Path(strategy.config.clients.store) / strategy.config.run.name
+    cuts = {client: report.part for client, report in strategy.roster.reports.items()}
+    for client, counts in strategy.server.labels().clients.items():  # one epoch: the device's own labels
+        stored, trained = load_model(folder / f"client-{client:06d}"), kept(strategy)
+        key = f"exits.{cuts[client]}.linear.bias"
+        expected = trained[f"client.{client}.{key}"] + log_prior(counts)
+        assert torch.equal(stored.network.state_dict()[key], expected)
+    assert sorted(strategy.server.labels().clients) == sorted(cuts)
 
 
 def test_modes_are_equal_for_one_client(split):
@@ -249,8 +283,10 @@ def test_shallower_cut_is_refused_once_without_waiting(prepare_run, monkeypatch,
         pytest.param(GLOBAL, marks=pytest.mark.slow),
         {**GLOBAL, "splitee.statistics": "own"},
         pytest.param({"splitee.statistics": "own", "splitee.turns": "shuffled"}, marks=pytest.mark.slow),
+        PRIOR,
+        pytest.param({**GLOBAL, **PRIOR}, marks=pytest.mark.slow),
     ],
-    ids=["sequential", "averaging", "prefix", "global", "global-own", "own"],
+    ids=["sequential", "averaging", "prefix", "global", "global-own", "own", "prior", "global-prior"],
 )
 def test_killed_and_resumed_run_has_the_same_bits(flat, tmp_path, mode):
     settings = {**flat, **SPLIT, **FEW, **mode, "run.rounds": 3, "run.root": str(tmp_path), "clients.per-round": 5}

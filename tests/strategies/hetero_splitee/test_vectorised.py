@@ -14,10 +14,10 @@ SGD = Sgd(0.01, 0.9, 0.01)
 
 
 def counting(calls):
-    def spy(copies, sgd, features, labels, *, return_gradient):
+    def spy(copies, sgd, features, labels, **options):
         calls.append(tuple(labels.shape))
         calls.sort()
-        return train_together(copies, sgd, features, labels, return_gradient=return_gradient)
+        return train_together(copies, sgd, features, labels, **options)
 
     return spy
 
@@ -32,17 +32,20 @@ def counting(calls):
     ],
     ids=lambda spec: spec.name,
 )
-def test_train_together_equals_separate_steps(spec, batch):
+@pytest.mark.parametrize("priors", [None, [[-3.0, -0.1, -4.0], [-0.7, -0.8, -5.0], [-1.0, -1.1, -1.2]]])
+def test_train_together_equals_separate_steps(spec, batch, priors):
     network, cut = build(spec, seed=1).train(), 2
+    rows = [None] * 3 if priors is None else [torch.tensor(prior) for prior in priors]
     batches = [[batch(network, cut, 10 * step + row) for row in range(3)] for step in range(3)]
     single, joint = ([Learner.copy_of(server_part(network, cut), CPU) for _ in range(3)] for _ in range(2))
     for step in batches:
         one = [
-            train_step(copy, copy.network, 0, SGD, x, y, return_gradient=True)
-            for copy, (x, y) in zip(single, step, strict=True)
+            train_step(copy, copy.network, 0, SGD, x, y, return_gradient=True, prior=prior)
+            for copy, (x, y), prior in zip(single, step, rows, strict=True)
         ]
         features, labels = (torch.stack(column) for column in zip(*step, strict=True))
-        many = train_together(joint, SGD, features, labels, return_gradient=True)
+        together = None if priors is None else torch.stack(rows)
+        many = train_together(joint, SGD, features, labels, return_gradient=True, priors=together)
         for a, b in zip(one, many, strict=True):
             assert torch.allclose(a.loss, b.loss, rtol=1e-4, atol=1e-5)
             assert torch.allclose(a.gradient, b.gradient, rtol=1e-3, atol=1e-5)
@@ -65,12 +68,15 @@ def test_train_together_keeps_copies_separate(lenet, batch):
     assert torch.equal(copies[1].state_dict()["units.2.0.weight"], before)
 
 
-def test_step_many_groups_copies_by_cut_and_batch_size(slim, batch, store, tmp_path, monkeypatch):
+@pytest.mark.parametrize("prior", ["none", "own"])
+def test_step_many_groups_copies_by_cut_and_batch_size(slim, batch, store, tmp_path, monkeypatch, prior):
     cuts = {0: 2, 1: 2, 2: 3, 3: 2, 4: 2, 5: 3}
     sizes = {0: 6, 1: 4, 2: 6, 3: 6, 4: 4, 5: 4}  # together: 0 and 3, 1 and 4; alone: 2, 5
     servers, calls = {}, {"always": [], "never": [], "auto": []}
     for how in ("always", "never", "auto"):
-        settings = SplitEESettings(mode="averaging", aggregate_scope="server", vectorise=how, gradient="return")
+        settings = SplitEESettings(
+            mode="averaging", aggregate_scope="server", vectorise=how, gradient="return", prior=prior
+        )
         server = servers[how] = Averaging(slim, settings, CPU, type(store)(tmp_path, how))
         server.open_round(1, cuts, SGD)
         monkeypatch.setattr(averaging, "train_together", counting(calls[how]))
@@ -79,6 +85,9 @@ def test_step_many_groups_copies_by_cut_and_batch_size(slim, batch, store, tmp_p
         assert list(results) == [0, 1, 2, 3, 4, 5]
         assert all(results[c].gradient.shape == batches[c][0].shape for c in cuts)
         server.close_round(dict.fromkeys(cuts, 5), {})
+    counted = [{c: own.tolist() for c, own in server.labels().clients.items()} for server in servers.values()]
+    assert counted == [counted[0]] * 3
+    assert sorted(counted[0]) == (sorted(cuts) if prior == "own" else [])
     together, loop, auto = (servers[how].model() for how in ("always", "never", "auto"))
     assert all(torch.allclose(together[key], value, rtol=1e-4, atol=1e-5) for key, value in loop.items())
     assert all(torch.equal(auto[key], value) for key, value in loop.items())
