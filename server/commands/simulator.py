@@ -24,6 +24,11 @@ class Simulator:
     share: float | None = None  # of a GPU per worker; None: an even one
     head: bool = False  # one Ray serves all runs; otherwise each starts its own or joins the cluster of `RAY_ADDRESS`
 
+    @property
+    def here(self) -> bool:
+        """Whether all workers are on this machine."""
+        return self.env is None or self.env["RAY_ADDRESS"] == LOCAL
+
     def run(self, overrides: Mapping[str, Any], root: Path, *, show: bool = True) -> Outcome:
         """Run a simulation and wait for its end; arguments as `launch.simulate` takes them."""
         if self.env is not None:

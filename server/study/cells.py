@@ -19,6 +19,8 @@ from server.study.plan import Cell
 
 LOOK = 0.5  # seconds between two looks at the running cells
 LOGS = "logs"  # folder of the cells' logs, beside their run folders
+STORE = "clients.store"
+CLIENTS = "clients"  # folder of what the cells' clients keep, likewise
 ENDED_BY_PARENT = 1  # Linux's PR_SET_PDEATHSIG
 
 
@@ -34,7 +36,7 @@ def check_kept(cell: Cell, wanted: Mapping[str, Any]) -> None:
 
     if not (cell.folder / "config.toml").is_file():
         return
-    stored, unlike = read_stored(cell.folder), {"run.commit", "run.root", "run.resume"}
+    stored, unlike = read_stored(cell.folder), {"run.commit", "run.root", "run.resume", STORE}
     for key in (key for key in wanted if key not in unlike):
         if stored.get(key) != wanted[key]:
             raise UserError(
@@ -112,6 +114,8 @@ def _run(values: dict[str, Any], folder: Path, simulator: Simulator) -> Outcome:
     with log.open("ab") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
+    if simulator.here:  # states are stored by the run's name, which another study's cell may have, too
+        values = {STORE: str(folder.parent / CLIENTS)} | values
     overrides = {"run.resume": str(folder)} if (folder / "config.toml").is_file() else values
     try:
         return simulator.run(overrides, folder.parent, show=False)
