@@ -21,7 +21,8 @@ RULES = {
     "random": "random exits",
 }
 AREAS = {**{name: title for name, title in RULES.items() if name != "random"}, "sum": "softmax of the sum, needs talk"}
-DEFAULT, PAPERS = "own-head", "difference"
+DEFAULT, GATE, PAPERS = "own-head", "gate", "difference"
+CALIBRATED = DEFAULT, GATE, PAPERS  # rules that are calibrated for a point
 
 
 def figures(read: Read) -> Figures:
@@ -50,6 +51,8 @@ def figures(read: Read) -> Figures:
         "oracle_saved": percent(_mean(run["oracle"]["saved"] for run in runs), 0),
         "fixable": _fixable(runs),
         "calibrated": _calibrated(runs),
+        "broken_mean": _broken(runs, "mean"),
+        "broken_bound": _broken(runs, "bound"),
         **_federated(read),
     }
 
@@ -133,7 +136,7 @@ def _fixable(runs: Sequence[dict[str, Any]]) -> str:
                     for at in savings
                 ),
             )
-            for name in (PAPERS, DEFAULT)
+            for name in (PAPERS, DEFAULT, GATE)
         ),
     )
 
@@ -146,15 +149,25 @@ def _calibrated(runs: Sequence[dict[str, Any]]) -> str:
             (
                 f"{RULES[name]}, {words}",
                 *(
-                    f"{percent(run['exits']['test'][-1] - run['calibrated'][how][name]['accuracy'], 2)} "
-                    f"({percent(run['calibrated'][how][name]['saved'])} %)"
+                    f"{percent(_lost(run, how, name), 2)} ({percent(run['calibrated'][how][name]['saved'])} %)"
                     for run in runs
                 ),
             )
             for how, words in (("mean", "by the mean"), ("bound", "by the bound"))
-            for name in (DEFAULT, PAPERS)
+            for name in CALIBRATED
         ),
     )
+
+
+def _broken(runs: Sequence[dict[str, Any]], how: str) -> str:
+    """Return how many of the table's calibrations lose more than the point on test images."""
+    lost = [_lost(run, how, name) for run in runs for name in CALIBRATED]
+    return f"{sum(one > 0.01 for one in lost)} of {len(lost)}"
+
+
+def _lost(run: dict[str, Any], how: str, name: str) -> float:
+    lost: float = run["exits"]["test"][-1] - run["calibrated"][how][name]["accuracy"]
+    return lost
 
 
 def _wanted(savings: Iterable[str]) -> list[str]:
