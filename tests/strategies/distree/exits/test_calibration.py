@@ -337,8 +337,7 @@ def test_gate_keeps_targets_by_scores_of_gates_that_have_not_seen_the_sample(gat
     assert operate(chosen, gated).histogram != operate(chosen, replace(gated, gates={})).histogram
 
 
-def test_gate_tells_right_answers_apart(gated: Answers) -> None:
-    """On samples of another seed."""
+def test_gate_tells_right_answers_of_other_samples_apart(gated: Answers) -> None:
     other = graded(seed=5)
     for j in (1, 2):
         right, scores = other.right_at_exits[j], other.scores(gated.rule(Gate, 1), 1)[j]
