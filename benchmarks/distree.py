@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,11 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from benchmarks.common import save
-from benchmarks.distree_scores import Gate, Judged, NeighbourSimilarity, judge
+from benchmarks.distree_scores import NeighbourSimilarity
 from common.data import DataConfig, client_split, load
 from common.seeding import generator
 from server.commands.distree.students import VALIDATION
-from strategies.distree.exits.calibration import Answers, cheapest, exits_of, sweep_fractions, within
+from strategies.distree.exits.calibration import Answers, cheapest, exits_of, sweep_fractions, with_gates, within
 from strategies.distree.exits.policies import PUBLISHED, RULES, FeatureDifference, LastExit, Policies, Random
 from strategies.distree.exits.policies import oracle_exits as first_right
 from strategies.distree.exits.scores import ScorePolicy
@@ -41,7 +42,7 @@ SAVINGS = (0.2, 0.276, 0.4, 0.6)  # of all MACs; the paper saves 27.6 %
 PAPER = {"exits": [0.47, 0.66, 0.73, 0.79, 0.87, 0.89, 0.91], "accuracy": 0.91, "saved": 0.276}
 MAX_LOSS = 0.01  # of the calibrated thresholds
 SEED = 1  # of the split in `server students`
-KINDS: Mapping[str, type[ScorePolicy]] = {**RULES, "neighbour": NeighbourSimilarity, "gate": Gate}
+KINDS: Mapping[str, type[ScorePolicy]] = {**RULES, "neighbour": NeighbourSimilarity}
 BASE = FeatureDifference.name  # what the others are compared with
 LAST = LastExit.name
 Asked = dict[str, dict[str, tuple[Tensor, Tensor]]]  # saving -> rule -> whether answers are right, and MACs, each (N,)
@@ -64,7 +65,7 @@ def main() -> None:
             measure(stored.students, images, stored.normalizer, torch.device("cpu"))
             for images in (held_out, source.test)
         )
-        found, answered = study(validation, test)
+        found, answered = study(with_gates(validation), test)
         runs[folder.name] = {
             "training": json.loads((folder / "report.json").read_text()),
             "sizes": [len(part) for part in stored.students.spec.partition],
@@ -77,15 +78,18 @@ def main() -> None:
 
 
 def study(validation: Answers, test: Answers) -> tuple[dict[str, Any], dict[str, Asked]]:
-    """Return the figures of one training, and which images are answered right at every saving by every rule."""
+    """Return the figures of one training, and which images are answered right at every saving by every rule.
+
+    Gates come with the validation answers, see `with_gates`.
+    """
     full = sum(costs[-1] for costs in test.costs.values())
-    judged, tried = judge(validation, test)
+    halves = _halves(validation)
     last: Policies = {k: LastExit(len(f)) for k, f in test.features.items()}
-    chosen = {str(saving): _at_saving((1 - saving) * full, judged) for saving in SAVINGS}
+    chosen = {str(saving): _at_saving((1 - saving) * full, validation) for saving in SAVINGS}
     answered: dict[str, Asked] = {
-        "validation": {str(saving): _unseen((1 - saving) * full, judged) for saving in SAVINGS},
+        "validation": {str(saving): _unseen((1 - saving) * full, halves) for saving in SAVINGS},
         "test": {
-            saving: {name: _answered(own, tried) for name, own in (rules | {LAST: last}).items()}
+            saving: {name: _answered(own, test) for name, own in (rules | {LAST: last}).items()}
             for saving, rules in chosen.items()
         },
     }
@@ -93,39 +97,36 @@ def study(validation: Answers, test: Answers) -> tuple[dict[str, Any], dict[str,
         "full_macs": full,
         "exit_macs": {k: list(costs) for k, costs in test.costs.items()},
         "exits": {"validation": accuracies(validation), "test": accuracies(test)},
-        "rank_area": {"validation": rank_area(judged), "test": rank_area(tried)},
-        "lost_at": (test.right_at_last & ~_rights_at_exits(test)).double().mean(1).tolist(),
+        "rank_area": {name: rank_area(own, validation) for name, own in (("validation", validation), ("test", test))},
+        "lost_at": (test.right_at_last & ~test.right_at_exits).double().mean(1).tolist(),
         "at_saving": {
-            saving: {name: point(policies, tried, full) for name, policies in rules.items()}
+            saving: {name: point(policies, test, full) for name, policies in rules.items()}
             for saving, rules in chosen.items()
         },
-        "calibrated": {
-            title: {name: point(cheapest(judged, MAX_LOSS, kind, errors), tried, full) for name, kind in KINDS.items()}
-            for title, errors in (("mean", 0.0), ("bound", 1.0))
-        },
+        "calibrated": _calibrated([(validation, test)], full),
+        "calibrated_unseen": _calibrated(halves, full),
         "oracle": _oracle(test, full),
-        **_published(tried, full),
+        **_published(test, full),
     }, answered
 
 
 def accuracies(answers: Answers) -> list[float]:
     """Return the accuracy with all students at the same exit, for each exit."""
-    found: list[float] = _rights_at_exits(answers).double().mean(1).tolist()
+    found: list[float] = answers.right_at_exits.double().mean(1).tolist()
     return found
 
 
-def rank_area(answers: Judged) -> dict[str, dict[str, list[float]]]:
+def rank_area(answers: Answers, validation: Answers) -> dict[str, dict[str, list[float]]]:
     """Return, per rule and student, how well scores rank right answers before wrong ones (ROC area) at exits 2 to J-1.
 
-    An answer is that of all students at this exit. "sum" is the softmax of the summed logits, which needs talk.
+    An answer is that of all students at this exit. Gates are those of the validation answers. "sum" is the softmax of
+    the summed logits, which needs talk.
     """
-    right = _rights_at_exits(answers).numpy()
+    right = answers.right_at_exits.numpy()
     inner = range(1, len(right) - 1)
     found: dict[str, dict[str, list[float]]] = {}
     for name, kind in KINDS.items():
-        scores = {
-            k: kind((float("inf"),) * (len(f) - 1)).scores(f, answers.classify(k)) for k, f in answers.features.items()
-        }
+        scores = {k: answers.scores(validation.rule(kind, k), k) for k in answers.features}
         found[name] = {
             str(k): [float(roc_auc_score(right[j], np.nan_to_num(own[j].numpy(), posinf=1e9))) for j in inner]
             for k, own in scores.items()
@@ -191,7 +192,7 @@ def draws(cost: float, costs: Sequence[float]) -> Iterator[tuple[float, ...]]:
                 yield (*(kept * share for share in shares[:-1]), kept * shares[-1] + (1 - kept) * sum(shares))
 
 
-def _at_saving(target: float, answers: Judged) -> dict[str, Policies]:
+def _at_saving(target: float, answers: Answers) -> dict[str, Policies]:
     """Return the most accurate policies of every rule, and of random exits, that cost at most `target`."""
     found: dict[str, Policies] = {name: within(answers, target, kind) for name, kind in KINDS.items()}
     shares = draws(target, [sum(costs) for costs in zip(*answers.costs.values(), strict=True)])
@@ -199,14 +200,40 @@ def _at_saving(target: float, answers: Judged) -> dict[str, Policies]:
     return found | {"random": max(random, key=lambda policies: _answered(policies, answers)[0].mean().item())}
 
 
-def _unseen(target: float, answers: Judged) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return, per rule, `_answered` of validation images, with thresholds of the other half of them."""
-    halves = torch.randperm(len(answers.labels), generator=generator("halves", SEED)).chunk(2)
+def _calibrated(asked: Sequence[tuple[Answers, Answers]], full: float) -> dict[str, Any]:
+    """Return, per bound and rule, what calibration for MAX_LOSS saves and loses; of several pairs the mean.
+
+    A pair is the answers that the thresholds are chosen on, and those that they are asked about.
+    """
+    found: dict[str, Any] = {}
+    for title, errors in (("mean", 0.0), ("bound", 1.0)):
+        for name, kind in KINDS.items():
+            points = [point(cheapest(seen, MAX_LOSS, kind, errors), other, full) for seen, other in asked]
+            found.setdefault(title, {})[name] = {
+                key: sum(own[key] for own in points) / len(points) for key in points[0] if key != "histogram"
+            }
+    return found
+
+
+def _halves(answers: Answers) -> list[tuple[Answers, Answers]]:
+    """Return both halves of the answers, with gates of their own, each beside the other half."""
+    rows = torch.randperm(len(answers.labels), generator=generator("halves", SEED)).chunk(2)
+    one, other = (
+        replace(
+            answers, features={k: f[:, half] for k, f in answers.features.items()}, labels=answers.labels[half],
+            gates={},
+        )
+        for half in rows
+    )  # fmt: skip
+    return [(with_gates(one), other), (with_gates(other), one)]
+
+
+def _unseen(target: float, halves: Sequence[tuple[Answers, Answers]]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return, per rule, `_answered` of validation images, with thresholds and gates of the other half of them."""
     found: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    for fitted, asked in (halves, halves[::-1]):
-        other = answers.rows(asked)
-        last: Policies = {k: LastExit(len(f)) for k, f in answers.features.items()}
-        for name, policies in (_at_saving(target, answers.rows(fitted)) | {LAST: last}).items():
+    for seen, other in halves:
+        last: Policies = {k: LastExit(len(f)) for k, f in seen.features.items()}
+        for name, policies in (_at_saving(target, seen) | {LAST: last}).items():
             found.setdefault(name, []).append(_answered(policies, other))
     return {name: (torch.cat([r for r, _ in parts]), torch.cat([m for _, m in parts])) for name, parts in found.items()}
 
@@ -221,11 +248,6 @@ def _answered(policies: Policies, answers: Answers) -> tuple[Tensor, Tensor]:
 def _cost(answers: Answers, exits: Mapping[int, Tensor]) -> Tensor:
     """Return the MACs of every sample, float64 (N,)."""
     return torch.stack([torch.tensor(answers.costs[k], dtype=torch.float64)[own] for k, own in exits.items()]).sum(0)
-
-
-def _rights_at_exits(answers: Answers) -> Tensor:
-    logits = torch.stack(list(answers.votes().values())).sum(0)
-    return logits.argmax(-1) == answers.labels
 
 
 def _mean_and_error(values: Tensor) -> tuple[float, float]:

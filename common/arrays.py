@@ -37,12 +37,24 @@ def double(array: Any) -> Any:
     return array.astype(np.float64) if xp is np else array.double()
 
 
+def quick(array: Any) -> Any:
+    """Return a tensor of the processor as numpy's array, else the array: small operations take a third of the time."""
+    return array.detach().numpy() if namespace(array) is not np and array.device.type == "cpu" else array
+
+
 def softmax(logits: Any) -> Any:
     """Return the softmax over the last axis."""
     if namespace(logits) is not np:
         return logits.softmax(-1)
     powers = np.exp(logits - logits.max(-1, keepdims=True))
     return powers / powers.sum(-1, keepdims=True)
+
+
+def two_largest(array: Any) -> Any:
+    """Return the two largest values (..., 2) along the last axis, the largest first."""
+    if namespace(array) is not np:
+        return array.topk(2, -1).values
+    return np.partition(array, -2, -1)[..., :-3:-1]
 
 
 def entropy(probabilities: Any) -> Any:

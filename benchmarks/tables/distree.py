@@ -21,7 +21,8 @@ RULES = {
     "random": "random exits",
 }
 AREAS = {**{name: title for name, title in RULES.items() if name != "random"}, "sum": "softmax of the sum, needs talk"}
-DEFAULT, PAPERS = "own-head", "difference"
+DEFAULT, GATE, PAPERS = "own-head", "gate", "difference"
+CALIBRATED = DEFAULT, GATE, PAPERS  # rules that are calibrated for a point
 
 
 def figures(read: Read) -> Figures:
@@ -49,7 +50,10 @@ def figures(read: Read) -> Figures:
         "oracle_accuracy": percent(_mean(run["oracle"]["accuracy"] for run in runs)),
         "oracle_saved": percent(_mean(run["oracle"]["saved"] for run in runs), 0),
         "fixable": _fixable(runs),
-        "calibrated": _calibrated(runs),
+        "calibrated_validation": _calibrated(runs, "calibrated_unseen", "validation"),
+        "calibrated": _calibrated(runs, "calibrated", "test"),
+        "broken_mean": _broken(runs, "mean"),
+        "broken_bound": _broken(runs, "bound"),
         **_federated(read),
     }
 
@@ -133,28 +137,41 @@ def _fixable(runs: Sequence[dict[str, Any]]) -> str:
                     for at in savings
                 ),
             )
-            for name in (PAPERS, DEFAULT)
+            for name in (PAPERS, DEFAULT, GATE)
         ),
     )
 
 
-def _calibrated(runs: Sequence[dict[str, Any]]) -> str:
-    """Return the table of what calibration for a point saves and loses on test images, training by training."""
+def _calibrated(runs: Sequence[dict[str, Any]], part: str, images: str) -> str:
+    """Return the table of what calibration for a point saves and loses, training by training."""
     return table(
-        ("calibrated for a point", *(f"students {number}: lost (saved)" for number in range(1, len(runs) + 1))),
+        (
+            f"calibrated for a point, {images}",
+            *(f"students {number}: lost (saved)" for number in range(1, len(runs) + 1)),
+        ),
         (
             (
                 f"{RULES[name]}, {words}",
                 *(
-                    f"{percent(run['exits']['test'][-1] - run['calibrated'][how][name]['accuracy'], 2)} "
-                    f"({percent(run['calibrated'][how][name]['saved'])} %)"
+                    f"{percent(_lost(run[part][how][name]), 2)} ({percent(run[part][how][name]['saved'])} %)"
                     for run in runs
                 ),
             )
             for how, words in (("mean", "by the mean"), ("bound", "by the bound"))
-            for name in (DEFAULT, PAPERS)
+            for name in CALIBRATED
         ),
     )
+
+
+def _broken(runs: Sequence[dict[str, Any]], how: str) -> str:
+    """Return how many of the table's calibrations lose more than the point on test images."""
+    lost = [_lost(run["calibrated"][how][name]) for run in runs for name in CALIBRATED]
+    return f"{sum(one > 0.01 + 1e-9 for one in lost)} of {len(lost)}"
+
+
+def _lost(point: dict[str, float]) -> float:
+    """Return how much accuracy a point loses against the last exits."""
+    return point["last_right_exit_wrong"] - point["exit_right_last_wrong"]
 
 
 def _wanted(savings: Iterable[str]) -> list[str]:

@@ -55,8 +55,8 @@ class DistrEESettings(Settings):
     """the public images: NAME or NAME:FOLDER of a data set"""
     public_samples: int = Field(500, ge=2)
     """public images that are used"""
-    exit_rule: Literal["own-head", "entropy", "difference"] = "own-head"
-    """by which a sample leaves a student: the entropy of its own head, of its columns, or the paper's rule"""
+    exit_rule: Literal["own-head", "entropy", "difference", "gate"] = "own-head"
+    """by which a sample leaves a student: entropy of its own head or of its columns, the paper's rule, or a gate"""
     max_accuracy_loss: float = Field(0.01, ge=0)
     """accuracy that calibrated thresholds may lose on validation images, one standard error included"""
 

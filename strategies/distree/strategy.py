@@ -53,7 +53,7 @@ from strategies.distree.model.teacher import load_teacher
 from strategies.distree.model.widths import Match, describe_matches, match_devices
 from strategies.distree.settings import DistrEESettings, read_device
 from strategies.distree.training.client import IMAGES, LABELS, POLICIES, TEACHER, TRAINING, teach
-from strategies.distree.training.finish import finish_students, measure
+from strategies.distree.training.finish import check_images, finish_students, measure
 from strategies.distree.training.joint import teacher_activations
 from strategies.distree.training.objective import exit_weights
 from strategies.distree.training.public import public_images
@@ -71,6 +71,7 @@ class DistrEE(EarlyExitStrategy):
         images = self._check(config)
         self.teacher = load_teacher(Path(self.settings.teacher), images, setup.normalizer)
         self.validation = Population(config.data, config.clients.count, config.run.seed).server_validation()
+        check_images(self.settings, len(self.validation))
         with threads(config.server.threads):
             students = self._plan(config, setup)
         super().__init__(method, replace(setup, spec=students))

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from benchmarks.distree import draws, point, pooled, study
-from strategies.distree.exits.calibration import Answers
+from strategies.distree.exits.calibration import Answers, with_gates
 from strategies.distree.exits.classifier import ColumnBlocks, OwnHeads
 from strategies.distree.exits.policies import LastExit, Random
 
@@ -62,7 +62,7 @@ def test_gains_are_paired_by_image_at_equal_cost() -> None:
 
 
 def test_study_has_every_rule_at_every_saving() -> None:
-    found, answered = study(answers(300, 1), answers(200, 2))
+    found, answered = study(with_gates(answers(300, 1)), answers(200, 2))
     rules = {"own-head", "entropy", "difference", "neighbour", "gate", "random"}
     assert {name: set(at) for name, at in found["at_saving"].items()} == dict.fromkeys(
         ("0.2", "0.276", "0.4", "0.6"), rules
@@ -71,6 +71,9 @@ def test_study_has_every_rule_at_every_saving() -> None:
         assert {len(right) for asked in answered[images].values() for right, _ in asked.values()} == {number}
         assert {name: set(pooled([answered[images]])[name]) for name in ("0.2", "0.6")} == {"0.2": rules, "0.6": rules}
     assert found["calibrated"]["bound"]["own-head"]["saved"] <= found["calibrated"]["mean"]["own-head"]["saved"]
+    unseen = found["calibrated_unseen"]["bound"]
+    assert set(unseen) == rules - {"random"}
+    assert unseen["gate"].keys() == {"saved", "accuracy", "last_right_exit_wrong", "exit_right_last_wrong"}
     assert found["oracle"]["accuracy"] >= max(found["exits"]["test"])
     assert len(found["rank_area"]["test"]["gate"]["1"]) == 1
     assert "published" not in found

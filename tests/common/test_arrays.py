@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.arrays import two_largest
 from common.data.images import Normalizer
 from common.data.normalising import ArrayNormalizer
 from common.exits import MEASURES, ThresholdPolicy, confidence, entropy_gate
@@ -12,6 +13,7 @@ from strategies.distree.exits.policies import (
     Entropy,
     ExitPolicy,
     FeatureDifference,
+    Gate,
     LastExit,
     OwnHead,
     Random,
@@ -25,6 +27,7 @@ POLICIES = [
     FeatureDifference((1.0, 1.3, 1.5)),
     Entropy((0.4, 0.5, 0.3)),
     OwnHead((0.4, 0.5, float("inf"))),
+    Gate((0.2, 0.4, 0.6), tuple(map(tuple, torch.randn(4, 16, generator=generator("gate")).div(3).tolist()))),
 ]
 
 
@@ -45,6 +48,11 @@ def test_a_gates_ends_are_exact_and_certain_logits_have_no_entropy() -> None:
     assert confidence(sure, "entropy").tolist() == [1.0, 0.0]
     assert entropy_gate(0.0)(0, sure).tolist() == [False, False]
     assert entropy_gate(1.0)(0, sure).tolist() == [True, True]
+
+
+def test_two_largest_come_with_the_largest_first() -> None:
+    some = np.array([[3.0, 1.0, 2.0], [5.0, 5.0, -1.0]])
+    assert two_largest(some).tolist() == two_largest(torch.from_numpy(some)).tolist() == [[3.0, 2.0], [5.0, 5.0]]
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)

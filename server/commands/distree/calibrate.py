@@ -22,8 +22,8 @@ from server.commands.distree.students import own_split
 from server.commands.overrides import read_overrides, refuse_unread
 from strategies.callbacks.report.records import load_run
 from strategies.configuration import read_config
-from strategies.distree.exits.calibration import Answers, Measure, cheapest, operate, within
-from strategies.distree.exits.policies import CALIBRATED, RULES, LastExit, Policies, ScorePolicy
+from strategies.distree.exits.calibration import Answers, Measure, cheapest, operate, with_gates, within
+from strategies.distree.exits.policies import CALIBRATED, RULES, Gate, LastExit, Policies, ScorePolicy
 from strategies.distree.model.stored import (
     FILE,
     StoredStudents,
@@ -169,6 +169,7 @@ def _full(answers: Answers) -> float:
 def _measure(config: RunConfig, stored: StoredStudents, images: SampleSet, aggregator: Aggregator | None) -> Answers:
     """Return the students' answers to the images, computed here, and with an aggregator the devices' seconds.
 
+    A gate is fitted on the images anew, so students that were stored without one get it.
     Raises `UserError` for images on which the students were not calibrated before: they may have trained on them.
     """
     set_kernels(fast=config.run.fast)
@@ -180,11 +181,13 @@ def _measure(config: RunConfig, stored: StoredStudents, images: SampleSet, aggre
             raise UserError(
                 "these are not the validation images of the students' training: give the data.* and run.seed of it"
             )
+    kind = RULES[config.of(DistrEESettings).exit_rule]
+    if kind is Gate:
+        answers = with_gates(answers)
     if aggregator is None:
         return answers
-    kind = RULES[config.of(DistrEESettings).exit_rule]
-    seconds = time_exits(aggregator, stored.students.spec.numbers, stored.students.num_exits, images.inputs, kind)
-    return replace(answers, seconds=seconds)
+    rules = {k: answers.rule(kind, k) for k in stored.students.spec.numbers}
+    return replace(answers, seconds=time_exits(aggregator, rules, images.inputs))
 
 
 def _row(name: str, policies: Policies, answers: Answers) -> Row:

@@ -14,7 +14,7 @@ from common.console.samples import Samples, Skipped, Takes, folder_of, read
 from common.errors import UserError
 from server.commands.distree import devices
 from server.commands.distree.infer_compare import compare, percentile
-from strategies.distree.exits.policies import Policies
+from strategies.distree.exits.policies import Policies, remedy
 from strategies.distree.model.stored import StoredStudents, load_students
 from strategies.distree.serving.aggregator import Aggregator, Answer
 from strategies.distree.serving.controller import LatencyController, LatencyTarget, Seconds
@@ -136,7 +136,7 @@ def _predictions(batch: Samples, answer: Answer, classes: Sequence[str]) -> Iter
 
 def _policies(stored: StoredStudents, name: str | None) -> Policies | None:
     if name is not None and name not in stored.policies:
-        raise UserError(f"--policy {name}: choose one of {', '.join(sorted(stored.policies))}")
+        raise UserError(f"--policy {name}: choose one of {', '.join(sorted(stored.policies))}{remedy(name)}")
     return stored.policies[name] if name else None
 
 

@@ -36,7 +36,7 @@ from strategies.distree.settings import DistrEESettings
 from strategies.distree.training.central import Schedule, image_batches
 from strategies.distree.training.checkpoint import FILE as CHECKPOINT
 from strategies.distree.training.checkpoint import Checkpoint
-from strategies.distree.training.finish import finish_students
+from strategies.distree.training.finish import check_images, finish_students
 from strategies.distree.training.joint import teacher_activations, train_students, train_teacher
 
 BOTH_READ = frozenset({
@@ -97,6 +97,7 @@ def run_students(options: argparse.Namespace) -> int:
     """Partition the teacher, and train, calibrate and write students; raises `UserError` before anything starts."""
     config, samples, schedule, device = _prepare(options)
     settings, seed = config.of(DistrEESettings), config.run.seed if options.seed is None else options.seed
+    check_images(settings, len(samples.validation))
     taught = load_teacher(options.teacher, samples.train, samples.normalize)
     _make_folder(options.out)
     with threads(config.server.threads):

@@ -3,12 +3,13 @@
 The paper's thresholds are set by hand (DistrEE, Peng et al., arXiv 2502.15735); features of other heads have another
 scale. Here they are fitted to fractions of samples, as in MSDNet's sweep (Huang et al., ICLR 2018). A loss is bounded
 on one side, by the mean over validation samples plus one standard error: the chosen thresholds are those of many that
-look best on these samples.
+look best on these samples. A gate learns on the same samples, so its thresholds and operating points here come from
+scores by gates that have not seen the sample (`gate_fit.py`).
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -19,7 +20,9 @@ from torch import Tensor
 from common.errors import UserError
 from common.exits import BUDGET_SWEEP, budget_fractions, fit_scores
 from strategies.distree.exits.classifier import ColumnBlocks, OwnHeads
-from strategies.distree.exits.policies import Classify, ExitPolicy, LastExit, Policies, ScorePolicy
+from strategies.distree.exits.gate import gate_numbers
+from strategies.distree.exits.gate_fit import FittedGate, check_samples, fit_gate
+from strategies.distree.exits.policies import Classify, ExitPolicy, Gate, LastExit, Policies, ScorePolicy
 
 Measure = Literal["cost", "slowest_mean", "slowest_p99"]  # a field of `Point`
 
@@ -36,6 +39,7 @@ class Answers:
     # Student -> seconds that a sample waits for the device if it stops at each exit, measured R times (J, R), see
     # `serving/timing.py`; if empty, costs take the place of seconds
     seconds: Mapping[int, Tensor] = field(default_factory=dict)
+    gates: Mapping[int, FittedGate] = field(default_factory=dict)  # student -> its gate, if fitted on these samples
 
     def __post_init__(self) -> None:
         if len(self.labels) == 0:
@@ -52,10 +56,32 @@ class Answers:
 
         return classify
 
+    def rule(self, kind: type[ScorePolicy], number: int) -> ScorePolicy:
+        """Return a rule as student `number` uses it, with thresholds by which no sample leaves early."""
+        never = (math.inf,) * (len(self.features[number]) - 1)
+        return Gate(never, self.gates[number].weights) if kind is Gate else kind(never)
+
+    def scores(self, rule: ScorePolicy, number: int) -> Tensor:
+        """Return the scores of student `number`, float64 (J, N); a gate's by gates that have not seen the sample."""
+        if isinstance(rule, Gate) and self.gates:
+            return self.gates[number].scores
+        return rule.scores(self.features[number], self.classify(number))
+
+    def exits(self, policy: ExitPolicy, number: int, ids: Sequence[int]) -> Tensor:
+        """Return the exit (from 0) of every sample of student `number`, int64 (N,), by the same scores."""
+        if isinstance(policy, Gate):
+            return policy.exits_by(self.scores(policy, number))
+        return policy.exits(self.features[number], self.classify(number), ids)
+
     @cached_property
+    def right_at_exits(self) -> Tensor:
+        """Whether the answer is right with all students at the same exit, bool (J, N)."""
+        return torch.stack(list(self.votes().values())).sum(0).argmax(-1) == self.labels
+
+    @property
     def right_at_last(self) -> Tensor:
         """Whether the answer is right with all students at their last exits, bool (N,)."""
-        return torch.stack([votes[-1] for votes in self.votes().values()]).sum(0).argmax(1) == self.labels
+        return self.right_at_exits[-1]
 
     def votes(self) -> dict[int, Tensor]:
         """Return each student's share of the logits at all its exits (J, N, classes): their sum is Z."""
@@ -80,8 +106,8 @@ class Point:
 
 def exits_of(policies: Policies, answers: Answers, ids: Sequence[int] = ()) -> dict[int, Tensor]:
     """Return student -> the exit (from 0) of every sample, int64 (N,); `ids`: their numbers, by default 0..N-1."""
-    numbers = ids or range(len(answers.labels))
-    return {k: policies[k].exits(f, answers.classify(k), numbers) for k, f in answers.features.items()}
+    given = ids or range(len(answers.labels))
+    return {k: answers.exits(policies[k], k, given) for k in answers.features}
 
 
 def operate(policies: Policies, answers: Answers, ids: Sequence[int] = ()) -> Point:
@@ -129,14 +155,25 @@ def _slowest(answers: Answers, exits: Mapping[int, Tensor]) -> tuple[float, floa
     return float((slowest * weights).sum() / weights.sum()), float(p99)
 
 
-def fit(kind: type[ScorePolicy], features: Tensor, fractions: Tensor, classify: Classify | None = None) -> ScorePolicy:
-    """Return the policy by which the given fractions (J,) of samples leave at each exit, of features (J, N, P).
+def with_gates(answers: Answers) -> Answers:
+    """Return the answers with a gate per student, fitted on them; raises `UserError` when they are too few."""
+    check_samples(len(answers.labels))
+    gates = dict[int, FittedGate]()
+    for k, features in answers.features.items():
+        classify, before = answers.classify(k), (features[0], *features[:-1])
+        x = [gate_numbers(j, own, features[0], before[j], classify) for j, own in enumerate(features)]
+        gates[k] = fit_gate(torch.from_numpy(np.stack(x)), answers.right_at_exits)
+    return replace(answers, gates=gates)
+
+
+def fit(rule: ScorePolicy, scores: Tensor, fractions: Tensor) -> ScorePolicy:
+    """Return the policy by which the given fractions (J,) of samples with scores (J, N) leave at each exit.
 
     Raises `ValueError` when samples should leave at an exit without a meaningful score, see `ScorePolicy.first`.
     """
-    if fractions[:-1][: kind.first].any():
-        raise ValueError(f"no sample can leave before exit {kind.first} (from 0) by {kind.name}")
-    return kind(fit_scores(_scores(kind, features, classify), fractions, strict=True))
+    if fractions[:-1][: rule.first].any():
+        raise ValueError(f"no sample can leave before exit {rule.first} (from 0) by {rule.name}")
+    return replace(rule, thresholds=fit_scores(scores, fractions, strict=True))
 
 
 def sweep_fractions(num_exits: int, p: float, first: int) -> Tensor:
@@ -197,10 +234,6 @@ def ladder(answers: Answers, kind: type[ScorePolicy], rungs: int = 12) -> list[P
     return [search.policies(chain[at][0]) for at in nearest]
 
 
-def _scores(kind: type[ScorePolicy], features: Tensor, classify: Classify | None) -> Tensor:
-    return kind((math.inf,) * (len(features) - 1)).scores(features, classify)
-
-
 class _Search:
     """A search over the candidates of all students: the last exit, then the sweep."""
 
@@ -209,9 +242,9 @@ class _Search:
         self.candidates: dict[int, list[ExitPolicy]] = {}
         self.exits: dict[int, list[Tensor]] = {}
         for k, features in answers.features.items():
-            last, scores = LastExit(len(features)), _scores(kind, features, answers.classify(k))
-            fractions = sweep(len(features), kind.first)
-            fitted = [kind(fit_scores(scores, share, strict=True)) for share in fractions]
+            last, rule = LastExit(len(features)), answers.rule(kind, k)
+            scores = answers.scores(rule, k)
+            fitted = [fit(rule, scores, share) for share in sweep(len(features), kind.first)]
             self.candidates[k] = [last, *fitted]
             self.exits[k] = [last.exits(features), *(policy.exits_by(scores) for policy in fitted)]
 

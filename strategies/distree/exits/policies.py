@@ -1,6 +1,7 @@
 """Exit policies: at which exit a sample leaves its student. Each device decides alone.
 
-Source: DistrEE (Peng et al., arXiv 2502.15735): feature difference and random exits. Own heads and entropy are ours.
+Source: DistrEE (Peng et al., arXiv 2502.15735): feature difference and random exits. Own heads, entropy and the
+gate are ours.
 """
 
 import json
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from common.arrays import first_true, full, vector
 from common.errors import UserError
 from common.seeding import derive_seed
+from strategies.distree.exits.gate import Gate
 from strategies.distree.exits.scores import (
     Array,
     Classify,
@@ -35,6 +37,7 @@ __all__ = [
     "Entropy",
     "ExitPolicy",
     "FeatureDifference",
+    "Gate",
     "LastExit",
     "OwnHead",
     "Policies",
@@ -44,14 +47,15 @@ __all__ = [
     "diff_cos",
     "oracle_exits",
     "policy_from_json",
+    "remedy",
 ]
 
 # T_1..T_6 of the paper's 7 exits; the last exit takes all samples, whatever its T_7 = 1.28
 PUBLISHED = (1.0, 1.08, 1.12, 1.16, 1.20, 1.24)
 # Rules by which samples can leave, by their names in `distree.exit-rule`
-RULES: Mapping[str, type[ScorePolicy]] = {kind.name: kind for kind in (OwnHead, Entropy, FeatureDifference)}
+RULES: Mapping[str, type[ScorePolicy]] = {kind.name: kind for kind in (OwnHead, Entropy, FeatureDifference, Gate)}
 CALIBRATED = "calibrated"  # the operating point that devices use by default
-LONGEST = 4096  # characters of a policy's JSON, which comes from outside
+LONGEST = 1 << 14  # characters of a policy's JSON, which comes from outside
 
 
 class ExitPolicy(Protocol):
@@ -67,7 +71,7 @@ class ExitPolicy(Protocol):
         """Return the decisions for one batch: (exit index, features (b, P) of the samples left) -> bool (b,).
 
         Args:
-            classify: needed by "entropy" and "own-head" only.
+            classify: needed by "entropy", "own-head" and "gate" only.
             ids: numbers of the batch's samples, needed by "random" only.
 
         Raises:
@@ -174,6 +178,11 @@ def oracle_exits(logits: Array, labels: Array) -> Array:
     return first_true(right)
 
 
+def remedy(name: str) -> str:
+    """Return how students that are stored without a policy of this name get one, if it is a rule's name."""
+    return f"; fit one by `python -m server calibrate ... -c distree.exit-rule={name}`" if name in RULES else ""
+
+
 def policy_from_json(text: str) -> ExitPolicy:
     """Return the policy that `to_json` wrote; raises `UserError` when it is damaged or longer than `LONGEST`."""
     if len(text) > LONGEST:
@@ -195,13 +204,22 @@ def _read_random(shares: Any, seed: Any) -> Random:
 
 
 def _read_scores(kind: type[ScorePolicy]) -> Any:
-    return lambda thresholds: kind(tuple(math.inf if value is None else float(value) for value in thresholds))
+    return lambda thresholds: kind(_thresholds(thresholds))
+
+
+def _read_gate(thresholds: Any, weights: Any) -> Gate:
+    return Gate(_thresholds(thresholds), tuple(tuple(float(weight) for weight in row) for row in weights))
+
+
+def _thresholds(values: Any) -> tuple[float, ...]:
+    return tuple(math.inf if value is None else float(value) for value in values)
 
 
 _READERS: dict[str, Any] = {
     LastExit.name: _read_last,
     Random.name: _read_random,
     **{name: _read_scores(kind) for name, kind in RULES.items()},
+    Gate.name: _read_gate,
 }
 
 

@@ -102,8 +102,11 @@ class ScorePolicy(ABC):
 
     def to_json(self) -> str:
         """Return the policy as strict JSON (an infinite threshold becomes null)."""
-        thresholds = [None if math.isinf(threshold) else threshold for threshold in self.thresholds]
-        return json.dumps({"policy": self.name, "thresholds": thresholds}, allow_nan=False)
+        return json.dumps({"policy": self.name, **self.plain()}, allow_nan=False)
+
+    def plain(self) -> dict[str, Any]:
+        """Return the fields as JSON holds them."""
+        return {"thresholds": [None if math.isinf(threshold) else threshold for threshold in self.thresholds]}
 
 
 class _Batch:
@@ -141,20 +144,14 @@ class FeatureDifference(ScorePolicy):
 
 
 @dataclass(frozen=True)
-class Entropy(ScorePolicy):
-    """Confidence of the student's columns of the common classifier, 1 - H / log C; final if it is the only student."""
+class HeadPolicy(ScorePolicy):
+    """A score policy that asks what the student alone thinks."""
 
-    name: ClassVar[str] = "entropy"
     first: ClassVar[int] = 0
-    own: ClassVar[bool] = False  # whether the student's own heads are asked
 
     def start(self, classify: Classify | None = None, ids: Sequence[int] = ()) -> Leaves:
         """Return the decisions for one batch; raises `UserError` without `classify`."""
         return super().start(self._needed(classify))
-
-    def score(self, exit_index: int, features: Array, reference: Array | None, classify: Classify | None) -> Array:
-        """Return 1 - H / log C, in [0, 1]; raises `UserError` without `classify`."""
-        return confidence(double(self._needed(classify)(exit_index, features, self.own)), "entropy")
 
     def _needed(self, classify: Classify | None) -> Classify:
         if classify is None:
@@ -162,6 +159,18 @@ class Entropy(ScorePolicy):
                 f"the policy {self.name!r} needs a classifier, and there is none: use the difference policy"
             )
         return classify
+
+
+@dataclass(frozen=True)
+class Entropy(HeadPolicy):
+    """Confidence of the student's columns of the common classifier, 1 - H / log C; final if it is the only student."""
+
+    name: ClassVar[str] = "entropy"
+    own: ClassVar[bool] = False  # whether the student's own heads are asked
+
+    def score(self, exit_index: int, features: Array, reference: Array | None, classify: Classify | None) -> Array:
+        """Return 1 - H / log C, in [0, 1]; raises `UserError` without `classify`."""
+        return confidence(double(self._needed(classify)(exit_index, features, self.own)), "entropy")
 
 
 @dataclass(frozen=True)

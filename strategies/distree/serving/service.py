@@ -35,6 +35,7 @@ from strategies.distree.exits.policies import (
     Leaves,
     check_exits,
     policy_from_json,
+    remedy,
 )
 
 OVERHEAD = 1 << 16  # bytes of a message besides those of its samples
@@ -96,7 +97,7 @@ def own_policy(stored: Served, name: str = "") -> ExitPolicy:
     """
     if name and name not in stored.policies:
         known = ", ".join(sorted(stored.policies)) or "none"
-        raise UserError(f"the student has no policy {name!r}; stored are: {known}")
+        raise UserError(f"the student has no policy {name!r}; stored are: {known}{remedy(name)}")
     num_exits = stored.num_exits
     published = len(PUBLISHED) + 1 == num_exits
     fallback = FeatureDifference(PUBLISHED) if published else LastExit(num_exits)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from common.rpc.secrets import read_token
 from server.commands.export import export_model, export_student
 from strategies.distree.exits.policies import FeatureDifference, OwnHead
 from strategies.distree.serving.aggregator import Aggregator
-from tests.strategies.distree.devices import EXITS, PIXELS, Tiny, wait_ready
+from tests.strategies.distree.devices import EXITS, GATE, PIXELS, Tiny, wait_ready
 from tests.support.exported import samples, save, stored
 from tests.support.served import read_line
 from tests.support.without_torch import COMMAND
@@ -179,6 +180,8 @@ def test_a_student_serves_the_same_features(tiny: Tiny, device: Device) -> None:
     some = FeatureDifference((1.0, *(float(row.sort().values[2:4].mean()) for row in ratio)))
     sure = OwnHead((float("inf"),) * (EXITS - 1)).scores(reference, tiny.student(2).classify)[:-1].detach()
     own = OwnHead(tuple(float(row.sort().values[3:5].mean()) for row in sure))
+    odds = GATE.scores(reference, tiny.student(2).classify)[:-1].detach()
+    gate = replace(GATE, thresholds=tuple(float(row.sort().values[3:5].mean()) for row in odds))
     last = FeatureDifference((float("inf"),) * (EXITS - 1))
     mean = Inference(tiny.whole.means[1].expand(len(PIXELS), -1), torch.full((len(PIXELS),), EXITS - 1))
     with (
@@ -186,10 +189,10 @@ def test_a_student_serves_the_same_features(tiny: Tiny, device: Device) -> None:
         Aggregator(tiny.whole, {2: channel}, 20.0) as aggregator,
     ):
         wait_ready(aggregator, 2)
-        for policy in (some, own, last):
+        for policy in (some, own, gate, last):
             answer, here = aggregator.infer(PIXELS, {2: policy}), tiny.here(2, policy)
             assert answer.exits[2].tolist() == here.exits.tolist()
             expected = tiny.combined({1: mean, 2: here})
             torch.testing.assert_close(answer.logits, expected, atol=1e-4, rtol=0)
-    for policy in (some, own):
+    for policy in (some, own, gate):
         assert len(set(tiny.here(2, policy).exits.tolist())) > 1

@@ -16,7 +16,7 @@ from common.networks import Inference, NetworkSpec
 from common.rpc.channels import connect, new_token, serve
 from common.rpc.methods import INFER, STUDENTS
 from common.seeding import generator
-from strategies.distree.exits.policies import ExitPolicy
+from strategies.distree.exits.policies import ExitPolicy, Gate
 from strategies.distree.model.stored import (
     StoredStudent,
     StoredStudents,
@@ -35,6 +35,10 @@ BACKBONE = NetworkSpec("wrn16", 5, (3, 8, 8), width=1)
 SPEC = students_spec(BACKBONE, BACKBONE, ((0, 3, 5, 8), (1, 7, 9)))
 PIXELS = torch.randint(0, 256, (6, 3, 8, 8), generator=generator("pixels", 1), dtype=torch.uint8)
 EXITS = 7
+# A gate of random weights, by which the students' samples leave at several exits
+GATE = Gate(
+    (0.0,) * (EXITS - 1), tuple(map(tuple, torch.randn(EXITS, 16, generator=generator("gate", 1)).div(4).tolist()))
+)
 Service = Callable[[grpc.Server], None]
 
 

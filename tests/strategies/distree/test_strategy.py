@@ -20,7 +20,7 @@ from common.storage.run_files import read_events
 from server.app import prepare
 from strategies.callbacks.run_folder import RunFolder
 from strategies.configuration import read_config
-from strategies.distree.exits.policies import CALIBRATED
+from strategies.distree.exits.policies import CALIBRATED, Gate
 from strategies.distree.model.parts import LEAN, STUDENTS
 from strategies.distree.model.stored import load_student, load_students, student_file
 from strategies.distree.model.students import students_spec
@@ -220,6 +220,23 @@ def test_students_learn_and_are_delivered_with_policies(start, students, tmp_pat
     assert (logits.argmax(1) == test.labels).double().mean().item() == pytest.approx(found["accuracy"], abs=2e-3)
 
 
+def test_run_with_a_gate_delivers_it(start, students, tmp_path):
+    strategy, _ = start({
+        "data.limit": 0, "run.rounds": 1, "distree.exit-rule": "gate", "distree.max-accuracy-loss": 0.3,
+        "server.evaluate-every": 1,
+    })  # fmt: skip
+    event = [e for e in read_events(tmp_path / "runs" / "test" / "metrics.jsonl") if e["event"] == "round"][-1]
+    stored = load_students(tmp_path / "runs" / "test")
+    assert {type(policy) for policy in stored.policies[CALIBRATED].values()} == {Gate}
+    x = strategy.normalizer(strategy.evaluator.test.inputs)
+    for number in (1, 2):
+        device = load_student(student_file(Path(str(students["clients.store"])) / "test" / f"student-{number}", number))
+        gate = device.policies[CALIBRATED]
+        assert gate == stored.policies[CALIBRATED][number] == stored.policies["gate"][number]
+        left = device.network.infer(x, gate.start(device.classify)).exits.bincount(minlength=3)
+        assert left.tolist() == list(event["accuracy"]["policies"][CALIBRATED]["histogram"][str(number)])
+
+
 def test_students_of_unequal_width_learn_on_photographs(start, students, data_root, tmp_path):
     """CIFAR-10 images: devices of different power train a narrow and a wide student."""
     photos: Flat = {
@@ -329,6 +346,7 @@ def test_refused_device_leaves_a_warning_for_its_student(start, students, flower
         ),
         ({"data.validation": 0.0}, "the server has no validation images"),
         ({"data.name": "devices", "data.classes": "a,b", "data.image-size": 8}, "the server has no validation images"),
+        ({"distree.exit-rule": "gate"}, "the exit rule gate is fitted on 100 or more validation images"),
         ({"data.mean": "0.4"}, "give this run the same"),
         ({"distree.exit-weights": "1,2"}, "names 2 exits, the students have 3"),
         ({"distree.students": 80}, "too few for 80 students"),

@@ -19,8 +19,8 @@ from server.commands.distree import calibrate
 from server.commands.distree.students import VALIDATION
 from strategies.callbacks.run_folder import RunFolder
 from strategies.distree.exits.calibration import Answers, operate
-from strategies.distree.exits.policies import FeatureDifference, LastExit, OwnHead, ScorePolicy
-from strategies.distree.model.stored import StoredStudents, load_student, load_students, student_file
+from strategies.distree.exits.policies import FeatureDifference, Gate, LastExit, OwnHead, ScorePolicy
+from strategies.distree.model.stored import StoredStudents, load_student, load_students, save_students, student_file
 from strategies.distree.serving.timing import time_exits
 from strategies.distree.training.finish import measure
 from tests.support.served import Served, served
@@ -111,11 +111,35 @@ def test_looser_targets_cost_less_and_tighter_ones_lose_accuracy(students: Path,
 
 
 @pytest.mark.parametrize(
-    ("given", "kind"), [([], OwnHead), (["-c", "distree.exit-rule=difference"], FeatureDifference)]
-)
+    ("given", "kind"),
+    [
+        ([], OwnHead), (["-c", "distree.exit-rule=difference"], FeatureDifference),
+        (["-c", "distree.exit-rule=gate"], Gate),
+    ],
+)  # fmt: skip
 def test_calibrate_fits_the_rule(students: Path, given: list[str], kind: type[ScorePolicy]) -> None:
     assert main(["calibrate", "--model", str(students), *IMAGES, "--macs", "0.6", *given]) == 0
     assert {type(policy) for policy in load_students(students).policies["macs-0.6"].values()} == {kind}
+
+
+def test_students_without_a_gate_get_one(students: Path, devices: Served, capsys) -> None:
+    """As students that were stored before there were gates."""
+    stored = load_students(students)
+    save_students(students, replace(stored, policies={k: v for k, v in stored.policies.items() if k != "gate"}))
+    infer = ["infer", "--model", str(students), *devices.arguments, *DEADLINE, "--dataset", "digits", "--limit", "10"]
+    assert main([*infer, "--policy", "gate"]) == 2
+    error = capsys.readouterr().err
+    assert "--policy gate: choose one of calibrated, difference, entropy, last" in error
+    assert "fit one by `python -m server calibrate ... -c distree.exit-rule=gate`" in error
+    by_gate = [*IMAGES, "--macs", "0.6", "-c", "distree.exit-rule=gate", "--name", "gated"]
+    assert main(["calibrate", "--model", str(students), *by_gate]) == 0
+    again = load_students(students).policies
+    for one, other in zip(again["gated"].values(), stored.policies["gate"].values(), strict=True):
+        assert isinstance(one, Gate)
+        assert isinstance(other, Gate)
+        torch.testing.assert_close(torch.tensor(one.weights), torch.tensor(other.weights), rtol=1e-3, atol=1e-3)
+    assert main([*infer, "--compare"]) == 0
+    assert "gated" in capsys.readouterr().out
 
 
 def test_calibrate_names_the_closest_value_to_an_impossible_share(students: Path, capsys) -> None:

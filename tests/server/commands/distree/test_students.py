@@ -129,7 +129,10 @@ def test_latency_target_moves_devices_to_cheaper_exits(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--policy", "best"], "choose one of calibrated, difference, entropy, last, own-head, published, random"),
+        (
+            ["--policy", "best"],
+            "choose one of calibrated, difference, entropy, gate, last, own-head, published, random",
+        ),
         (["--deadline", "0"], "give seconds above 0"),
         (["--student", "3=127.0.0.1:1"], "with a student's NUMBER (1, 2)"),
         (["--student", "127.0.0.1:1"], "write NUMBER=VALUE"),

@@ -9,11 +9,22 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.exits import BUDGET_SWEEP, exit_counts
-from strategies.distree.exits.calibration import Answers, cheapest, fit, ladder, operate, sweep, sweep_fractions, within
+from strategies.distree.exits.calibration import (
+    Answers,
+    cheapest,
+    fit,
+    ladder,
+    operate,
+    sweep,
+    sweep_fractions,
+    with_gates,
+    within,
+)
 from strategies.distree.exits.classifier import ColumnBlocks, OwnHeads
 from strategies.distree.exits.policies import (
     Entropy,
     FeatureDifference,
+    Gate,
     LastExit,
     OwnHead,
     Random,
@@ -48,6 +59,11 @@ def waits(*seconds: float) -> Tensor:
     return torch.tensor(seconds, dtype=torch.float64)[:, None]
 
 
+def fitted(kind: type[ScorePolicy], answers: Answers, fractions: Tensor, number: int = 1) -> ScorePolicy:
+    rule = answers.rule(kind, number)
+    return fit(rule, answers.scores(rule, number), fractions)
+
+
 def last(answers: Answers) -> dict[int, LastExit]:
     return {k: LastExit(len(f)) for k, f in answers.features.items()}
 
@@ -57,7 +73,7 @@ def last(answers: Answers) -> dict[int, LastExit]:
 def test_fitted_thresholds_give_the_requested_fractions(kind: type[ScorePolicy], p: float) -> None:
     answers = graded()
     fractions = sweep_fractions(4, p, kind.first)
-    policy = fit(kind, answers.features[1], fractions, answers.classify(1))
+    policy = fitted(kind, answers, fractions)
     exits = policy.exits(answers.features[1], answers.classify(1))
     assert exits.bincount(minlength=4).tolist() == exit_counts(400, fractions)
     assert type(policy) is kind
@@ -92,15 +108,17 @@ def test_cheapest_finds_the_only_useful_early_exit() -> None:
 
 
 def test_fit_by_difference_refuses_the_first_exit() -> None:
+    rule = FeatureDifference((math.inf,) * 3)
     with pytest.raises(ValueError, match="before exit 1"):
-        fit(FeatureDifference, graded().features[1], torch.tensor([0.5, 0.5, 0.0, 0.0]))
-    assert fit(FeatureDifference, graded().features[1][:1], torch.ones(1)) == FeatureDifference(())
+        fit(rule, torch.ones(4, 9).double(), torch.tensor([0.5, 0.5, 0.0, 0.0]))
+    assert fit(FeatureDifference(()), torch.ones(1, 9).double(), torch.ones(1)) == FeatureDifference(())
 
 
 def test_thresholds_by_hand() -> None:
     # cosines to (1, 0): sample 0 0.6, sample 1 0.8; the lower cosine leaves first
     features = torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[3.0, 4.0], [4.0, 3.0]], [[0.0, 1.0], [0.0, 1.0]]])
-    policy = fit(FeatureDifference, features, torch.tensor([0.0, 0.5, 0.5]))
+    rule = FeatureDifference((math.inf,) * 2)
+    policy = fit(rule, rule.scores(features), torch.tensor([0.0, 0.5, 0.5]))
     assert policy.thresholds[0] == math.inf
     assert policy.thresholds[1] == pytest.approx(1 / 0.6)
     assert policy.exits(features).tolist() == [1, 2]
@@ -108,7 +126,8 @@ def test_thresholds_by_hand() -> None:
 
 def test_infinite_differences_get_a_finite_threshold() -> None:
     features = torch.tensor([[[1.0, 0.0]] * 2, [[0.0, 1.0], [1.0, 1.0]], [[1.0, 0.0]] * 2])
-    policy = fit(FeatureDifference, features, torch.tensor([0.0, 0.5, 0.5]))
+    rule = FeatureDifference((math.inf,) * 2)
+    policy = fit(rule, rule.scores(features), torch.tensor([0.0, 0.5, 0.5]))
     assert math.isfinite(policy.thresholds[1])
     assert policy.exits(features).tolist() == [1, 2]
 
@@ -189,7 +208,7 @@ def test_cheapest_beats_every_uniform_candidate() -> None:
     chosen = operate(cheapest(answers, 0.02, FeatureDifference), answers)
     for p in BUDGET_SWEEP:
         share = sweep_fractions(4, p, 1)
-        point = operate({k: fit(FeatureDifference, f, share) for k, f in answers.features.items()}, answers)
+        point = operate({k: fitted(FeatureDifference, answers, share, k) for k in (1, 2)}, answers)
         assert point.loss + point.loss_error > 0.02 or point.cost >= chosen.cost
 
 
@@ -289,6 +308,53 @@ def test_ladder_of_single_exit_students_has_one_rung() -> None:
     classifier = ColumnBlocks({1: 2}, 1, 2, seed=0)
     answers = Answers({1: torch.ones(1, 5, 2)}, torch.zeros(5), classifier, OwnHeads({1: 2}, 1, 2), {1: (3.0,)})
     assert ladder(answers, FeatureDifference) == [{1: LastExit(1)}]
+
+
+@pytest.fixture(scope="module")
+def gated() -> Answers:
+    return with_gates(graded())
+
+
+def test_gate_keeps_targets_by_scores_of_gates_that_have_not_seen_the_sample(gated: Answers) -> None:
+    point = operate(cheapest(gated, 0.02, Gate), gated)
+    assert point.loss + point.loss_error <= 0.02 + 1e-9
+    assert point.cost < 8.0
+    chosen = within(gated, 5.0, Gate)
+    assert {type(policy) for policy in chosen.values()} == {Gate}
+    assert operate(chosen, gated).cost <= 5.0
+    for k, policy in chosen.items():
+        assert isinstance(policy, Gate)
+        assert policy.weights == gated.gates[k].weights
+        thresholds = torch.tensor(policy.thresholds, dtype=torch.float64)
+        leaves = (gated.gates[k].scores[:3] > thresholds[:, None]).any(0)
+        assert sum(operate(chosen, gated).histogram[k][:3]) == int(leaves.sum())
+    # on other samples the gate of all samples decides
+    other = graded(seed=5)
+    assert operate(chosen, other).histogram == {
+        k: tuple(policy.exits(other.features[k], other.classify(k)).bincount(minlength=4).tolist())
+        for k, policy in chosen.items()
+    }
+    assert operate(chosen, gated).histogram != operate(chosen, replace(gated, gates={})).histogram
+
+
+def test_gate_tells_right_answers_of_other_samples_apart(gated: Answers) -> None:
+    other = graded(seed=5)
+    for j in (1, 2):
+        right, scores = other.right_at_exits[j], other.scores(gated.rule(Gate, 1), 1)[j]
+        assert scores[right].mean() > scores[~right].mean() + 0.3
+
+
+def test_right_at_exits_is_the_common_answer(gated: Answers) -> None:
+    assert gated.right_at_exits.shape == (4, 400)
+    for j in range(4):
+        logits = gated.classifier({k: f[j] for k, f in gated.features.items()}, j)
+        assert torch.equal(gated.right_at_exits[j], logits.argmax(1) == gated.labels)
+    assert torch.equal(gated.right_at_last, gated.right_at_exits[3])
+
+
+def test_gates_need_enough_samples() -> None:
+    with pytest.raises(UserError, match="100 or more validation images, there are 60"):
+        with_gates(graded(samples=60))
 
 
 def test_same_samples_give_the_same_policies() -> None:

@@ -13,12 +13,15 @@ from strategies.distree.exits.policies import (
     Entropy,
     ExitPolicy,
     FeatureDifference,
+    Gate,
     LastExit,
     OwnHead,
     Random,
+    ScorePolicy,
     diff_cos,
     oracle_exits,
     policy_from_json,
+    remedy,
 )
 from strategies.distree.model.students import Student
 
@@ -39,6 +42,7 @@ def classify(exit_index: int, features: Tensor, own: bool = False) -> Tensor:
     return features[:, 4:8] if own else features[:, :4] * (exit_index + 1)
 
 
+LENGTH = (0.0,) * 10 + (1.0,) + (0.0,) * 5  # weights of a gate that asks for the features' length alone
 POLICIES: list[ExitPolicy] = [
     FeatureDifference(PUBLISHED),
     FeatureDifference((1.0, 1.3, 1.4, 1.5, 1.7, 2.0)),
@@ -46,6 +50,7 @@ POLICIES: list[ExitPolicy] = [
     LastExit(7),
     Entropy((0.5, 0.6, NEVER, 0.7, 0.6, 0.5)),
     OwnHead((0.3, 0.6, NEVER, 0.7, 0.6, 0.5)),
+    Gate((4.0, 5.0, NEVER, 6.0, 7.0, 8.0), (LENGTH,) * 7),
 ]
 
 
@@ -123,12 +128,12 @@ def test_own_head_asks_the_own_head() -> None:
     assert Entropy((0.9,)).exits(torch.ones(2, 1, 3), asked).tolist() == [1]
 
 
-@pytest.mark.parametrize("kind", [Entropy, OwnHead])
-def test_entropy_needs_a_classifier(kind: type[Entropy]) -> None:
-    with pytest.raises(UserError, match=f"'{kind.name}' needs a classifier"):
-        kind((0.5,)).start()
+@pytest.mark.parametrize("policy", [Entropy((0.5,)), OwnHead((0.5,)), Gate((0.5,), (LENGTH,) * 2)])
+def test_heads_need_a_classifier(policy: ScorePolicy) -> None:
+    with pytest.raises(UserError, match=f"'{policy.name}' needs a classifier"):
+        policy.start()
     with pytest.raises(UserError, match="classifier"):
-        kind((0.5,)).exits(torch.ones(2, 1, 3))
+        policy.exits(torch.ones(2, 1, 3))
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
@@ -144,7 +149,7 @@ def test_exits_equal_step_by_step_decisions(policy: ExitPolicy, size: int) -> No
 def test_samples_of_one_batch_leave_at_different_exits() -> None:
     features = random_features()
     spread = {policy.name: len(set(policy.exits(features, classify, range(200)).tolist())) for policy in POLICIES}
-    assert spread == {"difference": 6, "random": 6, "last": 1, "entropy": 6, "own-head": 6}
+    assert spread == {"difference": 6, "random": 6, "last": 1, "entropy": 6, "own-head": 6, "gate": 6}
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +226,10 @@ def test_policy_survives_json(policy: ExitPolicy) -> None:
         '{"policy": "random", "shares": [1], "seed": true}',
         '{"thresholds": [1]}',
         '{"policy": "own-head", "thresholds": [NaN]}',
+        '{"policy": "gate", "thresholds": [1]}',
+        '{"policy": "gate", "thresholds": [], "weights": 3}',
+        '{"policy": "gate", "thresholds": [], "weights": [[1, "x"]]}',
+        '{"policy": "gate", "thresholds": [], "weights": [[1, 2]]}',
         '{"policy": "neighbour", "thresholds": [1]}',
         '{"policy": "last", "num_exits": 0}',
         '{"policy": "random", "shares": [0, 0], "seed": 1}',
@@ -232,8 +241,13 @@ def test_damaged_json_is_refused(text: str) -> None:
 
 
 def test_long_json_is_refused() -> None:
-    with pytest.raises(UserError, match="4096"):
-        policy_from_json(FeatureDifference((1.25,) * 1000).to_json())
+    with pytest.raises(UserError, match="16384"):
+        policy_from_json(FeatureDifference((1.25,) * 4000).to_json())
+
+
+def test_only_rules_can_be_fitted() -> None:
+    assert "-c distree.exit-rule=gate" in remedy("gate")
+    assert remedy("quick") == ""
 
 
 def test_impossible_policies_are_refused() -> None:

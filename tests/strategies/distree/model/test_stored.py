@@ -9,7 +9,7 @@ from common.data.images import Normalizer
 from common.errors import UserError
 from common.networks import NetworkSpec, cost_table
 from common.storage.files import read_tensors, write_tensors
-from strategies.distree.exits.policies import CALIBRATED, FeatureDifference, LastExit, Random
+from strategies.distree.exits.policies import CALIBRATED, FeatureDifference, Gate, LastExit, Random
 from strategies.distree.model.stored import (
     FILE,
     StoredStudents,
@@ -35,12 +35,14 @@ def stored() -> StoredStudents:
     for at, heads in enumerate(students.own.parameters()):
         heads.data += torch.arange(heads.numel()).reshape(heads.shape) + at
     calibrated = {1: FeatureDifference((1.0, 1.25)), 2: FeatureDifference((1.0, float("inf")))}
+    weights = tuple(tuple(j + n / 7 for n in range(16)) for j in range(3))
+    gate = {1: Gate((0.5, 1 / 3), weights), 2: Gate((float("inf"), -2.0), weights[::-1])}
     return StoredStudents(
         students=students.eval(),
         classes=CLASSES,
         normalizer=Normalizer((0.4, 0.5, 0.6), (0.2, 0.25, 0.3)),
         means={1: torch.rand(3), 2: torch.rand(2)},
-        policies={CALIBRATED: calibrated, "last": {1: LastExit(3), 2: LastExit(3)}},
+        policies={CALIBRATED: calibrated, "last": {1: LastExit(3), 2: LastExit(3)}, "gate": gate},
         ladder=[{1: LastExit(3), 2: LastExit(3)}, calibrated, {1: Random((1, 1, 1), 7), 2: Random((1, 0, 0))}],
         run="monday",
     )

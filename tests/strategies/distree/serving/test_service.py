@@ -30,7 +30,7 @@ from strategies.distree.exits.policies import (
 )
 from strategies.distree.serving.computed import TorchStudent
 from strategies.distree.serving.service import StudentService, message_bytes, own_policy
-from tests.strategies.distree.devices import EXITS, PIXELS, TOKEN, Tiny, held_at, service, serving, slow_at
+from tests.strategies.distree.devices import EXITS, GATE, PIXELS, TOKEN, Tiny, held_at, service, serving, slow_at
 from tests.support.deployment import wait_until
 
 ANY = Random((1,) * EXITS, seed=1)
@@ -59,7 +59,7 @@ def replies(address: str, raw: bytes) -> Iterator[tuple[InferReply, torch.Tensor
 
 
 @pytest.mark.parametrize(
-    "policy", [ANY, LastExit(EXITS), FeatureDifference(PUBLISHED), OwnHead((0.3,) * 6), Entropy((0.03,) * 6)]
+    "policy", [ANY, LastExit(EXITS), FeatureDifference(PUBLISHED), OwnHead((0.3,) * 6), Entropy((0.03,) * 6), GATE]
 )
 def test_reply_holds_the_exact_features(tiny: Tiny, policy: ExitPolicy) -> None:
     expected = tiny.here(1, policy, IDS)
@@ -195,7 +195,7 @@ def test_slowdown_multiplies_the_reported_seconds(tiny: Tiny) -> None:
         (request(ANY, ids=()), "INVALID_ARGUMENT", "needs the number of every sample"),
         (request(LastExit(3)), "INVALID_ARGUMENT", "for 3 exits, the student has 7"),
         (request(policy='{"policy": "last"}'), "INVALID_ARGUMENT", "damaged"),
-        (request(policy=json.dumps({"policy": "x" * 5000})), "INVALID_ARGUMENT", "at most 4096 are allowed"),
+        (request(policy=json.dumps({"policy": "x" * 20000})), "INVALID_ARGUMENT", "at most 16384 are allowed"),
         (b"\xff" * 50, "INVALID_ARGUMENT", "malformed message"),
         (b"", "FAILED_PRECONDITION", "student 0"),
     ],
@@ -242,3 +242,5 @@ def test_own_policy_of_a_device(tiny: Tiny) -> None:
         own_policy(TorchStudent(stored), "quick")
     with pytest.raises(UserError, match="stored are: none"):
         own_policy(TorchStudent(plain), "calibrated")
+    with pytest.raises(UserError, match=r"no policy 'gate'; stored are: calibrated, last; fit one by .*exit-rule=gate"):
+        own_policy(TorchStudent(stored), "gate")
