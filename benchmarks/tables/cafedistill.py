@@ -10,6 +10,7 @@ from strategies.callbacks.accuracy import above_majority
 
 STUDY, VALIDATION, OLDER = "personal_small", "personal_validation", "personal_published"
 REST = "personal_rest"  # methods of `STUDY` that another machine ran, with its own FedPer
+NORM_VALIDATION = "personal_norm_validation"  # with GroupNorm
 EVALUATIONS = 5  # the last ones, whose mean counts
 BASE = "fedper"
 PERSONAL = {
@@ -43,6 +44,7 @@ def figures(read: Read) -> Figures:
     return {
         "personal": table(header, (_row(variant, runs) for variant in runs)),
         "validation": by_seed(read(VALIDATION)),
+        "norm_validation": by_seed(read(NORM_VALIDATION)),
         "over_fedper": gain_between(study.interval(runs["cafedistill"], runs[BASE], last_five)),
         "rest": by_seed(rest),
         "rest_end": percent(study.mean_of_exits(study.cells(rest, BASE)[1]), 2),
