@@ -2,12 +2,15 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from benchmarks.tables import study
 from benchmarks.tables.cells import Figures, Read, exits, gain, gain_between, percent, pick, spread, table
 from strategies.callbacks.accuracy import above_majority
 
 STUDY, VALIDATION, OLDER = "personal_small", "personal_validation", "personal_published"
+REST = "personal_rest"  # methods of `STUDY` that another machine ran, with its own FedPer
+NORM_VALIDATION = "personal_norm_validation"  # with GroupNorm
 EVALUATIONS = 5  # the last ones, whose mean counts
 BASE = "fedper"
 PERSONAL = {
@@ -29,10 +32,9 @@ def last_five(cell: study.Cell) -> float:
 
 def figures(read: Read) -> Figures:
     """Return every figure of CAFEDistill's section."""
-    result, validation, older = read(STUDY), read(VALIDATION), read(OLDER)
+    result, older, rest = read(STUDY), read(OLDER), read(REST)
     tuning = read("personal_tuning")["runs"]
     runs = {variant: study.cells(result, variant) for variant in PERSONAL if variant in result["variants"]}
-    tried = {variant: study.cells(validation, variant) for variant in validation["variants"]}
     ((seed, own_teacher),) = study.cells(read("personal_teacher"), "own teacher").items()
     wide = {variant: study.cells(older, variant) for variant in older["variants"]}
     header = (
@@ -41,11 +43,13 @@ def figures(read: Read) -> Figures:
     )  # fmt: skip
     return {
         "personal": table(header, (_row(variant, runs) for variant in runs)),
-        "validation": table(
-            ("", "seeds", "mean of the last five", "gain over FedPer", "exits 1 to 3"),
-            (_validated(variant, tried) for variant in tried),
-        ),
+        "validation": by_seed(read(VALIDATION)),
+        "norm_validation": by_seed(read(NORM_VALIDATION)),
         "over_fedper": gain_between(study.interval(runs["cafedistill"], runs[BASE], last_five)),
+        "rest": by_seed(rest),
+        "rest_end": percent(study.mean_of_exits(study.cells(rest, BASE)[1]), 2),
+        "first_seed": percent(last_five(runs[BASE][1]), 2),
+        "first_seed_end": percent(study.mean_of_exits(runs[BASE][1]), 2),
         "seeds": str(len(runs["cafedistill"])),
         "majority": percent(statistics.fmean(run["client_accuracy"]["majority"] for run in runs[BASE].values())),
         "wide_published": gain(study.gain(wide["cafedistill"], wide[BASE], study.mean_of_exits), 2),
@@ -93,9 +97,16 @@ def _row(variant: str, runs: Mapping[str, Runs]) -> Sequence[str]:
     )
 
 
-def _validated(variant: str, tried: Mapping[str, Runs]) -> Sequence[str]:
-    own = tried[variant]
-    gains = [last_five(cell) - last_five(tried[BASE][seed]) for seed, cell in own.items()]
+def by_seed(result: Mapping[str, Any]) -> str:
+    """Return the table of a study whose variants have few seeds, and not the same ones."""
+    runs = {variant: study.cells(result, variant) for variant in result["variants"]}
+    header = ("", "seeds", "mean of the last five", "gain over FedPer", "exits 1 to 3")
+    return table(header, (_row_by_seed(variant, runs) for variant in runs))
+
+
+def _row_by_seed(variant: str, runs: Mapping[str, Runs]) -> Sequence[str]:
+    own = runs[variant]
+    gains = [last_five(cell) - last_five(runs[BASE][seed]) for seed, cell in own.items()]
     return (
         variant,
         ", ".join(map(str, own)),

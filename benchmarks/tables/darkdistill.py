@@ -35,6 +35,7 @@ BOUND = {
     "real images": REAL,
     "real images, half rate": "the same at half the rate",
 }
+TOKENS = {"published": "as published, weight decay 0.001", "darkdistill": "bounded, no weight decay"}
 PARALLEL = {"eefl": "`eefl`", "darkdistill": "`darkdistill`", "parallel": DIGITS["parallel"]}
 Runs = Mapping[int, study.Cell]  # by seed
 
@@ -58,6 +59,7 @@ def figures(read: Read) -> Figures:
         "digits_decay": _gain(study.cells(read("accuracy_digits"), "eefl, decay"), eefl),
         "parallel_worst": percent(min(map(study.mean_of_exits, parallel["parallel"].values()))),
         "eefl_worst": percent(min(map(study.mean_of_exits, parallel["eefl"].values()))),
+        "tokens": tokens(read),
         **_moved(read),
         **_last_round(read),
         **_server_step(read),
@@ -119,10 +121,11 @@ def _moved(read: Read) -> Figures:
     for variant, name in (
         ("darkdistill", "ours"), ("published", "published"), ("real images", "real"), ("real images, half rate", "half")
     ):  # fmt: skip
-        terms = [cell["terms"] for cell in study.cells(result, variant).values()]
-        found[f"moved_{name}"] = percent(fmean(own["moved-distillation"] / own["moved-clients"] for own in terms))
+        runs = study.cells(result, variant)
+        terms = [cell["terms"] for cell in runs.values()]
+        found[f"moved_{name}"] = percent(study.over_seeds(runs, _moved_by("distillation"))[0])
         if name == "published":
-            found["decay_published"] = percent(fmean(own["moved-decay"] / own["moved-clients"] for own in terms))
+            found["decay_published"] = percent(study.over_seeds(runs, _moved_by("decay"))[0])
         if name in ("ours", "real"):
             found[f"loss_{name}"] = f"{fmean(own['distillation'] for own in terms):.3f}"
         if name == "ours":
@@ -130,6 +133,41 @@ def _moved(read: Read) -> Figures:
                 f"{_variety(terms, prefix):.1f}" for prefix in ("distill-", "real-")
             )
     return found
+
+
+def tokens(read: Read) -> str:
+    """Return the table of what a transformer's generators leave to distil in the last round."""
+    result = read("darkdistill_tokens")
+    return table(
+        (
+            "token generators",
+            "loss to distil",
+            "moved by distillation, % of the clients",
+            "by weight decay",
+            "variety of batches",
+        ),
+        (_left(title, study.cells(result, variant)) for variant, title in TOKENS.items()),
+    )
+
+
+def _left(title: str, runs: Runs) -> tuple[str, ...]:
+    loss, deviation = study.over_seeds(runs, _loss)
+    return (
+        title,
+        f"{loss:.4f} ± {deviation:.4f}",
+        spread(study.over_seeds(runs, _moved_by("distillation")), 2),
+        spread(study.over_seeds(runs, _moved_by("decay")), 2),
+        f"{_variety([cell['terms'] for cell in runs.values()], 'distill-'):.1f}",
+    )
+
+
+def _loss(cell: study.Cell) -> float:
+    return float(cell["terms"]["distillation"])
+
+
+def _moved_by(part: str) -> study.Value:
+    """Return what reads how far a part of the last round's step moved the weights, by the clients' movement."""
+    return lambda cell: float(cell["terms"][f"moved-{part}"] / cell["terms"]["moved-clients"])
 
 
 def _variety(terms: list[Mapping[str, float]], prefix: str) -> float:
