@@ -69,7 +69,7 @@ def run_study(study: Study, options: argparse.Namespace, *, save: Path | None = 
 
     if options.parallel < 1:
         raise UserError(f"--parallel {options.parallel}: give a number of runs from 1")
-    folder = _root(study) / study.name
+    folder = runs_root() / study.name
     cells = study.cells(folder)
     rounds = _check(study, cells, folder)
     missing, failures = [cell for cell in cells if not finished(cell.folder)], 0
@@ -115,11 +115,6 @@ def _check(study: Study, cells: Sequence[Cell], folder: Path) -> dict[Path, int]
         check_kept(cell, config.flat() | dict(cell.values))
         rounds[cell.folder] = config.run.rounds
     return rounds
-
-
-def _root(study: Study) -> Path:
-    root = study.settings.get("run.root")
-    return Path(str(root)) if root else runs_root()
 
 
 def _words(text: str) -> list[str]:

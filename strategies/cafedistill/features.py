@@ -57,6 +57,5 @@ def warning(metrics: Mapping[str, float]) -> str:
         return ""
     return (
         f"features die on the clients: {100 * shares[worst]:.0f} % of the channels at exit {worst} are zero for every "
-        f"sample, the largest gradient norm is {norm:.1f}; lower cafedistill.kd-weight or train.lr, or take a network "
-        "with normalisation layers"
+        f"sample, the largest gradient norm is {norm:.1f}; lower cafedistill.kd-weight or train.lr"
     )
