@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 from common.data.batches import batches
 from common.devices import autocast
@@ -92,7 +93,7 @@ class LocalTraining:
         the device before the last step, so a GPU always has work queued.
         """
         section, network, lr = job.config.train, job.network, float(job.round_values["lr"])
-        optimizer = torch.optim.SGD([leaf], lr=lr, momentum=section.momentum, weight_decay=section.weight_decay)
+        buffers: list[Tensor | None] = [None]  # the momentum, from the first step on
         source = generator(job.config.run.seed, purpose, job.round, job.client)
         # dropout draws from the global state, which a worker's clients share
         seed_global(job.device, derive_seed(job.config.run.seed, "dropout", job.round, job.client))
@@ -109,7 +110,13 @@ class LocalTraining:
                 self.observe(job, batch, loss, epoch == epochs - 1)
                 loss.total.backward()
                 self.regularise(job)
-                optimizer.step()
+                assert leaf.grad is not None
+                # torch.optim.SGD is this function, but its first use imports torch's compiler: a second and 70 MB
+                with torch.no_grad():
+                    sgd(
+                        [leaf], [leaf.grad], buffers, lr=lr, momentum=section.momentum,
+                        weight_decay=section.weight_decay, dampening=0.0, nesterov=False, maximize=False,
+                    )  # fmt: skip
                 total += loss.per_exit.sum()
                 seen += loss.per_exit.numel()
         return float(total) / seen if seen else None

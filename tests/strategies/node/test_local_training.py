@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -46,6 +49,27 @@ def test_one_batch_is_one_step_of_sgd_on_all_exits():
     state = LocalTraining().train(job(number=8, lr=0.1)).state.state_dict()
     for name, parameter in network.named_parameters():
         assert torch.allclose(state[name], parameter - 0.1 * parameter.grad, atol=1e-6), name
+
+
+def test_momentum_and_decay_are_those_of_torch():
+    network, own = build(SPEC, 1).train(), images(8)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        sum(F.cross_entropy(z, own.y) for z in network(own.x)).backward()
+        optimizer.step()
+    found = LocalTraining().train(job(number=8, lr=0.1, epochs=3, momentum=0.9, weight_decay=0.01))
+    for name, weight in found.state.state_dict().items():
+        assert torch.allclose(weight, network.state_dict()[name], atol=1e-5), name
+
+
+def test_device_does_not_import_torchs_compiler():
+    script = (
+        "import sys; from tests.strategies.node.test_local_training import trained; "
+        "trained(momentum=0.9, weight_decay=0.01); print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_zero_epochs_change_nothing():
