@@ -144,6 +144,7 @@ def test_network_with_one_exit_learns_from_labels_only(network, x, legacy):
 
 
 def test_teacher_may_mix_in_other_heads(network, x):
+    torch.manual_seed(0)
     other = torch.nn.Linear(network.architecture.widths[network.exit_positions[0] - 1], 10)
 
     def mixed(outputs):
