@@ -47,6 +47,7 @@ def figures(read: Read) -> Figures:
         "norm_validation": by_seed(read(NORM_VALIDATION)),
         "over_fedper": gain_between(study.interval(runs["cafedistill"], runs[BASE], last_five)),
         "rest": by_seed(rest),
+        "fedrep_over": fedrep_over(read),
         "rest_end": percent(study.mean_of_exits(study.cells(rest, BASE)[1]), 2),
         "first_seed": percent(last_five(runs[BASE][1]), 2),
         "first_seed_end": percent(study.mean_of_exits(runs[BASE][1]), 2),
@@ -95,6 +96,12 @@ def _row(variant: str, runs: Mapping[str, Runs]) -> Sequence[str]:
         f"{'+' if above >= 0 else ''}{percent(above)}{'' if learned else ', within its reach'}",
         f"{percent(saved)} %, {percent(lost)}" if learned else "-",
     )
+
+
+def fedrep_over(read: Read) -> str:
+    """Return FedRep's gain over FedPer of the same machine, with its interval."""
+    rest = read(REST)
+    return gain_between(study.interval(study.cells(rest, "fedrep"), study.cells(rest, BASE), last_five))
 
 
 def by_seed(result: Mapping[str, Any]) -> str:
