@@ -1,5 +1,6 @@
 """Figures of speed and memory: deployed rounds, simulations, what the server holds."""
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.tables.cells import Figures, Read, table
@@ -40,30 +41,24 @@ def figures(read: Read) -> Figures:
 
 def deployment(read: Read) -> str:
     """Return the table of what a deployed round takes."""
-    result = read("deployment")
-    return table(
-        ("", "seconds a round", "CPU-seconds a message", "idle device, share of a core"),
-        (
-            (
-                title, f"{case['seconds_per_round']:.2f}", f"{case['cpu_seconds_per_message']:.2f}",
-                f"{100 * case['idle_share_of_a_core']:.1f} %",
-            ) for case, title in ((result[name], title) for name, title in ROUNDS.items())
-        ),
-    )  # fmt: skip
+    head = ("seconds a round", "CPU-seconds a message", "idle device, share of a core")
+    return _by_case(read("deployment"), ROUNDS, head, lambda case: (
+        f"{case['seconds_per_round']:.2f}", f"{case['cpu_seconds_per_message']:.2f}",
+        f"{100 * case['idle_share_of_a_core']:.1f} %",
+    ))  # fmt: skip
 
 
 def start(read: Read) -> str:
     """Return the table of how long a user waits for a simulation to begin and to end."""
-    result = read("start")
-    return table(
-        ("", "seconds to the end of the first round", "CPU-seconds till then", "seconds in all"),
-        (
-            (
-                title, f"{case['first_round_s']:.1f}", f"{case['cpu_seconds_to_first_round']:.1f}",
-                f"{case['whole_s']:.1f}",
-            ) for case, title in ((result[name], title) for name, title in STARTS.items())
-        ),
-    )  # fmt: skip
+    head = ("seconds to the end of the first round", "CPU-seconds till then", "seconds in all")
+    keys = ("first_round_s", "cpu_seconds_to_first_round", "whole_s")
+    return _by_case(read("start"), STARTS, head, lambda case: [f"{case[key]:.1f}" for key in keys])
+
+
+def _by_case(
+    result: Mapping[str, Any], titles: Mapping[str, str], head: Sequence[str], cells: Callable[[Any], Sequence[str]]
+) -> str:
+    return table(("", *head), ((title, *cells(result[name])) for name, title in titles.items()))
 
 
 def streams(read: Read) -> str:
