@@ -144,6 +144,14 @@ def wait_until(condition: Any, seconds: float, message: str) -> None:
         time.sleep(0.2)
 
 
+def ended(process: int) -> bool:
+    """Return whether a process has ended; it may have no parent that waits for it."""
+    try:
+        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

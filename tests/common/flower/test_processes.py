@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from common.errors import UserError
@@ -27,7 +26,7 @@ from common.flower.processes import (
     tied,
     wait_for_port,
 )
-from tests.support.deployment import wait_until
+from tests.support.deployment import ended, wait_until
 from tests.support.served import read_line
 
 NAP = [sys.executable, "-c", "import time; time.sleep(60)"]
@@ -91,13 +90,6 @@ def test_process_under_nohup_survives_its_terminal(tmp_path):
         os.kill(os.getpid(), signal.SIGHUP)
         assert (noted, process.stopped, process.process.poll()) == ([], False, None)
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-
-
-def ended(process: int) -> bool:
-    try:
-        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE  # it may have no parent that waits for it
-    except psutil.NoSuchProcess:
-        return True
 
 
 KILLED = """
@@ -230,10 +222,10 @@ def test_deaf_child_and_what_it_leaves_are_killed_after_a_signal(tmp_path, monke
     (tmp_path / "deaf.py").write_text(f"import sys; sys.stdout = open({str(tmp_path / 'pid')!r}, 'w')\n{DEAF}")
     with child([sys.executable, str(tmp_path / "deaf.py")], os.environ, tmp_path) as process:
         wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), 60, "no grandchild")
-        grandchild = psutil.Process(int((tmp_path / "pid").read_text()))
+        grandchild = int((tmp_path / "pid").read_text())
         os.kill(os.getpid(), signal.SIGTERM)
         assert process.wait() == 0
-    wait_until(lambda: not grandchild.is_running() or grandchild.status() == psutil.STATUS_ZOMBIE, 10, "it lives")
+    wait_until(lambda: ended(grandchild), 10, "it lives")
 
 
 PROXIES = ("no_proxy", "NO_PROXY", "no_grpc_proxy")

@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from common.errors import UserError
 from server.commands import gpus, launch
 from server.commands.launch import Outcome, deploy, environment, local_superlink, simulate
-from tests.support.deployment import wait_until
+from tests.support.deployment import ended, wait_until
 from tests.support.served import read_line
 
 
@@ -239,10 +238,3 @@ def test_local_superlink_ends_with_its_launcher(tmp_path, number):
         launcher.send_signal(number)
         assert launcher.wait(60) != 0
     wait_until(lambda: ended(superlink), 20, "the SuperLink still runs")
-
-
-def ended(process: int) -> bool:
-    try:
-        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE  # its parent may be gone, too
-    except psutil.NoSuchProcess:
-        return True

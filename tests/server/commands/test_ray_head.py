@@ -12,7 +12,7 @@ import pytest
 
 from server.commands import launch
 from server.commands.ray_head import ray_head
-from tests.support.deployment import wait_until
+from tests.support.deployment import ended, wait_until
 from tests.support.served import read_line
 
 JOIN = """
@@ -41,8 +41,7 @@ def test_runs_join_one_after_the_other_and_none_without_the_token(tmp_path):
             other.kill()
         started = psutil.Process().children(recursive=True)
         assert "gcs_server" in {process.name() for process in started}
-    _, left = psutil.wait_procs(started, timeout=20)
-    assert not left
+    wait_until(lambda: all(ended(process.pid) for process in started), 20, "a process of Ray's still runs")
 
 
 def test_without_workers_nothing_starts(tmp_path):
@@ -68,4 +67,4 @@ def test_ray_ends_with_a_launcher_that_is_killed(tmp_path: Path):
         read_line(launcher)
         (head,) = psutil.Process(launcher.pid).children()
         launcher.send_signal(signal.SIGKILL)
-    wait_until(lambda: not head.is_running() or head.status() == psutil.STATUS_ZOMBIE, 20, "Ray's process still runs")
+    wait_until(lambda: ended(head.pid), 20, "Ray's process still runs")
