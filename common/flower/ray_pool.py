@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 PAUSE = 0.05  # seconds between two looks for a free worker
@@ -25,26 +25,37 @@ def mend_pool() -> None:
 
 
 def mend(pool: type[Any]) -> None:
-    """Replace the pool's two methods that know nothing of dead workers."""
+    """Replace the pool's methods that know nothing of dead workers."""
     import ray
     from ray.exceptions import OutOfMemoryError, RayActorError
 
     submit_one: Callable[..., Any] = pool.submit
+    terminate: Callable[..., None] = pool.terminate_all_actors
+    ending, replacing = Event(), list[Thread]()
 
     def replace_dead(self: Any) -> None:
-        with suppress(Exception):  # the run may end meanwhile
+        with suppress(Exception):
             actor = self.create_actor_fn()
-            if ray.wait([actor.__ray_ready__.remote()], timeout=START)[0]:
-                self.num_actors += 1
-                self.pool.append(actor)
-            else:
-                ray.kill(actor)
+            ready, end = actor.__ray_ready__.remote(), time.monotonic() + START
+            while not ending.is_set() and time.monotonic() < end:
+                if ray.wait([ready], timeout=PAUSE)[0]:
+                    self.num_actors += 1
+                    self.pool.append(actor)
+                    return
+            ray.kill(actor)
+
+    def terminate_all_actors(self: Any) -> None:
+        ending.set()
+        for thread in replacing:  # Ray must not shut down under a thread that waits for a worker
+            thread.join()
+        terminate(self)
 
     def add_actor_back_to_pool(self: Any, future: Any) -> None:
         actor = self._future_to_actor.pop(future)
         if isinstance(sys.exception(), RayActorError | OutOfMemoryError):
             self.num_actors -= 1
-            Thread(target=replace_dead, args=(self,), daemon=True).start()
+            replacing.append(Thread(target=replace_dead, args=(self,), daemon=True))
+            replacing[-1].start()
         else:
             self.pool.append(actor)
 
@@ -57,3 +68,4 @@ def mend(pool: type[Any]) -> None:
         raise RuntimeError("no worker is left: all workers of the simulation died")
 
     pool.add_actor_back_to_pool, pool.submit = add_actor_back_to_pool, submit
+    pool.terminate_all_actors = terminate_all_actors

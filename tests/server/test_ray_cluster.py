@@ -72,7 +72,7 @@ def test_machine_with_other_sources_is_named():
 
 
 def test_run_goes_on_when_a_machine_dies():
-    settings = {**SETTINGS, "run.rounds": 6, "train.epochs": 3, "round.quorum": 0.3, "run.name": "dies"}
+    settings = {**SETTINGS, "run.rounds": 6, "train.epochs": 12, "round.quorum": 0.3, "run.name": "dies"}
     with ray_cluster(OTHER) as cluster:
         cluster.start(HEAD)
         cluster.start(OTHER)

@@ -1,6 +1,10 @@
 """Flower's pool without dead workers."""
 
+import time
+from types import SimpleNamespace
+
 import pytest
+import ray
 from flwr.simulation.ray_transport.ray_actor import BasicActorPool
 from ray.exceptions import ActorDiedError
 
@@ -47,6 +51,18 @@ def test_pool_without_workers_says_so(pool):
     send(pool, ActorDiedError())
     with pytest.raises(RuntimeError, match="all workers of the simulation died"):
         send(pool)
+
+
+def test_pool_ends_while_a_new_worker_starts(pool, monkeypatch):
+    killed: list[object] = []
+    monkeypatch.setattr(ray, "wait", lambda refs, timeout: (time.sleep(timeout), ([], refs))[1])  # it is never ready
+    monkeypatch.setattr(ray, "kill", killed.append)
+    actor = SimpleNamespace(__ray_ready__=SimpleNamespace(remote=lambda: "ready"))
+    pool.create_actor_fn = lambda: actor
+    send(pool, ActorDiedError())
+    pool.pool = []
+    pool.terminate_all_actors()
+    assert killed == [actor]
 
 
 def test_unmended_pool_uses_dead_workers():
