@@ -33,7 +33,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,11 @@ from benchmarks.common import save
 from client.warm.flower_shim import environment
 from common.storage.run_files import read_events
 from tests.support.deployment import Deployment, wait_until
+from tests.support.relay import Relay
 
 NODES, WARM_UP = 2, 2
 FASTER = 10  # times as many rounds by a stream
-SETTLE, IDLE = 10.0, 30.0  # seconds after a run: until devices are idle, and of looking at them
+SETTLE, IDLE = 40.0, 60.0  # seconds after a run: until a device's polls are at their rarest, and of looking at it
 SETTINGS = {
     "run.name": "benchmark", "run.strategy": "eefl", "clients.count": NODES, "clients.per-round": NODES,
     "network.name": "lenet", "data.limit": 60, "server.evaluate-every": 0, "round.min-nodes": NODES,
@@ -61,11 +62,12 @@ PHASES = ("poll", "start", "pull", "hand over", "work", "reply", "send", "receiv
 
 
 class Watched(Deployment):
-    """A deployment that notes the SuperNodes' log lines with the time at which they appear."""
+    """A deployment that notes when the SuperNodes' log lines appear, and counts their requests."""
 
     def __init__(self, folder: Path) -> None:
         self.lines: dict[str, list[tuple[float, str]]] = {}
         self.sessions: set[int] = set()  # of the SuperNodes and of what they started, as far as seen
+        self.requests = 0  # from the SuperNodes to the SuperLink
         super().__init__(folder)
 
     def start(self, name: str, *command: str) -> None:
@@ -93,6 +95,10 @@ class Watched(Deployment):
                     total += sum(process.cpu_times()[:4])  # with those of children that have ended
         return total
 
+    def count(self, data: bytes) -> None:
+        """Count the requests in what a SuperNode sends."""
+        self.requests += data.count(b"POST /")
+
     def _watch(self, name: str, process: subprocess.Popen[bytes]) -> None:
         for line in process.stdout or ():
             self.lines[name].append((time.monotonic(), line.decode(errors="replace").rstrip()))
@@ -115,43 +121,43 @@ def _session(process: psutil.Process) -> int | None:
 def measure(case: str, rounds: int) -> dict[str, Any]:
     """Run one case; return the seconds of its rounds, per node and round the phases, and what idle devices cost."""
     rounds *= FASTER if case in STREAMS else 1
-    with tempfile.TemporaryDirectory() as folder:
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
         deployment = Watched(Path(folder) / "deployment")
+        stack.callback(deployment.close)
+        relay = stack.enter_context(Relay(deployment.port, deployment.count))
         if case in ("stand-in", *STREAMS):
             deployment.env = environment(deployment.env, Path(folder) / "bin")
-        try:
-            for node in range(NODES):
-                worker = "false" if case == "flower" else "true"
-                deployment.node(f"node-{node}", f"client-id={node} depth={2 * node + 1} worker={worker}")
-            transport = STREAMS.get(case, {"round.transport": "messages"})
-            run_id = deployment.run({**SETTINGS, **transport, "run.rounds": rounds + WARM_UP})
-            metrics = deployment.folder / "runs" / "benchmark" / "metrics.jsonl"
-            cpu = []
-            for number in (WARM_UP, rounds + WARM_UP):
-                _wait_for_round(metrics, number)
-                cpu.append(deployment.cpu())
-            status, details = deployment.wait(run_id, 120)
-            if status != "finished:completed":
-                raise RuntimeError(details)
-            seconds = [event["seconds"]["round"] for event in read_events(metrics) if event["event"] == "round"]
-            idle = _idle(deployment)
-            phases = [phase for lines in deployment.lines.values() for phase in _phases(lines)[WARM_UP - 1 :]]
-        finally:
-            deployment.close()
+        for node in range(NODES):
+            worker = "false" if case == "flower" else "true"
+            deployment.node(f"node-{node}", f"client-id={node} depth={2 * node + 1} worker={worker}", relay.port)
+        transport = STREAMS.get(case, {"round.transport": "messages"})
+        run_id = deployment.run({**SETTINGS, **transport, "run.rounds": rounds + WARM_UP})
+        metrics = deployment.folder / "runs" / "benchmark" / "metrics.jsonl"
+        cpu = []
+        for number in (WARM_UP, rounds + WARM_UP):
+            _wait_for_round(metrics, number)
+            cpu.append(deployment.cpu())
+        status, details = deployment.wait(run_id, 120)
+        if status != "finished:completed":
+            raise RuntimeError(details)
+        seconds = [event["seconds"]["round"] for event in read_events(metrics) if event["event"] == "round"]
+        idle, requests = _idle(deployment)
+        phases = [phase for lines in deployment.lines.values() for phase in _phases(lines)[WARM_UP - 1 :]]
     cpu_a_message = (cpu[1] - cpu[0]) / rounds / NODES
     load = os.getloadavg()[0]  # other work on the machine makes every phase but `poll` longer
     return {
         "rounds": seconds[WARM_UP:], "phases": phases, "cpu_seconds_per_message": cpu_a_message, "load": load,
-        "idle_share_of_a_core": idle,
+        "idle_share_of_a_core": idle, "idle_requests_per_second": requests,
     }  # fmt: skip
 
 
-def _idle(deployment: Watched) -> float:
-    """Return the share of a core that a device without work takes."""
+def _idle(deployment: Watched) -> tuple[float, float]:
+    """Return the share of a core that a device without work takes, and its requests per second."""
     time.sleep(SETTLE)
-    before = deployment.cpu()
+    cpu, requests = deployment.cpu(), deployment.requests
     time.sleep(IDLE)
-    return (deployment.cpu() - before) / IDLE / NODES
+    return (deployment.cpu() - cpu) / IDLE / NODES, (deployment.requests - requests) / IDLE / NODES
 
 
 def _wait_for_round(metrics: Path, number: int) -> None:
@@ -198,6 +204,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "load": [round(run["load"], 1) for run in runs],
         "cpu_seconds_per_message": statistics.median(run["cpu_seconds_per_message"] for run in runs),
         "idle_share_of_a_core": statistics.median(run["idle_share_of_a_core"] for run in runs),
+        "idle_requests_per_second": statistics.median(run["idle_requests_per_second"] for run in runs),
         "phases": {name: statistics.median(phase[name] for phase in phases) for name in PHASES} if phases else {},
     }
 

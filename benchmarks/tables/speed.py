@@ -41,10 +41,10 @@ def figures(read: Read) -> Figures:
 
 def deployment(read: Read) -> str:
     """Return the table of what a deployed round takes."""
-    head = ("seconds a round", "CPU-seconds a message", "idle device, share of a core")
+    head = ("seconds a round", "CPU-seconds a message", "idle device, share of a core", "its requests per second")
     return _by_case(read("deployment"), ROUNDS, head, lambda case: (
         f"{case['seconds_per_round']:.2f}", f"{case['cpu_seconds_per_message']:.2f}",
-        f"{100 * case['idle_share_of_a_core']:.1f} %",
+        f"{100 * case['idle_share_of_a_core']:.2f} %", f"{case['idle_requests_per_second']:.1f}",
     ))  # fmt: skip
 
 

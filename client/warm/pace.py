@@ -25,7 +25,7 @@ POLL, LOOK = 3.0, 0.5
 SHARE = 0.1  # of the time since the last message: the pause
 FIRST_POLL, FIRST_LOOK = 0.05, 0.01  # seconds; the shortest pauses
 DUTY = 20  # times the SuperLink's last answer took: the pause is no shorter, so that many nodes do not burden it
-IDLE = 5.0  # seconds between two polls of a SuperExec that nothing wakes
+IDLE = 20.0  # seconds between two polls of a SuperExec that nothing wakes
 AWAKE = 2.0  # seconds for which it polls at Flower's pace after a message has come
 
 

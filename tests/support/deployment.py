@@ -42,9 +42,9 @@ class Deployment:
         wait_until(lambda: _listens(self.port) or superlink.poll() is not None, 120, "the SuperLink does not listen")
         assert superlink.poll() is None, (folder / "superlink.log").read_text()
 
-    def node(self, name: str, node_config: str) -> None:
-        """Start a SuperNode with this node configuration."""
-        self.start(name, "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{self.port}",
+    def node(self, name: str, node_config: str, port: int | None = None) -> None:
+        """Start a SuperNode with this node configuration; `port` is that of a relay before the SuperLink."""
+        self.start(name, "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port or self.port}",
                    "--port", str(free_port()), "--node-config", node_config)  # fmt: skip
 
     def start(self, name: str, *command: str) -> None:

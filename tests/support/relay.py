@@ -4,6 +4,7 @@ import select
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 
@@ -11,15 +12,15 @@ POLL = 0.1  # seconds
 
 
 class Relay:
-    """Forwards connections at `port` to a port of loopback.
+    """Forwards connections at `port` to a port of loopback; `seen` gets what clients send, as it comes.
 
     with Relay(server_port) as relay:
         relay.cut()  # data stops, but neither end sees its connection close
         relay.mend()  # waiting data passes
     """
 
-    def __init__(self, target: int) -> None:
-        self.target = target
+    def __init__(self, target: int, seen: Callable[[bytes], object] = bool) -> None:
+        self.target, self.seen = target, seen
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self.listener.getsockname()[1])
         self._passing, self._closed = threading.Event(), False
@@ -57,10 +58,10 @@ class Relay:
             except OSError:  # closed, or the server does not listen
                 continue
             self._ends += [inside, outside]
-            for one, other in ((inside, outside), (outside, inside)):
-                threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
+            for one, other, seen in ((inside, outside, self.seen), (outside, inside, bool)):
+                threading.Thread(target=self._pass_on, args=(one, other, seen), daemon=True).start()
 
-    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+    def _pass_on(self, source: socket.socket, target: socket.socket, seen: Callable[[bytes], object]) -> None:
         with suppress(OSError, ValueError):
             while not self._closed:
                 self._passing.wait()
@@ -70,6 +71,7 @@ class Relay:
                 self._passing.wait()
                 if not data:
                     break
+                seen(data)
                 target.sendall(data)
         with suppress(OSError):
             target.shutdown(socket.SHUT_WR)
