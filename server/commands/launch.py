@@ -33,6 +33,7 @@ STARTING, ENDING = 10.0, 2.0  # the same before a run's first event, and after i
 SHARE = 0.25  # of the time that a run has taken, for which its status need not be known
 LOST = 20.0  # seconds without an answer, after which the SuperLink counts as gone
 ERROR = re.compile(r"^[\w.]*(?:Error|Exception): (?P<text>.+)$", re.MULTILINE)  # a traceback's last line
+REFUSED = "403 Forbidden"  # what the proxy answers to all that is not a device's
 WRAPPERS = ("An error was encountered", "Simulation Runtime crashed")  # hide the error that ended a simulation
 
 
@@ -157,7 +158,10 @@ def _run(
         file.flush()
         answer = _flwr(["flwr", "run", str(app), connection, "--format", "json", *options, "-c", file.name], env)
     if not answer.get("success"):
-        raise UserError(f"Flower did not accept the run: {answer.get('error-message', answer)}")
+        problem = str(answer.get("error-message", answer))
+        if REFUSED in problem:
+            problem = f"the address answers {REFUSED}: a proxy passes only what devices use; give the SuperLink's own"
+        raise UserError(f"Flower did not accept the run: {problem}")
     run_id = str(answer["run-id"])
     columns = (
         TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),

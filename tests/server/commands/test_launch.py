@@ -23,8 +23,8 @@ from tests.support.served import read_line
 class Flower:
     """Replaces the `flwr` command: gives scripted answers and records the commands."""
 
-    def __init__(self, *statuses: str, accepted: bool = True) -> None:
-        self.statuses, self.accepted = list(statuses), accepted
+    def __init__(self, *statuses: str, refusal: str = "") -> None:
+        self.statuses, self.refusal = list(statuses), refusal
         self.commands: list[list[str]] = []
         self.config: dict[str, Any] = {}
 
@@ -34,7 +34,7 @@ class Flower:
             text = Path(command[command.index("-c") + 1]).read_text()
             tables = tomllib.loads(text)
             self.config = {f"{s}.{k}": v for s, values in tables.items() for k, v in values.items()}
-            return {"success": self.accepted, "run-id": "7", "error-message": "" if self.accepted else "no such app"}
+            return {"success": not self.refusal, "run-id": "7", "error-message": self.refusal}
         if command[1] == "list":
             return {"runs": [{"run-id": "7", "status": self.statuses.pop(0), "status-details": "because"}]}
         return {"success": True}
@@ -164,9 +164,16 @@ def test_simulate_follows_a_run_below_run_root(env, tmp_path, monkeypatch):
     assert flower.config["run.root"] == str(root)
 
 
-def test_simulate_reports_flowers_reason_for_a_refusal(env, tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "_flwr", Flower(accepted=False))
-    with pytest.raises(UserError, match="did not accept the run: no such app"):
+@pytest.mark.parametrize(
+    ("refusal", "message"),
+    [
+        ("no such app", "did not accept the run: no such app"),
+        ("Client error '403 Forbidden' for url 'https://x'", "a proxy passes only what devices use"),
+    ],
+)
+def test_simulate_reports_the_reason_for_a_refusal(env, tmp_path, monkeypatch, refusal, message):
+    monkeypatch.setattr(launch, "_flwr", Flower(refusal=refusal))
+    with pytest.raises(UserError, match=message):
         simulate({"run.name": "a"}, tmp_path, env, workers=1, show=False)
 
 
