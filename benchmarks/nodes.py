@@ -9,7 +9,7 @@ memory. All are sent a message at once, which each finds at its next poll, withi
 ever do. The latency is that of one more node, in this process. "alone" is the SuperLink with that node only. Then a run
 of two real SuperNodes goes by stream, alone and beside 100 such nodes, which have no clients.
 
-Run `python -m benchmarks.nodes`; about a quarter of an hour.
+Run `python -m benchmarks.nodes`; about twenty minutes.
 """
 
 import argparse
@@ -42,7 +42,7 @@ CASES = ("flower", "answers", "nodes")
 PROBE = 0.2  # seconds between two polls of the node whose latency is measured
 SETTLE, IDLE = 5.0, 10.0  # seconds after the start of the SuperLink, and of looking at it without the others
 WINDOWS = {"message": (0.0, 10.0), "settled": (42.0, 57.0)}  # seconds after the message: begin, end
-REAL = 2  # SuperNodes of the run beside the others
+REAL, OTHERS = 2, (0, 100)  # SuperNodes of a run, and nodes beside them
 SETTINGS = {
     "run.name": "beside", "run.strategy": "eefl", "run.rounds": 3, "clients.count": REAL, "clients.per-round": REAL,
     "network.name": "lenet", "data.limit": 60, "server.evaluate-every": 0, "round.min-nodes": REAL,
@@ -186,7 +186,7 @@ def measure(nodes: int, case: str) -> dict[str, Any]:
 
 
 def run_beside(nodes: int) -> dict[str, Any]:
-    """Run two real SuperNodes by stream beside others; return the seconds of the rounds and of all."""
+    """Run two real SuperNodes by stream beside others; return the seconds of the first round, of the others, of all."""
     with tempfile.TemporaryDirectory() as folder:
         deployment = Deployment(Path(folder) / "deployment")
         deployment.env = environment(deployment.env, Path(folder) / "bin")
@@ -204,8 +204,22 @@ def run_beside(nodes: int) -> dict[str, Any]:
             if polling:
                 polling.end()
             deployment.close()
-    rounds = [event["seconds"]["round"] for event in events if event["event"] == "round"]
-    return {"rounds_s": rounds, "whole_s": whole, "load": os.getloadavg()[0]}
+    first, *rounds = [event["seconds"]["round"] for event in events if event["event"] == "round"]
+    return {"first_round_s": first, "round_s": statistics.median(rounds), "whole_s": whole, "load": os.getloadavg()[0]}
+
+
+def runs(repeats: int) -> dict[str, Any]:
+    """Return the medians of runs alone and beside others, which take turns."""
+    found: dict[str, list[dict[str, Any]]] = {f"run beside {nodes}": [] for nodes in OTHERS}
+    for _ in range(repeats):
+        for nodes in OTHERS:
+            found[f"run beside {nodes}"].append(run_beside(nodes))
+            print("run beside", nodes, found[f"run beside {nodes}"][-1], flush=True)
+    return {
+        case: {"first_rounds_s": [run["first_round_s"] for run in measured]}
+        | {name: statistics.median(run[name] for run in measured) for name in measured[0]}
+        for case, measured in found.items()
+    }
 
 
 def main() -> None:
@@ -213,16 +227,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--nodes", default="2,100,300")
     parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--repeats", type=int, default=3, help="of the runs")
     options = parser.parse_args()
     result: dict[str, Any] = {}
     for nodes in options.nodes.split(","):
         for case in options.cases.split(","):
             result[f"{nodes} {case}"] = measured = measure(int(nodes), case)
             print(nodes, case, measured, flush=True)
-    for nodes in (0, 100):
-        result[f"run beside {nodes}"] = beside = run_beside(nodes)
-        print("run beside", nodes, beside, flush=True)
-    print(save("nodes", result))
+    print(save("nodes", {**result, "repeats": options.repeats, **runs(options.repeats)}))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def figures(read: Read) -> Figures:
         "superlink_alone": percent(
             median(read("nodes")[f"{count} {case}"]["alone"]["share_of_a_core"] for count in NODES for case in POLLS), 0
         ),
-        **{name: f"{seconds:.{digits}f}" for name, seconds, digits in _beside(read)},
+        **dict(_beside(read)),
         "start": start(read),
         "deployed_s": f"{read('deployment')['stream-tls']['seconds_per_round']:.2f}",
         "simulation": simulation(read),
@@ -68,19 +68,19 @@ def nodes(read: Read) -> str:
     result = read("nodes")
     windows = ("message", "settled")
     measured = ("polls a second", "of a core", "ms a poll, median and 95 %")
-    head = (*("nodes", "pace"), *(f"{when}: {what}" for when in ("10 s after a message", "later") for what in measured))
+    head = (*("nodes", "pace"), *(f"{when}: {what}" for when in ("after a message", "later") for what in measured))
     return table(head, (
         (str(count), title, *(cell for window in windows for cell in _polls(result[f"{count} {case}"][window])))
         for count in NODES for case, title in POLLS.items()
     ))  # fmt: skip
 
 
-def _beside(read: Read) -> Iterator[tuple[str, float, int]]:
-    """Yield name, seconds and digits of what a run takes alone and beside other nodes."""
+def _beside(read: Read) -> Iterator[tuple[str, str]]:
+    """Yield the seconds that a run's first round and the others take, alone and beside other nodes."""
     for name, others in (("alone", 0), ("beside", 100)):
-        first, *more = read("nodes")[f"run beside {others}"]["rounds_s"]
-        yield f"{name}_first", first, 0
-        yield name, max(more), 2
+        run = read("nodes")[f"run beside {others}"]
+        yield f"{name}_first", f"{min(run['first_rounds_s']):.0f} to {max(run['first_rounds_s']):.0f}"
+        yield name, f"{run['round_s']:.2f}"
 
 
 def _polls(window: Mapping[str, float]) -> tuple[str, ...]:
