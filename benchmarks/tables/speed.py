@@ -1,9 +1,10 @@
 """Figures of speed and memory: deployed rounds, simulations, what the server holds."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from statistics import median
 from typing import Any
 
-from benchmarks.tables.cells import Figures, Read, table
+from benchmarks.tables.cells import Figures, Read, percent, table
 
 ROUNDS = {
     "flower": "Flower's own way",
@@ -13,6 +14,8 @@ ROUNDS = {
     "stream-tls": "by a stream with TLS",
 }
 STARTS = {"ray": "`server run`: SuperLink, Ray, two workers", "in-process": "`server run --in-process`"}
+POLLS = {"flower": "Flower's", "answers": "by the SuperLink's answers alone", "nodes": "and by the number of nodes"}
+NODES = (2, 100, 300)
 SIMULATIONS = {"lenet": "LeNet, 51 k parameters", "1.6M": "LeNet, 1.6 M parameters"}
 
 
@@ -25,6 +28,11 @@ def figures(read: Read) -> Figures:
     return {
         "deployment": deployment(read),
         "streams": streams(read),
+        "nodes": nodes(read),
+        "superlink_alone": percent(
+            median(read("nodes")[f"{count} {case}"]["alone"]["share_of_a_core"] for count in NODES for case in POLLS), 0
+        ),
+        **dict(_beside(read)),
         "start": start(read),
         "deployed_s": f"{read('deployment')['stream-tls']['seconds_per_round']:.2f}",
         "simulation": simulation(read),
@@ -53,6 +61,31 @@ def start(read: Read) -> str:
     head = ("seconds to the end of the first round", "CPU-seconds till then", "seconds in all")
     keys = ("first_round_s", "cpu_seconds_to_first_round", "whole_s")
     return _by_case(read("start"), STARTS, head, lambda case: [f"{case[key]:.1f}" for key in keys])
+
+
+def nodes(read: Read) -> str:
+    """Return the table of what the polls of many nodes cost a SuperLink."""
+    result = read("nodes")
+    windows = ("message", "settled")
+    measured = ("polls a second", "of a core", "ms a poll, median and 95 %")
+    head = (*("nodes", "pace"), *(f"{when}: {what}" for when in ("after a message", "later") for what in measured))
+    return table(head, (
+        (str(count), title, *(cell for window in windows for cell in _polls(result[f"{count} {case}"][window])))
+        for count in NODES for case, title in POLLS.items()
+    ))  # fmt: skip
+
+
+def _beside(read: Read) -> Iterator[tuple[str, str]]:
+    """Yield the seconds that a run's first round and the others take, alone and beside other nodes."""
+    for name, others in (("alone", 0), ("beside", 100)):
+        run = read("nodes")[f"run beside {others}"]
+        yield f"{name}_first", f"{min(run['first_rounds_s']):.0f} to {max(run['first_rounds_s']):.0f}"
+        yield name, f"{run['round_s']:.2f}"
+
+
+def _polls(window: Mapping[str, float]) -> tuple[str, ...]:
+    took = " and ".join(f"{1000 * window[key]:.0f}" for key in ("poll_median_s", "poll_p95_s"))
+    return f"{window['polls_per_second']:.1f}", f"{percent(window['share_of_a_core'], 0)} %", took
 
 
 def _by_case(

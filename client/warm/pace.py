@@ -1,5 +1,7 @@
 """Runs Flower's SuperNode and SuperExec with pauses that follow the traffic: prompt during a run, rare in between.
 
+The more nodes a run has, the longer each pauses, so that their polls do not burden the SuperLink.
+
 Both poll with `time.sleep`, at a fixed pace. Here their modules get a `sleep` of another pace, and the SuperNode wakes
 the SuperExec when a message has come. If a module of another Flower uses `time` in another way, it keeps its own pace.
 """
@@ -8,24 +10,31 @@ import contextlib
 import importlib
 import inspect
 import os
+import random
 import re
 import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from select import select
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 BELL = "EARLYBLOOM_BELL"  # environment variable: name of the SuperExec's socket
 # Flower's pauses: of the SuperNode between two polls for messages, and between two looks for the reply
 POLL, LOOK = 3.0, 0.5
 SHARE = 0.1  # of the time since the last message: the pause
 FIRST_POLL, FIRST_LOOK = 0.05, 0.01  # seconds; the shortest pauses
-DUTY = 20  # times the SuperLink's last answer took: the pause is no shorter, so that many nodes do not burden it
+# The pause is no shorter than so many times the SuperLink's last answer took, at all and for each node of the run: so
+# all polls together take a quarter of the SuperLink's time, at most.
+DUTY, DUTY_PER_NODE = 20, 4
+CROWD = 100  # nodes that may all poll at Flower's pace; more poll more slowly
+SLOWEST = 1.5  # times Flower's pause: a crowd's longest one; a live node has 10 s to answer, 2 of them for other things
+SPREAD = 0.25  # share by which a pause is longer or shorter by chance, so that many nodes do not poll at one moment
 IDLE = 20.0  # seconds between two polls of a SuperExec that nothing wakes
+CONFIGURE = "get_fused_config_from_fab"  # Flower's function that returns a run's configuration to a node
 AWAKE = 2.0  # seconds for which it polls at Flower's pace after a message has come
 
 
@@ -43,13 +52,17 @@ class NodePace:
         self._bell = bell
         self._message = self._woke = time.monotonic()  # when the last message was seen, when the last pause ended
         self._came: float | None = None  # when the message that is worked on came
+        self.nodes = 0  # of the last run, at most; 0: not known
 
     def sleep(self, seconds: float) -> None:
         """Pause for a share of the time since the last message, or since the present one came."""
         now = time.monotonic()
         if seconds == POLL:
             self._came, answer = None, now - self._woke
-            pause = min(POLL, max(FIRST_POLL, SHARE * (now - self._message), DUTY * answer))
+            floor = max(FIRST_POLL, max(DUTY, DUTY_PER_NODE * self.nodes) * answer)
+            ceiling = POLL * min(SLOWEST, max(1.0, self.nodes / CROWD))
+            pause = min(ceiling, max(floor, SHARE * (now - self._message)))
+            pause *= random.uniform(1 - SPREAD, 1 + SPREAD)
         elif seconds == LOOK:
             self._message = now
             if self._came is None:
@@ -60,6 +73,20 @@ class NodePace:
             pause = seconds
         time.sleep(pause)
         self._woke = time.monotonic()
+
+    def count_nodes(self, module: ModuleType) -> None:
+        """Learn from every run that Flower's loop in this module meets how many nodes it may have: one per client."""
+        fused: Callable[..., Mapping[str, Any]] | None = getattr(module, CONFIGURE, None)
+        if fused is None:
+            return
+
+        def counting(*arguments: Any, **keywords: Any) -> Mapping[str, Any]:
+            config = fused(*arguments, **keywords)
+            clients = config.get("clients.count")
+            self.nodes = clients if isinstance(clients, int) else 0
+            return config
+
+        setattr(module, CONFIGURE, counting)
 
 
 class ExecPace:
@@ -112,7 +139,10 @@ def main() -> None:
     bell = os.environ.setdefault(BELL, f"earlybloom-{secrets.token_hex(8)}")
     if sys.platform == "linux" and sleeps_as_expected(module, sleeps):  # other systems have no sockets without files
         try:
-            module.time = pace(bell)  # type: ignore[attr-defined]
+            own = pace(bell)
+            if isinstance(own, NodePace):
+                own.count_nodes(module)
+            module.time = own  # type: ignore[attr-defined]
         except OSError as error:
             print(f"{name} keeps Flower's pace: {error}", file=sys.stderr)
     sys.exit(getattr(importlib.import_module(package), function)())

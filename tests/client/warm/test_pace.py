@@ -1,4 +1,5 @@
 import importlib
+import inspect
 import secrets
 import threading
 import time
@@ -8,7 +9,20 @@ import pytest
 
 from client.warm import pace as module
 from client.warm.flower_shim import PACED
-from client.warm.pace import COMMANDS, DUTY, FIRST_LOOK, FIRST_POLL, LOOK, POLL, ExecPace, NodePace, sleeps_as_expected
+from client.warm.pace import (
+    COMMANDS,
+    CONFIGURE,
+    DUTY,
+    FIRST_LOOK,
+    FIRST_POLL,
+    LOOK,
+    POLL,
+    SLOWEST,
+    SPREAD,
+    ExecPace,
+    NodePace,
+    sleeps_as_expected,
+)
 
 
 class Clock:
@@ -29,6 +43,7 @@ class Clock:
 def clock(monkeypatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(module.random, "uniform", lambda low, high: (low + high) / 2)
     return clock
 
 
@@ -52,6 +67,53 @@ def test_slow_superlink_is_polled_less(clock):
     pace = NodePace("nothing-listens")
     pace.sleep(LOOK)
     assert after(clock, pace, 0.02, POLL) == pytest.approx(DUTY * 0.02)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "pause"), [(0, 0.2), (2, 0.2), (5, 0.2), (20, 0.8), (50, 2.0), (100, POLL), (120, 3.6), (1000, 4.5)]
+)
+def test_pause_grows_with_the_number_of_nodes(nodes, pause, clock):
+    pace = NodePace("nothing-listens")
+    pace.nodes = nodes
+    pace.sleep(LOOK)
+    assert after(clock, pace, 0.01, POLL) == pause
+
+
+def test_crowd_without_messages_polls_slowly(clock):
+    pace = NodePace("nothing-listens")
+    pace.nodes = 300
+    assert after(clock, pace, 1000, POLL) == SLOWEST * POLL
+
+
+def test_pauses_differ_by_chance(clock, monkeypatch):
+    monkeypatch.setattr(module.random, "uniform", lambda low, high: high)
+    pace = NodePace("nothing-listens")
+    assert after(clock, pace, 1000, POLL) == (1 + SPREAD) * POLL
+    assert after(clock, pace, 0, LOOK) == FIRST_LOOK
+
+
+def test_node_learns_the_number_of_clients_from_its_runs():
+    configurations = iter([{"clients.count": 100}, {}, {"clients.count": "many"}])
+    flower = ModuleType("flower")
+    flower.get_fused_config_from_fab = lambda content, run: next(configurations)
+    pace = NodePace("nothing-listens")
+    pace.count_nodes(flower)
+    assert pace.nodes == 0
+    assert flower.get_fused_config_from_fab(b"", run=None) == {"clients.count": 100}
+    assert pace.nodes == 100
+    for _ in range(2):
+        flower.get_fused_config_from_fab(b"", run=None)
+        assert pace.nodes == 0
+
+
+def test_another_flower_leaves_the_number_unknown():
+    flower = ModuleType("flower")
+    NodePace("nothing-listens").count_nodes(flower)
+    assert not hasattr(flower, CONFIGURE)
+
+
+def test_flowers_loop_asks_for_a_runs_configuration():
+    assert f"= {CONFIGURE}(" in inspect.getsource(importlib.import_module(COMMANDS["flower-supernode"][0]))
 
 
 def test_reply_is_looked_for_often_at_first(clock):
