@@ -11,6 +11,7 @@ from strategies.callbacks.accuracy import above_majority
 STUDY, VALIDATION, OLDER = "personal_small", "personal_validation", "personal_published"
 REST = "personal_rest"  # methods of `STUDY` that another machine ran, with its own FedPer
 NORM_VALIDATION = "personal_norm_validation"  # with GroupNorm
+FEATURES_TRIED = "personal_features_tried"  # normalised features in the distillation
 EVALUATIONS = 5  # the last ones, whose mean counts
 BASE = "fedper"
 PERSONAL = {
@@ -45,6 +46,7 @@ def figures(read: Read) -> Figures:
         "personal": table(header, (_row(variant, runs) for variant in runs)),
         "validation": by_seed(read(VALIDATION)),
         "norm_validation": by_seed(read(NORM_VALIDATION)),
+        "features_tried": by_seed(read(FEATURES_TRIED)),
         "over_fedper": gain_between(study.interval(runs["cafedistill"], runs[BASE], last_five)),
         "rest": by_seed(rest),
         "fedrep_over": fedrep_over(read),
