@@ -49,7 +49,7 @@ def figures(read: Read) -> Figures:
         "features_tried": by_seed(read(FEATURES_TRIED)),
         "over_fedper": gain_between(study.interval(runs["cafedistill"], runs[BASE], last_five)),
         "rest": by_seed(rest),
-        "fedrep_over": fedrep_over(read),
+        **{f"{variant}_over": over for variant, over in rest_over(read).items()},
         "rest_end": percent(study.mean_of_exits(study.cells(rest, BASE)[1]), 2),
         "first_seed": percent(last_five(runs[BASE][1]), 2),
         "first_seed_end": percent(study.mean_of_exits(runs[BASE][1]), 2),
@@ -100,10 +100,19 @@ def _row(variant: str, runs: Mapping[str, Runs]) -> Sequence[str]:
     )
 
 
-def fedrep_over(read: Read) -> str:
-    """Return FedRep's gain over FedPer of the same machine, with its interval."""
+def rest_over(read: Read) -> dict[str, str]:
+    """Return what other personal methods gain over FedPer of their machine, from two seeds on with intervals."""
     rest = read(REST)
-    return gain_between(study.interval(study.cells(rest, "fedrep"), study.cells(rest, BASE), last_five))
+    base = study.cells(rest, BASE)
+    runs = {variant: study.cells(rest, variant) for variant in rest["variants"] if variant != BASE}
+    return {variant: _over(own, base) for variant, own in runs.items()}
+
+
+def _over(own: Runs, base: Runs) -> str:
+    if len(own) > 1:
+        return gain_between(study.interval(own, base, last_five))
+    one, _ = study.gain(own, base, last_five)
+    return f"{'+' if one >= 0 else ''}{percent(one, 2)} (one seed)"
 
 
 def by_seed(result: Mapping[str, Any]) -> str:
