@@ -11,6 +11,7 @@ from strategies.callbacks.accuracy import above_majority
 STUDY, VALIDATION, OLDER = "personal_small", "personal_validation", "personal_published"
 REST = "personal_rest"  # methods of `STUDY` that another machine ran, with its own FedPer
 NORM_VALIDATION = "personal_norm_validation"  # with GroupNorm
+FEATURES_TRIED = "personal_features_tried"  # normalised features in the distillation
 EVALUATIONS = 5  # the last ones, whose mean counts
 BASE = "fedper"
 PERSONAL = {
@@ -45,9 +46,10 @@ def figures(read: Read) -> Figures:
         "personal": table(header, (_row(variant, runs) for variant in runs)),
         "validation": by_seed(read(VALIDATION)),
         "norm_validation": by_seed(read(NORM_VALIDATION)),
+        "features_tried": by_seed(read(FEATURES_TRIED)),
         "over_fedper": gain_between(study.interval(runs["cafedistill"], runs[BASE], last_five)),
         "rest": by_seed(rest),
-        "fedrep_over": fedrep_over(read),
+        **{f"{variant}_over": over for variant, over in rest_over(read).items()},
         "rest_end": percent(study.mean_of_exits(study.cells(rest, BASE)[1]), 2),
         "first_seed": percent(last_five(runs[BASE][1]), 2),
         "first_seed_end": percent(study.mean_of_exits(runs[BASE][1]), 2),
@@ -98,10 +100,19 @@ def _row(variant: str, runs: Mapping[str, Runs]) -> Sequence[str]:
     )
 
 
-def fedrep_over(read: Read) -> str:
-    """Return FedRep's gain over FedPer of the same machine, with its interval."""
+def rest_over(read: Read) -> dict[str, str]:
+    """Return what other personal methods gain over FedPer of their machine, from two seeds on with intervals."""
     rest = read(REST)
-    return gain_between(study.interval(study.cells(rest, "fedrep"), study.cells(rest, BASE), last_five))
+    base = study.cells(rest, BASE)
+    runs = {variant: study.cells(rest, variant) for variant in rest["variants"] if variant != BASE}
+    return {variant: _over(own, base) for variant, own in runs.items()}
+
+
+def _over(own: Runs, base: Runs) -> str:
+    if len(own) > 1:
+        return gain_between(study.interval(own, base, last_five))
+    one, _ = study.gain(own, base, last_five)
+    return f"{'+' if one >= 0 else ''}{percent(one, 2)} (one seed)"
 
 
 def by_seed(result: Mapping[str, Any]) -> str:

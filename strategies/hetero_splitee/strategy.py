@@ -36,6 +36,7 @@ from strategies.hetero_splitee.client import ADDRESS, CERTIFICATE, FRESH, MESSAG
 from strategies.hetero_splitee.cut import BYTES
 from strategies.hetero_splitee.inbox import Inbox, OpenRound
 from strategies.hetero_splitee.learner import Sgd, device_part, statistics
+from strategies.hetero_splitee.remote import OVERHEAD
 from strategies.hetero_splitee.schedule import order
 from strategies.hetero_splitee.server_model import make_server_model
 from strategies.hetero_splitee.service import Expected, SplitService
@@ -43,8 +44,6 @@ from strategies.hetero_splitee.settings import SplitEESettings
 from strategies.hetero_splitee.statistics import SERVER_HALF
 from strategies.hetero_splitee.trainer import Trained, Trainer
 from strategies.method import Effort, Method, RoundUpdate, Setup
-
-OVERHEAD = 1 << 16  # bytes of a message beside its features
 
 
 def travels(config: RunConfig, key: str) -> bool:

@@ -102,10 +102,6 @@ class FeatureStream:
                 self._outgoing.put(raw)
             return index
 
-    def send_and_wait_gradient(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Send a batch; return the gradient (B, ...) of the server's loss by its features, as in split learning."""
-        return self.wait_gradient(self.send(features, labels), features.shape)
-
     def wait_gradient(self, index: int, shape: torch.Size) -> Tensor:
         """Return the gradient for batch `index`, of this shape (B, ...); it must be the last batch sent."""
         with self._changed:

@@ -1,6 +1,6 @@
 from typing import Any
 
-from benchmarks.tables.cafedistill import by_seed
+from benchmarks.tables.cafedistill import by_seed, rest_over
 
 
 def cell(variant: str, seed: int, accuracy: float) -> dict[str, Any]:
@@ -22,3 +22,12 @@ def test_gains_are_over_the_same_seed() -> None:
         "| fedper | 1, 2 | 70.00 / 60.00 | | 65.0 / 75.0 |",
         "| fedrep | 2 | 62.50 | +2.50 | 62.5 / 72.5 |",
     ]
+
+
+def test_other_methods_are_compared_with_fedper_of_their_machine() -> None:
+    cells = [cell("fedper", seed, 0.6) for seed in (1, 2)] + [cell("ditto", 1, 0.61), cell("ditto", 2, 0.63)]
+    cells.append(cell("fedbabu", 2, 0.55))
+    result = {"name": "personal_rest", "variants": {"fedper": {}, "ditto": {}, "fedbabu": {}}, "cells": cells}
+    assert rest_over({"personal_rest": result}.__getitem__) == {
+        "ditto": "+2.00 (-10.71 to +14.71)", "fedbabu": "-5.00 (one seed)",
+    }  # fmt: skip

@@ -3,7 +3,7 @@
 It uses the app's steps and models, but its own plain loop. A run must give the same weights, bit for bit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -15,8 +15,8 @@ from common.networks import EarlyExitNetwork
 from common.seeding import generator
 from common.storage.client_store import ClientStore
 from common.weights.flat import StateDict
+from common.weights.layers import average_layers
 from strategies.hetero_splitee.client_step import finish, forward, local_step
-from strategies.hetero_splitee.client_sync import synchronised
 from strategies.hetero_splitee.learner import Learner, Sgd, device_part, statistics
 from strategies.hetero_splitee.prior import log_prior
 from strategies.hetero_splitee.schedule import order, turns
@@ -124,3 +124,30 @@ class Reference:
         source = generator(self.config.run.seed, "batches", round_, client)
         size, number = len(self.clients[client].y), section.epochs
         return [batch for _ in range(number) for batch in batches(size, section.batch_size, source)]
+
+
+def synchronised(
+    devices: Mapping[int, StateDict],
+    cuts: Mapping[int, int],
+    samples: Mapping[int, int],
+    how: str,
+    by_cut_only: Collection[str] = (),
+) -> dict[int, StateDict]:
+    """Return by cut the part with which every device of this cut continues.
+
+    Args:
+        devices: each client's units and its exit at the cut, by key.
+        cuts: each client's cut.
+        samples: n_i, each client's weight, above 0.
+        how: "same_cut": devices with the same cut are averaged; "prefix": each unit is averaged over all devices
+            that hold it, an exit over those with the same cut.
+        by_cut_only: keys that are averaged over devices with the same cut in any case: running statistics.
+    """
+    groups = {cut: {c: devices[c] for c in devices if cuts[c] == cut} for cut in sorted({cuts[c] for c in devices})}
+    same_cut = {cut: average_layers(group, samples) for cut, group in groups.items()}
+    if how == "same_cut":
+        return same_cut
+    average = average_layers(devices, samples)  # an exit's key names its cut
+    return {
+        cut: {key: own[key] if key in by_cut_only else average[key] for key in own} for cut, own in same_cut.items()
+    }

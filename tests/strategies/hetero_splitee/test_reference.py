@@ -10,7 +10,7 @@ from common.networks import EarlyExitNetwork
 from common.seeding import generator
 from common.storage.client_store import ClientStore
 from strategies.hetero_splitee.settings import SplitEESettings
-from tests.strategies.hetero_splitee.reference import Client, Reference
+from tests.strategies.hetero_splitee.reference import Client, Reference, synchronised
 
 CUTS = {0: 1, 1: 2, 2: 2, 3: 4}
 
@@ -124,3 +124,42 @@ def test_split_learning_with_one_client_equals_central_training(run, slim):
     parts = {**reference.server.model(), **reference.devices[5].network.state_dict()}
     for key, value in central.state_dict().items():
         assert torch.allclose(parts[key], value, rtol=1e-5, atol=1e-6), key
+
+
+def device(cut, value, tracked):
+    units = {f"units.{u}.weight": torch.full((2,), value) for u in range(cut)}
+    return {**units, "units.0.tracked": torch.tensor(tracked), f"exits.{cut}.bias": torch.full((1,), value)}
+
+
+DEVICES = {4: device(1, 1.0, 3), 1: device(2, 4.0, 9), 2: device(2, 10.0, 5), 3: device(3, 20.0, 1)}
+HELD, SAMPLES = {4: 1, 1: 2, 2: 2, 3: 3}, {4: 10, 1: 10, 2: 20, 3: 40}
+
+
+def numbers(part):
+    return {key: pytest.approx(value.flatten()[0].item()) for key, value in part.items()}
+
+
+def test_same_cut_averages_whole_devices():
+    by_cut = synchronised(DEVICES, HELD, SAMPLES, "same_cut")
+    assert list(by_cut) == [1, 2, 3]
+    assert numbers(by_cut[1]) == {"units.0.weight": 1, "units.0.tracked": 3, "exits.1.bias": 1}
+    assert numbers(by_cut[2]) == {"units.0.weight": 8, "units.1.weight": 8, "units.0.tracked": 9, "exits.2.bias": 8}
+    assert all(torch.equal(value, DEVICES[3][key]) for key, value in by_cut[3].items())
+
+
+def test_prefix_averages_each_unit_over_its_holders():
+    by_cut = synchronised(DEVICES, HELD, SAMPLES, "prefix")
+    first = (10 * 1 + 10 * 4 + 20 * 10 + 40 * 20) / 80  # 13.125
+    second = (10 * 4 + 20 * 10 + 40 * 20) / 70
+    assert numbers(by_cut[1]) == {"units.0.weight": first, "units.0.tracked": 9, "exits.1.bias": 1}
+    assert numbers(by_cut[2]) == {
+        "units.0.weight": first, "units.1.weight": second, "units.0.tracked": 9, "exits.2.bias": 8,
+    }  # fmt: skip
+    assert numbers(by_cut[3]) == {
+        "units.0.weight": first, "units.1.weight": second, "units.2.weight": 20, "units.0.tracked": 9,
+        "exits.3.bias": 20,
+    }  # fmt: skip
+
+
+def test_synchronised_ignores_absent_clients():
+    assert list(synchronised({3: DEVICES[3]}, HELD, SAMPLES, "prefix")) == [3]

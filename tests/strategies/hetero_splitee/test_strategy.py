@@ -21,13 +21,13 @@ from common.weights.flat import FlatModel
 from server.app import prepare
 from strategies.factory import make_strategy
 from strategies.hetero_splitee.client import FRESH, SplitTraining, module_of
-from strategies.hetero_splitee.client_sync import synchronised
 from strategies.hetero_splitee.learner import device_part, server_part
 from strategies.hetero_splitee.offload import Suffixes
 from strategies.hetero_splitee.prior import counts_of, log_prior
 from strategies.hetero_splitee.statistics import statistics_of
 from strategies.method import Job, RoundUpdate, TierUpdate
 from tests.conftest import Run
+from tests.strategies.hetero_splitee.reference import synchronised
 from tests.strategies.hetero_splitee.runs import GRID, NODES, SPLIT, Spy, everything, kept, reference, same, told
 from tests.support.killing import run_and_kill
 

@@ -22,6 +22,10 @@ from tests.strategies.hetero_splitee.sockets import (
 )
 
 
+def gradient_of(stream, features, labels):
+    return stream.wait_gradient(stream.send(features, labels), features.shape)
+
+
 @pytest.mark.parametrize("coding", CODINGS)
 @pytest.mark.parametrize("cut", [1, 2])
 def test_sent_batches_are_taken_unchanged(bench, coding, cut):
@@ -150,7 +154,7 @@ def test_gradients_return_batch_by_batch(bench):
     with bench.stream() as stream:
         for index in range(4):
             features, labels = batch(0, index)
-            assert torch.equal(stream.send_and_wait_gradient(features, labels), features * 2)
+            assert torch.equal(gradient_of(stream, features, labels), features * 2)
         stream.finish()
     assert len(taking.result()) == 4
 
@@ -164,7 +168,7 @@ def test_lost_gradient_is_sent_again(bench, monkeypatch, limits):
         with bench.stream(address=proxy.address) as stream:
             for index in range(12):
                 features, labels = batch(0, index)
-                assert torch.equal(stream.send_and_wait_gradient(features, labels), features + index)
+                assert torch.equal(gradient_of(stream, features, labels), features + index)
             stream.finish()
         assert len(taking.result()) == 12
         assert proxy.connections > len(limits)
@@ -174,7 +178,7 @@ def test_wait_gradient_fails_in_a_round_without_gradients(bench):
     inbox = bench.open({0: 1})
     taking = Background(lambda: inbox.take(0, 0, 60))
     with pytest.raises(StreamError, match="returns no gradients"), bench.stream() as stream:
-        stream.send_and_wait_gradient(*batch(0, 0))
+        gradient_of(stream, *batch(0, 0))
     taking.result()
 
 
