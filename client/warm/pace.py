@@ -33,9 +33,8 @@ DUTY, DUTY_PER_NODE = 20, 4
 CROWD = 100  # nodes that may all poll at Flower's pace; more poll more slowly
 SLOWEST = 1.5  # times Flower's pause: a crowd's longest one; a live node has 10 s to answer, 2 of them for other things
 SPREAD = 0.25  # share by which a pause is longer or shorter by chance, so that many nodes do not poll at one moment
-IDLE = 20.0  # seconds between two polls of a SuperExec that nothing wakes
+IDLE = 20.0  # seconds between two polls of a SuperExec, at most
 CONFIGURE = "get_fused_config_from_fab"  # Flower's function that returns a run's configuration to a node
-AWAKE = 2.0  # seconds for which it polls at Flower's pace after a message has come
 
 
 class Pace(Protocol):
@@ -98,8 +97,8 @@ class ExecPace:
         self._rung = time.monotonic()
 
     def sleep(self, seconds: float) -> None:
-        """Pause until the bell rings; for a while after that at Flower's own pace."""
-        pause = seconds if time.monotonic() - self._rung < AWAKE else max(seconds, IDLE)
+        """Pause until the bell rings, no shorter than Flower, and for a share of the time since the bell last rang."""
+        pause = max(seconds, min(IDLE, SHARE * (time.monotonic() - self._rung)))
         if select([self._socket], [], [], pause)[0]:
             self._socket.recv(1)
             self._rung = time.monotonic()

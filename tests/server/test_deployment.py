@@ -81,7 +81,7 @@ def test_refused_devices_learn_why(whole: Deployment) -> None:
 
 @pytest.mark.slow
 def test_client_of_a_killed_worker_misses_one_round(deployment: Deployment) -> None:
-    run_id = deployment.run({**SETTINGS, "run.name": "worker", "run.rounds": 3, "train.epochs": 40})
+    run_id = deployment.run({**SETTINGS, "run.name": "worker", "run.rounds": 3, "train.epochs": 150})
     metrics = deployment.folder / "runs" / "worker" / "metrics.jsonl"
     wait_until(lambda: any(e["event"] == "round" for e in read_events(metrics)), 200, "no round ended")
     session = deployment.processes["node-0"].pid

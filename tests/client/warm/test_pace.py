@@ -15,6 +15,7 @@ from client.warm.pace import (
     DUTY,
     FIRST_LOOK,
     FIRST_POLL,
+    IDLE,
     LOOK,
     POLL,
     SLOWEST,
@@ -131,23 +132,30 @@ def test_other_pauses_stay(clock):
     assert after(clock, pace, 0, 7.0) == 7.0
 
 
-def test_bell_ends_the_superexecs_pause(monkeypatch):
-    monkeypatch.setattr(module, "AWAKE", 0.0)
-    monkeypatch.setattr(module, "IDLE", 30.0)
+def test_bell_ends_the_superexecs_pause():
     bell = f"test-{secrets.token_hex(4)}"
     executor = ExecPace(bell)
     threading.Timer(0.1, NodePace(bell).sleep, [LOOK]).start()
     begun = time.monotonic()
-    executor.sleep(0.1)
+    executor.sleep(30.0)
     assert time.monotonic() - begun < 10
 
 
-def test_superexec_polls_at_flowers_pace_after_a_message(monkeypatch):
-    monkeypatch.setattr(module, "IDLE", 30.0)
+def test_superexecs_polls_become_rare_without_the_bell(clock, monkeypatch):
+    pauses: list[float] = []
+
+    def wait(readers: list[object], _writers: object, _errors: object, pause: float) -> tuple[list[object], ...]:
+        pauses.append(pause)
+        clock.now += pause
+        return [], [], []
+
+    monkeypatch.setattr(module, "select", wait)
     executor = ExecPace(f"test-{secrets.token_hex(4)}")
-    begun = time.monotonic()
-    executor.sleep(0.1)
-    assert time.monotonic() - begun < 10
+    for _ in range(100):
+        executor.sleep(0.1)
+    assert pauses[:10] == [0.1] * 10
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == IDLE
 
 
 @pytest.mark.parametrize("name", PACED)
