@@ -7,8 +7,8 @@
     stream     rounds go by a stream of our own, which one of Flower's messages opens; `stream-tls` encrypts it
 
 In the first three the server polls for replies every 0.25 s, where Flower's own loop polls every 3 s. Run
-`python -m benchmarks.deployment`; cases take turns. The phases are read off the SuperNodes' log lines as these appear,
-from one sent reply to the next:
+`python -m benchmarks.deployment`; cases take turns. With `--idle` it measures devices without work instead. The phases
+are read off the SuperNodes' log lines as these appear, from one sent reply to the next:
 
     poll       until the SuperNode polls for a message; it polls 3 s after it last found none
     start      until the ClientApp's process runs: SuperExec's poll, then starting it
@@ -33,7 +33,8 @@ import subprocess
 import tempfile
 import threading
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,46 +119,63 @@ def _session(process: psutil.Process) -> int | None:
         return None
 
 
-def measure(case: str, rounds: int) -> dict[str, Any]:
-    """Run one case; return the seconds of its rounds, per node and round the phases, and what idle devices cost."""
-    rounds *= FASTER if case in STREAMS else 1
+@contextmanager
+def deployed(case: str) -> Iterator[Watched]:
+    """Start a SuperLink and its SuperNodes, whose requests pass a relay that counts them."""
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        deployment = Watched(Path(folder) / "deployment")
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        deployment = Watched(folder / "deployment")
         stack.callback(deployment.close)
         relay = stack.enter_context(Relay(deployment.port, deployment.count))
         if case in ("stand-in", *STREAMS):
-            deployment.env = environment(deployment.env, Path(folder) / "bin")
+            deployment.env = environment(deployment.env, folder / "bin")
         for node in range(NODES):
             worker = "false" if case == "flower" else "true"
             deployment.node(f"node-{node}", f"client-id={node} depth={2 * node + 1} worker={worker}", relay.port)
-        transport = STREAMS.get(case, {"round.transport": "messages"})
-        run_id = deployment.run({**SETTINGS, **transport, "run.rounds": rounds + WARM_UP})
+        yield deployment
+
+
+def submit(deployment: Watched, case: str, rounds: int) -> str:
+    """Submit a run; return Flower's run id."""
+    transport = STREAMS.get(case, {"round.transport": "messages"})
+    return deployment.run({**SETTINGS, **transport, "run.rounds": rounds})
+
+
+def complete(deployment: Watched, run_id: str) -> None:
+    """Wait for a run's end; raises `RuntimeError` if it failed."""
+    status, details = deployment.wait(run_id, 120)
+    if status != "finished:completed":
+        raise RuntimeError(details)
+
+
+def measure(case: str, rounds: int) -> dict[str, Any]:
+    """Run one case; return the seconds of its rounds and, per node and round, the phases."""
+    rounds *= FASTER if case in STREAMS else 1
+    with deployed(case) as deployment:
+        run_id = submit(deployment, case, rounds + WARM_UP)
         metrics = deployment.folder / "runs" / "benchmark" / "metrics.jsonl"
         cpu = []
         for number in (WARM_UP, rounds + WARM_UP):
             _wait_for_round(metrics, number)
             cpu.append(deployment.cpu())
-        status, details = deployment.wait(run_id, 120)
-        if status != "finished:completed":
-            raise RuntimeError(details)
+        complete(deployment, run_id)
         seconds = [event["seconds"]["round"] for event in read_events(metrics) if event["event"] == "round"]
-        idle, requests = _idle(deployment)
         phases = [phase for lines in deployment.lines.values() for phase in _phases(lines)[WARM_UP - 1 :]]
     cpu_a_message = (cpu[1] - cpu[0]) / rounds / NODES
     load = os.getloadavg()[0]  # other work on the machine makes every phase but `poll` longer
-    return {
-        "rounds": seconds[WARM_UP:], "phases": phases, "cpu_seconds_per_message": cpu_a_message, "load": load,
-        "idle_share_of_a_core": idle, "idle_requests_per_second": requests,
-    }  # fmt: skip
+    return {"rounds": seconds[WARM_UP:], "phases": phases, "cpu_seconds_per_message": cpu_a_message, "load": load}
 
 
-def _idle(deployment: Watched) -> tuple[float, float]:
-    """Return the share of a core that a device without work takes, and its requests per second."""
-    time.sleep(SETTLE)
-    cpu, requests = deployment.cpu(), deployment.requests
-    time.sleep(IDLE)
-    return (deployment.cpu() - cpu) / IDLE / NODES, (deployment.requests - requests) / IDLE / NODES
+def measure_idle(case: str) -> dict[str, float]:
+    """Return what a device costs that has trained and has no work: its share of a core, its requests per second."""
+    with deployed(case) as deployment:
+        complete(deployment, submit(deployment, case, WARM_UP))
+        time.sleep(SETTLE)
+        cpu, requests = deployment.cpu(), deployment.requests
+        time.sleep(IDLE)
+        share, rate = deployment.cpu() - cpu, deployment.requests - requests
+    return {"share_of_a_core": share / IDLE / NODES, "requests_per_second": rate / IDLE / NODES,
+            "load": os.getloadavg()[0]}  # fmt: skip
 
 
 def _wait_for_round(metrics: Path, number: int) -> None:
@@ -203,8 +221,6 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "rounds": [round(second, 2) for second in rounds],
         "load": [round(run["load"], 1) for run in runs],
         "cpu_seconds_per_message": statistics.median(run["cpu_seconds_per_message"] for run in runs),
-        "idle_share_of_a_core": statistics.median(run["idle_share_of_a_core"] for run in runs),
-        "idle_requests_per_second": statistics.median(run["idle_requests_per_second"] for run in runs),
         "phases": {name: statistics.median(phase[name] for phase in phases) for name in PHASES} if phases else {},
     }
 
@@ -215,15 +231,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--cases", default="flower,worker,stand-in,stream,stream-tls")
+    parser.add_argument("--idle", action="store_true", help="measure devices without work instead")
     options = parser.parse_args()
     cases = options.cases.split(",")
+    if options.idle:
+        print(save("idle", {"nodes": NODES, **{case: measure_idle(case) for case in cases}}))
+        return
     runs: dict[str, list[dict[str, Any]]] = {case: [] for case in cases}
     for _ in range(options.repeats):
         for case in cases:
             runs[case].append(measure(case, options.rounds))
             print(case, summary(runs[case]), flush=True)
-    result = {case: summary(runs[case]) for case in cases}
-    save("deployment", {"nodes": NODES, "repeats": options.repeats, **result})
+    save("deployment", {"nodes": NODES, "repeats": options.repeats, **{case: summary(runs[case]) for case in cases}})
 
 
 if __name__ == "__main__":

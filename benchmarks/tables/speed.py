@@ -14,6 +14,7 @@ ROUNDS = {
     "stream-tls": "by a stream with TLS",
 }
 STARTS = {"ray": "`server run`: SuperLink, Ray, two workers", "in-process": "`server run --in-process`"}
+IDLE = {"flower": "Flower's own way", "stream": "`client start`"}
 POLLS = {"flower": "Flower's", "answers": "by the SuperLink's answers alone", "nodes": "and by the number of nodes"}
 NODES = (2, 100, 300)
 SIMULATIONS = {"lenet": "LeNet, 51 k parameters", "1.6M": "LeNet, 1.6 M parameters"}
@@ -27,6 +28,10 @@ def figures(read: Read) -> Figures:
     shares = [simulated[name]["of_bare_per_cpu_second"]["ray"] for name in SIMULATIONS]
     return {
         "deployment": deployment(read),
+        "idle": ", ".join(
+            f"{title} {100 * read('idle')[case]['share_of_a_core']:.2f} % and {read('idle')[case]['requests_per_second']:.2f}"
+            for case, title in IDLE.items()
+        ),
         "streams": streams(read),
         "nodes": nodes(read),
         "superlink_alone": percent(
@@ -49,10 +54,8 @@ def figures(read: Read) -> Figures:
 
 def deployment(read: Read) -> str:
     """Return the table of what a deployed round takes."""
-    head = ("seconds a round", "CPU-seconds a message", "idle device, share of a core", "its requests per second")
-    return _by_case(read("deployment"), ROUNDS, head, lambda case: (
+    return _by_case(read("deployment"), ROUNDS, ("seconds a round", "CPU-seconds a message"), lambda case: (
         f"{case['seconds_per_round']:.2f}", f"{case['cpu_seconds_per_message']:.2f}",
-        f"{100 * case['idle_share_of_a_core']:.2f} %", f"{case['idle_requests_per_second']:.1f}",
     ))  # fmt: skip
 
 
