@@ -28,10 +28,7 @@ def figures(read: Read) -> Figures:
     shares = [simulated[name]["of_bare_per_cpu_second"]["ray"] for name in SIMULATIONS]
     return {
         "deployment": deployment(read),
-        "idle": ", ".join(
-            f"{title} {100 * read('idle')[case]['share_of_a_core']:.2f} % and {read('idle')[case]['requests_per_second']:.2f}"
-            for case, title in IDLE.items()
-        ),
+        "idle": ", ".join(_idle(title, read("idle")[case]) for case, title in IDLE.items()),
         "streams": streams(read),
         "nodes": nodes(read),
         "superlink_alone": percent(
@@ -57,6 +54,10 @@ def deployment(read: Read) -> str:
     return _by_case(read("deployment"), ROUNDS, ("seconds a round", "CPU-seconds a message"), lambda case: (
         f"{case['seconds_per_round']:.2f}", f"{case['cpu_seconds_per_message']:.2f}",
     ))  # fmt: skip
+
+
+def _idle(title: str, case: Mapping[str, float]) -> str:
+    return f"{title} {percent(case['share_of_a_core'], 2)} % and {case['requests_per_second']:.2f}"
 
 
 def start(read: Read) -> str:
