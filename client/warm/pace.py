@@ -1,9 +1,9 @@
 """Runs Flower's SuperNode and SuperExec with pauses that follow the traffic: prompt during a run, rare in between.
 
-The more nodes a run has, the longer each pauses, so that their polls do not burden the SuperLink.
-
 Both poll with `time.sleep`, at a fixed pace. Here their modules get a `sleep` of another pace, and the SuperNode wakes
 the SuperExec when a message has come. If a module of another Flower uses `time` in another way, it keeps its own pace.
+
+The more clients a run has, the longer a SuperNode pauses, so that many of them do not burden the SuperLink.
 """
 
 import contextlib
@@ -27,8 +27,8 @@ BELL = "EARLYBLOOM_BELL"  # environment variable: name of the SuperExec's socket
 POLL, LOOK = 3.0, 0.5
 SHARE = 0.1  # of the time since the last message: the pause
 FIRST_POLL, FIRST_LOOK = 0.05, 0.01  # seconds; the shortest pauses
-# The pause is no shorter than so many times the SuperLink's last answer took, at all and for each node of the run: so
-# all polls together take a quarter of the SuperLink's time, at most.
+# The pause is no shorter than so many times the SuperLink's last answer took, at all and for each node of the run. So
+# all polls together take a quarter of the SuperLink's time, unless that asks for more than the longest pause.
 DUTY, DUTY_PER_NODE = 20, 4
 CROWD = 100  # nodes that may all poll at Flower's pace; more poll more slowly
 SLOWEST = 1.5  # times Flower's pause: a crowd's longest one; a live node has 10 s to answer, 2 of them for other things

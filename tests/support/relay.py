@@ -19,7 +19,7 @@ class Relay:
         relay.mend()  # waiting data passes
     """
 
-    def __init__(self, target: int, seen: Callable[[bytes], object] = bool) -> None:
+    def __init__(self, target: int, seen: Callable[[bytes], object] | None = None) -> None:
         self.target, self.seen = target, seen
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self.listener.getsockname()[1])
@@ -58,10 +58,10 @@ class Relay:
             except OSError:  # closed, or the server does not listen
                 continue
             self._ends += [inside, outside]
-            for one, other, seen in ((inside, outside, self.seen), (outside, inside, bool)):
+            for one, other, seen in ((inside, outside, self.seen), (outside, inside, None)):
                 threading.Thread(target=self._pass_on, args=(one, other, seen), daemon=True).start()
 
-    def _pass_on(self, source: socket.socket, target: socket.socket, seen: Callable[[bytes], object]) -> None:
+    def _pass_on(self, source: socket.socket, target: socket.socket, seen: Callable[[bytes], object] | None) -> None:
         with suppress(OSError, ValueError):
             while not self._closed:
                 self._passing.wait()
@@ -71,7 +71,8 @@ class Relay:
                 self._passing.wait()
                 if not data:
                     break
-                seen(data)
+                if seen:
+                    seen(data)
                 target.sendall(data)
         with suppress(OSError):
             target.shutdown(socket.SHUT_WR)
