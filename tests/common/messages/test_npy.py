@@ -1,6 +1,9 @@
+import gc
 import io
 import pickle
+import sys
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -65,7 +68,13 @@ GOOD = "{'descr': '<f8', 'fortran_order': False, 'shape': (3,), }"
         announcing(GOOD.replace("<f8", "O")),
         announcing(GOOD.replace("<f8", "V0")),
         announcing(GOOD.replace("(3,)", "-" * 60 + "3")),
+        announcing(GOOD.replace("(3,)", "(3)")),
+        announcing(GOOD.replace("<f8", "<f16")),
+        announcing(GOOD.replace("<f8", "<f1")),
+        announcing(GOOD.replace("(3,)", "(" + "9" * 5000 + ",)")),
+        announcing(GOOD.replace("(3,)", "(" + "1, " * 100 + "3)")),
         announcing(GOOD + "(" * 2000),
+        announcing(GOOD)[:9],
         announcing("__import__('os')"),
     ],
 )
@@ -83,3 +92,30 @@ def test_announced_size_takes_no_memory():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10**6
+
+
+def test_threads_read_at_the_same_time():
+    data = [written(np.full((2, 3), number, np.float32)) for number in range(3)]
+
+    class Collected:
+        """Its collection runs Python code, where threads switch: also within Python's parser."""
+
+        def __del__(self):
+            for _ in range(20):
+                pass
+
+    def read(number):
+        for _ in range(10_000):
+            cycle = Collected()
+            cycle.itself = cycle
+            assert read_npy(data[number])[0, 0] == number
+
+    interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
+    sys.setswitchinterval(1e-6)
+    gc.set_threshold(5, 2, 2)
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(read, range(3)))
+    finally:
+        sys.setswitchinterval(interval)
+        gc.set_threshold(*thresholds)

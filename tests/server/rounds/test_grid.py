@@ -17,6 +17,7 @@ from client.warm.rounds import RoundStreams
 from client.work import answer
 from common.config import replace
 from common.flower.local_grid import LocalGrid
+from common.messages.npy import read_npy
 from common.messages.protocol import QUERY, TRAIN
 from common.rpc import framing
 from common.rpc.channels import connect
@@ -34,11 +35,15 @@ from tests.support.relay import Relay
 CONFIG = read_config({"run.strategy": "eefl"})
 
 
+def array(content: RecordDict) -> np.ndarray:
+    (values,) = content["x"].values()
+    return read_npy(values.data)  # Flower's own reading is not safe in threads
+
+
 def double(kind: str, content: RecordDict, node: Mapping[str, object]) -> RecordDict:
     if "x" not in content:
         return RecordDict()
-    (values,) = content["x"].to_numpy_ndarrays()
-    return RecordDict({"x": ArrayRecord([2 * values]), "kind": ConfigRecord({"kind": kind})})
+    return RecordDict({"x": ArrayRecord([2 * array(content)]), "kind": ConfigRecord({"kind": kind})})
 
 
 class Nodes(LocalGrid):
@@ -91,7 +96,7 @@ def message(node: int, value: float, size: int = 3, ttl: float = 60.0) -> Messag
 
 
 def value(reply: Message) -> float:
-    return float(reply.content["x"].to_numpy_ndarrays()[0][0])
+    return float(array(reply.content)[0])
 
 
 def pulled(grid: StreamGrid, ids: Iterable[str]) -> list[Message]:
@@ -152,7 +157,7 @@ def test_node_that_cannot_open_a_stream_works_by_flower(monkeypatch):
 
 def slow(started: threading.Event, go: threading.Event, done: list[float]) -> client_rounds.Work:
     def work(kind: str, content: RecordDict, node: Mapping[str, object]) -> RecordDict:
-        if "x" in content and (number := float(content["x"].to_numpy_ndarrays()[0][0])):
+        if "x" in content and (number := float(array(content)[0])):
             started.set()
             go.wait(20)
             done.append(number)
@@ -191,7 +196,7 @@ def test_large_model_survives_cuts_on_its_way():
             relay.cut(closing=True)
             relay.mend()
         (reply,) = pulled(grid, ids)
-        (values,) = reply.content["x"].to_numpy_ndarrays()
+        values = array(reply.content)
         assert values.shape == (30 << 18,)
         assert bool((values == 6).all())
 
@@ -238,7 +243,7 @@ def test_gone_node_fails_its_orders():
 
 def test_exception_of_the_work_is_the_reply():
     def fail(kind: str, content: RecordDict, node: Mapping[str, object]) -> RecordDict:
-        if "x" in content and float(content["x"].to_numpy_ndarrays()[0][0]):
+        if "x" in content and float(array(content)[0]):
             raise RuntimeError("no space left")
         return double(kind, content, node)
 
