@@ -68,6 +68,11 @@ SKEWED_TRIED = {
     "own exits, statistics own": "likewise, each client's own running statistics",
     "own exits, statistics anew": "likewise, running statistics estimated anew",
 }
+RESNET = {
+    "sequential": "`sequential`",
+    "averaging": "`averaging`",
+    "standalone": "standalone: a whole network per client, own images only",
+}
 STREAMS = {
     "slim ResNet, cut 1, fp32 / bf16": ("resnet_slim, cut 1, sequential, fp32", "resnet_slim, cut 1, sequential, bf16"),
     "slim ResNet, cut 3, fp32 / bf16": ("resnet_slim, cut 3, sequential, fp32", "resnet_slim, cut 3, sequential, bf16"),
@@ -86,6 +91,7 @@ def figures(read: Read) -> Figures:
     tested = {variant: study.cells(read("split_accuracy"), variant) for variant in SPLIT}
     chosen, codings = read("split_validation"), read("split_codings")
     skewed = {variant: study.cells(read("split_skewed"), variant) for variant in SKEWED}
+    resnet = {variant: study.cells(read("split_resnet18"), variant) for variant in RESNET}
     tried_skewed = read("split_validation_skewed")
 
     def coding_loss(coding: str) -> str:
@@ -105,6 +111,10 @@ def figures(read: Read) -> Figures:
             (_split_row(title, variant, tested) for variant, title in SPLIT.items()),
         ),
         "seeds": WORDS[len(read("split_accuracy")["seeds"])],
+        "resnet": table(SPLIT_HEADER, (_split_row(title, name, resnet) for name, title in RESNET.items())),
+        "resnet_sequential_over_averaging": gain_between(
+            study.interval(resnet["sequential"], resnet["averaging"], study.last_exit), 1
+        ),
         "validation": _validated(chosen, VALIDATION),
         "tried": _validated(read("split_validation_more"), MORE),
         "skewed": table(
