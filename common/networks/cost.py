@@ -5,12 +5,12 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.networks.base import EarlyExitNetwork
 from common.networks.heads import ExitHead
@@ -142,6 +142,26 @@ def _classifier(head: ExitHead) -> Callable[[Tensor], Tensor]:
     return lambda x: cast(Tensor, head(head.pooled(x)))
 
 
+class _FlopCounter(TorchDispatchMode):
+    """Counts FLOPs by torch's formulas, as `FlopCounterMode` does, which imports torch's compiler: 150 MB, a second."""
+
+    def __init__(self) -> None:
+        from torch.utils.flop_counter import flop_registry  # imports Triton, which only those that count need
+
+        super().__init__()
+        self.flops, self._formulas = 0, flop_registry
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch would import the compiler to keep it away from this mode
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if formula := self._formulas.get(func._overloadpacket):
+            self.flops += formula(*args, **(kwargs or {}), out_val=output)
+        return output
+
+
 class _Meter:
     """Measures modules one after another; a tensor that two of them keep for backward counts for the first."""
 
@@ -152,13 +172,13 @@ class _Meter:
     def measure(self, module: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, UnitCost]:
         """Return call(x) and its cost."""
         first = len(self._kept)
-        with saved_tensors_hooks(self._keep, lambda tensor: tensor), FlopCounterMode(display=False) as counter:
+        with saved_tensors_hooks(self._keep, lambda tensor: tensor), _FlopCounter() as counter:
             output = call(x)
         kept = sum(storage.nbytes() for storage in self._kept[first:])
         output_bytes = output.nbytes // COUNTED_BATCH
         return output, UnitCost(
             parameters=sum(p.numel() for p in module.parameters()),
-            macs=counter.get_total_flops() // 2 // COUNTED_BATCH,
+            macs=counter.flops // 2 // COUNTED_BATCH,
             activation_bytes=output_bytes,
             training_bytes=kept // COUNTED_BATCH + output_bytes,
             frozen_parameters=sum(p.numel() for p in module.parameters() if not p.requires_grad),

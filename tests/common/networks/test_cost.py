@@ -1,9 +1,12 @@
+import subprocess
+import sys
 from itertools import accumulate
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from common.networks import CostTable, NetworkSpec, UnitCost, build, cost_table
+from common.networks import BACKBONES, CostTable, NetworkSpec, UnitCost, build, cost_table
 
 CIFAR = (3, 32, 32)
 
@@ -19,6 +22,24 @@ def test_macs_match_the_published_ones(name: str, total: int, percent: list[floa
     macs = list(accumulate(unit.macs for unit in cost_table(build(NetworkSpec(name, 10, CIFAR), 0)).units))
     assert macs[-1] == total
     assert [round(100 * m / total, 1) for m in macs] == percent
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_all_operations_that_torch_counts_are_counted(name: str) -> None:
+    words = name == "transformer4"
+    network = build(NetworkSpec(name, 10, (16,) if words else CIFAR, vocabulary=100 if words else 0), 0)
+    with FlopCounterMode(display=False) as counter:
+        network(network.example(1))
+    assert cost_table(network).macs(len(network.exit_positions) - 1) == counter.get_total_flops() // 2
+
+
+def test_counting_does_not_import_torchs_compiler() -> None:
+    script = (
+        "import sys; from common.networks import NetworkSpec, build, cost_table; print('triton' in sys.modules); "
+        "cost_table(build(NetworkSpec('lenet', 10, (3, 32, 32)), 0)); print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
 
 
 def test_small_network_matches_a_count_by_hand() -> None:
