@@ -84,7 +84,7 @@ class StreamGrid(Grid):
         return replies
 
     def wait(self, seconds: float) -> None:
-        """Wait until a stream has brought a reply, at most for so long."""
+        """Wait until a stream has brought a reply since the last look, at most for so long."""
         self.service.wait(seconds)
 
     def _announce(self, message: Message) -> None:

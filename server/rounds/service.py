@@ -36,6 +36,7 @@ class RoundsService:
         self._replies: dict[str, Message] = {}  # by id of the instruction
         self._expires: dict[str, float] = {}  # of replies, by the same id
         self._ids = (f"stream-{number}" for number in itertools.count(1))
+        self._news = False  # whether a reply has come since the last look
         self._ended = False
 
     def register(self, server: grpc.Server) -> None:
@@ -69,6 +70,7 @@ class RoundsService:
     def take(self, ids: Collection[str]) -> list[Message]:
         """Return the replies that have come to these instructions, each once."""
         with self._changed:
+            self._news = False
             return [self._replies.pop(i) for i in ids if i in self._replies]
 
     def mine(self, message_id: str) -> bool:
@@ -76,9 +78,9 @@ class RoundsService:
         return message_id.startswith("stream-")
 
     def wait(self, seconds: float) -> None:
-        """Wait until a reply is there, at most for so long."""
+        """Wait until a reply has come since `take`, at most for so long: others may lie there for later."""
         with self._changed:
-            self._changed.wait_for(lambda: self._replies, seconds)
+            self._changed.wait_for(lambda: self._news, seconds)
 
     def lost(self) -> list[Node]:
         """Return nodes whose stream is broken and that owe replies."""
@@ -196,6 +198,7 @@ class RoundsService:
         self._orders.pop(message_id, None)
         self._replies[message_id] = Message(answer, reply_to=order.message)
         self._expires[message_id] = order.expires
+        self._news = True
         self._changed.notify_all()
 
     def _forget_expired(self) -> None:

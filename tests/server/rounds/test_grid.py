@@ -186,6 +186,24 @@ def test_order_survives_a_cut_while_it_is_worked_on(closing):
     assert TRAIN not in nodes.by_flower
 
 
+def test_server_does_not_wake_for_a_reply_that_it_does_not_want_yet():
+    nodes = Nodes(2)
+    late, other = nodes.contexts
+    with connected(nodes) as grid:
+        ids = grid.push_messages([message(late, 1)])
+        wait_until(lambda: grid.service._replies, 10, "the reply does not come")
+        assert not list(grid.pull_messages(["stream-0"]))
+        began = time.monotonic()
+        grid.wait(0.3)
+        assert time.monotonic() - began > 0.25
+        began = time.monotonic()
+        (reply,) = pulled(grid, grid.push_messages([message(other, 2)]))
+        assert (value(reply), [value(reply) for reply in grid.pull_messages(ids)]) == (4, [2])
+        grid.push_messages([message(other, 3)])
+        grid.wait(10)
+        assert time.monotonic() - began < 5
+
+
 def test_large_model_survives_cuts_on_its_way():
     nodes = Nodes(1)
     (node,) = nodes.contexts
