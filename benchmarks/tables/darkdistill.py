@@ -1,6 +1,6 @@
 """Figures of DarkDistill: beside its baselines and its upper bound, and what the server's step does and costs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from benchmarks.tables import study
@@ -45,7 +45,8 @@ def figures(read: Read) -> Figures:
     parallel = {variant: study.cells(read("darkdistill_parallel"), variant) for variant in PARALLEL}
     eefl = study.cells(read("accuracy_digits"), "eefl")
     return {
-        "cifar10": cifar10(read),
+        "cifar10": cifar10(read, "accuracy_cifar10", "published", "published step", (IID, SKEWED)),
+        "default": cifar10(read, "darkdistill_default", "darkdistill", "`darkdistill`", (IID,)),
         "ours_gain": bound_gain(read, "darkdistill"),
         "ours_over_decay": bound_gain(read, "darkdistill", "eefl, decay"),
         "real_gain": bound_gain(read, "real images"),
@@ -66,13 +67,13 @@ def figures(read: Read) -> Figures:
     }
 
 
-def cifar10(read: Read) -> str:
-    """Return the table of DarkDistill's published step beside EEFL."""
-    result, rows = read("accuracy_cifar10"), {}
-    for alpha in (IID, SKEWED):
+def cifar10(read: Read, name: str, variant: str, title: str, alphas: Sequence[float]) -> str:
+    """Return the table of one of DarkDistill's server steps beside EEFL, whose runs are of the same machine."""
+    result, rows = read(name), {}
+    for alpha in alphas:
         eefl = study.cells(result, "eefl", alpha=alpha)
         rows[f"`eefl`, alpha {alpha:g}"] = eefl, eefl
-        rows[f"published step, alpha {alpha:g}"] = study.cells(result, "published", alpha=alpha), eefl
+        rows[f"{title}, alpha {alpha:g}"] = study.cells(result, variant, alpha=alpha), eefl
     return _over_eefl(rows)
 
 
