@@ -21,6 +21,7 @@ RULES = {
     "random": "random exits",
 }
 AREAS = {**{name: title for name, title in RULES.items() if name != "random"}, "sum": "softmax of the sum, needs talk"}
+HEADS = {"mean": "the mean over the map", "grid": "means of 8x8 squares, one after another"}
 DEFAULT, GATE, PAPERS = "own-head", "gate", "difference"
 CALIBRATED = DEFAULT, GATE, PAPERS  # rules that are calibrated for a point
 
@@ -40,6 +41,7 @@ def figures(read: Read) -> Figures:
         },
         "below_paper": between(p - own for own, p in zip(two["exits"], result["paper"]["exits"], strict=True)),
         "four_lost": percent(four["exits"][-1] - four["policies"]["calibrated"]["accuracy"]),
+        **_heads(read),
         "trainings": str(len(runs)),
         "short_students": exits(map(_mean, zip(*(run["exits"]["test"] for run in runs), strict=True))),
         "short_last": last_exit(read),
@@ -88,6 +90,25 @@ def calibrated_lost(read: Read) -> str:
 def _by_default(read: Read) -> Iterable[tuple[dict[str, Any], float]]:
     for run in read("distree_policies")["runs"].values():
         yield run["calibrated"]["bound"][DEFAULT], run["exits"]["test"][-1]
+
+
+def _heads(read: Read) -> Figures:
+    """Return the table of students by what their heads see of a map, and what the squares cost beside the mean."""
+    heads = read("distree_heads_tried")["heads"]
+    rows = [
+        (f"{title}, {seed.replace('-', ' ')}", *(exits(reached[kind]) for kind in ("validation", "test")))
+        for name, title in HEADS.items()
+        for seed, reached in heads[name]["exits"].items()
+    ]
+
+    def more(what: str) -> str:
+        return percent(sum(heads["grid"][what]) / sum(heads["mean"][what]) - 1)
+
+    return {
+        "heads": table(("a head sees", "exits 1 to 7, validation", "test"), rows),
+        "heads_macs": more("macs"),
+        "heads_parameters": more("parameters"),
+    }
 
 
 def _rules(result: dict[str, Any]) -> str:

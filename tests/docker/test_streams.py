@@ -24,15 +24,16 @@ def register(server: grpc.Server) -> None:
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("Echo", handlers),))
 
 
-@pytest.fixture
-def ports(tmp_path: Path) -> Iterator[tuple[int, int]]:
-    """Yield the port of nginx and the port that it forwards to."""
-    port, behind = free_port(), free_port()
-    text = (DOCKER / "streams.conf").read_text()
-    changes = {"listen 8009": f"listen 127.0.0.1:{port}", "proxy_pass server:8009": f"proxy_pass 127.0.0.1:{behind}"}
-    for old, new in changes.items():
-        assert old in text
-        text = text.replace(old, new)
+@pytest.fixture(params=["8009", "8010"], ids=["split training", "rounds"])
+def ports(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[int, int]]:
+    """Yield the port of nginx and the port that it forwards to, in the place of one of the file's."""
+    text, moved = (DOCKER / "streams.conf").read_text(), {n: (free_port(), free_port()) for n in ("8009", "8010")}
+    for number, (port, behind) in moved.items():
+        changes = {f"listen {number}": f"listen 127.0.0.1:{port}", f"server:{number};": f"127.0.0.1:{behind};"}
+        for old, new in changes.items():
+            assert old in text
+            text = text.replace(old, new)
+    port, behind = moved[request.param]
     (tmp_path / "streams.conf").write_text(text)
     (tmp_path / "nginx.conf").write_text(f"daemon off; pid {tmp_path}/pid; error_log stderr; events {{}}")
     include = f"{stream_module()}include {tmp_path}/streams.conf;"  # as compose.tls.yml has it

@@ -64,7 +64,7 @@ def test_cluster_that_does_not_answer_is_refused(tmp_path, monkeypatch):
 )
 def test_simulation_on_a_cluster_asks_for_its_workers(tmp_path, monkeypatch, given, state):
     flower = Flower("finished:completed")
-    monkeypatch.setattr(launch, "ASK_EVERY", 0.0)
+    monkeypatch.setattr(launch, "STARTING", 0.0)
     monkeypatch.setattr(launch, "_flwr", flower)
     monkeypatch.setattr(cluster, "resources", lambda address, env: [{"CPU": 1.0}, {"CPU": 2.0}])
     env = {"FLWR_HOME": str(tmp_path), "RAY_ADDRESS": "10.0.0.1:6379"}

@@ -58,7 +58,7 @@ def test_torch_is_asked_only_where_there_is_a_driver(monkeypatch, tmp_path):
 def test_simulation_has_as_many_nodes_as_workers(tmp_path, monkeypatch):
     flower = Flower("finished:completed")
     monkeypatch.setattr(launch, "_flwr", flower)
-    monkeypatch.setattr(launch, "ASK_EVERY", 0.0)
+    monkeypatch.setattr(launch, "STARTING", 0.0)
     monkeypatch.setattr(gpus, "visible", lambda: 1)
     simulate({"run.name": "a"}, tmp_path, {"FLWR_HOME": str(tmp_path)}, workers=16, share=0.25, show=False)
     federation = flower.commands[0][flower.commands[0].index("--federation-config") + 1].split()

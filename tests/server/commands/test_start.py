@@ -210,7 +210,7 @@ def test_submit_exits_as_the_run_ended(tmp_path, monkeypatch, capsys, status, co
 def test_submit_resumes_a_run_from_its_folder(tmp_path, monkeypatch, capsys):
     flwr = {"success": True, "run-id": 5, "runs": [{"status": "finished:completed"}]}
     monkeypatch.setattr(launch, "_flwr", lambda *_: flwr)
-    monkeypatch.setattr(launch, "ASK_EVERY", 0.0)
+    monkeypatch.setattr(launch, "STARTING", 0.0)
     monkeypatch.setattr(submit, "connection", lambda *_: "there")
     (tmp_path / "runs" / "old").mkdir(parents=True)
     (tmp_path / ".flwr").mkdir()
@@ -230,7 +230,7 @@ def test_deploy_passes_the_connections_name_to_flower(tmp_path, monkeypatch):
         return {"runs": [{"status": "finished:completed"}]}
 
     monkeypatch.setattr(launch, "_flwr", flwr)
-    monkeypatch.setattr(launch, "ASK_EVERY", 0.0)
+    monkeypatch.setattr(launch, "STARTING", 0.0)
     outcome = launch.deploy({"run.name": "a"}, tmp_path, {"FLWR_HOME": str(tmp_path)}, "there", show=False)
     assert outcome.completed
     assert [(words[1], words[3 if words[1] == "run" else 2]) for words in commands] == [

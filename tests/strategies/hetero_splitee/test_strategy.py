@@ -128,7 +128,9 @@ def test_stored_model_answers_every_client_as_the_run_does(split, mode, how):
     assert len(sets) == {"own": 6, "cut": 3, "shared": 1}[how]
 
 
-@pytest.mark.parametrize("mode", [SEQUENTIAL, AVERAGING], ids=["sequential", "averaging"])
+@pytest.mark.parametrize(
+    "mode", [pytest.param(SEQUENTIAL, marks=pytest.mark.slow), AVERAGING], ids=["sequential", "averaging"]
+)
 def test_priors_serve_clients_with_unlike_classes(undisturbed, mode):
     """Handwritten digits, a few classes a client: both exits are far better, and better than the commonest class."""
     unlike = {**mode, **SYNCED, **UNEVEN, "data.alpha": 0.1, "network.width": 4, "run.rounds": 3}
@@ -283,7 +285,7 @@ def test_shallower_cut_is_refused_once_without_waiting(prepare_run, monkeypatch,
         pytest.param(GLOBAL, marks=pytest.mark.slow),
         {**GLOBAL, "splitee.statistics": "own"},
         pytest.param({"splitee.statistics": "own", "splitee.turns": "shuffled"}, marks=pytest.mark.slow),
-        PRIOR,
+        pytest.param(PRIOR, marks=pytest.mark.slow),
         pytest.param({**GLOBAL, **PRIOR}, marks=pytest.mark.slow),
     ],
     ids=["sequential", "averaging", "prefix", "global", "global-own", "own", "prior", "global-prior"],
