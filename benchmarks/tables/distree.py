@@ -106,6 +106,7 @@ def _heads(read: Read) -> Figures:
 
     return {
         "heads": table(("a head sees", "exits 1 to 7, validation", "test"), rows),
+        **{f"{name}_last": percent(heads[name]["exits"]["seed-1"]["test"][-1]) for name in HEADS},
         "heads_macs": more("macs"),
         "heads_parameters": more("parameters"),
     }
