@@ -16,8 +16,8 @@ MAGIC = b"\x93NUMPY\x01\x00"  # version 1.0, which numpy writes for any header u
 LENGTH = 2  # bytes, little-endian
 # what numpy.save writes for bool, integers and floats of up to 8 bytes: dtype, order and sizes, then spaces
 HEADER = re.compile(
-    rb"\{'descr': '([<>|](?:b1|[iu][1248]|f[248]))', 'fortran_order': (True|False), "
-    rb"'shape': \(((?:\d+,|\d+(?:, \d+)+)?)\), \} *\n"
+    rb"\{'descr': '(?P<dtype>[<>|](?:b1|[iu][1248]|f[248]))', 'fortran_order': (?P<fortran>True|False), "
+    rb"'shape': \((?P<shape>(?:\d+,|\d+(?:, \d+)+)?)\), \} *\n"
 )
 
 
@@ -33,12 +33,12 @@ def read_npy(data: bytes) -> NDArray[Any]:
     header = HEADER.fullmatch(data[begin:start])
     if header is None:
         raise ValueError(f"an array's header is not that of numbers: {data[begin:start][:80]!r}")
-    dtype = np.dtype(header[1].decode())
-    shape = tuple(int(size) for size in header[3].split(b",") if size)
+    dtype = np.dtype(header["dtype"].decode())
+    shape = tuple(int(size) for size in header["shape"].split(b",") if size)
     if math.prod(shape) * dtype.itemsize != len(data) - start:
         raise ValueError(f"an array of {len(data) - start} bytes announces shape {_short(shape)}")
     values = np.frombuffer(data, dtype, math.prod(shape), start)
-    return values.reshape(shape, order="F" if header[2] == b"True" else "C")
+    return values.reshape(shape, order="F" if header["fortran"] == b"True" else "C")
 
 
 def _short(shape: tuple[int, ...]) -> str:
