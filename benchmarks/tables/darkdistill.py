@@ -47,6 +47,7 @@ def figures(read: Read) -> Figures:
     return {
         "cifar10": cifar10(read, "accuracy_cifar10", "published", "published step", (IID, SKEWED)),
         "default": cifar10(read, "darkdistill_default", "darkdistill", "`darkdistill`", (IID,)),
+        "default_time": _times_eefls_time(read, "darkdistill_default", "darkdistill"),
         "ours_gain": bound_gain(read, "darkdistill"),
         "ours_over_decay": bound_gain(read, "darkdistill", "eefl, decay"),
         "real_gain": bound_gain(read, "real images"),
@@ -75,6 +76,12 @@ def cifar10(read: Read, name: str, variant: str, title: str, alphas: Sequence[fl
         rows[f"`eefl`, alpha {alpha:g}"] = eefl, eefl
         rows[f"{title}, alpha {alpha:g}"] = study.cells(result, variant, alpha=alpha), eefl
     return _over_eefl(rows)
+
+
+def _times_eefls_time(read: Read, name: str, variant: str) -> str:
+    """Return how many times as long as EEFL's a variant's runs with IID data take."""
+    ours, eefl = (study.cells(read(name), own, alpha=IID).values() for own in (variant, "eefl"))
+    return f"{sum(run['seconds'] for run in ours) / sum(run['seconds'] for run in eefl):.1f}"
 
 
 def cifar10_mean(read: Read, variant: str) -> str:

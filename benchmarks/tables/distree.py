@@ -21,7 +21,7 @@ RULES = {
     "random": "random exits",
 }
 AREAS = {**{name: title for name, title in RULES.items() if name != "random"}, "sum": "softmax of the sum, needs talk"}
-HEADS = {"mean": "the mean over the map", "grid": "means of 8x8 squares, one after another"}
+HEADS = {"mean": "the mean over the map", "grid": "the means of its 8x8 squares"}
 DEFAULT, GATE, PAPERS = "own-head", "gate", "difference"
 CALIBRATED = DEFAULT, GATE, PAPERS  # rules that are calibrated for a point
 

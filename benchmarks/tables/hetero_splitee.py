@@ -68,11 +68,7 @@ SKEWED_TRIED = {
     "own exits, statistics own": "likewise, each client's own running statistics",
     "own exits, statistics anew": "likewise, running statistics estimated anew",
 }
-RESNET = {
-    "sequential": "`sequential`",
-    "averaging": "`averaging`",
-    "standalone": "standalone: a whole network per client, own images only",
-}
+RESNET = {"sequential": "`sequential`", "averaging": "`averaging`", "standalone": SPLIT["standalone"]}
 STREAMS = {
     "slim ResNet, cut 1, fp32 / bf16": ("resnet_slim, cut 1, sequential, fp32", "resnet_slim, cut 1, sequential, bf16"),
     "slim ResNet, cut 3, fp32 / bf16": ("resnet_slim, cut 3, sequential, fp32", "resnet_slim, cut 3, sequential, bf16"),
