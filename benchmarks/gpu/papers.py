@@ -80,10 +80,11 @@ def distree(host: Host) -> dict[str, Any]:
     taught = NetworkSpec("wrn16", 10, (3, 32, 32), width=width, exits=(7,))
     filters = 64 * width
     parts = [tuple(range(filters // 2)), tuple(range(filters // 2, filters))]
-    spec = students_spec(taught, NetworkSpec("wrn16", 10, (3, 32, 32), width=1), parts)
+    settings = DistrEESettings()
+    spec = students_spec(taught, NetworkSpec("wrn16", 10, (3, 32, 32), width=1), parts, pooling=settings.pooling)
     seconds: list[float] = []
     train_students(
-        build_students(spec, 1), build(taught, 1), images, Normalizer((0.5,), (0.5,)), DistrEESettings(),
+        build_students(spec, 1), build(taught, 1), images, Normalizer((0.5,), (0.5,)), settings,
         Schedule(epochs=2, autocast=True), 1, host.device, lambda epoch, loss, spent: seconds.append(spent),
     )  # fmt: skip
     return {"epoch_seconds": seconds[-1], "seconds_of_200_epochs": 200 * seconds[-1]}

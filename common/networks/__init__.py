@@ -21,8 +21,17 @@ from common.networks.base import (
 )
 from common.networks.cost import CostTable, UnitCost, cost_table
 from common.networks.outside import check_network, outside_trunk
+from common.networks.squares import squares_after
 from common.plugins import REFERENCE, is_reference
-from common.sections.networks import BACKBONES, NORMS, default_exits, input_mistake, norm_mistake, position_mistakes
+from common.sections.networks import (
+    BACKBONES,
+    NORMS,
+    POOLINGS,
+    default_exits,
+    input_mistake,
+    norm_mistake,
+    position_mistakes,
+)
 from common.seeding import seeded
 
 __all__ = [
@@ -60,6 +69,7 @@ class NetworkSpec:
     vocabulary: int = 0  # number of token ids; 0: images
     recurrent: int = 0  # width of the exits' tokens for one shared, recurrent classifier (ReeFL); 0: one per exit
     norm: str = "batch"  # "group": GroupNorm in the place of batch norm
+    pooling: str = "mean"  # "squares": exits on maps keep the mean of every square (`common.networks.squares`)
 
     def without_weights(self) -> "NetworkSpec":
         """Return the spec without its file of weights."""
@@ -67,7 +77,7 @@ class NetworkSpec:
 
     def plain(self) -> dict[str, Any]:
         """Return the fields for JSON; an older installation reads them unless the network needs a newer one."""
-        newer = {"recurrent": 0, "norm": "batch"}
+        newer = {"recurrent": 0, "norm": "batch", "pooling": "mean"}
         return {key: value for key, value in asdict(self).items() if key not in newer or value != newer[key]}
 
     def to_json(self) -> str:
@@ -120,6 +130,7 @@ def build(spec: NetworkSpec, seed: int) -> EarlyExitNetwork:
         raise UserError("; ".join(problems))
     exits = spec.exits or default
     tiers = spec.tiers or tuple(range(1, len(exits) + 1))
+    divided = spec.pooling == "squares" and not spec.vocabulary
     architecture = Architecture(
         num_classes=spec.num_classes,
         input_shape=spec.input_shape,
@@ -132,6 +143,7 @@ def build(spec: NetworkSpec, seed: int) -> EarlyExitNetwork:
         seed=seed,
         vocabulary=spec.vocabulary,
         recurrent=spec.recurrent,
+        squares=squares_after(trunk.units, spec.input_shape) if divided else (),
     )
     heads = {position: architecture.new_head(position) for position in exits}
     recurrent = _recurrent(spec, len(exits), seed) if spec.recurrent else None
@@ -179,8 +191,9 @@ def _check_numbers(spec: NetworkSpec) -> None:
     for key, value in {**amounts, **others}.items():
         if value < 0:
             raise UserError(f"{key} is {value}, must be at least 0")
-    if spec.norm not in NORMS:
-        raise UserError(f"network.norm is {spec.norm!r}, must be one of {', '.join(NORMS)}")
+    for key, word, words in (("network.norm", spec.norm, NORMS), ("the exits' pooling", spec.pooling, POOLINGS)):
+        if word not in words:
+            raise UserError(f"{key} is {word!r}, must be one of {', '.join(words)}")
     for problem in (input_mistake(spec.name, texts=bool(spec.vocabulary)), norm_mistake(spec.name, spec.norm)):
         if problem:
             raise UserError(problem)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.networks.heads import ExitHead
+from common.networks.heads import ExitHead, MapHead, Squares
 from common.seeding import seeded
 
 Rescale = Literal["none", "boost", "legacy"]
@@ -35,7 +35,7 @@ class Architecture:
     num_classes: int
     input_shape: tuple[int, ...]  # (C, H, W), or (L,) of a text's token ids
     tier_positions: tuple[int, ...]  # units of each depth tier
-    widths: tuple[int, ...]  # length of the pooled feature after each unit
+    widths: tuple[int, ...]  # length of the pooled feature after each unit, of a divided map per square
     head: Callable[[int, int], ExitHead]  # (width, classes) -> a new exit head
     latent_shape: tuple[int, ...]  # of the tensor that enters unit `latent_unit`, without the batch
     latent_unit: int = 1
@@ -43,6 +43,7 @@ class Architecture:
     seed: int = 0  # of new heads
     vocabulary: int = 0  # number of token ids; 0: images
     recurrent: int = 0  # width of the exits' tokens, which one shared classifier sees; 0: every exit has its own
+    squares: tuple[Squares | None, ...] = ()  # of what each unit returns, None if it is no map; (): heads divide none
 
     def new_head(self, position: int) -> ExitHead:
         """Return a fresh head for the exit after `position` units.
@@ -51,7 +52,11 @@ class Architecture:
         that the whole network would have had there. The global random state does not change.
         """
         with seeded("exit head", self.seed, position):
-            return self.head(self.widths[position - 1], self.recurrent or self.num_classes)
+            head = self.head(self.widths[position - 1], self.recurrent or self.num_classes)
+            squares = self.squares[position - 1] if self.squares else None
+            if squares and isinstance(head, MapHead):
+                head.divide(squares)
+        return head
 
 
 @dataclass(frozen=True)

@@ -39,20 +39,28 @@ def trunk_of(
         UserError: a block does not take what the one before it returns.
     """
     units = list(blocks)
+    shapes = [tuple(input_shape), *shapes_after(units, input_shape, vocabulary)]
+    chosen = pool or {MAP: "map", TOKENS: "token"}.get(1 + len(shapes[-1]), "mean")
+    widths = tuple(shape[0] if chosen == "map" else shape[-1] for shape in shapes[1:])
+    latent = min(1, len(units) - 1)
+    return Trunk(units, widths, HEADS[chosen], shapes[latent], latent, tuple(exits))  # type: ignore[index]
+
+
+def shapes_after(units: Sequence[nn.Module], input_shape: Sequence[int], vocabulary: int = 0) -> list[tuple[int, ...]]:
+    """Return the shape of what each unit returns, without the batch, for a blank batch that goes through all of them.
+
+    Takes what `trunk_of` takes, and raises what it raises.
+    """
     shape = (2, *input_shape)
     x = torch.ones(shape, dtype=torch.int64) if vocabulary else torch.zeros(shape)
-    shapes = [tuple(input_shape)]
-    modes = [unit.training for unit in units]
+    shapes, modes = list[tuple[int, ...]](), [unit.training for unit in units]
     with torch.no_grad():
         for index, unit in enumerate(units):
             x = _output(index, unit.eval(), x)
             shapes.append(tuple(x.shape[1:]))
     for unit, mode in zip(units, modes, strict=True):
         unit.train(mode)
-    chosen = pool or {MAP: "map", TOKENS: "token"}.get(x.dim(), "mean")
-    widths = tuple(shape[0] if chosen == "map" else shape[-1] for shape in shapes[1:])
-    latent = min(1, len(units) - 1)
-    return Trunk(units, widths, HEADS[chosen], shapes[latent], latent, tuple(exits))  # type: ignore[index]
+    return shapes
 
 
 def stages(model: nn.Module) -> list[nn.Module]:

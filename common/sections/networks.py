@@ -30,6 +30,7 @@ BACKBONES = {
 ATTENTION = ("transformer", "vit")  # modules whose backbones take LoRA adapters
 PRETRAINED = ("vit",)  # and pretrained weights
 NORMS = ("batch", "group")  # the first is each backbone's own normalisation
+POOLINGS = ("mean", "squares")  # of the maps that exits see; the first is each backbone's own
 
 BackboneName = Annotated[str, Name(tuple(BACKBONES))]
 

@@ -55,6 +55,8 @@ class DistrEESettings(Settings):
     """the public images: NAME or NAME:FOLDER of a data set"""
     public_samples: int = Field(500, ge=2)
     """public images that are used"""
+    pooling: Literal["squares", "mean"] = "squares"
+    """of the maps that exits see: means of squares, a quarter of the image's side each, or one mean (reconstructed)"""
     exit_rule: Literal["own-head", "entropy", "difference", "gate"] = "own-head"
     """by which a sample leaves a student: entropy of its own head or of its columns, the paper's rule, or a gate"""
     max_accuracy_loss: float = Field(0.01, ge=0)

@@ -214,7 +214,9 @@ class DistrEE(EarlyExitStrategy):
         found = partition(activations, settings, widths, config.run.seed)
         for line in (*found.report(), *describe_matches(matches)):
             log(INFO, "%s", line)
-        return students_spec(self.teacher.spec, backbone, found.parts, widths, [match.device for match in matches])
+        return students_spec(
+            self.teacher.spec, backbone, found.parts, widths, [match.device for match in matches], settings.pooling
+        )
 
     def _match(self, config: RunConfig, backbone: NetworkSpec) -> list[Match]:
         """Return the declared devices' widths, from the cheapest to the dearest.

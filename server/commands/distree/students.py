@@ -107,7 +107,9 @@ def run_students(options: argparse.Namespace) -> int:
         found = partition(activations, settings, widths, config.run.seed)
         for line in (*found.report(), *describe_matches(matches)):
             print(line, flush=True)
-        spec = students_spec(taught.spec, samples.spec, found.parts, widths, [match.device for match in matches])
+        spec = students_spec(
+            taught.spec, samples.spec, found.parts, widths, [match.device for match in matches], settings.pooling
+        )
         students = build_students(spec, seed)
         checkpoint = _checkpoint(options, config, schedule, spec.to_json(), seed)
         train_students(

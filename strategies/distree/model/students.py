@@ -100,6 +100,7 @@ def students_spec(
     partition: Sequence[Sequence[int]],
     widths: Sequence[int] = (),
     devices: Sequence[str] = (),
+    pooling: str = "mean",
 ) -> StudentsSpec:
     """Return the spec of one student per part, all of one backbone.
 
@@ -109,6 +110,7 @@ def students_spec(
         partition: the filters of each student.
         widths: one per student; empty: the backbone's.
         devices: one per student, as declared: the devices that the widths match; empty: none declared.
+        pooling: `distree.pooling`.
     """
     parts = tuple(tuple(part) for part in partition)
     chosen = widths or (backbone.width,) * len(parts)
@@ -117,7 +119,7 @@ def students_spec(
     plain = replace(teacher, pretrained="")
     # no ensemble: it adds logits, and a student has none
     backbones = (
-        replace(backbone, num_classes=len(part), width=width, ensemble=0.0, pretrained="")
+        replace(backbone, num_classes=len(part), width=width, ensemble=0.0, pretrained="", pooling=pooling)
         for part, width in zip(parts, chosen, strict=True)
     )
     return StudentsSpec(plain, tuple(backbones), parts, tuple(devices))

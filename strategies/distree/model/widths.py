@@ -51,7 +51,8 @@ def match_devices(
 
     @cache
     def costs(width: int) -> StudentCosts:
-        return STUDENTS.costs(build_students(students_spec(teacher.spec, backbone, [filters], [width]), seed=0))
+        spec = students_spec(teacher.spec, backbone, [filters], [width], pooling=settings.pooling)
+        return STUDENTS.costs(build_students(spec, seed=0))
 
     matched = match_widths(
         [read_device(text) for text in settings.declared],

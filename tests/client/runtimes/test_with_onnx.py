@@ -55,6 +55,12 @@ def test_every_backbone_answers_as_torch_does(name: str, tmp_path: Path) -> None
     assert (other.classes, other.takes, other.macs) == (one.classes, one.takes, one.macs)
 
 
+def test_divided_maps_with_smaller_squares_at_their_edges_answer_as_torch_does(tmp_path: Path) -> None:
+    spec = NetworkSpec("wrn16", 5, (3, 18, 13), exits=(1, 4, 7), pooling="squares")
+    one, other = both(stored(spec), tmp_path)
+    assert_same(one, other, samples(spec, 9, seed=2))
+
+
 @pytest.mark.parametrize("name", ["vit_small32", "deit_tiny"])
 def test_vision_transformers_first_blocks_answer_as_torch_does(name: str, tmp_path: Path) -> None:
     spec = NetworkSpec(name, 5, (3, 16, 16), exits=(2, 13), lora_rank=2 * (name == "deit_tiny"))

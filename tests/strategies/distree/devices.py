@@ -32,7 +32,7 @@ from strategies.distree.serving.service import StudentService, own_policy
 
 TOKEN = new_token()
 BACKBONE = NetworkSpec("wrn16", 5, (3, 8, 8), width=1)
-SPEC = students_spec(BACKBONE, BACKBONE, ((0, 3, 5, 8), (1, 7, 9)))
+SPEC = students_spec(BACKBONE, BACKBONE, ((0, 3, 5, 8), (1, 7, 9)), pooling="squares")
 PIXELS = torch.randint(0, 256, (6, 3, 8, 8), generator=generator("pixels", 1), dtype=torch.uint8)
 EXITS = 7
 # A gate of random weights, by which the students' samples leave at several exits

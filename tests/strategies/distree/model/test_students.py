@@ -37,6 +37,13 @@ def test_students_may_have_different_widths() -> None:
         students_spec(TEACHER, BACKBONE, PARTS, widths=(1, 2, 3))
 
 
+def test_students_divide_the_maps_that_their_exits_see() -> None:
+    spec = students_spec(TEACHER, BACKBONE, PARTS, pooling="squares")
+    assert [backbone.pooling for backbone in spec.backbones] == ["squares", "squares"]
+    heads = build_students(spec, seed=1).student(1).exits
+    assert [heads[str(p)].linear.in_features for p in range(1, 8)] == [256, 256, 256, 128, 128, 64, 64]
+
+
 def test_students_start_without_pretraining_and_ensemble() -> None:
     spec = students_spec(replace(TEACHER, pretrained="t"), replace(BACKBONE, pretrained="b", ensemble=0.2), PARTS)
     assert (spec.teacher.pretrained, *(b.pretrained for b in spec.backbones)) == ("", "", "")
