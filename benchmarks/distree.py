@@ -66,9 +66,12 @@ def main() -> None:
             for images in (held_out, source.test)
         )
         found, answered = study(with_gates(validation), test)
+        spec = stored.students.spec
         runs[folder.name] = {
             "training": json.loads((folder / "report.json").read_text()),
-            "sizes": [len(part) for part in stored.students.spec.partition],
+            "sizes": [len(part) for part in spec.partition],
+            "pooling": spec.backbones[0].pooling,
+            "parameters": [sum(p.numel() for p in student.parameters()) for _, student in stored.students.numbered()],
             **found,
         }
         for name, own in answered.items():

@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -39,6 +42,39 @@ def docker(*words: str, seconds: float = 120, check: bool = True) -> "subprocess
         f"{words}: {done.returncode}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
     )
     return done
+
+
+def size_mb(image: str) -> float:
+    """Return the size of an image."""
+    return int(docker("image", "inspect", "--format", "{{.Size}}", image).stdout) / 1e6
+
+
+@contextmanager
+def peaks() -> Iterator[dict[str, float]]:
+    """Yield the most memory that each of the tests' containers takes in the block, in MB, as the engine counts it."""
+    found: dict[str, float] = {}
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(1.0):
+            listed = docker("stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}}", check=False).stdout
+            for name, used, *_ in map(str.split, listed.splitlines()):
+                if name.startswith(NAME):
+                    service = name.removeprefix(f"{NAME}-").removesuffix("-1")
+                    found[service] = max(found.get(service, 0.0), _megabytes(used))
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _megabytes(text: str) -> float:
+    number, unit = re.fullmatch(r"([\d.]+)([A-Za-z]+)", text).groups()  # type: ignore[union-attr]
+    return float(number) * {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}[unit] / 1e6
 
 
 class Stack:

@@ -3,11 +3,11 @@
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.docker.engine import RUN, Stack, docker, missing
+from tests.docker.engine import RUN, Stack, docker, missing, peaks, size_mb
 from tests.support.deployment import wait_until
 
 CLIENTS = [f"client-{number}" for number in range(4)]
@@ -21,13 +21,18 @@ RESUME = ["submit", "--superlink", "server:8000", "--insecure", "--state", "/sta
 PATIENCE = 300.0  # seconds, also for a busy machine
 STOP = 10.0  # seconds that `docker stop` gives
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1500)]
+Record = Callable[[str, object], None]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def images() -> None:
+def images(record_testsuite_property: Record) -> None:
     if reason := missing():
         pytest.skip(reason)
+    begun = time.monotonic()
     Stack("compose.yml").compose("build", seconds=1400)
+    record_testsuite_property("build_s", time.monotonic() - begun)
+    for image in ("earlybloom-server", "earlybloom-client"):
+        record_testsuite_property(f"{image}_mb", size_mb(image))
 
 
 @pytest.fixture
@@ -76,8 +81,13 @@ def assert_complete(stack: Stack, run: str, rounds: int) -> None:
     assert [event["clients"] for event in stack.rounds(run)] == [WHOLE] * rounds
 
 
-def test_demo_completes_with_readme_command(demo):
-    done = demo.up("--build")
+def test_demo_completes_with_readme_command(demo, record_property):
+    begun = time.monotonic()
+    with peaks() as memory:
+        done = demo.up("--build")
+    record_property("seconds", time.monotonic() - begun)
+    for name, most in memory.items():
+        record_property(f"{name}_mb", most)
     assert done.returncode == 0
     assert_complete(demo, only_run(demo), 5)
     assert {name: demo.exit_code(name) for name in ["run", "server", *CLIENTS]} == dict.fromkeys(
@@ -121,11 +131,14 @@ def test_container_of_built_image_does_not_end_stack(demo):
         begun.wait(timeout=120)
 
 
-def test_trained_client_and_run_stop_in_time(demo):
+def test_trained_client_and_run_stop_in_time(demo, record_property):
     begin(demo, *LONG)
     seconds, code = demo.stop("client-2")
+    record_property("client_s", seconds)
     assert (seconds < STOP, code) == (True, 0), seconds
+    begun = time.monotonic()
     docker("stop", "--time", "10", RUN)
+    record_property("run_s", time.monotonic() - begun)
     assert exit_code_of_run() == "130"
     listed = demo.compose(
         "exec", "--env", "FLWR_HOME=/state/.flwr", "server", "flwr", "list", "server-8000", "--format", "json"
@@ -152,14 +165,18 @@ def test_killed_server_resumes(demo):
     assert_complete(demo, name, 5)
 
 
-def test_tls_stack_completes_and_split_training_passes_proxy(tls):
+def test_tls_stack_completes_and_split_training_passes_proxy(tls, record_property):
+    begun = time.monotonic()
     done = tls.up()
+    record_property("seconds", time.monotonic() - begun)
     assert done.returncode == 0
     assert_complete(tls, only_run(tls), 5)
     devices(tls)
     assert tls.compose("exec", "proxy", "ls", "/certificates").stdout.split() == ["ca.pem", "server.key", "server.pem"]
     assert tls.compose("exec", "proxy", "id").stdout.startswith("uid=10001 gid=10001")
+    begun = time.monotonic()
     tls.submit(*SPLIT, seconds=900)
+    record_property("split_s", time.monotonic() - begun)
     assert all(event["terms"]["missing"] == 0 and event["terms"]["batches"] for event in tls.rounds("split"))
     assert len(tls.rounds("split")) == 2
 
