@@ -5,6 +5,7 @@
     stand-in   the process is a fork of one that stays (`client/warm/flower_shim.py`), and Flower's polls follow the
                traffic (`client/warm/pace.py`)
     stream     rounds go by a stream of our own, which one of Flower's messages opens; `stream-tls` encrypts it
+    launcher   `python -m client start` starts the SuperNode and stays beside it, as on a device; rounds by the stream
 
 In the first three the server polls for replies every 0.25 s, where Flower's own loop polls every 3 s. Run
 `python -m benchmarks.deployment`; cases take turns. With `--idle` it measures devices without work instead. The phases
@@ -19,7 +20,8 @@ are read off the SuperNodes' log lines as these appear, from one sent reply to t
     send       until the SuperLink has the reply
     receive    until the SuperNode has all of the message's objects; runs beside `start` and `pull`
 
-`poll` needs the SuperNode, which `client/warm/pace.py` runs: it polls soon after a message and rarely without any.
+`poll` needs the SuperNode, which `client/warm/pace.py` runs: it polls soon after a message and rarely without any. With
+`--idle --cases flower,stream,launcher` the last case has also what the launcher takes of a core and of the memory.
 Messages still cost a process and a request per array, hop after hop. By a stream (`client/warm/rounds.py`) neither is
 left: one of Flower's messages opens it, and orders and replies of all rounds go through it.
 """
@@ -30,6 +32,7 @@ import os
 import re
 import statistics
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -58,7 +61,7 @@ MARKS = {
     "Receiving: train message": "received", "Received successfully": "complete", "Start `flwr-clientapp`": "started",
     "train answered": "answered", "Sending: train message": "sending", "Sent successfully": "sent",
 }  # fmt: skip
-STREAMS: dict[str, dict[str, Any]] = {"stream": {}, "stream-tls": {"stream.tls": True}}
+STREAMS: dict[str, dict[str, Any]] = {"stream": {}, "stream-tls": {"stream.tls": True}, "launcher": {}}
 PHASES = ("poll", "start", "pull", "hand over", "work", "reply", "send", "receive")
 
 
@@ -96,6 +99,16 @@ class Watched(Deployment):
                     total += sum(process.cpu_times()[:4])  # with those of children that have ended
         return total
 
+    def memory(self) -> dict[str, float]:
+        """Return the MB of memory that a node's first process, launcher or SuperNode, has to itself, and those of all.
+
+        Pages that processes share count in the sum by their share. Both are means over the nodes.
+        """
+        families = [_family(self.processes[name].pid) for name in self.lines]
+        own = [process.memory_full_info().uss for process, *_ in families]
+        everything = [process.memory_full_info().pss for family in families for process in family]
+        return {"first_process_mb": sum(own) / NODES / 1e6, "all_mb": sum(everything) / NODES / 1e6}
+
     def count(self, data: bytes) -> None:
         """Count the requests in what a SuperNode sends."""
         self.requests += data.count(b"POST /")
@@ -130,8 +143,15 @@ def deployed(case: str) -> Iterator[Watched]:
         if case in ("stand-in", *STREAMS):
             deployment.env = environment(deployment.env, folder / "bin")
         for node in range(NODES):
-            worker = "false" if case == "flower" else "true"
-            deployment.node(f"node-{node}", f"client-id={node} depth={2 * node + 1} worker={worker}", relay.port)
+            name, depth = f"node-{node}", 2 * node + 1
+            if case == "launcher":
+                deployment.start(
+                    name, sys.executable, "-m", "client", "start", "--superlink", f"127.0.0.1:{relay.port}",
+                    "--client-id", str(node), "--capacity", f"depth={depth}", "--state", str(folder / name),
+                )  # fmt: skip
+            else:
+                worker = "false" if case == "flower" else "true"
+                deployment.node(name, f"client-id={node} depth={depth} worker={worker}", relay.port)
         yield deployment
 
 
@@ -174,7 +194,8 @@ def measure_idle(case: str) -> dict[str, float]:
         cpu, requests = deployment.cpu(), deployment.requests
         time.sleep(IDLE)
         share, rate = deployment.cpu() - cpu, deployment.requests - requests
-    return {"share_of_a_core": share / IDLE / NODES, "requests_per_second": rate / IDLE / NODES,
+        memory = deployment.memory()
+    return {"share_of_a_core": share / IDLE / NODES, "requests_per_second": rate / IDLE / NODES, **memory,
             "load": os.getloadavg()[0]}  # fmt: skip
 
 

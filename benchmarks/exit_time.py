@@ -24,6 +24,7 @@ from benchmarks.common import save
 from common.devices import keep_memory
 from common.networks import NetworkSpec, build, cost_table
 from strategies.distree.model.students import Student
+from strategies.distree.settings import DistrEESettings
 
 SHAPE, FEATURES, TINY = (3, 32, 32), 64, 4
 NETWORKS = {"WRN-16-1": ("wrn16", 1), "WRN-16-2": ("wrn16", 2), "resnet_slim": ("resnet_slim", 0)}
@@ -48,7 +49,8 @@ def interleaved(calls: Mapping[Any, Call], seconds: float) -> dict[Any, dict[str
 def student(name: str) -> Student:
     """Return a network as a student, ready to infer."""
     backbone, width = NETWORKS[name]
-    return Student.of(build(NetworkSpec(backbone, FEATURES, SHAPE, width=width), seed=1)).eval()
+    pooling = DistrEESettings().pooling
+    return Student.of(build(NetworkSpec(backbone, FEATURES, SHAPE, width=width, pooling=pooling), seed=1)).eval()
 
 
 def exits(network: Student, batch: int, seconds: float) -> list[dict[str, float]]:

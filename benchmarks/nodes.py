@@ -76,8 +76,8 @@ def _node(address: str, nodes: int, case: str, signals: Any, moments: list[float
             found = receive()
             moments.append(time.monotonic())
             if found:
-                _report_no_clients(*found, *calls)
                 sleep(pace.LOOK)
+                _report_no_clients(*found, *calls)
             else:
                 sleep(pace.POLL)
 

@@ -1,6 +1,6 @@
 """Figures of DistrEE: what students reach at every exit, and by every rule that lets samples leave."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from benchmarks.tables import study
@@ -21,7 +21,7 @@ RULES = {
     "random": "random exits",
 }
 AREAS = {**{name: title for name, title in RULES.items() if name != "random"}, "sum": "softmax of the sum, needs talk"}
-HEADS = {"mean": "the mean over the map", "grid": "the means of its 8x8 squares"}
+POOLINGS = {"distree_policies_mean": "the mean over the map", "distree_policies": "the means of its squares"}
 DEFAULT, GATE, PAPERS = "own-head", "gate", "difference"
 CALIBRATED = DEFAULT, GATE, PAPERS  # rules that are calibrated for a point
 
@@ -41,7 +41,7 @@ def figures(read: Read) -> Figures:
         },
         "below_paper": between(p - own for own, p in zip(two["exits"], result["paper"]["exits"], strict=True)),
         "four_lost": percent(four["exits"][-1] - four["policies"]["calibrated"]["accuracy"]),
-        **_heads(read),
+        **_poolings(read),
         "trainings": str(len(runs)),
         "short_students": exits(map(_mean, zip(*(run["exits"]["test"] for run in runs), strict=True))),
         "short_last": last_exit(read),
@@ -92,23 +92,27 @@ def _by_default(read: Read) -> Iterable[tuple[dict[str, Any], float]]:
         yield run["calibrated"]["bound"][DEFAULT], run["exits"]["test"][-1]
 
 
-def _heads(read: Read) -> Figures:
-    """Return the table of students by what their heads see of a map, and what the squares cost beside the mean."""
-    heads = read("distree_heads_tried")["heads"]
+def _poolings(read: Read) -> Figures:
+    """Return the table of trainings by what exits see of a map, and what the squares bring and cost beside the mean."""
+    mean, squares = trainings = [list(read(name)["runs"].items()) for name in POOLINGS]
     rows = [
-        (f"{title}, {seed.replace('-', ' ')}", *(exits(reached[kind]) for kind in ("validation", "test")))
-        for name, title in HEADS.items()
-        for seed, reached in heads[name]["exits"].items()
+        (title, seed.removeprefix("seed-"), *(exits(run["exits"][kind]) for kind in ("validation", "test")))
+        for title, runs in zip(POOLINGS.values(), trainings, strict=True)
+        for seed, run in runs
     ]
 
-    def more(what: str) -> str:
-        return percent(sum(heads["grid"][what]) / sum(heads["mean"][what]) - 1)
+    def over(value: Callable[[dict[str, Any]], float]) -> list[float]:
+        return [value(run) - value(other) for (_, run), (_, other) in zip(squares, mean, strict=True)]
+
+    def more(value: Callable[[dict[str, Any]], float]) -> str:
+        return percent(value(squares[0][1]) / value(mean[0][1]) - 1)
 
     return {
-        "heads": table(("a head sees", "exits 1 to 7, validation", "test"), rows),
-        **{f"{name}_last": percent(heads[name]["exits"]["seed-1"]["test"][-1]) for name in HEADS},
-        "heads_macs": more("macs"),
-        "heads_parameters": more("parameters"),
+        "poolings": table(("exits see", "seed", "exits 1 to 7, validation", "test"), rows),
+        "squares_first": between(over(lambda run: run["exits"]["validation"][0])),
+        "squares_last": between(over(lambda run: run["exits"]["validation"][-1])),
+        "squares_macs": more(lambda run: run["full_macs"]),
+        "squares_parameters": more(lambda run: sum(run["parameters"])),
     }
 
 
@@ -222,7 +226,8 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _federated(read: Read) -> Figures:
-    runs = {name: study.cells(read("distree_federated"), name) for name in ("teacher", "students", "single")}
+    variants = ("teacher", "students", "mean", "single")
+    runs = {name: study.cells(read("distree_federated"), name) for name in variants}
     alike = sum(study.last_exit(run) == study.last_exit(runs["single"][seed]) for seed, run in runs["students"].items())
     last = {f"federated_{name}": percent(study.over_seeds(own, study.last_exit)[0]) for name, own in runs.items()}
     return last | {"federated_alike": str(alike), "federated_seeds": str(len(runs["students"]))}

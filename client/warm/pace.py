@@ -50,6 +50,8 @@ class NodePace:
     def __init__(self, bell: str) -> None:
         self._bell = bell
         self._message = self._woke = time.monotonic()  # when the last message was seen, when the last pause ended
+        self._polled = False  # whether that pause was one between polls
+        self._answer = 0.0  # seconds that the SuperLink took to answer the last poll between two such pauses
         self._came: float | None = None  # when the message that is worked on came
         self.nodes = 0  # of the last run, at most; 0: not known
 
@@ -57,8 +59,10 @@ class NodePace:
         """Pause for a share of the time since the last message, or since the present one came."""
         now = time.monotonic()
         if seconds == POLL:
-            self._came, answer = None, now - self._woke
-            floor = max(FIRST_POLL, max(DUTY, DUTY_PER_NODE * self.nodes) * answer)
+            self._came = None
+            if self._polled:  # else most of the time since the last pause was the start's, or that of sending a reply
+                self._answer = now - self._woke
+            floor = max(FIRST_POLL, max(DUTY, DUTY_PER_NODE * self.nodes) * self._answer)
             ceiling = POLL * min(SLOWEST, max(1.0, self.nodes / CROWD))
             pause = min(ceiling, max(floor, SHARE * (now - self._message)))
             pause *= random.uniform(1 - SPREAD, 1 + SPREAD)
@@ -71,7 +75,7 @@ class NodePace:
         else:
             pause = seconds
         time.sleep(pause)
-        self._woke = time.monotonic()
+        self._woke, self._polled = time.monotonic(), seconds == POLL
 
     def count_nodes(self, module: ModuleType) -> None:
         """Learn from every run that Flower's loop in this module meets how many nodes it may have: one per client."""

@@ -125,8 +125,7 @@ class Child:
         while (code := self.process.poll()) is None:
             if self.stopped:
                 _kill_after_grace(self.process)
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(timeout=LOOK)
+            time.sleep(LOOK)  # `wait` with a timeout looks fifty times a second, as long as a device lives
         return 0 if self.stopped and code < 0 else code
 
 

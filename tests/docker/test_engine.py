@@ -12,7 +12,8 @@ from tests.support.deployment import wait_until
 
 CLIENTS = [f"client-{number}" for number in range(4)]
 WHOLE = {"1": 1, "2": 1, "3": 1, "4": 1}  # clients of the demo by depth
-LONG = ["-c", "run.rounds=30"]  # more than one test waits for
+ROUNDS = 30  # more than end before a test has killed or stopped something
+LONG = ["-c", f"run.rounds={ROUNDS}"]
 SPLIT = [
     "-c", "run.strategy=hetero_splitee", "-c", "run.name=split", "-c", "run.rounds=2", "-c", "stream.host=proxy",
     "-c", "stream.bind=0.0.0.0", "-c", "stream.port=8009",
@@ -154,15 +155,21 @@ def test_killed_client_comes_back_with_its_personal_head(demo):
     assert exit_code_of_run() == "0"
     assert len(demo.rounds(name)) == 10
     assert demo.rounds(name)[-1]["clients"] == WHOLE
+    # the server takes a client's personal head as committed only if the client still has the one before
+    last = f"/state/runs/{name}/checkpoints/round-000010.safetensors"
+    words = "import sys; from pathlib import Path; from common.storage.files import read_tensors; "
+    committed = demo.server("python", "-c", words + "print(read_tensors(Path(sys.argv[1]))[1]['committed']['1'])", last)
+    assert committed.strip() == "10"
 
 
 def test_killed_server_resumes(demo):
-    name = begin(demo)
+    name = begin(demo, *LONG)
     demo.kill("server")
+    assert 0 < len(demo.rounds(name)) < ROUNDS
     docker("stop", "--time", "10", RUN)
     devices(demo)
     demo.compose("run", "--rm", "--no-deps", "run", *RESUME, f"/state/runs/{name}", seconds=900)
-    assert_complete(demo, name, 5)
+    assert_complete(demo, name, ROUNDS)
 
 
 def test_tls_stack_completes_and_split_training_passes_proxy(tls, record_property):

@@ -66,7 +66,17 @@ def test_polls_become_rare_without_messages(clock):
 
 def test_slow_superlink_is_polled_less(clock):
     pace = NodePace("nothing-listens")
-    pace.sleep(LOOK)
+    pace.sleep(POLL)
+    assert after(clock, pace, 0.02, POLL) == pytest.approx(DUTY * 0.02)
+
+
+def test_first_poll_after_the_start_and_after_a_reply_is_prompt(clock):
+    """What the node did before is not the time that the SuperLink takes to answer."""
+    pace = NodePace("nothing-listens")
+    assert after(clock, pace, 0.4, POLL) == FIRST_POLL  # Flower's start and the node's registration
+    assert after(clock, pace, 0.01, POLL) == pytest.approx(DUTY * 0.01)
+    after(clock, pace, 0.01, LOOK)
+    assert after(clock, pace, 0.3, POLL) == pytest.approx(DUTY * 0.01)  # the reply was sent in between
     assert after(clock, pace, 0.02, POLL) == pytest.approx(DUTY * 0.02)
 
 
@@ -76,7 +86,7 @@ def test_slow_superlink_is_polled_less(clock):
 def test_pause_grows_with_the_number_of_nodes(nodes, pause, clock):
     pace = NodePace("nothing-listens")
     pace.nodes = nodes
-    pace.sleep(LOOK)
+    pace.sleep(POLL)
     assert after(clock, pace, 0.01, POLL) == pause
 
 
