@@ -29,9 +29,11 @@ Runs = Mapping[int, study.Cell]  # by seed
 def figures(read: Read) -> Figures:
     """Return every figure of the baselines' section."""
     fedavg, eefl = (study.cells(read(REST), method) for method in ("fedavg", BASE))
+    depthfl, published = (study.cells(read(STUDY), method) for method in ("depthfl", "published"))
     return {
         "cifar10": _table(read(STUDY), METHODS),
         "rest": _table(read(REST), REST_METHODS),
+        "depthfl_over_published": gain(study.gain(depthfl, published, study.mean_of_exits), 2),
         "seeds": str(len(study.cells(read(STUDY), BASE))),
         **{f"{method}_over": over_eefl(read, method) for method in REST_METHODS if method != BASE},
         "fedavg_interval": limits(study.interval(fedavg, eefl, study.last_exit)[1:]),

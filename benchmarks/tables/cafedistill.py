@@ -60,9 +60,18 @@ def figures(read: Read) -> Figures:
         "wide_light": gain(study.gain(wide["cafedistill light"], wide[BASE], study.mean_of_exits), 2),
         "fedper_rate_02": percent(pick(tuning, variant="fedper", overrides={"train.lr": 0.2})["mean"]),
         "fedper_rate_01": percent(pick(tuning, variant="fedper", overrides={})["mean"]),
+        **{
+            f"weight_{name}": percent(_tuned(tuning, weight), 2)
+            for name, weight in (("0", 0.0), ("01", 0.1), ("03", 0.3))
+        },
         "own_teacher": percent(study.mean_of_exits(own_teacher)),
         "same_seed": percent(study.mean_of_exits(wide["cafedistill"][seed])),
     }
+
+
+def _tuned(tuning: Any, weight: float) -> float:
+    mean: float = pick(tuning, variant="cafedistill", overrides={"cafedistill.kd-weight": weight})["mean"]
+    return mean
 
 
 def over_fedper(read: Read, variant: str) -> str:

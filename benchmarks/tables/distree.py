@@ -230,4 +230,8 @@ def _federated(read: Read) -> Figures:
     runs = {name: study.cells(read("distree_federated"), name) for name in variants}
     alike = sum(study.last_exit(run) == study.last_exit(runs["single"][seed]) for seed, run in runs["students"].items())
     last = {f"federated_{name}": percent(study.over_seeds(own, study.last_exit)[0]) for name, own in runs.items()}
-    return last | {"federated_alike": str(alike), "federated_seeds": str(len(runs["students"]))}
+    first = {
+        f"federated_first{suffix}": percent(study.exit_means(runs[name])[0])
+        for suffix, name in (("", "students"), ("_mean", "mean"))
+    }
+    return last | first | {"federated_alike": str(alike), "federated_seeds": str(len(runs["students"]))}

@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks.tables import (
     baselines,
     cafedistill,
+    containers,
     darkdistill,
     device_time,
     distree,
@@ -41,6 +42,7 @@ TOPICS: Mapping[str, Callable[[Read], Figures]] = {
     "speed": speed.figures,
     "onnx": onnx.figures,
     "device_time": device_time.figures,
+    "docker": containers.figures,
 }
 # A table ends where its rows do: without its last mark it is not found, and no text after it can be lost.
 PLACE = "(?P<start><!-- table: {name} -->\n)(?P<rows>(?:[|].*\n)*)(?P<end><!-- end -->)"

@@ -10,11 +10,13 @@ ROUNDS = {
     "flower": "Flower's own way",
     "worker": "a worker keeps torch",
     "stand-in": "and a process keeps Flower, whose polls follow the traffic",
-    "stream": "by a stream (`client start`)",
+    "stream": "by a stream",
     "stream-tls": "by a stream with TLS",
 }
 STARTS = {"ray": "`server run`: SuperLink, Ray, two workers", "in-process": "`server run --in-process`"}
-IDLE = {"flower": "Flower's own way", "stream": "`client start`"}
+IDLE = {"flower": "Flower's own way", "stream": "our SuperNode", "launcher": "with `client start` beside it"}
+PHASES = {"poll": "waiting for the SuperNode's poll", "start": "the start of a process", "pull": "fetching the message",
+          "reply": "the reply's way back", "send": "sending it"}  # fmt: skip
 POLLS = {"flower": "Flower's", "answers": "by the SuperLink's answers alone", "nodes": "and by the number of nodes"}
 NODES = (2, 100, 300)
 SIMULATIONS = {"lenet": "LeNet, 51 k parameters", "1.6M": "LeNet, 1.6 M parameters"}
@@ -28,8 +30,10 @@ def figures(read: Read) -> Figures:
     shares = [simulated[name]["of_bare_per_cpu_second"]["ray"] for name in SIMULATIONS]
     return {
         "deployment": deployment(read),
+        "phases": _phases(read),
         "idle": ", ".join(_idle(title, read("idle")[case]) for case, title in IDLE.items()),
         "streams": streams(read),
+        "streams_gbit": _gigabits(read),
         "nodes": nodes(read),
         "superlink_alone": percent(
             median(read("nodes")[f"{count} {case}"]["alone"]["share_of_a_core"] for count in NODES for case in POLLS), 0
@@ -54,6 +58,12 @@ def deployment(read: Read) -> str:
     return _by_case(read("deployment"), ROUNDS, ("seconds a round", "CPU-seconds a message"), lambda case: (
         f"{case['seconds_per_round']:.2f}", f"{case['cpu_seconds_per_message']:.2f}",
     ))  # fmt: skip
+
+
+def _phases(read: Read) -> str:
+    """Return where the seconds of a round by messages go, in our way of running Flower."""
+    took = read("deployment")["stand-in"]["phases"]
+    return ", ".join(f"{took[phase]:.1f} s {title}" for phase, title in PHASES.items())
 
 
 def _idle(title: str, case: Mapping[str, float]) -> str:
@@ -111,6 +121,13 @@ def streams(read: Read) -> str:
         )  # fmt: skip
     head = ("", "ms a round", "with TLS", "bare socket", "MB that the server took beyond one model")
     return table(head, rows)
+
+
+def _gigabits(read: Read) -> str:
+    """Return how many gigabits a second the large models come to, with TLS and without."""
+    result = read("streams")
+    bits = 2 * 2 * 8 * (100 << 20)  # to two nodes and back
+    return " and ".join(f"{bits / result[f'2 nodes, 100 MB{how}']['seconds'] / 1e9:.1f}" for how in (", TLS", ""))
 
 
 def simulation(read: Read) -> str:

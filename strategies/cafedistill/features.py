@@ -1,7 +1,7 @@
 """Whether a client's features live: the share of dead channels per exit, and the largest gradient.
 
 A channel is dead when its pooled feature is zero for every sample of the last local epoch. After a ReLU it then gets no
-gradient any more. Without normalisation layers a distillation that is too strong does this to a trunk, and the network
+gradient any more. A distillation that is too strong does this to a trunk, and without normalisation layers the network
 ends at its clients' majority classes. All of it is read from passes that training takes anyway.
 """
 

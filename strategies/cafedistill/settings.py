@@ -19,8 +19,7 @@ class CAFEDistillSettings(Settings):
     alpha: float = Field(0.15, gt=0)
     """mu of the paper: small, a client is its own teacher; large, all clients teach it equally"""
     kd_weight: float = Field(0.1, ge=0)
-    """lambda; not divided by the number of exits, unlike the cross-entropies. From 1 on features die without
-    normalisation layers"""
+    """lambda; not divided by the number of exits, unlike the cross-entropies. From 1 on features die"""
     ce_weight: float = Field(1.0, ge=0)
     """weight of the cross-entropies"""
     ce_division: Literal["admitted", "all"] = "all"

@@ -71,7 +71,7 @@ class DarkDistillSettings(Settings):
     distill_lr: float = Field(0.05, gt=0)
     """learning rate of SGD without momentum, over all tiers' models"""
     distill_weight_decay: float = Field(0.0, ge=0)
-    """weight decay of the same SGD; published: 0.001, which moves the weights more than the distillation does"""
+    """weight decay of the same SGD; published: 0.001, which shrinks the weights whatever is distilled"""
     distill_clip: float = Field(0.1, ge=0)
     """parallel: greatest norm of a distillation step's gradient, 0: no bound (ours)"""
     rkd_distance: float = Field(5.0, ge=0)
