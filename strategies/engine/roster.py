@@ -66,8 +66,7 @@ class Roster:
             self._settle(grid, order, min(deadline, SIGN))
             self._notify(grid, order)
             count = self._taking_part()
-            asked = len(self.nodes) + len(failed.intersection(present))
-            if count >= min_nodes or (not count and asked >= min_nodes):  # without any, the round says why
+            if count >= min_nodes or (not count and self._all_refuse(grid, failed, min_nodes)):
                 break
             if time.monotonic() > end:
                 missing = f"{count} nodes can take part after {wait:.0f} s, round.min-nodes asks for {min_nodes}"
@@ -144,6 +143,14 @@ class Roster:
         """Return how many nodes host virtual clients, or a client of their own that takes part."""
         hosts = {node for c, node in self.homes.items() if c in self.reports and not self.reports[c].refused}
         return sum(report.roaming or node in hosts for node, report in self.nodes.items())
+
+    def _all_refuse(self, grid: Grid, failed: set[int], min_nodes: int) -> bool:
+        """Return whether enough nodes are there, and all of them were asked: then the round says why none takes part.
+
+        A node that was dead when it was asked may be gone by now, and others have come since.
+        """
+        there = set(grid.get_node_ids())
+        return len(there) >= min_nodes and there <= failed.union(self.nodes)
 
     def _notify(self, grid: Grid, order: Order) -> None:
         """Send each refused node the reason for its own log; no reply is awaited."""

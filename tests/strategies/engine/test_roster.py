@@ -191,6 +191,24 @@ def test_listed_node_without_answer_is_not_counted(min_nodes, found):
     assert [c.client for c in people.available()] == found
 
 
+def test_nodes_that_come_while_dead_ones_are_asked_are_asked_too():
+    """A server that was started again still lists the nodes of before, until their time is up."""
+    grid = Answering([None, None, NodeReport(0, False, (report(0),)), NodeReport(0, False, (report(1),))])
+    one, two, *living = nodes = grid.get_node_ids()
+    listed = [one, two]
+    grid.get_node_ids = lambda: list(listed)
+
+    def answer(message: Message, context) -> Message:
+        listed[:] = living  # the dead ones' time is up
+        return grid.answer(message, context)
+
+    grid.app = answer
+    roster = Roster(2)
+    roster.discover(grid, Order("", "{}"), min_nodes=2, wait=20.0, deadline=5.0)
+    assert roster.homes == {0: living[0], 1: living[1]}
+    assert [node for node, _ in grid.asked] == list(nodes)
+
+
 def test_too_few_answers_are_reported():
     grid, people = Deaf([NodeReport(0, False, (report(1),)), NodeReport(1, False, (report(2),))]), Roster(5)
     with pytest.raises(TimeoutError, match=r"1 nodes can take part after 0 s, round\.min-nodes asks for 2"):
