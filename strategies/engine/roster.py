@@ -12,6 +12,7 @@ from logging import INFO, WARNING
 
 import torch
 from flwr.app import Message
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore import log
 
@@ -66,7 +67,8 @@ class Roster:
             self._settle(grid, order, min(deadline, SIGN))
             self._notify(grid, order)
             count = self._taking_part()
-            if count >= min_nodes or (not count and self._all_refuse(grid, failed, min_nodes)):
+            asked = len(self.nodes) + len(failed.intersection(present))
+            if count >= min_nodes or (not count and asked >= min_nodes):  # without any, the round says why
                 break
             if time.monotonic() > end:
                 missing = f"{count} nodes can take part after {wait:.0f} s, round.min-nodes asks for {min_nodes}"
@@ -144,14 +146,6 @@ class Roster:
         hosts = {node for c, node in self.homes.items() if c in self.reports and not self.reports[c].refused}
         return sum(report.roaming or node in hosts for node, report in self.nodes.items())
 
-    def _all_refuse(self, grid: Grid, failed: set[int], min_nodes: int) -> bool:
-        """Return whether enough nodes are there, and all of them were asked: then the round says why none takes part.
-
-        A node that was dead when it was asked may be gone by now, and others have come since.
-        """
-        there = set(grid.get_node_ids())
-        return len(there) >= min_nodes and there <= failed.union(self.nodes)
-
     def _notify(self, grid: Grid, order: Order) -> None:
         """Send each refused node the reason for its own log; no reply is awaited."""
         messages = [
@@ -194,7 +188,10 @@ class Roster:
     def _query(
         self, grid: Grid, orders: Iterable[tuple[int, Order]], deadline: float
     ) -> list[tuple[int, NodeReport | None]]:
-        """Return each answer with its node: None if the query failed, or the answer cannot be read."""
+        """Return each answer with its node: None if the query failed, or the answer cannot be read.
+
+        Of a node that is gone nothing is returned, as of one that is silent: with its key it may come back as it was.
+        """
         messages = [
             Message(content=protocol.pack_order(order), dst_node_id=node, message_type=protocol.QUERY, ttl=deadline)
             for node, order in orders
@@ -204,6 +201,8 @@ class Roster:
             node, report = reply.metadata.src_node_id, None
             if reply.has_error():
                 log(WARNING, "node %d did not answer the query: %s", node, reply.error.reason)
+                if reply.error.code == ErrorCode.NODE_UNAVAILABLE:
+                    continue
             else:
                 try:
                     report = protocol.unpack_report(reply.content)
