@@ -179,3 +179,19 @@ def test_flowers_modules_sleep_as_expected(name):
 def test_module_of_another_pace_is_left_alone(change, monkeypatch):
     monkeypatch.setattr(module.inspect, "getsource", lambda _: f"time.sleep(3)\ntime.sleep(0.5)\n{change}")
     assert not sleeps_as_expected(ModuleType("x"), {"3", "0.5"})
+
+
+@pytest.mark.parametrize(("pause", "paced"), [("3", True), ("4", False)])
+def test_command_runs_and_a_loop_of_another_pace_keeps_its_clock(pause, paced, tmp_path, monkeypatch):
+    source = f"import time\n\n\ndef loop():\n    time.sleep({pause})\n    time.sleep(0.5)\n    return 7\n"
+    name = f"flower_loop_{pause}"
+    (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(module.sys, "argv", ["pace", "loop", "--option"])
+    monkeypatch.setitem(COMMANDS, "loop", (name, {"3", "0.5"}, NodePace, name, "loop"))
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setenv(module.BELL, "nothing-listens")
+    with pytest.raises(SystemExit) as ended:
+        module.main()
+    assert (ended.value.code, module.sys.argv[1:]) == (7, ["--option"])
+    assert (importlib.import_module(name).time is time) != paced
