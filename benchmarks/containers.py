@@ -3,8 +3,8 @@
     make test-docker PYTEST_ADDOPTS=--junitxml=/tmp/docker.xml
     python -m benchmarks.containers /tmp/docker.xml
 
-"tests" are the seconds of each test and what it measured; "images" are sizes, and the seconds of their build. Exit
-codes, and that runs end whole, are what the tests check (`tests/docker/test_engine.py`).
+"tests" are the seconds of each test and what it measured, "images" their sizes. Exit codes, and that runs end whole,
+are what the tests check (`tests/docker/test_engine.py`).
 """
 
 import argparse

@@ -86,17 +86,11 @@ class Watched(Deployment):
         threading.Thread(target=self._watch, args=(name, process), daemon=True).start()
 
     def cpu(self) -> float:
-        """Return the CPU seconds of the SuperNodes and of all processes that they started, workers included.
-
-        Flower starts its executors in sessions of their own, which may outlive the process between.
-        """
-        started = [process for name in self.lines for process in _family(self.processes[name].pid)]
-        self.sessions |= {session for process in started if (session := _session(process)) is not None}
+        """Return the CPU seconds of the SuperNodes and of all processes that they started, workers included."""
         total = 0.0
-        for process in psutil.process_iter():
+        for process in self._everything():
             with suppress(psutil.NoSuchProcess):
-                if _session(process) in self.sessions:
-                    total += sum(process.cpu_times()[:4])  # with those of children that have ended
+                total += sum(process.cpu_times()[:4])  # with those of children that have ended
         return total
 
     def memory(self) -> dict[str, float]:
@@ -104,14 +98,22 @@ class Watched(Deployment):
 
         Pages that processes share count in the sum by their share. Both are means over the nodes.
         """
-        families = [_family(self.processes[name].pid) for name in self.lines]
-        own = [process.memory_full_info().uss for process, *_ in families]
-        everything = [process.memory_full_info().pss for family in families for process in family]
+        own = [psutil.Process(self.processes[name].pid).memory_full_info().uss for name in self.lines]
+        everything = [process.memory_full_info().pss for process in self._everything()]
         return {"first_process_mb": sum(own) / NODES / 1e6, "all_mb": sum(everything) / NODES / 1e6}
 
     def count(self, data: bytes) -> None:
         """Count the requests in what a SuperNode sends."""
         self.requests += data.count(b"POST /")
+
+    def _everything(self) -> list[psutil.Process]:
+        """Return the SuperNodes, or their launchers, and all processes that they started.
+
+        Flower starts its executors in sessions of their own, which may outlive the process between.
+        """
+        started = [process for name in self.lines for process in _family(self.processes[name].pid)]
+        self.sessions |= {session for process in started if (session := _session(process)) is not None}
+        return [process for process in psutil.process_iter() if _session(process) in self.sessions]
 
     def _watch(self, name: str, process: subprocess.Popen[bytes]) -> None:
         for line in process.stdout or ():

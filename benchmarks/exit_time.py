@@ -46,11 +46,12 @@ def interleaved(calls: Mapping[Any, Call], seconds: float) -> dict[Any, dict[str
     return {key: {"min": min(own), "median": statistics.median(own)} for key, own in times.items()}
 
 
-def student(name: str) -> Student:
-    """Return a network as a student, ready to infer."""
+def student(name: str, side: int = SHAPE[1]) -> Student:
+    """Return a network as a student for images of a side, ready to infer."""
     backbone, width = NETWORKS[name]
     pooling = DistrEESettings().pooling
-    return Student.of(build(NetworkSpec(backbone, FEATURES, SHAPE, width=width, pooling=pooling), seed=1)).eval()
+    spec = NetworkSpec(backbone, FEATURES, (SHAPE[0], side, side), width=width, pooling=pooling)
+    return Student.of(build(spec, seed=1)).eval()
 
 
 def exits(network: Student, batch: int, seconds: float) -> list[dict[str, float]]:
@@ -77,15 +78,19 @@ def exits(network: Student, batch: int, seconds: float) -> list[dict[str, float]
 
 
 @torch.no_grad()
-def units(network: Student, batch: int, seconds: float) -> list[dict[str, float]]:
-    """Return for every unit, with the exit after it: time per MAC, the fixed part, the share of each operation."""
+def units(network: Student, small: Student, batch: int, seconds: float) -> list[dict[str, float]]:
+    """Return for every unit, with the exit after it: time per MAC, the fixed part, the share of each operation.
+
+    `small` is the same network for images of `TINY` pixels a side.
+    """
     table, x, tiny = cost_table(network), torch.rand(batch, *SHAPE), torch.rand(1, SHAPE[0], TINY, TINY)
     calls: dict[Any, Call] = {}
     steps, sizes = [], []
     for index, unit in enumerate(network.units.values()):
-        head = network._head(index + 1) if index + 1 in network.exit_positions else None
-        step = _step(unit, head)
-        calls[index, "full"], calls[index, "tiny"] = _bound(step, x), _bound(step, tiny)
+        step, tiny_step = (
+            _step(unit, one._head(index + 1) if index + 1 in one.exit_positions else None) for one in (network, small)
+        )
+        calls[index, "full"], calls[index, "tiny"] = _bound(step, x), _bound(tiny_step, tiny)
         steps.append(calls[index, "full"])
         x, tiny = unit(x), unit(tiny)
         sizes.append(x.nbytes)
@@ -149,11 +154,11 @@ def main() -> None:
         if memory == "kept":
             keep_memory()
         for name in NETWORKS:
-            network = student(name)
+            network, small = student(name), student(name, TINY)
             for batch in BATCHES:
                 found = {
                     "exits": exits(network, batch, 0.7 * options.seconds),
-                    "units": units(network, batch, 0.3 * options.seconds),
+                    "units": units(network, small, batch, 0.3 * options.seconds),
                 }
                 result.setdefault(f"memory {memory}", {}).setdefault(name, {})[f"batch {batch}"] = found
                 _show(f"{name}, batch {batch}, memory {memory}", found)

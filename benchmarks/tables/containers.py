@@ -37,7 +37,6 @@ def figures(read: Read) -> Figures:
             ("", "seconds", "ends"),
             ((title, f"{tests[test][name]:.0f}", end) for test, name, title, end in ROWS),
         ),
-        "build_s": f"{images['build_s']:.0f}",
         "device_mb": f"{max(devices):.0f}",
         "server_mb": f"{memory['server']:.0f}",
         "run_mb": f"{memory['run']:.0f}",

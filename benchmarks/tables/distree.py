@@ -117,8 +117,10 @@ def _poolings(read: Read) -> Figures:
 
     return {
         "poolings": table(("exits see", "seed", "exits 1 to 7, validation", "test"), rows),
-        "squares_first": between(over(lambda run: run["exits"]["validation"][0])),
-        "squares_last": between(over(lambda run: run["exits"]["validation"][-1])),
+        "squares_first": between(over(lambda run: run["exits"]["validation"][0]), 1),
+        "squares_last": between(over(lambda run: run["exits"]["validation"][-1]), 1),
+        "mean_saved": calibrated_saved(lambda _: read("distree_policies_mean")),
+        "mean_lost": calibrated_lost(lambda _: read("distree_policies_mean")),
         "squares_macs": more(lambda run: run["full_macs"]),
         "squares_parameters": more(lambda run: sum(run["parameters"])),
     }
@@ -242,10 +244,9 @@ def _mean(values: Iterable[float]) -> float:
 def _federated(read: Read) -> Figures:
     variants = ("teacher", "students", "mean", "single")
     runs = {name: study.cells(read("distree_federated"), name) for name in variants}
-    alike = sum(study.last_exit(run) == study.last_exit(runs["single"][seed]) for seed, run in runs["students"].items())
     last = {f"federated_{name}": percent(study.over_seeds(own, study.last_exit)[0]) for name, own in runs.items()}
     first = {
         f"federated_first{suffix}": percent(study.exit_means(runs[name])[0])
         for suffix, name in (("", "students"), ("_mean", "mean"))
     }
-    return last | first | {"federated_alike": str(alike), "federated_seeds": str(len(runs["students"]))}
+    return last | first | {"federated_seeds": str(len(runs["students"]))}

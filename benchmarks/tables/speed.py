@@ -32,6 +32,7 @@ def figures(read: Read) -> Figures:
         "deployment": deployment(read),
         "phases": _phases(read),
         "idle": ", ".join(_idle(title, read("idle")[case]) for case, title in IDLE.items()),
+        **_idle_memory(read),
         "streams": streams(read),
         "streams_gbit": _gigabits(read),
         "nodes": nodes(read),
@@ -68,6 +69,16 @@ def _phases(read: Read) -> str:
 
 def _idle(title: str, case: Mapping[str, float]) -> str:
     return f"{title} {percent(case['share_of_a_core'], 2)} % and {case['requests_per_second']:.2f}"
+
+
+def _idle_memory(read: Read) -> Figures:
+    """Return the MB of a device's launcher, and of all its processes beside those of Flower's own way."""
+    idle = read("idle")
+    return {
+        "idle_launcher_mb": f"{idle['launcher']['first_process_mb']:.0f}",
+        "idle_all_mb": f"{idle['launcher']['all_mb']:.0f}",
+        "idle_flower_mb": f"{idle['flower']['all_mb']:.0f}",
+    }
 
 
 def start(read: Read) -> str:

@@ -5,7 +5,7 @@ import pytest
 from benchmarks.containers import read
 
 REPORT = """
-<testsuites><testsuite><properties><property name="build_s" value="61.5"/></properties>
+<testsuites><testsuite><properties><property name="client_mb" value="61.5"/></properties>
 <testcase name="test_demo" time="12.5"><properties><property name="server_mb" value="880.1"/></properties></testcase>
 <testcase name="test_confined" time="3"/>
 </testsuite></testsuites>
@@ -14,7 +14,7 @@ REPORT = """
 
 def test_figures_of_a_report_are_those_of_its_tests() -> None:
     assert read(ElementTree.fromstring(REPORT)) == {
-        "images": {"build_s": 61.5},
+        "images": {"client_mb": 61.5},
         "tests": {"test_demo": {"whole_s": 12.5, "server_mb": 880.1}, "test_confined": {"whole_s": 3.0}},
     }
 

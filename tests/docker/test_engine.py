@@ -29,9 +29,7 @@ Record = Callable[[str, object], None]
 def images(record_testsuite_property: Record) -> None:
     if reason := missing():
         pytest.skip(reason)
-    begun = time.monotonic()
     Stack("compose.yml").compose("build", seconds=1400)
-    record_testsuite_property("build_s", time.monotonic() - begun)
     for image in ("earlybloom-server", "earlybloom-client"):
         record_testsuite_property(f"{image}_mb", size_mb(image))
 
