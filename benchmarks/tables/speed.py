@@ -16,7 +16,7 @@ ROUNDS = {
 STARTS = {"ray": "`server run`: SuperLink, Ray, two workers", "in-process": "`server run --in-process`"}
 IDLE = {"flower": "Flower's own way", "stream": "our SuperNode", "launcher": "with `client start` beside it"}
 PHASES = {"poll": "waiting for the SuperNode's poll", "start": "the start of a process", "pull": "fetching the message",
-          "reply": "the reply's way back", "send": "sending it"}  # fmt: skip
+          "send": "sending the reply"}  # fmt: skip
 POLLS = {"flower": "Flower's", "answers": "by the SuperLink's answers alone", "nodes": "and by the number of nodes"}
 NODES = (2, 100, 300)
 SIMULATIONS = {"lenet": "LeNet, 51 k parameters", "1.6M": "LeNet, 1.6 M parameters"}
