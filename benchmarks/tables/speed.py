@@ -104,7 +104,8 @@ def _beside(read: Read) -> Iterator[tuple[str, str]]:
     """Yield the seconds that a run's first round and the others take, alone and beside other nodes."""
     for name, others in (("alone", 0), ("beside", 100)):
         run = read("nodes")[f"run beside {others}"]
-        yield f"{name}_first", f"{min(run['first_rounds_s']):.0f} to {max(run['first_rounds_s']):.0f}"
+        least, most = (f"{end(run['first_rounds_s']):.0f}" for end in (min, max))
+        yield f"{name}_first", least if least == most else f"{least} to {most}"
         yield name, f"{run['round_s']:.2f}"
 
 
