@@ -1,5 +1,6 @@
 """Exits that keep where something is: the means of a map's squares in the place of the mean over the map."""
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -24,6 +25,6 @@ def squares_after(units: Sequence[nn.Module], input_shape: tuple[int, ...]) -> t
     Raises:
         UserError: a unit does not take what the one before it returns.
     """
-    side = -(-input_shape[1] // GRID), -(-input_shape[2] // GRID)
+    side = math.ceil(input_shape[1] / GRID), math.ceil(input_shape[2] / GRID)
     maps = (shape[1:] if 1 + len(shape) == MAP else () for shape in shapes_after(units, input_shape))
     return tuple(Squares.of(cast(tuple[int, int], size), side) if size else None for size in maps)

@@ -59,9 +59,9 @@ def peaks() -> Iterator[dict[str, float]]:
         while not ended.wait(1.0):
             listed = docker("stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}}", check=False).stdout
             for name, used, *_ in map(str.split, listed.splitlines()):
-                if name.startswith(NAME):
+                if name.startswith(NAME) and (most := megabytes(used)) is not None:
                     service = name.removeprefix(f"{NAME}-").removesuffix("-1")
-                    found[service] = max(found.get(service, 0.0), _megabytes(used))
+                    found[service] = max(found.get(service, 0.0), most)
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
@@ -72,9 +72,10 @@ def peaks() -> Iterator[dict[str, float]]:
         thread.join()
 
 
-def _megabytes(text: str) -> float:
-    number, unit = re.fullmatch(r"([\d.]+)([A-Za-z]+)", text).groups()  # type: ignore[union-attr]
-    return float(number) * {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}[unit] / 1e6
+def megabytes(text: str) -> float | None:
+    """Return an amount such as `966.2MiB` in MB; None for what the engine writes of a container that is starting."""
+    found = re.fullmatch(r"([\d.]+)(B|KiB|MiB|GiB)", text)
+    return float(found[1]) * {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}[found[2]] / 1e6 if found else None
 
 
 class Stack:

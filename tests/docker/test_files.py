@@ -12,6 +12,7 @@ import pytest
 
 from common.flower.processes import PROJECT
 from tests.docker.compose import DOCKER, copied, merged, read
+from tests.docker.engine import megabytes
 
 DOCKERFILE = DOCKER / "Dockerfile"
 FILES = sorted(DOCKER.glob("compose*.yml"))
@@ -154,3 +155,8 @@ def test_hadolint_accepts_dockerfile():
         pytest.skip("hadolint is not installed")
     done = subprocess.run([hadolint, "--no-color", str(DOCKERFILE)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize(("text", "amount"), [("512KiB", 0.524288), ("1.5GiB", 1610.612736), ("0B", 0.0), ("--", None)])
+def test_memory_is_read_as_the_engine_writes_it(text, amount):
+    assert megabytes(text) == amount
