@@ -72,7 +72,7 @@ def run(method: str, changes: Mapping[str, Any], root: Path) -> dict[str, Any]:
         **BASE, **changes, "run.name": name, "run.strategy": method, "run.root": str(root),
         "clients.store": str(root / "kept"),
     }  # fmt: skip
-    strategy = need("server.app:prepare")(flat)
+    strategy = need("server.execution:prepare")(flat)
     grid = need("common.flower.local_grid:LocalGrid")
     nodes = [{"partition-id": partition} for partition in range(2)]
     strategy.start(grid(need("client.app:app"), nodes, concurrent=method == "hetero_splitee"))

@@ -13,7 +13,7 @@ import torch
 from client.app import app as client_app
 from common.flower.local_grid import LocalGrid
 from common.weights.flat import StateDict
-from server.app import prepare
+from server.execution import prepare
 from strategies.callbacks.base import Callback
 from strategies.engine.rounds import Record
 from strategies.engine.strategy import EarlyExitStrategy

@@ -1,7 +1,8 @@
-"""Flower's pool of simulation workers, without those that died.
+"""Flower's pool of simulation workers: they import torch early, and those that died are replaced.
 
-Flower 1.42 puts a worker back into its pool whatever happened to it. A dead one fails a message at once, so it is the
-first that is free again, and fails the next one, too.
+Left to itself a worker imports torch with its first message, when the server has imported all that it needs. And Flower
+1.42 puts a worker back into its pool whatever happened to it. A dead one fails a message at once, so it is the first
+that is free again, and fails the next one, too.
 """
 
 import sys
@@ -13,15 +14,39 @@ from threading import Event, Thread
 from typing import Any
 
 PAUSE = 0.05  # seconds between two looks for a free worker
+JOIN = 10.0  # seconds that the server waits at most until Ray is joined and workers start, before its own imports
 START = 60.0  # seconds in which a new worker starts, if the cluster has room for it
 
 
-def mend_pool() -> None:
-    """Let this process's simulation, if it is one, replace workers that died."""
-    if Path(sys.argv[0]).name == "flwr-simulation":
-        from flwr.simulation.ray_transport.ray_actor import BasicActorPool
+def prepare_workers() -> None:
+    """Mend the pool of this process's simulation, if it is one; returns when its workers are starting."""
+    if Path(sys.argv[0]).name != "flwr-simulation":
+        return
+    import ray
+    from flwr.simulation.ray_transport.ray_actor import BasicActorPool
 
-        mend(BasicActorPool)
+    mend(BasicActorPool)
+    if not ray.is_initialized():  # so there is no pool yet
+        import_early(BasicActorPool).wait(JOIN)
+
+
+def import_early(pool: type[Any]) -> Event:
+    """Let the pool's workers import torch when they start, not with their first message; the event is their start."""
+    add: Callable[..., None] = pool.add_actors_to_pool
+    starting = Event()
+
+    def import_torch(_: Any) -> None:  # sent to the worker as code: it does not have the app yet
+        with suppress(ImportError):  # which the first message reports
+            import torch  # noqa: F401
+
+    def add_actors_to_pool(self: Any, count: int) -> None:
+        add(self, count)
+        for actor in self.pool:
+            actor.__ray_call__.remote(import_torch)
+        starting.set()
+
+    pool.add_actors_to_pool = add_actors_to_pool
+    return starting
 
 
 def mend(pool: type[Any]) -> None:

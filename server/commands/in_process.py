@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from common.config import RunConfig
 from common.flower.local_grid import LocalGrid
 from common.flower.processes import PROJECT
-from server import app
+from server import execution
 from server.commands.launch import Outcome, commit, run_folder
 
 
@@ -22,10 +22,10 @@ def simulate_here(overrides: Mapping[str, Any], root: Path) -> Outcome:
     """
     folder = run_folder(overrides, root)
     try:
-        strategy = app.prepare({"run.root": str(root), "run.commit": commit(), **overrides})
+        strategy = execution.prepare({"run.root": str(root), "run.commit": commit(), **overrides})
         # a client that streams needs the server to go on meanwhile
         grid = LocalGrid(_client_app(), _nodes(strategy.config), concurrent=strategy.method.interleaved)
-        app.start(strategy, grid)
+        execution.start(strategy, grid)
     except Exception as error:  # as Flower ends a run, and the next one of a comparison starts
         return Outcome(folder, "finished:failed", f"{type(error).__name__}: {error}")
     return Outcome(folder, "finished:completed", "")

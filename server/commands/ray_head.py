@@ -14,9 +14,12 @@ from common.flower.processes import end, environment, free_port
 from server.commands.cluster import LOCAL
 
 LOG = "ray.log"
-# in its own process, which ends with this one, even if this one is killed: then its standard input ends
+# in its own process, which ends with this one, even if this one is killed: then its standard input ends; without the
+# processes of Ray that serve an autoscaler, a dashboard and logs on the console, each of which computes for a second
 HEAD = """
 import sys, ray
+from ray._private.node import Node
+Node.start_monitor = Node.start_log_monitor = Node.start_api_server = lambda node, **options: None
 ray.init(
     address="local", num_cpus=int(sys.argv[1]), include_dashboard=False, log_to_driver=False, logging_level="ERROR"
 )

@@ -1,5 +1,7 @@
 """The ServerApp refuses wrong configurations before anything starts, and raises if a run fails."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from common.config import Value
 from common.errors import UserError
 from common.flower.local_grid import LocalGrid
 from common.storage.run_files import read_events
-from server.app import app, prepare
+from server.app import app
+from server.execution import prepare
 from strategies.callbacks.trackers.table import Table
 from strategies.callbacks.trackers.tensorboard import TensorBoard
 from strategies.engine.rounds import QuorumError
@@ -29,6 +32,11 @@ def start(settings: dict[str, Value], client: Any = client_app) -> None:
 
 def never(message: Any, context: Any) -> Any:
     raise AssertionError("a client got a message")
+
+
+def test_importing_the_apps_does_not_import_torch():
+    script = "import sys, server.app, client.app; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_app_reports_all_mistakes_before_anything_starts(settings, flower_log):

@@ -16,7 +16,7 @@ from common.paths import runs_root
 from common.storage.client_store import ClientStore
 from common.storage.files import read_tensors
 from common.storage.run_files import read_events
-from server.app import prepare
+from server.execution import prepare
 from strategies.callbacks.run_folder import METHOD
 from strategies.engine.strategy import EarlyExitStrategy
 from tests.support.deployment import Deployment, run_launcher, wait_until

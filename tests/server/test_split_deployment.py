@@ -11,7 +11,7 @@ from common.config import Value
 from common.flower.local_grid import LocalGrid
 from common.storage.files import read_tensors
 from common.storage.run_files import read_events
-from server.app import prepare
+from server.execution import prepare
 from strategies.callbacks.run_folder import METHOD
 from strategies.engine.strategy import EarlyExitStrategy
 from tests.support.deployment import Deployment, run_launcher

@@ -12,7 +12,7 @@ from common.data.digits import read_digits
 from common.errors import UserError
 from common.flower.local_grid import LocalGrid
 from common.storage.model_file import FILE, load_model
-from server.app import prepare
+from server.execution import prepare
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Flower's pool without dead workers."""
 
+import sys
 import time
 from types import SimpleNamespace
 
@@ -71,10 +72,33 @@ def test_unmended_pool_uses_dead_workers():
     assert send(pool, ActorDiedError()) == send(pool)
 
 
+@ray.remote(num_cpus=1)
+class Worker:
+    """Says which packages it has imported."""
+
+    def imported(self) -> list[str]:
+        return sorted(sys.modules)
+
+
+@pytest.mark.deployment
+def test_workers_import_torch_before_their_first_message():
+    class Early(BasicActorPool):
+        pass
+
+    starting = ray_pool.import_early(Early)
+    with ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False):
+        pool = Early(Worker, {"num_cpus": 1}, {})
+        assert not starting.is_set()
+        pool.add_actors_to_pool(1)
+        assert starting.is_set()
+        assert "torch" in ray.get(pool.pool[0].imported.remote())
+
+
 def test_pool_is_mended_in_simulations_only(monkeypatch):
     mended: list[object] = []
     monkeypatch.setattr(ray_pool, "mend", mended.append)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)  # so the pool may be there: nothing to wait for
     for program in ("/bin/flwr-serverapp", "/bin/flwr-simulation"):
         monkeypatch.setattr(ray_pool.sys, "argv", [program])
-        ray_pool.mend_pool()
+        ray_pool.prepare_workers()
     assert mended == [BasicActorPool]

@@ -15,7 +15,7 @@ from common.flower.local_grid import LocalGrid
 from common.onnx.folder import FILE, read_exported
 from common.storage.model_file import load_model
 from server.__main__ import main
-from server.app import prepare
+from server.execution import prepare
 from strategies.configuration import read_config
 from strategies.distree.exits.policies import policy_from_json
 from tests.conftest import small_configuration

@@ -41,6 +41,8 @@ def test_runs_join_one_after_the_other_and_none_without_the_token(tmp_path):
             other.kill()
         started = psutil.Process().children(recursive=True)
         assert "gcs_server" in {process.name() for process in started}
+        scripts = {Path(word).name for process in started for word in process.cmdline() if word.endswith(".py")}
+        assert scripts.isdisjoint({"monitor.py", "log_monitor.py", "dashboard.py"}), scripts
     wait_until(lambda: all(ended(process.pid) for process in started), 20, "a process of Ray's still runs")
 
 

@@ -13,7 +13,7 @@ from common.flower.local_grid import LocalGrid
 from common.messages import protocol
 from common.messages.protocol import ClientReport, ClientResult
 from common.storage.client_store import ClientStore
-from server.app import prepare
+from server.execution import prepare
 from strategies.cafedistill.client import HEAD, STUDENTS
 from strategies.cafedistill.heads import head_layout, head_state
 from strategies.method import RoundUpdate

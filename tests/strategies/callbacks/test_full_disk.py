@@ -15,7 +15,7 @@ from common.config import Value
 from common.errors import UserError
 from common.flower.local_grid import LocalGrid
 from common.storage.files import read_tensors
-from server.app import prepare
+from server.execution import prepare
 from strategies.callbacks.base import Callback
 from strategies.engine.strategy import EarlyExitStrategy
 from tests.support.killing import NODES, rounds

@@ -13,7 +13,7 @@ from client.app import app
 from common.errors import UserError
 from common.flower.local_grid import LocalGrid
 from common.storage.run_files import read_events
-from server.app import prepare
+from server.execution import prepare
 from strategies.callbacks.base import Callback
 from strategies.callbacks.prometheus import Prometheus
 from tests.strategies.callbacks.samples import client_record, record

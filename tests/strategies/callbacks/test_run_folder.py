@@ -23,7 +23,7 @@ from common.storage.client_store import ClientStore
 from common.storage.files import read_tensors
 from common.storage.model_file import load_model
 from common.storage.run_files import LOCK, read_events
-from server.app import prepare
+from server.execution import prepare
 from strategies.callbacks import run_folder
 from strategies.callbacks.run_folder import RunFolder
 from strategies.configuration import read_config

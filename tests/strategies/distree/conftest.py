@@ -9,7 +9,7 @@ from client.app import app
 from common import paths
 from common.config import Value
 from common.flower.local_grid import LocalGrid
-from server.app import prepare
+from server.execution import prepare
 from strategies.callbacks.run_folder import RunFolder
 
 CPU: dict[str, Value] = {"clients.device": "cpu", "server.device": "cpu", "server.evaluate-every": 0}

@@ -17,7 +17,7 @@ from common.messages import protocol
 from common.messages.protocol import ClientResult
 from common.storage.client_store import ClientStore
 from common.storage.run_files import read_events
-from server.app import prepare
+from server.execution import prepare
 from strategies.callbacks.run_folder import RunFolder
 from strategies.configuration import read_config
 from strategies.distree.exits.policies import CALIBRATED, Gate

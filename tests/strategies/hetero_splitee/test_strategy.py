@@ -18,7 +18,7 @@ from common.rpc.tensors import encode
 from common.storage.client_store import ClientState
 from common.storage.model_file import load_model
 from common.weights.flat import FlatModel
-from server.app import prepare
+from server.execution import prepare
 from strategies.factory import make_strategy
 from strategies.hetero_splitee.client import FRESH, SplitTraining, module_of
 from strategies.hetero_splitee.learner import device_part, server_part

@@ -14,9 +14,9 @@ from common.data.clients import Population
 from common.data.images import SampleSet
 from common.flower.local_grid import LocalGrid
 from server.__main__ import main
-from server.app import prepare
 from server.commands.distree import calibrate
 from server.commands.distree.students import VALIDATION
+from server.execution import prepare
 from strategies.callbacks.run_folder import RunFolder
 from strategies.distree.exits.calibration import Answers, operate
 from strategies.distree.exits.policies import FeatureDifference, Gate, LastExit, OwnHead, ScorePolicy
