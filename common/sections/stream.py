@@ -18,6 +18,8 @@ class StreamSettings(Settings):
     """port of split training; 0: a free one"""
     rounds_port: int = Field(0, ge=0, le=65535)
     """port of the rounds' orders and replies; 0: a free one"""
+    memory: int = Field(0, ge=0)
+    """megabytes of rounds' replies that the server takes in at once; others wait; 0: a quarter of its free memory"""
     tls: bool = False
     """encrypt on loopback too; other addresses are always encrypted"""
     window: int = Field(2, ge=1)

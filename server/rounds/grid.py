@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from flwr.supercore import log
 
 from common.config import RunConfig
+from common.memory import available_memory
 from common.messages.protocol import QUERY
 from common.rpc.certificates import self_signed
 from common.rpc.channels import Limits, is_loopback, new_token, serve
@@ -26,6 +27,7 @@ from server.rounds.service import RoundsService
 
 LOOK = 1.0  # seconds between two looks at nodes whose stream is broken
 PATIENCE = 90.0  # seconds without a stream after which the node's replies are given up; Flower itself takes 60
+SHARE = 0.25  # of the free memory, for replies that have come and were not taken yet
 PROBE = 60.0  # seconds for which Flower keeps the message that makes a node open its stream again
 
 
@@ -126,7 +128,8 @@ def streaming(grid: Grid, config: RunConfig) -> Iterator[Grid]:
 @contextmanager
 def serving(grid: Grid, config: RunConfig) -> Iterator[StreamGrid]:
     """Serve the rounds' stream while this block lasts; raises what `serve` does."""
-    section, service, token = config.of(StreamSettings), RoundsService(), new_token()
+    section, token = config.of(StreamSettings), new_token()
+    service = RoundsService(section.memory * 1e6 or available_memory() * SHARE)
     bind = section.bind or section.host
     encrypted = section.tls or not (is_loopback(section.host) and is_loopback(bind))
     certificate = self_signed([section.host]) if encrypted else None

@@ -2,6 +2,7 @@
 
 import hmac
 import itertools
+import math
 import secrets
 import time
 from collections.abc import Collection, Iterator
@@ -19,6 +20,7 @@ from common.rpc.refusals import Refused, abort, malformed, read
 from common.rpc.rounds import node_token
 from common.rpc.rounds_pb2 import Ack, End, Head, NodeFrame, ServerFrame, Welcome
 from server.rounds.node import Node, Order, Stream
+from server.rounds.room import Room
 
 FAILED = 2  # Flower's code for an app that raised
 ENDED = "the node's worker process ended while it worked on this message"
@@ -28,7 +30,9 @@ UNAVAILABLE = 5  # and for a node that has gone
 class RoundsService:
     """All nodes of one run. Its methods may be called from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: float = math.inf) -> None:
+        """`room`: bytes of replies that the server may hold."""
+        self._room = Room(room)
         self._secret = secrets.token_bytes(32)
         self._changed = Condition()
         self._nodes: dict[int, Node] = {}
@@ -71,6 +75,7 @@ class RoundsService:
         """Return the replies that have come to these instructions, each once."""
         with self._changed:
             self._news = False
+            self._room.take()
             return [self._replies.pop(i) for i in ids if i in self._replies]
 
     def mine(self, message_id: str) -> bool:
@@ -97,6 +102,7 @@ class RoundsService:
         """Close all streams: nothing more is sent."""
         with self._changed:
             self._ended = True
+            self._room.close()
             for node in self._nodes.values():
                 if node.stream is not None:
                     node.stream.close()
@@ -158,40 +164,47 @@ class RoundsService:
 
     def _read(self, node: Node, stream: Stream, requests: Iterator[bytes], refusals: list[Refused]) -> None:
         """Read replies until the connection ends; a malformed one ends it."""
-        head, assembly = Head(), None
+        head, assembly, size = Head(), None, 0
         try:
             for raw in requests:
                 frame, piece = read(NodeFrame, raw)
                 if frame.WhichOneof("body") == "head":
-                    head, assembly = frame.head, None
+                    self._room.leave(size, waits=False)  # of a reply that did not come whole
+                    head, assembly, size = frame.head, None, 0
                     if not head.error:
                         assembly = Assembly(head.sizes)
+                        self._room.enter(total := sum(head.sizes))
+                        size = total
                 elif assembly is not None:
                     assembly.add(piece)
                 else:
                     raise malformed("a piece without a head")
                 if assembly is None:
-                    self._answer(node, stream, head.number, Error(FAILED, head.error))
+                    self._answer(node, stream, head.number, Error(FAILED, head.error), 0)
                 elif assembly.complete:
-                    self._answer(node, stream, head.number, assembly.content())
-                    assembly = None
+                    self._answer(node, stream, head.number, assembly.content(), size)
+                    assembly, size = None, 0
         except Refused as refused:
             refusals.append(refused)
         except ValueError as error:
             refusals.append(malformed(str(error)))
         except grpc.RpcError:
             pass  # the connection has ended
+        finally:
+            self._room.leave(size, waits=False)
         stream.close()
 
-    def _answer(self, node: Node, stream: Stream, number: int, answer: RecordDict | Error) -> None:
+    def _answer(self, node: Node, stream: Stream, number: int, answer: RecordDict | Error, size: int) -> None:
         with self._changed:
-            self._settle(node, number, answer)
+            self._room.leave(size, waits=self._settle(node, number, answer))
             stream.outbox.put(Ack(number=number))
 
-    def _settle(self, node: Node, number: int, answer: RecordDict | Error) -> None:
+    def _settle(self, node: Node, number: int, answer: RecordDict | Error) -> bool:
         """Take a reply; one to an order that is not open any more is dropped, as Flower drops it."""
-        if (order := node.orders.pop(number, None)) is not None:
-            self._finish(node, order, answer)
+        if (order := node.orders.pop(number, None)) is None:
+            return False
+        self._finish(node, order, answer)
+        return True
 
     def _finish(self, node: Node, order: Order, answer: RecordDict | Error) -> None:
         message_id = order.message.metadata.message_id

@@ -371,3 +371,47 @@ def test_flat_memory_for_many_nodes():
         kept = [order.message.content["x"]["0"] for _, order in grid.service._orders.values()]
         assert all(array.data is shared.data for array in kept)
         wait_until(lambda: len(grid.service._replies) == 4, 20, "replies are missing")
+
+
+@pytest.mark.parametrize(("megabytes", "at_once"), [(0, 4), (1, 1)])
+def test_replies_wait_on_their_nodes_while_the_server_has_no_room(megabytes, at_once):
+    nodes, most = Nodes(4), 0
+    with connected(nodes, memory=megabytes) as grid:
+        pending = set(grid.push_messages([message(node, 1, size=1 << 19) for node in nodes.contexts]))  # 2 MB each
+        while pending:
+            time.sleep(0.5)
+            came = list(grid.pull_messages(pending))
+            most = max(most, len(came))
+            pending -= {reply.metadata.reply_to_message_id for reply in came}
+    assert most == at_once
+
+
+def test_late_reply_does_not_keep_others_away():
+    nodes = Nodes(2)
+    late, other = nodes.contexts
+    with connected(nodes, memory=1) as grid:
+        grid.push_messages([message(late, 1, size=1 << 19)])
+        wait_until(lambda: len(grid.service._replies) == 1, 10, "no reply")
+        assert value(ask(grid, [message(other, 2, size=1 << 19)])[other]) == 4
+
+
+def test_half_a_reply_leaves_no_room_taken():
+    nodes = Nodes(2)
+    one, other = nodes.contexts
+    with serving(nodes, read_config({**CONFIG.flat(), "stream.memory": 1})) as grid:
+        ask(grid, [message(other, 0)])
+        wait_until(lambda: grid.service.connected(other), 10, "the stream is not open")
+        with connect(grid.address, grid.token) as channel:
+            hello = NodeFrame(hello=Hello(node=one, token=grid.service.token(one), process="p"))
+            call = channel.stream_stream(WORK)(_never_ending([hello, NodeFrame(head=Head(number=9, sizes=[2 << 20]))]))
+            wait_until(lambda: grid.service._room.used, 10, "the reply does not arrive")
+            ids = grid.push_messages([message(other, 2, size=1 << 19)])
+            time.sleep(0.5)
+            assert not list(grid.pull_messages(ids))
+            call.cancel()
+            assert value(pulled(grid, ids)[0]) == 4
+
+
+def _never_ending(frames: list[NodeFrame]) -> Iterator[bytes]:
+    yield from map(framing.join, frames)
+    threading.Event().wait()
