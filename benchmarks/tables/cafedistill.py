@@ -96,7 +96,6 @@ def _row(variant: str, runs: Mapping[str, Runs]) -> Sequence[str]:
     tuned = [one["tuned"] for one in measured]
     saved = statistics.fmean(one["saved"] for one in tuned)
     lost = statistics.fmean(one["full_accuracy"] - one["accuracy"] for one in tuned)
-    above = statistics.fmean(one["mean"] - one["majority"] for one in measured)
     learned = all(above_majority(one) for one in measured)
     return (
         PERSONAL[variant],
@@ -104,9 +103,17 @@ def _row(variant: str, runs: Mapping[str, Runs]) -> Sequence[str]:
         spread(study.over_seeds(own, last_five), 2),
         "" if variant == BASE else gain_between(study.interval(own, runs[BASE], last_five)),
         exits(study.exit_means(own)),
-        f"{'+' if above >= 0 else ''}{percent(above)}{'' if learned else ', within its reach'}",
+        over_majority(own),
         f"{percent(saved)} %, {percent(lost)}" if learned else "-",
     )
+
+
+def over_majority(runs: Runs) -> str:
+    """Return how far a variant is above each client's most frequent class, and whether that could be chance."""
+    measured = [run["client_accuracy"] for run in runs.values()]
+    above = statistics.fmean(one["mean"] - one["majority"] for one in measured)
+    learned = all(above_majority(one) for one in measured)
+    return f"{'+' if above >= 0 else ''}{percent(above)}{'' if learned else ', within its reach'}"
 
 
 def rest_over(read: Read) -> dict[str, str]:
@@ -127,7 +134,9 @@ def _over(own: Runs, base: Runs) -> str:
 def by_seed(result: Mapping[str, Any]) -> str:
     """Return the table of a study whose variants have few seeds, and not the same ones."""
     runs = {variant: study.cells(result, variant) for variant in result["variants"]}
-    header = ("", "seeds", "mean of the last five", "gain over FedPer", "exits 1 to 3")
+    header = (
+        "", "seeds", "mean of the last five", "gain over FedPer", "exits 1 to 3", "over the majority class",
+    )  # fmt: skip
     return table(header, (_row_by_seed(variant, runs) for variant in runs))
 
 
@@ -140,4 +149,5 @@ def _row_by_seed(variant: str, runs: Mapping[str, Runs]) -> Sequence[str]:
         " / ".join(percent(last_five(cell), 2) for cell in own.values()),
         "" if variant == BASE else " / ".join(f"{'+' if one >= 0 else ''}{percent(one, 2)}" for one in gains),
         exits(study.exit_means(own)),
+        over_majority(own),
     )

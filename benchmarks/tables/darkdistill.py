@@ -53,8 +53,8 @@ def figures(read: Read) -> Figures:
         "real_gain": bound_gain(read, "real images"),
         "half_gain": bound_gain(read, "real images, half rate"),
         "bound": _named(read, "darkdistill_bound_cifar10", BOUND),
-        "digits": _named(read, "accuracy_digits", DIGITS),
-        "ten_seeds": _named(read, "darkdistill_parallel", PARALLEL),
+        "digits": _named(read, "accuracy_digits", DIGITS, images=True),
+        "ten_seeds": _named(read, "darkdistill_parallel", PARALLEL, images=True),
         "digits_images": str(study.sample_count(eefl[min(eefl)])),
         "digits_error": percent(study.sample_error(eefl, study.mean_of_exits)),
         "unconditional": _gain(study.cells(read("accuracy_digits"), "published, unconditional"), eefl),
@@ -99,23 +99,26 @@ def _gain(runs: Runs, base: Runs) -> str:
     return gain_text(study.gain(runs, base, study.mean_of_exits), 2)
 
 
-def _named(read: Read, name: str, titles: Mapping[str, str]) -> str:
+def _named(read: Read, name: str, titles: Mapping[str, str], *, images: bool = False) -> str:
     """Return the table of a study's variants, each beside EEFL."""
     result = read(name)
     eefl = study.cells(result, "eefl")
-    return _over_eefl({title: (study.cells(result, variant), eefl) for variant, title in titles.items()})
+    return _over_eefl({title: (study.cells(result, variant), eefl) for variant, title in titles.items()}, images)
 
 
-def _over_eefl(rows: Mapping[str, tuple[Runs, Runs]]) -> str:
-    """Return a table of runs, each with those of EEFL."""
+def _over_eefl(rows: Mapping[str, tuple[Runs, Runs]], images: bool = False) -> str:
+    """Return a table of runs, each with those of EEFL; `images`: with intervals that know the test images' number."""
+    intervals = {"95 % over seeds": study.interval}
+    if images:
+        intervals["over seeds and test images"] = study.interval_with_samples
     return table(
-        ("", "mean of exits", "gain over EEFL", "95 % over seeds", "exits 1 to 4"),
+        ("", "mean of exits", "gain over EEFL", *intervals, "exits 1 to 4"),
         (
             (
                 title,
                 spread(study.over_seeds(runs, study.mean_of_exits), 2),
                 "" if runs == base else _gain(runs, base),
-                "" if runs == base else limits(study.interval(runs, base, study.mean_of_exits)[1:]),
+                *("" if runs == base else limits(of(runs, base, study.mean_of_exits)[1:]) for of in intervals.values()),
                 exits(study.exit_means(runs)),
             )
             for title, (runs, base) in rows.items()

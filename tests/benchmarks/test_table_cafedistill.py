@@ -5,7 +5,7 @@ from benchmarks.tables.cafedistill import by_seed, rest_over
 
 def cell(variant: str, seed: int, accuracy: float) -> dict[str, Any]:
     means = {"2": 0.1} | {str(round_): accuracy for round_ in range(4, 14, 2)}
-    measured = {"exits": [accuracy, accuracy + 0.1]}
+    measured = {"exits": [accuracy, accuracy + 0.1], "mean": accuracy, "majority": 0.62, "accuracy_loss": 0.01}
     return {
         "variant": variant, "point": {}, "seed": seed, "run": variant, "accuracy": {}, "client_accuracy": measured,
         "means": means,
@@ -19,8 +19,8 @@ def test_gains_are_over_the_same_seed() -> None:
         "cells": [cell("fedper", 1, 0.7), cell("fedper", 2, 0.6), cell("fedrep", 2, 0.625)],
     }
     assert by_seed(result).splitlines()[2:] == [
-        "| fedper | 1, 2 | 70.00 / 60.00 | | 65.0 / 75.0 |",
-        "| fedrep | 2 | 62.50 | +2.50 | 62.5 / 72.5 |",
+        "| fedper | 1, 2 | 70.00 / 60.00 | | 65.0 / 75.0 | +3.0, within its reach |",
+        "| fedrep | 2 | 62.50 | +2.50 | 62.5 / 72.5 | +0.5, within its reach |",
     ]
 
 

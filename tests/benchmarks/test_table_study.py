@@ -25,6 +25,14 @@ def test_sample_error_is_binomial() -> None:
     assert study.sample_error(found, study.mean_of_exits) == pytest.approx(math.sqrt(0.9 * 0.1 / 400))
 
 
+def test_interval_that_knows_the_number_of_test_images() -> None:
+    found, base = runs(0.91, 0.92, 0.93, samples=400), runs(0.9, 0.9, 0.9, samples=400)
+    mean, low, high = study.interval_with_samples(found, base, study.mean_of_exits)
+    of_seeds, of_samples = 4.302653 * 0.01 / math.sqrt(3), 1.959964 * math.sqrt(2 * 0.9 * 0.1 / 400)
+    half = math.sqrt(of_seeds**2 + of_samples**2)
+    assert (mean, low, high) == pytest.approx((0.02, 0.02 - half, 0.02 + half), rel=1e-5)
+
+
 def test_mean_of_the_last_evaluations_counts_rounds_as_numbers() -> None:
     cell = {"run": "a-s1", "means": {"2": 0.1, "8": 0.3, "10": 0.5}}
     assert study.last_means(cell, 2) == pytest.approx(0.4)
