@@ -172,9 +172,8 @@ class RoundsService:
                     self._room.leave(size, waits=False)  # of a reply that did not come whole
                     head, assembly, size = frame.head, None, 0
                     if not head.error:
-                        assembly = Assembly(head.sizes)
-                        self._room.enter(total := sum(head.sizes))
-                        size = total
+                        assembly, size = Assembly(head.sizes), sum(head.sizes)
+                        self._room.enter(size)
                 elif assembly is not None:
                     assembly.add(piece)
                 else:
