@@ -85,7 +85,7 @@ def mend(pool: type[Any]) -> None:
             self.pool.append(actor)
 
     def submit(self: Any, actor_fn: Any, job: Any) -> Any:
-        while self.num_actors > 0:
+        while self.num_actors > 0 or any(thread.is_alive() for thread in replacing):
             try:
                 return submit_one(self, actor_fn, job)
             except IndexError:  # none is free

@@ -26,6 +26,7 @@ INDEX, STATE, FOLD, LONE, ENTRIES = "index", "state", "fold", "lone", "entries"
 CLIENT_STATE = "client-state"  # name of the array with a client's state where the server keeps it
 MODEL = "model"  # the usual name of the one state that all clients of a message start from
 QUERY, TRAIN, EVALUATE, DELIVER = "query", "train", "evaluate", "train.deliver"
+CLIENTS = 2**32  # ids are below it: streams carry them as uint32
 R = TypeVar("R")
 NUMPY = {torch.float32: np.float32, torch.int64: np.int64}
 
@@ -312,6 +313,8 @@ def _result(values: Mapping[str, Any]) -> ClientResult:
 def _report(values: Mapping[str, Any]) -> ClientReport:
     report = _make(ClientReport, values)
     _check_examples(report)
+    if not 0 <= report.client < CLIENTS:
+        raise ValueError(f"client {str(report.client)[:20]}: ids are at least 0 and below {CLIENTS}")
     if report.profile:
         Profile(**report.profile)  # which checks the numbers
     return report

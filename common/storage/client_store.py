@@ -45,9 +45,10 @@ class ClientStore:
         `prune` deletes every other version. Prune only once the server's checkpoint names this version: otherwise a run
         that is killed in between cannot be continued. Raises `UserError` when the committed version is missing.
         """
-        if prune:
+        state = ClientState() if version == 0 else ClientState(*read_tensors(self._existing(client, version)))
+        if prune:  # only now: what cannot be read must not cost the others as well
             self.prune(client, {version})
-        return ClientState() if version == 0 else ClientState(*read_tensors(self._existing(client, version)))
+        return state
 
     def save(self, client: int, round_: int, state: ClientState) -> None:
         """Write the state of a round; it is valid once the server commits that round."""
@@ -56,7 +57,9 @@ class ClientStore:
         write_tensors(path, state.tensors, state.values)
 
     def prune(self, client: int, versions: Collection[int]) -> None:
-        """Delete the client's states of all rounds but these."""
+        """Delete the client's states of all rounds but these, and what a killed process left half written."""
+        for path in self._path(client, 0).parent.glob(".round-*"):
+            path.unlink(missing_ok=True)
         for round_, path in self._versions(client).items():
             if round_ not in versions:
                 path.unlink(missing_ok=True)

@@ -24,6 +24,7 @@ class Order:
 class Stream:
     """An open connection; its queue ends with None."""
 
+    replaced: bool = False  # by one of another process
     outbox: SimpleQueue[Order | Ack | None] = field(default_factory=SimpleQueue)
 
     def close(self) -> None:
@@ -58,6 +59,7 @@ class Node:
         Returns the orders that were lost with an earlier process: what had been sent to it will not be answered.
         """
         if self.stream is not None:
+            self.stream.replaced = process != self.process
             self.stream.close()
         gone = [order for order in self.orders.values() if order.sent] if process != self.process else []
         for order in gone:

@@ -126,6 +126,8 @@ class RoundsService:
                 yield from self._frames(item)
             if refusals:
                 abort(context, refusals[0])
+            if stream.replaced:
+                abort(context, Refused(grpc.StatusCode.ABORTED, f"another process of node {node.id} took over"))
             if self._ended:
                 yield framing.join(ServerFrame(end=End()))
         finally:
@@ -139,7 +141,8 @@ class RoundsService:
             raise malformed("the first frame is not a hello")
         with self._changed:
             node = self._nodes.get(hello.node)
-            if node is None or not hmac.compare_digest(hello.token, node_token(self._secret, hello.node)):
+            expected = node_token(self._secret, hello.node).encode()
+            if node is None or not hmac.compare_digest(hello.token.encode(), expected):
                 raise Refused(grpc.StatusCode.UNAUTHENTICATED, f"not the token of node {hello.node}")
             for order in node.connect(stream, hello.process, hello.orders):
                 self._finish(node, order, Error(FAILED, ENDED))

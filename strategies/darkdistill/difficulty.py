@@ -11,6 +11,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from common.weights.folding import MAGNITUDE
+
 LINEAR_BELOW = 0.05  # nats; bins have equal widths well below this loss and equal ratios well above
 
 
@@ -26,15 +28,16 @@ class DifficultyPairs:
 
     @classmethod
     def checked(cls, difficulty: Tensor, labels: Tensor, num_classes: int) -> Self:
-        """Return received pairs; raises ValueError unless they are finite, in range and of the same length."""
+        """Return received pairs; raises ValueError unless they are in range and of the same length."""
         if difficulty.ndim != 1 or difficulty.shape != labels.shape or labels.dtype != torch.int64:
             shapes = f"difficulties {tuple(difficulty.shape)} and labels {tuple(labels.shape)} {labels.dtype}"
             raise ValueError(f"{shapes} must be vectors of the same length, labels as int64")
-        if not bool(torch.isfinite(difficulty).all()) or bool((difficulty < 0).any()):
-            raise ValueError("a difficulty is negative or not finite")
+        difficulty = difficulty.float()
+        if not bool(((difficulty >= 0) & (difficulty < MAGNITUDE)).all()):  # false for NaN, too
+            raise ValueError(f"a difficulty is negative, not finite or above {MAGNITUDE:g}")
         if bool(((labels < 0) | (labels >= num_classes)).any()):
             raise ValueError(f"a label lies outside 0..{num_classes - 1}")
-        return cls(difficulty.float(), labels)
+        return cls(difficulty, labels)
 
     @classmethod
     def pool(cls, parts: Sequence[Self]) -> Self:

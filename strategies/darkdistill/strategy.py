@@ -165,7 +165,8 @@ class DarkDistill(EarlyExitStrategy):
 
     def _sound(self, round_: int, taught: Iterable[StateDict]) -> bool:
         """Return whether a transfer diverged nowhere; if it did, the averages stand and generators start anew."""
-        models = all(bool(value.abs().max() < MAGNITUDE) for state in taught for value in state.values())
+        weights = (value for state in taught for value in state.values() if value.is_floating_point())  # no counters
+        models = all(bool(value.abs().max() < MAGNITUDE) for value in weights)
         if models and all(bool(p.isfinite().all()) for _, module in self._modules() for p in module.parameters()):
             return True
         log(WARNING, "round %d: the distillation diverged and is left out; its generators start anew", round_)

@@ -8,6 +8,7 @@ import gc
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Protocol, runtime_checkable
 
 from flwr.app import Message
@@ -51,7 +52,7 @@ def exchange(
 
     Messages without a reply are put into `unanswered` at the end, by id.
     """
-    pushed = zip(grid.push_messages(messages), messages, strict=True)
+    pushed = zip_longest(grid.push_messages(messages), messages)  # no ids at all if they are too large for Flower
     sent = {message_id: message for message_id, message in pushed if message_id}
     pending = set(sent)
     end = time.monotonic() + deadline

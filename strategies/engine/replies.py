@@ -61,6 +61,8 @@ def collect(
             strategy.lost(client)
     late.settle(collector, round_)
     update = collector.finish()
+    for client in update.failures:  # those that did not answer, too
+        strategy.lost(client)
     for part, tier in update.tiers.items():  # frozen weights do not travel up
         tier.state.update({key: strategy.model[key] for key in strategy.layouts[part].keys if key not in tier.state})
     return update

@@ -93,13 +93,18 @@ class Roster:
         self._accept(reports, changed=True)
 
     def deal(self, sampled: Sequence[ClientReport], cost: Mapping[int, float]) -> dict[int, list[ClientReport]]:
-        """Return node -> clients: at home, or, expensive clients first, on the node with least work."""
+        """Return node -> clients: at home, or, expensive clients first, on the node with least work.
+
+        A client whose node has gone, such as one whose late answer is due, is left out.
+        """
         roaming = sorted((n for n, r in self.nodes.items() if r.roaming), key=lambda n: (self.nodes[n].partition, n))
         dealt: dict[int, list[ClientReport]] = {node: [] for node in self.nodes}
         load = dict.fromkeys(roaming, 0.0)
         for client in sorted(sampled, key=lambda c: (-cost[c.client], c.client)):
             node = self.homes.get(client.client)
             if node is None:
+                if not roaming:
+                    continue
                 node = min(roaming, key=lambda n: (load[n], roaming.index(n)))
                 load[node] += cost[client.client]
             dealt[node].append(client)

@@ -223,7 +223,7 @@ class ClientQueue:
             raise refusal
 
     def _late_refusal(self) -> Refused:
-        reason = f"{self._name} did not send its next batch in time: the server continues without it"
+        reason = f"{self._name} failed or did not send its next batch in time: the server continues without it"
         return Refused(grpc.StatusCode.DEADLINE_EXCEEDED, reason)
 
     def _closed_refusal(self) -> Refused:

@@ -162,6 +162,8 @@ def train_step(
 ) -> StepResult:
     """Train the server's layers on one batch (Hetero-SplitEE): the gradient flows into this part and no further.
 
+    A batch whose loss is not finite changes no weight.
+
     Args:
         learner: holds the parameters of the part, and perhaps of layers before it.
         part: the layers to train, sharing the learner's parameters.
@@ -176,7 +178,8 @@ def train_step(
     learner.model.zero_grad()
     loss = F.cross_entropy(adjusted(part(features)[-1], prior), labels)
     loss.backward()
-    learner.step(sgd, start)
+    if loss.isfinite():
+        learner.step(sgd, start)
     return StepResult(loss.detach(), features.grad)
 
 

@@ -6,8 +6,10 @@ exactly what its cut needs, is refused before it is queued, with a status and a 
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from threading import BoundedSemaphore, Lock, Thread
+from typing import Any
 
 import grpc
 import torch
@@ -18,6 +20,7 @@ from common.rpc.methods import OFFLOAD, TRAIN
 from common.rpc.refusals import Refused, abort, malformed, read
 from common.rpc.split_pb2 import Ack, Features, Header, OffloadReply, OffloadRequest, TrainMessage, TrainReply, Welcome
 from common.rpc.tensors import decode, encode
+from common.weights.folding import MAGNITUDE
 from strategies.hetero_splitee.inbox import Batch, ClientQueue, Inbox, Ticket
 
 Answer = Callable[[int, int, Tensor], Tensor]  # (client, cut, features (B, ...)) -> logits (B, classes)
@@ -31,6 +34,7 @@ class Expected:
     shapes: Mapping[int, tuple[int, ...]]  # cut -> shape of one sample's features
     classes: int
     batch_size: int  # samples per message, at most
+    least: int = 1  # samples per message of training: batch norm needs two
 
 
 class SplitService:
@@ -38,15 +42,17 @@ class SplitService:
 
     Args:
         expected: the messages that are accepted.
-        answer: the server's model for `Offload`; one call at a time. None: `Offload` calls are refused.
+        answer: the server's model for `Offload`. None: `Offload` calls are refused.
+        turn: is held while `answer` computes; None: a lock that nothing else takes.
         coding: of the returned gradients; logits are always fp32.
         offloads: the number of `Offload` calls that may wait.
     """
 
-    def __init__(self, expected: Expected, answer: Answer | None = None, coding: str = "fp32", offloads: int = 8):
+    def __init__(self, expected: Expected, answer: Answer | None = None, coding: str = "fp32", offloads: int = 8,
+                 turn: AbstractContextManager[Any] | None = None) -> None:  # fmt: skip
         self._expected, self._answer, self._coding = expected, answer, coding
         self._inbox: Inbox | None = None
-        self._turn, self._offloads = Lock(), BoundedSemaphore(offloads)
+        self._turn, self._offloads = turn or Lock(), BoundedSemaphore(offloads)
 
     def register(self, server: grpc.Server) -> None:
         """Add the service to a server before it starts; requests and replies are bytes."""
@@ -113,13 +119,18 @@ class SplitService:
         features = self._features(header.cut, message.batch.features, data)
         if len(labels) != len(features):
             raise malformed(f"the batch has {len(labels)} labels for {len(features)} samples")
+        if len(labels) < self._expected.least:
+            raise malformed(f"the batch has {len(labels)} samples, training takes {self._expected.least} or more")
         return Batch(header.client, header.cut, header.index, features, torch.tensor(labels))
 
     def _features(self, cut: int, features: Features, data: framing.Data) -> Tensor:
         try:
-            return decode(features, data, self._expected.shapes[cut], self._expected.batch_size)
+            found = decode(features, data, self._expected.shapes[cut], self._expected.batch_size)
         except ValueError as error:
             raise malformed(str(error)) from error
+        if float(found.abs().max()) >= MAGNITUDE:
+            raise malformed(f"a feature is beyond {MAGNITUDE:g}: the device's part has diverged")
+        return found
 
     def _queue(self, header: Header) -> ClientQueue:
         """Return the queue for a message; raises `Refused` unless its whole header fits the open round."""
@@ -139,7 +150,7 @@ class SplitService:
     def _acknowledgement(self, header: Header, window: int, index: int, gradient: Tensor | None) -> bytes:
         if gradient is None:
             return framing.join(TrainReply(header=_at(header, index), ack=Ack(credit=window)))
-        features, data = encode(gradient, self._coding)
+        features, data = _encode(gradient, self._coding)
         return framing.join(TrainReply(header=_at(header, index), ack=Ack(credit=window, gradient=features)), data)
 
     def _offload(self, raw: bytes, context: grpc.ServicerContext) -> bytes:
@@ -157,7 +168,7 @@ class SplitService:
                     raise malformed(f"run {header.run!r} with cut {header.cut} is not served here")
                 features = self._features(header.cut, request.features, data)
                 with self._turn:
-                    logits, values = encode(answer(header.client, header.cut, features), "fp32")
+                    logits, values = _encode(answer(header.client, header.cut, features), "fp32")
                 return framing.join(OffloadReply(header=header, logits=logits), values)
             finally:
                 self._offloads.release()
@@ -168,6 +179,13 @@ class SplitService:
 def _read_train(raw: bytes) -> tuple[Header, TrainMessage, memoryview]:
     message, data = read(TrainMessage, raw)
     return message.header, message, data
+
+
+def _encode(values: Tensor, coding: str) -> tuple[Features, framing.Data]:
+    try:
+        return encode(values, coding)
+    except ValueError as error:
+        raise Refused(grpc.StatusCode.INTERNAL, f"the server's answer cannot be sent as {coding}: {error}") from error
 
 
 def _at(header: Header, index: int) -> Header:

@@ -15,6 +15,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from logging import INFO, WARNING
+from threading import Lock
 from typing import Any
 
 import torch
@@ -72,6 +73,7 @@ class HeteroSplitEE(EarlyExitStrategy):
         self.averaged: dict[int, dict[str, int]] = {}  # cut -> unit or exit -> round of that average
         self.shapes = self._shapes()
         self.running: RunningServer | None = None
+        self.turn = Lock()  # one thread at a time changes the server's model or asks it
         self.trainer: Trainer | None = None
 
     def prepare(self, round_: int, clients: Sequence[ClientReport]) -> None:
@@ -81,7 +83,8 @@ class HeteroSplitEE(EarlyExitStrategy):
             self.config.run.name, round_, round_ - 1, cuts, self.streams.window, self.settings.gradient == "return"
         )
         inbox = Inbox(opened)
-        self.server.open_round(round_, cuts, Sgd.of_round(self.settings, section, round_))
+        with self.turn:
+            self.server.open_round(round_, cuts, Sgd.of_round(self.settings, section, round_))
         self.service.open(inbox)
         number = {c.client: batch_count(c.num_examples, section.batch_size) for c in clients}
         queue = order(number, self.settings.turns, self.config.run.seed, round_)
@@ -89,7 +92,7 @@ class HeteroSplitEE(EarlyExitStrategy):
             self.server, inbox, {client: number[client] for client in queue},
             section.epochs, self.settings.granularity, together=self.settings.mode == "averaging",
             patience=self.streams.patience, num_threads=self.config.server.threads,
-            seed=self.config.run.seed, device=self.device,
+            seed=self.config.run.seed, device=self.device, turn=self.turn,
         ).start()  # fmt: skip
 
     def round_values(self, round_: int) -> Mapping[str, Any]:
@@ -187,7 +190,8 @@ class HeteroSplitEE(EarlyExitStrategy):
         if self.settings.scope == "global":
             parts = {client: state.state_dict() for client, state in update.states.items()}
             samples = {client: number for client, number in samples.items() if client in parts}
-        self.server.close_round(samples, parts)
+        with self.turn:
+            self.server.close_round(samples, parts)
 
     def _average_devices(self, round_: int, update: RoundUpdate) -> None:
         averages = {cut: tier.state for cut, tier in update.tiers.items()}
@@ -230,10 +234,13 @@ class HeteroSplitEE(EarlyExitStrategy):
         bind = streams.bind or streams.host
         if streams.tls or not (is_loopback(streams.host) and is_loopback(bind)):
             self.certificate = self_signed([streams.host])
-        expected = Expected(self.config.run.name, self.shapes, self.network.num_classes, most)
-        most_nodes = max(section.count, section.per_round)  # all of them may evaluate at once
-        self.service = SplitService(expected, self.server.logits, self.settings.coding, offloads=most_nodes + 8)
-        limits = Limits(self.message_bytes, calls=2 * most_nodes + 16)
+        least = min(2, self.config.train.batch_size)
+        expected = Expected(self.config.run.name, self.shapes, self.network.num_classes, most, least)
+        # all clients may evaluate at once
+        self.service = SplitService(
+            expected, self.server.logits, self.settings.coding, offloads=section.count + 8, turn=self.turn
+        )
+        limits = Limits(self.message_bytes, calls=2 * section.count + 16)
         with serve(self.service.register, f"{bind}:{streams.port}", self.token, self.certificate, limits) as running:
             log(INFO, "streams are served at %s:%d%s", bind, running.port, ", TLS" if self.certificate else "")
             self.running = running

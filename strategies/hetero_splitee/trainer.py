@@ -5,12 +5,17 @@ in time is skipped for the rest of the round, so a stopped client delays the rou
 client has ended or is skipped.
 """
 
+import math
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from logging import WARNING
 from threading import Thread
+from typing import Any
 
 import torch
+from flwr.supercore import log
 
 from common.devices import threads
 from common.seeding import derive_seed, seed_global
@@ -37,9 +42,13 @@ class Trainer:
     def __init__(
         self, model: ServerModel, inbox: Inbox, per_epoch: Mapping[int, int], epochs: int, granularity: str,
         *, together: bool, patience: float, num_threads: int, seed: int, device: torch.device,
+        turn: AbstractContextManager[Any] | None = None,
     ) -> None:  # fmt: skip
-        """Batches of each client in the order of a turn; `together`: step a turn at once, for a copy per client."""
-        self.seed, self.device = seed, device
+        """Batches of each client in the order of a turn; `together`: step a turn at once, for a copy per client.
+
+        `turn` is held during a step, for a model that answers features meanwhile.
+        """
+        self.seed, self.device, self.turn = seed, device, turn or nullcontext()
         self.model, self.inbox, self.together, self.patience = model, inbox, together, patience
         self.turns = turns(per_epoch, epochs, granularity)
         self.num_threads = num_threads
@@ -101,12 +110,18 @@ class Trainer:
         started, first = time.perf_counter(), min(taken)
         seed_global(self.device, derive_seed(self.seed, "server dropout", self.inbox.opened.round, first,
                                              taken[first].index))  # fmt: skip
-        with torch.enable_grad():
+        with self.turn, torch.enable_grad():
             results = self.model.step_many({c: (batch.features, batch.labels) for c, batch in taken.items()})
         for client, step in results.items():
+            if not math.isfinite(loss := float(step.loss)):
+                log(WARNING, "round %d: client %d: the loss of its batch is not finite, so the server goes on without "
+                    "it", self.inbox.opened.round, client)  # fmt: skip
+                self.inbox.abandon(client)
+                self.skipped.add(client)
+                continue
             self.result.batches[client] += 1
             self.result.samples[client] += len(taken[client].labels)
-            self.result.loss += float(step.loss)
+            self.result.loss += loss
             if self.inbox.opened.gradients:
                 self.inbox.reply(client, taken[client].index, None if step.gradient is None else step.gradient.cpu())
         self.result.seconds += time.perf_counter() - started

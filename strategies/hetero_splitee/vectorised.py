@@ -56,6 +56,7 @@ def train_together(
                 weight.grad.copy_(weights[key].grad[row])
         for key, buffer in learner.network.named_buffers():
             buffer.copy_(buffers[key][row])  # batch norm has updated its statistics in place
-        learner.step(sgd)
+        if losses[row].isfinite():
+            learner.step(sgd)
     gradients = [None] * len(learners) if features.grad is None else list(features.grad)
     return [StepResult(loss.detach(), gradient) for loss, gradient in zip(losses, gradients, strict=True)]

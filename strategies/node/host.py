@@ -15,7 +15,6 @@ import numpy as np
 from flwr.supercore import log
 from numpy.typing import NDArray
 
-from common import paths
 from common.data.fingerprint import look_again
 from common.devices import keep_memory, set_kernels, threads
 from common.errors import UserError
@@ -215,7 +214,7 @@ def _personal_job(node: Node, payload: Payload, local: LocalMethod, task: Task) 
 
 def _store_model(node: Node, payload: Payload, local: LocalMethod, task: Task) -> None:
     order, facts = node.order, node.order.round_values
-    folder = paths.store_root(node.config.clients.store, node.settings.get("state")) / order.run
+    folder = node.store.folder
     job, policy = _personal_job(node, payload, local, task), str(facts["policy"])
     name = f"{node.parts.word}-{task.part}"
     if node.method.personal:

@@ -1,6 +1,7 @@
 """Flower's pool without dead workers."""
 
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -18,6 +19,12 @@ class Pool(BasicActorPool):
     def __init__(self) -> None:
         self.pool, self.num_actors, self._future_to_actor = ["a", "b"], 2, {}
         self.create_actor_fn = lambda: "new"
+
+
+class New:
+    """A worker that is being started."""
+
+    __ray_ready__ = SimpleNamespace(remote=lambda: "ready")
 
 
 @pytest.fixture
@@ -54,11 +61,21 @@ def test_pool_without_workers_says_so(pool):
         send(pool)
 
 
+def test_message_waits_for_the_worker_that_replaces_the_last_one(pool, monkeypatch):
+    ready = threading.Event()
+    monkeypatch.setattr(ray, "wait", lambda refs, timeout: (refs, []) if ready.wait(timeout) else ([], refs))
+    pool.create_actor_fn = New
+    send(pool, ActorDiedError())
+    send(pool, ActorDiedError())
+    threading.Timer(0.2, ready.set).start()
+    assert isinstance(send(pool), New)
+
+
 def test_pool_ends_while_a_new_worker_starts(pool, monkeypatch):
     killed: list[object] = []
     monkeypatch.setattr(ray, "wait", lambda refs, timeout: (time.sleep(timeout), ([], refs))[1])  # it is never ready
     monkeypatch.setattr(ray, "kill", killed.append)
-    actor = SimpleNamespace(__ray_ready__=SimpleNamespace(remote=lambda: "ready"))
+    actor = New()
     pool.create_actor_fn = lambda: actor
     send(pool, ActorDiedError())
     pool.pool = []

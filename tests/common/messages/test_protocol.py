@@ -95,6 +95,13 @@ def test_a_report_comes_back():
     assert protocol.unpack_report(protocol.pack_report(report)) == report
 
 
+@pytest.mark.parametrize("client", [-1, 2**32, 2**64])
+def test_a_client_id_that_no_stream_can_carry(client):
+    report = NodeReport(3, False, (ClientReport(client, 2, "because", 10),))
+    with pytest.raises(ValueError, match="ids are at least 0 and below 4294967296"):
+        protocol.unpack_report(protocol.pack_report(report))
+
+
 def test_a_reply_comes_back():
     check_reply(protocol.unpack_reply(protocol.pack_reply(reply())))
 

@@ -62,6 +62,15 @@ def test_lost_state_is_reported_and_not_replaced(store):
     store.save(3, 1, state(1))
     with pytest.raises(UserError, match=r"client 3: its state of round 4 is not in .*clients\.store"):
         store.load(3, 4)
+    assert rounds(store, 3) == [1]
+
+
+def test_half_a_file_of_a_killed_process_is_swept(store, tmp_path):
+    store.save(3, 1, state(1))
+    folder = tmp_path / "run-1" / "client-000003"
+    (folder / ".round-000002.safetensors.0123").write_bytes(b"half")
+    store.load(3, 1)
+    assert [file.name for file in folder.iterdir()] == ["round-000001.safetensors"]
 
 
 def test_clients_and_runs_have_separate_states(store, tmp_path):

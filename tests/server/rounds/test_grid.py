@@ -244,6 +244,18 @@ def test_order_of_an_ended_process_fails_and_the_node_comes_back(monkeypatch):
     go.set()
 
 
+def test_process_that_was_replaced_stays_away():
+    nodes = Nodes(1)
+    (node,) = nodes.contexts
+    with connected(nodes) as grid:
+        replaced, nodes.workers[node] = nodes.workers[node], Worker(double)
+        announced = RecordDict()
+        Announcement(grid.address, "", grid.token, node, grid.service.token(node)).attach(announced)
+        nodes.workers[node].streams.open(announced, {})
+        wait_until(lambda: not replaced.streams.busy(), 10, "the old process keeps its stream")
+        assert value(ask(grid, [message(node, 7)])[node]) == 14
+
+
 def test_gone_node_fails_its_orders():
     started, go = threading.Event(), threading.Event()
     nodes = Nodes(1, slow(started, go, []))
@@ -307,8 +319,9 @@ def test_another_nodes_token_is_refused():
     nodes = Nodes(2)
     with connected(nodes) as grid:
         one, other = nodes.contexts
-        hello = Hello(node=one, token=grid.service.token(other), process="p")
-        assert _refusal(grid, [NodeFrame(hello=hello)]) == grpc.StatusCode.UNAUTHENTICATED
+        for token in (grid.service.token(other), "ä"):
+            hello = Hello(node=one, token=token, process="p")
+            assert _refusal(grid, [NodeFrame(hello=hello)]) == grpc.StatusCode.UNAUTHENTICATED
         assert grid.service.connected(one)
 
 

@@ -25,11 +25,16 @@ def test_draws_keep_each_difficulty_with_its_label() -> None:
 
 @pytest.mark.parametrize(
     ("difficulty", "labels"),
-    [([0.1], [0, 1]), ([math.nan], [0]), ([math.inf], [0]), ([-0.1], [0]), ([0.1], [3]), ([0.1], [-1])],
+    [([0.1], [0, 1]), ([math.nan], [0]), ([math.inf], [0]), ([1e30], [0]), ([-0.1], [0]), ([0.1], [3]), ([0.1], [-1])],
 )
 def test_checked_rejects_bad_pairs(difficulty: list[float], labels: list[int]) -> None:
     with pytest.raises(ValueError, match=r"label|differ|difficult"):
         DifficultyPairs.checked(torch.tensor(difficulty), torch.tensor(labels), num_classes=3)
+
+
+def test_difficulty_that_no_float32_holds_is_refused() -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        DifficultyPairs.checked(torch.tensor([1e300], dtype=torch.float64), torch.tensor([0]), num_classes=3)
 
 
 def test_sample_rejects_an_empty_pool() -> None:

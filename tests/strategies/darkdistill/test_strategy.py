@@ -24,6 +24,13 @@ def test_diverged_transfer_is_dropped_and_generators_reset(run_strategy, monkeyp
     assert "the distillation diverged" in str(flower_log)
 
 
+def test_batches_that_were_counted_are_no_divergence(run_strategy):
+    strategy = run_strategy(SETTINGS).strategy
+    long_run = {"units.0.norm.num_batches_tracked": torch.tensor(10**6), "weight": torch.ones(2)}
+    assert strategy._sound(3, [long_run])
+    assert not strategy._sound(3, [{**long_run, "weight": torch.tensor([1.0, 5000.0])}])
+
+
 def test_transfer_changes_the_average(run_strategy):
     plain = run_strategy({**SETTINGS, "darkdistill.distillation": False}).strategy
     taught = run_strategy(SETTINGS).strategy

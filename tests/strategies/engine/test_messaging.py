@@ -111,3 +111,12 @@ def test_large_replies_are_freed_while_others_come(monkeypatch):
     finally:
         gc.enable()
     assert max(living) <= 3
+
+
+def test_messages_that_flower_takes_none_of_are_unanswered():
+    class TooLarge(LocalGrid):
+        def push_messages(self, messages):
+            return []  # as Flower's grid for a payload that the SuperLink refuses
+
+    grid = TooLarge(echo, [{"id": 0}, {"id": 1}])
+    assert list(exchange(grid, orders(grid), 5.0)) == []

@@ -87,6 +87,11 @@ def test_bound_clients_stay_on_node_and_idle_nodes_get_none():
     assert dealt == {1: [home], 2: [report(0)]}
 
 
+def test_client_whose_node_has_gone_is_dealt_to_none():
+    there, gone = report(3), report(5)
+    assert roster({1: NodeReport(0, False, (there,))}).deal([gone, there], {3: 1.0, 5: 1.0}) == {1: [there]}
+
+
 class Answering(LocalGrid):
     """A grid whose nodes answer queries with prepared reports (`None`: an error, text: an invalid reply)."""
 

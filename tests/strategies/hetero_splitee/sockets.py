@@ -19,7 +19,7 @@ from strategies.hetero_splitee.stream import FeatureStream, Origin
 
 RUN = "test"
 SHAPES = {1: (4, 8, 8), 2: (6, 5)}  # by cut: feature maps, and tokens
-EXPECTED = Expected(RUN, SHAPES, classes=10, batch_size=8)
+EXPECTED = Expected(RUN, SHAPES, classes=10, batch_size=8, least=2)
 TOKEN = new_token()
 
 

@@ -112,6 +112,8 @@ def test_service_works_with_generated_protobuf_stubs(bench):
         (batch_message(features=torch.zeros(8, 4, 8, 7)), INVALID, "shape"),
         (batch_message(features=torch.zeros(8, *SHAPES[2])), INVALID, "shape"),
         (batch_message(features=torch.zeros(9, 4, 8, 8)), INVALID, "9 samples came, 1 to 8"),
+        (batch_message(labels=[1], features=FEATURES[:1]), INVALID, "1 samples, training takes 2"),
+        (batch_message(features=FEATURES + 5000), INVALID, "beyond 4096"),
         (batch_message(data=b"1234"), INVALID, "4 bytes came, 8192"),
         (batch_message(data=b""), INVALID, "0 bytes came"),
         (batch_message(data=b"\xff" * 8192), INVALID, "not finite"),

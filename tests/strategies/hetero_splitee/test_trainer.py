@@ -47,12 +47,14 @@ class Sender:
         self.queue.end(self.ticket, self.index)
 
 
-def make(per_epoch, model=None, epochs=1, granularity="batch", together=False, patience=20.0, gradients=False):
+def make(
+    per_epoch, model=None, epochs=1, granularity="batch", together=False, patience=20.0, gradients=False, turn=None
+):
     inbox = Inbox(OpenRound("test", 1, 0, dict.fromkeys(per_epoch, 1), window=9, gradients=gradients))
     model = model or Model()
     trainer = Trainer(
         model, inbox, per_epoch, epochs, granularity, together=together, patience=patience, num_threads=1, seed=0,
-        device=CPU,
+        device=CPU, turn=turn,
     )  # fmt: skip
     return model, inbox, trainer
 
@@ -192,3 +194,30 @@ def test_trainer_restores_the_number_of_threads():
     trainer.num_threads = before + 1
     trainer.start().finish()
     assert torch.get_num_threads() == before
+
+
+def test_client_whose_loss_is_not_finite_is_left(flower_log):
+    class Diverging(Model):
+        def step_many(self, batches):
+            steps = super().step_many(batches)
+            return {c: StepResult(torch.tensor(torch.nan)) if c == 0 and 1 in self.seen[-1].values() else step
+                    for c, step in steps.items()}  # fmt: skip
+
+    _, inbox, trainer = make({0: 3, 1: 2}, model=Diverging())
+    Sender(inbox, 0).send(3)
+    Sender(inbox, 1).send(2).end()
+    trained = trainer.start().finish()
+    assert (trained.batches, trained.loss) == ({0: 1, 1: 2}, 3.0)
+    assert "client 0: the loss of its batch is not finite" in str(flower_log)
+
+
+def test_steps_wait_for_their_turn():
+    turn = threading.Lock()
+    model, inbox, trainer = make({0: 1}, turn=turn)
+    Sender(inbox, 0).send().end()
+    with turn:
+        trainer.start()
+        time.sleep(0.2)
+        assert not model.seen
+    trainer.finish()
+    assert model.seen
