@@ -40,10 +40,9 @@ class Order:
     round: int = 0
     bits: int = 0  # fraction bits of this round's sums
     fold: bool = True
-    deadline: float = 0.0
     network: str = ""  # JSON of the NetworkSpec
     classes: tuple[str, ...] = ()
-    costs: str = ""  # JSON of the CostTable, in a query
+    costs: str = ""  # JSON of the CostTable
     describe: tuple[int, ...] = ()  # virtual clients that a roaming node reports on, in a query
     tasks: tuple["Task", ...] = ()
     round_values: Mapping[str, Any] = field(default_factory=dict)  # what the strategy's client half needs this round
@@ -85,9 +84,7 @@ class NodeReport:
     partition: int
     roaming: bool
     clients: tuple[ClientReport, ...] = ()
-    machine: str = ""
-    digest: str = ""  # of the packages on that machine
-    problem: str = ""  # why that machine cannot host virtual clients
+    problem: str = ""  # why that machine cannot take part
 
 
 @dataclass(frozen=True)

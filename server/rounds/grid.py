@@ -8,20 +8,18 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from logging import INFO
 from typing import Any
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore import log
 
 from common.config import RunConfig
 from common.memory import available_memory
 from common.messages.protocol import QUERY
-from common.rpc.certificates import self_signed
-from common.rpc.channels import Limits, is_loopback, new_token, serve
+from common.rpc.channels import Limits
 from common.rpc.records import FRAME
 from common.rpc.rounds import Announcement
+from common.rpc.streams import served
 from common.sections.stream import StreamSettings
 from server.rounds.service import RoundsService
 
@@ -129,17 +127,11 @@ def streaming(grid: Grid, config: RunConfig) -> Iterator[Grid]:
 @contextmanager
 def serving(grid: Grid, config: RunConfig) -> Iterator[StreamGrid]:
     """Serve the rounds' stream while this block lasts; raises what `serve` does."""
-    section, token = config.of(StreamSettings), new_token()
+    section, limits = config.of(StreamSettings), Limits(FRAME, calls=_calls(config))
     service = RoundsService(section.memory * 1e6 or available_memory() * SHARE)
-    bind = section.bind or section.host
-    encrypted = section.tls or not (is_loopback(section.host) and is_loopback(bind))
-    certificate = self_signed([section.host]) if encrypted else None
-    limits = Limits(FRAME, calls=_calls(config))
-    with serve(service.register, f"{bind}:{section.rounds_port}", token, certificate, limits) as running:
-        log(INFO, "rounds are served at %s:%d%s", bind, running.port, ", TLS" if certificate else "")
-        text = certificate.certificate.decode() if certificate else ""
+    with served(service.register, section, section.rounds_port, limits, "rounds") as stream:
         try:
-            yield StreamGrid(grid, service, f"{section.host}:{running.port}", text, token)
+            yield StreamGrid(grid, service, *stream)
         finally:
             service.end()
 

@@ -209,7 +209,8 @@ class DarkDistill(EarlyExitStrategy):
                 return DifficultyPairs.checked(entries[DIFFICULTY], entries[LABELS], classes)
             return DifficultySketch.from_array(entries[SKETCH], classes, bins=section.bins, clip=section.clip)
         except (KeyError, ValueError) as error:
-            log(WARNING, "client %d: its difficulties are left out: %s", client, error)
+            reason = f"it sent no array {error}" if isinstance(error, KeyError) else error
+            log(WARNING, "client %d: its difficulties are left out: %s", client, reason)
             return None
 
     def _make_generators(self, round_: int) -> None:

@@ -14,7 +14,7 @@ Devices' parts stay with their clients; Flower's messages carry no weights unles
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from logging import INFO, WARNING
+from logging import WARNING
 from threading import Lock
 from typing import Any
 
@@ -26,8 +26,8 @@ from common.config import RunConfig
 from common.data.batches import batch_count
 from common.errors import UserError
 from common.messages.protocol import ClientReport
-from common.rpc.certificates import Certificate, self_signed
-from common.rpc.channels import Limits, RunningServer, is_loopback, new_token, serve
+from common.rpc.channels import Limits
+from common.rpc.streams import Served, served
 from common.sections.stream import StreamSettings
 from common.storage.client_store import ClientStore
 from common.weights.flat import FlatState, StateDict
@@ -72,7 +72,7 @@ class HeteroSplitEE(EarlyExitStrategy):
         self.devices: dict[int, StateDict] = {}  # cut -> the devices' average, where they are averaged
         self.averaged: dict[int, dict[str, int]] = {}  # cut -> unit or exit -> round of that average
         self.shapes = self._shapes()
-        self.running: RunningServer | None = None
+        self.stream: Served | None = None  # while it is served
         self.turn = Lock()  # one thread at a time changes the server's model or asks it
         self.trainer: Trainer | None = None
 
@@ -97,12 +97,11 @@ class HeteroSplitEE(EarlyExitStrategy):
 
     def round_values(self, round_: int) -> Mapping[str, Any]:
         """Return where the clients stream to."""
-        if self.running is None:
+        if self.stream is None:
             return {}
         return {
-            ADDRESS: f"{self.streams.host}:{self.running.port}", TOKEN: self.token, MESSAGE_BYTES: self.message_bytes,
-            CERTIFICATE: self.certificate.certificate.decode() if self.certificate else "",
-            VERSION: round_ - 1,
+            ADDRESS: self.stream.address, TOKEN: self.stream.token, CERTIFICATE: self.stream.certificate,
+            MESSAGE_BYTES: self.message_bytes, VERSION: round_ - 1,
         }  # fmt: skip
 
     def client_values(self, client: ClientReport) -> Mapping[str, Any]:
@@ -229,11 +228,7 @@ class HeteroSplitEE(EarlyExitStrategy):
         section, streams = self.config.clients, self.streams
         most = self.config.train.batch_size + 1  # batches are of equal size, so one may hold a sample more
         values = most * max(torch.Size(shape).numel() for shape in self.shapes.values())
-        self.message_bytes, self.token = 4 * values + 16 * most + OVERHEAD, new_token()
-        self.certificate: Certificate | None = None
-        bind = streams.bind or streams.host
-        if streams.tls or not (is_loopback(streams.host) and is_loopback(bind)):
-            self.certificate = self_signed([streams.host])
+        self.message_bytes = 4 * values + 16 * most + OVERHEAD
         least = min(2, self.config.train.batch_size)
         expected = Expected(self.config.run.name, self.shapes, self.network.num_classes, most, least)
         # all clients may evaluate at once
@@ -241,13 +236,12 @@ class HeteroSplitEE(EarlyExitStrategy):
             expected, self.server.logits, self.settings.coding, offloads=section.count + 8, turn=self.turn
         )
         limits = Limits(self.message_bytes, calls=2 * section.count + 16)
-        with serve(self.service.register, f"{bind}:{streams.port}", self.token, self.certificate, limits) as running:
-            log(INFO, "streams are served at %s:%d%s", bind, running.port, ", TLS" if self.certificate else "")
-            self.running = running
+        with served(self.service.register, streams, streams.port, limits, "streams") as stream:
+            self.stream = stream
             try:
                 yield
             finally:
                 if self.trainer is not None:
                     self.trainer.stop()
                 self.service.close()
-                self.running = None
+                self.stream = None

@@ -20,7 +20,6 @@ from common.devices import keep_memory, set_kernels, threads
 from common.errors import UserError
 from common.exits import ThresholdPolicy
 from common.messages.protocol import CLIENT_STATE, ClientResult, NodeReport, Order, Payload, Reply, Task
-from common.sources import digest, machine
 from common.storage.model_file import ModelInfo
 from common.weights.folding import Fold, UnfitError, check
 from strategies.client_evaluation import score
@@ -37,9 +36,7 @@ def describe(order: Order, settings: Mapping[str, object]) -> NodeReport:
     if order.notice:
         log(WARNING, "run %r: the server leaves out %s", order.run, order.notice)
     node = Node(order, settings)
-    report = NodeReport(
-        int(str(settings.get("partition-id", 0))), node.own_clients is None, machine=machine(), digest=digest()
-    )
+    report = NodeReport(int(str(settings.get("partition-id", 0))), node.own_clients is None)
     try:
         node.check_machine()
     except UserError as error:

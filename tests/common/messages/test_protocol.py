@@ -19,7 +19,7 @@ def flat(offset: float = 0.0) -> FlatState:
 
 
 ORDER = Order(
-    run="r", config='{"run.seed": 1}', round=3, bits=39, fold=False, deadline=1.5, network="{}", classes=("a", "b"),
+    run="r", config='{"run.seed": 1}', round=3, bits=39, fold=False, network="{}", classes=("a", "b"),
     costs="{}", describe=(1, 2), tasks=(Task(4, 2, 1, "model", 30, {"k": [1, 2]}), Task(5, 1)),
     round_values={"lr": 0.1},
 )  # fmt: skip

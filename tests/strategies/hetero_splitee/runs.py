@@ -5,12 +5,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from common.config import Value
 from common.data.clients import Population, shared_data
 from common.flower.local_grid import LocalGrid
 from common.networks import build
+from common.rpc import streams
 from common.storage.client_store import ClientState, ClientStore
 from common.weights.flat import StateDict
 from strategies.engine.strategy import EarlyExitStrategy
@@ -33,6 +35,18 @@ NODES = [{"partition-id": p} for p in range(6)]
 def same(one: Mapping[str, torch.Tensor], two: Mapping[str, torch.Tensor]) -> bool:
     """Return whether both have the same keys and the same bits."""
     return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def made_tokens(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that gets the token of every run from now on."""
+    tokens, make = list[str](), streams.new_token
+
+    def new_token() -> str:
+        tokens.append(make())
+        return tokens[-1]
+
+    monkeypatch.setattr(streams, "new_token", new_token)
+    return tokens
 
 
 def kept(strategy: EarlyExitStrategy) -> StateDict:

@@ -15,7 +15,7 @@ from strategies.engine.rounds import QuorumError
 from strategies.hetero_splitee.client import ADDRESS
 from strategies.hetero_splitee.stream import FeatureStream, Origin, StreamError
 from tests.strategies.hetero_splitee.processes import ProcessGrid
-from tests.strategies.hetero_splitee.runs import GRID, NODES, SPLIT, everything, same, told
+from tests.strategies.hetero_splitee.runs import GRID, NODES, SPLIT, everything, made_tokens, same, told
 from tests.strategies.hetero_splitee.sockets import BreakingProxy, until
 
 KILLED = 2
@@ -28,6 +28,10 @@ MODES = {
 modes = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 
 
+def port_of(strategy):
+    return int(strategy.stream.address.rpartition(":")[2])
+
+
 def behind(strategy, make_proxy):
     """Redirect a strategy's clients to a proxy, made as soon as the service has a port; return the proxies."""
     proxies, order = [], strategy.round_values
@@ -35,7 +39,7 @@ def behind(strategy, make_proxy):
     def redirected(round_):
         facts = dict(order(round_))
         if facts and not proxies:
-            proxies.append(make_proxy(strategy.running.port))
+            proxies.append(make_proxy(port_of(strategy)))
         return facts | ({ADDRESS: proxies[0].address} if facts else {})
 
     strategy.round_values = redirected
@@ -115,7 +119,7 @@ def test_batches_of_a_killed_client_count_once(prepare_run, flower_log, mode):
 
 def refusals(strategy):
     """Attack an open round like an intruder; return the result of each attempt."""
-    address, facts = strategy.running.address, strategy.round_values(strategy.trainer.inbox.opened.round)
+    (address, _, token), facts = strategy.stream, strategy.round_values(strategy.trainer.inbox.opened.round)
     origin = Origin(strategy.config.run.name, 0, 1, strategy.trainer.inbox.opened.round, facts["version"])
     large = Limits(message_bytes=1 << 30)
     ended = {}
@@ -138,12 +142,12 @@ def refusals(strategy):
 
     attempt("wrong token", connect(address, new_token(), limits=large), send)
     attempt("wrong token offloads", connect(address, new_token()), lambda c: c.unary_unary(OFFLOAD)(b"", timeout=60))
-    attempt("garbage", connect(address, strategy.token), stream(b"\xff\xfe garbage" * 50))
-    attempt("nothing", connect(address, strategy.token), stream())
-    attempt("oversized", connect(address, strategy.token, limits=large), stream(b"\0" * (strategy.message_bytes + 1)))
-    attempt("oversized offload", connect(address, strategy.token, limits=large),
+    attempt("garbage", connect(address, token), stream(b"\xff\xfe garbage" * 50))
+    attempt("nothing", connect(address, token), stream())
+    attempt("oversized", connect(address, token, limits=large), stream(b"\0" * (strategy.message_bytes + 1)))
+    attempt("oversized offload", connect(address, token, limits=large),
             lambda c: c.unary_unary(OFFLOAD)(b"\0" * (strategy.message_bytes + 1), timeout=60))  # fmt: skip
-    with suppress(OSError), socket.create_connection(("127.0.0.1", strategy.running.port), timeout=60) as plain:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port_of(strategy)), timeout=60) as plain:
         plain.sendall(b"GET / HTTP/1.1\r\n\r\n" + bytes(10_000))
         while plain.recv(4096):
             pass
@@ -151,7 +155,7 @@ def refusals(strategy):
 
 
 @modes
-def test_intruders_are_refused_and_do_not_change_the_run(undisturbed, prepare_run, flower_log, mode):
+def test_intruders_are_refused_and_do_not_change_the_run(undisturbed, prepare_run, flower_log, monkeypatch, mode):
     whole = undisturbed(mode)
     run = prepare_run({**SPLIT, **mode, "run.name": "visited"}, NODES[:2], grid=GRID)
     ended = []
@@ -161,6 +165,7 @@ def test_intruders_are_refused_and_do_not_change_the_run(undisturbed, prepare_ru
             ended.append(refusals(run.strategy))
 
     after_every_step(run.strategy, intrude)
+    tokens = made_tokens(monkeypatch)
     run.strategy.start(run.grid)
     assert len(ended) >= 2
     code = grpc.StatusCode
@@ -174,7 +179,8 @@ def test_intruders_are_refused_and_do_not_change_the_run(undisturbed, prepare_ru
     assert [record.failures for record in run.records] == [{}, {}]
     assert same(everything(run.strategy), everything(whole.strategy))
     assert told(run) == told(whole)
-    assert not any(run.strategy.token in line for line in flower_log)
+    (token,) = tokens
+    assert not any(token in line for line in flower_log)
 
 
 def test_run_leaves_no_thread(split):
@@ -196,4 +202,4 @@ def test_failed_server_training_ends_the_run(prepare_run):
     with pytest.raises((FloatingPointError, QuorumError)):
         run.strategy.start(run.grid)
     assert run.records == []
-    assert run.strategy.running is None
+    assert run.strategy.stream is None
