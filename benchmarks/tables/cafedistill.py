@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.tables import study
-from benchmarks.tables.cells import Figures, Read, exits, gain, gain_between, percent, pick, spread, table
+from benchmarks.tables.cells import Figures, Read, exits, gain, gain_between, percent, spread, table
 from strategies.callbacks.accuracy import above_majority
 
 STUDY, VALIDATION, OLDER = "personal_small", "personal_validation", "personal_published"
@@ -23,6 +23,10 @@ PERSONAL = {
     "ditto": "`ditto`",
 }
 OWN = ("cafedistill", "published")  # variants of the method itself
+TUNED = {
+    "fedper_rate_01": "fedper", "fedper_rate_02": "fedper, rate 0.2",
+    "weight_0": "weight 0", "weight_01": "weight 0.1", "weight_03": "weight 0.3",
+}  # fmt: skip
 Runs = Mapping[int, study.Cell]  # by seed
 
 
@@ -34,7 +38,7 @@ def last_five(cell: study.Cell) -> float:
 def figures(read: Read) -> Figures:
     """Return every figure of CAFEDistill's section."""
     result, older, rest = read(STUDY), read(OLDER), read(REST)
-    tuning = read("personal_tuning")["runs"]
+    tuning = read("personal_tuning")
     runs = {variant: study.cells(result, variant) for variant in PERSONAL if variant in result["variants"]}
     ((seed, own_teacher),) = study.cells(read("personal_teacher"), "own teacher").items()
     wide = {variant: study.cells(older, variant) for variant in older["variants"]}
@@ -58,20 +62,13 @@ def figures(read: Read) -> Figures:
         "wide_published": gain(study.gain(wide["cafedistill"], wide[BASE], study.mean_of_exits), 2),
         "wide_local": gain(study.gain(wide["local"], wide[BASE], study.mean_of_exits), 2),
         "wide_light": gain(study.gain(wide["cafedistill light"], wide[BASE], study.mean_of_exits), 2),
-        "fedper_rate_02": percent(pick(tuning, variant="fedper", overrides={"train.lr": 0.2})["mean"]),
-        "fedper_rate_01": percent(pick(tuning, variant="fedper", overrides={})["mean"]),
         **{
-            f"weight_{name}": percent(_tuned(tuning, weight), 2)
-            for name, weight in (("0", 0.0), ("01", 0.1), ("03", 0.3))
+            name: percent(study.over_seeds(study.cells(tuning, variant), last_five)[0], 2)
+            for name, variant in TUNED.items()
         },
         "own_teacher": percent(study.mean_of_exits(own_teacher)),
         "same_seed": percent(study.mean_of_exits(wide["cafedistill"][seed])),
     }
-
-
-def _tuned(tuning: Any, weight: float) -> float:
-    mean: float = pick(tuning, variant="cafedistill", overrides={"cafedistill.kd-weight": weight})["mean"]
-    return mean
 
 
 def over_fedper(read: Read, variant: str) -> str:

@@ -58,13 +58,5 @@ def gain_between(measured: Sequence[float], digits: int = 2) -> str:
     return f"{'+' if mean >= 0 else ''}{percent(mean, digits)} ({limits(ends, digits)})"
 
 
-def pick(rows: Iterable[dict[str, Any]], **values: Any) -> dict[str, Any]:
-    """Return the one row that has these values; raises ValueError if there is none, or more than one."""
-    found = [row for row in rows if all(row[key] == value for key, value in values.items())]
-    if len(found) != 1:
-        raise ValueError(f"{len(found)} rows have {values}")
-    return found[0]
-
-
 def _line(cells: Sequence[str]) -> str:
     return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)
