@@ -37,4 +37,4 @@ proto: setup
 	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. common/rpc/split.proto common/rpc/students.proto common/rpc/rounds.proto
 
 clean:
-	rm -rf $(VENV) .flwr .cache .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .flwr .cache/earlybloom .pytest_cache .mypy_cache .ruff_cache

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.tables import study
-from benchmarks.tables.cells import Figures, Read, exits, gain, gain_between, percent, spread, table
+from benchmarks.tables.cells import Figures, Read, exits, gain, gain_between, percent, signed, spread, table
 from strategies.callbacks.accuracy import above_majority
 
 STUDY, VALIDATION, OLDER = "personal_small", "personal_validation", "personal_published"
@@ -44,7 +44,7 @@ def figures(read: Read) -> Figures:
     wide = {variant: study.cells(older, variant) for variant in older["variants"]}
     header = (
         "", "mean of exits, last evaluation", "mean of the last five", "gain over FedPer (95 %)", "exits 1 to 3",
-        "over the majority class", "MACs saved, points lost",
+        "over the majority class", "MACs saved, points over the last exit",
     )  # fmt: skip
     return {
         "personal": table(header, (_row(variant, runs) for variant in runs)),
@@ -74,7 +74,7 @@ def figures(read: Read) -> Figures:
 def over_fedper(read: Read, variant: str) -> str:
     """Return what a variant gains over FedPer."""
     result = read(STUDY)
-    return gain(study.gain(study.cells(result, variant), study.cells(result, BASE), last_five), 2)
+    return gain_between(study.interval(study.cells(result, variant), study.cells(result, BASE), last_five))
 
 
 def baselines(read: Read) -> list[str]:
@@ -92,7 +92,7 @@ def _row(variant: str, runs: Mapping[str, Runs]) -> Sequence[str]:
     measured = [run["client_accuracy"] for run in own.values()]
     tuned = [one["tuned"] for one in measured]
     saved = statistics.fmean(one["saved"] for one in tuned)
-    lost = statistics.fmean(one["full_accuracy"] - one["accuracy"] for one in tuned)
+    won = statistics.fmean(one["accuracy"] - one["full_accuracy"] for one in tuned)
     learned = all(above_majority(one) for one in measured)
     return (
         PERSONAL[variant],
@@ -101,7 +101,7 @@ def _row(variant: str, runs: Mapping[str, Runs]) -> Sequence[str]:
         "" if variant == BASE else gain_between(study.interval(own, runs[BASE], last_five)),
         exits(study.exit_means(own)),
         over_majority(own),
-        f"{percent(saved)} %, {percent(lost)}" if learned else "-",
+        f"{percent(saved)} %, {signed(won)}" if learned else "-",
     )
 
 
@@ -110,7 +110,7 @@ def over_majority(runs: Runs) -> str:
     measured = [run["client_accuracy"] for run in runs.values()]
     above = statistics.fmean(one["mean"] - one["majority"] for one in measured)
     learned = all(above_majority(one) for one in measured)
-    return f"{'+' if above >= 0 else ''}{percent(above)}{'' if learned else ', within its reach'}"
+    return f"{signed(above)}{'' if learned else ', within its reach'}"
 
 
 def rest_over(read: Read) -> dict[str, str]:
@@ -125,7 +125,7 @@ def _over(own: Runs, base: Runs) -> str:
     if len(own) > 1:
         return gain_between(study.interval(own, base, last_five))
     one, _ = study.gain(own, base, last_five)
-    return f"{'+' if one >= 0 else ''}{percent(one, 2)} (one seed)"
+    return f"{signed(one, 2)} (one seed)"
 
 
 def by_seed(result: Mapping[str, Any]) -> str:
@@ -144,7 +144,7 @@ def _row_by_seed(variant: str, runs: Mapping[str, Runs]) -> Sequence[str]:
         variant,
         ", ".join(map(str, own)),
         " / ".join(percent(last_five(cell), 2) for cell in own.values()),
-        "" if variant == BASE else " / ".join(f"{'+' if one >= 0 else ''}{percent(one, 2)}" for one in gains),
+        "" if variant == BASE else " / ".join(signed(one, 2) for one in gains),
         exits(study.exit_means(own)),
         over_majority(own),
     )

@@ -40,22 +40,27 @@ def spread(measured: Sequence[float], digits: int = 1) -> str:
     return f"{percent(mean, digits)} ± {percent(deviation, digits)}"
 
 
+def signed(share: float, digits: int = 1) -> str:
+    """Return a difference in percentage points, with its sign."""
+    return f"{'+' if share >= 0 else ''}{percent(share, digits)}"
+
+
 def gain(measured: Sequence[float], digits: int = 1) -> str:
     """Return a mean difference with its sign, and its standard deviation, in percentage points."""
     mean, deviation = measured
-    return f"{'+' if mean >= 0 else ''}{percent(mean, digits)} ± {percent(deviation, digits)}"
+    return f"{signed(mean, digits)} ± {percent(deviation, digits)}"
 
 
 def limits(measured: Sequence[float], digits: int = 2) -> str:
     """Return an interval of a difference, shares, in percentage points with signs."""
-    low, high = (f"{'+' if end >= 0 else ''}{percent(end, digits)}" for end in measured)
+    low, high = (signed(end, digits) for end in measured)
     return f"{low} to {high}"
 
 
 def gain_between(measured: Sequence[float], digits: int = 2) -> str:
     """Return a mean difference and the ends of its interval, shares, in percentage points with their signs."""
     mean, *ends = measured
-    return f"{'+' if mean >= 0 else ''}{percent(mean, digits)} ({limits(ends, digits)})"
+    return f"{signed(mean, digits)} ({limits(ends, digits)})"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from benchmarks.tables import study
-from benchmarks.tables.cells import Figures, Read, exits, limits, percent, spread, table
+from benchmarks.tables.cells import Figures, Read, exits, gain_between, limits, percent, spread, table
 from benchmarks.tables.cells import gain as gain_text
 
 IID, SKEWED = 1000.0, 0.1  # the two alphas of the CIFAR-10 runs
@@ -84,15 +84,10 @@ def _times_eefls_time(read: Read, name: str, variant: str) -> str:
     return f"{sum(run['seconds'] for run in ours) / sum(run['seconds'] for run in eefl):.1f}"
 
 
-def cifar10_mean(read: Read, variant: str) -> str:
-    """Return a variant's mean exit accuracy with IID data."""
-    return spread(study.over_seeds(study.cells(read("accuracy_cifar10"), variant, alpha=IID), study.mean_of_exits), 2)
-
-
 def bound_gain(read: Read, variant: str, base: str = "eefl") -> str:
     """Return what a variant gains over another one on CIFAR-10 at 16x16, where real images are distilled on, too."""
     result = read("darkdistill_bound_cifar10")
-    return _gain(study.cells(result, variant), study.cells(result, base))
+    return gain_between(study.interval(study.cells(result, variant), study.cells(result, base), study.mean_of_exits))
 
 
 def _gain(runs: Runs, base: Runs) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.tables import study
-from benchmarks.tables.cells import Figures, Read, exits, gain_between, percent, spread, table
+from benchmarks.tables.cells import Figures, Read, exits, gain_between, percent, signed, spread, table
 
 SPLIT = {
     "sequential": "`sequential`, default",
@@ -207,7 +207,7 @@ def _majority(runs: Runs) -> float:
 
 def _over_majority(runs: Runs) -> str:
     above = study.over_seeds(runs, study.last_exit)[0] - _majority(runs)
-    return f"{'+' if above >= 0 else ''}{percent(above)}"
+    return signed(above)
 
 
 def _mean(runs: Runs) -> str:

@@ -11,7 +11,8 @@ def add_capacity(parser: argparse.ArgumentParser) -> None:
     """Add the option that `read_capacity` reads."""
     parser.add_argument(
         "--capacity", default="auto", metavar="WHAT",
-        help="auto (measure), low, medium, high, or values: memory=512MB,compute=2GFLOPS (default: %(default)s)",
+        help="auto (measure), low, medium, high, or values: memory=512MB,compute=2GFLOPS,bandwidth=10Mbps, or the part "
+        "itself: depth=2, cut=5, student=1 (default: %(default)s)",
     )  # fmt: skip
 
 

@@ -46,10 +46,14 @@ def read_values(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _opened(path: Path, framework: str) -> Iterator[Any]:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a file in it")
     try:
         with safe_open(path, framework=framework) as file:
             yield file
-    except (OSError, SafetensorError, ValueError) as error:
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged, or no file of this project: {error}") from error
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 

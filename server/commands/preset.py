@@ -25,7 +25,8 @@ def read_preset(name: str) -> "dict[str, Value]":
     if path is None:
         from common.settings import like
 
-        problem = "is a folder" if Path(name).is_dir() else "is unknown"
+        file = "does not exist" if Path(name).suffix == ".toml" else "is unknown"
+        problem = "is a folder" if Path(name).is_dir() else file
         names = preset_names()
         raise UserError(
             f"--preset {name} {problem}: choose one of {', '.join(names)}, or a TOML file{like(name, names)}"

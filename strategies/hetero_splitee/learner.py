@@ -194,4 +194,6 @@ def final_logits(part: EarlyExitNetwork, features: Tensor) -> Tensor:
 
 def _check(network: EarlyExitNetwork, cut: int) -> None:
     if not 1 <= cut < network.end:
-        raise UserError(f"cut {cut}: choose one of 1..{network.end - 1}, so that both sides have layers")
+        raise UserError(
+            f"splitee.cuts, or a device's cut, is {cut}: choose one of 1..{network.end - 1}, for layers on both sides"
+        )

@@ -20,12 +20,12 @@ def read(name: str) -> dict[str, Any]:
 
 
 def test_method_of_one_exit_is_compared_at_that_exit() -> None:
-    assert over_eefl(read, "fedavg") == "+13.00 ± 1.41"  # 12 and 14 points over the last exit's 40
+    assert over_eefl(read, "fedavg") == "+13.00 (+0.29 to +25.71)"  # 12 and 14 points over the last exit's 40
     assert figures(read)["rest"].splitlines()[-1] == "| `fedavg` | | | - / - / - / 53.0 | +13.00 ± 1.41 | | 21.5 |"
 
 
 def test_other_methods_are_compared_by_the_mean_of_exits() -> None:
-    assert over_eefl(read, "median") == "+0.00 ± 0.00"
+    assert over_eefl(read, "median") == "+0.00 (+0.00 to +0.00)"
     first, second, *_ = figures(read)["rest"].splitlines()[2:]
     assert first == "| `eefl` | 35.00 ± 0.00 | | 30.0 / 40.0 | | 40.0 at 75 % | 21.5 |"
     assert second == "| `fedprox` | 35.00 ± 0.00 | +0.00 ± 0.00 | 30.0 / 40.0 | +0.00 ± 0.00 | 40.0 at 75 % | 21.5 |"

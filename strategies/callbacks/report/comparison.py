@@ -123,9 +123,16 @@ def _gain_rows(groups: Sequence[Group]) -> list[list[str]]:
     first, *others = groups
     gains = [paired_gain(group, first, mean_of_exits) for group in others]
     rows = [[f"  points over {first.label}", "", *(gain_text(gain) if gain else NONE for gain in gains)]]
+    sides = [" and ".join(sorted({_samples(run) for run in group.all if run.evaluated})) for group in groups]
+    if len(set(sides) - {""}) > 1:  # no gain says anything between these
+        rows.insert(0, ["  of samples of the", *(side or NONE for side in sides)])
     if any(gain and gain.interval for gain in gains):
         rows.append(["  95 % interval", "", *(interval_text(gain) if gain else NONE for gain in gains)])
     return rows
+
+
+def _samples(run: RunData) -> str:
+    return "server" if run.on_server else "clients"
 
 
 def _over_rounds(groups: Sequence[Group]) -> Plot:

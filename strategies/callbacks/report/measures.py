@@ -70,10 +70,12 @@ def spread(group: Group, value: Value) -> Spread | None:
 def paired_gain(group: Group, base: Group, value: Value) -> Gain | None:
     """Return what a group has more than the base, over the seeds that both have; None if they share none.
 
+    Runs whose accuracies are of different samples, the server's and the clients', share none.
     Raises `UserError` where scipy is missing, which knows Student's t.
     """
     own, other = spread(group, value), spread(base, value)
-    shared = sorted(own.values.keys() & other.values.keys()) if own and other else []
+    both = sorted(own.values.keys() & other.values.keys()) if own and other else []
+    shared = [seed for seed in both if group.runs[seed].on_server == base.runs[seed].on_server]
     if not (own and other and shared):
         return None
     gains = [own.values[seed] - other.values[seed] for seed in shared]

@@ -44,7 +44,7 @@ def test_all_cuts_with_layers_on_both_sides_are_offered(costs, slim):
     assert list(CUTS.numbers(costs, config())) == [1, 2, 3, 4]
     assert list(CUTS.numbers(costs, config(cuts="1,3"))) == [1, 3]
     for cut in (0, 5, 6):
-        with pytest.raises(UserError, match=rf"cut {cut}: choose one of 1\.\.4"):
+        with pytest.raises(UserError, match=rf"cut, is {cut}: choose one of 1\.\.4"):
             CUTS.take(slim, cut)
 
 

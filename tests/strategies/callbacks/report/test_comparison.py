@@ -90,6 +90,12 @@ def test_group_over_seeds_shows_deviations_and_the_paired_gain(make_run: MakeRun
     assert rows[-1] == ["seeds", "3", "3"]
 
 
+def test_accuracies_of_other_samples_have_no_gain(make_run: MakeRun) -> None:
+    on_clients = replace(record(1), accuracy={}, client_accuracy={"exits": [0.4, 0.8], "mean": 0.6})
+    rows = comparison_rows(alone(make_run("a", records=[record(1)]), make_run("b", records=[on_clients])))
+    assert rows[2:4] == [["  of samples of the", "server", "clients"], ["  points over eefl", "", "-"]]
+
+
 def test_columns_that_do_not_fit_follow_below() -> None:
     assert text_table([["", "aa", "bb", "cc"], ["row", "1", "2", "3"]], width=11) == "\n".join(
         ["     aa  bb", "-----------", "row   1   2", "", "     cc", "-------", "row   3"]
