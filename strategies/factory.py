@@ -1,6 +1,7 @@
 """From a configuration to a strategy that can start: the server's data, the network, the method."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from common import paths
 from common.capacity import parse_mix
@@ -20,6 +21,8 @@ from strategies.engine.server_evaluation import ServerEvaluator
 from strategies.engine.strategy import EarlyExitStrategy
 from strategies.method import Method, Setup
 from strategies.registry import find_method
+
+UNMEASURED = "nothing measures accuracy: the server has no test samples; set server.clients-evaluate-every"
 
 
 def make_strategy(config: RunConfig, callbacks: Iterable[Watcher[EarlyExitStrategy]] = ()) -> EarlyExitStrategy:
@@ -61,6 +64,8 @@ def make_setup(config: RunConfig, method: Method) -> Setup:
             _population(config).server_validation(), source.test, normalize,
             pick_device(config.server.device), config.server.batch_size, config.server.accuracy_loss,
         )  # fmt: skip
+    elif config.server.evaluate_every and not method.personal and not config.server.clients_evaluate_every:
+        data = replace(data, notes=(*data.notes, UNMEASURED))
     spec = make_spec(config, method, len(source.classes), source.input_shape)
     check_outside(spec, config.run.seed)
     return Setup(config, spec, tuple(source.classes), normalize, data, evaluator)

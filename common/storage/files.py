@@ -52,7 +52,7 @@ def _opened(path: Path, framework: str) -> Iterator[Any]:
         with safe_open(path, framework=framework) as file:
             yield file
     except SafetensorError as error:
-        raise UserError(f"{path} is damaged, or no file of this project: {error}") from error
+        raise UserError(f"{path} cannot be read: it is damaged, or no file of this project ({error})") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 

@@ -39,8 +39,13 @@ def test_no_evaluation_creates_no_evaluator(flat):
 
 
 def test_server_without_test_samples_does_not_evaluate(flat):
-    strategy = make_strategy(read_config({**flat, "server.evaluate-every": 1, "data.client-test": 0.25}))
+    settings = {**flat, "server.evaluate-every": 1, "data.client-test": 0.25}
+    strategy, on_clients = (
+        make_strategy(read_config({**settings, "server.clients-evaluate-every": every})) for every in (0, 2)
+    )
     assert strategy.evaluator is None
+    assert any("nothing measures accuracy" in line for line in strategy.data.lines())
+    assert not any("nothing measures accuracy" in line for line in on_clients.data.lines())
 
 
 def test_boosted_objective_needs_ensemble(flat):

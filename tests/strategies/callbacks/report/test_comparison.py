@@ -48,7 +48,8 @@ def test_clients_evaluation_has_its_own_rows(make_run: MakeRun) -> None:
                    make_run("c", strategy="local", records=[record(1)]))  # fmt: skip
     assert text_table(comparison_rows(groups)).splitlines()[2:-5] == [
         "mean of exits             60.0 %   30.0 %  15.0 %",
-        "  points over eefl                 -30.00  -45.00",
+        "  of samples of the      clients   server  server",
+        "  points over eefl                      -       -",
         "exit 1                    50.0 %   20.0 %  10.0 %",
         "exit 2                    70.0 %   40.0 %  20.0 %",
         "calibrated                     -   58.0 %       -",
@@ -91,8 +92,7 @@ def test_group_over_seeds_shows_deviations_and_the_paired_gain(make_run: MakeRun
 
 
 def test_accuracies_of_other_samples_have_no_gain(make_run: MakeRun) -> None:
-    on_clients = replace(record(1), accuracy={}, client_accuracy={"exits": [0.4, 0.8], "mean": 0.6})
-    rows = comparison_rows(alone(make_run("a", records=[record(1)]), make_run("b", records=[on_clients])))
+    rows = comparison_rows(alone(make_run("a", records=[record(1)]), make_run("b", records=[client_record(1)])))
     assert rows[2:4] == [["  of samples of the", "server", "clients"], ["  points over eefl", "", "-"]]
 
 
