@@ -26,6 +26,7 @@ MIXES = {"small": (0.4, 0.3, 0.2, 0.1), "large": (0.1, 0.2, 0.3, 0.4)}  # DarkDi
 TRAINING_MACS = 3  # a step costs about three forward passes: forward, gradient of inputs, gradient of weights
 ROUND_SECONDS = 60.0  # a device should train one local epoch within this, and move its model there and back
 POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+LEAST = 1000  # of anything that is declared
 DECLARED = {"memory": "B", "compute": "FLOPS", "bandwidth": "bps"}  # what a device may declare, and its unit
 OVERRIDES = ("depth", "cut", "student")  # a part by number, in the place of what it needs
 KEYS = (*DECLARED, *OVERRIDES)  # what a node configuration may say of a capacity
@@ -213,6 +214,10 @@ def _quantity(value: object, name: str, unit: str) -> float:
         amount = 0.0
     if amount <= 0:
         raise UserError(f'{name}={value!r} cannot be read: write a number with a unit, such as {name}="512M{unit}"')
+    if amount < LEAST:
+        raise UserError(
+            f'{name}={value!r} is less than any device has: is a prefix missing, as in {name}="512M{unit}"?'
+        )
     return amount
 
 

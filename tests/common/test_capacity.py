@@ -49,6 +49,12 @@ def test_a_quantity_that_cannot_be_read_is_told(value):
         parse_capacity({"memory": value})
 
 
+@pytest.mark.parametrize("declared", [{"memory": "512"}, {"compute": 2}, {"bandwidth": "10 bps"}])
+def test_number_without_its_prefix_is_refused(declared):
+    with pytest.raises(UserError, match="less than any device has: is a prefix missing"):
+        parse_capacity(declared)
+
+
 @pytest.mark.parametrize("value", ["deep", 2.5, ""])
 def test_a_depth_is_a_whole_number(value):
     with pytest.raises(UserError, match="is not a whole number"):
