@@ -292,7 +292,10 @@ class ServerMethod:
         return Effort(macs, up=self.client_array_bytes(client))
 
     def lost(self, client: int) -> None:
-        """React, while others still train, to the failure of a client of this round."""
+        """React to the failure of a client of this round, while others still train or after all answers.
+
+        It may be called more than once for a client.
+        """
 
     def merge(self, round_: int, update: RoundUpdate) -> Mapping[str, Any]:
         """Turn the round's averages into the next global model; return plain values for the metrics.

@@ -34,8 +34,9 @@ LINK = re.compile(r"\]\((?!https?:)(?P<path>[^)#]*)(#(?P<anchor>[^)]+))?\)")
 FENCE = re.compile(r"^```.*?\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
 CODE = re.compile(r"`(?P<code>[^`\n]+)`")
 FILE = re.compile(r"[\w/.-]+\.(py|md|toml|conf|yml|proto|json)")
-MADE = ("data.json",   # files that a run, a study or a user makes
-    "metrics.jsonl", "answers.json", "config.toml", "settings.toml", "study.json", "mine.toml", "model.json",
+MADE = (  # files that a run, a study or a user makes
+    "data.json", "metrics.jsonl", "answers.json", "config.toml", "settings.toml", "study.json", "mine.toml",
+    "model.json",
 )  # fmt: skip
 COMMAND = re.compile(r"python -m (?P<module>server|client|benchmarks\.\w+)(?P<words>.*)")
 MAIN = {"server": server.__main__.main, "client": client.__main__.main}

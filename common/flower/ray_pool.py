@@ -19,7 +19,7 @@ START = 60.0  # seconds in which a new worker starts, if the cluster has room fo
 
 
 def prepare_workers() -> None:
-    """Mend the pool of this process's simulation, if it is one; returns when its workers are starting."""
+    """Mend the pool of this process's simulation, if it is one; returns when its workers start, or after `JOIN`."""
     if Path(sys.argv[0]).name != "flwr-simulation":
         return
     import ray

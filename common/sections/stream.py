@@ -19,7 +19,7 @@ class StreamSettings(Settings):
     rounds_port: int = Field(0, ge=0, le=65535)
     """port of the rounds' orders and replies; 0: a free one"""
     memory: int = Field(0, ge=0)
-    """megabytes of rounds' replies that the server takes in at once; others wait; 0: a quarter of its free memory"""
+    """megabytes of rounds' replies that the server holds at once; others wait; 0: a quarter of its free memory"""
     tls: bool = False
     """encrypt on loopback too; other addresses are always encrypted"""
     window: int = Field(2, ge=1)

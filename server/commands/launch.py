@@ -161,7 +161,7 @@ def _run(
         problem = str(answer.get("error-message", answer))
         if REFUSED in problem:
             problem = f"the address answers {REFUSED}: a proxy passes only what devices use; give the SuperLink's own"
-        if "unavailable" in problem:
+        if "unavailable" in problem and connection != "local":
             problem = f"is `python -m server start` running, and --superlink its address? Flower says: {problem}"
         raise UserError(f"Flower did not accept the run: {problem}")
     run_id = str(answer["run-id"])

@@ -18,8 +18,11 @@ LOG = "ray.log"
 # processes of Ray that serve an autoscaler, a dashboard and logs on the console, each of which computes for a second
 HEAD = """
 import sys, ray
-from ray._private.node import Node
-Node.start_monitor = Node.start_log_monitor = Node.start_api_server = lambda node, **options: None
+try:
+    from ray._private.node import Node
+    Node.start_monitor = Node.start_log_monitor = Node.start_api_server = lambda node, **options: None
+except ImportError:  # of another release; then they start
+    pass
 ray.init(
     address="local", num_cpus=int(sys.argv[1]), include_dashboard=False, log_to_driver=False, logging_level="ERROR"
 )

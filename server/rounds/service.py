@@ -167,25 +167,29 @@ class RoundsService:
 
     def _read(self, node: Node, stream: Stream, requests: Iterator[bytes], refusals: list[Refused]) -> None:
         """Read replies until the connection ends; a malformed one ends it."""
-        head, assembly, size = Head(), None, 0
+        head, late = Head(), False
+        assembly: Assembly | None = None
         try:
             for raw in requests:
                 frame, piece = read(NodeFrame, raw)
                 if frame.WhichOneof("body") == "head":
-                    self._room.leave(size, waits=False)  # of a reply that did not come whole
-                    head, assembly, size = frame.head, None, 0
-                    if not head.error:
-                        assembly, size = Assembly(head.sizes), sum(head.sizes)
-                        self._room.enter(size)
+                    self._room.leave(stream, waits=False)  # of a reply that did not come whole
+                    head, late, assembly = frame.head, False, None
+                    if head.error:
+                        self._answer(node, stream, head.number, Error(FAILED, head.error))
+                    else:
+                        assembly = Assembly(head.sizes)
                 elif assembly is not None:
+                    self._room.grow(stream, len(piece))
                     assembly.add(piece)
-                else:
+                elif not late:
                     raise malformed("a piece without a head")
-                if assembly is None:
-                    self._answer(node, stream, head.number, Error(FAILED, head.error), 0)
-                elif assembly.complete:
-                    self._answer(node, stream, head.number, assembly.content(), size)
-                    assembly, size = None, 0
+                if assembly is not None:
+                    late = head.number not in node.orders  # nothing waits for it any more: its pieces are not kept
+                    if assembly.complete or late:
+                        whole = assembly.content() if assembly.complete else Error(FAILED, "late")
+                        self._answer(node, stream, head.number, whole)
+                        assembly = None
         except Refused as refused:
             refusals.append(refused)
         except ValueError as error:
@@ -193,12 +197,12 @@ class RoundsService:
         except grpc.RpcError:
             pass  # the connection has ended
         finally:
-            self._room.leave(size, waits=False)
+            self._room.leave(stream, waits=False)
         stream.close()
 
-    def _answer(self, node: Node, stream: Stream, number: int, answer: RecordDict | Error, size: int) -> None:
+    def _answer(self, node: Node, stream: Stream, number: int, answer: RecordDict | Error) -> None:
         with self._changed:
-            self._room.leave(size, waits=self._settle(node, number, answer))
+            self._room.leave(stream, waits=self._settle(node, number, answer))
             stream.outbox.put(Ack(number=number))
 
     def _settle(self, node: Node, number: int, answer: RecordDict | Error) -> bool:

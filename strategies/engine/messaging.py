@@ -50,7 +50,7 @@ def exchange(
 ) -> Iterator[Message]:
     """Push the messages and yield each reply once, until all came or `deadline` seconds have passed.
 
-    Messages without a reply are put into `unanswered` at the end, by id.
+    Messages without a reply are put into `unanswered` at the end, by id; those that Flower did not take have none.
     """
     pushed = zip_longest(grid.push_messages(messages), messages)  # no ids at all if they are too large for Flower
     sent = {message_id: message for message_id, message in pushed if message_id}

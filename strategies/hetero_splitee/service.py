@@ -34,7 +34,7 @@ class Expected:
     shapes: Mapping[int, tuple[int, ...]]  # cut -> shape of one sample's features
     classes: int
     batch_size: int  # samples per message, at most
-    least: int = 1  # samples per message of training: batch norm needs two
+    least: int = 1  # samples per message of training
 
 
 class SplitService:
@@ -120,7 +120,7 @@ class SplitService:
         if len(labels) != len(features):
             raise malformed(f"the batch has {len(labels)} labels for {len(features)} samples")
         if len(labels) < self._expected.least:
-            raise malformed(f"the batch has {len(labels)} samples, training takes {self._expected.least} or more")
+            raise malformed(f"samples in the batch: {len(labels)}, batch norm takes {self._expected.least} or more")
         return Batch(header.client, header.cut, header.index, features, torch.tensor(labels))
 
     def _features(self, cut: int, features: Features, data: framing.Data) -> Tensor:
@@ -185,7 +185,8 @@ def _encode(values: Tensor, coding: str) -> tuple[Features, framing.Data]:
     try:
         return encode(values, coding)
     except ValueError as error:
-        raise Refused(grpc.StatusCode.INTERNAL, f"the server's answer cannot be sent as {coding}: {error}") from error
+        # not INTERNAL, which stands for a broken connection and is tried again
+        raise Refused(grpc.StatusCode.DATA_LOSS, f"the server's answer cannot be sent as {coding}: {error}") from error
 
 
 def _at(header: Header, index: int) -> Header:

@@ -72,6 +72,8 @@ class HeteroSplitEE(EarlyExitStrategy):
         self.devices: dict[int, StateDict] = {}  # cut -> the devices' average, where they are averaged
         self.averaged: dict[int, dict[str, int]] = {}  # cut -> unit or exit -> round of that average
         self.shapes = self._shapes()
+        normalises = any(isinstance(module, torch.nn.BatchNorm2d) for module in self.network.modules())
+        self.least = min(2, self.config.train.batch_size) if normalises else 1  # samples that a client needs
         self.stream: Served | None = None  # while it is served
         self.turn = Lock()  # one thread at a time changes the server's model or asks it
         self.trainer: Trainer | None = None
@@ -119,6 +121,10 @@ class HeteroSplitEE(EarlyExitStrategy):
             return streamed
         batches = batch_count(client.num_examples, section.batch_size) * section.epochs
         return replace(streamed, down=features, exchanges=effort.exchanges + batches)
+
+    def eligible(self, client: ClientReport) -> bool:
+        """Return whether the client has samples enough for the server's layers."""
+        return super().eligible(client) and client.num_examples >= self.least
 
     def lost(self, client: int) -> None:
         """Stop waiting for the batches of a client that has failed."""
@@ -229,8 +235,7 @@ class HeteroSplitEE(EarlyExitStrategy):
         most = self.config.train.batch_size + 1  # batches are of equal size, so one may hold a sample more
         values = most * max(torch.Size(shape).numel() for shape in self.shapes.values())
         self.message_bytes = 4 * values + 16 * most + OVERHEAD
-        least = min(2, self.config.train.batch_size)
-        expected = Expected(self.config.run.name, self.shapes, self.network.num_classes, most, least)
+        expected = Expected(self.config.run.name, self.shapes, self.network.num_classes, most, self.least)
         # all clients may evaluate at once
         self.service = SplitService(
             expected, self.server.logits, self.settings.coding, offloads=section.count + 8, turn=self.turn

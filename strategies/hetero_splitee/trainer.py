@@ -118,6 +118,7 @@ class Trainer:
                     "it", self.inbox.opened.round, client)  # fmt: skip
                 self.inbox.abandon(client)
                 self.skipped.add(client)
+                self.result.samples[client] = 0  # its copy and its running statistics do not count
                 continue
             self.result.batches[client] += 1
             self.result.samples[client] += len(taken[client].labels)

@@ -49,6 +49,7 @@ def train_together(
     rows = (0, 0, 0, 0, None if priors is None else 0)
     losses = torch.vmap(loss, rows, randomness="different")(weights, buffers, features, labels, priors)
     losses.sum().backward()
+    finite = losses.isfinite().tolist()
     for row, learner in enumerate(learners):
         for key, weight in learner.network.named_parameters():
             if weight.requires_grad:
@@ -56,7 +57,7 @@ def train_together(
                 weight.grad.copy_(weights[key].grad[row])
         for key, buffer in learner.network.named_buffers():
             buffer.copy_(buffers[key][row])  # batch norm has updated its statistics in place
-        if losses[row].isfinite():
+        if finite[row]:
             learner.step(sgd)
     gradients = [None] * len(learners) if features.grad is None else list(features.grad)
     return [StepResult(loss.detach(), gradient) for loss, gradient in zip(losses, gradients, strict=True)]

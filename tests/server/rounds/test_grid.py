@@ -23,7 +23,7 @@ from common.rpc import framing
 from common.rpc.channels import connect
 from common.rpc.methods import WORK
 from common.rpc.rounds import Announcement
-from common.rpc.rounds_pb2 import Head, Hello, NodeFrame
+from common.rpc.rounds_pb2 import Head, Hello, NodeFrame, ServerFrame
 from server.rounds import grid as module
 from server.rounds.grid import StreamGrid, serving, streaming
 from strategies.configuration import read_config
@@ -388,15 +388,15 @@ def test_flat_memory_for_many_nodes():
 
 @pytest.mark.parametrize(("megabytes", "at_once"), [(0, 4), (1, 1)])
 def test_replies_wait_on_their_nodes_while_the_server_has_no_room(megabytes, at_once):
-    nodes, most = Nodes(4), 0
+    nodes = Nodes(4)
     with connected(nodes, memory=megabytes) as grid:
         pending = set(grid.push_messages([message(node, 1, size=1 << 19) for node in nodes.contexts]))  # 2 MB each
+        wait_until(lambda: len(grid.service._replies) == at_once, 10, "replies are missing")
         while pending:
-            time.sleep(0.5)
+            time.sleep(0.3)
             came = list(grid.pull_messages(pending))
-            most = max(most, len(came))
+            assert len(came) <= at_once
             pending -= {reply.metadata.reply_to_message_id for reply in came}
-    assert most == at_once
 
 
 def test_late_reply_does_not_keep_others_away():
@@ -415,8 +415,12 @@ def test_half_a_reply_leaves_no_room_taken():
         ask(grid, [message(other, 0)])
         wait_until(lambda: grid.service.connected(other), 10, "the stream is not open")
         with connect(grid.address, grid.token) as channel:
-            hello = NodeFrame(hello=Hello(node=one, token=grid.service.token(one), process="p"))
-            call = channel.stream_stream(WORK)(_never_ending([hello, NodeFrame(head=Head(number=9, sizes=[2 << 20]))]))
+            go = threading.Event()
+            hello = Hello(node=one, token=grid.service.token(one), process="p")
+            call = channel.stream_stream(WORK)(_half_a_reply(hello, go, number=1))
+            wait_until(lambda: grid.service.connected(one), 10, "the stream is not open")
+            grid.push_messages([message(one, 1)])
+            go.set()
             wait_until(lambda: grid.service._room.used, 10, "the reply does not arrive")
             ids = grid.push_messages([message(other, 2, size=1 << 19)])
             time.sleep(0.5)
@@ -425,6 +429,25 @@ def test_half_a_reply_leaves_no_room_taken():
             assert value(pulled(grid, ids)[0]) == 4
 
 
-def _never_ending(frames: list[NodeFrame]) -> Iterator[bytes]:
-    yield from map(framing.join, frames)
+def test_reply_that_nothing_waits_for_is_not_kept():
+    nodes = Nodes(1)
+    (node,) = nodes.contexts
+    with serving(nodes, CONFIG) as grid, connect(grid.address, grid.token) as channel:
+        go = threading.Event()
+        go.set()
+        hello = Hello(node=node, token=grid.service.token(node), process="p")
+        call = channel.stream_stream(WORK)(_half_a_reply(hello, go, number=9))
+        answers = [ServerFrame.FromString(next(call)) for _ in range(2)]
+        assert [answer.WhichOneof("body") for answer in answers] == ["welcome", "ack"]
+        assert answers[1].ack.number == 9
+        assert grid.service._room.used == 0
+        assert grid.service.connected(node)
+        call.cancel()
+
+
+def _half_a_reply(hello: Hello, go: threading.Event, number: int) -> Iterator[bytes]:
+    yield framing.join(NodeFrame(hello=hello))
+    go.wait(20)
+    yield framing.join(NodeFrame(head=Head(number=number, sizes=[2 << 20])))
+    yield framing.join(NodeFrame(), bytes(1 << 20))
     threading.Event().wait()

@@ -113,7 +113,7 @@ def test_large_replies_are_freed_while_others_come(monkeypatch):
     assert max(living) <= 3
 
 
-def test_messages_that_flower_takes_none_of_are_unanswered():
+def test_messages_that_flower_takes_none_of_have_no_replies():
     class TooLarge(LocalGrid):
         def push_messages(self, messages):
             return []  # as Flower's grid for a payload that the SuperLink refuses

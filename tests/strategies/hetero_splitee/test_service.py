@@ -112,7 +112,7 @@ def test_service_works_with_generated_protobuf_stubs(bench):
         (batch_message(features=torch.zeros(8, 4, 8, 7)), INVALID, "shape"),
         (batch_message(features=torch.zeros(8, *SHAPES[2])), INVALID, "shape"),
         (batch_message(features=torch.zeros(9, 4, 8, 8)), INVALID, "9 samples came, 1 to 8"),
-        (batch_message(labels=[1], features=FEATURES[:1]), INVALID, "1 samples, training takes 2"),
+        (batch_message(labels=[1], features=FEATURES[:1]), INVALID, "samples in the batch: 1, batch norm takes 2"),
         (batch_message(features=FEATURES + 5000), INVALID, "beyond 4096"),
         (batch_message(data=b"1234"), INVALID, "4 bytes came, 8192"),
         (batch_message(data=b""), INVALID, "0 bytes came"),
@@ -302,6 +302,18 @@ def test_offload_refuses_wrong_features(answering, changes, reason):
 def test_offload_without_a_model_is_refused(bench):
     with pytest.raises(StreamError, match="does not answer features"):
         offload(bench.channel(), origin(), FEATURES, 10)
+
+
+def test_answer_that_cannot_be_sent_is_final():
+    bench = Bench()
+    bench.start(lambda client, cut, features: torch.full((len(features), 10), torch.nan))
+    try:
+        began = time.monotonic()
+        with pytest.raises(StreamError, match=r"DATA_LOSS.*cannot be sent as fp32"):
+            offload(bench.channel(), origin(), FEATURES, 10)
+        assert time.monotonic() - began < 5  # a broken connection would be tried again for longer
+    finally:
+        bench.stop()
 
 
 def test_offload_calls_run_one_at_a_time():

@@ -449,3 +449,10 @@ def test_device_that_is_too_slow_sends_nothing(undisturbed, tmp_path):
     assert [record.terms["missing"] for record in run.records] == [16, 16]  # eight batches each
     assert [record.device["seconds"] for record in run.records] == [2.0, 2.0]
     assert set(run.strategy.committed) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(("network", "fits"), [("resnet_slim", False), ("lenet", True)])
+def test_client_with_one_sample_takes_part_where_no_layer_normalises(prepare_run, network, fits):
+    strategy = prepare_run({**SPLIT, "network.name": network, "splitee.cuts": "1,2", "clients.mix": "equal"}).strategy
+    assert strategy.eligible(ClientReport(0, 1, "", 1)) == fits
+    assert strategy.eligible(ClientReport(0, 1, "", 2))

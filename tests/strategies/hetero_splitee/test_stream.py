@@ -1,5 +1,6 @@
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ import torch
 from common.rpc.certificates import self_signed
 from common.rpc.tensors import CODINGS, decode, encode
 from strategies.hetero_splitee import stream as stream_module
-from strategies.hetero_splitee.inbox import Missing
+from strategies.hetero_splitee.inbox import Closed, Missing
 from strategies.hetero_splitee.stream import FeatureStream, StreamError, offload
 from tests.strategies.hetero_splitee.sockets import (
     SHAPES,
@@ -172,6 +173,16 @@ def test_lost_gradient_is_sent_again(bench, monkeypatch, limits):
             stream.finish()
         assert len(taking.result()) == 12
         assert proxy.connections > len(limits)
+
+
+def test_gradient_that_cannot_be_sent_ends_the_stream(bench):
+    inbox = bench.open({0: 1}, gradients=True)
+    taking = Background(lambda: take_all(inbox, gradient=lambda got: got.features * torch.inf))
+    with pytest.raises(StreamError, match=r"DATA_LOSS.*cannot be sent"), bench.stream() as stream:
+        gradient_of(stream, *batch(0, 0))
+    inbox.close()
+    with suppress(Closed):
+        taking.result()
 
 
 def test_wait_gradient_fails_in_a_round_without_gradients(bench):

@@ -208,6 +208,7 @@ def test_client_whose_loss_is_not_finite_is_left(flower_log):
     Sender(inbox, 1).send(2).end()
     trained = trainer.start().finish()
     assert (trained.batches, trained.loss) == ({0: 1, 1: 2}, 3.0)
+    assert trained.samples == {0: 0, 1: 8}  # its first batch does not count either
     assert "client 0: the loss of its batch is not finite" in str(flower_log)
 
 

@@ -68,6 +68,27 @@ def test_train_together_keeps_copies_separate(lenet, batch):
     assert torch.equal(copies[1].state_dict()["units.2.0.weight"], before)
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_batch_whose_loss_is_not_finite_changes_no_weight(lenet, batch, together):
+    copies = [Learner.copy_of(server_part(lenet, 1), CPU) for _ in range(2)]
+    before = [{key: value.clone() for key, value in copy.state_dict().items()} for copy in copies]
+    good, labels = batch(lenet, 1)
+    features = [torch.full_like(good, torch.inf), good]
+    if together:
+        results = train_together(copies, SGD, torch.stack(features), torch.stack([labels] * 2), return_gradient=False)
+    else:
+        results = [
+            train_step(copy, copy.network, 0, SGD, x, labels, return_gradient=False)
+            for copy, x in zip(copies, features, strict=True)
+        ]
+    assert [bool(result.loss.isfinite()) for result in results] == [False, True]
+    same = [
+        all(torch.equal(value, old[key]) for key, value in copy.state_dict().items())
+        for copy, old in zip(copies, before, strict=True)
+    ]
+    assert same == [True, False]
+
+
 @pytest.mark.parametrize("prior", ["none", "own"])
 def test_step_many_groups_copies_by_cut_and_batch_size(slim, batch, store, tmp_path, monkeypatch, prior):
     cuts = {0: 2, 1: 2, 2: 3, 3: 2, 4: 2, 5: 3}
