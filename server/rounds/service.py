@@ -6,6 +6,7 @@ import math
 import secrets
 import time
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from logging import INFO
 from threading import Condition, Thread
 
@@ -25,6 +26,15 @@ from server.rounds.room import Room
 FAILED = 2  # Flower's code for an app that raised
 ENDED = "the node's worker process ended while it worked on this message"
 UNAVAILABLE = 5  # and for a node that has gone
+
+
+@dataclass
+class Incoming:
+    """The reply that a stream brings."""
+
+    head: Head = field(default_factory=Head)
+    assembly: Assembly | None = None  # None: it is whole, a failure, or late
+    late: bool = False  # nothing waits for it: its pieces are not kept
 
 
 class RoundsService:
@@ -167,29 +177,15 @@ class RoundsService:
 
     def _read(self, node: Node, stream: Stream, requests: Iterator[bytes], refusals: list[Refused]) -> None:
         """Read replies until the connection ends; a malformed one ends it."""
-        head, late = Head(), False
-        assembly: Assembly | None = None
+        reply = Incoming()
         try:
             for raw in requests:
                 frame, piece = read(NodeFrame, raw)
                 if frame.WhichOneof("body") == "head":
-                    self._room.leave(stream, waits=False)  # of a reply that did not come whole
-                    head, late, assembly = frame.head, False, None
-                    if head.error:
-                        self._answer(node, stream, head.number, Error(FAILED, head.error))
-                    else:
-                        assembly = Assembly(head.sizes)
-                elif assembly is not None:
-                    self._room.grow(stream, len(piece))
-                    assembly.add(piece)
-                elif not late:
-                    raise malformed("a piece without a head")
-                if assembly is not None:
-                    late = head.number not in node.orders  # nothing waits for it any more: its pieces are not kept
-                    if assembly.complete or late:
-                        whole = assembly.content() if assembly.complete else Error(FAILED, "late")
-                        self._answer(node, stream, head.number, whole)
-                        assembly = None
+                    self._begin(node, stream, reply, frame.head)
+                else:
+                    self._add(stream, reply, piece)
+                self._complete(node, stream, reply)
         except Refused as refused:
             refusals.append(refused)
         except ValueError as error:
@@ -199,6 +195,35 @@ class RoundsService:
         finally:
             self._room.leave(stream, waits=False)
         stream.close()
+
+    def _begin(self, node: Node, stream: Stream, reply: Incoming, head: Head) -> None:
+        self._room.leave(stream, waits=False)  # of a reply that did not come whole
+        reply.head, reply.late, reply.assembly = head, False, None
+        if head.error:
+            self._answer(node, stream, head.number, Error(FAILED, head.error))
+        else:
+            reply.assembly = Assembly(head.sizes)
+
+    def _add(self, stream: Stream, reply: Incoming, piece: memoryview) -> None:
+        if reply.assembly is not None:
+            self._room.grow(stream, len(piece))
+            reply.assembly.add(piece)
+        elif not reply.late:
+            raise malformed("a piece without a head")
+
+    def _complete(self, node: Node, stream: Stream, reply: Incoming) -> None:
+        """Pass on a reply that is whole, and give up one that nothing waits for any more."""
+        if (assembly := reply.assembly) is None:
+            return
+        number = reply.head.number
+        reply.late = number not in node.orders
+        if assembly.complete:
+            self._answer(node, stream, number, assembly.content())
+        elif reply.late:
+            self._answer(node, stream, number, Error(FAILED, "late"))
+        else:
+            return
+        reply.assembly = None
 
     def _answer(self, node: Node, stream: Stream, number: int, answer: RecordDict | Error) -> None:
         with self._changed:
