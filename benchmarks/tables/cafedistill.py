@@ -9,6 +9,7 @@ from benchmarks.tables.cells import Figures, Read, exits, gain, gain_between, pe
 from strategies.callbacks.accuracy import above_majority
 
 STUDY, VALIDATION, OLDER = "personal_small", "personal_validation", "personal_published"
+FULL = "personal_cifar10"  # the same at twice the width, for twice the rounds
 REST = "personal_rest"  # methods of `STUDY` that another machine ran, with its own FedPer
 NORM_VALIDATION = "personal_norm_validation"  # with GroupNorm
 FEATURES_TRIED = "personal_features_tried"  # normalised features in the distillation
@@ -51,7 +52,9 @@ def figures(read: Read) -> Figures:
         "validation": by_seed(read(VALIDATION)),
         "norm_validation": by_seed(read(NORM_VALIDATION)),
         "features_tried": by_seed(read(FEATURES_TRIED)),
-        "over_fedper": gain_between(study.interval(runs["cafedistill"], runs[BASE], last_five)),
+        "full": by_seed(read(FULL)),
+        "full_over_fedper": full_over_fedper(read),
+        "over_fedper": over_fedper(read),
         "rest": by_seed(rest),
         **{f"{variant}_over": over for variant, over in rest_over(read).items()},
         "rest_end": percent(study.mean_of_exits(study.cells(rest, BASE)[1]), 2),
@@ -71,10 +74,19 @@ def figures(read: Read) -> Figures:
     }
 
 
-def over_fedper(read: Read, variant: str) -> str:
-    """Return what a variant gains over FedPer."""
-    result = read(STUDY)
-    return gain_between(study.interval(study.cells(result, variant), study.cells(result, BASE), last_five))
+def over_fedper(read: Read) -> str:
+    """Return what CAFEDistill gains over FedPer."""
+    return _between(read(STUDY))
+
+
+def full_over_fedper(read: Read) -> str:
+    """Return the same at twice the width, after twice the rounds."""
+    return _between(read(FULL))
+
+
+def _between(result: Mapping[str, Any]) -> str:
+    own, base = (study.cells(result, variant) for variant in ("cafedistill", BASE))
+    return gain_between(study.interval(own, base, last_five))
 
 
 def baselines(read: Read) -> list[str]:

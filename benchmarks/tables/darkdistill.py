@@ -37,6 +37,7 @@ BOUND = {
 }
 TOKENS = {"published": "as published, weight decay 0.001", "darkdistill": "bounded, no weight decay"}
 PARALLEL = {"eefl": "`eefl`", "darkdistill": "`darkdistill`", "parallel": DIGITS["parallel"]}
+PARALLEL_CIFAR10 = {name: title for name, title in PARALLEL.items() if name != "darkdistill"}
 Runs = Mapping[int, study.Cell]  # by seed
 
 
@@ -55,6 +56,7 @@ def figures(read: Read) -> Figures:
         "bound": _named(read, "darkdistill_bound_cifar10", BOUND),
         "digits": _named(read, "accuracy_digits", DIGITS, images=True),
         "ten_seeds": _named(read, "darkdistill_parallel", PARALLEL, images=True),
+        "parallel_cifar10": _named(read, "darkdistill_parallel_cifar10", PARALLEL_CIFAR10),
         "digits_images": str(study.sample_count(eefl[min(eefl)])),
         "digits_error": percent(study.sample_error(eefl, study.mean_of_exits)),
         "unconditional": _gain(study.cells(read("accuracy_digits"), "published, unconditional"), eefl),
