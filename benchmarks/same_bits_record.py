@@ -20,6 +20,7 @@ import torch
 MOVED: dict[str, tuple[str, ...]] = {
     "common.flower.local_grid:LocalGrid": ("common.local_grid:LocalGrid",),
     "common.storage.files:read_tensors": ("common.storage:read_tensors",),
+    "server.execution:prepare": ("server.app:prepare",),
     "strategies.registry:METHODS": ("strategies.registry:MODULES",),
 }
 BASE: dict[str, Any] = {
