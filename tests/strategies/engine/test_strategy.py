@@ -262,7 +262,7 @@ def test_raised_depth_applies_from_next_round(prepare_run):
 
 
 def test_client_without_capacity_any_more_gets_no_orders(prepare_run, flower_log):
-    run, asked = rerated(prepare_run, {"memory": "1GB"}, {"memory": "10B"})
+    run, asked = rerated(prepare_run, {"memory": "1GB"}, {"memory": "1KB"})
     assert asked == [3, 3]
     assert "nothing fits" in run.records[1].failures[5]
     assert any("client 5 is left out: nothing fits" in line for line in flower_log)
