@@ -28,6 +28,8 @@ import numpy as np
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from benchmarks.process_memory import memory
+
 PROJECT = Path(__file__).resolve().parents[1]
 NETWORKS = {
     "ResNet-18": {"name": "resnet18", "exits": (5, 7, 9)},
@@ -108,13 +110,7 @@ def measure(runtime: str, folder: Path) -> dict[str, float]:
     found = {"whole": each(last, 1), "batch": each(last, BATCH), "early": each(network.policy, 1)}
     exits = network.infer(x, network.policy).exits
     macs = float(np.asarray(network.macs)[exits].mean() / network.macs[-1])
-    return {**found, "macs": macs, "ready_s": ready, "peak_mb": _peak()}
-
-
-def _peak() -> float:
-    """Return the megabytes that this process had at most; `getrusage` also counts those of its parent before `exec`."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024 / 1e6
+    return {**found, "macs": macs, "ready_s": ready, "peak_mb": memory("VmHWM") / 1e6}
 
 
 def in_process(runtime: str, folder: Path) -> dict[str, float]:

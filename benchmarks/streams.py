@@ -15,13 +15,13 @@ import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from benchmarks.common import save
+from benchmarks.process_memory import memory
 from client.warm.rounds import RoundStreams
 from common.config import RunConfig, load_config
 from common.flower.local_grid import LocalGrid
@@ -79,9 +79,9 @@ def node() -> None:
         streams.handle()
 
 
-def measure(nodes: int, size: int, rounds: int, memory: int, *, tls: bool) -> dict[str, float]:
+def measure(nodes: int, size: int, rounds: int, room: int, *, tls: bool) -> dict[str, float]:
     """Return the median seconds of a round and the memory that the server took beyond one model."""
-    config = RunConfig(settings=load_config({"stream.tls": tls, "stream.memory": memory}, [StreamSettings]).settings)
+    config = RunConfig(settings=load_config({"stream.tls": tls, "stream.memory": room}, [StreamSettings]).settings)
     grid, seconds = Processes(nodes), list[float]()
     try:
         with serving(grid, config) as streams:
@@ -89,13 +89,13 @@ def measure(nodes: int, size: int, rounds: int, memory: int, *, tls: bool) -> di
             while not all(map(streams.service.connected, grid.contexts)):
                 time.sleep(0.1)
             model = Array(np.zeros(size, np.uint8))
-            before = _memory("VmRSS")
+            before = memory("VmRSS")
             for _ in range(rounds):
                 seconds.append(_round(streams, model))
-            peak = _memory("VmHWM") - before
+            peak = memory("VmHWM") - before
     finally:
         grid.close()
-    return {"seconds": statistics.median(seconds), "server_peak_mb": peak / 1024}
+    return {"seconds": statistics.median(seconds), "server_peak_mb": peak / (1 << 20)}
 
 
 def _round(grid: StreamGrid, model: Array) -> float:
@@ -108,12 +108,6 @@ def _round(grid: StreamGrid, model: Array) -> float:
     if came != len(messages):
         raise RuntimeError(f"{came} of {len(messages)} replies came")
     return time.perf_counter() - started
-
-
-def _memory(field: str) -> int:
-    """Return the KiB that this process holds (VmRSS) or held at most (VmHWM)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def bare_socket(size: int) -> float:
