@@ -31,13 +31,17 @@ def finished(folder: Path) -> bool:
 
 
 def check_kept(cell: Cell, wanted: Mapping[str, Any]) -> None:
-    """Raise `UserError` if a cell's folder holds a run of another configuration than the wanted, whole one."""
+    """Raise `UserError` if a cell's folder holds a run of another configuration than the wanted, whole one.
+
+    A key that the run does not have, since it is newer than the run, counts as its default, as when a run is resumed.
+    """
     from common.storage.run_files import read_stored
+    from strategies.configuration import read_config
 
     if not (cell.folder / "config.toml").is_file():
         return
-    stored, unlike = read_stored(cell.folder), {"run.commit", "run.root", "run.resume", STORE}
-    for key in (key for key in wanted if key not in unlike):
+    stored = read_config({}).flat() | read_stored(cell.folder)
+    for key in sorted(wanted.keys() - {"run.commit", "run.root", "run.resume", STORE}):
         if stored.get(key) != wanted[key]:
             raise UserError(
                 f"{cell.folder} holds a run with {key} = {stored.get(key)!r}, but this study has {wanted[key]!r}: give "

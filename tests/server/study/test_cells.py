@@ -92,3 +92,12 @@ def test_kept_run_has_the_settings_of_the_study(tmp_path: Path) -> None:
     check_kept(cell, {"train.lr": 0.1, "run.commit": "other"})
     with pytest.raises(UserError, match=r"holds a run with train\.lr = 0\.1, but this study has 0\.2"):
         check_kept(cell, {"train.lr": 0.2})
+
+
+def test_key_that_is_newer_than_a_kept_run_counts_as_its_default(tmp_path: Path) -> None:
+    (cell,) = Study("s", named_variants(["eefl"], {})).cells(tmp_path)
+    cell.folder.mkdir()
+    (cell.folder / "config.toml").write_text("[train]\nlr = 0.1\n[about]\nformat = 2\n")
+    check_kept(cell, {"train.lr": 0.1, "stream.memory": 0})
+    with pytest.raises(UserError, match=r"holds a run with stream\.memory = 0, but this study has 250"):
+        check_kept(cell, {"train.lr": 0.1, "stream.memory": 250})
