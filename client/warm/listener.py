@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from select import select
@@ -121,11 +121,11 @@ class Listener:
 
     def leave(self, *, unless_pending: bool = False) -> None:
         """Stop listening for good; with `unless_pending` only if no connection waits."""
-        with self.address.lock():
+        with suppress(FileNotFoundError), self.address.lock():  # a cleaned folder: then no process finds this one
             if unless_pending and select([self.sock], [], [], 0)[0]:
                 return
             self.address.path.unlink(missing_ok=True)
-            self.sock.close()
+        self.sock.close()
 
 
 def alive(process: int) -> bool:

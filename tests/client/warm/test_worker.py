@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -283,6 +284,15 @@ def bound(address: Address) -> Listener:
     sock = socket.socket(socket.AF_UNIX)
     sock.bind(str(address.path))
     return Listener(sock, address, os.getpid(), 600)
+
+
+def test_listener_leaves_a_folder_that_was_cleaned_away(runtime: Path) -> None:
+    folder = runtime / "cleaned"
+    folder.mkdir()
+    listener = bound(Address(folder / "socket"))
+    shutil.rmtree(folder)
+    listener.leave(unless_pending=True)
+    assert listener.sock.fileno() < 0
 
 
 @pytest.mark.parametrize("change", [{"packages": "/apps/newer"}, {"parent": 1}])
