@@ -1,8 +1,9 @@
-"""Flower's pool of simulation workers: they import torch early, and those that died are replaced.
+"""Flower's pool of simulation workers: they import torch early and little else, and those that died are replaced.
 
-Left to itself a worker imports torch with its first message, when the server has imported all that it needs. And Flower
-1.42 puts a worker back into its pool whatever happened to it. A dead one fails a message at once, so it is the first
-that is free again, and fails the next one, too.
+Left to itself a worker imports torch with its first message, when the server has imported all that it needs, and with
+its class all of Flower's simulation, a web framework and a database included. And Flower 1.42 puts a worker back into
+its pool whatever happened to it. A dead one fails a message at once, so it is the first that is free again, and fails
+the next one, too.
 """
 
 import sys
@@ -23,8 +24,10 @@ def prepare_workers() -> None:
     if Path(sys.argv[0]).name != "flwr-simulation":
         return
     import ray
+    from flwr.simulation.ray_transport import ray_actor
     from flwr.simulation.ray_transport.ray_actor import BasicActorPool
 
+    ray.cloudpickle.register_pickle_by_value(ray_actor)  # workers get the class itself, not the name of its module
     mend(BasicActorPool)
     if not ray.is_initialized():  # so there is no pool yet
         import_early(BasicActorPool).wait(JOIN)

@@ -3,10 +3,13 @@
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
 import ray
+from flwr.simulation.ray_transport import ray_actor
 from flwr.simulation.ray_transport.ray_actor import BasicActorPool
 from ray.exceptions import ActorDiedError
 
@@ -34,6 +37,14 @@ def pool() -> Pool:
 
     ray_pool.mend(Mended)
     return Mended()
+
+
+@pytest.fixture
+def by_name() -> Iterator[None]:
+    """Afterwards this process sends Flower's worker class by its module's name again."""
+    yield
+    with suppress(ValueError):  # nothing changed it
+        ray.cloudpickle.unregister_pickle_by_value(ray_actor)
 
 
 def send(pool: Pool, error: Exception | None = None) -> str:
@@ -111,7 +122,23 @@ def test_workers_import_torch_before_their_first_message():
         assert "torch" in ray.get(pool.pool[0].imported.remote())
 
 
-def test_pool_is_mended_in_simulations_only(monkeypatch):
+@pytest.mark.deployment
+@pytest.mark.parametrize("prepared", [True, False])
+def test_prepared_workers_do_not_import_flowers_simulation(monkeypatch, by_name, prepared):
+    if prepared:
+        monkeypatch.setattr(ray_pool, "mend", lambda pool: None)
+        monkeypatch.setattr(ray_pool.sys, "argv", ["/bin/flwr-simulation"])
+        monkeypatch.setattr(ray, "is_initialized", lambda: True)
+        ray_pool.prepare_workers()
+        monkeypatch.undo()
+    with ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False):
+        actor = ray_actor.ClientAppActor.remote()
+        modules = ray.get(actor.__ray_call__.remote(lambda _: set(sys.modules)))
+    assert "flwr.clientapp" in modules
+    assert ("flwr.simulation" in modules) != prepared
+
+
+def test_pool_is_mended_in_simulations_only(monkeypatch, by_name):
     mended: list[object] = []
     monkeypatch.setattr(ray_pool, "mend", mended.append)
     monkeypatch.setattr(ray, "is_initialized", lambda: True)  # so the pool may be there: nothing to wait for
