@@ -34,6 +34,17 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
+def channels_last(maps: torch.Tensor) -> torch.Tensor:
+    """Return images or feature maps (B, C, H, W) with the channels of a pixel side by side in a CPU's memory.
+
+    Convolutions hand this layout on, and train up to 1.7 times as fast with it (`benchmarks/layout.py`). A GPU's maps
+    and tensors of another shape stay as they are.
+    """
+    if maps.ndim != 4 or maps.is_cuda:
+        return maps
+    return maps.contiguous(memory_format=torch.channels_last)
+
+
 @contextmanager
 def threads(number: int) -> Iterator[None]:
     """Use this many torch threads inside; with another number sums may differ in their last bits."""

@@ -41,6 +41,7 @@ def figures(read: Read) -> Figures:
         ),
         **dict(_beside(read)),
         "start": start(read),
+        "layout": layout(read),
         "deployed_s": f"{read('deployment')['stream-tls']['seconds_per_round']:.2f}",
         "simulation": simulation(read),
         "ray_share": f"{min(shares):.2f} to {max(shares):.2f}",
@@ -86,6 +87,16 @@ def start(read: Read) -> str:
     head = ("seconds to the end of the first round", "CPU-seconds till then", "seconds in all")
     keys = ("first_round_s", "cpu_seconds_to_first_round", "whole_s")
     return _by_case(read("start"), STARTS, head, lambda case: [f"{case[key]:.1f}" for key in keys])
+
+
+def layout(read: Read) -> str:
+    """Return the table of a training step in both layouts of its images."""
+    rows = [
+        (title, str(found["batch"]), f"{found['planes_ms']:.0f}", f"{found['channels_last_ms']:.0f}",
+         f"{found['times_as_fast']:.2f}")
+        for title, found in read("layout")["networks"].items()
+    ]  # fmt: skip
+    return table(("network", "batch", "ms, a plane per channel", "ms, channels last", "times as fast"), rows)
 
 
 def nodes(read: Read) -> str:

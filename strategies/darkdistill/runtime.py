@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Adam, Optimizer
 
+from common.devices import channels_last
 from common.networks.base import EarlyExitNetwork, ExitOutputs, Rescale
 from strategies.darkdistill.difficulty import DifficultyPairs, DifficultyPool
 from strategies.darkdistill.generator import Generator
@@ -46,7 +47,7 @@ class Runtime:
         shape = (len(conditions), generator.noise_dim)
         noise = torch.rand(shape, generator=self.rng, device=self.rng.device).to(self.device)
         difficulty = conditions.difficulty if generator.conditional else None
-        return noise, generator(noise, conditions.labels, difficulty)
+        return noise, channels_last(generator(noise, conditions.labels, difficulty))
 
     @contextmanager
     def seeded_dropout(self) -> Iterator[None]:

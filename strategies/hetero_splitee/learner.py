@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.devices import channels_last
 from common.errors import UserError
 from common.networks import EarlyExitNetwork
 from common.networks.heads import ExitHead
@@ -174,7 +175,7 @@ def train_step(
         return_gradient: return the gradient of the features, too.
         prior: (classes,) that adjusts the logits, if there is one.
     """
-    features = features.detach().requires_grad_(return_gradient)
+    features = channels_last(features.detach()).requires_grad_(return_gradient)
     learner.model.zero_grad()
     loss = F.cross_entropy(adjusted(part(features)[-1], prior), labels)
     loss.backward()
@@ -187,7 +188,7 @@ def train_step(
 def final_logits(part: EarlyExitNetwork, features: Tensor) -> Tensor:
     """Return the last exit's logits (B, classes) in eval mode; the part is in training mode afterwards."""
     part.eval()
-    logits = part(features)[-1]
+    logits = part(channels_last(features))[-1]
     part.train()
     return logits
 

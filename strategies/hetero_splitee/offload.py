@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from common.devices import channels_last
 from common.networks import EarlyExitNetwork
 from strategies.hetero_splitee.learner import server_part, with_statistics
 from strategies.hetero_splitee.prior import LabelCounts, adjusted
@@ -38,7 +39,8 @@ class Suffixes:
 
         The statistics and the prior are the client's; an unknown client has its cut's statistics, and no prior.
         """
-        return adjusted(self._part(client, cut)(features.to(self.device))[-1].cpu(), self.counts.prior(client))
+        logits = self._part(client, cut)(channels_last(features.to(self.device)))[-1]
+        return adjusted(logits.cpu(), self.counts.prior(client))
 
     def message_bytes(self, batch: int) -> int:
         """Return the maximum size of a message of `batch` samples, in bytes."""

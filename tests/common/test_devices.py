@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from common.devices import autocast, pick_device, set_kernels, threads
+from common.devices import autocast, channels_last, pick_device, set_kernels, threads
 from common.errors import UserError
 
 
@@ -60,6 +60,15 @@ def test_kernels_are_repeatable_unless_they_shall_be_fast():
     finally:
         torch.set_deterministic_debug_mode(before[0])
         torch.set_float32_matmul_precision(before[1])
+
+
+def test_maps_lie_with_their_channels_last_and_other_tensors_as_they_were():
+    maps, tokens = torch.arange(48.0).reshape(2, 3, 4, 2), torch.ones(2, 5)
+    moved = channels_last(maps)
+    assert moved.stride() == (24, 1, 6, 3)
+    assert torch.equal(moved, maps)
+    assert channels_last(moved) is moved
+    assert channels_last(tokens) is tokens
 
 
 FAULTS = """

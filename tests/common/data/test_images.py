@@ -15,6 +15,12 @@ def test_normalizer_matches_the_formula() -> None:
     torch.testing.assert_close(result, expected)
 
 
+def test_normalised_batches_lie_with_their_channels_last() -> None:
+    images = torch.zeros(4, 3, 5, 6, dtype=torch.uint8)
+    normalised = Normalizer((0.5,), (0.5,))(images)
+    assert normalised[torch.tensor([2, 0])].is_contiguous(memory_format=torch.channels_last)  # as a batch is taken
+
+
 def test_normalizer_leaves_its_input_unchanged() -> None:
     images = torch.full((1, 1, 2, 2), 255, dtype=torch.uint8)
     assert Normalizer((0.5,), (0.5,))(images).unique().tolist() == [1.0]

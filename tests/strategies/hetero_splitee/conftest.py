@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from common.config import Value
+from common.devices import channels_last
 from common.networks import EarlyExitNetwork, NetworkSpec, build
 from common.storage.client_store import ClientStore
 from tests.conftest import Run, make_run, small_configuration
@@ -47,7 +48,7 @@ def batch() -> Callable[..., tuple[Tensor, Tensor]]:
         y = torch.randint(0, network.num_classes, (size,), generator=source)
         was = network.training
         with torch.no_grad():
-            features = network.eval().features_at(x, cut).clone()
+            features = channels_last(network.eval().features_at(x, cut))
         network.train(was)
         return features, y
 
