@@ -52,8 +52,11 @@ class Settings(BaseModel):
         """Return a sentence for each mistake that no field shows by itself; it names keys as a user types them."""
         return []
 
-    def run_mistakes(self) -> list[str]:
-        """Return a sentence for each mistake of a run whose method reads this section; other uses may allow it."""
+    def run_mistakes(self, units: int) -> list[str]:
+        """Return a sentence for each mistake of a run whose method reads this section; other uses may allow it.
+
+        `units` are those of the run's network; 0 if that is a function's, whose units are known once it is called.
+        """
         return []
 
     def changed(self, **changes: object) -> Self:

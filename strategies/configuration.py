@@ -52,8 +52,9 @@ def _mistakes(config: RunConfig) -> Iterator[str]:
         yield f"run.strategy {name!r} places exits at the cuts: leave network.exits and network.tiers empty"
     if entry.parts == "depth":
         yield from _part_mistakes(config)
+    units = max(default_exits(network.name), default=0)
     for kind in method_settings(name):
-        yield from config.of(kind).run_mistakes()
+        yield from config.of(kind).run_mistakes(units)
     yield from _time_mistakes(config)
     if mistake := config.of(RobustSettings).unguarded(name, entry.robust):
         yield mistake

@@ -86,7 +86,7 @@ class DistrEESettings(Settings):
             found += [f"distree.public is {self.public!r}: {problem}" for problem in problems]
         return found
 
-    def run_mistakes(self) -> list[str]:
+    def run_mistakes(self, units: int) -> list[str]:
         """Check that a teacher is given: `python -m server students` takes it as an option."""
         return [] if self.teacher else ["distree.teacher is empty: set it to a finished run's folder or a model file"]
 

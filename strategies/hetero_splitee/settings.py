@@ -77,6 +77,12 @@ class SplitEESettings(Settings):
             found.insert(0, f"splitee.cuts is {shown(self.cuts)}, must rise and start at 1 or more")
         return found
 
+    def run_mistakes(self, units: int) -> list[str]:
+        """Check that every cut leaves layers for the server."""
+        if not units or max(self.cuts, default=0) < units:
+            return []
+        return [f"splitee.cuts is {shown(self.cuts)}, but the network has {units} units: cuts end at {units - 1}"]
+
     def aggregates(self, round_: int) -> bool:
         """Return whether models are averaged at the end of this round, counted from 1."""
         return round_ % self.period == 0

@@ -99,6 +99,7 @@ def test_a_whole_number_does_for_a_float_but_not_the_other_way_round():
         ("run.round", 3, "run.round is unknown; do you mean run.rounds?"),
         ("train.batch_size", 3, "train.batch_size is unknown; do you mean train.batch-size?"),
         ("Train.LR", 3, "Train.LR is unknown; do you mean train.lr?"),
+        ("train.learning_rate", 3, "train.learning_rate is unknown; do you mean train.lr?"),
         ("lr", 3, "lr is unknown; do you mean train.lr?"),
         ("train.rounds", 3, "train.rounds is unknown; do you mean run.rounds?"),
         ("clients.batch-size", 3, "do you mean server.batch-size or train.batch-size?"),

@@ -19,6 +19,7 @@ def test_defaults_of_every_section_are_valid() -> None:
         ({"objective.exit-weights": "1,1"}, "but the network has 4 exits: give one each"),
         ({"run.strategy": "hetero_splitee", "network.tiers": "2,4"}, "places exits at the cuts: leave network.exits"),
         ({"run.strategy": "cafedistill", "robust.reject": 2.0}, "robust aggregation cannot guard"),
+        ({"run.strategy": "hetero_splitee", "splitee.cuts": "2,9"}, "but the network has 5 units: cuts end at 4"),
         ({"run.strategy": "distree"}, "distree.teacher is empty"),
         ({"clients.devices": "pi4:0.5,lapto:0.5"}, "names 'lapto', which is no known profile: choose of jetson_nano, "),
         ({"clients.devices": "pi4:half"}, "has 'pi4:half': write NAME:SHARE"),
@@ -51,6 +52,7 @@ def test_mistakes_over_several_sections_are_one_sentence(flat: dict[str, object]
         {"clients.mix": "1,1", "network.tiers": "2,4"},
         {"clients.mix": "1,1", "network.exits": "2,5"},
         {"run.strategy": "hetero_splitee", "clients.mix": "1,2,3"},  # as many shares as cuts: known later
+        {"run.strategy": "hetero_splitee", "splitee.cuts": "2,9", "network.name": "a.b:c"},  # known once it is called
         {"data.name": "bbc_news", "network.name": "transformer4"},
         {"stream.window": 3, "robust.reject": 2.0},  # read by the frame, for every method
     ],

@@ -365,7 +365,7 @@ def test_messages_carry_no_weights_and_logs_no_token(undisturbed, split, flower_
     [
         ({"network.exits": "2,5"}, "places exits at the cuts: leave network.exits and network.tiers empty"),
         ({"network.tiers": "2,4"}, "places exits at the cuts"),
-        ({"splitee.cuts": "1,5"}, "cut, is 5: choose one of 1..4"),
+        ({"splitee.cuts": "1,5"}, "splitee.cuts is 1,5, but the network has 5 units: cuts end at 4"),
         ({"splitee.cuts": "2,2"}, "splitee.cuts is '2,2', has 2 twice"),
         ({"clients.mix": "0.5,0.5"}, "one share, 0 or more, for each of the 3 tiers"),
         ({"stream.host": ""}, "stream.host is empty"),
