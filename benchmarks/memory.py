@@ -9,7 +9,6 @@ import argparse
 import gc
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import torch
 from flwr.app import Message, RecordDict
 
 from benchmarks.common import save
+from benchmarks.process_memory import memory
 from client.app import app
 from common.flower.local_grid import LocalGrid
 from common.messages import protocol
@@ -111,7 +111,7 @@ def measure(clients: int) -> dict[str, Any]:
     strategy._deliver = lambda grid: None  # type: ignore[method-assign]
     grid = Replies(clients, strategy)
     model = sum(value.nbytes for value in strategy.model.values())
-    before, resident = tensor_bytes(), _peak_resident()
+    before, resident = tensor_bytes(), memory("VmHWM")
     strategy.start(grid)
     return {
         "clients": clients,
@@ -121,12 +121,8 @@ def measure(clients: int) -> dict[str, Any]:
         "tensors_between_replies": max(grid.held) / MB,
         "tensors_after": tensor_bytes() / MB,
         "peak_resident_before": resident / MB,
-        "peak_resident": _peak_resident() / MB,
+        "peak_resident": memory("VmHWM") / MB,
     }
-
-
-def _peak_resident() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> None:

@@ -2,11 +2,12 @@
 
 Run `python -m benchmarks.streams`. The nodes are processes that return each model as it came; the server sends every
 round's model to all of them and takes the replies one by one, as a strategy does. Everything is on loopback, so the
-link's speed is that of the cores: the same bytes through a bare socket, both ways, stand beside it.
+link's speed is that of the cores, but for the cases with a rate: their processes have a loopback of their own, which
+both directions share. The same bytes through a bare socket, both ways, stand beside it. Rates need root and `tc`.
 """
 
+import argparse
 import json
-import multiprocessing
 import socket
 import statistics
 import subprocess
@@ -14,8 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, RecordDict
@@ -32,15 +32,34 @@ from server.rounds.grid import StreamGrid, serving
 from strategies.engine.messaging import exchange
 
 LARGE = 100 << 20
-# nodes, bytes of a model, rounds, `stream.memory`
-CASES = {
-    "2 nodes, small": (2, 1 << 10, 50, 0),
-    "20 nodes, small": (20, 1 << 10, 50, 0),
-    "2 nodes, 100 MB": (2, LARGE, 5, 0),
-    "8 nodes, 100 MB": (8, LARGE, 5, 0),
-    "8 nodes, 100 MB, `stream.memory=250`": (8, LARGE, 5, 250),
-}
 DEADLINE = 300.0  # seconds
+
+
+class Case(NamedTuple):
+    """How many nodes return a model of how many bytes, and over which link."""
+
+    nodes: int
+    size: int
+    rounds: int
+    room: int = 0  # `stream.memory`
+    mbit: int = 0  # the link's rate; 0: the cores'
+
+    @property
+    def command(self) -> list[str]:
+        """The words before a command that runs on this link."""
+        limit = f"ip link set lo up && tc qdisc add dev lo root tbf rate {self.mbit}mbit burst 1mb latency 50ms"
+        return ["unshare", "--net", "sh", "-c", f'{limit} && exec "$@"', "sh"] if self.mbit else []
+
+
+CASES = {
+    "2 nodes, small": Case(2, 1 << 10, 50),
+    "20 nodes, small": Case(20, 1 << 10, 50),
+    "2 nodes, 100 MB": Case(2, LARGE, 5),
+    "2 nodes, 100 MB, a link of 1 Gbit/s": Case(2, LARGE, 5, mbit=1000),
+    "8 nodes, 100 MB": Case(8, LARGE, 5),
+    "8 nodes, 100 MB, `stream.memory=250`": Case(8, LARGE, 5, room=250),
+}
+HOW = ("plain", "TLS", "bare socket")
 
 
 class Processes(LocalGrid):
@@ -79,18 +98,21 @@ def node() -> None:
         streams.handle()
 
 
-def measure(nodes: int, size: int, rounds: int, room: int, *, tls: bool) -> dict[str, float]:
-    """Return the median seconds of a round and the memory that the server took beyond one model."""
-    config = RunConfig(settings=load_config({"stream.tls": tls, "stream.memory": room}, [StreamSettings]).settings)
-    grid, seconds = Processes(nodes), list[float]()
+def measure(case: Case, how: str) -> dict[str, float]:
+    """Return the median seconds of a round and, of the stream, the memory that the server took beyond one model."""
+    if how == "bare socket":
+        return {"seconds": statistics.median(bare_socket(2 * case.nodes * case.size) for _ in range(case.rounds))}
+    values = {"stream.tls": how == "TLS", "stream.memory": case.room}
+    config = RunConfig(settings=load_config(values, [StreamSettings]).settings)
+    grid, seconds = Processes(case.nodes), list[float]()
     try:
         with serving(grid, config) as streams:
             streams.push_messages([Message(RecordDict(), dst_node_id=n, message_type=TRAIN) for n in grid.contexts])
             while not all(map(streams.service.connected, grid.contexts)):
                 time.sleep(0.1)
-            model = Array(np.zeros(size, np.uint8))
+            model = Array(np.zeros(case.size, np.uint8))
             before = memory("VmRSS")
-            for _ in range(rounds):
+            for _ in range(case.rounds):
                 seconds.append(_round(streams, model))
             peak = memory("VmHWM") - before
     finally:
@@ -131,19 +153,26 @@ def _receive(listener: socket.socket, size: int) -> None:
 
 def main() -> None:
     """Measure all cases."""
-    if sys.argv[1:] == ["--node"]:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--node", action="store_true", help="be a node")
+    parser.add_argument("--case", nargs=2, metavar=("CASE", "HOW"), help="measure one case in this process")
+    options = parser.parse_args()
+    if options.node:
         node()
         return
+    if options.case:
+        name, how = options.case
+        print(json.dumps(measure(CASES[name], how)))
+        return
     result: dict[str, Any] = {}
-    for name, (nodes, size, *others) in CASES.items():
-        for tls in (False, True):
+    for name, case in CASES.items():
+        for how in HOW:
             # a process of its own: what an earlier case has freed would hide what this one takes
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-                found = fresh.submit(measure, nodes, size, *others, tls=tls).result()
-            result[f"{name}{', TLS' if tls else ''}"] = found
-            print(name, "TLS" if tls else "", found, flush=True)
-        result[f"{name}, bare socket"] = {"seconds": bare_socket(2 * nodes * size)}
-        print(name, "bare socket", result[f"{name}, bare socket"], flush=True)
+            command = [*case.command, sys.executable, "-m", "benchmarks.streams", "--case", name, how]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            title = name if how == "plain" else f"{name}, {how}"
+            result[title] = json.loads(done.stdout.splitlines()[-1])
+            print(title, result[title], flush=True)
     save("streams", result)
 
 

@@ -35,6 +35,7 @@ def figures(read: Read) -> Figures:
         **_idle_memory(read),
         "streams": streams(read),
         "streams_gbit": _gigabits(read),
+        "streams_on_link": _on_link(read),
         "nodes": nodes(read),
         "superlink_alone": percent(
             median(read("nodes")[f"{count} {case}"]["alone"]["share_of_a_core"] for count in NODES for case in POLLS), 0
@@ -151,6 +152,13 @@ def _gigabits(read: Read) -> str:
     result = read("streams")
     bits = 2 * 2 * 8 * (100 << 20)  # to two nodes and back
     return " and ".join(f"{bits / result[f'2 nodes, 100 MB{how}']['seconds'] / 1e9:.1f}" for how in (", TLS", ""))
+
+
+def _on_link(read: Read) -> str:
+    """Return how many times as long as the bare socket the stream takes on a link of 1 Gbit/s, with TLS and without."""
+    result, case = read("streams"), "2 nodes, 100 MB, a link of 1 Gbit/s"
+    bare = result[f"{case}, bare socket"]["seconds"]
+    return " and ".join(f"{result[f'{case}{how}']['seconds'] / bare:.2f}" for how in (", TLS", ""))
 
 
 def simulation(read: Read) -> str:

@@ -37,7 +37,14 @@ def outside_trunk(name: str, spec: Any) -> Trunk:
             if other := seen.get(id(tensor)):
                 _refuse(name, f"{other} and {place} are one tensor: give each name a tensor of its own")
             seen[id(tensor)] = place
+    for unit in trunk.units:
+        unit.register_forward_pre_hook(_planes)
     return trunk
+
+
+def _planes(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Give a unit from outside its maps as torch does by default: with channels last its `view` would fail."""
+    return tuple(x.contiguous() for x in inputs)
 
 
 def check_network(name: str, first: EarlyExitNetwork, second: EarlyExitNetwork) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from common.devices import channels_last
 from common.errors import UserError
 from common.networks import NetworkSpec, build, check_outside, cost_table, width_of, without_early_exits
 from common.sections.networks import input_mistake, position_mistakes, weight_mistakes
@@ -84,6 +85,27 @@ def test_exits_and_tiers_are_checked_against_the_trunk(mine):
     ):
         with pytest.raises(UserError, match=message):
             build(replace(SPEC, **changes), 1)
+
+
+VIEW = """
+class Flat(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.map, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(4 * 6 * 6, 5)
+
+    def forward(self, x):
+        return self.linear(self.map(x).view(len(x), -1))
+
+def net(spec):
+    return trunk_of([Flat(), nn.Linear(5, 5)], spec.input_shape)
+"""
+
+
+def test_units_may_view_maps_whatever_lies_last_in_memory(mine):
+    mine(VIEW)
+    network, x = build(replace(SPEC, input_shape=(3, 8, 8)), 1), torch.randn(5, 3, 8, 8)
+    for part in (network, network.prefix_units(1)):
+        assert torch.equal(part(channels_last(x))[0], network(x)[0])
 
 
 def test_trunk_without_exits_has_one_after_every_unit(mine):
