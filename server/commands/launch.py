@@ -73,7 +73,7 @@ def local_superlink(home: Path, head: int = 0) -> Iterator[dict[str, str]]:
     }
     command = [
         "flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess",
-        "--host", "127.0.0.1", "--port", str(port), "--database", str(home / "launcher.db"),
+        "--host", "127.0.0.1", "--port", str(port),  # its database is in memory: the runs end with it
     ]  # fmt: skip
     with interrupted_by_signals(), ray_head(home, head) as ray:
         with (home / "superlink.log").open("ab") as log:
