@@ -25,6 +25,7 @@ NETWORKS = {  # shape of an image, width, batch: as the studies train
     "resnet18, width 8": ("resnet18", (3, 32, 32), 8, 32),
     "wrn16, factor 1": ("wrn16", (3, 32, 32), 1, 64),
     "lenet": ("lenet", (3, 32, 32), 0, 32),
+    "lenet, grey images": ("lenet", (1, 28, 28), 0, 32),
 }
 TURNS, WARM_UP = 25, 3
 

@@ -8,6 +8,8 @@ both directions share. The same bytes through a bare socket, both ways, stand be
 
 import argparse
 import json
+import os
+import shutil
 import socket
 import statistics
 import subprocess
@@ -45,7 +47,7 @@ class Case(NamedTuple):
     mbit: int = 0  # the link's rate; 0: the cores'
 
     @property
-    def command(self) -> list[str]:
+    def prefix(self) -> list[str]:
         """The words before a command that runs on this link."""
         limit = f"ip link set lo up && tc qdisc add dev lo root tbf rate {self.mbit}mbit burst 1mb latency 50ms"
         return ["unshare", "--net", "sh", "-c", f'{limit} && exec "$@"', "sh"] if self.mbit else []
@@ -164,11 +166,13 @@ def main() -> None:
         name, how = options.case
         print(json.dumps(measure(CASES[name], how)))
         return
+    if os.geteuid() or not shutil.which("tc"):
+        raise SystemExit("a link with a rate needs root and `tc` (iproute2)")
     result: dict[str, Any] = {}
     for name, case in CASES.items():
         for how in HOW:
             # a process of its own: what an earlier case has freed would hide what this one takes
-            command = [*case.command, sys.executable, "-m", "benchmarks.streams", "--case", name, how]
+            command = [*case.prefix, sys.executable, "-m", "benchmarks.streams", "--case", name, how]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             title = name if how == "plain" else f"{name}, {how}"
             result[title] = json.loads(done.stdout.splitlines()[-1])

@@ -42,7 +42,11 @@ def channels_last(maps: torch.Tensor) -> torch.Tensor:
     """
     if maps.ndim != 4 or maps.is_cuda:
         return maps
-    return maps.contiguous(memory_format=torch.channels_last)
+    _, channels, height, width = maps.shape
+    strides = channels * height * width, 1, width * channels, channels
+    maps = maps.contiguous(memory_format=torch.channels_last)
+    # of one channel, or one pixel, torch leaves the strides as they were, and convolutions go by them
+    return maps if maps.stride() == strides else maps.as_strided(maps.shape, strides)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from common.capacity import parse_mix
 from common.config import RunConfig, Value, load_config
 from common.errors import UserError
 from common.profiles import read_profiles
-from common.sections.networks import default_exits, input_mistake
+from common.sections.networks import default_exits, input_mistake, unit_count
 from common.sections.objective import too_few_weights
 from strategies.engine.settings import RobustSettings
 from strategies.registry import METHODS, all_settings, method_settings, readers, unknown_method
@@ -52,9 +52,8 @@ def _mistakes(config: RunConfig) -> Iterator[str]:
         yield f"run.strategy {name!r} places exits at the cuts: leave network.exits and network.tiers empty"
     if entry.parts == "depth":
         yield from _part_mistakes(config)
-    units = max(default_exits(network.name), default=0)
     for kind in method_settings(name):
-        yield from config.of(kind).run_mistakes(units)
+        yield from config.of(kind).run_mistakes(unit_count(network.name))
     yield from _time_mistakes(config)
     if mistake := config.of(RobustSettings).unguarded(name, entry.robust):
         yield mistake

@@ -65,6 +65,13 @@ class Address:
                 raise
             return connection
 
+    def inode(self) -> int:
+        """Return the number of the socket's file; 0 if there is none."""
+        try:
+            return self.path.stat().st_ino
+        except FileNotFoundError:
+            return 0
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep other processes from connecting, starting or leaving meanwhile."""
@@ -94,6 +101,10 @@ class Listener:
     parent: int  # process beside which it stays
     idle: float  # seconds without a connection after which it leaves
 
+    def __post_init__(self) -> None:
+        """Remember which file is this process's socket."""
+        self._inode = self.address.inode()
+
     @classmethod
     def inherited(cls, descriptor: str, path: str, parent: int, idle: float) -> "Listener":
         """Return a listener on the socket that the starting process opened."""
@@ -121,10 +132,11 @@ class Listener:
 
     def leave(self, *, unless_pending: bool = False) -> None:
         """Stop listening for good; with `unless_pending` only if no connection waits."""
-        with suppress(FileNotFoundError), self.address.lock():  # a cleaned folder: then no process finds this one
+        with suppress(FileNotFoundError), self.address.lock():  # the folder may have been cleaned away
             if unless_pending and select([self.sock], [], [], 0)[0]:
                 return
-            self.address.path.unlink(missing_ok=True)
+            if self.address.inode() == self._inode:  # then another process may listen there
+                self.address.path.unlink(missing_ok=True)
         self.sock.close()
 
 

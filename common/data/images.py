@@ -66,7 +66,7 @@ class Normalizer:
         """Return float32 (B, C, H, W) for uint8 (B, C, H, W) on the same device, int64 (B, L) for token ids (B, L)."""
         if not self.mean:
             return inputs.to(torch.int64)
-        return channels_last(inputs.to(torch.float32)).mul_(self._scale).add_(self._shift)
+        return channels_last(inputs).to(torch.float32).mul_(self._scale).add_(self._shift)
 
     def to(self, device: torch.device | str) -> Normalizer:
         """Return the normaliser for batches on another device."""

@@ -20,7 +20,7 @@ from common.networks.base import (
     rescale_gradient,
 )
 from common.networks.cost import CostTable, UnitCost, cost_table
-from common.networks.outside import check_network, outside_trunk
+from common.networks.outside import check_network, outside_trunk, take_planes
 from common.networks.squares import squares_after
 from common.plugins import REFERENCE, is_reference
 from common.sections.networks import (
@@ -125,6 +125,8 @@ def build(spec: NetworkSpec, seed: int) -> EarlyExitNetwork:
         trunk = outside_trunk(spec.name, spec) if outside else _trunk(spec)
     if spec.norm == "group":
         trunk = _by_groups(trunk, spec.name)
+    if outside:
+        take_planes(trunk.units)
     default = default_exits(spec.name) or trunk.exits or tuple(range(1, len(trunk.units) + 1))
     if problems := position_mistakes(spec.name, spec.exits, spec.tiers, default):
         raise UserError("; ".join(problems))

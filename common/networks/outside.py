@@ -1,5 +1,6 @@
 """Networks from outside this app: a function that `network.name` names returns their trunk (README of this folder)."""
 
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import torch
@@ -37,13 +38,16 @@ def outside_trunk(name: str, spec: Any) -> Trunk:
             if other := seen.get(id(tensor)):
                 _refuse(name, f"{other} and {place} are one tensor: give each name a tensor of its own")
             seen[id(tensor)] = place
-    for unit in trunk.units:
-        unit.register_forward_pre_hook(_planes)
     return trunk
 
 
+def take_planes(units: Iterable[nn.Module]) -> None:
+    """Give units their maps contiguous, as torch does by default: with channels last `view` would fail in them."""
+    for unit in units:
+        unit.register_forward_pre_hook(_planes)
+
+
 def _planes(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Give a unit from outside its maps as torch does by default: with channels last its `view` would fail."""
     return tuple(x.contiguous() for x in inputs)
 
 

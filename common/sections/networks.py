@@ -40,6 +40,11 @@ def default_exits(name: str) -> tuple[int, ...]:
     return BACKBONES[name].exits if name in BACKBONES else ()
 
 
+def unit_count(name: str) -> int:
+    """Return how many units a backbone has; 0 for a function's, which is known once it is called."""
+    return max(default_exits(name), default=0)
+
+
 def position_mistakes(
     name: str, exits: tuple[int, ...], tiers: tuple[int, ...], default: tuple[int, ...] = ()
 ) -> list[str]:

@@ -42,9 +42,9 @@ def check_kept(cell: Cell, wanted: Mapping[str, Any]) -> None:
         return
     stored = read_config({}).flat() | read_stored(cell.folder)
     for key in sorted(wanted.keys() - {"run.commit", "run.root", "run.resume", STORE}):
-        if stored.get(key) != wanted[key]:
+        if stored[key] != wanted[key]:
             raise UserError(
-                f"{cell.folder} holds a run with {key} = {stored.get(key)!r}, but this study has {wanted[key]!r}: give "
+                f"{cell.folder} holds a run with {key} = {stored[key]!r}, but this study has {wanted[key]!r}: give "
                 "the study another --name, or remove that folder"
             )
 

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.devices import channels_last
 from common.networks import ExitOutputs
 from strategies.hetero_splitee.learner import Learner, Sgd
 from strategies.hetero_splitee.prior import adjusted
@@ -61,7 +60,9 @@ def finish(
         The exit's mean cross-entropy before the step, a scalar.
     """
     device.model.zero_grad()
-    loss, gradient = F.cross_entropy(adjusted(outputs.logits[-1], prior), y), channels_last(gradient)
+    loss = F.cross_entropy(adjusted(outputs.logits[-1], prior), y)
+    if gradient.stride() != outputs.trunk.stride():  # as it came over the wire
+        gradient = torch.empty_like(outputs.trunk).copy_(gradient)
     if exit_weight:
         torch.autograd.backward([outputs.trunk, exit_weight * loss], [gradient, None])
         device.step(sgd)

@@ -71,6 +71,14 @@ def test_maps_lie_with_their_channels_last_and_other_tensors_as_they_were():
     assert channels_last(tokens) is tokens
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_convolutions_hand_channels_last_on(channels):
+    maps = torch.randn(6, channels, 8, 8)
+    layer = torch.nn.Conv2d(channels, 4, 3)
+    assert layer(channels_last(maps)[torch.tensor([4, 1])]).stride() == (144, 1, 24, 4)
+    assert layer(maps).stride() == (144, 36, 6, 1)
+
+
 FAULTS = """
 import resource, sys, torch
 from common.devices import keep_memory

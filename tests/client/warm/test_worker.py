@@ -289,10 +289,14 @@ def bound(address: Address) -> Listener:
 def test_listener_leaves_a_folder_that_was_cleaned_away(runtime: Path) -> None:
     folder = runtime / "cleaned"
     folder.mkdir()
-    listener = bound(Address(folder / "socket"))
+    first, second = (bound(Address(folder / name)) for name in ("first", "second"))
     shutil.rmtree(folder)
-    listener.leave(unless_pending=True)
-    assert listener.sock.fileno() < 0
+    first.leave(unless_pending=True)
+    folder.mkdir()
+    with bound(second.address).sock:  # another process, since the folder was gone
+        second.leave()
+        assert second.address.path.exists()
+    assert first.sock.fileno() == second.sock.fileno() == -1
 
 
 @pytest.mark.parametrize("change", [{"packages": "/apps/newer"}, {"parent": 1}])

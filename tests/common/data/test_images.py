@@ -15,10 +15,10 @@ def test_normalizer_matches_the_formula() -> None:
     torch.testing.assert_close(result, expected)
 
 
-def test_normalised_batches_lie_with_their_channels_last() -> None:
-    images = torch.zeros(4, 3, 5, 6, dtype=torch.uint8)
-    normalised = Normalizer((0.5,), (0.5,))(images)
-    assert normalised[torch.tensor([2, 0])].is_contiguous(memory_format=torch.channels_last)  # as a batch is taken
+@pytest.mark.parametrize("channels", [1, 3])
+def test_normalised_images_lie_with_their_channels_last(channels: int) -> None:
+    images = torch.zeros(4, channels, 5, 6, dtype=torch.uint8)
+    assert Normalizer((0.5,), (0.5,))(images).stride() == (30 * channels, 1, 6 * channels, channels)
 
 
 def test_normalizer_leaves_its_input_unchanged() -> None:

@@ -91,19 +91,20 @@ VIEW = """
 class Flat(nn.Module):
     def __init__(self):
         super().__init__()
-        self.map, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(4 * 6 * 6, 5)
+        self.map, self.linear = conv(3, 4), nn.Linear(4 * 8 * 8, 5)
 
     def forward(self, x):
         return self.linear(self.map(x).view(len(x), -1))
 
 def net(spec):
-    return trunk_of([Flat(), nn.Linear(5, 5)], spec.input_shape)
+    return trunk_of([nn.Sequential(Flat()), nn.Linear(5, 5)], spec.input_shape)
 """
 
 
-def test_units_may_view_maps_whatever_lies_last_in_memory(mine):
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_units_may_view_maps_whatever_lies_last_in_memory(mine, norm):
     mine(VIEW)
-    network, x = build(replace(SPEC, input_shape=(3, 8, 8)), 1), torch.randn(5, 3, 8, 8)
+    network, x = build(replace(SPEC, input_shape=(3, 8, 8), norm=norm), 1), torch.randn(5, 3, 8, 8)
     for part in (network, network.prefix_units(1)):
         assert torch.equal(part(channels_last(x))[0], network(x)[0])
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from common.devices import channels_last
 from common.networks import NetworkSpec, build, without_early_exits
 from common.rpc import framing
 from common.rpc.split_pb2 import OffloadReply, OffloadRequest
@@ -26,7 +27,7 @@ ORIGIN = Origin("first", client=0, cut=2, round=0)
 
 def test_suffixes_answer_every_cut_bit_for_bit() -> None:
     network = build(SPEC, seed=3).eval()
-    x = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    x = channels_last(torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
     with torch.no_grad():
         whole = network(x)[-1]
         features = {cut: network.features_at(x, cut) for cut in range(1, network.end)}
