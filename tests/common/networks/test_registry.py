@@ -7,7 +7,7 @@ import torch
 
 from common.errors import UserError
 from common.networks import NetworkSpec, backbones, build, width_of
-from common.sections.networks import BACKBONES, Backbone
+from common.sections.networks import BACKBONES, Backbone, unit_count
 
 SLIM = NetworkSpec("resnet_slim", 10, (1, 8, 8))
 
@@ -79,6 +79,13 @@ def test_default_width_is_that_of_the_backbone(name: str) -> None:
     assert width_of(replace(spec, width=7)) == 7
     own, named = (build(s, 0).state_dict() for s in (spec, replace(spec, width=width_of(spec))))
     assert {key: value.shape for key, value in own.items()} == {key: value.shape for key, value in named.items()}
+
+
+@pytest.mark.parametrize("name", backbones())
+def test_units_are_counted_before_a_network_is_built(name: str) -> None:
+    texts = name == "transformer4"
+    spec = NetworkSpec(name, 2, (16,) if texts else (1, 32, 32), vocabulary=50 if texts else 0)
+    assert unit_count(name) == build(spec, 0).num_units
 
 
 @pytest.mark.parametrize("name", ["transformer4", "resnet"])
