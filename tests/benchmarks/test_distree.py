@@ -61,6 +61,7 @@ def test_gains_are_paired_by_image_at_equal_cost() -> None:
     assert set(found) == {"difference", "gate"}
 
 
+@pytest.mark.slow
 def test_study_has_every_rule_at_every_saving() -> None:
     found, answered = study(with_gates(answers(300, 1)), answers(200, 2))
     rules = {"own-head", "entropy", "difference", "neighbour", "gate", "random"}

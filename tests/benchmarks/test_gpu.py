@@ -39,6 +39,7 @@ def test_runs_with_one_seed_have_the_same_bits_and_with_another_do_not(host):
     assert one.round_seconds > 0
 
 
+@pytest.mark.slow
 def test_killed_runs_continue_with_the_same_bits(host):
     assert checks.resumed(host)["same_bits"] == {"darkdistill": True, "cafedistill": True}
 
@@ -62,6 +63,7 @@ def test_ways_that_need_a_gpu_say_so(host, monkeypatch):
     assert all(found[way] > 0 for way in ("as it is", "as it is, fast", "8 models at once, fast"))
 
 
+@pytest.mark.slow
 def test_command_reports_a_stage_that_breaks(tmp_path):
     command = [sys.executable, "-m", "benchmarks.gpu", "memory", "--device", "cpu", "--small"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])

@@ -45,6 +45,7 @@ def test_compare_fails_only_for_difference_or_missing_method(capsys):
     assert not compare(one, {})
 
 
+@pytest.mark.slow
 def test_record_has_weights_metrics_and_stored_client_states(tmp_path):
     out = tmp_path / "record.json"
     env = os.environ | {"PYTHONPATH": str(PROJECT), "FLWR_HOME": str(tmp_path / ".flwr")}

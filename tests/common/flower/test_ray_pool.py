@@ -123,7 +123,7 @@ def test_workers_import_torch_before_their_first_message():
 
 
 @pytest.mark.deployment
-@pytest.mark.parametrize("prepared", [True, False])
+@pytest.mark.parametrize("prepared", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_prepared_workers_do_not_import_flowers_simulation(monkeypatch, by_name, prepared):
     if prepared:
         monkeypatch.setattr(ray_pool, "mend", lambda pool: None)
