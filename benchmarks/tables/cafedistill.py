@@ -10,6 +10,7 @@ from strategies.callbacks.accuracy import above_majority
 
 STUDY, VALIDATION, OLDER = "personal_small", "personal_validation", "personal_published"
 FULL = "personal_cifar10"  # the same at twice the width, for twice the rounds
+FULL_REST = "personal_cifar10_rest"  # FedRep at that size, and FedPer anew: with channels last, so other last bits
 REST = "personal_rest"  # methods of `STUDY` that another machine ran, with its own FedPer
 NORM_VALIDATION = "personal_norm_validation"  # with GroupNorm
 FEATURES_TRIED = "personal_features_tried"  # normalised features in the distillation
@@ -54,6 +55,7 @@ def figures(read: Read) -> Figures:
         "features_tried": by_seed(read(FEATURES_TRIED)),
         "full": by_seed(read(FULL)),
         "full_over_fedper": full_over_fedper(read),
+        "full_rest": by_seed(read(FULL_REST)),
         "over_fedper": over_fedper(read),
         "rest": by_seed(rest),
         **{f"{variant}_over": over for variant, over in rest_over(read).items()},
