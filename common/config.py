@@ -118,7 +118,7 @@ def replace(config: RunConfig, **changes: Mapping[str, Any]) -> RunConfig:
 
 def _meant(unknown: str, known: Collection[str]) -> str:
     """Return a remark on the known keys that an unknown one may stand for: other spellings, sections, names."""
-    spelled = unknown.lower().replace("_", "-").replace("learning-rate", "lr")
+    spelled = unknown.lower().replace("_", "-").replace("learning-rate", "lr")  # as others spell it
     elsewhere = [k for k in known if k.partition(".")[2] == spelled.rpartition(".")[2]]
     if spelled in known or elsewhere:
         return f"; do you mean {spelled if spelled in known else ' or '.join(sorted(elsewhere))}?"
