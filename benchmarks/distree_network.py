@@ -32,9 +32,9 @@ from typing import Any
 
 from benchmarks.common import save
 from benchmarks.distree_processes import SLOW
+from common.flower.processes import PROJECT
 from common.rpc.secrets import CERTIFICATE, read_or_make_token
 from server.commands.distree.infer_compare import percentile
-from server.commands.launch import PROJECT
 from strategies.distree.model.stored import load_students, student_file
 from strategies.distree.serving.controller import LatencyTarget
 from tests.support.namespaces import Host, namespaces_available, network

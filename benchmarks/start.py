@@ -1,6 +1,6 @@
 """How long a user waits: from the command to the end of the first round, and to the table at the end.
 
-    ray             `python -m server run`: a SuperLink, Ray, and a worker per core
+    ray             `python -m server run`: Ray, and a worker per core
     in-process      the same with `--in-process`
 
 Two rounds of next to no training: 20 clients, LeNet, digits. Run `python -m benchmarks.start`; cases take turns, after
@@ -34,9 +34,11 @@ def measure(home: Path, name: str, options: list[str]) -> dict[str, float]:
     words = [word for key, value in {**SETTINGS, "run.name": name}.items() for word in ("-c", f"{key}={value}")]
     meter, began, spent, first = Meter(), time.perf_counter(), 0.0, 0.0
     metrics = home / "runs" / name / "metrics.jsonl"
+    env = os.environ | {"FLWR_HOME": str(home / ".flwr")}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # with it every process compiles the app anew; few users set it
     with subprocess.Popen(
         [sys.executable, "-m", "server", "run", *options, *words], cwd=PROJECT,
-        env=os.environ | {"FLWR_HOME": str(home / ".flwr")}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     ) as process:  # fmt: skip
         while process.poll() is None:
             if not first and any(event["event"] == "round" for event in read_events(metrics)):

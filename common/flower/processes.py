@@ -124,7 +124,7 @@ class Child:
         """Return the child's exit code; 0 if it ended by a signal that was passed on, or had to be killed after one."""
         while (code := self.process.poll()) is None:
             if self.stopped:
-                _kill_after_grace(self.process)
+                kill_after_grace(self.process)
             time.sleep(LOOK)  # `wait` with a timeout looks fifty times a second, as long as a device lives
         return 0 if self.stopped and code < 0 else code
 
@@ -204,10 +204,11 @@ def end(process: "subprocess.Popen[bytes]") -> None:
     """Terminate a running process, and kill it if it does not end in time."""
     if process.poll() is None:
         process.terminate()
-    _kill_after_grace(process)
+    kill_after_grace(process)
 
 
-def _kill_after_grace(process: "subprocess.Popen[bytes]") -> None:
+def kill_after_grace(process: "subprocess.Popen[bytes]") -> None:
+    """Wait for a process that is about to end, and kill it if it does not end in time."""
     try:
         process.wait(timeout=GRACE)
     except subprocess.TimeoutExpired:

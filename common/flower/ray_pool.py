@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
@@ -20,8 +19,8 @@ START = 60.0  # seconds in which a new worker starts, if the cluster has room fo
 
 
 def prepare_workers() -> None:
-    """Mend the pool of this process's simulation, if it is one; returns when its workers start, or after `JOIN`."""
-    if Path(sys.argv[0]).name != "flwr-simulation":
+    """Mend the pool of this process's simulation, if it has one; returns when its workers start, or after `JOIN`."""
+    if "flwr.simulation" not in sys.modules:
         return
     import ray
     from flwr.simulation.ray_transport import ray_actor

@@ -1,10 +1,12 @@
-"""The app's own files in a folder of their own, for `flwr run`.
+"""The app's own files in a folder of their own, for a run: it does not change with the files that are worked on.
 
 Flower looks at every file of the folder that it bundles. In a clone that is the virtual environment and all runs too,
 which takes longer than all else until a run starts.
 """
 
+import compileall
 import shutil
+import sys
 import tempfile
 import tomllib
 from collections.abc import Iterator
@@ -17,12 +19,18 @@ BESIDE = ("pyproject.toml", "LICENSE")
 
 
 @contextmanager
-def app_files(beside: Path) -> Iterator[Path]:
-    """Yield a folder below `beside` with a copy of the app; it goes at the end."""
+def app_files(beside: Path, *, compiled: bool = False) -> Iterator[Path]:
+    """Yield a folder below `beside` with a copy of the app; it goes at the end.
+
+    With `compiled` it has Python's compiled files, too: otherwise every process that imports the copy compiles it.
+    """
     packages = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    ignore = None if compiled else shutil.ignore_patterns("__pycache__")
     with tempfile.TemporaryDirectory(prefix="app-", dir=beside) as folder:
         for package in packages["packages"]:
-            shutil.copytree(PROJECT / package, Path(folder) / package, ignore=shutil.ignore_patterns("__pycache__"))
+            if compiled and not sys.dont_write_bytecode:
+                compileall.compile_dir(PROJECT / package, quiet=2)  # only what has changed; a failure costs time alone
+            shutil.copytree(PROJECT / package, Path(folder) / package, ignore=ignore)
         for name in BESIDE:
             shutil.copy(PROJECT / name, folder)
         yield Path(folder)

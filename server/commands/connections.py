@@ -11,7 +11,7 @@ from pathlib import Path
 from common.errors import UserError
 from common.paths import check_writable
 from common.storage.files import write_text
-from server.commands.launch import flwr
+from server.commands.deploy import flwr
 
 KNOWN = "already in use"  # in Flower's error for a key that is registered already
 

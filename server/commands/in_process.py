@@ -1,4 +1,4 @@
-"""Run the app in this process: no SuperLink and no workers have to start, and clients train one after another."""
+"""Run the app in this process: no workers have to start, and clients train one after another."""
 
 import tomllib
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ from common.config import RunConfig
 from common.flower.local_grid import LocalGrid
 from common.flower.processes import PROJECT
 from server import execution
-from server.commands.launch import Outcome, commit, run_folder
+from server.commands.launch import COMPLETED, FAILED, Outcome, commit, run_folder
 
 
 def simulate_here(overrides: Mapping[str, Any], root: Path) -> Outcome:
-    """Run a simulation and wait for its end; the results have the same bits as those of `launch.simulate`.
+    """Run a simulation and wait for its end; the results have the same bits as those of `simulate`.
 
     `overrides` are configuration keys, with `run.name` unless a run is resumed.
     """
@@ -27,8 +27,8 @@ def simulate_here(overrides: Mapping[str, Any], root: Path) -> Outcome:
         grid = LocalGrid(_client_app(), _nodes(strategy.config), concurrent=strategy.method.interleaved)
         execution.start(strategy, grid)
     except Exception as error:  # as Flower ends a run, and the next one of a comparison starts
-        return Outcome(folder, "finished:failed", f"{type(error).__name__}: {error}")
-    return Outcome(folder, "finished:completed", "")
+        return Outcome(folder, FAILED, f"{type(error).__name__}: {error}")
+    return Outcome(folder, COMPLETED, "")
 
 
 def _nodes(config: RunConfig) -> list[dict[str, int]]:

@@ -1,4 +1,4 @@
-"""Ray on this machine for all runs of a command: it starts while the SuperLink starts, and runs join it.
+"""Ray on this machine for all runs of a command: it starts while the first run's process starts, and runs join it.
 
 Left to itself every run starts a Ray of its own, which takes some seconds at its start and some at its end.
 """

@@ -26,15 +26,15 @@ def run(options: argparse.Namespace) -> int:
 
     values, root = read_run(options), runs_root()
     check_run(values, root)
-    with simulator(options) as simulate:
+    with simulator(options) as simulate:  # at its end Ray takes a second to stop
         outcome = simulate.run(values, root)
-    for line in left_out.summary(outcome.folder):
-        print(line)
-    if not outcome.completed:
-        print(f"error: {outcome.failure}", file=sys.stderr)
-        return 1
-    _show(outcome.folder)
-    return 0
+        for line in left_out.summary(outcome.folder):
+            print(line)
+        if outcome.completed:
+            _show(outcome.folder)
+        else:
+            print(f"error: {outcome.failure}", file=sys.stderr)
+    return 0 if outcome.completed else 1
 
 
 def runs_root() -> Path:

@@ -1,28 +1,31 @@
-"""How simulations run: by a SuperLink of their own and Ray, or in this process."""
+"""How simulations run: on Ray, or in this process."""
 
 import argparse
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.data.support import package_folder
 from common.errors import UserError
-from common.flower.processes import flower_home, interrupted_by_signals
+from common.flower.processes import environment, flower_home, interrupted_by_signals
 from server.commands.cluster import LOCAL, worker_count
 from server.commands.gpus import gpu_share, local_share
-from server.commands.launch import Outcome, local_superlink, simulate
+from server.commands.launch import Outcome
+from server.commands.ray_head import ray_head
+from server.commands.simulate import simulate
 
 
 @dataclass(frozen=True)
 class Simulator:
     """Runs simulations, in the process that asks."""
 
-    env: Mapping[str, str] | None = None  # in which Flower's commands find the SuperLink; None: without one
+    env: Mapping[str, str] | None = None  # Flower's; None: the runs are in this process
+    ray: Mapping[str, str] = field(default_factory=dict)  # see `simulate`; without it each run starts or joins its own
     workers: int = 0  # Ray's; 0: one per core
     share: float | None = None  # of a GPU per worker; None: an even one
-    head: bool = False  # one Ray serves all runs; otherwise each starts its own or joins the cluster of `RAY_ADDRESS`
 
     @property
     def here(self) -> bool:
@@ -30,11 +33,9 @@ class Simulator:
         return self.env is None or self.env["RAY_ADDRESS"] == LOCAL
 
     def run(self, overrides: Mapping[str, Any], root: Path, *, show: bool = True) -> Outcome:
-        """Run a simulation and wait for its end; arguments as `launch.simulate` takes them."""
+        """Run a simulation and wait for its end; arguments as `simulate` takes them."""
         if self.env is not None:
-            return simulate(
-                overrides, root, self.env, workers=self.workers, share=self.share, head=self.head, show=show
-            )
+            return simulate(overrides, root, self.env, ray=self.ray, workers=self.workers, share=self.share, show=show)
         from server.commands.in_process import simulate_here  # imports torch
 
         with interrupted_by_signals():
@@ -65,7 +66,7 @@ def simulator(options: argparse.Namespace, at_once: int = 1) -> Iterator[Simulat
         at_once: runs that share this machine's cores.
 
     Raises:
-        UserError: the options do not go together, or the local SuperLink did not start.
+        UserError: the options do not go together, or Ray is not installed.
     """
     home = flower_home(None)
     os.environ["FLWR_HOME"] = str(home)  # the runs' folder is found beside it
@@ -75,6 +76,7 @@ def simulator(options: argparse.Namespace, at_once: int = 1) -> Iterator[Simulat
         with interrupted_by_signals():
             yield Simulator()
         return
+    package_folder("ray", "a simulation without --in-process")
     if options.ray:
         os.environ["RAY_ADDRESS"] = options.ray
     elsewhere = os.environ.get("RAY_ADDRESS", LOCAL) != LOCAL
@@ -85,5 +87,5 @@ def simulator(options: argparse.Namespace, at_once: int = 1) -> Iterator[Simulat
         workers = workers or max(1, (os.cpu_count() or 1) // at_once)
     if head and options.gpus:
         _, workers = local_share(options.gpus, workers, "auto")
-    with local_superlink(home, workers if head else 0) as env:
-        yield Simulator(env, workers, options.gpus, head)
+    with interrupted_by_signals(), ray_head(home, workers if head else 0) as ray:
+        yield Simulator(environment(home), ray, workers, options.gpus)

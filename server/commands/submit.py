@@ -15,7 +15,8 @@ from common.rpc.secrets import read_certificate
 from common.storage.run_files import refuse_taken
 from server.commands import left_out
 from server.commands.connections import add_superlink, connection
-from server.commands.launch import deploy, run_folder
+from server.commands.deploy import deploy
+from server.commands.launch import run_folder
 from server.commands.overrides import add_run, read_run
 
 

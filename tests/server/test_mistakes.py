@@ -25,7 +25,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         pytest.fail("a process is started")
 
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / ".flwr"))
-    for module, name in ((simulator, "local_superlink"), (submit, "connection"), (submit, "deploy")):
+    for module, name in ((simulator, "ray_head"), (simulator, "simulate"), (submit, "connection"), (submit, "deploy")):
         monkeypatch.setattr(module, name, start)
     return tmp_path
 

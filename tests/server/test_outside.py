@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 
 from client.__main__ import main as client_main
 from common.errors import UserError
+from common.flower.processes import PROJECT
 from common.networks.cost import cost_table
 from common.plugins import VARIABLE
 from common.storage.model_file import load_model
 from common.storage.run_files import read_events, read_stored
 from server.__main__ import main
-from server.commands.launch import PROJECT
 from strategies.engine.rounds import QuorumError
 from tests.support.deployment import Deployment, run_launcher, wait_until
 
@@ -131,7 +131,7 @@ def test_mistake_comes_before_anything_starts(plugin, tmp_path, monkeypatch, cap
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / ".flwr"))
     assert main(["run", "-c", pair]) == 2
     assert message in capsys.readouterr().err
-    assert not (tmp_path / ".flwr" / "superlink.log").exists()
+    assert not (tmp_path / ".flwr" / "ray.log").exists()
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from client.app import app
 from common.flower.local_grid import LocalGrid
+from common.flower.processes import PROJECT
 from common.storage.run_files import read_events
-from server.commands.launch import PROJECT
 from strategies.configuration import read_config
 from strategies.factory import make_strategy
 from tests.support.namespaces import namespaces_available

@@ -15,9 +15,9 @@ from typing import Any
 
 import psutil
 
+from common.flower.processes import PROJECT, environment
 from common.storage.run_files import read_events
 from server.commands.bundle import app_files
-from server.commands.launch import PROJECT, environment
 
 PORTS = 16_000, 32_000
 ASK_EVERY = 15.0  # seconds between queries of a run's status

@@ -17,11 +17,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from client.__main__ import main
+from common.flower.processes import PROJECT
 from common.networks import Inference
 from common.rpc.channels import connect
 from common.rpc.methods import STUDENTS
 from common.rpc.secrets import read_token
-from server.commands.launch import PROJECT
 from strategies.distree.exits.policies import LastExit
 from strategies.distree.model.stored import student_file
 from strategies.distree.serving.aggregator import Aggregator, Answer

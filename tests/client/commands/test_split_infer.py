@@ -35,11 +35,11 @@ from client.runtimes.with_torch import TorchNetwork
 from common.console.samples import Samples, Takes, from_dataset
 from common.exits import ThresholdPolicy, confidence, entropy_gate
 from common.flower.local_grid import LocalGrid
+from common.flower.processes import PROJECT
 from common.rpc.channels import connect
 from common.rpc.methods import SPLIT
 from common.rpc.secrets import read_token
 from common.storage.model_file import load_model
-from server.commands.launch import PROJECT
 from strategies.callbacks.run_folder import RunFolder
 from strategies.configuration import read_config
 from strategies.factory import make_strategy

@@ -197,6 +197,18 @@ def test_wait_for_port_ends_with_its_process(tmp_path):
     assert time.monotonic() - started < 20  # for a running process it would wait for 30
 
 
+def test_environment_keeps_flower_in_its_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/bin")
+    found = environment(tmp_path)
+    assert found["FLWR_HOME"] == str(tmp_path)
+    assert found["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert found["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
+    assert found["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] == "1"
+    # Flower starts `flwr-serverapp` and others by name: PATH must lead to those of this Python
+    assert found["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/bin"]
+    assert (Path(sys.executable).parent / "flower-superlink").exists()
+
+
 def test_flower_home_is_that_of_user_then_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / "env"))
     assert flower_home(None) == tmp_path / "env"

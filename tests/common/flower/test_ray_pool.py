@@ -127,7 +127,6 @@ def test_workers_import_torch_before_their_first_message():
 def test_prepared_workers_do_not_import_flowers_simulation(monkeypatch, by_name, prepared):
     if prepared:
         monkeypatch.setattr(ray_pool, "mend", lambda pool: None)
-        monkeypatch.setattr(ray_pool.sys, "argv", ["/bin/flwr-simulation"])
         monkeypatch.setattr(ray, "is_initialized", lambda: True)
         ray_pool.prepare_workers()
         monkeypatch.undo()
@@ -142,7 +141,9 @@ def test_pool_is_mended_in_simulations_only(monkeypatch, by_name):
     mended: list[object] = []
     monkeypatch.setattr(ray_pool, "mend", mended.append)
     monkeypatch.setattr(ray, "is_initialized", lambda: True)  # so the pool may be there: nothing to wait for
-    for program in ("/bin/flwr-serverapp", "/bin/flwr-simulation"):
-        monkeypatch.setattr(ray_pool.sys, "argv", [program])
+    with monkeypatch.context() as elsewhere:
+        elsewhere.delitem(sys.modules, "flwr.simulation")
         ray_pool.prepare_workers()
+    assert mended == []
+    ray_pool.prepare_workers()
     assert mended == [BasicActorPool]

@@ -1,10 +1,13 @@
-"""The folder that is handed to `flwr run`."""
+"""The folder with the app of a run."""
 
+from importlib.util import cache_from_source
 from pathlib import Path
 
+import pytest
 from flwr.cli.build import build_fab_from_disk, build_fab_from_files
 
 from common.flower.processes import PROJECT
+from server.commands import bundle
 from server.commands.bundle import app_files
 
 
@@ -21,3 +24,13 @@ def test_bundle_has_the_bytes_of_the_projects_own(tmp_path: Path) -> None:
         files = [path for path in top.rglob("*") if path.is_file()] if top.is_dir() else [top]
         whole |= {str(path.relative_to(PROJECT)): path for path in files}
     assert found == build_fab_from_files(whole)[0]
+
+
+def test_compiled_files_are_valid_in_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle.sys, "dont_write_bytecode", False)
+    source = PROJECT / "common" / "errors.py"
+    compiled = Path(cache_from_source(str(source))).relative_to(PROJECT)
+    with app_files(tmp_path, compiled=True) as folder:
+        assert (folder / compiled).exists()
+        # Python takes a compiled file only if it names the source's time and size
+        assert (folder / source.relative_to(PROJECT)).stat().st_mtime == source.stat().st_mtime

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 
 from common.errors import UserError
+from common.flower.processes import environment
 from server.__main__ import main
-from server.commands import cluster, launch, simulator
+from server.commands import cluster, simulator
 from server.commands.cluster import even_share, resources, workers_on
-from server.commands.launch import environment, last_error, simulate
-from tests.server.commands.test_launch import Flower
 
 NODES = [{"CPU": 4.0, "GPU": 2.0}, {"CPU": 3.0}, {}]
 
@@ -59,22 +58,6 @@ def test_cluster_that_does_not_answer_is_refused(tmp_path, monkeypatch):
     assert resources("10.0.0.1:1", environment(tmp_path)) == [{"CPU": 2.0}]
 
 
-@pytest.mark.parametrize(
-    ("given", "state"), [({}, "server"), ({"clients.store": "/mnt"}, "shared"), ({"clients.state": "node"}, "node")]
-)
-def test_simulation_on_a_cluster_asks_for_its_workers(tmp_path, monkeypatch, given, state):
-    flower = Flower("finished:completed")
-    monkeypatch.setattr(launch, "STARTING", 0.0)
-    monkeypatch.setattr(launch, "_flwr", flower)
-    monkeypatch.setattr(cluster, "resources", lambda address, env: [{"CPU": 1.0}, {"CPU": 2.0}])
-    env = {"FLWR_HOME": str(tmp_path), "RAY_ADDRESS": "10.0.0.1:6379"}
-    simulate({"run.name": "a", **given}, tmp_path, env, show=False)
-    federation = flower.commands[0][flower.commands[0].index("--federation-config") + 1].split()
-    assert "num-supernodes=3" in federation
-    assert not [word for word in federation if word.startswith("init-args-num-cpus")]
-    assert flower.config["clients.state"] == state
-
-
 def test_environment_joins_a_cluster_only_by_address(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert environment(tmp_path)["RAY_ADDRESS"] == cluster.LOCAL
@@ -83,28 +66,15 @@ def test_environment_joins_a_cluster_only_by_address(tmp_path, monkeypatch):
 
 
 def test_ray_option_comes_before_the_environment(tmp_path, monkeypatch):
-    def superlink(home: Path, head: int) -> Any:
-        assert head == 0
+    def head(home: Path, workers: int) -> Any:
+        assert workers == 0
         raise UserError(environment(home)["RAY_ADDRESS"])
 
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / ".flwr"))
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    monkeypatch.setattr(simulator, "local_superlink", superlink)
+    monkeypatch.setattr(simulator, "ray_head", head)
     parser = argparse.ArgumentParser()
     simulator.add_resources(parser)
     options = parser.parse_args(["--ray", "10.0.0.2:6379"])
     with pytest.raises(UserError, match=r"10\.0\.0\.2:6379"), simulator.simulator(options):
         pass
-
-
-LOG = """
-ValueError: When connecting to an existing cluster, num_cpus must not be provided.
-Traceback (most recent call last):
-RuntimeError: Simulation Runtime crashed.
-RuntimeError: An error was encountered. Ending simulation.
-"""
-
-
-def test_last_error_is_the_one_behind_flowers_last_words():
-    assert last_error(LOG, "Simulation failed").startswith("When connecting to an existing cluster")
-    assert last_error("common.errors.UserError: no room\n", "failed with exception: no room") == ""

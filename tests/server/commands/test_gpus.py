@@ -3,10 +3,8 @@
 import pytest
 
 from common.errors import UserError
-from server.commands import gpus, launch
+from server.commands import gpus
 from server.commands.gpus import even_share, local_share, room
-from server.commands.launch import simulate
-from tests.server.commands.test_launch import Flower
 
 
 @pytest.mark.parametrize(
@@ -53,13 +51,3 @@ def test_torch_is_asked_only_where_there_is_a_driver(monkeypatch, tmp_path):
     assert gpus.visible() == 3
     monkeypatch.setattr(gpus, "COUNT", "raise RuntimeError('a broken driver')")
     assert gpus.visible() == 0
-
-
-def test_simulation_has_as_many_nodes_as_workers(tmp_path, monkeypatch):
-    flower = Flower("finished:completed")
-    monkeypatch.setattr(launch, "_flwr", flower)
-    monkeypatch.setattr(launch, "STARTING", 0.0)
-    monkeypatch.setattr(gpus, "visible", lambda: 1)
-    simulate({"run.name": "a"}, tmp_path, {"FLWR_HOME": str(tmp_path)}, workers=16, share=0.25, show=False)
-    federation = flower.commands[0][flower.commands[0].index("--federation-config") + 1].split()
-    assert {"num-supernodes=4", "client-resources-num-gpus=0.25", "init-args-num-cpus=4"} <= set(federation)

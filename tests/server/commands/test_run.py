@@ -17,14 +17,15 @@ from safetensors.torch import load_file
 
 from client.app import app
 from common.flower.local_grid import LocalGrid
+from common.flower.processes import PROJECT
 from common.storage.format import FORMAT
 from common.storage.run_files import read_events
 from server.__main__ import main
 from server.commands import run, simulator
-from server.commands.launch import PROJECT, Outcome
+from server.commands.launch import Outcome
 from strategies.configuration import read_config
 from strategies.factory import make_strategy
-from tests.support.deployment import run_launcher, wait_until
+from tests.support.deployment import ended, run_launcher, wait_until
 
 SETTINGS = {
     "run.strategy": "darkdistill", "run.rounds": 2, "clients.count": 4, "clients.per-round": 4, "data.limit": 200,
@@ -34,11 +35,11 @@ SETTINGS = {
 
 @pytest.fixture
 def simulations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Any]]:
-    """Replace the SuperLink: every simulation ends at once; the one of method "median" fails."""
+    """Start no Ray: every simulation ends at once; the one of method "median" fails."""
     started: list[Mapping[str, Any]] = []
 
     @contextmanager
-    def superlink(home: Path, head: int) -> Iterator[dict[str, str]]:
+    def ray_head(home: Path, workers: int) -> Iterator[dict[str, str]]:
         yield {}
 
     def simulate(settings: Mapping[str, Any], root: Path, env: Mapping[str, str], **options: Any) -> Outcome:
@@ -47,7 +48,7 @@ def simulations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Mapping
         return Outcome(root / "x", "finished:failed" if failed else "finished:completed", "quorum" if failed else "")
 
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / ".flwr"))
-    monkeypatch.setattr(simulator, "local_superlink", superlink)
+    monkeypatch.setattr(simulator, "ray_head", ray_head)
     monkeypatch.setattr(simulator, "simulate", simulate)
     monkeypatch.setattr(run, "_show", lambda folder: print(f"report of {folder}"))
     return started
@@ -65,17 +66,18 @@ def test_run_exit_code_says_whether_all_runs_completed(simulations, capsys):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_run_shows_no_traceback_when_interrupted(tmp_path, number):
     with subprocess.Popen(
-        [sys.executable, "-m", "server", "run", "-c", "data.limit=100"], cwd=PROJECT,
+        [sys.executable, "-m", "server", "run", "-c", "data.limit=100", "-c", "run.name=a"], cwd=PROJECT,
         env=os.environ | {"FLWR_HOME": str(tmp_path / ".flwr")}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     ) as process:  # fmt: skip
-        log = tmp_path / ".flwr" / "superlink.log"
-        wait_until(lambda: log.exists() and log.stat().st_size, 60, "the SuperLink did not start")
-        started = psutil.Process(process.pid).children()
-        assert len(started) == 2  # the SuperLink and Ray
+        log = tmp_path / ".flwr" / "logs" / "a.log"
+        wait_until(lambda: log.exists() and log.stat().st_size, 60, "the simulation did not start")
+        started = psutil.Process(process.pid).children(recursive=True)
+        assert "gcs_server" in {child.name() for child in started}
         process.send_signal(number)
-        assert process.communicate(timeout=60)[0] == b""
+        output, _ = process.communicate(timeout=60)
         assert process.returncode == 130
-    assert not [child for child in started if child.is_running()]
+        assert b"Traceback" not in output
+    wait_until(lambda: all(ended(child.pid) for child in started), 20, "a process of the simulation still runs")
 
 
 def test_run_resumes_from_a_folder(simulations, tmp_path, monkeypatch):

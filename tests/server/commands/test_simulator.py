@@ -16,17 +16,17 @@ CORES = os.cpu_count() or 1
 
 @pytest.fixture
 def heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Replace the SuperLink: the list has the workers of the Ray that would start with it."""
+    """Start no Ray: the list has the workers of the one that would start."""
     found: list[int] = []
 
     @contextmanager
-    def superlink(home: Path, head: int) -> Iterator[dict[str, str]]:
-        found.append(head)
-        yield {"FLWR_HOME": str(home)}
+    def ray_head(home: Path, workers: int) -> Iterator[dict[str, str]]:
+        found.append(workers)
+        yield {"RAY_ADDRESS": "joined"} if workers else {}
 
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / ".flwr"))
     monkeypatch.setenv("RAY_ADDRESS", cluster.LOCAL)
-    monkeypatch.setattr(simulator, "local_superlink", superlink)
+    monkeypatch.setattr(simulator, "ray_head", ray_head)
     monkeypatch.setattr(gpus, "visible", lambda: 1)
     return found
 
@@ -47,7 +47,7 @@ def options(*words: str) -> argparse.Namespace:
 )  # fmt: skip
 def test_runs_one_after_another_share_a_ray(heads, words, at_once, workers, head):
     with simulator.simulator(options(*words), at_once) as made:
-        assert (made.workers, made.head) == (workers, head)
+        assert (made.workers, bool(made.ray), made.here) == (workers, head, "--ray" not in words)
     assert heads == [workers if head else 0]
 
 

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from common.data import DataConfig, load, normalizer
+from common.flower.processes import PROJECT
 from common.networks import NetworkSpec
 from common.rpc.secrets import CERTIFICATE, read_or_make_token
 from common.seeding import seed_global
-from server.commands.launch import PROJECT
 from strategies.distree.model.stored import StoredStudents, load_student, load_students, save_students, student_file
 from strategies.distree.model.students import build_students, students_spec
 from strategies.distree.settings import DistrEESettings

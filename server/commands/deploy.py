@@ -1,0 +1,149 @@
+"""Run the app on the devices of a running SuperLink, and return how the run really ended.
+
+`flwr run --stream` exits 0 even when a run failed, so the launcher submits the run, follows its metrics and asks Flower
+for its real status.
+"""
+
+import json
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.flower.processes import interrupted_by_signals
+from server.commands.bundle import app_files
+from server.commands.launch import FAILED, Outcome, Watch, commit, run_folder, watched
+
+LOOK = 0.5  # seconds between two looks at the metrics
+ASK_EVERY, SELDOM = 3.0, 30.0  # seconds between status queries, each of which is a process that computes for a second
+STARTING, ENDING = 10.0, 2.0  # the same before a run's first event, and after its last one
+SHARE = 0.25  # of the time that a run has taken, for which its status need not be known
+LOST = 20.0  # seconds without an answer, after which the SuperLink counts as gone
+ERROR = re.compile(r"^[\w.]*(?:Error|Exception): (?P<text>.+)$", re.MULTILINE)  # a traceback's last line
+REFUSED = "403 Forbidden"  # what the proxy answers to all that is not a device's
+
+
+@interrupted_by_signals()
+def deploy(
+    overrides: Mapping[str, Any], root: Path, env: Mapping[str, str], connection: str, *, show: bool = True
+) -> Outcome:
+    """Run the project on a connection of Flower's configuration and wait for its end.
+
+    `overrides` are configuration keys, with `run.name` unless a run is resumed. `root` is the folder of runs on the
+    SuperLink's machine: if that is this machine, the run's progress is shown. Raises `UserError` if the run is not
+    accepted, or the SuperLink goes.
+    """
+    run_id, folder = _submit({"run.commit": commit(), **overrides}, connection, env), run_folder(overrides, root)
+    with watched(folder, show) as watch:
+        try:
+            return _follow(run_id, folder, connection, env, watch)
+        except KeyboardInterrupt:
+            # before the progress bar is stopped, which fails on a closed terminal
+            _flwr(["flwr", "stop", run_id, connection, "--format", "json"], env)
+            raise
+
+
+def flwr(command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
+    """Return the JSON that a `flwr` command prints, refusals included; raises `UserError` if it prints none."""
+    return _flwr(["flwr", *command, "--format", "json"], env)
+
+
+def _submit(settings: Mapping[str, Any], connection: str, env: Mapping[str, str]) -> str:
+    """Return Flower's id of the run."""
+    # all keys in one file: of several -c, Flower 1.42 keeps only the last one's keys of a section
+    home = Path(env["FLWR_HOME"])
+    with app_files(home) as app, tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".toml", dir=home) as file:
+        # JSON escapes an emoji as two halves, which TOML refuses
+        rows = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in settings.items())
+        file.write("".join(rows))
+        file.flush()
+        answer = _flwr(["flwr", "run", str(app), connection, "--format", "json", "-c", file.name], env)
+    if answer.get("success"):
+        return str(answer["run-id"])
+    problem = str(answer.get("error-message", answer))
+    if REFUSED in problem:
+        problem = f"the address answers {REFUSED}: a proxy passes only what devices use; give the SuperLink's own"
+    if "unavailable" in problem:
+        problem = f"is `python -m server start` running, and --superlink its address? Flower says: {problem}"
+    raise UserError(f"Flower did not accept the run: {problem}")
+
+
+def _follow(run_id: str, folder: Path, connection: str, env: Mapping[str, str], watch: Watch) -> Outcome:
+    began = asked = time.monotonic()
+    unanswered: float | None = None  # since when the SuperLink has not answered
+    started = ended = False
+    while True:
+        time.sleep(LOOK)
+        events = watch.look()
+        started = started or any(event["event"] == "start" for event in events)
+        ended = ended or any(event["event"] == "end" for event in events)
+        now = time.monotonic()
+        if events and not ended:  # they say as well that the run goes on
+            asked = now
+        if now - asked < _pause(now - began, started, ended, unanswered is not None):
+            continue
+        asked = now
+        try:
+            answer = _flwr(["flwr", "list", connection, "--run-id", run_id, "--format", "json"], env)
+        except UserError as error:  # no JSON
+            answer = {"error-message": error}
+        if not answer.get("runs"):
+            unanswered = asked if unanswered is None else unanswered
+            if asked - unanswered > LOST:
+                problem = " ".join(str(answer.get("error-message", answer)).split())
+                raise UserError(
+                    f"the SuperLink has gone: {problem}; its run has ended with it, so start the SuperLink again, then "
+                    f"continue with --resume {folder}"
+                )
+            continue
+        unanswered, run = None, answer["runs"][0]
+        if (status := str(run["status"])).startswith("finished"):
+            details = str(run.get("status-details") or "")
+            if status == FAILED:
+                log = _output(["flwr", "log", run_id, connection, "--show"], env).stdout
+                if last := last_error(log, details):
+                    details += f" The log's last error: {last}"
+            return Outcome(folder, status, details)
+
+
+def _pause(passed: float, started: bool, ended: bool, silent: bool) -> float:
+    """Return the seconds between two status queries of a run that was submitted `passed` seconds ago."""
+    if ended:
+        return ENDING
+    if silent:
+        return ASK_EVERY
+    return min(SELDOM, max(ASK_EVERY if started else STARTING, SHARE * passed))
+
+
+def last_error(log: str, details: str) -> str:
+    """Return the last error of a run's log that is not part of Flower's reason."""
+    errors = [found["text"].strip() for found in ERROR.finditer(log)]
+    return next((error for error in reversed(errors) if error not in details), "")
+
+
+def _output(command: Sequence[str], env: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        command,
+        cwd=env["FLWR_HOME"],
+        env=dict(env),
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+
+
+def _flwr(command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
+    done = _output(command, env)
+    start = done.stdout.find("{")
+    try:
+        found: dict[str, Any] = json.loads(done.stdout[start:]) if start >= 0 else {}
+    except json.JSONDecodeError:
+        found = {}
+    if not found:
+        raise UserError(f"{' '.join(command[:2])} failed: {(done.stderr or done.stdout).strip()[-800:]}")
+    return found
