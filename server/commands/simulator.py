@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.data.support import package_folder
 from common.errors import UserError
 from common.flower.processes import environment, flower_home, interrupted_by_signals
 from server.commands.cluster import LOCAL, worker_count
@@ -76,6 +75,8 @@ def simulator(options: argparse.Namespace, at_once: int = 1) -> Iterator[Simulat
         with interrupted_by_signals():
             yield Simulator()
         return
+    from common.data.support import package_folder  # imports pydantic, which `--help` does not need
+
     package_folder("ray", "a simulation without --in-process")
     if options.ray:
         os.environ["RAY_ADDRESS"] = options.ray

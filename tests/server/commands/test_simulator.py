@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from common.data import support
 from common.errors import UserError
 from server.commands import cluster, gpus, simulator
 
@@ -60,3 +61,11 @@ def test_run_in_this_process_has_no_workers(heads):
         simulator.simulator(options("--in-process", "--gpus", "0")),
     ):
         pass
+
+
+def test_missing_ray_is_named(heads, monkeypatch):
+    monkeypatch.setattr(support, "find_spec", lambda package: None)
+    message = r"a simulation without --in-process needs the package 'ray', .*: pip install earlybloom\[simulation\]"
+    with pytest.raises(UserError, match=message), simulator.simulator(options()):
+        pass
+    assert not heads
