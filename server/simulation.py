@@ -37,8 +37,10 @@ def simulate(request: Request) -> None:
     from flwr.simulation import run_simulation
 
     from client.app import app as clients
+    from common.flower.ray_pool import look_often
     from server.app import main as rounds
 
+    look_often()
     server = ServerApp()
 
     @server.main()

@@ -13,7 +13,11 @@ ROUNDS = {
     "stream": "by a stream",
     "stream-tls": "by a stream with TLS",
 }
-STARTS = {"ray": "`server run`: SuperLink, Ray, two workers", "in-process": "`server run --in-process`"}
+STARTS = {
+    "before": "`server run` of the version before: SuperLink, Ray, two workers",
+    "ray": "`server run`: Ray, two workers",
+    "in-process": "`server run --in-process`",
+}
 IDLE = {"flower": "Flower's own way", "stream": "our SuperNode", "launcher": "with `client start` beside it"}
 PHASES = {"poll": "waiting for the SuperNode's poll", "start": "the start of a process", "pull": "fetching the message",
           "send": "sending the reply"}  # fmt: skip
@@ -42,6 +46,8 @@ def figures(read: Read) -> Figures:
         ),
         **dict(_beside(read)),
         "start": start(read),
+        "start_first": _gains(read, "first_round_s"),
+        "start_whole": _gains(read, "whole_s"),
         "layout": layout(read),
         "deployed_s": f"{read('deployment')['stream-tls']['seconds_per_round']:.2f}",
         "simulation": simulation(read),
@@ -88,6 +94,11 @@ def start(read: Read) -> str:
     head = ("seconds to the end of the first round", "CPU-seconds till then", "seconds in all")
     keys = ("first_round_s", "cpu_seconds_to_first_round", "whole_s")
     return _by_case(read("start"), STARTS, head, lambda case: [f"{case[key]:.1f}" for key in keys])
+
+
+def _gains(read: Read, name: str) -> str:
+    gains = read("start")["times_as_fast"][name]
+    return f"{min(gains):.2f} to {max(gains):.2f}"
 
 
 def layout(read: Read) -> str:

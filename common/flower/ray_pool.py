@@ -1,9 +1,11 @@
-"""Flower's pool of simulation workers: they import torch early and little else, and those that died are replaced.
+"""Ray for simulations: its workers start and import torch early, and those that died are replaced.
 
 Left to itself a worker imports torch with its first message, when the server has imported all that it needs, and with
 its class all of Flower's simulation, a web framework and a database included. And Flower 1.42 puts a worker back into
 its pool whatever happened to it. A dead one fails a message at once, so it is the first that is free again, and fails
 the next one, too.
+
+Where Ray 2.60 waits for another Ray that starts, it looks once a second.
 """
 
 import sys
@@ -13,7 +15,7 @@ from contextlib import suppress
 from threading import Event, Thread
 from typing import Any
 
-PAUSE = 0.05  # seconds between two looks for a free worker
+PAUSE = 0.05  # seconds between two looks, for a free worker or for a Ray that starts
 JOIN = 10.0  # seconds that the server waits at most until Ray is joined and workers start, before its own imports
 START = 60.0  # seconds in which a new worker starts, if the cluster has room for it
 
@@ -30,6 +32,25 @@ def prepare_workers() -> None:
     mend(BasicActorPool)
     if not ray.is_initialized():  # so there is no pool yet
         import_early(BasicActorPool).wait(JOIN)
+
+
+class Clock:
+    """Stands for the module `time` in a module of Ray's: no pause is longer than `PAUSE`."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+    def sleep(self, seconds: float) -> None:
+        """Pause."""
+        time.sleep(min(seconds, PAUSE))
+
+
+def look_often() -> None:
+    """Let this process join a Ray as soon as it has started."""
+    with suppress(ImportError):  # another release of Ray, which keeps its own pace
+        from ray._private import node, services
+
+        node.time = services.time = Clock()  # type: ignore[assignment]
 
 
 def import_early(pool: type[Any]) -> Event:

@@ -11,6 +11,7 @@ import pytest
 import ray
 from flwr.simulation.ray_transport import ray_actor
 from flwr.simulation.ray_transport.ray_actor import BasicActorPool
+from ray._private import node, services
 from ray.exceptions import ActorDiedError
 
 from common.flower import ray_pool
@@ -98,6 +99,22 @@ def test_unmended_pool_uses_dead_workers():
     """Flower may have changed when this fails: then `common.flower.ray_pool` can go."""
     pool = Pool()
     assert send(pool, ActorDiedError()) == send(pool)
+
+
+def test_ray_that_starts_is_looked_for_often(monkeypatch):
+    """Ray may have changed when this fails: then its own pace may do."""
+    for module in (node, services):
+        monkeypatch.setattr(module, "time", module.time)  # restored afterwards
+    ray_pool.look_often()
+    pauses: list[float] = []
+    monkeypatch.setattr(ray_pool.time, "sleep", pauses.append)
+    monkeypatch.setattr(services, "find_node_ids", lambda: {"ab"} if len(pauses) == 3 else set())
+    found = SimpleNamespace(is_head_node=True)
+    client = SimpleNamespace(get_all_node_info=lambda **_: {"ab": found})
+    monkeypatch.setattr(services, "NodeID", SimpleNamespace(from_hex=lambda name: SimpleNamespace(binary=name.encode)))
+    assert services.get_node_to_connect_for_driver(client) is found
+    assert pauses == [ray_pool.PAUSE] * 3
+    assert services.time.monotonic is time.monotonic
 
 
 @ray.remote(num_cpus=1)
