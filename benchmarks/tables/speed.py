@@ -46,6 +46,7 @@ def figures(read: Read) -> Figures:
         ),
         **dict(_beside(read)),
         "start": start(read),
+        "start_repeats": str(read("start")["repeats"]),
         "start_first": _gains(read, "first_round_s"),
         "start_whole": _gains(read, "whole_s"),
         "layout": layout(read),

@@ -1,3 +1,4 @@
+import subprocess
 import sys
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from common.data import DataConfig, with_samples
 from common.data.partition import partition
 from common.errors import UserError
+from common.flower.processes import PROJECT
 
 pytest.importorskip("flwr_datasets", reason="partitions need the simulation extra")
 datasets = pytest.importorskip("datasets")
@@ -132,3 +134,18 @@ def test_missing_extra_names_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "flwr_datasets.partitioner", None)
     with pytest.raises(UserError, match=r"pip install earlybloom\[simulation\]"):
         partition(DataConfig(), LABELS, 2, 1, None)
+
+
+DEAL = """
+import sys
+import numpy as np
+from common.data import DataConfig
+from common.data.partition import partition
+partition(DataConfig(), np.arange(20) % 2, 4, 1, None)
+assert not {"seaborn", "matplotlib"} & set(sys.modules)
+from flwr_datasets.visualization import plot_label_distributions
+"""
+
+
+def test_dealing_imports_no_plots() -> None:
+    subprocess.run([sys.executable, "-c", DEAL], cwd=PROJECT, check=True)
