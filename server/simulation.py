@@ -11,8 +11,10 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, TypedDict
+
+WRAPPERS = ("An error was encountered", "Simulation Runtime crashed")  # Flower's, around the error that ended a run
 
 
 class Request(TypedDict):
@@ -41,26 +43,29 @@ def simulate(request: Request) -> None:
     from server.app import main as rounds
 
     look_often()
-    server = ServerApp()
+    server, completed = ServerApp(), Event()
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
         context.run_config = dict(request["settings"])
         rounds(grid, context)
+        completed.set()
 
     backend = {"client_resources": dict(request["resources"]), "init_args": dict(request["ray"])}
     run_simulation(server, clients, request["workers"], backend_config=backend)
+    if not completed.is_set():  # Flower raises nothing when the app's thread exits
+        raise RuntimeError("the server's app ended before its last round")
 
 
 def reason(error: BaseException) -> str:
-    """Return the error behind those that Flower wraps around it."""
-    while error.__cause__:
+    """Return an error as text; of those that Flower wraps around another, the other."""
+    while str(error).startswith(WRAPPERS) and error.__cause__:
         error = error.__cause__
     return f"{type(error).__name__}: {error}"
 
 
 def main() -> None:
-    """Serve one request."""
+    """Serve one request, then end this process."""
     request: Request = json.loads(sys.stdin.readline())
     Thread(target=_end_with_input, daemon=True).start()
     output = os.dup(1)
@@ -68,19 +73,23 @@ def main() -> None:
     answer = Answer(failure="")
     try:
         simulate(request)
-    except Exception as error:
+    except BaseException as error:  # Ray exits on SIGTERM
         answer["failure"] = reason(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
     with os.fdopen(output, "w") as file:
         json.dump(answer, file)
-    os._exit(0)  # the interpreter would take half a second to free what torch has imported
+    # the interpreter would wait for the app's thread, and take half a second to free what torch has imported
+    os._exit(0)
 
 
 def _end_with_input() -> None:
     while os.read(0, 4096):
         pass
-    if ray := sys.modules.get("ray"):
-        ray.shutdown()  # two processes of a Ray of its own would go on
-    os._exit(130)
+    try:
+        sys.modules["ray"].shutdown()  # two processes of a Ray of its own would go on
+    finally:  # whatever happens: it may not be imported yet
+        os._exit(130)
 
 
 if __name__ == "__main__":

@@ -177,7 +177,7 @@ def child(
             yield Child(process, lambda: bool(noted))
         finally:
             end(process)
-            _end_group(process.pid)
+            end_group(process.pid)
 
 
 def _first(number: int) -> int:
@@ -216,8 +216,8 @@ def kill_after_grace(process: "subprocess.Popen[bytes]") -> None:
         process.wait()
 
 
-def _end_group(group: int) -> None:
-    """End what a child has started and left in its process group: workers and Flower's processes."""
+def end_group(group: int) -> None:
+    """End what a child has started and left in its process group: workers, and processes of Flower's or Ray's."""
     with suppress(ProcessLookupError):
         os.killpg(group, signal.SIGTERM)
         for _ in range(round(AFTERWARDS / LOOK)):

@@ -25,7 +25,8 @@ def app_files(beside: Path, *, compiled: bool = False) -> Iterator[Path]:
     With `compiled` it has Python's compiled files, too: otherwise every process that imports the copy compiles it.
     """
     packages = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    ignore = None if compiled else shutil.ignore_patterns("__pycache__")
+    # Python writes a compiled file under a name that goes on before it has its own
+    ignore = shutil.ignore_patterns("*.pyc.*" if compiled else "__pycache__")
     with tempfile.TemporaryDirectory(prefix="app-", dir=beside) as folder:
         for package in packages["packages"]:
             if compiled and not sys.dont_write_bytecode:

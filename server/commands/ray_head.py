@@ -6,11 +6,14 @@ Left to itself every run starts a Ray of its own, which takes some seconds at it
 import secrets
 import subprocess
 import sys
+from _thread import interrupt_main
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 
-from common.flower.processes import end, environment, free_port
+from common.errors import UserError
+from common.flower.processes import end, end_group, environment, free_port
 from server.commands.cluster import LOCAL
 
 LOG = "ray.log"
@@ -34,8 +37,9 @@ sys.stdin.read()
 def ray_head(home: Path, workers: int) -> Iterator[dict[str, str]]:
     """Start Ray with room for so many workers of one core; yields the variables with which a process joins it.
 
-    Ray may still be starting: a process that joins waits for it. For 0 workers nothing starts, and there are no
-    variables. `home` is Flower's home folder.
+    Ray may still be starting: a process that joins waits for it, for minutes if need be. So if Ray ends, the main
+    thread is interrupted, and `UserError` raised. For 0 workers nothing starts, and there are no variables. `home` is
+    Flower's home folder.
     """
     if not workers:
         yield {}
@@ -50,7 +54,21 @@ def ray_head(home: Path, workers: int) -> Iterator[dict[str, str]]:
         process = subprocess.Popen(
             command, cwd=home, env=env, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
         )
+    ending = Event()
+
+    def watch() -> None:
+        process.wait()
+        if not ending.is_set():
+            interrupt_main()
+
+    Thread(target=watch, daemon=True).start()
     try:
         yield token | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
+    except KeyboardInterrupt:
+        if process.poll() is None:  # it was a signal
+            raise
+        raise UserError(f"Ray on this machine has ended (exit code {process.returncode}): see {home / LOG}") from None
     finally:
+        ending.set()
         end(process)
+        end_group(process.pid)  # what it had started when it was not ready to end

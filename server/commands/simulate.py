@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from common.flower.processes import interrupted_by_signals, kill_after_grace
+from common.flower.processes import end_group, interrupted_by_signals, kill_after_grace
 from server.commands import cluster, gpus
 from server.commands.bundle import app_files
 from server.commands.launch import COMPLETED, FAILED, Outcome, commit, run_folder, watched
@@ -67,7 +67,7 @@ def _run(request: Request, folder: Path, env: Mapping[str, str], show: bool) -> 
     log = home / LOGS / f"{folder.name}.log"
     log.parent.mkdir(exist_ok=True)
     with (
-        app_files(home, compiled=True) as app,
+        app_files(Path(tempfile.gettempdir()), compiled=True) as app,
         tempfile.TemporaryFile() as output,
         log.open("ab") if show else nullcontext() as errors,
         watched(folder, show) as watch,
@@ -88,6 +88,7 @@ def _run(request: Request, folder: Path, env: Mapping[str, str], show: bool) -> 
         finally:
             process.stdin.close()  # which ends it
             kill_after_grace(process)
+            end_group(process.pid)
         output.seek(0)
         answer = output.read()
     return _outcome(folder, answer, process.returncode, f"; its log is {log}" if show else "")
@@ -99,7 +100,8 @@ def _path(app: Path, env: Mapping[str, str]) -> str:
 
 def _outcome(folder: Path, output: bytes, code: int, where: str) -> Outcome:
     if not output:
-        return Outcome(folder, FAILED, f"its process was killed (exit code {code}), out of memory?{where}")
+        how = "was killed, out of memory?" if code < 0 else "ended without an answer"
+        return Outcome(folder, FAILED, f"its process {how} (exit code {code}){where}")
     answer: Answer = json.loads(output)
     if answer["failure"]:
         return Outcome(folder, FAILED, answer["failure"] + where)

@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from server.commands import launch
+from common.errors import UserError
+from common.flower.processes import PROJECT, interrupted_by_signals
 from server.commands.ray_head import ray_head
 from tests.support.deployment import ended, wait_until
 from tests.support.served import read_line
@@ -65,8 +67,16 @@ with ray_head.ray_head(Path(sys.argv[1]), 1):
 
 def test_ray_ends_with_a_launcher_that_is_killed(tmp_path: Path):
     command = [sys.executable, "-c", LAUNCHER, str(tmp_path)]
-    with subprocess.Popen(command, cwd=launch.PROJECT, stdout=subprocess.PIPE, text=True) as launcher:
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as launcher:
         read_line(launcher)
         (head,) = psutil.Process(launcher.pid).children()
         launcher.send_signal(signal.SIGKILL)
     wait_until(lambda: ended(head.pid), 20, "Ray's process still runs")
+
+
+def test_ray_that_ends_is_named_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("server.commands.ray_head.HEAD", "raise SystemExit('no shared memory')")
+    message = rf"has ended \(exit code 1\): see {tmp_path / 'ray.log'}"
+    with pytest.raises(UserError, match=message), interrupted_by_signals(), ray_head(tmp_path, 1):
+        time.sleep(60)
+    assert (tmp_path / "ray.log").read_text() == "no shared memory\n"

@@ -78,7 +78,8 @@ print("to the log", os.getcwd(), file=sys.stderr, flush=True)
 ANSWERS = {
     "completed": ('print(\'{"failure": ""}\')', "finished:completed", ""),
     "failed": ('print(\'{"failure": "UserError: no room"}\')', "finished:failed", "UserError: no room"),
-    "killed": ("os.kill(os.getpid(), 9)", "finished:failed", "its process was killed (exit code -9)"),
+    "killed": ("os.kill(os.getpid(), 9)", "finished:failed", "its process was killed, out of memory? (exit code -9)"),
+    "ended": ("sys.exit(3)", "finished:failed", "its process ended without an answer (exit code 3)"),
 }
 
 
