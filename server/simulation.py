@@ -10,9 +10,16 @@ the run prints goes to the standard error. The process ends with its standard in
 import json
 import os
 import sys
+import tomllib
 from collections.abc import Mapping
+from importlib import import_module
 from threading import Event, Thread
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from common.flower.processes import PROJECT
+
+if TYPE_CHECKING:
+    from flwr.clientapp import ClientApp
 
 WRAPPERS = ("An error was encountered", "Simulation Runtime crashed")  # Flower's, around the error that ended a run
 
@@ -38,8 +45,7 @@ def simulate(request: Request) -> None:
     from flwr.serverapp import Grid, ServerApp
     from flwr.simulation import run_simulation
 
-    from client.app import app as clients
-    from common.flower.ray_pool import look_often
+    from common.flower.ray_pool import look_often, prepare_workers
     from server.app import main as rounds
 
     look_often()
@@ -47,14 +53,23 @@ def simulate(request: Request) -> None:
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
+        prepare_workers()
         context.run_config = dict(request["settings"])
         rounds(grid, context)
         completed.set()
 
     backend = {"client_resources": dict(request["resources"]), "init_args": dict(request["ray"])}
-    run_simulation(server, clients, request["workers"], backend_config=backend)
+    run_simulation(server, client_app(), request["workers"], backend_config=backend)
     if not completed.is_set():  # Flower raises nothing when the app's thread exits
         raise RuntimeError("the server's app ended before its last round")
+
+
+def client_app() -> "ClientApp":
+    """Return the project's ClientApp, which Flower finds by the same name."""
+    components = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["components"]
+    module, _, name = components["clientapp"].partition(":")
+    found: ClientApp = getattr(import_module(module), name)
+    return found
 
 
 def reason(error: BaseException) -> str:

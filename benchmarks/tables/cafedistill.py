@@ -58,7 +58,8 @@ def figures(read: Read) -> Figures:
         "full_rest": by_seed(read(FULL_REST)),
         "over_fedper": over_fedper(read),
         "rest": by_seed(rest),
-        **{f"{variant}_over": over for variant, over in rest_over(read).items()},
+        **{f"{variant}_over": over for variant, over in over_base(rest).items()},
+        **{f"{variant}_full_over": over for variant, over in over_base(read(FULL_REST)).items()},
         "rest_end": percent(study.mean_of_exits(study.cells(rest, BASE)[1]), 2),
         "first_seed": percent(last_five(runs[BASE][1]), 2),
         "first_seed_end": percent(study.mean_of_exits(runs[BASE][1]), 2),
@@ -127,11 +128,10 @@ def over_majority(runs: Runs) -> str:
     return f"{signed(above)}{'' if learned else ', within its reach'}"
 
 
-def rest_over(read: Read) -> dict[str, str]:
-    """Return what other personal methods gain over FedPer of their machine, from two seeds on with intervals."""
-    rest = read(REST)
-    base = study.cells(rest, BASE)
-    runs = {variant: study.cells(rest, variant) for variant in rest["variants"] if variant != BASE}
+def over_base(result: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a study's other methods gain over its FedPer, from two seeds on with intervals."""
+    base = study.cells(result, BASE)
+    runs = {variant: study.cells(result, variant) for variant in result["variants"] if variant != BASE}
     return {variant: _over(own, base) for variant, own in runs.items()}
 
 

@@ -21,9 +21,7 @@ START = 60.0  # seconds in which a new worker starts, if the cluster has room fo
 
 
 def prepare_workers() -> None:
-    """Mend the pool of this process's simulation, if it has one; returns when its workers start, or after `JOIN`."""
-    if "flwr.simulation" not in sys.modules:
-        return
+    """Mend the pool of this process's simulation; returns when its workers start, or after `JOIN`."""
     import ray
     from flwr.simulation.ray_transport import ray_actor
     from flwr.simulation.ray_transport.ray_actor import BasicActorPool

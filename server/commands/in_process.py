@@ -1,18 +1,14 @@
 """Run the app in this process: no workers have to start, and clients train one after another."""
 
-import tomllib
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from flwr.clientapp import ClientApp
-
 from common.config import RunConfig
 from common.flower.local_grid import LocalGrid
-from common.flower.processes import PROJECT
 from server import execution
 from server.commands.launch import COMPLETED, FAILED, Outcome, commit, run_folder
+from server.simulation import client_app
 
 
 def simulate_here(overrides: Mapping[str, Any], root: Path) -> Outcome:
@@ -24,7 +20,7 @@ def simulate_here(overrides: Mapping[str, Any], root: Path) -> Outcome:
     try:
         strategy = execution.prepare({"run.root": str(root), "run.commit": commit(), **overrides})
         # a client that streams needs the server to go on meanwhile
-        grid = LocalGrid(_client_app(), _nodes(strategy.config), concurrent=strategy.method.interleaved)
+        grid = LocalGrid(client_app(), _nodes(strategy.config), concurrent=strategy.method.interleaved)
         execution.start(strategy, grid)
     except Exception as error:  # as Flower ends a run, and the next one of a comparison starts
         return Outcome(folder, FAILED, f"{type(error).__name__}: {error}")
@@ -35,11 +31,3 @@ def _nodes(config: RunConfig) -> list[dict[str, int]]:
     """Return the node configurations: one node, or as many as it takes to host all clients."""
     count = -(-config.clients.count // config.clients.per_node) if config.clients.per_node else 1
     return [{"partition-id": number, "num-partitions": count} for number in range(count)]
-
-
-def _client_app() -> ClientApp:
-    """Return the project's ClientApp, which Flower finds by the same name."""
-    components = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["components"]
-    module, _, name = components["clientapp"].partition(":")
-    found: ClientApp = getattr(import_module(module), name)
-    return found

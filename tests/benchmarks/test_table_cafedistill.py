@@ -1,6 +1,6 @@
 from typing import Any
 
-from benchmarks.tables.cafedistill import by_seed, rest_over
+from benchmarks.tables.cafedistill import by_seed, over_base
 
 
 def cell(variant: str, seed: int, accuracy: float) -> dict[str, Any]:
@@ -28,6 +28,6 @@ def test_other_methods_are_compared_with_fedper_of_their_machine() -> None:
     cells = [cell("fedper", seed, 0.6) for seed in (1, 2)] + [cell("ditto", 1, 0.61), cell("ditto", 2, 0.63)]
     cells.append(cell("fedbabu", 2, 0.55))
     result = {"name": "personal_rest", "variants": {"fedper": {}, "ditto": {}, "fedbabu": {}}, "cells": cells}
-    assert rest_over({"personal_rest": result}.__getitem__) == {
+    assert over_base(result) == {
         "ditto": "+2.00 (-10.71 to +14.71)", "fedbabu": "-5.00 (one seed)",
     }  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from flwr.app import Context, RecordDict
 
+import server.app
 from client.app import app as client_app
 from common.config import Value
 from common.errors import UserError
@@ -37,6 +38,17 @@ def never(message: Any, context: Any) -> Any:
 def test_importing_the_apps_does_not_import_torch():
     script = "import sys, server.app, client.app; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_workers_are_prepared_in_flowers_simulation_only(settings, monkeypatch):
+    prepared: list[bool] = []
+    monkeypatch.setattr(server.app, "prepare_workers", lambda: prepared.append(True))
+    for program in ("/bin/flwr-serverapp", "/bin/flwr-simulation"):
+        assert not prepared
+        monkeypatch.setattr(sys, "argv", [program])
+        with pytest.raises(UserError):
+            start({**settings, "run.rounds": 0}, never)
+    assert prepared
 
 
 def test_app_reports_all_mistakes_before_anything_starts(settings, flower_log):

@@ -154,13 +154,9 @@ def test_prepared_workers_do_not_import_flowers_simulation(monkeypatch, by_name,
     assert ("flwr.simulation" in modules) != prepared
 
 
-def test_pool_is_mended_in_simulations_only(monkeypatch, by_name):
+def test_preparing_mends_flowers_pool(monkeypatch, by_name):
     mended: list[object] = []
     monkeypatch.setattr(ray_pool, "mend", mended.append)
     monkeypatch.setattr(ray, "is_initialized", lambda: True)  # so the pool may be there: nothing to wait for
-    with monkeypatch.context() as elsewhere:
-        elsewhere.delitem(sys.modules, "flwr.simulation")
-        ray_pool.prepare_workers()
-    assert mended == []
     ray_pool.prepare_workers()
     assert mended == [BasicActorPool]

@@ -17,7 +17,7 @@ from common.errors import UserError
 from common.rpc.channels import split_address
 from common.rpc.credentials import make_credentials, public_keys
 from server import __main__ as command
-from server.commands import connections, launch, start, submit
+from server.commands import connections, deploy, start, submit
 from server.commands.connections import connection, register_keys
 from server.commands.launch import Outcome
 
@@ -209,8 +209,8 @@ def test_submit_exits_as_the_run_ended(tmp_path, monkeypatch, capsys, status, co
 
 def test_submit_resumes_a_run_from_its_folder(tmp_path, monkeypatch, capsys):
     flwr = {"success": True, "run-id": 5, "runs": [{"status": "finished:completed"}]}
-    monkeypatch.setattr(launch, "_flwr", lambda *_: flwr)
-    monkeypatch.setattr(launch, "STARTING", 0.0)
+    monkeypatch.setattr(deploy, "_flwr", lambda *_: flwr)
+    monkeypatch.setattr(deploy, "STARTING", 0.0)
     monkeypatch.setattr(submit, "connection", lambda *_: "there")
     (tmp_path / "runs" / "old").mkdir(parents=True)
     (tmp_path / ".flwr").mkdir()
@@ -229,9 +229,9 @@ def test_deploy_passes_the_connections_name_to_flower(tmp_path, monkeypatch):
             return {"success": True, "run-id": 7}
         return {"runs": [{"status": "finished:completed"}]}
 
-    monkeypatch.setattr(launch, "_flwr", flwr)
-    monkeypatch.setattr(launch, "STARTING", 0.0)
-    outcome = launch.deploy({"run.name": "a"}, tmp_path, {"FLWR_HOME": str(tmp_path)}, "there", show=False)
+    monkeypatch.setattr(deploy, "_flwr", flwr)
+    monkeypatch.setattr(deploy, "STARTING", 0.0)
+    outcome = deploy.deploy({"run.name": "a"}, tmp_path, {"FLWR_HOME": str(tmp_path)}, "there", show=False)
     assert outcome.completed
     assert [(words[1], words[3 if words[1] == "run" else 2]) for words in commands] == [
         ("run", "there"),
