@@ -27,7 +27,6 @@ SETTINGS = {
     "run.strategy": "eefl", "data.name": "digits", "network.name": "lenet", "clients.count": 20,
     "clients.per-round": 10, "run.rounds": 2,
 }  # fmt: skip
-IN_PROCESS = ["--in-process"]
 LOOK = 0.05  # seconds between two looks at the metrics
 
 
@@ -60,7 +59,7 @@ def main() -> None:
         "--beside", type=Path, metavar="FOLDER", help="another checkout, to be measured in the same run"
     )
     options = parser.parse_args()
-    cases: dict[str, tuple[list[str], Path]] = {"ray": ([], PROJECT), "in-process": (IN_PROCESS, PROJECT)}
+    cases: dict[str, tuple[list[str], Path]] = {"ray": ([], PROJECT), "in-process": (["--in-process"], PROJECT)}
     if options.beside:
         cases["before"] = [], options.beside.resolve()
     runs: dict[str, list[dict[str, float]]] = {case: [] for case in cases}
