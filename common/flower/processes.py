@@ -131,10 +131,14 @@ class Child:
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """Turn all `SIGNALS` into a KeyboardInterrupt inside, as SIGINT does, so that children end with this process."""
+    """Turn the first of `SIGNALS` into a KeyboardInterrupt inside, so that children end with this process.
+
+    After it only SIGINT interrupts: a process that ends with its parent may get SIGTERM twice.
+    """
 
     def interrupt(number: int, _: object) -> None:
-        _first(number)
+        for later in SIGNALS[1:]:
+            signal.signal(later, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     with _handled(SIGNALS, interrupt):

@@ -171,6 +171,19 @@ def test_every_signal_interrupts_like_sigint():
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+def test_later_signals_do_not_interrupt_the_end():
+    ended: list[bool] = []
+    with pytest.raises(KeyboardInterrupt), interrupted_by_signals():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGHUP)
+            ended.append(True)
+    assert ended
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
 def test_failed_start_restores_the_signal_handlers(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(FileNotFoundError), child(NAP, os.environ, tmp_path / "nowhere"):

@@ -139,7 +139,8 @@ def test_process_ends_with_its_launcher(tmp_path, number):
 @pytest.mark.deployment
 def test_rays_processes_end_with_a_killed_launcher(tmp_path):
     metrics = tmp_path / "runs" / "a" / "metrics.jsonl"
-    with subprocess.Popen([sys.executable, "-c", LAUNCHER, str(tmp_path), ""], cwd=PROJECT, env=os.environ) as launcher:
+    env = os.environ | {"TMPDIR": str(tmp_path)}  # the copy of the app stays
+    with subprocess.Popen([sys.executable, "-c", LAUNCHER, str(tmp_path), ""], cwd=PROJECT, env=env) as launcher:
         wait_until(lambda: metrics.exists() and "round" in metrics.read_text(), 120, "the run has no round")
         started = psutil.Process(launcher.pid).children(recursive=True)
         assert {"raylet", "gcs_server"} <= {process.name() for process in started}
