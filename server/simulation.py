@@ -1,10 +1,9 @@
 """A simulation's process, `python -m server.simulation`: the server's app beside Flower's Simulation Runtime.
 
-`flwr run` starts such a process by a SuperLink and a SuperExec. They compute for five seconds, for a run that ends with
-its command.
+`flwr run` starts such a process by a SuperLink and a SuperExec, which a run that ends with its command does not need.
 
 The first line of the standard input is a `Request`. When the run has ended, the standard output has an `Answer`. What
-the run prints goes to the standard error. The process ends with its standard input, so not later than its launcher.
+the run prints goes to the standard error. The process ends soon after its standard input, and so after its launcher.
 """
 
 import json
@@ -12,6 +11,7 @@ import os
 import sys
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -21,6 +21,7 @@ from common.flower.processes import PROJECT
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
 
+GRACE = 5.0  # seconds that Ray has to stop
 WRAPPERS = ("An error was encountered", "Simulation Runtime crashed")  # Flower's, around the error that ended a run
 
 
@@ -101,10 +102,15 @@ def main() -> None:
 def _end_with_input() -> None:
     while os.read(0, 4096):
         pass
-    try:
+    stopping = Thread(target=_stop_ray, daemon=True)
+    stopping.start()
+    stopping.join(GRACE)
+    os._exit(130)
+
+
+def _stop_ray() -> None:
+    with suppress(Exception):  # Ray may not be imported yet, or only in part
         sys.modules["ray"].shutdown()  # two processes of a Ray of its own would go on
-    finally:  # whatever happens: it may not be imported yet
-        os._exit(130)
 
 
 if __name__ == "__main__":

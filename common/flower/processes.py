@@ -133,16 +133,20 @@ class Child:
 def interrupted_by_signals() -> Iterator[None]:
     """Turn the first of `SIGNALS` into a KeyboardInterrupt inside, so that children end with this process.
 
-    After it only SIGINT interrupts: a process that ends with its parent may get SIGTERM twice.
+    After it only SIGINT interrupts: a process that ends with its parent may get SIGTERM twice. Inside another such
+    block this one does nothing.
     """
-
-    def interrupt(number: int, _: object) -> None:
-        for later in SIGNALS[1:]:
-            signal.signal(later, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    with _handled(SIGNALS, interrupt):
+    if signal.getsignal(signal.SIGTERM) is _interrupt:
         yield
+        return
+    with _handled(SIGNALS, _interrupt):
+        yield
+
+
+def _interrupt(number: int, _: object) -> None:
+    for later in SIGNALS[1:]:
+        signal.signal(later, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 @contextmanager

@@ -4,13 +4,13 @@ Left to itself every run starts a Ray of its own, which takes some seconds at it
 """
 
 import secrets
+import signal
 import subprocess
 import sys
-from _thread import interrupt_main
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Thread, main_thread
 
 from common.errors import UserError
 from common.flower.processes import end, end_group, environment, free_port
@@ -37,9 +37,9 @@ sys.stdin.read()
 def ray_head(home: Path, workers: int) -> Iterator[dict[str, str]]:
     """Start Ray with room for so many workers of one core; yields the variables with which a process joins it.
 
-    Ray may still be starting: a process that joins waits for it, for minutes if need be. So if Ray ends, the main
-    thread is interrupted, and `UserError` raised. For 0 workers nothing starts, and there are no variables. `home` is
-    Flower's home folder.
+    Ray may still be starting: a process that joins waits for it, for minutes if need be. So if Ray ends, the block is
+    interrupted, and `UserError` raised. Use it inside `interrupted_by_signals`. For 0 workers nothing starts, and there
+    are no variables. `home` is Flower's home folder.
     """
     if not workers:
         yield {}
@@ -54,18 +54,19 @@ def ray_head(home: Path, workers: int) -> Iterator[dict[str, str]]:
         process = subprocess.Popen(
             command, cwd=home, env=env, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
         )
-    ending = Event()
+    ending, ended = Event(), Event()
 
     def watch() -> None:
         process.wait()
         if not ending.is_set():
-            interrupt_main()
+            ended.set()
+            signal.pthread_kill(main_thread().ident or 0, signal.SIGTERM)
 
     Thread(target=watch, daemon=True).start()
     try:
         yield token | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
     except KeyboardInterrupt:
-        if process.poll() is None:  # it was a signal
+        if not ended.is_set() or abs(process.returncode) == signal.SIGTERM:  # which came to all processes
             raise
         raise UserError(f"Ray on this machine has ended (exit code {process.returncode}): see {home / LOG}") from None
     finally:

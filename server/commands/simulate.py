@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +79,16 @@ def _run(request: Request, folder: Path, env: Mapping[str, str], show: bool) -> 
     ):  # fmt: skip
         assert process.stdin
         try:
-            process.stdin.write(json.dumps(request).encode() + b"\n")
-            process.stdin.flush()
+            with suppress(BrokenPipeError):  # it has ended already
+                process.stdin.write(json.dumps(request).encode() + b"\n")
+                process.stdin.flush()
             while process.poll() is None:
                 watch.look()
                 time.sleep(LOOK)
             watch.look()
         finally:
-            process.stdin.close()  # which ends it
+            with suppress(BrokenPipeError):
+                process.stdin.close()  # which ends it
             kill_after_grace(process)
             end_group(process.pid)
         output.seek(0)

@@ -12,6 +12,7 @@ import flwr.simulation
 import pytest
 
 from common.errors import UserError
+from common.flower import ray_pool
 from common.flower.processes import PROJECT
 from server import simulation
 from server.simulation import Request, reason
@@ -94,5 +95,6 @@ def test_reason_keeps_an_error_that_has_a_cause():
 
 def test_app_that_exits_is_a_failure(monkeypatch):
     monkeypatch.setattr(flwr.simulation, "run_simulation", lambda *_, **__: None)
+    monkeypatch.setattr(ray_pool, "look_often", lambda: None)
     with pytest.raises(RuntimeError, match="ended before its last round"):
         simulation.simulate(REQUEST)

@@ -175,7 +175,8 @@ def test_later_signals_do_not_interrupt_the_end():
     ended: list[bool] = []
     with pytest.raises(KeyboardInterrupt), interrupted_by_signals():
         try:
-            os.kill(os.getpid(), signal.SIGTERM)
+            with interrupted_by_signals():
+                os.kill(os.getpid(), signal.SIGTERM)
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGHUP)

@@ -77,6 +77,16 @@ def test_ray_ends_with_a_launcher_that_is_killed(tmp_path: Path):
 def test_ray_that_ends_is_named_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("server.commands.ray_head.HEAD", "raise SystemExit('no shared memory')")
     message = rf"has ended \(exit code 1\): see {tmp_path / 'ray.log'}"
+    began = time.monotonic()
     with pytest.raises(UserError, match=message), interrupted_by_signals(), ray_head(tmp_path, 1):
         time.sleep(60)
+    assert time.monotonic() - began < 30
     assert (tmp_path / "ray.log").read_text() == "no shared memory\n"
+
+
+def test_signal_to_all_processes_is_no_failure_of_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("server.commands.ray_head.HEAD", "import time; time.sleep(60)")
+    with pytest.raises(KeyboardInterrupt), interrupted_by_signals(), ray_head(tmp_path, 1):
+        (head,) = psutil.Process().children()
+        head.terminate()
+        time.sleep(60)

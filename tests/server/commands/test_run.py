@@ -72,7 +72,7 @@ def test_run_shows_no_traceback_when_interrupted(tmp_path, number):
         log = tmp_path / ".flwr" / "logs" / "a.log"
         wait_until(lambda: log.exists() and log.stat().st_size, 60, "the simulation did not start")
         started = psutil.Process(process.pid).children(recursive=True)
-        assert "gcs_server" in {child.name() for child in started}
+        assert len(started) >= 2  # the simulation and Ray
         process.send_signal(number)
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 130

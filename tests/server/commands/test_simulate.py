@@ -106,6 +106,15 @@ def test_outcome_is_the_answer_of_the_process(tmp_path, monkeypatch, capfd, end,
     assert (log.read_text() if show else capfd.readouterr().err) == f"to the log {tmp_path}\n"
 
 
+def test_process_that_ends_before_it_has_read_is_a_failure(tmp_path, monkeypatch):
+    stand_in(tmp_path / "app", "")
+    (tmp_path / "app" / "server" / "simulation.py").write_text("raise SystemExit(3)")
+    monkeypatch.setattr(simulate, "app_files", lambda home, compiled: nullcontext(tmp_path / "app"))
+    overrides = {"run.name": "a", "data.root": "long" * 100_000}  # more than a pipe holds
+    outcome = simulate.simulate(overrides, tmp_path, environment(tmp_path) | LOCAL, workers=1, share=0.0, show=False)
+    assert outcome.failure == "run a ended as finished:failed: its process ended without an answer (exit code 3)"
+
+
 LAUNCHER = """
 import signal, sys
 from contextlib import nullcontext
