@@ -10,7 +10,7 @@ from strategies.callbacks.accuracy import above_majority
 
 STUDY, VALIDATION, OLDER = "personal_small", "personal_validation", "personal_published"
 FULL = "personal_cifar10"  # the same at twice the width, for twice the rounds
-FULL_REST = "personal_cifar10_rest"  # FedRep at that size, and FedPer anew: with channels last, so other last bits
+FULL_REST = "personal_cifar10_rest"  # others at that size, and FedPer anew: with channels last, so other last bits
 REST = "personal_rest"  # methods of `STUDY` that another machine ran, with its own FedPer
 NORM_VALIDATION = "personal_norm_validation"  # with GroupNorm
 FEATURES_TRIED = "personal_features_tried"  # normalised features in the distillation
