@@ -65,7 +65,7 @@ def simulate(
 def _run(request: Request, folder: Path, env: Mapping[str, str], show: bool) -> Outcome:
     home = Path(env["FLWR_HOME"])
     log = home / LOGS / f"{folder.name}.log"
-    log.parent.mkdir(exist_ok=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
     with (
         app_files(Path(tempfile.gettempdir()), compiled=True) as app,
         tempfile.TemporaryFile() as output,
