@@ -4,7 +4,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock
 
 from common.networks.base import Trunk
-from common.networks.convolutions import initialise_convolutions
+from common.networks.convolutions import initialise_convolutions, projection
 from common.networks.heads import PooledLinear
 
 
@@ -53,5 +53,5 @@ def _block(before: int, after: int) -> BasicBlock:
     """Return a basic block; one that widens also halves the map and projects the shortcut."""
     if before == after:
         return BasicBlock(before, after)
-    shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride=2, bias=False), nn.BatchNorm2d(after))
+    shortcut = nn.Sequential(projection(before, after, stride=2), nn.BatchNorm2d(after))
     return BasicBlock(before, after, stride=2, downsample=shortcut)

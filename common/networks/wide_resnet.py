@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from common.networks.base import Trunk
-from common.networks.convolutions import initialise_convolutions
+from common.networks.convolutions import initialise_convolutions, projection
 from common.networks.heads import PreactivatedPooledLinear
 
 
@@ -20,7 +20,7 @@ class PreactivationBlock(nn.Module):
         self.norm2 = nn.BatchNorm2d(after)
         self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
         same = before == after and stride == 1
-        self.shortcut = None if same else nn.Conv2d(before, after, 1, stride=stride, bias=False)
+        self.shortcut = None if same else projection(before, after, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, after, H / stride, W / stride) for x (B, before, H, W)."""
