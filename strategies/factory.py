@@ -1,7 +1,10 @@
 """From a configuration to a strategy that can start: the server's data, the network, the method."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from common import paths
 from common.capacity import parse_mix
@@ -60,8 +63,14 @@ def make_setup(config: RunConfig, method: Method) -> Setup:
     normalize = normalizer(config.data, source.input_shape[0])
     evaluator = None
     if config.server.evaluate_every and len(source.test) and not method.personal:
+        validation = _population(config).server_validation()
+        if not len(validation):
+            raise UserError(
+                f"data.validation is {config.data.validation} and leaves no validation samples, by which the server's "
+                "evaluation chooses exits: raise it, or set server.evaluate-every=0"
+            )
         evaluator = ServerEvaluator(
-            _population(config).server_validation(), source.test, normalize,
+            validation, source.test, normalize,
             pick_device(config.server.device), config.server.batch_size, config.server.accuracy_loss,
         )  # fmt: skip
     elif config.server.evaluate_every and not method.personal and not config.server.clients_evaluate_every:
@@ -78,9 +87,16 @@ def summarise(config: RunConfig) -> DataSummary:
     if not len(source.train):
         return DataSummary.of(config.data, source, None)
     try:
-        return DataSummary.of(config.data, source, Dealt.of(_population(config).parts()))
+        parts = _population(config).parts()
+        return DataSummary.of(config.data, source, Dealt.of(parts), *_left_over(parts, len(source.train)))
     except UserError as error:  # does not matter where every device has its own folder
         return DataSummary.of(config.data, source, None, f"not dealt to clients: {error}")
+
+
+def _left_over(parts: Sequence[NDArray[np.int64]], number: int) -> list[str]:
+    """Return a note on samples that no client gets, as where there are more writers than clients."""
+    dealt = sum(map(len, parts))
+    return [f"{number - dealt} of {number} training samples belong to no client"] if dealt < number else []
 
 
 def _population(config: RunConfig) -> Population:

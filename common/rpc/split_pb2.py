@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63ommon/rpc/split.proto\x12\nearlybloom\"a\n\x06Header\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0e\n\x06\x63lient\x18\x02 \x01(\r\x12\x0b\n\x03\x63ut\x18\x03 \x01(\r\x12\r\n\x05round\x18\x04 \x01(\r\x12\x0f\n\x07version\x18\x05 \x01(\x04\x12\r\n\x05index\x18\x06 \x01(\r\"\\\n\x08\x46\x65\x61tures\x12\"\n\x06\x63oding\x18\x01 \x01(\x0e\x32\x12.earlybloom.Coding\x12\r\n\x05shape\x18\x02 \x03(\r\x12\r\n\x05scale\x18\x03 \x03(\x02\x12\x0e\n\x06offset\x18\x04 \x03(\x02\"\xb0\x01\n\x0cTrainMessage\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.earlybloom.Header\x12\"\n\x05hello\x18\x02 \x01(\x0b\x32\x11.earlybloom.HelloH\x00\x12\"\n\x05\x62\x61tch\x18\x03 \x01(\x0b\x32\x11.earlybloom.BatchH\x00\x12\x1e\n\x03\x65nd\x18\x04 \x01(\x0b\x32\x0f.earlybloom.EndH\x00\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\x42\x06\n\x04\x62ody\"\x18\n\x05Hello\x12\x0f\n\x07\x62\x61tches\x18\x01 \x01(\r\"?\n\x05\x42\x61tch\x12&\n\x08\x66\x65\x61tures\x18\x01 \x01(\x0b\x32\x14.earlybloom.Features\x12\x0e\n\x06labels\x18\x02 \x03(\r\"\x05\n\x03\x45nd\"\x8e\x01\n\nTrainReply\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.earlybloom.Header\x12&\n\x07welcome\x18\x02 \x01(\x0b\x32\x13.earlybloom.WelcomeH\x00\x12\x1e\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x0f.earlybloom.AckH\x00\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\x42\x06\n\x04\x62ody\"\x19\n\x07Welcome\x12\x0e\n\x06\x63redit\x18\x01 \x01(\r\"=\n\x03\x41\x63k\x12\x0e\n\x06\x63redit\x18\x01 \x01(\r\x12&\n\x08gradient\x18\x02 \x01(\x0b\x32\x14.earlybloom.Features\"j\n\x0eOffloadRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.earlybloom.Header\x12&\n\x08\x66\x65\x61tures\x18\x02 \x01(\x0b\x32\x14.earlybloom.Features\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\"f\n\x0cOffloadReply\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.earlybloom.Header\x12$\n\x06logits\x18\x02 \x01(\x0b\x32\x14.earlybloom.Features\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c*I\n\x06\x43oding\x12\x16\n\x12\x43ODING_UNSPECIFIED\x10\x00\x12\x08\n\x04\x46P32\x10\x01\x12\x08\n\x04\x46P16\x10\x02\x12\x08\n\x04\x42\x46\x31\x36\x10\x03\x12\t\n\x05UINT8\x10\x04\x32\x87\x01\n\x05Split\x12=\n\x05Train\x12\x18.earlybloom.TrainMessage\x1a\x16.earlybloom.TrainReply(\x01\x30\x01\x12?\n\x07Offload\x12\x1a.earlybloom.OffloadRequest\x1a\x18.earlybloom.OffloadReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63ommon/rpc/split.proto\x12\nearlybloom\"a\n\x06Header\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0e\n\x06\x63lient\x18\x02 \x01(\r\x12\x0b\n\x03\x63ut\x18\x03 \x01(\r\x12\r\n\x05round\x18\x04 \x01(\r\x12\x0f\n\x07version\x18\x05 \x01(\x04\x12\r\n\x05index\x18\x06 \x01(\r\"\\\n\x08\x46\x65\x61tures\x12\"\n\x06\x63oding\x18\x01 \x01(\x0e\x32\x12.earlybloom.Coding\x12\r\n\x05shape\x18\x02 \x03(\r\x12\r\n\x05scale\x18\x03 \x03(\x02\x12\x0e\n\x06offset\x18\x04 \x03(\x02\"\xb0\x01\n\x0cTrainMessage\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.earlybloom.Header\x12\"\n\x05hello\x18\x02 \x01(\x0b\x32\x11.earlybloom.HelloH\x00\x12\"\n\x05\x62\x61tch\x18\x03 \x01(\x0b\x32\x11.earlybloom.BatchH\x00\x12\x1e\n\x03\x65nd\x18\x04 \x01(\x0b\x32\x0f.earlybloom.EndH\x00\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\x42\x06\n\x04\x62ody\"\r\n\x05HelloJ\x04\x08\x01\x10\x02\"?\n\x05\x42\x61tch\x12&\n\x08\x66\x65\x61tures\x18\x01 \x01(\x0b\x32\x14.earlybloom.Features\x12\x0e\n\x06labels\x18\x02 \x03(\r\"\x05\n\x03\x45nd\"\x8e\x01\n\nTrainReply\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.earlybloom.Header\x12&\n\x07welcome\x18\x02 \x01(\x0b\x32\x13.earlybloom.WelcomeH\x00\x12\x1e\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x0f.earlybloom.AckH\x00\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\x42\x06\n\x04\x62ody\"\x19\n\x07Welcome\x12\x0e\n\x06\x63redit\x18\x01 \x01(\r\"=\n\x03\x41\x63k\x12\x0e\n\x06\x63redit\x18\x01 \x01(\r\x12&\n\x08gradient\x18\x02 \x01(\x0b\x32\x14.earlybloom.Features\"j\n\x0eOffloadRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.earlybloom.Header\x12&\n\x08\x66\x65\x61tures\x18\x02 \x01(\x0b\x32\x14.earlybloom.Features\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\"f\n\x0cOffloadReply\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.earlybloom.Header\x12$\n\x06logits\x18\x02 \x01(\x0b\x32\x14.earlybloom.Features\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c*I\n\x06\x43oding\x12\x16\n\x12\x43ODING_UNSPECIFIED\x10\x00\x12\x08\n\x04\x46P32\x10\x01\x12\x08\n\x04\x46P16\x10\x02\x12\x08\n\x04\x42\x46\x31\x36\x10\x03\x12\t\n\x05UINT8\x10\x04\x32\x87\x01\n\x05Split\x12=\n\x05Train\x12\x18.earlybloom.TrainMessage\x1a\x16.earlybloom.TrainReply(\x01\x30\x01\x12?\n\x07Offload\x12\x1a.earlybloom.OffloadRequest\x1a\x18.earlybloom.OffloadReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'common.rpc.split_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CODING']._serialized_start=955
-  _globals['_CODING']._serialized_end=1028
+  _globals['_CODING']._serialized_start=944
+  _globals['_CODING']._serialized_end=1017
   _globals['_HEADER']._serialized_start=38
   _globals['_HEADER']._serialized_end=135
   _globals['_FEATURES']._serialized_start=137
@@ -40,21 +40,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAINMESSAGE']._serialized_start=232
   _globals['_TRAINMESSAGE']._serialized_end=408
   _globals['_HELLO']._serialized_start=410
-  _globals['_HELLO']._serialized_end=434
-  _globals['_BATCH']._serialized_start=436
-  _globals['_BATCH']._serialized_end=499
-  _globals['_END']._serialized_start=501
-  _globals['_END']._serialized_end=506
-  _globals['_TRAINREPLY']._serialized_start=509
-  _globals['_TRAINREPLY']._serialized_end=651
-  _globals['_WELCOME']._serialized_start=653
-  _globals['_WELCOME']._serialized_end=678
-  _globals['_ACK']._serialized_start=680
-  _globals['_ACK']._serialized_end=741
-  _globals['_OFFLOADREQUEST']._serialized_start=743
-  _globals['_OFFLOADREQUEST']._serialized_end=849
-  _globals['_OFFLOADREPLY']._serialized_start=851
-  _globals['_OFFLOADREPLY']._serialized_end=953
-  _globals['_SPLIT']._serialized_start=1031
-  _globals['_SPLIT']._serialized_end=1166
+  _globals['_HELLO']._serialized_end=423
+  _globals['_BATCH']._serialized_start=425
+  _globals['_BATCH']._serialized_end=488
+  _globals['_END']._serialized_start=490
+  _globals['_END']._serialized_end=495
+  _globals['_TRAINREPLY']._serialized_start=498
+  _globals['_TRAINREPLY']._serialized_end=640
+  _globals['_WELCOME']._serialized_start=642
+  _globals['_WELCOME']._serialized_end=667
+  _globals['_ACK']._serialized_start=669
+  _globals['_ACK']._serialized_end=730
+  _globals['_OFFLOADREQUEST']._serialized_start=732
+  _globals['_OFFLOADREQUEST']._serialized_end=838
+  _globals['_OFFLOADREPLY']._serialized_start=840
+  _globals['_OFFLOADREPLY']._serialized_end=942
+  _globals['_SPLIT']._serialized_start=1020
+  _globals['_SPLIT']._serialized_end=1155
 # @@protoc_insertion_point(module_scope)

@@ -63,10 +63,8 @@ class TrainMessage(_message.Message):
     def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("batches",)
-    BATCHES_FIELD_NUMBER: _ClassVar[int]
-    batches: int
-    def __init__(self, batches: _Optional[int] = ...) -> None: ...
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Batch(_message.Message):
     __slots__ = ("features", "labels")

@@ -28,7 +28,8 @@ class Median(EarlyExitStrategy):
         for part, tier in update.tiers.items():
             states = [update.states[client] for client in tier.clients]
             floats = torch.stack([state.floats for state in states]).median(dim=0).values
-            medians[part] = tier.state | FlatState(states[0].layout, floats, states[0].counters).state_dict()
+            values = FlatState(states[0].layout, floats, states[0].counters).state_dict()
+            medians[part] = tier.state | {key: values[key] for key, _ in states[0].layout.floats}
         self.model |= average_layers(medians, {part: len(tier.clients) for part, tier in update.tiers.items()})
         return {}
 

@@ -67,7 +67,7 @@ class CAFEDistill(EarlyExitStrategy):
         conflict = 0.0
         if self.settings.conflict_penalty:
             conflict = mean_conflict(self.similarities.matrix(sorted(possible)))
-        self.admitted = quota(round_ - 1, self.config.run.rounds, possible, conflict, self.settings.admitted_by)
+        self.admitted = quota(round_ - 1, self.rounds, possible, conflict, self.settings.admitted_by)
         rng = generator(self.config.run.seed, "students", round_)
         self.students |= select(self.admitted, self.students, possible, self.similarities.matrix, rng)
 

@@ -89,6 +89,8 @@ class RoundCollector:
             announced = self.announced[result.client]
             if result.error:
                 (self.reject if result.unfit else self.fail)(result.client, result.error)
+            elif result.metrics and result.num_examples < 1:
+                self.reject(result.client, f"has metrics of {result.num_examples} samples")
             elif result.num_examples > announced:
                 self.reject(result.client, f"counts {result.num_examples} samples, where it announced {announced}")
             else:

@@ -53,7 +53,7 @@ def make_collector(
 ) -> RoundCollector:
     """Return what takes a round's replies in; `start` gives the state that clients of a part started from."""
     if settings.active:
-        return RobustCollector(settings, layouts, bits, asked, announced, start)
+        return RobustCollector(settings, layouts, bits, asked, announced, start, keep=apart)
     return RoundCollector(layouts, bits, asked, announced, apart=apart)
 
 
@@ -68,12 +68,15 @@ class RobustCollector(RoundCollector):
         asked: Mapping[int, int],
         announced: Mapping[int, int],
         start: Callable[[int], FlatState],
+        *,
+        keep: bool,
     ) -> None:
+        """`keep`: the method wants the clients' models, too."""
         super().__init__(layouts, bits, asked, announced, apart=True)
-        self.settings, self.start = settings, start
+        self.settings, self.start, self.keep = settings, start, keep
 
     def finish(self) -> RoundUpdate:
-        """Reject what is far off, combine the rest, let go of the models."""
+        """Reject what is far off and combine the rest."""
         tiers: dict[int, States] = {part: {} for part in sorted(set(self.asked.values()))}
         for client, state in sorted(self.update.states.items()):
             tiers[self.asked[client]][client] = state
@@ -86,7 +89,8 @@ class RobustCollector(RoundCollector):
         update = super().finish()
         if self.settings.aggregation != "mean":
             update.tiers = {part: self._combine(part, states) for part, states in tiers.items() if states}
-        update.states = {}
+        if not self.keep:
+            update.states = {}
         return update
 
     def _add_lone(self, client: int, state: FlatState, result: ClientResult) -> None:
@@ -114,7 +118,8 @@ class RobustCollector(RoundCollector):
             for client in set(far_off(norms, self.settings.reject)) & set(states):
                 self.reject(client, f"its update's norm of {norms[client]:.4g} is more than {self.settings.reject:g} "
                                     f"times the median {group}, {lower_median(norms.values()):.4g}")  # fmt: skip
-                del states[client], self.update.results[client], self.update.client_arrays[client]
+                for held_back in (states, self.update.states, self.update.results, self.update.client_arrays):
+                    held_back.pop(client)
 
     def _norms(self, part: int, states: States, keys: Sequence[str]) -> dict[int, float]:
         """Return how far each client's model has moved from its start in these layers, an L2 norm."""

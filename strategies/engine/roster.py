@@ -26,6 +26,7 @@ PAUSE = 0.2  # seconds between two looks for nodes
 NOTICE = 60.0  # seconds for which Flower keeps a notice for its node
 SHOWN = 5  # refused clients that a message names
 SIGN = 10.0  # seconds in which a live node answers a query: SuperNodes look for messages every 3 s
+AGAIN = 30.0  # seconds for a query's answer of a node that has left one unanswered before
 
 
 def note(name: str, reason: str) -> None:
@@ -45,20 +46,26 @@ class Roster:
     word: str = "depth"  # what a client chooses
     offered: Collection[int] = ()  # what it can choose from; empty: anything
     leave_out: Callable[[str, str], None] = note  # called with the name and the reason of what takes no part
+    silent: set[int] = field(default_factory=set)  # nodes that left their last query unanswered
     notices: dict[int, list[str]] = field(default_factory=dict)  # by node: what the server refused, until it is sent
 
     def discover(self, grid: Grid, order: Order, min_nodes: int, wait: float, deadline: float) -> None:
         """Query nodes that are new; forget nodes that left. Raises `TimeoutError` when too few nodes can take part.
 
         A listed node need not be alive: Flower lists a node for a minute after it died, and a node that was receiving a
-        message when its sender was killed does not react for as long. Both count once they answer.
+        message when its sender was killed does not react for as long. Both count once they answer. A node that was
+        silent once, such as one whose app hangs, is waited for no longer than `AGAIN`.
         """
         end, failed = time.monotonic() + wait, set[int]()
         while True:
             present = self._wait(grid, min_nodes, wait, end)
             self.nodes = {node: report for node, report in self.nodes.items() if node in present}
             new = [node for node in present if node not in self.nodes and node not in failed]
-            for node, report in self._query(grid, self._shared_out(order, new), deadline):
+            shares = self._shared_out(order, new)
+            again = [share for share in shares if share[0] in self.silent]
+            fresh = [share for share in shares if share not in again]
+            answers = self._query(grid, fresh, deadline) + self._query(grid, again, min(deadline, AGAIN))
+            for node, report in answers:
                 if report is None:
                     failed.add(node)
                     continue
@@ -202,8 +209,10 @@ class Roster:
             for node, order in orders
         ]
         answers: list[tuple[int, NodeReport | None]] = []
-        for reply in exchange(grid, messages, deadline):
+        unanswered = dict[str, Message]()
+        for reply in exchange(grid, messages, deadline, unanswered):
             node, report = reply.metadata.src_node_id, None
+            self.silent.discard(node)
             if reply.has_error():
                 log(WARNING, "node %d did not answer the query: %s", node, reply.error.reason)
                 if reply.error.code == ErrorCode.NODE_UNAVAILABLE:
@@ -219,6 +228,11 @@ class Roster:
                 self.leave_out(f"node {node}", report.problem)
                 report = None
             answers.append((node, report))
+        for message in unanswered.values():
+            node = message.metadata.dst_node_id
+            if node not in self.silent:
+                log(WARNING, "node %d did not answer the query in %.0f s", node, deadline)
+                self.silent.add(node)
         return answers
 
 

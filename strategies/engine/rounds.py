@@ -88,12 +88,17 @@ class Usage:
         self.traffic[direction] += protocol.message_bytes(message)
 
 
-def check_quorum(round_: int, update: RoundUpdate, sampled: int, quorum: float) -> None:
-    """Raise `QuorumError` unless this share of the sampled clients, and at least one, answered."""
+def check_quorum(round_: int, update: RoundUpdate, sampled: int, quorum: float, *, repeats: bool) -> None:
+    """Raise `QuorumError` unless this share of the sampled clients, and at least one, answered.
+
+    `repeats`: a resumed run would have the same clients answer, as by the simulated clock.
+    """
     # rounded up, but not for what floating point adds to a whole number
     needed = max(1, math.ceil(quorum * sampled - 1e-9))
     if len(update.results) < needed:
+        later = "continue later with run.resume"
+        mend = "raise round.deadline or lower round.quorum in a new run" if repeats else later
         raise QuorumError(
             f"round {round_}: {len(update.results)} of {sampled} clients answered, round.quorum asks for {needed}; "
-            f"continue later with run.resume; first reason: {next(iter(update.failures.values()), 'none')}"
+            f"{mend}; first reason: {next(iter(update.failures.values()), 'none')}"
         )

@@ -125,10 +125,21 @@ class EarlyExitStrategy(ServerMethod, Strategy):
                 failure = f"{type(error).__name__}: {error}"
                 raise
             finally:
-                for callback in self.callbacks:
-                    callback.on_end(self, failure)
+                self._end(failure)
         result.arrays = self.arrays()
         return result
+
+    def _end(self, failure: str) -> None:
+        """End all callbacks, whatever one raises; the first error counts unless the run has failed itself."""
+        errors = list[Exception]()
+        for callback in self.callbacks:
+            try:
+                callback.on_end(self, failure)
+            except Exception as error:
+                log(WARNING, "%s failed at the run's end", type(callback).__name__, exc_info=error)
+                errors.append(error)
+        if errors and not failure:
+            raise errors[0]
 
     def _add(self, record: Record, result: Result, evaluate_fn: ServerEvaluation | None) -> None:
         """Put a round into Flower's result."""
@@ -201,9 +212,12 @@ class EarlyExitStrategy(ServerMethod, Strategy):
             self._device_time = self.clock.end(update)
             for client, reason in update.failures.items():
                 self.leave_out(f"client {client}", reason)
-            check_quorum(server_round, update, len(self.asked), self.config.round.quorum)
+            check_quorum(
+                server_round, update, len(self.asked), self.config.round.quorum, repeats=bool(self.clock.missed)
+            )
         with self.usage.phase("server"), threads(self.config.server.threads):
             self._update, self._terms = update, dict(self.merge(server_round, update))
+        update.states, update.tiers, update.client_arrays = {}, {}, {}  # large, and merged now
         self.committed |= {client: server_round for client, result in update.results.items() if result.kept}
         self.committed |= {client: asked for client, (asked, result) in update.late.items() if result.kept}
         self.trained |= set(update.results) | set(update.late)

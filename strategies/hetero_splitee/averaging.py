@@ -114,14 +114,13 @@ class Averaging:
         """End the round: average if it is due, write the copies, and return the clients whose copies were written.
 
         Args:
-            samples: n_i of the clients that finished; the unfinished training of the others is dropped.
+            samples: n_i of the clients whose training counts; that of the others is dropped.
             devices: with scope "global" the device parts of these clients by key, otherwise empty.
         """
         for client in sorted(samples):
             part = self.copies[client].network
             self.kept[client] = Kept(self.round, part.start, samples[client])
             self.running.keep(client, part.start, statistics(part))
-        self.counts.close_round(samples)
         if self.settings.aggregates(self.round):
             self._aggregate(devices)
         for client in sorted(samples):

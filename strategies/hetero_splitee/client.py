@@ -66,7 +66,7 @@ class SplitTraining:
         epochs = [batches(len(job.y), section.batch_size, source) for _ in range(section.epochs)]
         order, by_batch = [batch for epoch in epochs for batch in epoch], settings.granularity == "batch"
         total, prior = torch.zeros((), device=job.device), _prior(job)
-        with self._stream(job, settings, len(order)) as stream:
+        with self._stream(job, settings) as stream:
             for index, batch in enumerate(order):
                 # dropout draws from the global state, which a node's clients share
                 seed_global(job.device, derive_seed(job.config.run.seed, "dropout", job.round, job.client, index))
@@ -111,12 +111,15 @@ class SplitTraining:
         device.load_state_dict({k: v for k, v in job.kept.tensors.items() if k.startswith(MOMENTUM)})
         return device
 
-    def _stream(self, job: Job, settings: SplitEESettings, number: int) -> FeatureStream:
+    def _stream(self, job: Job, settings: SplitEESettings) -> FeatureStream:
         stream = job.config.of(StreamSettings)
         return FeatureStream(
-            _channel(job), _origin(job), coding=settings.coding, window=stream.window,
-            deadline=job.config.patience, batches=number,
-        )  # fmt: skip
+            _channel(job),
+            _origin(job),
+            coding=settings.coding,
+            window=stream.window,
+            deadline=job.config.patience,
+        )
 
 
 class SplitNetwork(nn.Module):

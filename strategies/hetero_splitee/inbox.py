@@ -67,7 +67,6 @@ class ClientQueue:
         self.accepted = 0  # distinct batches that have arrived
         self.late = False
         self._name = f"client {client} in round {opened.round}"
-        self._announced = 0
         self._total: int | None = None  # set when the client ends
         self._waiting: deque[Batch] = deque()
         self._taken = 0  # by the trainer
@@ -77,12 +76,7 @@ class ClientQueue:
         self._closed = False
         self._changed = Condition()
 
-    @property
-    def missing(self) -> int:
-        """Return the number of announced batches that have not arrived."""
-        return max(0, max(self._announced, self._total or 0) - self.accepted)
-
-    def attach(self, first: int, announced: int = 0) -> tuple[Ticket, int]:
+    def attach(self, first: int) -> tuple[Ticket, int]:
         """Open or resume; returns the stream's ticket and the index of the batch to continue with.
 
         `first` is the first batch for which the client has no acknowledgement. An older stream of the client is
@@ -96,7 +90,6 @@ class ClientQueue:
             if first > self._answered:
                 reason = f"{self._name}: the server has not acknowledged batch {first - 1}, cannot resume at {first}"
                 raise Refused(grpc.StatusCode.OUT_OF_RANGE, reason)
-            self._announced = max(self._announced, announced)
             replaced = f"{self._name}: another stream of this client replaced this one"
             self._detach(self._ticket, Refused(grpc.StatusCode.ABORTED, replaced))
             self._ticket = Ticket()
@@ -249,11 +242,6 @@ class Inbox:
     def accepted(self) -> dict[int, int]:
         """Return the number of batches that have arrived, by client."""
         return {client: queue.accepted for client, queue in self.queues.items()}
-
-    @property
-    def missing(self) -> dict[int, int]:
-        """Return the number of announced batches that have not arrived, by client."""
-        return {client: queue.missing for client, queue in self.queues.items()}
 
     @property
     def late(self) -> list[int]:

@@ -66,7 +66,6 @@ class Sequential:
         for client, state in found.items():
             self.running.keep(client, self.cuts[client], state)
         self.running.average((self.cuts[client], samples[client], state) for client, state in found.items())
-        self.counts.close_round(found)
         self.cuts, self.parts, self._guest = {}, {}, None
         return ()
 

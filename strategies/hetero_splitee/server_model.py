@@ -35,8 +35,8 @@ class ServerModel(Protocol):
     def close_round(self, samples: Mapping[int, int], devices: Mapping[int, StateDict]) -> tuple[int, ...]:
         """End the round and return the clients whose copies were stored.
 
-        `samples` are the n_i of the clients that finished. `devices` are these clients' device parts by key with scope
-        "global", otherwise empty.
+        `samples` are the n_i of the clients whose training counts, be it cut short. `devices` are these clients' device
+        parts by key with scope "global", otherwise empty. The labels' round is closed by itself.
         """
         ...
 

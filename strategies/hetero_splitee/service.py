@@ -80,7 +80,7 @@ class SplitService:
             if not message.HasField("hello"):
                 raise malformed("the first message must be a hello")
             queue = self._queue(header)
-            ticket, index = queue.attach(header.index, message.hello.batches)
+            ticket, index = queue.attach(header.index)
             if not context.add_callback(lambda: queue.detach(ticket)):
                 return  # already broken
             Thread(target=self._receive, args=(requests, queue, ticket), name="rpc-reader", daemon=True).start()

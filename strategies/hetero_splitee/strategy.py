@@ -197,6 +197,7 @@ class HeteroSplitEE(EarlyExitStrategy):
             samples = {client: number for client, number in samples.items() if client in parts}
         with self.turn:
             self.server.close_round(samples, parts)
+            self.server.labels().close_round(update.results)
 
     def _average_devices(self, round_: int, update: RoundUpdate) -> None:
         averages = {cut: tier.state for cut, tier in update.tiers.items()}

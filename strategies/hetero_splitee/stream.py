@@ -46,7 +46,6 @@ class FeatureStream:
         coding: of the features: "fp32", "fp16", "bf16" or "uint8".
         window: batches that may be unacknowledged and are kept for resending; the server may allow fewer.
         deadline: seconds from now for the whole stream.
-        batches: how many will be sent, from which the server computes what is missing; 0: unknown.
     """
 
     def __init__(
@@ -57,10 +56,9 @@ class FeatureStream:
         coding: str = "fp32",
         window: int = 2,
         deadline: float = 600.0,
-        batches: int = 0,
     ) -> None:
         self._method = channel.stream_stream(TRAIN)
-        self._origin, self._coding, self._window, self._batches = origin, coding, window, batches
+        self._origin, self._coding, self._window = origin, coding, window
         self._clock = _Clock(str(origin), deadline)
         self._changed = Condition()  # the lock of all state below, which both threads use
         self._call: Any = None
@@ -171,7 +169,7 @@ class FeatureStream:
             if self._closed.is_set():
                 raise StreamError(f"{self._origin}: the stream is closed")
             first = next(iter(self._kept), self._sent)
-            hello = TrainMessage(header=self._origin.header(first), hello=Hello(batches=self._batches))
+            hello = TrainMessage(header=self._origin.header(first), hello=Hello())
             outgoing.put(framing.join(hello))
             self._call = self._method(iter(outgoing.get, None), timeout=self._clock.remaining())
         try:

@@ -34,6 +34,20 @@ def test_server_validates_on_samples_that_clients_hold_out(flat):
     assert len(strategy.evaluator.test) > 100
 
 
+def test_evaluation_without_validation_samples_is_refused(flat):
+    settings = {**flat, "data.validation": 0.0}
+    with pytest.raises(UserError, match=r"data\.validation is 0\.0 and leaves no validation samples.*evaluate-every=0"):
+        make_strategy(read_config({**settings, "server.evaluate-every": 1}))
+    assert make_strategy(read_config({**settings, "server.evaluate-every": 0})).evaluator is None
+
+
+def test_samples_that_no_client_gets_are_counted(flat):
+    shards = {"data.partitioner": "shards", "data.shards-per-client": 7, "clients.count": 9, "clients.per-round": 3}
+    lines = make_strategy(read_config({**flat, **shards, "data.limit": 200})).data.lines()
+    assert any("11 of 200 training samples belong to no client" in line for line in lines)  # 63 shards of 3
+    assert not any("belong to no client" in line for line in make_strategy(read_config(flat)).data.lines())
+
+
 def test_no_evaluation_creates_no_evaluator(flat):
     assert make_strategy(read_config({**flat, "server.evaluate-every": 0})).evaluator is None
 

@@ -68,7 +68,7 @@ def _accuracies(run: RunData) -> Table:
         return Table(("", "accuracy"), rows, numbers=True)
     chosen, macs = run.final["calibrated"], run.final["exit_macs"]
     total = sum(chosen["exit_histogram"])
-    thresholds = [threshold_text(t) for t in [*chosen["thresholds"], None]]
+    thresholds = [*map(threshold_text, chosen["thresholds"]), "any"]
     if not chosen["thresholds"]:
         thresholds = ["by device"] * len(macs)
     rows = [
@@ -87,10 +87,8 @@ def _accuracies(run: RunData) -> Table:
 
 
 def threshold_text(threshold: float | None) -> str:
-    """Return a threshold as text; the last exit has none, and at an infinite one no sample leaves."""
-    if threshold is None:
-        return "any"
-    return "never" if threshold == float("inf") else f"{threshold:.3f}"
+    """Return a stored threshold as text: at an infinite one, null in JSON, no sample leaves."""
+    return "never" if threshold is None else f"{threshold:.3f}"
 
 
 def _failures(run: RunData) -> tuple[Table, int]:

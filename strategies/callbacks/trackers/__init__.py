@@ -2,9 +2,17 @@
 
 from collections.abc import Sequence
 from importlib import import_module
+from logging import WARNING
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flwr.supercore import log
 
 from strategies.callbacks.base import Callback
+
+if TYPE_CHECKING:
+    from strategies.engine.rounds import Record
+    from strategies.engine.strategy import EarlyExitStrategy
 
 # Imported when a run asks for one: their packages are extras
 KNOWN = {
@@ -20,5 +28,34 @@ def make_trackers(names: Sequence[str], folder: Path) -> list[Callback]:
     trackers: list[Callback] = []
     for name in names:
         module, kind = KNOWN[name]
-        trackers.append(getattr(import_module(module), kind)(folder))
+        trackers.append(Tolerated(name, getattr(import_module(module), kind)(folder)))
     return trackers
+
+
+class Tolerated(Callback):
+    """A tracker that may refuse a run before its first round, but cannot end one: its tool may be out of reach."""
+
+    def __init__(self, name: str, tracker: Callback) -> None:
+        self.name, self.tracker = name, tracker
+
+    def on_start(self, strategy: "EarlyExitStrategy") -> None:
+        """Open the run there."""
+        self.tracker.on_start(strategy)
+
+    def on_left_out(self, strategy: "EarlyExitStrategy", name: str, reason: str) -> None:
+        """Pass on what takes no part."""
+        self.tracker.on_left_out(strategy, name, reason)
+
+    def on_round(self, strategy: "EarlyExitStrategy", record: "Record") -> None:
+        """Hand over the round's numbers."""
+        try:
+            self.tracker.on_round(strategy, record)
+        except Exception as error:  # of any kind that a tool has
+            log(WARNING, "run.trackers: %s lacks round %d: %s", self.name, record.round, error)
+
+    def on_end(self, strategy: "EarlyExitStrategy", failure: str) -> None:
+        """Close the run there."""
+        try:
+            self.tracker.on_end(strategy, failure)
+        except Exception as error:
+            log(WARNING, "run.trackers: %s could not close the run: %s", self.name, error)

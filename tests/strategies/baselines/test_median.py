@@ -46,3 +46,21 @@ def test_separate_models_exclude_staleness(prepare_run):
     assert prepare_run(SETTINGS).strategy.apart
     with pytest.raises(UserError, match=r"round\.staleness"):
         prepare_run({**SETTINGS, "round.staleness": 0.5})
+
+
+def test_merge_keeps_the_tiers_counters(prepare_run):
+    network = {"network.name": "resnet_slim", "network.width": 2, "clients.mix": "1,1,1,1"}
+    strategy = prepare_run({**SETTINGS, **network}).strategy
+    start, update = updated(strategy, 3, 1.0, 2.0, 3.0)
+    counters = {key: value + 7 for key, value in start.items() if not value.is_floating_point()}
+    update.tiers[3].state.update(counters)
+    strategy.merge(1, update)
+    assert counters
+    assert all(torch.equal(strategy.model[key], value) for key, value in counters.items())
+
+
+@pytest.mark.parametrize("option", [{"robust.reject": 1e6}, {"robust.aggregation": "trimmed-mean"}])
+def test_robust_aggregation_goes_with_it(run_strategy, option):
+    settings = {**SETTINGS, "clients.mix": "1,0,0", "clients.count": 3, "clients.per-round": 3}
+    plain, robust = (run_strategy({**settings, **more}).strategy.model for more in ({}, option))
+    assert all(torch.equal(value, robust[key]) for key, value in plain.items() if value.is_floating_point())

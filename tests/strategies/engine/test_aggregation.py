@@ -116,6 +116,16 @@ def test_invalid_sample_count_is_rejected(examples):
     assert update.tiers[2].weight == 27
 
 
+def test_metrics_of_no_samples_are_rejected_where_no_model_travels():
+    nothing = {depth: Layout((), ()) for depth in LAYOUTS}
+    collector = RoundCollector(nothing, BITS, ASKED, EXAMPLES)
+    collector.add(Reply([result(2, num_examples=0, metrics={"own": 1.0}), result(3, num_examples=0)]), [2, 3])
+    update = collector.finish()
+    assert update.failures[2] == "has metrics of 0 samples"
+    assert list(update.results) == [3]  # without samples and without metrics
+    assert update.mean_metrics() == {}
+
+
 @pytest.mark.parametrize("examples", [21, BITS_ALLOW, 10**6])
 def test_only_client_with_too_many_samples_is_left_out(examples):
     fold = Fold(DEEP, BITS, torch.ones(3, dtype=torch.int64), torch.ones(1, dtype=torch.int64), examples + 7, [2, 4])

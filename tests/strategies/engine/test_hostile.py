@@ -144,7 +144,7 @@ ATTACKS = {
     "samples": (result_of(num_examples=10**400), "samples are not in 0.."),
     "negative samples": (result_of(num_examples=-4), "samples are not in 0.."),
     "more samples than announced": (result_of(num_examples=4095), "counts 4095 samples, where it announced"),
-    "no samples": (result_of(num_examples=0), "is impossible"),
+    "no samples": (result_of(num_examples=0), "has metrics of 0 samples"),
     "metric of text": (result_of(metrics={"loss": "x"}), "is no number"),
     "metric beyond floats": (result_of(metrics={"loss": 10**400}), "OverflowError"),
     "no model": (by_reply(lambda reply, _: reply.lone.clear()), "sent no model"),

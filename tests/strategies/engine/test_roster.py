@@ -1,3 +1,5 @@
+import time
+
 import pytest
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
@@ -5,6 +7,7 @@ from flwr.common.constant import ErrorCode
 from common.flower.local_grid import LocalGrid
 from common.messages import protocol
 from common.messages.protocol import ClientReport, NodeReport, Order
+from strategies.engine import roster as engine_roster
 from strategies.engine.roster import Roster, sample, stratify
 
 
@@ -195,6 +198,27 @@ def test_listed_node_without_answer_is_not_counted(min_nodes, found):
     grid, people = Deaf([NodeReport(0, False, (report(1),)), NodeReport(1, False, (report(2),))]), Roster(5)
     people.discover(grid, Order("r", "{}"), min_nodes, wait=5.0, deadline=0.05)
     assert [c.client for c in people.available()] == found
+
+
+class Hung(Answering):
+    """A grid whose first node never answers."""
+
+    def pull_messages(self, message_ids):
+        return [r for r in super().pull_messages(message_ids) if r.metadata.src_node_id != next(iter(self.contexts))]
+
+
+def test_silent_node_costs_its_patience_once(monkeypatch, flower_log):
+    monkeypatch.setattr(engine_roster, "AGAIN", 0.1)
+    grid, people = Hung([NodeReport(0, False, (report(1),)), NodeReport(1, False, (report(2),))]), Roster(5)
+    took = []
+    for _ in range(3):
+        start = time.monotonic()
+        people.discover(grid, Order("r", "{}"), 1, wait=5.0, deadline=1.0)
+        took.append(time.monotonic() - start)
+    assert [c.client for c in people.available()] == [2]
+    assert took[0] >= 1.0 > max(took[1:])
+    assert sum("did not answer the query in 1 s" in line for line in flower_log) == 1
+    assert len(grid.asked) == 4  # the silent one in every round: it may be better
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["with their keys", "without"])

@@ -16,6 +16,7 @@ from common.paths import cache_root
 from common.storage.client_store import ClientStore
 from common.storage.model_file import load_model
 from common.weights.flat import FlatState
+from strategies.callbacks.base import Callback
 from strategies.engine.rounds import QuorumError
 from strategies.node.local_training import LocalTraining
 
@@ -459,3 +460,42 @@ def test_flowers_own_loop_gives_the_same_bits_and_commits_what_clients_keep(prep
     assert result.train_metrics_clientapp == own.result.train_metrics_clientapp
     assert result.evaluate_metrics_clientapp == own.result.evaluate_metrics_clientapp
     assert sorted(result.evaluate_metrics_clientapp) == [1, 2]
+
+
+class Ending(Callback):
+    """Notes how the run ended; may fail then, or after a round."""
+
+    def __init__(self, at_end: str = "", after_round: str = "") -> None:
+        self.at_end, self.after_round, self.ends = at_end, after_round, list[str]()
+
+    def on_round(self, strategy, record) -> None:
+        if self.after_round:
+            raise RuntimeError(self.after_round)
+
+    def on_end(self, strategy, failure: str) -> None:
+        self.ends.append(failure)
+        if self.at_end:
+            raise ConnectionError(self.at_end)
+
+
+def test_callback_that_fails_at_the_end_neither_stops_the_others_nor_hides_the_runs_failure(prepare_run):
+    first, second, last = Ending("no route"), Ending("disk full"), Ending()
+    run = prepare_run({"run.rounds": 1})
+    run.strategy.callbacks = [first, second, last]
+    with pytest.raises(ConnectionError, match="no route"):
+        run.strategy.start(run.grid)
+    assert first.ends == second.ends == last.ends == [""]
+
+    run = prepare_run({"run.rounds": 1})
+    run.strategy.callbacks = [Ending("no route"), Ending(after_round="the reason"), last]
+    with pytest.raises(RuntimeError, match="the reason"):
+        run.strategy.start(run.grid)
+    assert last.ends == ["", "RuntimeError: the reason"]
+
+
+def test_models_of_a_round_are_let_go_once_they_are_merged(prepare_run):
+    run = prepare_run({"run.strategy": "median", "run.rounds": 1})
+    run.strategy.start(run.grid)
+    update = run.strategy._update
+    assert update.results
+    assert not update.states and not update.tiers and not update.client_arrays

@@ -103,6 +103,7 @@ class Reference:
         cuts = {c: client.cut for c, client in self.clients.items()}
         parts: dict[int, StateDict] = {c: device.network.state_dict() for c, device in self.devices.items()}
         self.server.close_round(samples, parts if self.settings.scope == "global" else {})
+        self.server.labels().close_round(samples)
         if not self.settings.aggregates(round_):
             return
         how = "same_cut" if self.settings.scope == "global" else self.settings.sync

@@ -28,7 +28,7 @@ BACKBONES = [
 @pytest.mark.parametrize("only_last", [True, False])
 @pytest.mark.parametrize("spec", BACKBONES, ids=lambda spec: spec.name)
 def test_both_parts_equal_the_whole_network_at_every_cut(spec, only_last):
-    units = build(spec, 1).num_units
+    units = len(build(spec, 1).units)
     network = build(NetworkSpec(**{**vars(spec), "exits": (units,) if only_last else ()}), seed=1)
     x = torch.randn(3, *spec.input_shape, generator=torch.Generator().manual_seed(2))
     network.train()(x)  # gives batch norm statistics that are not trivial

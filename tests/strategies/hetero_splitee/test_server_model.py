@@ -35,6 +35,7 @@ def test_both_strategies_are_equal_with_one_client(slim, batch, tmp_path):
                     result = server.step(7, *batch(slim, cut, 10 * round_ + b))
                     answers += [result.loss, result.gradient]
                 server.close_round({7: 18}, {})
+                server.labels().close_round([7])
             models[mode] = server.model(), answers, server.logits(7, cut, batch(slim, cut)[0])
         sequential, averaging = models["sequential"], models["averaging"]
         assert all(torch.equal(averaging[0][key], value) for key, value in sequential[0].items())
@@ -57,6 +58,7 @@ def test_a_clients_labels_adjust_its_steps_and_its_answers(slim, batch, tmp_path
         )
         assert torch.equal(server.step(7, features, labels).loss, expected.loss)
     server.close_round({7: 12}, {})
+    server.labels().close_round([7])
     state = server.model()
     assert all(torch.equal(state[key], value) for key, value in twin.network.state_dict().items())
     features, _ = batch(slim, 2, 3)
@@ -74,6 +76,7 @@ def test_a_server_with_priors_resumes_bit_for_bit_after_a_killed_round(slim, bat
         server.open_round(round_, {0: 1, 1: 2}, Sgd(0.1, 0.9, 0.01))
         server.step_many({0: batch(slim, 1, round_), 1: batch(slim, 2, 10 * round_)})
         server.close_round({0: 6, 1: 6}, {})
+        server.labels().close_round([0, 1])
 
     whole, killed, resumed = (
         make_server_model(slim, settings, CPU, ClientStore(tmp_path, name)) for name in ("whole", "killed", "killed")

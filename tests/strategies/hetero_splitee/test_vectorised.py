@@ -106,6 +106,7 @@ def test_step_many_groups_copies_by_cut_and_batch_size(slim, batch, store, tmp_p
         assert list(results) == [0, 1, 2, 3, 4, 5]
         assert all(results[c].gradient.shape == batches[c][0].shape for c in cuts)
         server.close_round(dict.fromkeys(cuts, 5), {})
+        server.labels().close_round(cuts)
     counted = [{c: own.tolist() for c, own in server.labels().clients.items()} for server in servers.values()]
     assert counted == [counted[0]] * 3
     assert sorted(counted[0]) == (sorted(cuts) if prior == "own" else [])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from common.data.summary import DataSummary
-from strategies.callbacks.report.page import run_page, threshold_text
+from strategies.callbacks.report.page import run_page
 from strategies.callbacks.report.records import load_run
 from tests.strategies.callbacks.samples import client_record, final_record, record
 
@@ -134,8 +134,15 @@ def test_configuration_shows_changed_values_before_defaults(make_run: MakeRun) -
     assert page.index("train.epochs") < page.index("defaults (1)") < page.index("train.lr")
 
 
-def test_threshold_text() -> None:
-    assert [threshold_text(t) for t in (0.5, float("inf"), None)] == ["0.500", "never", "any"]
+def test_exit_at_which_no_sample_leaves_says_so(make_run: MakeRun) -> None:
+    last = final_record(2, 2)
+    accuracy = {
+        **last.accuracy,
+        "calibrated": {**last.accuracy["calibrated"], "thresholds": [None]},
+    }  # as JSON has infinity
+    rows = read(run_page(load_run(make_run(records=[replace(last, accuracy=accuracy)])))).rows
+    assert ["exit 1", "20.0 %", "10.0 %", "1.000", "never", "25.0 %"] in rows
+    assert ["exit 2", "40.0 %", "20.0 %", "4.000", "any", "75.0 %"] in rows
 
 
 def test_page_shows_what_was_read(make_run: MakeRun) -> None:
