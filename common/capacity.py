@@ -111,7 +111,8 @@ def choose_depth(capacity: Capacity, costs: "CostTable", batch_size: int, sample
     reason = "no limit declared"
     for depth in range(tiers, 0, -1):
         needs, macs = costs.tier_training_memory(depth, batch_size), costs.tier_macs(depth) * samples
-        problem = lacking(capacity, needs, macs, 2 * 32 * costs.tier_parameters(depth))  # fp32, down and up
+        sent = 32 * (costs.tier_parameters(depth) + costs.tier_uploads(depth))  # fp32, down and up
+        problem = lacking(capacity, needs, macs, sent)
         if not problem:
             return Choice(depth, reason if depth < tiers else "the whole network fits")
         reason = f"tier {depth} {problem}"

@@ -21,7 +21,7 @@ from common.errors import UserError
 from common.rpc import framing
 from common.rpc.channels import Limits, connect
 from common.rpc.methods import WORK
-from common.rpc.records import FRAME, Assembly, pieces, take_apart
+from common.rpc.records import FRAME, LIMIT, Assembly, pieces, take_apart
 from common.rpc.refusals import Refused, read
 from common.rpc.rounds import Announcement
 from common.rpc.rounds_pb2 import Head, Hello, NodeFrame, ServerFrame
@@ -143,6 +143,10 @@ class RoundStream:
                 yield framing.join(NodeFrame(head=Head(number=number, error=answer)))
             elif answer is not None:
                 parts = take_apart(answer)
+                if (size := sum(map(len, parts))) > LIMIT:
+                    error = f"this node's reply has {size} bytes, at most {LIMIT} can be sent: give it fewer clients"
+                    yield framing.join(NodeFrame(head=Head(number=number, error=error)))
+                    continue
                 yield framing.join(NodeFrame(head=Head(number=number, sizes=map(len, parts))))
                 for piece in pieces(parts):
                     yield framing.join(NodeFrame(), piece)

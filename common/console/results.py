@@ -39,4 +39,4 @@ def store(file: Path, content: dict[str, Any]) -> None:
     try:
         write_text(file, json.dumps(content, indent=1) + "\n")
     except OSError as error:
-        raise UserError(f"--json {file} cannot be written: {error.strerror}") from error
+        raise UserError(f"--json {file} cannot be written: {error}") from error

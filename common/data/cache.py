@@ -1,8 +1,10 @@
 """A folder per piece of work, written once by the first process and read by all."""
 
+import glob
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +17,7 @@ from common.data.support import one_line
 from common.errors import UserError
 
 T = TypeVar("T")
+ABANDONED = 24 * 3600.0  # seconds after which no process still fills a folder
 Json = str | int | float | list["Json"] | tuple["Json", ...] | None
 
 
@@ -35,11 +38,12 @@ def cached(cache: Path, key: str, fill: Callable[[Path], None], read: Callable[[
     if folder.is_dir():
         try:
             return read(folder)
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, EOFError):
             shutil.rmtree(folder, ignore_errors=True)
     draft = cache / f".{key}-{uuid4().hex}"
     try:
         draft.mkdir(parents=True)
+        _remove_abandoned(cache, key)
         fill(draft)
         _publish(draft, folder)
     except OSError as error:
@@ -49,6 +53,13 @@ def cached(cache: Path, key: str, fill: Callable[[Path], None], read: Callable[[
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return read(folder)
+
+
+def _remove_abandoned(cache: Path, key: str) -> None:
+    """Remove what processes that were killed while they filled this folder have left."""
+    for draft in cache.glob(f".{glob.escape(key)}-*"):
+        if time.time() - draft.stat().st_mtime > ABANDONED:
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def _publish(draft: Path, folder: Path) -> None:

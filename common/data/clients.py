@@ -4,10 +4,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
+from logging import WARNING
 from pathlib import Path
 
 import numpy as np
 import torch
+from flwr.supercore import log
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -114,6 +116,8 @@ def _own_data(own: OwnFolder, files: str, device: torch.device) -> ClientData:
         Path(own.folder), own.classes, (channels, height, width), data.validation, own.seed, test=data.client_test,
         skip_damaged=data.skip_damaged,
     )  # fmt: skip
+    for note in found.notes:
+        log(WARNING, "%s: %s", own.folder, note)
     return _ready((found.train, found.validation, found.test), normalizer(data, channels), device)
 
 

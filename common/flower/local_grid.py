@@ -1,11 +1,13 @@
 """An in-process Flower grid: runs a ServerApp or a strategy against a ClientApp without Ray or a SuperLink.
 
 Messages are serialised and rebuilt as in deployment. Node configurations are those of a simulation or of SuperNodes.
-For tests, notebooks and benchmarks. Messages run one after another unless `concurrent` is set.
+`--in-process` runs on it, and so do tests, notebooks and benchmarks. Messages run one after another unless
+`concurrent` is set.
 """
 
 import random
 import threading
+import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -16,6 +18,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.task_identity import TaskIdentity
+
+PAUSE = 0.01  # seconds between two looks for replies
 
 
 class LocalGrid(Grid):
@@ -84,8 +88,11 @@ class LocalGrid(Grid):
         return [self.replies.pop(m) for m in list(message_ids) if m in self.replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Push, then pull all."""
-        return self.pull_messages(self.push_messages(messages))
+        """Push, wait for the replies, at most `timeout` seconds, and pull them."""
+        ids, start = list(self.push_messages(messages)), time.monotonic()
+        while not self.replies.keys() >= set(ids) and (timeout is None or time.monotonic() < start + timeout):
+            time.sleep(PAUSE)
+        return self.pull_messages(ids)
 
 
 def _over_the_wire(message: Message) -> Message:

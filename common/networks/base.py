@@ -176,11 +176,6 @@ class EarlyExitNetwork(nn.Module):
         """0: logits are each exit's own z_e. Above 0: F_1 = z_1, F_e = z_e + ensemble * stopgrad(F_{e-1})."""
         return self.architecture.ensemble
 
-    @property
-    def num_units(self) -> int:
-        """Number of units of this part."""
-        return len(self.units)
-
     def example(self, batch: int) -> Tensor:
         """Return blank inputs on the CPU: zeros (B, C, H, W), or texts (B, L) of one repeated token."""
         shape = (batch, *self.input_shape)

@@ -26,7 +26,7 @@ class SubsampledConv2d(nn.Conv2d):
     than a block, and channels last (https://github.com/uxlfoundation/oneDNN/issues/6035): the process crashes.
     """
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+    def forward(self, input: Tensor) -> Tensor:
         """Return what `nn.Conv2d` returns."""
         across, along = self.stride
         return functional.conv2d(input[:, :, ::across, ::along], self.weight, self.bias)

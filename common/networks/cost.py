@@ -54,6 +54,10 @@ class CostTable:
         """Return the bytes that training tier `depth`, counted from 1, needs (see cut_training_memory)."""
         return self.cut_training_memory(self.tiers[depth - 1], batch_size)
 
+    def tier_uploads(self, depth: int) -> int:
+        """Return how many of tier `depth`'s parameters travel back from a device: the trained ones."""
+        return sum(part.parameters - part.frozen_parameters for part in self._prefix(self.tiers[depth - 1]))
+
     def cut_macs(self, cut: int) -> int:
         """Return MACs of one sample's forward pass through the units before `cut` and the exits on them."""
         return sum(part.macs for part in self._prefix(cut))

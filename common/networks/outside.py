@@ -1,6 +1,7 @@
 """Networks from outside this app: a function that `network.name` names returns their trunk (README of this folder)."""
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import torch
@@ -27,6 +28,9 @@ def outside_trunk(name: str, spec: Any) -> Trunk:
         _refuse(name, "its units must be torch modules, one or more")
     if len(trunk.widths) != len(trunk.units):
         _refuse(name, f"it gives {len(trunk.widths)} widths for {len(trunk.units)} units: give one for each")
+    exits = trunk.exits
+    if exits and (exits[0] < 1 or exits[-1] != len(trunk.units) or any(b <= a for a, b in pairwise(exits))):
+        _refuse(name, f"its exits are {exits}, must rise from 1 or more to its number of units, {len(trunk.units)}")
     if not 0 <= trunk.latent_unit < len(trunk.units):
         _refuse(name, f"its latent unit is {trunk.latent_unit}, must be one of its {len(trunk.units)} units, from 0")
     seen: dict[int, str] = {}

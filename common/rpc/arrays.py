@@ -47,7 +47,8 @@ def encode(
     """Return the description and the bytes of an array (B, C, H, W), (B, N, D) or (B, D) of floats.
 
     `coding` is a key of `CODINGS`: "fp32" is exact; "fp16" and "bf16" round to nearest; "uint8" divides each channel's
-    range over the batch into 255 steps and is off by half a step at most. The bytes may be a view of the array.
+    range over the batch into 255 steps and is off by half a step at most, but a 0 stays 0, as padding must. The bytes
+    may be a view of the array.
     Raises `ValueError` when a value is not finite or, for "fp16", above 65504.
     """
     array, code = np.asarray(array, np.float32), CODINGS[coding]
@@ -114,10 +115,13 @@ def _levels(array: NDArray[np.float32], features: Features) -> NDArray[np.uint8]
     low, high = array.min(others, keepdims=True), array.max(others, keepdims=True)
     step = (high - low) / np.float32(LEVELS)
     _check_finite(np.stack((low, step)), UINT8)
+    # a constant channel has no step; all its values are the offset
+    divisor = np.where(step == 0, np.float32(1), step)
+    # where a channel has zeros, one of its levels is 0: by half a step at most its range moves
+    low = np.where((array == 0).any(others, keepdims=True), -np.rint(-low / divisor) * step, low)
     features.scale.extend(step.reshape(-1).tolist())
     features.offset.extend(low.reshape(-1).tolist())
-    # a constant channel has no step; all its values are the offset
-    values = (array - low) / np.where(step == 0, np.float32(1), step)
+    values = (array - low) / divisor
     return np.ascontiguousarray(np.clip(np.rint(values), 0, LEVELS).astype(np.uint8))
 
 

@@ -131,6 +131,11 @@ def connect(
     return grpc.intercept_channel(channel, _TokenSender(token))
 
 
+def host_and_port(host: str, port: int) -> str:
+    """Return the address that gRPC and URLs take: an IPv6 host is in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def is_loopback(host: str) -> bool:
     """Return whether only this machine can reach the address."""
     try:

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 
 PIECE = 1 << 20  # bytes of a frame's piece
 FRAME = PIECE + (1 << 20)  # bytes of a whole frame, at most
-LIMIT = 1 << 31  # bytes of a whole content; nothing of ours is as large
+LIMIT = 1 << 31  # bytes of a whole content
 
 
 def take_apart(content: RecordDict) -> list[bytes]:

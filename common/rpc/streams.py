@@ -9,7 +9,7 @@ import grpc
 from flwr.supercore import log
 
 from common.rpc.certificates import self_signed
-from common.rpc.channels import Limits, is_loopback, new_token, serve
+from common.rpc.channels import Limits, host_and_port, is_loopback, new_token, serve
 from common.sections.stream import StreamSettings
 
 
@@ -26,10 +26,12 @@ def served(
     register: Callable[[grpc.Server], None], section: StreamSettings, port: int, limits: Limits, what: str
 ) -> Iterator[Served]:
     """Serve `what` while this block lasts, off loopback with TLS; raises what `serve` does."""
-    bind, token = section.bind or section.host, new_token()
-    encrypted = section.tls or not (is_loopback(section.host) and is_loopback(bind))
-    certificate = self_signed([section.host]) if encrypted else None
-    with serve(register, f"{bind}:{port}", token, certificate, limits) as running:
-        log(INFO, "%s are served at %s:%d%s", what, bind, running.port, ", TLS" if certificate else "")
+    host, token = section.host.strip("[]"), new_token()
+    bind = section.bind.strip("[]") or host
+    encrypted = section.tls or not (is_loopback(host) and is_loopback(bind))
+    certificate = self_signed([host]) if encrypted else None
+    with serve(register, host_and_port(bind, port), token, certificate, limits) as running:
+        where = host_and_port(bind, running.port)
+        log(INFO, "%s are served at %s%s", what, where, ", TLS" if certificate else "")
         text = certificate.certificate.decode() if certificate else ""
-        yield Served(f"{section.host}:{running.port}", text, token)
+        yield Served(host_and_port(host, running.port), text, token)

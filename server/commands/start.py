@@ -20,7 +20,7 @@ from common.rpc.credentials import ServerFiles, public_keys, server_files
 from server.commands.certificates import FOLDER
 from server.commands.connections import add_state, connection, register_keys
 
-ANY = {"0.0.0.0": "127.0.0.1", "[::]": "::1"}  # address of all interfaces -> its address on this machine
+ANY = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # address of all interfaces -> its address on this machine
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     check_writable(home, "set FLWR_HOME, or --state, to a folder that this user can write")
     env = environment(home)
     with child(_command(options, host, port, home, files), env, home) as superlink:
-        if not wait_for_port(ANY.get(host, host.strip("[]")), port, superlink.process):
+        if not wait_for_port(ANY.get(host, host).strip("[]"), port, superlink.process):
             if superlink.stopped:
                 return superlink.wait()
             raise UserError(f"the SuperLink does not listen at {options.address}: see its log above")

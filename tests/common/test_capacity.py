@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -146,6 +148,16 @@ def test_a_slow_link_keeps_a_client_shallow():
     link = 64 * COSTS.tier_parameters(2) / 60  # tier 2 there and back, fp32, in just a minute
     assert choose_depth(Capacity(bandwidth=link), COSTS, BATCH, 100).part == 2
     assert choose_depth(Capacity(bandwidth=link * 0.99), COSTS, BATCH, 100).part == 1
+
+
+def test_frozen_weights_travel_one_way():
+    frozen = CostTable(
+        units=tuple(replace(unit, frozen_parameters=900) for unit in COSTS.units), exits=COSTS.exits, tiers=COSTS.tiers
+    )
+    assert [frozen.tier_uploads(depth) for depth in (1, 2)] == [COSTS.tier_parameters(d) - 900 * d for d in (1, 2)]
+    link = 32 * (frozen.tier_parameters(2) + frozen.tier_uploads(2)) / 59
+    assert choose_depth(Capacity(bandwidth=link), frozen, BATCH, 100).part == 2
+    assert choose_depth(Capacity(bandwidth=link * 0.98), frozen, BATCH, 100).part == 1
 
 
 def test_a_capacity_that_has_no_such_name_is_refused():

@@ -155,6 +155,16 @@ def test_changed_shared_folder_is_dealt_again(tmp_path):
     assert sum(len(own.y) for own in after) == sum(len(own.y) for own in before) + 1
 
 
+def test_what_a_device_leaves_out_is_logged(tmp_path, flower_log):
+    (tmp_path / "cat").mkdir()
+    for number in range(4):
+        Image.new("L", (9, 9), 10 * number).save(tmp_path / "cat" / f"{number}.png")
+    (tmp_path / "cat" / "9.png").write_bytes(b"no image")
+    data = own_data(OwnFolder(str(tmp_path), DataConfig(skip_damaged=True), ("cat",), (1, 8, 8), 1), CPU)
+    assert len(data.y) + len(data.validation_y) == 4
+    assert any(str(tmp_path) in line and "9.png" in line for line in flower_log)
+
+
 def test_device_folder_becomes_client_data(tmp_path):
     for name, shade in (("cat", 10), ("dog", 200)):
         (tmp_path / name).mkdir()

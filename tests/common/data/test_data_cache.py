@@ -1,4 +1,6 @@
+import os
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,25 @@ def test_failed_fill_leaves_nothing(tmp_path: Path) -> None:
 def test_damaged_folder_is_written_anew(tmp_path: Path) -> None:
     (tmp_path / "k").mkdir()
     assert cached(tmp_path, "k", lambda f: (f / "text").write_text("good") and None, _read) == "good"
+
+
+def test_empty_array_of_a_power_cut_is_written_anew(tmp_path: Path) -> None:
+    (tmp_path / "k").mkdir()
+    (tmp_path / "k" / "a.npy").touch()
+
+    def read(folder: Path) -> int:
+        return int(np.load(folder / "a.npy").sum())
+
+    assert cached(tmp_path, "k", lambda folder: np.save(folder / "a.npy", np.ones(3)), read) == 3
+
+
+def test_what_killed_processes_left_is_removed_the_next_day(tmp_path: Path) -> None:
+    for name, hours in ((".k-old", 25), (".k-new", 23), (".other-old", 25)):
+        (tmp_path / name).mkdir()
+        then = time.time() - 3600 * hours
+        os.utime(tmp_path / name, (then, then))
+    cached(tmp_path, "k", lambda f: (f / "text").write_text("good") and None, _read)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".k-new", ".other-old", "k"]
 
 
 def test_slower_process_uses_the_folder_of_the_quicker(tmp_path: Path) -> None:

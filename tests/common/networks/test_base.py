@@ -35,7 +35,7 @@ def test_suffix_after_prefix_equals_the_whole_bit_for_bit(tiny: NetworkSpec) -> 
     spec = replace(tiny, ensemble=0.2)
     whole, x = warmed(spec), images(spec)
     expected = whole(x)
-    for cut in range(1, whole.num_units):
+    for cut in range(1, len(whole.units)):
         device, server = whole.prefix_units(cut), whole.suffix(cut)
         outputs = device.forward_exits(x)
         earlier = sum(position <= cut for position in whole.exit_positions)
@@ -52,19 +52,19 @@ def test_suffix_after_prefix_equals_the_whole_bit_for_bit(tiny: NetworkSpec) -> 
 def test_parts_keep_the_names_of_the_whole(tiny: NetworkSpec) -> None:
     whole = build(tiny, seed=1)
     keys = set(whole.state_dict())
-    for cut in range(1, whole.num_units):
+    for cut in range(1, len(whole.units)):
         device = whole.prefix_units(cut, exit_head=False)
         server = whole.suffix(cut)
         assert set(device.state_dict()) | set(server.state_dict()) == keys
         assert not set(device.state_dict()) & set(server.state_dict())
-        assert (device.num_units, server.num_units) == (cut, whole.num_units - cut)
+        assert (len(device.units), len(server.units)) == (cut, len(whole.units) - cut)
 
 
 def test_tier_has_copies_of_its_units_and_exits() -> None:
     whole = build(replace(SLIM, tiers=(1, 3, 4)), seed=1)
     assert whole.tier_positions == (2, 4, 5)
     part = whole.prefix(2)
-    assert (part.num_units, part.exit_positions, part.tier_positions) == (4, (2, 3, 4), (2, 4, 5))
+    assert (len(part.units), part.exit_positions, part.tier_positions) == (4, (2, 3, 4), (2, 4, 5))
     for name, tensor in part.state_dict().items():
         assert torch.equal(tensor, whole.state_dict()[name])
         assert tensor.data_ptr() != whole.state_dict()[name].data_ptr()

@@ -220,6 +220,13 @@ CHECKED = {  # refused by the check before a run
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("exits", ["(2, 1, 3)", "(2, 2, 3)", "(0, 3)", "(2, 7)", "(1, 2)"])
+def test_exits_of_a_function_must_rise_to_its_last_unit(mine, exits):
+    mine(NET.replace("exits=(2, 3)", f"exits={exits}"))
+    with pytest.raises(UserError, match=r"its exits are \(.*\), must rise from 1 or more to its number of units, 3"):
+        build(SPEC, 1)
+
+
 @pytest.mark.parametrize(("body", "message"), BUILT.values(), ids=BUILT)
 def test_function_that_makes_no_trunk_is_refused(mine, body, message):
     mine(body)

@@ -68,7 +68,7 @@ def test_an_exit_sees_the_exits_before_it_and_none_after_it() -> None:
 def test_suffix_after_prefix_equals_the_whole_bit_for_bit(spec: NetworkSpec) -> None:
     whole, x = warmed(spec), samples(spec)
     expected = whole(x)
-    for cut in range(1, whole.num_units):
+    for cut in range(1, len(whole.units)):
         device, server = whole.prefix_units(cut, exit_head=False), whole.suffix(cut)
         outputs = device.forward_exits(x)
         assert torch.equal(outputs.trunk, whole.features_at(x, cut))
@@ -81,7 +81,7 @@ def test_every_part_with_an_exit_holds_the_shared_classifier(spec: NetworkSpec) 
     state = whole.state_dict()
     shared = {key for key in state if key.startswith("recurrent.")}
     assert shared
-    for cut in range(1, whole.num_units):
+    for cut in range(1, len(whole.units)):
         device, server = whole.prefix_units(cut, exit_head=False).state_dict(), whole.suffix(cut).state_dict()
         assert set(device) | set(server) == set(state)
         has_exit = cut >= whole.exit_positions[0]

@@ -70,7 +70,7 @@ def test_timm_network_keeps_the_contract(plugin, name, exits, head):
     x = torch.randn(2, 3, size, size)
     with torch.no_grad():
         expected = network(x)
-        for cut in range(1, network.num_units):
+        for cut in range(1, len(network.units)):
             assert torch.equal(network.suffix(cut)(network.features_at(x, cut))[-1], expected[-1])
         left = network.infer(x, lambda index, logits: torch.tensor([True, False])[: len(logits)] if index == 0 else
                              torch.zeros(len(logits), dtype=torch.bool))  # fmt: skip

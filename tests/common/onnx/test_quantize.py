@@ -9,6 +9,7 @@ import pytest
 
 from common.exits.policy import ThresholdPolicy
 from common.networks import NetworkSpec
+from common.onnx import quantize
 from common.onnx.export import make_graphs
 from common.onnx.quantize import all_logits, in_int8, quantized, refitted
 from common.storage.model_file import StoredModel
@@ -75,6 +76,16 @@ def test_int8_is_near_fp32_and_its_costs_are_measured(model: StoredModel, graphs
     assert found.costs.accuracy[-1] == (after[-1].argmax(-1) == labels).mean()
     assert found.costs.policy_macs == pytest.approx(found.costs.policy_macs_fp32)
     assert 0 < np.abs(after - all_logits(graphs, inputs)).max() < 0.5
+
+
+def test_ranges_come_from_samples_of_all_classes(graphs: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation samples may lie in class order."""
+    seen = list[np.ndarray]()
+    monkeypatch.setattr(quantize, "SAMPLES", 4)
+    monkeypatch.setattr(quantize, "quantized", lambda graphs, inputs: seen.append(inputs) or graphs)
+    inputs = np.arange(7, dtype=np.float32).reshape(-1, 1, 1, 1) * np.ones(SPEC.input_shape, np.float32)
+    in_int8(graphs, inputs, np.zeros(7, int), ThresholdPolicy((0.9, 0.9), "softmax"), [1, 2, 3])
+    assert seen[0][:, 0, 0, 0].tolist() == [0, 1, 3, 5]
 
 
 def test_ranges_come_from_the_given_samples_and_the_classifier_stays_in_fp32(graphs: list[bytes]) -> None:

@@ -56,6 +56,18 @@ def test_uint8_is_off_by_at_most_half_a_step_of_its_channel(shape, seed):
     assert ((there_and_back(x, "uint8") - x).abs() <= step / 2 + rounding).all()
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("seed", range(3))
+def test_uint8_keeps_zeros_such_as_a_texts_padding(shape, seed):
+    x = random_tensor(shape, seed) - 0.7
+    x[..., -1:, :] = 0.0
+    others = (0, 2, 3) if len(shape) == 4 else tuple(range(len(shape) - 1))
+    step = (x.amax(others, keepdim=True) - x.amin(others, keepdim=True)) / 255
+    back = there_and_back(x, "uint8")
+    assert torch.equal(back[..., -1:, :], x[..., -1:, :])
+    assert ((back - x).abs() <= step / 2 + 1e-6 * x.abs().max()).all()
+
+
 def test_uint8_matches_a_result_by_hand():
     x = torch.tensor([[[[0.0, 51.0]], [[7.0, 7.0]]], [[[255.0, 25.4]], [[7.0, 7.0]]]])  # (2, 2, 1, 2)
     features, data = encode(x, "uint8")

@@ -24,7 +24,7 @@ def test_units_before_a_cut_come_back_with_the_exit_at_the_cut(tmp_path: Path) -
     bundle = load_model(tmp_path / "client-000000")
     assert (bundle.cut, bundle.run, bundle.classes, bundle.policy) == (3, "first", CLASSES, policy)
     assert bundle.network.exit_positions == (3,)
-    assert bundle.network.num_units == 3
+    assert len(bundle.network.units) == 3
     assert not bundle.network.training
     x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     one, other = part.forward_exits(x), bundle.network.forward_exits(x)
