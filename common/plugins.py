@@ -1,8 +1,9 @@
 """Functions from outside this app, which a configuration names as `package.module:function`.
 
-The name travels from the server to the clients, code never does. A process imports only packages that the environment
-variable EARLYBLOOM_PLUGINS allows, where the process starts: on a device the name comes from a server, which must not
-choose what the device runs. A command on the server's machine allows what is typed.
+The name travels from the server to the clients, or in a model's file; these functions' code never does. A process
+imports only packages that the environment variable EARLYBLOOM_PLUGINS allows, where the process starts: a name out of a
+file, or of a run, must not choose what is imported. A command on the server's machine allows what is typed. This is no
+guard against the server itself: Flower installs the app that it sends, and a device runs that.
 """
 
 import importlib

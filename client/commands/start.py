@@ -22,7 +22,7 @@ from client.commands.clock import check_clock
 from client.warm import flower_shim
 from common.console.verbs import Verbs
 from common.errors import UserError
-from common.flower.processes import PROJECT, child, environment, flower_home, free_port, noted_signals, tied
+from common.flower.processes import PROJECT, check_free, child, environment, flower_home, free_port, noted_signals, tied
 from common.paths import check_writable
 from common.rpc.channels import is_loopback, split_address, superlink
 from common.rpc.credentials import DeviceFiles, device_files
@@ -139,6 +139,8 @@ def _check_numbers(options: argparse.Namespace) -> None:
         raise UserError(f"--patience {options.patience}: give seconds, 0 or more")
     if not 0 <= options.port <= 65535:
         raise UserError(f"--port {options.port}: give 1 to 65535, or 0 for a free one")
+    if options.port:
+        check_free("127.0.0.1", options.port, "--port")
 
 
 def node_config(values: Mapping[str, object]) -> str:
@@ -216,8 +218,8 @@ def _supervise(command: Sequence[str], env: Mapping[str, str], home: Path, optio
             if now - failing >= options.patience:
                 again = shlex.join(["python", "-m", "server", "register", "--superlink", "HOST:PORT"])
                 raise UserError(
-                    f"{options.superlink} rejected this device (see Flower's log above). Check its clock and that its "
-                    f"key is registered: on the server run {again}"
+                    f"the SuperNode ends again and again (see Flower's log above). Where {options.superlink} rejected "
+                    f"this device, check its clock and that its key is registered: on the server run {again}"
                 )
             print(f"the SuperNode ended; it starts again in {RETRY:.0f} s", flush=True)
             if _signalled_within(RETRY, signals):

@@ -2,18 +2,20 @@
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import NamedTuple, TypeAlias
 
 from common.errors import UserError
+from common.flower.processes import flower_home
 
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # to which `add_parser` adds a module's verb
 
 
 ABSENT = ("flwr", "torch", "torchvision")  # on a device that only infers with exported networks
-INSTALL = "pip install earlybloom, or give an exported model (`python -m server export`), which needs none of it"
+INSTALL = "pip install -e . in the project's folder, or give an exported model (`python -m server export`)"
 
 
 class Verb(NamedTuple):
@@ -30,6 +32,7 @@ def call(program: str, description: str | None, known: Mapping[str, Verb], argum
     It is 2 with one line on stderr for a `UserError`, 130 if interrupted.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
+    os.environ.setdefault("FLWR_HOME", str(flower_home(None)))  # beside which every verb finds runs, states and caches
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: an ASCII terminal cannot show every name
     parser = argparse.ArgumentParser(prog=program, description=description)

@@ -21,7 +21,7 @@ def require(module: str, purpose: str) -> ModuleType:
     except ImportError as error:
         package = module.partition(".")[0]
         raise UserError(
-            f"{purpose} needs the package {package!r}, which is not installed: pip install earlybloom[simulation]"
+            f"{purpose} needs the package {package!r}, which is not installed: pip install -e '.[simulation]'"
         ) from error
 
 
@@ -33,7 +33,7 @@ def package_folder(package: str, purpose: str) -> Path:
     found = find_spec(package)
     if found is None or found.origin is None:
         raise UserError(
-            f"{purpose} needs the package {package!r}, which is not installed: pip install earlybloom[simulation]"
+            f"{purpose} needs the package {package!r}, which is not installed: pip install -e '.[simulation]'"
         )
     return Path(found.origin).parent
 

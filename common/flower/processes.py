@@ -32,8 +32,12 @@ if os.getppid() == int(sys.argv[1]):
 
 
 def flower_home(state: Path | None) -> Path:
-    """Return Flower's home: in the user's folder `state`, else `$FLWR_HOME`, else in the project's folder."""
-    return state.absolute() / ".flwr" if state else Path(os.environ.get("FLWR_HOME") or PROJECT / ".flwr").absolute()
+    """Return Flower's home: in `state`, else `$FLWR_HOME`, else in the project's folder, or the user's without one."""
+    if state:
+        return state.absolute() / ".flwr"
+    # installed elsewhere, the packages are where no user keeps files
+    default = PROJECT if (PROJECT / "pyproject.toml").is_file() else Path.home()
+    return Path(os.environ.get("FLWR_HOME") or default / ".flwr").absolute()
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -80,6 +84,16 @@ def _ray_folder() -> dict[str, str]:
         limit = f"{LONGEST_RAY} characters at most"
         raise UserError(f"RAY_TMPDIR is {folder}, too long for Ray's sockets: set it to a folder of {limit}, as /tmp")
     return {"RAY_TMPDIR": "/tmp"}
+
+
+def check_free(host: str, port: int, option: str) -> None:
+    """Raise `UserError`, with the option that has another value, if no process of this user can listen there."""
+    name = host.strip("[]")
+    try:
+        with socket.create_server((name, port), family=socket.AF_INET6 if ":" in name else socket.AF_INET):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot listen at {host}:{port}: {error.strerror or error}; give another {option}") from error
 
 
 def free_port() -> int:

@@ -103,7 +103,7 @@ def _downloaded(repository: str) -> Path:
         from huggingface_hub import hf_hub_download
     except ImportError as error:
         raise UserError(
-            f"network.pretrained {repository} is on the hub: install earlybloom[simulation], or give a local file"
+            f"network.pretrained {repository} is on the hub: pip install -e '.[simulation]', or give a local file"
         ) from error
     try:
         return Path(hf_hub_download(repository, "model.safetensors"))

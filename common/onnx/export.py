@@ -207,5 +207,5 @@ def _require() -> None:
             version(name)
         except ImportError as error:  # PackageNotFoundError is one
             raise UserError(
-                f"the export needs the package {name!r}, which is not installed: pip install earlybloom[export]"
+                f"the export needs the package {name!r}, which is not installed: pip install -e '.[export]'"
             ) from error

@@ -9,7 +9,7 @@ from typing import Any
 
 from common.errors import UserError
 
-INSTALL = "pip install earlybloom[export], or on a device the packages of client/requirements.txt"
+INSTALL = "pip install -e '.[export]', or on a device the packages of client/requirements.txt"
 SILENT = "ORT_DISABLE_TELEMETRY"
 
 

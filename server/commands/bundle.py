@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from common.errors import UserError
 from common.flower.processes import PROJECT
 
 BESIDE = ("pyproject.toml", "LICENSE")
@@ -24,7 +25,13 @@ def app_files(beside: Path, *, compiled: bool = False) -> Iterator[Path]:
 
     With `compiled` it has Python's compiled files, too: otherwise every process that imports the copy compiles it.
     """
-    packages = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    description = PROJECT / "pyproject.toml"
+    if not description.is_file():
+        raise UserError(
+            f"{PROJECT} is not the project's folder, of which a run takes a copy: install it with `pip install -e .` "
+            "in a clone"
+        )
+    packages = tomllib.loads(description.read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     # Python writes a compiled file under a name that goes on before it has its own
     ignore = shutil.ignore_patterns("*.pyc.*" if compiled else "__pycache__")
     with tempfile.TemporaryDirectory(prefix="app-", dir=beside) as folder:

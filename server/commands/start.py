@@ -13,7 +13,7 @@ from pathlib import Path
 
 from common.console.verbs import Verbs
 from common.errors import UserError
-from common.flower.processes import child, environment, flower_home, wait_for_port
+from common.flower.processes import check_free, child, environment, flower_home, wait_for_port
 from common.paths import check_writable
 from common.rpc.channels import is_loopback, split_address
 from common.rpc.credentials import ServerFiles, public_keys, server_files
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the SuperLink until SIGINT, SIGTERM or SIGHUP, and return its exit code. Raises `UserError`."""
     host, port = split_address(options.address)
     files = _security(options, host)
-    _check_free(host, port)
+    check_free(host, port, "--address")  # `wait_for_port` would take another process for this SuperLink
     home = flower_home(options.state)
     check_writable(home, "set FLWR_HOME, or --state, to a folder that this user can write")
     env = environment(home)
@@ -57,16 +57,6 @@ def run(options: argparse.Namespace) -> int:
             _register(folder, home, f"{ANY.get(host, host)}:{port}", files, env)
         print(_next_commands(options, host, port, home.parent, files), flush=True)
         return superlink.wait()
-
-
-def _check_free(host: str, port: int) -> None:
-    """Raise `UserError` if the port is taken: `wait_for_port` would take another process for this SuperLink."""
-    name = host.strip("[]")
-    try:
-        with socket.create_server((name, port), family=socket.AF_INET6 if ":" in name else socket.AF_INET):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot listen at {host}:{port}: {error.strerror or error}; give another --address") from error
 
 
 def _security(options: argparse.Namespace, host: str) -> ServerFiles | None:

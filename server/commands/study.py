@@ -8,6 +8,7 @@ from pathlib import Path
 
 from common.console.verbs import Verbs
 from common.errors import UserError
+from common.paths import check_writable
 from server.commands.overrides import add_overrides, read_overrides, typed
 from server.commands.run import runs_root
 from server.commands.simulator import add_resources, simulator
@@ -69,6 +70,8 @@ def run_study(study: Study, options: argparse.Namespace, *, save: Path | None = 
 
     if options.parallel < 1:
         raise UserError(f"--parallel {options.parallel}: give a number of runs from 1")
+    if save:
+        check_writable(save.absolute().parent, "give --save a file in a folder that this user can write")
     folder = runs_root() / study.name
     cells = study.cells(folder)
     rounds = _check(study, cells, folder)

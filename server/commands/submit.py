@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     overrides = read_run(options)
     home = flower_home(options.state)
     check_run(overrides, home.parent / "runs", here=False)
-    if is_loopback(host) and "run.resume" not in overrides:
+    if "run.resume" not in overrides:
         refuse_taken(run_folder(overrides, home.parent / "runs"))  # otherwise that run's progress would be shown
     env = environment(home)
     name = connection(home, options.superlink, options.root_certificates, env)

@@ -5,14 +5,15 @@ import multiprocessing
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from common.errors import UserError
-from server.commands.launch import Outcome
+from server.commands.launch import FAILED, Outcome
 from server.commands.simulator import Simulator
 from server.commands.tail import Tail
 from server.study.plan import Cell
@@ -22,6 +23,8 @@ LOGS = "logs"  # folder of the cells' logs, beside their run folders
 STORE = "clients.store"
 CLIENTS = "clients"  # folder of what the cells' clients keep, likewise
 ENDED_BY_PARENT = 1  # Linux's PR_SET_PDEATHSIG
+
+_Key: TypeAlias = tuple[Any, ...]  # of a cell: variant, point, seed
 
 
 def finished(folder: Path) -> bool:
@@ -56,34 +59,38 @@ def run_cells(
 
     A cell whose need failed does not run. `look` gets the running cells twice a second.
     """
-    waiting, running, failed = list(cells), dict[Future[Outcome], Cell](), set[tuple[Any, ...]]()
-    pool = _pool(parallel)
+    waiting, running, failed = list(cells), dict[Future[Outcome], tuple[Cell, ProcessPoolExecutor]](), set[_Key]()
+    # a pool for each process: a pool that breaks ends all its processes
+    free = [_worker() for _ in range(min(parallel, len(waiting)))]
     try:
         while waiting or running:
-            unfinished = {_key(cell) for cell in (*waiting, *running.values())}
+            unfinished = {_key(cell) for cell in (*waiting, *(cell for cell, _ in running.values()))}
             for cell in list(waiting):
                 needs = {_key(cell, variant) for variant in cell.needs}
                 if broken := needs & failed:
                     waiting.remove(cell)
                     failed.add(_key(cell))
                     yield cell, Outcome(cell.folder, "not started", f"it needs {sorted(broken)[0][0]}, which failed")
-                elif len(running) < parallel and not needs & unfinished:
+                elif free and not needs & unfinished:
                     waiting.remove(cell)
-                    running[pool.submit(_run, dict(cell.values), cell.folder, simulator)] = cell
+                    worker = free.pop()
+                    running[worker.submit(_run, dict(cell.values), cell.folder, simulator)] = cell, worker
             done, _ = wait(running, timeout=LOOK, return_when=FIRST_COMPLETED)
-            look(list(running.values()))
+            look([cell for cell, _ in running.values()])
             for future in done:
-                cell = running.pop(future)
+                cell, worker = running.pop(future)
                 try:
                     outcome = future.result()
                 except BrokenProcessPool:
                     reason = f"its process was killed (out of memory?); see {log_file(cell.folder)}"
-                    outcome, pool = Outcome(cell.folder, "killed", reason), _pool(parallel)
+                    outcome, worker = Outcome(cell.folder, "killed", reason), _worker()
+                free.append(worker)
                 if not outcome.completed:
                     failed.add(_key(cell))
                 yield cell, outcome
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in (*free, *(worker for _, worker in running.values())):
+            worker.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
             process.terminate()  # a run ends on SIGTERM as on Ctrl-C, with its checkpoint
 
@@ -93,15 +100,13 @@ def log_file(folder: Path) -> Path:
     return folder.parent / LOGS / f"{folder.name}.log"
 
 
-def _key(cell: Cell, variant: str = "") -> tuple[Any, ...]:
+def _key(cell: Cell, variant: str = "") -> _Key:
     return (variant or cell.variant, *map(str, cell.point.values()), cell.seed)
 
 
-def _pool(parallel: int) -> ProcessPoolExecutor:
+def _worker() -> ProcessPoolExecutor:
     # spawn: torch and gRPC do not survive a fork
-    return ProcessPoolExecutor(
-        parallel, multiprocessing.get_context("spawn"), initializer=_tie, initargs=(os.getpid(),)
-    )
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_tie, initargs=(os.getpid(),))
 
 
 def _tie(parent: int) -> None:
@@ -125,6 +130,9 @@ def _run(values: dict[str, Any], folder: Path, simulator: Simulator) -> Outcome:
         return simulator.run(overrides, folder.parent, show=False)
     except UserError as error:
         return Outcome(folder, "not started", str(error))
+    except Exception as error:  # such as a full disk: the study goes on
+        traceback.print_exc()
+        return Outcome(folder, FAILED, f"{type(error).__name__}: {error}; see {log}")
     except KeyboardInterrupt:  # the study ends, or has ended: a pool's process that returns would wait for more work
         sys.stdout.flush()
         os._exit(130)

@@ -42,7 +42,7 @@ class Prometheus(Callback):
             import prometheus_client  # noqa: F401
         except ImportError as error:
             raise UserError(
-                "run.metrics-port needs prometheus-client: pip install earlybloom[metrics], or set the port to 0"
+                "run.metrics-port needs prometheus-client: pip install -e '.[metrics]', or set the port to 0"
             ) from error
         _check_address(host, port)
         self.host, self.port = host, port

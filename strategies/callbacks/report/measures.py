@@ -173,5 +173,5 @@ def _quantile(freedom: int) -> float:
     try:
         from scipy import stats
     except ImportError as error:
-        raise UserError("intervals over seeds need scipy: pip install earlybloom[report]") from error
+        raise UserError("intervals over seeds need scipy: pip install -e '.[report]'") from error
     return float(stats.t.ppf((1 + LEVEL) / 2, freedom))

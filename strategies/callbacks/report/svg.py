@@ -47,7 +47,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise UserError("plots need matplotlib: pip install earlybloom[report]") from error
+        raise UserError("plots need matplotlib: pip install -e '.[report]'") from error
 
 
 def plot(title: str, paint: Callable[["Axes"], None], note: str = "") -> Plot:

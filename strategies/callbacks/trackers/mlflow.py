@@ -35,7 +35,7 @@ class MLflow(Callback):
             from mlflow import MlflowClient
             from mlflow.exceptions import MlflowException
         except ImportError as error:
-            raise UserError("run.trackers has mlflow, which is missing: pip install earlybloom[mlflow]") from error
+            raise UserError("run.trackers has mlflow, which is missing: pip install -e '.[mlflow]'") from error
         self.folder, self._run = folder, ""
         store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.parent / 'mlflow.db'}"
         try:

@@ -24,7 +24,7 @@ class TensorBoard(Callback):
         try:
             import torch.utils.tensorboard  # noqa: F401
         except ImportError as error:
-            raise UserError("run.trackers has tensorboard, which is missing: pip install earlybloom[report]") from error
+            raise UserError("run.trackers has tensorboard, which is missing: pip install -e '.[report]'") from error
         self.folder = folder / FOLDER
         self._writer: SummaryWriter | None = None
 

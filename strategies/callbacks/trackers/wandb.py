@@ -28,7 +28,7 @@ class WandB(Callback):
         try:
             import wandb  # noqa: F401
         except ImportError as error:
-            raise UserError("run.trackers has wandb, which is missing: pip install earlybloom[wandb]") from error
+            raise UserError("run.trackers has wandb, which is missing: pip install -e '.[wandb]'") from error
         self.folder = folder
         self._run: Any = None
 

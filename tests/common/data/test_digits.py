@@ -20,7 +20,5 @@ def test_digits_are_those_of_scikit_learn() -> None:
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(support, "find_spec", lambda name: None if name == "sklearn" else find_spec(name))
-    with pytest.raises(
-        UserError, match=r"'digits' needs the package 'sklearn', .*: pip install earlybloom\[simulation\]"
-    ):
+    with pytest.raises(UserError, match=r"'digits' needs the package 'sklearn', .*: pip install -e '\.\[simulation\]'"):
         read_digits()

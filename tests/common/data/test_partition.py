@@ -132,7 +132,7 @@ def test_parts_equal_those_of_a_hugging_face_dataset(config: DataConfig, monkeyp
 
 def test_missing_extra_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flwr_datasets.partitioner", None)
-    with pytest.raises(UserError, match=r"pip install earlybloom\[simulation\]"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[simulation\]'"):
         partition(DataConfig(), LABELS, 2, 1, None)
 
 

@@ -17,6 +17,7 @@ from common.flower.processes import (
     LONGEST_RAY,
     PROJECT,
     SIGNALS,
+    check_free,
     child,
     environment,
     flower_home,
@@ -221,6 +222,22 @@ def test_environment_keeps_flower_in_its_home(tmp_path, monkeypatch):
     # Flower starts `flwr-serverapp` and others by name: PATH must lead to those of this Python
     assert found["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/bin"]
     assert (Path(sys.executable).parent / "flower-superlink").exists()
+
+
+def test_flower_home_is_beside_the_project_or_the_users(tmp_path, monkeypatch):
+    monkeypatch.delenv("FLWR_HOME")
+    assert flower_home(None) == PROJECT / ".flwr"
+    monkeypatch.setattr(processes, "PROJECT", tmp_path)  # without pyproject.toml, as in site-packages
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    assert flower_home(None) == tmp_path / "me" / ".flwr"
+
+
+def test_taken_port_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=rf"cannot listen at 127\.0\.0\.1:{port}: .*; give another --port"):
+            check_free("127.0.0.1", port, "--port")
+    check_free("127.0.0.1", port, "--port")
 
 
 def test_flower_home_is_that_of_user_then_environment(tmp_path, monkeypatch):

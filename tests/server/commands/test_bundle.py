@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from flwr.cli.build import build_fab_from_disk, build_fab_from_files
 
+from common.errors import UserError
 from common.flower.processes import PROJECT
 from server.commands import bundle
 from server.commands.bundle import app_files
@@ -24,6 +25,12 @@ def test_bundle_has_the_bytes_of_the_projects_own(tmp_path: Path) -> None:
         files = [path for path in top.rglob("*") if path.is_file()] if top.is_dir() else [top]
         whole |= {str(path.relative_to(PROJECT)): path for path in files}
     assert found == build_fab_from_files(whole)[0]
+
+
+def test_packages_without_the_projects_folder_are_no_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle, "PROJECT", tmp_path)
+    with pytest.raises(UserError, match=r"is not the project's folder, .*pip install -e \."), app_files(tmp_path):
+        pass
 
 
 def test_compiled_files_are_valid_in_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

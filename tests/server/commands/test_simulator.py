@@ -65,7 +65,7 @@ def test_run_in_this_process_has_no_workers(heads):
 
 def test_missing_ray_is_named(heads, monkeypatch):
     monkeypatch.setattr(support, "find_spec", lambda package: None)
-    message = r"a simulation without --in-process needs the package 'ray', .*: pip install earlybloom\[simulation\]"
+    message = r"a simulation without --in-process needs the package 'ray', .*: pip install -e '\.\[simulation\]'"
     with pytest.raises(UserError, match=message), simulator.simulator(options()):
         pass
     assert not heads

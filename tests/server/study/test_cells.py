@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,10 @@ class Fake:
             print(overrides.get("clients.store"))
         if method == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
+        if method == "meanwhile":
+            time.sleep(3.0)
+        if method == "broken":
+            raise OSError(28, "No space left on device")
         if method == "refused":
             raise UserError("refused for a reason")
         done = "failed" if method == "failing" else "completed"
@@ -59,12 +64,21 @@ def test_clients_of_a_study_keep_their_states_in_its_folder(
     assert log_file(tmp_path / "storing-s1").read_text().splitlines()[1] == store.format(study=tmp_path)
 
 
-def test_killed_process_fails_its_cell_alone(tmp_path: Path) -> None:
-    found = ends(tmp_path, {"killed": {}, "a": {}, "b": {}}, parallel=1)
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_killed_process_fails_its_cell_alone(tmp_path: Path, parallel: int) -> None:
+    found = ends(tmp_path, {"killed": {}, "meanwhile": {}, "b": {}}, parallel=parallel)
     assert found["killed"].status == "killed"
     assert str(log_file(tmp_path / "killed-s1")) in found["killed"].failure
-    assert found["a"].completed
+    assert found["meanwhile"].completed
     assert found["b"].completed
+
+
+def test_cell_that_breaks_fails_alone(tmp_path: Path) -> None:
+    found = ends(tmp_path, {"broken": {}, "a": {}})
+    log = log_file(tmp_path / "broken-s1")
+    assert found["broken"].details == f"OSError: [Errno 28] No space left on device; see {log}"
+    assert "Traceback" in log.read_text()
+    assert found["a"].completed
 
 
 def test_cell_runs_after_the_one_that_it_needs(tmp_path: Path) -> None:

@@ -137,5 +137,5 @@ def test_unusable_address_fails_before_the_run_has_a_folder(flat: dict[str, Any]
 
 def test_missing_package_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    with pytest.raises(UserError, match=r"pip install earlybloom\[metrics\]"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[metrics\]'"):
         Prometheus("127.0.0.1", 0)

@@ -31,7 +31,7 @@ def test_missing_matplotlib_is_logged_and_the_run_succeeds(
     folder = make_run()
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     Report(folder).on_end(strategy, "")
-    assert flower_log == ["no report: plots need matplotlib: pip install earlybloom[report]"]
+    assert flower_log == ["no report: plots need matplotlib: pip install -e '.[report]'"]
     assert not (folder / "report.html").exists()
 
 

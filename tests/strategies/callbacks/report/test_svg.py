@@ -51,5 +51,5 @@ def test_only_few_points_have_markers() -> None:
 
 def test_missing_matplotlib_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(UserError, match=r"pip install earlybloom\[report\]"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[report\]'"):
         require_matplotlib()

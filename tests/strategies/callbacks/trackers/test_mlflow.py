@@ -60,5 +60,5 @@ def test_store_that_cannot_be_used_is_refused_before_the_run(folder: Path, monke
 
 def test_missing_mlflow_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    with pytest.raises(UserError, match=r"pip install earlybloom\[mlflow\]"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[mlflow\]'"):
         MLflow(tmp_path)

@@ -34,5 +34,5 @@ def test_rounds_repeated_after_a_resume_appear_once(tmp_path: Path, strategy: An
 
 def test_missing_tensorboard_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(UserError, match=r"pip install earlybloom\[report\]"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[report\]'"):
         TensorBoard(tmp_path)

@@ -79,5 +79,5 @@ def test_run_has_configuration_and_numbers(tmp_path: Path, strategy: Any, monkey
 
 def test_missing_wandb_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"pip install earlybloom\[wandb\]"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[wandb\]'"):
         WandB(tmp_path)
