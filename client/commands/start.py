@@ -130,7 +130,7 @@ def _next_command(encrypted: bool) -> str:
 
 
 def _check_numbers(options: argparse.Namespace) -> None:
-    """Raise `UserError` for numbers that Flower or its runs would reject or misread."""
+    """Raise `UserError` for numbers that Flower or its runs would reject or misread, and for a port that is taken."""
     if options.client < 0:
         raise UserError(f"--client-id {options.client}: give 0 or more, clients are counted from 0")
     if options.worker is not None and not 0 <= options.worker < math.inf:

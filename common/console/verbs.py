@@ -32,7 +32,7 @@ def call(program: str, description: str | None, known: Mapping[str, Verb], argum
     It is 2 with one line on stderr for a `UserError`, 130 if interrupted.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
-    os.environ.setdefault("FLWR_HOME", str(flower_home(None)))  # beside which every verb finds runs, states and caches
+    os.environ["FLWR_HOME"] = str(flower_home(None))  # beside which every verb finds runs, states and caches
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: an ASCII terminal cannot show every name
     parser = argparse.ArgumentParser(prog=program, description=description)

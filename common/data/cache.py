@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
@@ -58,8 +59,9 @@ def cached(cache: Path, key: str, fill: Callable[[Path], None], read: Callable[[
 def _remove_abandoned(cache: Path, key: str) -> None:
     """Remove what processes that were killed while they filled this folder have left."""
     for draft in cache.glob(f".{glob.escape(key)}-*"):
-        if time.time() - draft.stat().st_mtime > ABANDONED:
-            shutil.rmtree(draft, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another process has removed or renamed it
+            if time.time() - draft.stat().st_mtime > ABANDONED:
+                shutil.rmtree(draft, ignore_errors=True)
 
 
 def _publish(draft: Path, folder: Path) -> None:

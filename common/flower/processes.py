@@ -32,12 +32,13 @@ if os.getppid() == int(sys.argv[1]):
 
 
 def flower_home(state: Path | None) -> Path:
-    """Return Flower's home: in `state`, else `$FLWR_HOME`, else in the project's folder, or the user's without one."""
+    """Return Flower's home: in the user's folder `state`, else `$FLWR_HOME`, else in the project's folder."""
     if state:
         return state.absolute() / ".flwr"
-    # installed elsewhere, the packages are where no user keeps files
-    default = PROJECT if (PROJECT / "pyproject.toml").is_file() else Path.home()
-    return Path(os.environ.get("FLWR_HOME") or default / ".flwr").absolute()
+    if known := os.environ.get("FLWR_HOME"):
+        return Path(known).absolute()
+    # packages that were installed elsewhere are where no user keeps files
+    return (PROJECT if (PROJECT / "pyproject.toml").is_file() else Path.home()) / ".flwr"
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -87,7 +88,7 @@ def _ray_folder() -> dict[str, str]:
 
 
 def check_free(host: str, port: int, option: str) -> None:
-    """Raise `UserError`, with the option that has another value, if no process of this user can listen there."""
+    """Raise `UserError`, which names the option to change, unless this process can listen there."""
     name = host.strip("[]")
     try:
         with socket.create_server((name, port), family=socket.AF_INET6 if ":" in name else socket.AF_INET):

@@ -16,9 +16,10 @@ def add_parser(verbs: Verbs) -> None:
 
 
 def run(_: argparse.Namespace) -> int:
-    """Print an `export` line for every variable that has another value now, and make Flower's home."""
+    """Print an `export` line for Flower's home, which it makes, and for every variable that has another value now."""
     home = flower_home(None)
     check_writable(home, "set FLWR_HOME to a folder that this user can write")
-    changed = {name: value for name, value in environment(home).items() if os.environ.get(name) != value}
+    # this process has the home in its environment already, the shell may not
+    changed = {k: value for k, value in environment(home).items() if k == "FLWR_HOME" or os.environ.get(k) != value}
     print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in changed.items()))
     return 0

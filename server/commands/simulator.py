@@ -68,7 +68,6 @@ def simulator(options: argparse.Namespace, at_once: int = 1) -> Iterator[Simulat
         UserError: the options do not go together, or Ray is not installed.
     """
     home = flower_home(None)
-    os.environ["FLWR_HOME"] = str(home)  # the runs' folder is found beside it
     if options.in_process:
         if options.workers or options.gpus is not None or options.ray:
             raise UserError("--in-process has no workers: remove --workers, --gpus and --ray")

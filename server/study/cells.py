@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -73,8 +74,13 @@ def run_cells(
                     yield cell, Outcome(cell.folder, "not started", f"it needs {sorted(broken)[0][0]}, which failed")
                 elif free and not needs & unfinished:
                     waiting.remove(cell)
-                    worker = free.pop()
-                    running[worker.submit(_run, dict(cell.values), cell.folder, simulator)] = cell, worker
+                    worker, values = free.pop(), dict(cell.values)
+                    try:
+                        future = worker.submit(_run, values, cell.folder, simulator)
+                    except BrokenProcessPool:  # its process was killed while it had no work
+                        worker = _worker()
+                        future = worker.submit(_run, values, cell.folder, simulator)
+                    running[future] = cell, worker
             done, _ = wait(running, timeout=LOOK, return_when=FIRST_COMPLETED)
             look([cell for cell, _ in running.values()])
             for future in done:
@@ -119,19 +125,20 @@ def _tie(parent: int) -> None:
 def _run(values: dict[str, Any], folder: Path, simulator: Simulator) -> Outcome:
     """Run one cell in this process; what it prints goes to its log."""
     log = log_file(folder)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
     if simulator.here:  # states are stored by the run's name, which another study's cell may have, too
         values = {STORE: str(folder.parent / CLIENTS)} | values
     overrides = {"run.resume": str(folder)} if (folder / "config.toml").is_file() else values
     try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as file:
+            for stream in (1, 2):
+                os.dup2(file.fileno(), stream)
         return simulator.run(overrides, folder.parent, show=False)
     except UserError as error:
         return Outcome(folder, "not started", str(error))
     except Exception as error:  # such as a full disk: the study goes on
-        traceback.print_exc()
+        with suppress(OSError):
+            traceback.print_exc()
         return Outcome(folder, FAILED, f"{type(error).__name__}: {error}; see {log}")
     except KeyboardInterrupt:  # the study ends, or has ended: a pool's process that returns would wait for more work
         sys.stdout.flush()

@@ -60,6 +60,7 @@ class Roster:
         while True:
             present = self._wait(grid, min_nodes, wait, end)
             self.nodes = {node: report for node, report in self.nodes.items() if node in present}
+            self.silent &= set(present)  # one that comes back has been started again
             new = [node for node in present if node not in self.nodes and node not in failed]
             shares = self._shared_out(order, new)
             again = [share for share in shares if share[0] in self.silent]
@@ -209,9 +210,12 @@ class Roster:
             for node, order in orders
         ]
         answers: list[tuple[int, NodeReport | None]] = []
-        unanswered = dict[str, Message]()
+        unanswered, silent = dict[str, Message](), list[int]()
         for reply in exchange(grid, messages, deadline, unanswered):
             node, report = reply.metadata.src_node_id, None
+            if reply.has_error() and reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE:  # its time is up
+                silent.append(node)
+                continue
             self.silent.discard(node)
             if reply.has_error():
                 log(WARNING, "node %d did not answer the query: %s", node, reply.error.reason)
@@ -228,8 +232,7 @@ class Roster:
                 self.leave_out(f"node {node}", report.problem)
                 report = None
             answers.append((node, report))
-        for message in unanswered.values():
-            node = message.metadata.dst_node_id
+        for node in (*silent, *(message.metadata.dst_node_id for message in unanswered.values())):
             if node not in self.silent:
                 log(WARNING, "node %d did not answer the query in %.0f s", node, deadline)
                 self.silent.add(node)

@@ -88,16 +88,17 @@ class Usage:
         self.traffic[direction] += protocol.message_bytes(message)
 
 
-def check_quorum(round_: int, update: RoundUpdate, sampled: int, quorum: float, *, repeats: bool) -> None:
+def check_quorum(round_: int, update: RoundUpdate, sampled: int, quorum: float, missed: int) -> None:
     """Raise `QuorumError` unless this share of the sampled clients, and at least one, answered.
 
-    `repeats`: a resumed run would have the same clients answer, as by the simulated clock.
+    `missed` of them are too slow by the simulated clock, and would be again in a resumed run.
     """
     # rounded up, but not for what floating point adds to a whole number
     needed = max(1, math.ceil(quorum * sampled - 1e-9))
     if len(update.results) < needed:
-        later = "continue later with run.resume"
-        mend = "raise round.deadline or lower round.quorum in a new run" if repeats else later
+        mend = "continue later with run.resume"
+        if sampled - missed < needed:
+            mend = "raise round.deadline or lower round.quorum in a new run"
         raise QuorumError(
             f"round {round_}: {len(update.results)} of {sampled} clients answered, round.quorum asks for {needed}; "
             f"{mend}; first reason: {next(iter(update.failures.values()), 'none')}"

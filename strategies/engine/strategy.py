@@ -201,7 +201,13 @@ class EarlyExitStrategy(ServerMethod, Strategy):
             parts = {client: self.part(report) for client, report in self.asked.items()}
             announced = {client: report.num_examples for client, report in self.asked.items()}
             collector = make_collector(
-                self.robust, self.uploads, self._bits(), parts, announced, self.part_state, apart=self.apart
+                self.robust,
+                self.uploads,
+                self._bits(),
+                parts,
+                announced,
+                self.part_state,
+                apart=self.method.apart(self.config),
             )
             for client, reason in self.clock.missed.items():
                 collector.fail(client, reason)
@@ -212,9 +218,7 @@ class EarlyExitStrategy(ServerMethod, Strategy):
             self._device_time = self.clock.end(update)
             for client, reason in update.failures.items():
                 self.leave_out(f"client {client}", reason)
-            check_quorum(
-                server_round, update, len(self.asked), self.config.round.quorum, repeats=bool(self.clock.missed)
-            )
+            check_quorum(server_round, update, len(self.asked), self.config.round.quorum, len(self.clock.missed))
         with self.usage.phase("server"), threads(self.config.server.threads):
             self._update, self._terms = update, dict(self.merge(server_round, update))
         update.states, update.tiers, update.client_arrays = {}, {}, {}  # large, and merged now

@@ -60,6 +60,24 @@ def test_what_killed_processes_left_is_removed_the_next_day(tmp_path: Path) -> N
     assert sorted(p.name for p in tmp_path.iterdir()) == [".k-new", ".other-old", "k"]
 
 
+def test_processes_that_remove_the_same_leftovers_do_not_disturb_each_other(tmp_path: Path) -> None:
+    for number in range(4):
+        (tmp_path / f".k-{number}").mkdir()
+        os.utime(tmp_path / f".k-{number}", (0, 0))
+    start, found = threading.Barrier(4), list[str]()
+
+    def work() -> None:
+        start.wait(10)
+        found.append(cached(tmp_path, "k", lambda f: (f / "text").write_text("good") and None, _read))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == ["good"] * 4
+
+
 def test_slower_process_uses_the_folder_of_the_quicker(tmp_path: Path) -> None:
     both_started = threading.Barrier(2)
     results = []

@@ -5,7 +5,19 @@ from pathlib import Path
 
 import pytest
 
+from common.flower.processes import PROJECT
 from server.__main__ import main
+
+
+@pytest.mark.parametrize("before", [None, ""])
+def test_env_exports_the_projects_home(
+    before: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("FLWR_HOME")
+    if before is not None:
+        monkeypatch.setenv("FLWR_HOME", before)
+    assert main(["env"]) == 0
+    assert f"export FLWR_HOME={shlex.quote(str(PROJECT / '.flwr'))}" in capsys.readouterr().out.splitlines()
 
 
 def test_env_exports_what_differs(
@@ -19,4 +31,5 @@ def test_env_exports_what_differs(
     assert home.is_dir()
     exported = dict(shlex.split(line)[1].split("=", 1) for line in capsys.readouterr().out.splitlines())
     assert exported["FLWR_DISABLE_UPDATE_CHECK"] == "1"
-    assert not exported.keys() & {"FLWR_HOME", "FLWR_TELEMETRY_ENABLED"}
+    assert exported["FLWR_HOME"] == str(home)
+    assert "FLWR_TELEMETRY_ENABLED" not in exported

@@ -64,6 +64,15 @@ def test_clients_of_a_study_keep_their_states_in_its_folder(
     assert log_file(tmp_path / "storing-s1").read_text().splitlines()[1] == store.format(study=tmp_path)
 
 
+def test_log_on_a_full_disk_fails_its_cell_alone(tmp_path: Path) -> None:
+    log = log_file(tmp_path / "broken-s1")
+    log.parent.mkdir()
+    log.symlink_to("/dev/full")
+    found = ends(tmp_path, {"broken": {}, "a": {}}, parallel=1)
+    assert "No space left on device" in found["broken"].details
+    assert found["a"].completed
+
+
 @pytest.mark.parametrize("parallel", [1, 2])
 def test_killed_process_fails_its_cell_alone(tmp_path: Path, parallel: int) -> None:
     found = ends(tmp_path, {"killed": {}, "meanwhile": {}, "b": {}}, parallel=parallel)

@@ -22,6 +22,7 @@ from strategies.engine import clock as clock_module
 from strategies.engine.clock import Clock
 from strategies.engine.rounds import QuorumError
 from strategies.method import RoundUpdate
+from strategies.node.local_training import LocalTraining
 
 METHOD = "method."
 NODES = [{"partition-id": p} for p in range(3)]
@@ -136,11 +137,16 @@ def test_deadline_in_simulated_time_is_none_of_real_messages(run_strategy, simul
     assert set(lives) == {3600.0}
 
 
-def test_quorum_counts_clients_in_simulated_time(prepare_run, simulated):
+def test_quorum_counts_clients_in_simulated_time(prepare_run, simulated, monkeypatch):
     run = prepare_run(simulated(**{"round.deadline": 2.0, "round.quorum": 0.7}))
     with pytest.raises(QuorumError, match=r"4 of 6.*would take 3 s, round.deadline is 2 s") as refused:
         run.strategy.start(run.grid)
     assert "; raise round.deadline or lower round.quorum in a new run" in str(refused.value)  # resumed it would repeat
+    run = prepare_run(simulated(**{"round.deadline": 2.0, "round.quorum": 0.5}))
+    monkeypatch.setattr(LocalTraining, "steps", lambda *_: 1 / 0)
+    with pytest.raises(QuorumError, match=r"0 of 6 clients answered.*; continue later with run\.resume"):
+        run.strategy.start(run.grid)  # two are too slow, which alone would not matter
+    monkeypatch.undo()
     run = prepare_run(simulated(**{"round.deadline": 0.5, "run.name": "all"}))
     with pytest.raises(QuorumError, match="0 of 6 clients answered"):
         run.strategy.start(run.grid)
