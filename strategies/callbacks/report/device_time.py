@@ -55,7 +55,7 @@ def idle_plot(run: RunData) -> Plot:
             text = f"{percent_text(shares[-1] / sum(shares))} idle" if sum(shares) else ""
             axes.annotate(text, (place, bottom[place]), xytext=(0, 3), textcoords="offset points", ha="center",
                           fontsize=8)  # fmt: skip
-        axes.set_xlabel("depth tier")
+        axes.set_xlabel("depth, cut or student")
         axes.set_ylabel("seconds of a client's round")
 
     return plot("Time on the devices", paint, "mean over the clients at work and the rounds")

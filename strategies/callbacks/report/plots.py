@@ -94,7 +94,7 @@ def tier_plot(run: RunData) -> Plot:
                             [values.get(depth, 0) for depth in depths], width=0.38, label=label)  # fmt: skip
             axes.bar_label(bars, fmt="%.3g", fontsize=8, padding=2)
         axes.set_xticks(list(places), [str(depth) for depth in depths])
-        axes.set_xlabel("depth tier")
+        axes.set_xlabel("depth, cut or student")
         axes.set_ylabel("clients")
 
     refused = f"{len(run.refused)} could not take part" if run.refused else ""
