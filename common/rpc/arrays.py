@@ -117,7 +117,7 @@ def _levels(array: NDArray[np.float32], features: Features) -> NDArray[np.uint8]
     _check_finite(np.stack((low, step)), UINT8)
     # a constant channel has no step; all its values are the offset
     divisor = np.where(step == 0, np.float32(1), step)
-    # where a channel has zeros, one of its levels is 0: by half a step at most its range moves
+    # where a channel has zeros, one of its levels is 0: the range moves by half a step at most
     low = np.where((array == 0).any(others, keepdims=True), -np.rint(-low / divisor) * step, low)
     features.scale.extend(step.reshape(-1).tolist())
     features.offset.extend(low.reshape(-1).tolist())

@@ -42,10 +42,6 @@ class Tolerated(Callback):
         """Open the run there."""
         self.tracker.on_start(strategy)
 
-    def on_left_out(self, strategy: "EarlyExitStrategy", name: str, reason: str) -> None:
-        """Pass on what takes no part."""
-        self.tracker.on_left_out(strategy, name, reason)
-
     def on_round(self, strategy: "EarlyExitStrategy", record: "Record") -> None:
         """Hand over the round's numbers."""
         try:
