@@ -122,6 +122,6 @@ def test_app_names_a_run_after_its_method_and_time(settings):
 
 def test_app_has_trackers_on_request(settings):
     pytest.importorskip("tensorboard")
-    kinds = [type(c) for c in prepare({**settings, "run.trackers": "csv,tensorboard"}).callbacks]
-    assert kinds[-2:] == [Table, TensorBoard]
-    assert kinds[:-2] == [type(c) for c in prepare({**settings, "run.name": "without"}).callbacks]
+    *others, table, board = prepare({**settings, "run.trackers": "csv,tensorboard"}).callbacks
+    assert [type(tracker.tracker) for tracker in (table, board)] == [Table, TensorBoard]
+    assert [type(c) for c in others] == [type(c) for c in prepare({**settings, "run.name": "without"}).callbacks]

