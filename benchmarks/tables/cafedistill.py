@@ -12,6 +12,8 @@ STUDY, VALIDATION, OLDER = "personal_small", "personal_validation", "personal_pu
 FULL = "personal_cifar10"  # the same at twice the width, for twice the rounds
 FULL_REST = "personal_cifar10_rest"  # others at that size, and FedPer anew: with channels last, so other last bits
 REST = "personal_rest"  # methods of `STUDY` that another machine ran, with its own FedPer
+FINETUNED = "personal_finetuned"  # a third machine's, likewise: these two had one seed in `REST`
+FINETUNED_METHODS = ("fedbabu", "fedavg_ft")
 NORM_VALIDATION = "personal_norm_validation"  # with GroupNorm
 FEATURES_TRIED = "personal_features_tried"  # normalised features in the distillation
 EVALUATIONS = 5  # the last ones, whose mean counts
@@ -39,7 +41,7 @@ def last_five(cell: study.Cell) -> float:
 
 def figures(read: Read) -> Figures:
     """Return every figure of CAFEDistill's section."""
-    result, older, rest = read(STUDY), read(OLDER), read(REST)
+    result, older, rest = read(STUDY), read(OLDER), _rest(read)
     tuning = read("personal_tuning")
     runs = {variant: study.cells(result, variant) for variant in PERSONAL if variant in result["variants"]}
     ((seed, own_teacher),) = study.cells(read("personal_teacher"), "own teacher").items()
@@ -58,7 +60,8 @@ def figures(read: Read) -> Figures:
         "full_rest": by_seed(read(FULL_REST)),
         "over_fedper": over_fedper(read),
         "rest": by_seed(rest),
-        **{f"{variant}_over": over for variant, over in over_base(rest).items()},
+        "finetuned": by_seed(read(FINETUNED)),
+        **{f"{variant}_over": over for variant, over in over_others(read).items()},
         **{f"{variant}_full_over": over for variant, over in over_base(read(FULL_REST)).items()},
         "rest_end": percent(study.mean_of_exits(study.cells(rest, BASE)[1]), 2),
         "first_seed": percent(last_five(runs[BASE][1]), 2),
@@ -128,18 +131,22 @@ def over_majority(runs: Runs) -> str:
     return f"{signed(above)}{'' if learned else ', within its reach'}"
 
 
+def over_others(read: Read) -> dict[str, str]:
+    """Return what the personal methods that are not in `STUDY` gain over the FedPer beside them."""
+    return over_base(_rest(read)) | over_base(read(FINETUNED))
+
+
+def _rest(read: Read) -> dict[str, Any]:
+    result = read(REST)
+    kept = {name: settings for name, settings in result["variants"].items() if name not in FINETUNED_METHODS}
+    return {**result, "variants": kept}
+
+
 def over_base(result: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a study's other methods gain over its FedPer, from two seeds on with intervals."""
+    """Return what a study's other methods gain over its FedPer."""
     base = study.cells(result, BASE)
     runs = {variant: study.cells(result, variant) for variant in result["variants"] if variant != BASE}
-    return {variant: _over(own, base) for variant, own in runs.items()}
-
-
-def _over(own: Runs, base: Runs) -> str:
-    if len(own) > 1:
-        return gain_between(study.interval(own, base, last_five))
-    one, _ = study.gain(own, base, last_five)
-    return f"{signed(one, 2)} (one seed)"
+    return {variant: gain_between(study.interval(own, base, last_five)) for variant, own in runs.items()}
 
 
 def by_seed(result: Mapping[str, Any]) -> str:

@@ -52,7 +52,7 @@ def _cafedistill(read: Read) -> str:
 
 def _personal(read: Read) -> str:
     found = ", ".join(f"`{name}` {cafedistill.accuracy(read, name)} %" for name in cafedistill.baselines(read))
-    others = ", ".join(f"`{name}` {over}" for name, over in cafedistill.over_base(read(cafedistill.REST)).items())
+    others = ", ".join(f"`{name}` {over}" for name, over in cafedistill.over_others(read).items())
     return f"{found} on skewed CIFAR-10, 40 rounds; points over `fedper`: {others}"
 
 
