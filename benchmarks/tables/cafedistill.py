@@ -66,6 +66,7 @@ def figures(read: Read) -> Figures:
         "rest_end": percent(study.mean_of_exits(study.cells(rest, BASE)[1]), 2),
         "first_seed": percent(last_five(runs[BASE][1]), 2),
         "first_seed_end": percent(study.mean_of_exits(runs[BASE][1]), 2),
+        "local_seeds": _by_seed(runs["local"]),
         "seeds": str(len(runs["cafedistill"])),
         "majority": percent(statistics.fmean(run["client_accuracy"]["majority"] for run in runs[BASE].values())),
         "wide_published": gain(study.gain(wide["cafedistill"], wide[BASE], study.mean_of_exits), 2),
@@ -158,13 +159,17 @@ def by_seed(result: Mapping[str, Any]) -> str:
     return table(header, (_row_by_seed(variant, runs) for variant in runs))
 
 
+def _by_seed(runs: Runs) -> str:
+    return " / ".join(percent(last_five(cell), 2) for cell in runs.values())
+
+
 def _row_by_seed(variant: str, runs: Mapping[str, Runs]) -> Sequence[str]:
     own = runs[variant]
     gains = [last_five(cell) - last_five(runs[BASE][seed]) for seed, cell in own.items()]
     return (
         variant,
         ", ".join(map(str, own)),
-        " / ".join(percent(last_five(cell), 2) for cell in own.values()),
+        _by_seed(own),
         "" if variant == BASE else " / ".join(signed(one, 2) for one in gains),
         exits(study.exit_means(own)),
         over_majority(own),
