@@ -130,6 +130,16 @@ def test_three_clients_by_hand(strategy):
     assert logged == {"admitted": 0, "self_weight": pytest.approx((0.5 + 0.5 + 8 / 9) / 3), "pairs": 3}
 
 
+@pytest.mark.parametrize(("rounds", "admitted"), [(2, 2), (None, 0)])
+def test_students_are_admitted_by_the_rounds_that_run(prepare_run, rounds, admitted):
+    strategy = prepare_run({**CAFE, "run.rounds": 300, "cafedistill.admitted-by": 0.5}).strategy
+    strategy.rounds = rounds or 300  # as `start` sets it
+    clients = [ClientReport(client, 2, "because", 10) for client in range(2)]
+    for round_ in (1, 2):
+        strategy.prepare(round_, clients)
+    assert strategy.admitted == admitted
+
+
 def test_order_of_clients_changes_nothing(prepare_run):
     ends = []
     for order in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
