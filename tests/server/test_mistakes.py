@@ -76,8 +76,8 @@ def test_taken_name_is_refused_at_once(home: Path, capsys: pytest.CaptureFixture
     folder = home / "runs" / "mine"
     folder.mkdir(parents=True)
     (folder / "config.toml").touch()
-    for verb in ("run", "submit"):
-        assert main([verb, "-c", "run.name=mine"]) == 2
+    for words in (["run"], ["submit"], ["submit", "--superlink", "192.0.2.1:8000", "--insecure"]):
+        assert main([*words, "-c", "run.name=mine"]) == 2
         message = capsys.readouterr().err
         assert "run.name 'mine' is taken" in message
         assert f"--resume {folder}" in message
