@@ -12,7 +12,7 @@ from client.app import app
 from common.data.batches import batch_count
 from common.errors import UserError
 from common.flower.local_grid import LocalGrid
-from common.messages.protocol import ClientReport
+from common.messages.protocol import ClientReport, ClientResult
 from common.networks import build
 from common.rpc.tensors import encode
 from common.storage.client_store import ClientState
@@ -25,6 +25,7 @@ from strategies.hetero_splitee.learner import device_part, server_part
 from strategies.hetero_splitee.offload import Suffixes
 from strategies.hetero_splitee.prior import counts_of, log_prior
 from strategies.hetero_splitee.statistics import statistics_of
+from strategies.hetero_splitee.trainer import Trained
 from strategies.method import Job, RoundUpdate, TierUpdate
 from tests.conftest import Run
 from tests.strategies.hetero_splitee.reference import synchronised
@@ -456,3 +457,17 @@ def test_client_with_one_sample_takes_part_where_no_layer_normalises(prepare_run
     strategy = prepare_run({**SPLIT, "network.name": network, "splitee.cuts": "1,2", "clients.mix": "equal"}).strategy
     assert strategy.eligible(ClientReport(0, 1, "", 1)) == fits
     assert strategy.eligible(ClientReport(0, 1, "", 2))
+
+
+@pytest.mark.parametrize("mode", ["sequential", "averaging"])
+def test_prior_of_a_client_that_failed_stays_that_of_its_last_round(prepare_run, mode):
+    strategy = prepare_run({**SPLIT, **PRIOR, "splitee.mode": mode, "splitee.aggregate-scope": "server"}).strategy
+    counts, closed = strategy.server.labels(), []
+    strategy.server.close_round = lambda samples, parts: closed.append(samples)
+    for labels, finished in ((2, True), (5, False)):
+        counts.open_round()
+        counts.count(1, torch.full((labels,), 3))
+        results = {1: ClientResult(1, 1, labels)} if finished else {}
+        strategy._close_round(RoundUpdate(results=results), Trained(samples={1: labels}))
+    assert closed == [{1: 2}, {1: 5}]  # what a client has streamed counts as far as it came
+    assert counts.clients[1].sum() == 2
