@@ -118,8 +118,8 @@ class RobustCollector(RoundCollector):
             for client in set(far_off(norms, self.settings.reject)) & set(states):
                 self.reject(client, f"its update's norm of {norms[client]:.4g} is more than {self.settings.reject:g} "
                                     f"times the median {group}, {lower_median(norms.values()):.4g}")  # fmt: skip
-                for held_back in (states, self.update.states, self.update.results, self.update.client_arrays):
-                    held_back.pop(client)
+                for by_client in (states, self.update.states, self.update.results, self.update.client_arrays):
+                    by_client.pop(client)
 
     def _norms(self, part: int, states: States, keys: Sequence[str]) -> dict[int, float]:
         """Return how far each client's model has moved from its start in these layers, an L2 norm."""

@@ -201,14 +201,9 @@ class EarlyExitStrategy(ServerMethod, Strategy):
             parts = {client: self.part(report) for client, report in self.asked.items()}
             announced = {client: report.num_examples for client, report in self.asked.items()}
             collector = make_collector(
-                self.robust,
-                self.uploads,
-                self._bits(),
-                parts,
-                announced,
-                self.part_state,
+                self.robust, self.uploads, self._bits(), parts, announced, self.part_state,
                 apart=self.method.apart(self.config),
-            )
+            )  # fmt: skip
             for client, reason in self.clock.missed.items():
                 collector.fail(client, reason)
             update = collect(

@@ -114,11 +114,7 @@ class SplitTraining:
     def _stream(self, job: Job, settings: SplitEESettings) -> FeatureStream:
         stream = job.config.of(StreamSettings)
         return FeatureStream(
-            _channel(job),
-            _origin(job),
-            coding=settings.coding,
-            window=stream.window,
-            deadline=job.config.patience,
+            _channel(job), _origin(job), coding=settings.coding, window=stream.window, deadline=job.config.patience
         )
 
 

@@ -36,7 +36,7 @@ class ServerModel(Protocol):
         """End the round and return the clients whose copies were stored.
 
         `samples` are the n_i of the clients whose training counts, be it cut short. `devices` are these clients' device
-        parts by key with scope "global", otherwise empty. `labels().close_round` is called besides.
+        parts by key with scope "global", otherwise empty. Afterwards the caller closes `labels()`'s round.
         """
         ...
 

@@ -39,7 +39,7 @@ class SplitEESettings(Settings):
     """averaging: global averages devices' layers along with the server's copies; auto: global without client-sync"""
     # Reconstructed ("periodic" in the paper): SFLV1 and DTFL aggregate after every local epoch
     period: int = Field(1, ge=1)
-    """rounds between aggregations, of server copies and of devices; without scope global, of that round's devices"""
+    """rounds between aggregations, of server copies and of devices: of this round's, unless the scope is global"""
     # Reconstructed: the paper mentions no upload of device weights ("none"); a shared server is better with it
     client_sync: Literal["auto", "none", "same_cut", "prefix"] = "auto"
     """same_cut: average devices with equal cuts; prefix: each unit over all its holders; auto: prefix, if sequential"""
