@@ -28,9 +28,9 @@ from torch import Tensor
 
 from benchmarks.common import save
 from benchmarks.distree_scores import NeighbourSimilarity
-from common.data import DataConfig, client_split, load
+from common.data import DataConfig, load
 from common.seeding import generator
-from server.commands.distree.students import VALIDATION
+from server.commands.distree.students import own_split
 from strategies.distree.exits.calibration import Answers, cheapest, exits_of, sweep_fractions, with_gates, within
 from strategies.distree.exits.policies import PUBLISHED, RULES, FeatureDifference, LastExit, Policies, Random
 from strategies.distree.exits.policies import oracle_exits as first_right
@@ -41,7 +41,7 @@ from strategies.distree.training.finish import measure
 SAVINGS = (0.2, 0.276, 0.4, 0.6)  # of all MACs; the paper saves 27.6 %
 PAPER = {"exits": [0.47, 0.66, 0.73, 0.79, 0.87, 0.89, 0.91], "accuracy": 0.91, "saved": 0.276}
 MAX_LOSS = 0.01  # of the calibrated thresholds
-SEED = 1  # of the split in `server students`
+SEED = 1  # of the halves
 KINDS: Mapping[str, type[ScorePolicy]] = {**RULES, "neighbour": NeighbourSimilarity}
 BASE = FeatureDifference.name  # what the others are compared with
 LAST = LastExit.name
@@ -56,19 +56,19 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     root = Path(os.environ.get("EARLYBLOOM_DATA", "../shared/data")).resolve() / "cifar10"
-    source = load(DataConfig(name="cifar10", root=str(root)), None)
-    held_out = source.train.subset(client_split(np.arange(len(source.train)), VALIDATION, SEED, 0).validation)
     runs, asked = dict[str, Any](), dict[str, list[Asked]]()
     for folder in options.folders:
-        stored = load_students(folder)
+        stored, training = load_students(folder), json.loads((folder / "report.json").read_text())
+        read = training["read"]
+        source = load(DataConfig(name="cifar10", root=str(root), image_size=read["data.image-size"]), None)
         validation, test = (
             measure(stored.students, images, stored.normalizer, torch.device("cpu"))
-            for images in (held_out, source.test)
+            for images in (own_split(source, read["run.seed"])[1], source.test)
         )
         found, answered = study(with_gates(validation), test)
         spec = stored.students.spec
         runs[folder.name] = {
-            "training": json.loads((folder / "report.json").read_text()),
+            "training": training | {"read": {key: read[key] for key in read.keys() - {"data.root"}}},
             "sizes": [len(part) for part in spec.partition],
             "pooling": spec.backbones[0].pooling,
             "parameters": [sum(p.numel() for p in student.parameters()) for _, student in stored.students.numbered()],

@@ -75,7 +75,8 @@ def run_teacher(options: argparse.Namespace) -> int:
     _make_folder(options.out)
     spec = without_early_exits(samples.spec)
     teacher = build(spec, config.run.seed)
-    checkpoint = _checkpoint(options, config, schedule, spec.to_json())
+    decided = _settings(options, config, schedule, config.run.seed)
+    checkpoint = _checkpoint(options, decided, spec.to_json())
     with threads(config.server.threads):
         train_teacher(
             teacher, samples.train, samples.normalize, schedule, config.run.seed, device, _progress, checkpoint
@@ -87,7 +88,7 @@ def run_teacher(options: argparse.Namespace) -> int:
     checkpoint.remove()
     _conclude(
         options.out,
-        {"exits": scores},
+        {"exits": scores, **decided},
         f"teacher: {options.out}; next: python -m server students --teacher {options.out}",
     )
     return 0
@@ -111,7 +112,8 @@ def run_students(options: argparse.Namespace) -> int:
             taught.spec, samples.spec, found.parts, widths, [match.device for match in matches], settings.pooling
         )
         students = build_students(spec, seed)
-        checkpoint = _checkpoint(options, config, schedule, spec.to_json(), seed)
+        decided = _settings(options, config, schedule, seed)
+        checkpoint = _checkpoint(options, decided, spec.to_json())
         train_students(
             students, taught.network, samples.train, samples.normalize, settings, schedule, seed, device, _progress,
             checkpoint,
@@ -123,7 +125,8 @@ def run_students(options: argparse.Namespace) -> int:
     save_students(options.out, stored)
     checkpoint.remove()
     serve = f"python -m client serve-student --model {student_file(options.out, 1)} --address 127.0.0.1:0"
-    _conclude(options.out, {"exits": scores, "partition": found.parts, **report}, f"next, on each device: {serve}")
+    report = {"exits": scores, "partition": found.parts, **report, **decided}
+    _conclude(options.out, report, f"next, on each device: {serve}")
     return 0
 
 
@@ -171,13 +174,16 @@ def _make_folder(folder: Path) -> None:
         raise UserError(f"--out {folder} is not empty: name a new folder")
 
 
-def _checkpoint(
-    options: argparse.Namespace, config: RunConfig, schedule: Schedule, network: str, seed: int | None = None
-) -> Checkpoint:
+def _checkpoint(options: argparse.Namespace, decided: dict[str, Any], network: str) -> Checkpoint:
     """Return the checkpoint of a training of this network."""
-    read = {key: value for key, value in config.flat().items() if key in READ[options.verb]}
-    about = {"verb": options.verb, "schedule": schedule.model_dump(), "read": read, "network": network, "seed": seed}
+    about = {"verb": options.verb, **decided, "network": network}
     return Checkpoint(options.out / CHECKPOINT, json.dumps(about, sort_keys=True))
+
+
+def _settings(options: argparse.Namespace, config: RunConfig, schedule: Schedule, seed: int) -> dict[str, Any]:
+    """Return what decides a training's result beside its images and, of students, their teacher."""
+    read = {key: value for key, value in config.flat().items() if key in READ[options.verb]}
+    return {"read": read, "schedule": schedule.model_dump(), "seed": seed}
 
 
 def _samples(config: RunConfig) -> Samples:

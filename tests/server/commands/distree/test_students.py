@@ -66,6 +66,9 @@ def test_students_learn_from_the_teacher_and_write_a_report(trained: Trained) ->
     teacher = json.loads((trained.teacher / "report.json").read_text())
     report = json.loads((trained.students / "report.json").read_text())
     assert teacher["exits"]["test"][0] > 0.9
+    for decided, epochs in ((teacher, 8), (report, 6)):
+        assert (decided["seed"], decided["read"]["run.seed"], decided["read"]["data.name"]) == (1, 1, "digits")
+        assert decided["schedule"]["epochs"] == epochs
     exits = report["exits"]["test"]
     assert len(exits) == 7
     assert exits[0] > 0.9  # which the mean over the map does not reach
