@@ -1,5 +1,6 @@
 """Folders of runs, caches and client states: beside Flower's home, so that all files stay in the project's folder."""
 
+import argparse
 import os
 from pathlib import Path
 
@@ -35,3 +36,15 @@ def check_writable(folder: Path, remedy: str) -> None:
         problem = getattr(error, "strerror", None) or str(error)
     if problem:
         raise UserError(f"{folder} cannot be written ({problem}): {remedy}")
+
+
+def output_file(text: str) -> Path:
+    """Return the file of an option; raises `argparse.ArgumentTypeError` where this process cannot write it."""
+    file = Path(text)
+    if file.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder: name a file in it")
+    try:
+        check_writable(file.absolute().parent, "name a file in another folder")
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return file

@@ -6,6 +6,7 @@ from pathlib import Path
 from client.commands.capacity import add_capacity
 from common.console.options import add_samples
 from common.console.verbs import Verbs, later
+from common.paths import output_file
 from common.rpc import standalone
 from common.rpc.framing import CODINGS
 
@@ -42,7 +43,7 @@ def add_infer(verbs: Verbs) -> None:
         "--model", type=Path, required=True, help="folder of a run, of a device or of an export, or a model file"
     )
     add_samples(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the results to this file")
     add_runtime(parser)
     local = parser.add_argument_group("local").add_mutually_exclusive_group()
     local.add_argument("--accuracy-first", action="store_true", help="use the last exit for every image")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from common.console.options import add_samples
 from common.console.verbs import Verbs, later
+from common.paths import output_file
 from common.rpc import standalone
 from common.rpc.framing import CODINGS
 from server.commands.overrides import add_overrides
@@ -142,7 +143,7 @@ def add_infer(verbs: Verbs) -> None:
     how.add_argument("--policy", metavar="NAME", help="exit policy (default: each device's own)")
     how.add_argument("--target-ms", type=float, help="adapt the exits to answer nine in ten batches within this time")
     how.add_argument("--compare", action="store_true", help="compare all policies, on images of known class")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file too")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the results to this file too")
     parser.set_defaults(run=later("server.commands.distree.infer"))
 
 

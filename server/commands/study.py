@@ -8,7 +8,8 @@ from pathlib import Path
 
 from common.console.verbs import Verbs
 from common.errors import UserError
-from common.paths import check_writable
+from common.paths import output_file
+from common.storage.files import write_text
 from server.commands.overrides import add_overrides, read_overrides, typed
 from server.commands.run import runs_root
 from server.commands.simulator import add_resources, simulator
@@ -25,7 +26,9 @@ def add_parser(verbs: Verbs) -> None:
         "--grid", action="append", default=[], metavar="KEY=VALUE,VALUE", help="run with each value; may be repeated"
     )
     parser.add_argument("--name", help="of the study's folder; the same name continues the same study")
-    parser.add_argument("--save", type=Path, metavar="FILE", help="write the study's numbers (JSON) to this file too")
+    parser.add_argument(
+        "--save", type=output_file, metavar="FILE", help="write the study's numbers (JSON) to this file too"
+    )
     add_parallel(parser)
     add_overrides(parser)
     add_resources(parser)
@@ -70,8 +73,6 @@ def run_study(study: Study, options: argparse.Namespace, *, save: Path | None = 
 
     if options.parallel < 1:
         raise UserError(f"--parallel {options.parallel}: give a number of runs from 1")
-    if save:
-        check_writable(save.absolute().parent, "give --save a file in a folder that this user can write")
     folder = runs_root() / study.name
     cells = study.cells(folder)
     rounds = _check(study, cells, folder)
@@ -91,7 +92,7 @@ def run_study(study: Study, options: argparse.Namespace, *, save: Path | None = 
     sections = read_sections(completed)
     write_results(study, completed, sections, folder)
     if save:
-        shutil.copyfile(folder / "study.json", save)
+        write_text(save, (folder / "study.json").read_text())
     for heading, groups in sections.items():
         print("\n".join(["", heading] if heading else []))
         print(text_table(comparison_rows(groups), shutil.get_terminal_size((120, 24)).columns))
