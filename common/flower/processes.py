@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from common.errors import UserError
 
@@ -223,14 +224,14 @@ def _handled(numbers: Sequence[signal.Signals], handler: Callable[[int, FrameTyp
             signal.signal(number, previous)
 
 
-def end(process: "subprocess.Popen[bytes]") -> None:
+def end(process: "subprocess.Popen[Any]") -> None:
     """Terminate a running process, and kill it if it does not end in time."""
     if process.poll() is None:
         process.terminate()
     kill_after_grace(process)
 
 
-def kill_after_grace(process: "subprocess.Popen[bytes]") -> None:
+def kill_after_grace(process: "subprocess.Popen[Any]") -> None:
     """Wait for a process that is about to end, and kill it if it does not end in time."""
     try:
         process.wait(timeout=GRACE)

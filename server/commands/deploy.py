@@ -7,21 +7,24 @@ for its real status.
 import json
 import re
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.flower.processes import interrupted_by_signals
+from common.flower.processes import end, interrupted_by_signals, noted_signals
 from server.commands.bundle import app_files
 from server.commands.launch import FAILED, Outcome, Watch, commit, run_folder, watched
 
-LOOK = 0.5  # seconds between two looks at the metrics
+LOOK = 0.5  # seconds between two looks at the metrics, or for a signal
 ASK_EVERY, SELDOM = 3.0, 30.0  # seconds between status queries, each of which is a process that computes for a second
 STARTING, ENDING = 10.0, 2.0  # the same before a run's first event, and after its last one
 SHARE = 0.25  # of the time that a run has taken, for which its status need not be known
+ACCEPTED = 10.0  # seconds that Flower has, after a signal, to say which run to stop
 LOST = 20.0  # seconds without an answer, after which the SuperLink counts as gone
 ERROR = re.compile(r"^[\w.]*(?:Error|Exception): (?P<text>.+)$", re.MULTILINE)  # a traceback's last line
 REFUSED = "403 Forbidden"  # what the proxy answers to all that is not a device's
@@ -37,14 +40,29 @@ def deploy(
     SuperLink's machine: if that is this machine, the run's progress is shown. Raises `UserError` if the run is not
     accepted, or the SuperLink goes.
     """
-    run_id, folder = _submit({"run.commit": commit(), **overrides}, connection, env), run_folder(overrides, root)
+    folder = run_folder(overrides, root)
     with watched(folder, show) as watch:
+        with noted_signals() as noted:
+            run_id = _submit({"run.commit": commit(), **overrides}, connection, env, noted)
         try:
+            if noted:
+                raise KeyboardInterrupt
             return _follow(run_id, folder, connection, env, watch)
         except KeyboardInterrupt:
             # before the progress bar is stopped, which fails on a closed terminal
-            _flwr(["flwr", "stop", run_id, connection, "--format", "json"], env)
+            _stop(run_id, connection, env)
             raise
+
+
+def _stop(run_id: str, connection: str, env: Mapping[str, str]) -> None:
+    command = ["flwr", "stop", run_id, connection]
+    try:
+        answer = _flwr([*command, "--format", "json"], env)
+        problem = "" if answer.get("success") else answer.get("error-message", answer)
+    except UserError as error:
+        problem = error
+    if problem:
+        print(f"run {run_id} was not stopped: {problem}; try `{' '.join(command)}`", file=sys.stderr)
 
 
 def flwr(command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
@@ -52,8 +70,8 @@ def flwr(command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
     return _flwr(["flwr", *command, "--format", "json"], env)
 
 
-def _submit(settings: Mapping[str, Any], connection: str, env: Mapping[str, str]) -> str:
-    """Return Flower's id of the run."""
+def _submit(settings: Mapping[str, Any], connection: str, env: Mapping[str, str], noted: Sequence[int]) -> str:
+    """Return Flower's id of the run; raises `KeyboardInterrupt` if there is none long after a signal was noted."""
     # all keys in one file: of several -c, Flower 1.42 keeps only the last one's keys of a section
     home = Path(env["FLWR_HOME"])
     with app_files(home) as app, tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".toml", dir=home) as file:
@@ -61,7 +79,7 @@ def _submit(settings: Mapping[str, Any], connection: str, env: Mapping[str, str]
         rows = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in settings.items())
         file.write("".join(rows))
         file.flush()
-        answer = _flwr(["flwr", "run", str(app), connection, "--format", "json", "-c", file.name], env)
+        answer = _flwr(["flwr", "run", str(app), connection, "--format", "json", "-c", file.name], env, noted)
     if answer.get("success"):
         return str(answer["run-id"])
     problem = str(answer.get("error-message", answer))
@@ -79,8 +97,9 @@ def _follow(run_id: str, folder: Path, connection: str, env: Mapping[str, str], 
     while True:
         time.sleep(LOOK)
         events = watch.look()
-        started = started or any(event["event"] == "start" for event in events)
-        ended = ended or any(event["event"] == "end" for event in events)
+        for event in events:
+            if event["event"] in ("start", "end"):
+                started, ended = True, event["event"] == "end"  # a resumed run keeps its earlier end
         now = time.monotonic()
         if events and not ended:  # they say as well that the run goes on
             asked = now
@@ -96,8 +115,8 @@ def _follow(run_id: str, folder: Path, connection: str, env: Mapping[str, str], 
             if asked - unanswered > LOST:
                 problem = " ".join(str(answer.get("error-message", answer)).split())
                 raise UserError(
-                    f"the SuperLink has gone: {problem}; its run has ended with it, so start the SuperLink again, then "
-                    f"continue with --resume {folder}"
+                    f"no answer from the SuperLink for {LOST:.0f} s: {problem}; if it has ended, so has its run: start "
+                    f"it again and continue with --resume {folder}; else the run goes on, see `flwr list {connection}`"
                 )
             continue
         unanswered, run = None, answer["runs"][0]
@@ -125,20 +144,8 @@ def last_error(log: str, details: str) -> str:
     return next((error for error in reversed(errors) if error not in details), "")
 
 
-def _output(command: Sequence[str], env: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        command,
-        cwd=env["FLWR_HOME"],
-        env=dict(env),
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        check=False,
-    )
-
-
-def _flwr(command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
-    done = _output(command, env)
+def _flwr(command: Sequence[str], env: Mapping[str, str], noted: Sequence[int] = ()) -> dict[str, Any]:
+    done = _output(command, env, noted)
     start = done.stdout.find("{")
     try:
         found: dict[str, Any] = json.loads(done.stdout[start:]) if start >= 0 else {}
@@ -147,3 +154,26 @@ def _flwr(command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
     if not found:
         raise UserError(f"{' '.join(command[:2])} failed: {(done.stderr or done.stdout).strip()[-800:]}")
     return found
+
+
+def _output(
+    command: Sequence[str], env: Mapping[str, str], noted: Sequence[int] = ()
+) -> "subprocess.CompletedProcess[str]":
+    """Run a command to its end; raises `KeyboardInterrupt` if that does not come soon after a signal was noted.
+
+    The command has a session of its own: a terminal would send Ctrl-C to it, too, and its answer would be lost.
+    """
+    with subprocess.Popen(
+        command, cwd=env["FLWR_HOME"], env=dict(env), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        encoding="utf-8", errors="replace", start_new_session=True,
+    ) as process:  # fmt: skip
+        patience = ACCEPTED
+        try:
+            while patience > 0:
+                with suppress(subprocess.TimeoutExpired):
+                    output, errors = process.communicate(timeout=LOOK)
+                    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+                patience -= LOOK if noted else 0
+            raise KeyboardInterrupt
+        finally:
+            end(process)

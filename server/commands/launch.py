@@ -42,13 +42,15 @@ class Watch:
 
     def __init__(self, folder: Path, progress: Progress) -> None:
         self._folder, self._progress, self._metrics = folder, progress, Tail(folder / "metrics.jsonl")
+        self._metrics.read()  # of a resumed run: what it said before
         self._bar = progress.add_task(f"{folder.name}: starting", total=None)
 
     def look(self) -> list[dict[str, Any]]:
         """Show what is new; return the new events."""
         events = self._metrics.read()
-        starts = any(event["event"] == "start" for event in events)
-        for line in [*(_data_lines(self._folder) if starts else ()), *left_out.lines(events)]:
+        # a resumed run begins its file anew, with what it keeps of the old one
+        begun = max((at for at, event in enumerate(events) if event["event"] == "start"), default=-1)
+        for line in [*(_data_lines(self._folder) if begun >= 0 else ()), *left_out.lines(events[begun + 1 :])]:
             self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
         rounds = [event for event in events if event["event"] == "round"]
         if rounds:

@@ -22,14 +22,17 @@ from server.commands.launch import Outcome
 class Flower:
     """Replaces the `flwr` command: gives scripted answers and records the commands."""
 
-    def __init__(self, *statuses: str, refusal: str = "") -> None:
+    def __init__(self, *statuses: str, refusal: str = "", signal: int = 0) -> None:
         self.statuses, self.refusal = list(statuses), refusal
+        self.signal = signal  # which this process gets while Flower accepts the run
         self.commands: list[list[str]] = []
         self.config: dict[str, Any] = {}
 
-    def __call__(self, command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
+    def __call__(self, command: Sequence[str], env: Mapping[str, str], noted: Sequence[int] = ()) -> dict[str, Any]:
         self.commands.append(list(command))
         if command[1] == "run":
+            if self.signal:
+                os.kill(os.getpid(), self.signal)
             text = Path(command[command.index("-c") + 1]).read_text()
             tables = tomllib.loads(text)
             self.config = {f"{s}.{k}": v for s, values in tables.items() for k, v in values.items()}
@@ -81,7 +84,7 @@ def test_status_is_asked_seldom_but_for_the_end(passed, started, ended, silent, 
 def test_deploy_reports_a_run_that_did_not_complete(env, tmp_path, monkeypatch, status):
     log = subprocess.CompletedProcess([], 0, "ValueError: because\nUserError: no room\nSystemError: because\n")
     monkeypatch.setattr(deployment, "_flwr", Flower(status))
-    monkeypatch.setattr(deployment, "_output", lambda command, env: log)
+    monkeypatch.setattr(deployment, "_output", lambda command, env, noted=(): log)
     outcome = run(env, tmp_path)
     assert not outcome.completed
     error = " The log's last error: no room" if status == "finished:failed" else ""
@@ -98,7 +101,7 @@ def test_deploy_retries_a_silent_superlink_and_then_gives_up(env, tmp_path, monk
     flower = Flower("finished:completed")
     silences = [silence, silence]
 
-    def answer(command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
+    def answer(command: Sequence[str], env: Mapping[str, str], noted: Sequence[int] = ()) -> dict[str, Any]:
         if command[1] != "list" or not silences:
             return flower(command, env)
         if (found := silences.pop()) is None:
@@ -110,7 +113,9 @@ def test_deploy_retries_a_silent_superlink_and_then_gives_up(env, tmp_path, monk
     assert not silences
     monkeypatch.setattr(deployment, "LOST", -1.0)
     silences = [silence]
-    with pytest.raises(UserError, match=f"has gone: {message}.* continue with --resume {tmp_path / 'a'}"):
+    with pytest.raises(
+        UserError, match=f"no answer from the SuperLink .*: {message}.* continue with --resume {tmp_path / 'a'};"
+    ):
         run(env, tmp_path)
 
 
@@ -150,6 +155,40 @@ def test_deploy_stops_its_run_on_a_signal(env, tmp_path, monkeypatch, number, en
     assert signal.signal(signal.SIGHUP, before) is signal.SIG_DFL
     assert flower.commands[-1][:4] == ["flwr", "stop", "7", "there"]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_deploy_stops_a_run_that_flower_accepts_after_a_signal(env, tmp_path, monkeypatch):
+    flower = Flower(signal=signal.SIGINT)
+    monkeypatch.setattr(deployment, "_flwr", flower)
+    with pytest.raises(KeyboardInterrupt):
+        run(env, tmp_path)
+    assert [command[1] for command in flower.commands] == ["run", "stop"]
+
+
+def test_run_that_cannot_be_stopped_is_named(env, tmp_path, monkeypatch, capsys):
+    def refuse(command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
+        return REFUSED
+
+    monkeypatch.setattr(deployment, "_flwr", refuse)
+    deployment._stop("7", "there", env)
+    assert capsys.readouterr().err == "run 7 was not stopped: Connection refused; try `flwr stop 7 there`\n"
+
+
+def test_resumed_run_has_not_ended_by_its_earlier_end(env, tmp_path, monkeypatch):
+    looks = [["start", "end", "start"], ["round"], ["end"]]
+    monkeypatch.setattr(launch.Watch, "look", lambda watch: [{"event": name} for name in looks.pop(0)] if looks else [])
+    pauses: list[bool] = []
+    monkeypatch.setattr(deployment, "_pause", lambda passed, started, ended, silent: pauses.append(ended) or 0.0)
+    monkeypatch.setattr(deployment, "_flwr", Flower(*["running"] * 3, "finished:completed"))
+    assert run(env, tmp_path).completed
+    assert pauses[:3] == [False, False, True]
+
+
+def test_flower_that_does_not_answer_after_a_signal_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(deployment, "ACCEPTED", 1.0)
+    nap = [sys.executable, "-c", "import time; time.sleep(600)"]
+    with pytest.raises(KeyboardInterrupt):
+        deployment._output(nap, os.environ | {"FLWR_HOME": str(tmp_path)}, [signal.SIGINT])
 
 
 def test_flwr_passes_on_what_a_failed_command_prints(tmp_path):

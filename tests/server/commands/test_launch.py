@@ -34,14 +34,29 @@ def test_watch_returns_new_events_and_shows_the_last_round(folder):
         assert watch.look() == []
 
 
+def left_out(round_: int, name: str) -> dict[str, object]:
+    return {"event": "left_out", "round": round_, "name": name, "reason": "no samples"}
+
+
 @pytest.mark.parametrize("show", [True, False])
 def test_watch_shows_what_a_started_run_has_read(folder, capsys, show):
     (folder / "data.json").write_text(json.dumps({"lines": ["data digits: 8 train", "  note: [2] are left out"]}))
-    write(folder, {"event": "start"}, {"event": "left_out", "round": 1, "name": "client 3", "reason": "no samples"})
     with watched(folder, show) as watch:
+        write(folder, {"event": "start"}, left_out(1, "client 3"))
         watch.look()
     lines = "data digits: 8 train\n  note: [2] are left out\nround 1: client 3 is left out: no samples\n"
     assert lines in capsys.readouterr().out
+
+
+def test_watch_of_a_resumed_run_shows_what_is_new(folder, capsys):
+    kept = [{"event": "start"}, left_out(1, "client 3")]
+    write(folder, *kept, {"event": "end"})
+    with watched(folder, show=False) as watch:
+        assert watch.look() == []
+        (folder / "metrics.jsonl").rename(folder / "replaced")  # with which its inode stays taken
+        write(folder, *kept, {"event": "start"}, left_out(2, "client 4"))
+        assert [event["event"] for event in watch.look()] == ["start", "left_out"] * 2
+    assert capsys.readouterr().out == "round 2: client 4 is left out: no samples\n"
 
 
 def test_folder_is_that_of_the_resumed_run_then_of_run_root(tmp_path):
