@@ -4,6 +4,7 @@ import secrets
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from common.objectives import Loss
@@ -16,19 +17,23 @@ DIFFICULTY, LABELS, SKETCH = "difficulty", "labels", "sketch"  # names of the up
 
 
 class DarkDistillTraining(LocalTraining):
-    """Records (difficulty, label) of every sample during the last local epoch, just before each step."""
+    """Records (difficulty, label) of every sample during the last local epoch, just before each step.
+
+    For a noisy sketch it measures them before the first step instead, see `received_difficulties`.
+    """
 
     def __init__(self) -> None:
         self.pairs: list[tuple[Tensor, Tensor]] = []
 
     def train(self, job: Job) -> Outcome:
         """Train one client for one round."""
-        self.pairs = []  # also after a client that failed in the middle
+        # also after a client that failed in the middle
+        self.pairs = received_difficulties(job) if job.config.of(DifficultySettings).epsilon > 0 else []
         return super().train(job)
 
     def observe(self, job: Job, batch: Tensor, loss: Loss, last_epoch: bool) -> None:
         """Keep delta = CE(F_1(x), y) of the current batch, in train mode."""
-        if last_epoch:
+        if last_epoch and job.config.of(DifficultySettings).epsilon == 0:
             self.pairs.append((loss.per_exit[0].float(), job.y[batch]))
 
     def finish(self, job: Job, outcome: Outcome) -> Outcome:
@@ -37,7 +42,8 @@ class DarkDistillTraining(LocalTraining):
         if not self.pairs:
             return outcome
         pairs = DifficultyPairs.pool([DifficultyPairs(*pair) for pair in self.pairs]).to(torch.device("cpu"))
-        outcome.metrics["difficulty"] = float(pairs.difficulty.mean())
+        if settings.epsilon == 0:  # an exact mean would tell what the noise hides
+            outcome.metrics["difficulty"] = float(pairs.difficulty.mean())
         if settings.upload == "pairs":
             outcome.client_arrays |= {DIFFICULTY: pairs.difficulty.numpy(), LABELS: pairs.labels.numpy()}
             return outcome
@@ -53,3 +59,20 @@ class DarkDistillTraining(LocalTraining):
         )
         outcome.client_arrays[SKETCH] = np.asarray(sketch.to_array())
         return outcome
+
+
+@torch.no_grad()
+def received_difficulties(job: Job) -> list[tuple[Tensor, Tensor]]:
+    """Return (difficulty (1,), label (1,)) of every sample under the job's weights as they are, in eval mode.
+
+    A difficulty that is recorded in training depends on the samples trained on before and on those beside it in the
+    batch. Here it depends on its own sample alone, as the noise of a sketch requires. Samples pass one by one: in a
+    batch its size and order may change a loss's last bits, and with them its bin.
+    """
+    network = job.network.eval()  # training sets its own mode
+    first = network.exit_positions[0]
+    pairs = []
+    for x, y in zip(job.x.split(1), job.y.split(1), strict=True):
+        logits = network.exit_at(first, network.features_at(x, first)).logits
+        pairs.append((F.cross_entropy(logits, y, reduction="none"), y))
+    return pairs

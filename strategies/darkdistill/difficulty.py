@@ -60,12 +60,14 @@ class DifficultyPairs:
 class DifficultySketch:
     """A histogram of losses per label.
 
-    What `epsilon` covers. Adding or removing one training sample changes one count by one, so the histogram has L1
-    sensitivity 1, and two-sided geometric noise (the Laplace mechanism on integers, Ghosh et al., STOC 2009, which
-    has none of the floating-point leaks of continuous noise) makes one sketch epsilon-differentially private per
-    sample. What it does not cover: every round of a client spends epsilon again, so k rounds cost k * epsilon; the
-    trained weights and the number of samples, sent beside it, are not protected by it; and the noise protects only if
-    its seed is secret, so the generator passed to `build` must be seeded from the client's own entropy whenever
+    What `epsilon` covers. Each difficulty must depend on its own sample and on the received weights alone, so a client
+    measures all of them before its first step (`client.received_difficulties`). Then adding or removing one training
+    sample changes one count by one, the histogram has L1 sensitivity 1, and two-sided geometric noise (the Laplace
+    mechanism on integers, Ghosh et al., STOC 2009, which has none of the floating-point leaks of continuous noise)
+    makes this round's sketch, given these weights, epsilon-differentially private per sample. What it does not cover:
+    every sketch of a client spends epsilon again, so k rounds cost k * epsilon; the trained weights, the number of
+    samples and the mean loss of training, sent beside it, are not protected by it; and the noise protects only if its
+    seed is secret, so the generator passed to `build` must be seeded from the client's own entropy whenever
     epsilon > 0, never from the run's seed, which the server has.
     The noise also fills empty bins: with small epsilon and few samples per label, most draws are noise.
     """

@@ -128,7 +128,7 @@ class DifficultySettings(Settings):
     clip: float = Field(10.0, gt=0)
     """nats; greater losses count in the last bin"""
     epsilon: float = Field(0.0, ge=0)
-    """privacy loss of one sketch; 0: no noise"""
+    """privacy loss of one sketch, measured on the received weights before training; 0: no noise"""
 
     def other_mistakes(self) -> list[str]:
         """Check that noise has something to go on."""

@@ -11,6 +11,7 @@ Every round logs how far the distillation moved the weights, beside what the cli
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from logging import INFO, WARNING
 from typing import Any
 
@@ -36,7 +37,7 @@ from strategies.darkdistill.server_step import make_meter, transfer
 from strategies.darkdistill.settings import DarkDistillSettings, DifficultySettings
 from strategies.darkdistill.summary import summarise, summarise_parallel
 from strategies.engine.strategy import EarlyExitStrategy
-from strategies.method import Method, RoundUpdate, Setup
+from strategies.method import Effort, Method, RoundUpdate, Setup
 
 
 class DarkDistill(EarlyExitStrategy):
@@ -66,6 +67,12 @@ class DarkDistill(EarlyExitStrategy):
         """Return the size of a difficulty (float32) and a label (int64) per sample, or of a sketch's counts."""
         pairs, sketch = 12 * client.num_examples, 4 * self.spec.num_classes * self.difficulty.bins
         return pairs if self.difficulty.upload == "pairs" else sketch
+
+    def effort(self, client: ClientReport) -> Effort:
+        """Return what a round costs a device: for a noisy sketch all samples pass the first exit once more."""
+        usual, epsilon = super().effort(client), self.difficulty.epsilon
+        extra = self.parts.exit_macs(self.part(client))[0] * client.num_examples if epsilon > 0 else 0
+        return replace(usual, macs=usual.macs + extra)
 
     def merge(self, round_: int, update: RoundUpdate) -> Mapping[str, Any]:
         """Transfer across tiers, then average layer by layer; the parallel variant averages first."""

@@ -1,9 +1,12 @@
 """DarkDistill's server half around its maths: what is distilled on, what is logged, and what happens when it fails."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from common.errors import UserError
+from common.messages.protocol import ClientReport
 from strategies.darkdistill import strategy as module
 
 SETTINGS = {"run.strategy": "darkdistill", "run.rounds": 2, "darkdistill.distill-steps": 1}
@@ -40,6 +43,15 @@ def test_transfer_changes_the_average(run_strategy):
 def test_generator_sizes_are_logged(run_strategy, flower_log):
     generators = run_strategy({**SETTINGS, "run.rounds": 1}).strategy.generators
     assert f"{generators[1].parameter_count / 1e6:.2f} M" in next(line for line in flower_log if "generators" in line)
+
+
+def test_measuring_for_a_private_sketch_costs_a_pass_through_the_first_exit(prepare_run):
+    sketch, client = {**SETTINGS, "difficulty.upload": "sketch"}, ClientReport(0, 2, "", 40)
+    plain, private = (
+        prepare_run({**sketch, "difficulty.epsilon": epsilon}).strategy.effort(client) for epsilon in (0.0, 1.0)
+    )
+    first = prepare_run(sketch).strategy.parts.exit_macs(2)[0]
+    assert private == replace(plain, macs=plain.macs + 40 * first)
 
 
 EVALUATED = {**SETTINGS, "server.evaluate-every": 2}
