@@ -73,10 +73,10 @@ class Averaging:
         self._guest: tuple[tuple[int, int], Learner] | None = None  # the last copy evaluated outside its rounds
         self._vectorises = settings.vectorise == "always" or (settings.vectorise == "auto" and device.type == "cuda")
 
-    def open_round(self, round_: int, cuts: Mapping[int, int], sgd: Sgd) -> None:
+    def open_round(self, round_: int, cuts: Mapping[int, int], sgd: Sgd, epochs: int = 1) -> None:
         """Begin a round: read the copies of these clients for these cuts."""
         self.round, self.sgd, self._guest = round_, sgd, None
-        self.counts.open_round()
+        self.counts.open_round(epochs)
         self.copies = {client: self._read(client, cuts[client]) for client in sorted(cuts)}
 
     def step(self, client: int, features: Tensor, labels: Tensor) -> StepResult:

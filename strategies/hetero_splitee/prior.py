@@ -4,10 +4,11 @@ A network that unlike clients share learns class frequencies that none of them h
 frequencies added to the logits in training, it need not learn any: it learns what tells the classes apart, the same for
 all. Answers to a client have the client's own frequencies added again.
 
-A device counts its training labels. The server counts those that a client streams.
+A device counts its training labels. The server counts those that a client streams, divided by the round's epochs, in
+each of which every sample comes once.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -37,26 +38,29 @@ class LabelCounts:
 
     classes: int = 0  # 0: nothing is counted, and no client has a prior
     clients: dict[int, Tensor] = field(default_factory=dict)  # (classes,) int64, of the last round that each finished
-    streamed: dict[int, Tensor] = field(default_factory=dict)  # likewise, of the open round so far
+    streamed: dict[int, Tensor] = field(default_factory=dict)  # likewise, of all epochs of the open round so far
+    epochs: int = 1  # of the open round
 
-    def open_round(self) -> None:
-        """Begin to count anew."""
-        self.streamed = {}
+    def open_round(self, epochs: int = 1) -> None:
+        """Begin to count anew, in a round of so many epochs."""
+        self.streamed, self.epochs = {}, epochs
 
     def count(self, client: int, labels: Tensor) -> Tensor | None:
         """Count a batch's labels (B,) and return the prior to train on it with.
 
-        It is that of the client's last finished round; before there is one, that of what has come so far.
+        It is that of the client's last finished round; before there is one, that of what has come so far. So a prior
+        never weighs more samples than the client has.
         """
         if not self.classes:
             return None
         seen = torch.bincount(labels.cpu(), minlength=self.classes)
         self.streamed[client] = self.streamed[client] + seen if client in self.streamed else seen
-        return log_prior(self.clients.get(client, self.streamed[client]))
+        return log_prior(self.clients.get(client, self.streamed[client] / self.epochs))
 
-    def close_round(self, finished: Iterable[int]) -> None:
+    def close_round(self, finished: Collection[int]) -> None:
         """Keep the counts of the clients that finished; those of the others are dropped."""
-        self.clients |= {client: self.streamed[client] for client in finished if client in self.streamed}
+        counts = self.streamed.items()
+        self.clients |= {client: seen // self.epochs for client, seen in counts if client in finished}
         self.streamed = {}
 
     def prior(self, client: int) -> Tensor | None:

@@ -42,10 +42,10 @@ class Sequential:
         self.cuts: dict[int, int] = {}  # of this round's clients
         self._guest: tuple[tuple[int, int], EarlyExitNetwork] | None = None  # the last part evaluated between rounds
 
-    def open_round(self, round_: int, cuts: Mapping[int, int], sgd: Sgd) -> None:
+    def open_round(self, round_: int, cuts: Mapping[int, int], sgd: Sgd, epochs: int = 1) -> None:
         """Begin a round with these clients' cuts."""
         self.cuts, self.sgd, self.parts, self._guest = dict(cuts), sgd, {}, None
-        self.counts.open_round()
+        self.counts.open_round(epochs)
 
     def step(self, client: int, features: Tensor, labels: Tensor) -> StepResult:
         """Train on one batch: features (B, ...) at the client's cut, labels (B,)."""

@@ -20,8 +20,8 @@ from strategies.hetero_splitee.statistics import RunningStatistics
 class ServerModel(Protocol):
     """The layers after the clients' cuts; one thread trains them, a batch at a time."""
 
-    def open_round(self, round_: int, cuts: Mapping[int, int], sgd: Sgd) -> None:
-        """Begin a round, counted from 1, with these clients' cuts."""
+    def open_round(self, round_: int, cuts: Mapping[int, int], sgd: Sgd, epochs: int = 1) -> None:
+        """Begin a round, counted from 1, with these clients' cuts and so many local epochs."""
         ...
 
     def step(self, client: int, features: Tensor, labels: Tensor) -> StepResult:

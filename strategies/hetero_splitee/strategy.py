@@ -86,7 +86,7 @@ class HeteroSplitEE(EarlyExitStrategy):
         )
         inbox = Inbox(opened)
         with self.turn:
-            self.server.open_round(round_, cuts, Sgd.of_round(self.settings, section, round_))
+            self.server.open_round(round_, cuts, Sgd.of_round(self.settings, section, round_), section.epochs)
         self.service.open(inbox)
         number = {c.client: batch_count(c.num_examples, section.batch_size) for c in clients}
         queue = order(number, self.settings.turns, self.config.run.seed, round_)

@@ -64,7 +64,10 @@ class Reference:
         train, losses = self.config.train, Losses({c: [] for c in self.devices}, {c: [] for c in self.devices})
         sgd = Sgd(train.lr * train.lr_decay ** (round_ - 1), train.momentum, train.weight_decay)
         self.server.open_round(
-            round_, {c: client.cut for c, client in self.clients.items()}, Sgd.of_round(self.settings, train, round_)
+            round_,
+            {c: client.cut for c, client in self.clients.items()},
+            Sgd.of_round(self.settings, train, round_),
+            train.epochs,
         )
         dealt = {c: self._batches(round_, c) for c in self.devices}
         waiting = {c: iter(lists) for c, lists in dealt.items()}

@@ -43,6 +43,21 @@ def test_a_priors_first_round_is_what_has_come_and_later_the_last_finished_one()
     assert shares(counts.prior(7)) == [0.2, 0.6, 0.2]  # its labels are others now
 
 
+def test_epochs_do_not_sharpen_a_prior() -> None:
+    once, often, labels = LabelCounts(10), LabelCounts(10), torch.tensor([0, 1] * 25)
+    once.open_round()
+    assert torch.equal(once.count(7, labels), log_prior(labels.bincount(minlength=10)))  # what its device has
+    once.close_round([7])
+    often.open_round(epochs=5)
+    for _ in range(5):
+        running = often.count(7, labels)
+    assert torch.equal(running, log_prior(labels.bincount(minlength=10)))
+    often.close_round([7])
+    assert torch.equal(often.clients[7], once.clients[7])
+    often.open_round(epochs=2)
+    assert torch.equal(often.count(7, labels), often.prior(7))
+
+
 def test_counts_of_an_unfinished_round_are_dropped() -> None:
     counts = LabelCounts(2)
     counts.open_round()
