@@ -65,7 +65,8 @@ class ClientQueue:
         self.client, self.cut = client, opened.cuts[client]
         self.window, self._gradients = opened.window, opened.gradients
         self.accepted = 0  # distinct batches that have arrived
-        self.late = False
+        self.late = False  # the server goes on without the client
+        self._why = ""  # that is, if the client is not the cause
         self._name = f"client {client} in round {opened.round}"
         self._total: int | None = None  # set when the client ends
         self._waiting: deque[Batch] = deque()
@@ -179,9 +180,13 @@ class ClientQueue:
             self._answered += 1
             self._changed.notify_all()
 
-    def abandon(self) -> None:
-        """Stop waiting for a client that has failed; batches that have arrived may still be taken."""
+    def abandon(self, reason: str = "") -> None:
+        """Go on without a client that has failed, or for a `reason` of the server's; the first one is kept.
+
+        Batches that have arrived may still be taken.
+        """
         with self._changed:
+            self._why = self._why if self.late else reason
             self.late = True
             self._changed.notify_all()
 
@@ -216,6 +221,8 @@ class ClientQueue:
             raise refusal
 
     def _late_refusal(self) -> Refused:
+        if self._why:
+            return Refused(grpc.StatusCode.FAILED_PRECONDITION, f"{self._name}: {self._why}")
         reason = f"{self._name} failed or did not send its next batch in time: the server continues without it"
         return Refused(grpc.StatusCode.DEADLINE_EXCEEDED, reason)
 
@@ -248,10 +255,10 @@ class Inbox:
         """Return the clients that are skipped."""
         return [client for client, queue in self.queues.items() if queue.late]
 
-    def abandon(self, client: int) -> None:
-        """Stop waiting for a client that has failed; see `ClientQueue.abandon`."""
+    def abandon(self, client: int, reason: str = "") -> None:
+        """Go on without a client; see `ClientQueue.abandon`."""
         if client in self.queues:
-            self.queues[client].abandon()
+            self.queues[client].abandon(reason)
 
     def close(self) -> None:
         """End the round: accept no more batches and wake all waiting threads."""

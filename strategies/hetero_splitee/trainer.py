@@ -114,9 +114,10 @@ class Trainer:
             results = self.model.step_many({c: (batch.features, batch.labels) for c, batch in taken.items()})
         for client, step in results.items():
             if not math.isfinite(loss := float(step.loss)):
-                log(WARNING, "round %d: client %d: the loss of its batch is not finite, so the server goes on without "
-                    "it", self.inbox.opened.round, client)  # fmt: skip
-                self.inbox.abandon(client)
+                reason = f"the server's loss on batch {taken[client].index} is not finite: lower splitee.server-lr"
+                log(WARNING, "round %d: client %d: %s; the server goes on without it",
+                    self.inbox.opened.round, client, reason)  # fmt: skip
+                self.inbox.abandon(client, reason)
                 self.skipped.add(client)
                 self.result.samples[client] = 0  # its copy and its running statistics do not count
                 continue

@@ -7,6 +7,7 @@ import torch
 
 from common.rpc.refusals import Refused
 from strategies.hetero_splitee.inbox import Batch, Closed, Inbox, Missing, OpenRound
+from strategies.hetero_splitee.stream import BROKEN
 from tests.strategies.hetero_splitee.sockets import Background, until
 
 
@@ -174,6 +175,18 @@ def test_abandon_ends_the_wait_and_keeps_arrived_batches():
     inbox.queues[1].put(ticket, batch(0, 1))
     inbox.abandon(1)
     assert [getattr(inbox.take(1, 0, 60), "index", None), inbox.take(1, 1, 60)] == [0, Missing.LATE]
+
+
+def test_a_client_that_is_left_for_a_reason_of_the_server_learns_it():
+    inbox = make()
+    ticket, _ = inbox.queues[0].attach(0)
+    inbox.abandon(0, "the server's loss on batch 4 is not finite")
+    inbox.abandon(0)  # the client fails because of it, which is no new reason
+    for work in (lambda: inbox.queues[0].put(ticket, batch(0)), lambda: inbox.queues[0].attach(0)):
+        with pytest.raises(Refused, match=r"client 0 in round 3: the server's loss on batch 4 is not finite") as raised:
+            work()
+        assert raised.value.code == grpc.StatusCode.FAILED_PRECONDITION
+        assert raised.value.code not in BROKEN  # the client does not try again
 
 
 def test_end_must_match_the_arrived_batches():

@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 
+from common.rpc.refusals import Refused
 from strategies.hetero_splitee.inbox import Batch, Inbox, OpenRound
 from strategies.hetero_splitee.learner import StepResult
 from strategies.hetero_splitee.trainer import Trainer
@@ -209,7 +210,10 @@ def test_client_whose_loss_is_not_finite_is_left(flower_log):
     trained = trainer.start().finish()
     assert (trained.batches, trained.loss) == ({0: 1, 1: 2}, 3.0)
     assert trained.samples == {0: 0, 1: 8}  # its first batch does not count either
-    assert "client 0: the loss of its batch is not finite" in str(flower_log)
+    reason = "the server's loss on batch 1 is not finite: lower splitee.server-lr"
+    assert f"round 1: client 0: {reason}; the server goes on without it" in flower_log
+    with pytest.raises(Refused, match=reason):
+        inbox.queues[0].attach(2)
 
 
 def test_steps_wait_for_their_turn():
