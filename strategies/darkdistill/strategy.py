@@ -57,6 +57,9 @@ class DarkDistill(EarlyExitStrategy):
     def summary(self) -> None:
         """Log what is about to run, and how large the generators are."""
         super().summary()
+        if not self.settings.distillation:
+            log(INFO, "  averaging only, without distillation")
+            return
         if self.settings.source == "validation":
             log(INFO, "  a diagnostic: distils on the server's validation samples, without generators")
             return
@@ -221,11 +224,16 @@ class DarkDistill(EarlyExitStrategy):
             return None
 
     def _make_generators(self, round_: int) -> None:
-        """Make generators (progressive: one per tier; parallel: one per exit), matcher and optimisers."""
-        seed, exits = self.config.run.seed, range(len(self.network.exit_positions))
+        """Make generators (progressive: one per tier; parallel: one per exit), matcher and optimisers.
+
+        Where nothing is generated there are no generators: they would only fill the checkpoints.
+        """
+        seed, settings = self.config.run.seed, self.settings
+        keys = self.tiers if settings.variant == "progressive" else range(len(self.network.exit_positions))
+        generates = settings.distillation and settings.source == "generated"
         self.generators = {
-            k: make_generator(self.network, self.settings, derive_seed(seed, "generator", k, round_)).to(self.device)
-            for k in (self.tiers if self.settings.variant == "progressive" else exits)
+            k: make_generator(self.network, settings, derive_seed(seed, "generator", k, round_)).to(self.device)
+            for k in (keys if generates else ())
         }
         self.matcher = make_matcher(self.settings, derive_seed(seed, "matcher", round_))
         if self.matcher is not None:

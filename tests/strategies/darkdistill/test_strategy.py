@@ -76,15 +76,23 @@ def test_what_is_logged_of_real_samples_changes_no_weight(run_strategy):
     assert all(torch.equal(without[key], with_[key]) for key in with_)
 
 
-def test_real_samples_leave_the_generators_alone(run_strategy, prepare_run):
-    real = {**EVALUATED, "darkdistill.source": "validation"}
-    fresh, used = prepare_run(real).strategy, run_strategy(real).strategy
-    for key, generator in used.generators.items():
-        assert all(
-            torch.equal(value, fresh.generators[key].state_dict()[k]) for k, value in generator.state_dict().items()
-        )
-    generated = run_strategy(EVALUATED).strategy
-    assert any(not torch.equal(used.model[key], generated.model[key]) for key in used.model)
+def test_real_samples_teach_otherwise_than_generated_ones(run_strategy):
+    real, generated = (run_strategy({**EVALUATED, "darkdistill.source": source}).strategy.model
+                       for source in ("validation", "generated"))  # fmt: skip
+    assert any(not torch.equal(real[key], generated[key]) for key in generated)
+
+
+@pytest.mark.parametrize(
+    "without", [{"darkdistill.distillation": False}, {"darkdistill.source": "validation"}], ids=["averaging", "real"]
+)
+def test_a_run_that_generates_nothing_has_no_generators(run_strategy, prepare_run, without):
+    kept = {**EVALUATED, "run.rounds": 1, "darkdistill.keep-optimizers": True}
+    strategy = run_strategy({**kept, **without}).strategy
+    assert strategy.generators == {}
+    assert not [key for key in strategy.state_dict()[0] if "generator" in key]
+    earlier = prepare_run(kept).strategy.state_dict()  # of a version that made generators for every run
+    strategy.load_state_dict(*earlier)
+    assert all(torch.equal(value, earlier[0][key]) for key, value in strategy.state_dict()[0].items())
 
 
 def test_real_samples_must_be_there(prepare_run):
@@ -109,7 +117,9 @@ def test_rescaled_gradients_teach_otherwise(run_strategy):
     assert any(not torch.equal(plain[key], rescaled[key]) for key in plain)
 
 
-def test_a_run_on_real_samples_says_that_it_is_a_diagnostic(prepare_run, flower_log):
+def test_a_run_without_generators_says_what_it_does(prepare_run, flower_log):
     prepare_run({**EVALUATED, "darkdistill.source": "validation"}).strategy.summary()
     assert "  a diagnostic: distils on the server's validation samples, without generators" in flower_log
+    prepare_run({**SETTINGS, "darkdistill.distillation": False}).strategy.summary()
+    assert "  averaging only, without distillation" in flower_log
     assert not [line for line in flower_log if "parameters, on the server only" in line]
