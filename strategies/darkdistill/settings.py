@@ -8,9 +8,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from common.settings import Settings
+from common.settings import Settings, key, shown
 
 Rescale = Literal["none", "boost", "legacy"]  # as the networks take it; this module imports no torch
+# Its generators take no difficulty, and its exits learn from their neighbours
+NOT_PARALLEL = ("difficulty_condition", "exit_spread", "difficulty_weight", "matcher", "temperature")
 
 
 class DarkDistillSettings(Settings):
@@ -109,6 +111,13 @@ class DarkDistillSettings(Settings):
                 f"darkdistill.source is {self.source!r}, but the parallel variant has generated samples only: "
                 "choose 'generated', or darkdistill.variant 'progressive'"
             )
+        for name in NOT_PARALLEL if self.variant == "parallel" else ():
+            value, default = getattr(self, name), type(self).model_fields[name].default
+            if value != default:
+                mistakes.append(
+                    f"{key(self.SECTION, name)} is {shown(value)}, but the parallel variant does not use it: leave it "
+                    f"at {shown(default)}, or choose darkdistill.variant 'progressive'"
+                )
         return mistakes
 
     def noise_width(self, num_classes: int) -> int:

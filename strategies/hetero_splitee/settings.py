@@ -100,6 +100,11 @@ class SplitEESettings(Settings):
                 'splitee.vectorise "always" needs splitee.mode "averaging": one shared model trains client by client',
             ),
             (
+                sequential and self.sync == "none" and self.period > 1,
+                'splitee.period needs splitee.mode "averaging", or a splitee.client-sync other than "none": otherwise '
+                "nothing is averaged",
+            ),
+            (
                 not sequential and self.granularity == "epoch",
                 'splitee.granularity "epoch" needs splitee.mode "sequential": copies do not take turns',
             ),

@@ -29,6 +29,22 @@ def test_the_parallel_variant_has_generated_samples_only() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("difficulty_condition", False, "darkdistill.difficulty-condition is false"),
+        ("exit_spread", 25.0, "darkdistill.exit-spread is 25.0"),
+        ("difficulty_weight", 2.0, "darkdistill.difficulty-weight is 2.0"),
+        ("matcher", "learned", "darkdistill.matcher is 'learned'"),
+        ("temperature", 1.0, "darkdistill.temperature is 1.0"),
+    ],
+)
+def test_the_parallel_variant_refuses_what_it_does_not_use(name: str, value: object, sentence: str) -> None:
+    assert read_section(DarkDistillSettings, **{name: value}).problems == []
+    (problem,) = read_section(DarkDistillSettings, variant="parallel", **{name: value}).problems
+    assert problem.startswith(f"{sentence}, but the parallel variant does not use it: leave it at ")
+
+
 def test_the_published_preset_is_the_published_step() -> None:
     values = {key.partition(".")[2]: value for key, value in read_preset("darkdistill-published").items()}
     published, ours = read_section(DarkDistillSettings, **values).section, DarkDistillSettings()
