@@ -103,8 +103,10 @@ class DarkDistill(EarlyExitStrategy):
         taught = {depth: _on_cpu(tier.model) for depth, tier in tiers.items()}
         terms = summarise(report)
         if not self._sound(round_, taught.values()):
-            return averages, terms
-        if report.distillation and report.distillation[-1].pairs:
+            taught = {}
+            for depth, tier in tiers.items():
+                tier.model.load_state_dict(averages[depth])
+        elif report.distillation and report.distillation[-1].pairs:
             steps = [(averages[depth], tier.model) for depth, tier in tiers.items()]
             terms |= self._movement(round_, self.model, steps, len(report.distillation))
             terms |= self._real_variety(round_, tiers)

@@ -12,7 +12,7 @@ from strategies.darkdistill import strategy as module
 SETTINGS = {"run.strategy": "darkdistill", "run.rounds": 2, "darkdistill.distill-steps": 1}
 
 
-def test_diverged_transfer_is_dropped_and_generators_reset(run_strategy, monkeypatch, flower_log):
+def test_diverged_transfer_is_dropped_and_the_meter_follows_the_average(run_strategy, monkeypatch, flower_log):
     whole = run_strategy({**SETTINGS, "darkdistill.distillation": False}).strategy
     original = module.transfer
 
@@ -21,10 +21,16 @@ def test_diverged_transfer_is_dropped_and_generators_reset(run_strategy, monkeyp
         next(iter(next(iter(tiers.values())).model.parameters())).data.fill_(torch.nan)
         return report
 
+    averages, merge = [], module.average_layers
     monkeypatch.setattr(module, "transfer", diverging)
+    monkeypatch.setattr(
+        module, "average_layers", lambda tiers, weights: averages.append(tiers) or merge(tiers, weights)
+    )
     broken = run_strategy(SETTINGS).strategy
     assert all(torch.equal(whole.model[key], broken.model[key]) for key in whole.model)
     assert "the distillation diverged" in str(flower_log)
+    last = averages[-1][max(broken.tiers)]  # of which the meter is, as after any round
+    assert all(torch.equal(value, last[key]) for key, value in broken.meter.state_dict().items())
 
 
 def test_batches_that_were_counted_are_no_divergence(run_strategy):
