@@ -3,9 +3,12 @@
 An exit stands for the difficulties of the samples that would leave there. The teacher's samples go, softly, to the
 student exits whose difficulties are closest.
 
-Two departures from the published code. Its learned distance ends in tanh, may be negative, and its normaliser may
+Departures from the published code. Its learned distance ends in tanh, may be negative, and its normaliser may
 cross zero: here the distance is non-negative (softplus), or parameter-free. It sums over samples before the softmax,
 so the softmax sharpens as the batch grows: here the mean is taken, with an explicit temperature.
+
+A third one: a distance in standard deviations takes no exit with a single sample, unless no other exit has more. Its
+deviation is 0, and its distance so large that after normalising all other exits would be equally near.
 """
 
 from collections.abc import Sequence
@@ -24,15 +27,19 @@ class ExitDifficulty:
 
     mean: Tensor  # (E,), 0 for an exit without samples
     variance: Tensor  # (E,), of the population; 0 for an exit without samples
-    present: Tensor  # (E,) bool, false for an exit without samples
+    present: Tensor  # (E,) bool, false for an exit with too few samples to match
 
 
-def exit_difficulty(difficulty: Tensor, exit_sets: Sequence[Tensor]) -> ExitDifficulty:
-    """Summarise the difficulties (B,) over the exit assignment (one index vector per exit, possibly empty)."""
+def exit_difficulty(difficulty: Tensor, exit_sets: Sequence[Tensor], least: int = 1) -> ExitDifficulty:
+    """Summarise the difficulties (B,) over the exit assignment (one index vector per exit, possibly empty).
+
+    Exits with fewer samples than `least` are not present; if all have fewer, those with any are.
+    """
     groups = [difficulty[indices] for indices in exit_sets]
     mean = torch.stack([g.mean() if len(g) else g.new_zeros(()) for g in groups])
     variance = torch.stack([g.var(correction=0) if len(g) else g.new_zeros(()) for g in groups])
-    present = torch.tensor([len(g) > 0 for g in groups], device=difficulty.device)
+    least = min(least, max(map(len, groups)))
+    present = torch.tensor([len(g) >= max(least, 1) for g in groups], device=difficulty.device)
     return ExitDifficulty(mean, variance, present)
 
 
@@ -70,7 +77,7 @@ def matching_weights(distances: Tensor, present: Tensor, *, temperature: float, 
 
     Args:
         distances: (S, E), non-negative; each row is divided by its sum over the present exits.
-        present: (E,) bool; an exit without samples has no difficulty to match and gets weight 0.
+        present: (E,) bool; an exit with too few samples has no difficulty to match and gets weight 0.
         temperature: of the softmax over minus the mean normalised distance.
         hard: put all weight on the nearest exit instead.
 
@@ -104,6 +111,6 @@ def match(
     Returns:
         Weights (E,) that sum to 1; with a learned distance they carry its gradient.
     """
-    exits = exit_difficulty(difficulty, student_sets)
+    exits = exit_difficulty(difficulty, student_sets, least=1 if learned else 2)
     distances = (learned or difficulty_distance)(difficulty[kept], exits)
     return matching_weights(distances, exits.present, temperature=settings.temperature, hard=settings.matcher == "hard")

@@ -53,6 +53,18 @@ def test_exit_without_samples_has_no_weight(matcher: str) -> None:
     assert weights[1].item() == 0
 
 
+@pytest.mark.parametrize("matcher", ["distance", "hard"])
+def test_exit_with_a_single_sample_does_not_level_the_others(matcher: str) -> None:
+    difficulty, settings = torch.tensor([0.0, 1.0, 2.0, 3.0, 9.0]), DarkDistillSettings(matcher=matcher)
+    weights = match(difficulty, HARD, [EASY, torch.tensor([4]), HARD], settings)
+    torch.testing.assert_close(weights[[0, 2]], match(difficulty, HARD, [EASY, HARD], settings))
+    assert weights[1].item() == 0
+    assert weights[2] > 2 * weights[0]
+    alone = match(difficulty, HARD, [NONE, torch.tensor([2]), torch.tensor([3])], settings)
+    assert alone[0].item() == 0
+    assert alone.sum().item() == pytest.approx(1)
+
+
 def test_hard_matching_takes_the_nearest_exit() -> None:
     settings = DarkDistillSettings(matcher="hard")
     assert match(DIFFICULTY, HARD, [EASY, HARD], settings).tolist() == [0, 1]
