@@ -9,7 +9,7 @@ In every round, for each mini-batch and at every exit j, device k:
 2. F_{k,j} = its own student's features
 3. Z_j = b^(j) + W_k^(j) F_{k,j} + sum_{i != k} W_i^(j) t_i     (the teacher stands in for the other students)
 4. one step of its student, of its columns W_k and of the bias b on
-   sum_j w_j (KD(Z_j, z_T, y) + beta / K * AT(F_{k,j}, t_k)),
+   1/J sum_j w_j (KD(Z_j, z_T, y) + beta / K * AT(F_{k,j}, t_k)),
    and of its own heads on their cross-entropy, without a gradient for the student
 
 The paper trains all students jointly on one machine; the teacher as stand-in for the others is this project's choice

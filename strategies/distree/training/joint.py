@@ -2,8 +2,9 @@
 
 1. Train the teacher, or take one from a finished run.
 2. Partition its last filters (`model/partition.py`) and build one student per part.
-3. For each batch: Z_j = FC_j(concat_k F_{k,j}) for every exit j; one backward pass of sum_j w_j (KD + beta AT)
-   through all students; one step. The students' own heads learn beside it, on detached features.
+3. For each batch: Z_j = FC_j(concat_k F_{k,j}) for every exit j; one backward pass of
+   1/J sum_j w_j (KD + beta AT) through all students; one step. The students' own heads learn beside it, on detached
+   features.
 """
 
 from collections.abc import Callable

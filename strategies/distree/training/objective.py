@@ -1,7 +1,8 @@
 """The students' loss at every exit: the teacher's logits and its filters' activations.
 
-    L = sum_j w_j (L_KD(Z_j, z_T, y) + beta * L_AT)
+    L = 1/J sum_j w_j (L_KD(Z_j, z_T, y) + beta * L_AT)
 
+The mean over the J exits, and not the sum, keeps the loss's scale, and with it the learning rate's, whatever J is.
 Beside it each student's own heads learn the labels on detached features, which leaves L and its gradients as they are.
 
 Source: DistrEE (arXiv 2502.15735); both terms are NoNN's (arXiv 1907.11804, released code). The paper says that middle
