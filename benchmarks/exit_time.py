@@ -88,7 +88,7 @@ def units(network: Student, small: Student, batch: int, seconds: float) -> list[
     steps, sizes = [], []
     for index, unit in enumerate(network.units.values()):
         step, tiny_step = (
-            _step(unit, one._head(index + 1) if index + 1 in one.exit_positions else None) for one in (network, small)
+            _step(unit, one.head(index + 1) if index + 1 in one.exit_positions else None) for one in (network, small)
         )
         calls[index, "full"], calls[index, "tiny"] = _bound(step, x), _bound(tiny_step, tiny)
         steps.append(calls[index, "full"])

@@ -231,11 +231,15 @@ class EarlyExitNetwork(nn.Module):
 
     def exit_at(self, position: int, x: Tensor, carried: Tensor | None = None) -> ExitOutput:
         """Return the outputs of one exit for the tensor x after `position` units; `carried` of the exit before it."""
-        head = self._head(position)
+        head = self.head(position)
         feature = head.pooled(x)
         carried = self._output(head(feature), carried)
         logits = carried if self.recurrent is None else cast(Tensor, self.recurrent(carried))
         return ExitOutput(logits, feature, carried)
+
+    def head(self, position: int) -> ExitHead:
+        """Return the head of the exit after `position` units; raises `KeyError` where this part has none."""
+        return cast(ExitHead, self.exits[str(position)])
 
     def features_at(self, x: Tensor, cut: int) -> Tensor:
         """Return the tensor after `cut` units of the whole network.
@@ -315,7 +319,7 @@ class EarlyExitNetwork(nn.Module):
             return part
         like = next(part.parameters(), None)
         head = self.architecture.new_head(cut).to(like)
-        exits = {position: part._head(position) for position in part.exit_positions}
+        exits = {position: part.head(position) for position in part.exit_positions}
         units = {int(index): unit for index, unit in part.units.items()}
         recurrent = copy.deepcopy(self.recurrent)
         return EarlyExitNetwork(units, {**exits, cut: head}, self.architecture, recurrent).train(self.training)
@@ -349,7 +353,7 @@ class EarlyExitNetwork(nn.Module):
     def _part(self, start: int, end: int, exits: list[int]) -> "EarlyExitNetwork":
         part = type(self)(
             {index: copy.deepcopy(self.units[str(index)]) for index in range(start, end)},
-            {position: copy.deepcopy(self._head(position)) for position in exits},
+            {position: copy.deepcopy(self.head(position)) for position in exits},
             self.architecture,
             copy.deepcopy(self.recurrent) if exits else None,
         )
@@ -360,9 +364,6 @@ class EarlyExitNetwork(nn.Module):
         yield start, None
         for index in range(start, self.end):
             yield index + 1, self.units[str(index)]
-
-    def _head(self, position: int) -> ExitHead:
-        return cast(ExitHead, self.exits[str(position)])
 
     def _output(self, output: Tensor, carried: Tensor | None) -> Tensor:
         """Return what an exit carries on, of its head's output and of what the exit before it carried.

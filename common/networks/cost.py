@@ -121,7 +121,7 @@ def cost_table(network: EarlyExitNetwork) -> CostTable:
             units.append(cost)
             position = index + 1
             if position in network.exit_positions:
-                head = cast(ExitHead, network.exits[str(position)])
+                head = network.head(position)
                 output, exits[position] = meter.measure(head, _classifier(head), x)
                 if network.recurrent is not None:
                     tokens.append(output)

@@ -12,7 +12,7 @@ from common.networks.base import EarlyExitNetwork, ExitOutputs
 from common.objectives.base import Loss, Objective
 from common.weights.flat import FlatState
 from strategies.cafedistill.features import FeatureWatch
-from strategies.cafedistill.heads import exit_head, head_layout, head_state, head_vector, with_parameters
+from strategies.cafedistill.heads import head_layout, head_state, head_vector, with_parameters
 from strategies.cafedistill.objective import Distillation, Teacher, last_exit
 from strategies.cafedistill.settings import CAFEDistillSettings
 from strategies.method import Job, Outcome
@@ -78,7 +78,7 @@ def mixed_teacher(job: Job) -> Teacher:
     for depth, share in sorted(shares.items()):
         position = network.tier_positions[depth - 1]
         head = with_parameters(
-            exit_head(network, position), job.client_arrays[f"{TEACHER}{depth}"], head_layout(network, position)
+            network.head(position), job.client_arrays[f"{TEACHER}{depth}"], head_layout(network, position)
         )
         teachers.append((network.exit_positions.index(position), head.to(job.device), share))
     own = 1.0 - sum(shares.values())

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Mapping
-from typing import cast
 
 import numpy as np
 import torch
@@ -15,9 +14,8 @@ from common.weights.flat import FlatState, Layout, StateDict
 
 def head_layout(network: EarlyExitNetwork, position: int) -> Layout:
     """Return keys and shapes of the parameters of the exit after `position` units."""
-    name = f"exits.{position}"
-    head = network.get_submodule(name)
-    return Layout(tuple((f"{name}.{key}", tuple(value.shape)) for key, value in head.named_parameters()))
+    parameters = network.head(position).named_parameters()
+    return Layout(tuple((f"exits.{position}.{key}", tuple(value.shape)) for key, value in parameters))
 
 
 def head_vector(state: Mapping[str, Tensor], layout: Layout) -> Tensor:
@@ -45,8 +43,3 @@ def with_parameters(head: ExitHead, vector: np.ndarray, layout: Layout) -> ExitH
     replaced = copy.deepcopy(head).requires_grad_(False)
     replaced.load_state_dict({**replaced.state_dict(), **state})
     return replaced
-
-
-def exit_head(network: EarlyExitNetwork, position: int) -> ExitHead:
-    """Return the head of the exit after `position` units."""
-    return cast(ExitHead, network.get_submodule(f"exits.{position}"))

@@ -256,6 +256,6 @@ def _first_exits(network: EarlyExitNetwork, count: int) -> EarlyExitNetwork:
     positions = network.exit_positions[:count]
     return EarlyExitNetwork(
         {index: network.units[str(index)] for index in range(positions[-1])},
-        {position: network._head(position) for position in positions},
+        {position: network.head(position) for position in positions},
         network.architecture,
     )

@@ -34,7 +34,6 @@ from strategies.darkdistill.settings import DarkDistillSettings
 class GeneratorReport:
     """Loss terms of one generator step."""
 
-    total: float
     label: float
     difficulty: float
     diversity: float
@@ -172,7 +171,6 @@ def train_generator(
     total.backward(inputs=list(generator.parameters()))
     optimizer.step()
     return GeneratorReport(
-        total.item(),
         label.item(),
         difficulty.item(),
         diversity.item(),

@@ -110,8 +110,8 @@ class Averaging:
             results |= dict(zip(clients, together, strict=True))
         return dict(sorted(results.items()))
 
-    def close_round(self, samples: Mapping[int, int], devices: Mapping[int, StateDict]) -> tuple[int, ...]:
-        """End the round: average if it is due, write the copies, and return the clients whose copies were written.
+    def close_round(self, samples: Mapping[int, int], devices: Mapping[int, StateDict]) -> None:
+        """End the round: average if it is due, and write the copies.
 
         Args:
             samples: n_i of the clients whose training counts; that of the others is dropped.
@@ -129,7 +129,6 @@ class Averaging:
             momenta = {MOMENTUM + key: value for key, value in self.copies[client].momenta().items()}
             self.store.save(client, self.round, ClientState({**own, **momenta}))
         self.copies, self._guest = {}, None
-        return tuple(sorted(samples))
 
     def logits(self, client: int, cut: int, features: Tensor) -> Tensor:
         """Return the final logits (B, classes) of features (B, ...) from a client's copy for this cut, in eval mode.

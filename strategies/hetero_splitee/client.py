@@ -27,7 +27,7 @@ from common.storage.client_store import ClientState
 from common.storage.model_file import FILE, ModelInfo, save_model
 from common.weights.flat import FlatState, StateDict
 from strategies.hetero_splitee.client_step import finish, forward, local_step
-from strategies.hetero_splitee.learner import MOMENTUM, Learner, Sgd, exit_head, statistics
+from strategies.hetero_splitee.learner import MOMENTUM, Learner, Sgd, statistics
 from strategies.hetero_splitee.origin import CLIENT, Origin
 from strategies.hetero_splitee.prior import log_prior
 from strategies.hetero_splitee.settings import SplitEESettings
@@ -94,7 +94,7 @@ class SplitTraining:
     def personalise(self, job: Job) -> None:
         """Put the client's prior, if it has one, into its exit's bias: the device's part is then the client's."""
         if (prior := _prior(job)) is not None:
-            exit_head(job.network, job.part).linear.bias.add_(prior)
+            job.network.head(job.part).linear.bias.add_(prior)
 
     def network(self, job: Job) -> nn.Module:
         """Return the device's exit and, behind it, the server's last one."""

@@ -245,16 +245,6 @@ class Inbox:
         """Answer a taken batch; see `ClientQueue.reply`."""
         self.queues[client].reply(index, gradient)
 
-    @property
-    def accepted(self) -> dict[int, int]:
-        """Return the number of batches that have arrived, by client."""
-        return {client: queue.accepted for client, queue in self.queues.items()}
-
-    @property
-    def late(self) -> list[int]:
-        """Return the clients that are skipped."""
-        return [client for client, queue in self.queues.items() if queue.late]
-
     def abandon(self, client: int, reason: str = "") -> None:
         """Go on without a client; see `ClientQueue.abandon`."""
         if client in self.queues:

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,6 @@ from torch import Tensor
 from common.devices import channels_last
 from common.errors import UserError
 from common.networks import EarlyExitNetwork
-from common.networks.heads import ExitHead
 from common.sections.general import TrainSection
 from common.weights.flat import FlatModel, StateDict
 from strategies.hetero_splitee.prior import adjusted
@@ -58,7 +56,7 @@ def device_part(network: EarlyExitNetwork, cut: int) -> EarlyExitNetwork:
     _check(network, cut)
     part = network.prefix_units(cut)
     units = {index: part.units[str(index)] for index in range(cut)}
-    return EarlyExitNetwork(units, {cut: exit_head(part, cut)}, part.architecture).train(network.training)
+    return EarlyExitNetwork(units, {cut: part.head(cut)}, part.architecture).train(network.training)
 
 
 def server_part(network: EarlyExitNetwork, cut: int) -> EarlyExitNetwork:
@@ -69,14 +67,9 @@ def server_part(network: EarlyExitNetwork, cut: int) -> EarlyExitNetwork:
     """
     _check(network, cut)
     units = {index: network.units[str(index)] for index in range(cut, network.end)}
-    return EarlyExitNetwork(units, {network.end: exit_head(network, network.end)}, network.architecture).train(
+    return EarlyExitNetwork(units, {network.end: network.head(network.end)}, network.architecture).train(
         network.training
     )
-
-
-def exit_head(network: EarlyExitNetwork, position: int) -> ExitHead:
-    """Return the exit after so many units of the whole network."""
-    return cast(ExitHead, network.exits[str(position)])
 
 
 def statistics(part: EarlyExitNetwork) -> StateDict:

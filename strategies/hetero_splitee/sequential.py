@@ -60,14 +60,13 @@ class Sequential:
         """Train on one batch (features, labels) per client, in the order that is given."""
         return {client: self.step(client, *batch) for client, batch in batches.items()}
 
-    def close_round(self, samples: Mapping[int, int], devices: Mapping[int, StateDict]) -> tuple[int, ...]:
+    def close_round(self, samples: Mapping[int, int], devices: Mapping[int, StateDict]) -> None:
         """End the round: take over its running statistics. The model is not averaged, and no copy is stored."""
         found = {client: statistics(self.parts[client][0]) for client in sorted(samples) if client in self.parts}
         for client, state in found.items():
             self.running.keep(client, self.cuts[client], state)
         self.running.average((self.cuts[client], samples[client], state) for client, state in found.items())
         self.cuts, self.parts, self._guest = {}, {}, None
-        return ()
 
     def logits(self, client: int, cut: int, features: Tensor) -> Tensor:
         """Return the final logits (B, classes) of features (B, ...) at a cut, in eval mode, adjusted to the client."""

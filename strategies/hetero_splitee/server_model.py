@@ -32,8 +32,8 @@ class ServerModel(Protocol):
         """Train on one batch (features, labels) per client; the order of a sequential model's clients matters."""
         ...
 
-    def close_round(self, samples: Mapping[int, int], devices: Mapping[int, StateDict]) -> tuple[int, ...]:
-        """End the round and return the clients whose copies were stored.
+    def close_round(self, samples: Mapping[int, int], devices: Mapping[int, StateDict]) -> None:
+        """End the round.
 
         `samples` are the n_i of the clients whose training counts, be it cut short. `devices` are these clients' device
         parts by key with scope "global", otherwise empty. Afterwards the caller closes `labels()`'s round.

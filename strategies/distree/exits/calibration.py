@@ -19,7 +19,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.exits import BUDGET_SWEEP, budget_fractions, fit_scores
-from strategies.distree.exits.classifier import ColumnBlocks, OwnHeads
+from strategies.distree.exits.classifier import ColumnBlocks, OwnHeads, logits_at
 from strategies.distree.exits.gate import gate_numbers
 from strategies.distree.exits.gate_fit import FittedGate, check_samples, fit_gate
 from strategies.distree.exits.policies import Classify, ExitPolicy, Gate, LastExit, Policies, ScorePolicy
@@ -47,12 +47,11 @@ class Answers:
 
     def classify(self, number: int) -> Classify:
         """Return what student `number` alone thinks."""
-        block, bias = self.classifier.blocks[str(number)].detach(), self.classifier.bias.detach()
+        columns = self.classifier.blocks[str(number)].detach(), self.classifier.bias.detach()
         heads = self.own.weights[str(number)].detach(), self.own.biases[str(number)].detach()
 
         def classify(exit_index: int, features: Tensor, own: bool = False) -> Tensor:
-            weights, biases = heads if own else (block, bias)
-            return features @ weights[exit_index].T + biases[exit_index]
+            return logits_at(heads if own else columns, exit_index, features)
 
         return classify
 

@@ -15,6 +15,15 @@ from torch import Tensor, nn
 from common.seeding import seeded
 
 
+def logits_at(layers: tuple[Tensor, Tensor], exit_index: int, features: Tensor) -> Tensor:
+    """Return the logits (b, classes) of one student's features (b, |P_k|) at an exit (from 0).
+
+    `layers` are the weights (J, classes, |P_k|) and biases (J, classes) of its own heads, or of its columns.
+    """
+    weights, biases = layers
+    return features @ weights[exit_index].T + biases[exit_index]
+
+
 class ColumnBlocks(nn.Module):
     """One linear layer per exit over the concatenated features, stored as a block of columns per student."""
 

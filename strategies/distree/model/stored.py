@@ -12,6 +12,7 @@ from common.data.images import Normalizer
 from common.errors import UserError
 from common.networks import NetworkSpec, build, cost_table
 from common.storage.files import read_tensors, write_tensors
+from strategies.distree.exits.classifier import logits_at
 from strategies.distree.exits.policies import ExitPolicy, Policies, policy_from_json
 from strategies.distree.model.students import Student, Students, StudentsSpec, build_students
 
@@ -54,8 +55,7 @@ class StoredStudent:
 
         Those of the columns are the final ones if it is the only student.
         """
-        weight, bias = self.own if own else (self.block, self.bias)
-        return features @ weight[exit_index].T + bias[exit_index]
+        return logits_at(self.own if own else (self.block, self.bias), exit_index, features)
 
     def to(self, device: torch.device) -> "StoredStudent":
         """Return the student on another device; its network moves there."""

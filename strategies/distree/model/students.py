@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.networks import EarlyExitNetwork, NetworkSpec, build
-from common.networks.heads import ExitHead
 from common.seeding import derive_seed
 from strategies.distree.exits.classifier import ColumnBlocks, OwnHeads
 
@@ -33,7 +32,7 @@ class Student(EarlyExitNetwork):
         """Return the student that shares a network's units and exits."""
         units = {int(index): unit for index, unit in network.units.items()}
         return cls(
-            units, {position: network._head(position) for position in network.exit_positions}, network.architecture
+            units, {position: network.head(position) for position in network.exit_positions}, network.architecture
         )
 
     def _output(self, head_output: Tensor, previous: Tensor | None) -> Tensor:
@@ -174,8 +173,8 @@ def build_students(spec: StudentsSpec, seed: int) -> Students:
         for number, backbone in zip(spec.numbers, spec.backbones, strict=True)
     }
     for network in networks.values():
-        for head in network.exits.values():
-            nn.init.constant_(cast(ExitHead, head).linear.bias, FIRST_BIAS)
+        for position in network.exit_positions:
+            nn.init.constant_(network.head(position).linear.bias, FIRST_BIAS)
     exits = {len(network.exit_positions) for network in networks.values()}
     if len(exits) != 1:
         raise UserError("students need the same number of exits: give all of them one network.name and network.exits")

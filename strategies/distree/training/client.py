@@ -36,7 +36,7 @@ from common.storage.client_store import ClientState
 from common.storage.model_file import ModelInfo
 from strategies.distree.exits.policies import policy_from_json
 from strategies.distree.model.stored import save_student, student_file
-from strategies.distree.model.students import Students, StudentsSpec, teacher_targets
+from strategies.distree.model.students import Students, StudentsSpec, blocks_of, teacher_targets
 from strategies.distree.settings import DistrEESettings
 from strategies.distree.training.objective import JointLoss, own_head_loss
 from strategies.method import Job, Outcome
@@ -113,17 +113,13 @@ class DistrEELocal(LocalTraining):
         )  # fmt: skip
 
 
-def used_filters(features: Tensor, spec: StudentsSpec) -> Tensor:
-    """Return the filters that the students imitate (N, sum_k |P_k|), student by student, of all (N, D)."""
-    return features[:, [f for part in spec.partition for f in part]]
-
-
 @torch.no_grad()
 def teach(teacher: EarlyExitNetwork, x: Tensor, spec: StudentsSpec, batch_size: int) -> dict[str, Tensor]:
     """Return the teacher's used filters and logits of images (N, C, H, W), on the CPU."""
     answers = [teacher_targets(teacher, part) for part in x.split(batch_size)]
     features, logits = (torch.cat(parts) for parts in zip(*answers, strict=True))
-    return {FEATURES: used_filters(features, spec).cpu(), LOGITS: logits.cpu()}
+    used = torch.cat(list(blocks_of(features, spec.partition).values()), dim=1)
+    return {FEATURES: used.cpu(), LOGITS: logits.cpu()}
 
 
 def _answers(job: Job) -> dict[str, Tensor]:

@@ -49,6 +49,15 @@ def test_suffix_after_prefix_equals_the_whole_bit_for_bit(tiny: NetworkSpec) -> 
             assert torch.equal(got, want)
 
 
+def test_a_part_has_the_heads_of_its_exits() -> None:
+    whole = build(SLIM, seed=1)
+    part = whole.suffix(2)
+    assert all(whole.head(position) is whole.exits[str(position)] for position in whole.exit_positions)
+    assert [isinstance(part.head(position), PooledLinear) for position in part.exit_positions] == [True] * 3
+    with pytest.raises(KeyError):
+        part.head(whole.exit_positions[0])
+
+
 def test_parts_keep_the_names_of_the_whole(tiny: NetworkSpec) -> None:
     whole = build(tiny, seed=1)
     keys = set(whole.state_dict())

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from common.networks import NetworkSpec, build
-from strategies.cafedistill.heads import exit_head, head_bias, head_layout, head_state, head_vector, with_parameters
+from strategies.cafedistill.heads import head_bias, head_layout, head_state, head_vector, with_parameters
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_head_state_rejects_other_shapes_and_types(network, wrong):
 
 
 def test_with_parameters_returns_a_frozen_copy(network):
-    layout, head = head_layout(network, 2), exit_head(network, 2)
+    layout, head = head_layout(network, 2), network.head(2)
     before = head.linear.weight.detach().clone()
     vector = np.arange(90, dtype=np.float32)
     other = with_parameters(head, vector, layout)

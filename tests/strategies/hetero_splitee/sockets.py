@@ -49,6 +49,16 @@ def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
         time.sleep(0.005)
 
 
+def accepted(inbox: Inbox) -> dict[int, int]:
+    """Return the number of batches that have arrived, by client."""
+    return {client: queue.accepted for client, queue in inbox.queues.items()}
+
+
+def late(inbox: Inbox) -> list[int]:
+    """Return the clients that are skipped."""
+    return [client for client, queue in inbox.queues.items() if queue.late]
+
+
 class Bench:
     """A service, its server, and a round with an inbox."""
 

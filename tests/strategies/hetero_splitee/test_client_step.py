@@ -27,7 +27,7 @@ def joined(network, cut) -> tuple[EarlyExitNetwork, torch.optim.SGD]:
     """Return the network with its last exit alone, and an optimiser to train it end to end."""
     units = {int(index): copy.deepcopy(unit) for index, unit in network.units.items()}
     whole = EarlyExitNetwork(
-        units, {network.end: copy.deepcopy(network._head(network.end))}, network.architecture
+        units, {network.end: copy.deepcopy(network.head(network.end))}, network.architecture
     ).train()
     return whole, torch.optim.SGD(whole.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
 

@@ -16,7 +16,7 @@ from strategies.hetero_splitee.client import ADDRESS
 from strategies.hetero_splitee.stream import FeatureStream, Origin, StreamError
 from tests.strategies.hetero_splitee.processes import ProcessGrid
 from tests.strategies.hetero_splitee.runs import GRID, NODES, SPLIT, everything, made_tokens, same, told
-from tests.strategies.hetero_splitee.sockets import BreakingProxy, until
+from tests.strategies.hetero_splitee.sockets import BreakingProxy, accepted, until
 
 KILLED = 2
 AT_HOME = [{"client-ids": "0,1,3"}, {"client-ids": "4,5"}, {"client-id": KILLED}]
@@ -79,7 +79,7 @@ def after_every_step(strategy, call):
 @modes
 def test_batches_of_a_killed_client_count_once(prepare_run, flower_log, mode):
     run = prepare_run({**SPLIT, **mode, "run.rounds": 3}, AT_HOME, grid=ProcessGrid)
-    accepted, results = {}, {}
+    came, results = {}, {}
     on_round = run.on_round
 
     def remember(strategy, record):
@@ -90,10 +90,10 @@ def test_batches_of_a_killed_client_count_once(prepare_run, flower_log, mode):
 
     def kill():
         inbox = run.strategy.trainer.inbox
-        if inbox.opened.round == 2 and not accepted and inbox.accepted[KILLED] >= 2:
+        if inbox.opened.round == 2 and not came and accepted(inbox)[KILLED] >= 2:
             run.grid.kill()
             until(lambda: inbox.queues[KILLED].late, 60)  # the strategy has learnt of the failure
-            accepted.update(inbox.accepted)
+            came.update(accepted(inbox))
 
     after_every_step(run.strategy, kill)
     try:
@@ -103,7 +103,7 @@ def test_batches_of_a_killed_client_count_once(prepare_run, flower_log, mode):
     assert [list(record.failures) for record in run.records] == [[], [KILLED], []]
     whole, broken, after = (record.terms for record in run.records)
     trained, missing = results[2].batches, results[2].missing
-    assert trained[KILLED] == accepted[KILLED]
+    assert trained[KILLED] == came[KILLED]
     assert missing == {**dict.fromkeys(range(6), 0), KILLED: missing[KILLED]}
     assert missing[KILLED] > 0 < trained[KILLED]
     assert broken["missing"] == missing[KILLED]

@@ -8,7 +8,7 @@ import torch
 from common.rpc.refusals import Refused
 from strategies.hetero_splitee.inbox import Batch, Closed, Inbox, Missing, OpenRound
 from strategies.hetero_splitee.stream import BROKEN
-from tests.strategies.hetero_splitee.sockets import Background, until
+from tests.strategies.hetero_splitee.sockets import Background, accepted, late, until
 
 
 def make(window: int = 2, gradients: bool = False, clients: int = 1) -> Inbox:
@@ -35,7 +35,7 @@ def test_take_returns_batches_in_order_until_the_end():
     queue.end(ticket, 2)
     assert [inbox.take(0, index, 0).index for index in range(2)] == [0, 1]
     assert [inbox.take(0, index, 0) for index in (2, 3, 2)] == [Missing.ENDED] * 3
-    assert (inbox.accepted, inbox.late) == ({0: 2}, [])
+    assert (accepted(inbox), late(inbox)) == ({0: 2}, [])
 
 
 def test_put_drops_repeated_and_refuses_early_batches():
@@ -149,7 +149,7 @@ def test_late_client_is_skipped_for_the_whole_round():
     start = time.monotonic()
     assert inbox.take(0, 2, 60) == Missing.LATE
     assert time.monotonic() - start < 30  # no second wait
-    assert inbox.late == [0]
+    assert late(inbox) == [0]
     for work in (
         lambda: queue.put(ticket, batch(1)),
         lambda: queue.end(ticket, 1),
@@ -169,7 +169,7 @@ def test_abandon_ends_the_wait_and_keeps_arrived_batches():
     inbox.abandon(0)
     inbox.abandon(7)  # not of this round
     taken, missing = waiting.result()
-    assert (taken.index, missing, inbox.late) == (0, Missing.LATE, [0])
+    assert (taken.index, missing, late(inbox)) == (0, Missing.LATE, [0])
     assert refusal(lambda: inbox.queues[0].put(ticket, batch(1))) == grpc.StatusCode.DEADLINE_EXCEEDED
     ticket, _ = inbox.queues[1].attach(0)
     inbox.queues[1].put(ticket, batch(0, 1))

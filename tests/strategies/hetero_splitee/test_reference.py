@@ -108,7 +108,7 @@ def test_split_learning_with_one_client_equals_central_training(run, slim):
     owner = replace(clients(slim)[3], cut=2)
     reference, losses = run(owners={5: owner}, gradient="return")
     units = {int(index): copy.deepcopy(unit) for index, unit in slim.units.items()}
-    central = EarlyExitNetwork(units, {5: copy.deepcopy(slim._head(5))}, slim.architecture).train()
+    central = EarlyExitNetwork(units, {5: copy.deepcopy(slim.head(5))}, slim.architecture).train()
     optimizer = torch.optim.SGD(central.parameters(), lr=0.02, momentum=0.9, weight_decay=1e-4)
     expected = []
     for round_ in (1, 2):

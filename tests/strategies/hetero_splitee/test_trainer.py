@@ -10,7 +10,7 @@ from common.rpc.refusals import Refused
 from strategies.hetero_splitee.inbox import Batch, Inbox, OpenRound
 from strategies.hetero_splitee.learner import StepResult
 from strategies.hetero_splitee.trainer import Trainer
-from tests.strategies.hetero_splitee.sockets import until
+from tests.strategies.hetero_splitee.sockets import late, until
 
 CPU = torch.device("cpu")
 
@@ -98,13 +98,13 @@ def test_late_client_is_waited_for_once(together):
     Sender(inbox, 2).send(3).end()
     take, started = inbox.take, time.monotonic()
     # a second wait for a client would take a minute
-    inbox.take = lambda client, index, seconds: take(client, index, 60.0 if inbox.late else seconds)
+    inbox.take = lambda client, index, seconds: take(client, index, 60.0 if late(inbox) else seconds)
     trained = trainer.start().finish()
     assert 0.3 <= time.monotonic() - started < 30
     assert trained.batches == {0: 3, 1: 2, 2: 3}
     assert trained.missing == {0: 0, 1: 3, 2: 0}
     assert sum(1 in step for step in model.seen) == 2
-    assert inbox.late == [1]
+    assert late(inbox) == [1]
 
 
 def test_batches_of_absent_clients_are_missing():

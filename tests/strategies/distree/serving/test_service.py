@@ -217,7 +217,7 @@ def test_wrong_token_is_refused(tiny: Tiny) -> None:
 
 def test_features_that_are_not_finite_are_refused(tiny: Tiny) -> None:
     student = tiny.student(1)
-    student.network._head(3).register_forward_hook(lambda *values: values[-1] * float("nan"))
+    student.network.head(3).register_forward_hook(lambda *values: values[-1] * float("nan"))
     with serving(service(student)) as address:
         with pytest.raises(grpc.RpcError) as refusal:
             list(replies(address, request(Random((0, 0, 1, 0, 0, 0, 0)))))
