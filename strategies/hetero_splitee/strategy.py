@@ -67,6 +67,13 @@ class HeteroSplitEE(EarlyExitStrategy):
         self.streams = self.config.of(StreamSettings)
         if self.config.network.pretrained and not travels(self.config, ""):
             raise UserError("devices' layers do not travel here, so set splitee.client-sync with network.pretrained")
+        section, period = self.config.clients, self.settings.period
+        if period > 1 and self.settings.sync != "none" and section.per_round < section.count:
+            raise UserError(
+                f"splitee.period is {period}, but clients.per-round is {section.per_round} of {section.count} clients: "
+                "an average of this round's devices would overwrite what others trained since the last one; set "
+                f"splitee.period=1 or clients.per-round={section.count}"
+            )
         store = ClientStore(paths.store_root(self.config.clients.store), f"{self.config.run.name}.server")
         self.server = make_server_model(self.network, self.settings, self.device, store)
         self.devices: dict[int, StateDict] = {}  # cut -> the devices' average, where they are averaged

@@ -208,6 +208,17 @@ def test_no_model_is_averaged_between_periods(split, monkeypatch, mode):
     assert moved == ([True, False, True] if mode is AVERAGING else [True, True, True])
 
 
+@pytest.mark.parametrize("mode", [SEQUENTIAL, AVERAGING], ids=["sequential", "averaging"])
+def test_an_average_that_would_overwrite_other_rounds_is_refused(prepare_run, mode):
+    some = {**SPLIT, **mode, "splitee.client-sync": "same_cut", "clients.per-round": 3}
+    with pytest.raises(
+        UserError, match=r"splitee\.period is 2, but clients\.per-round is 3 of 6 clients: .*per-round=6"
+    ):
+        prepare_run({**some, "splitee.period": 2})
+    for possible in ({}, {"splitee.period": 2, "clients.per-round": 6}):
+        prepare_run({**some, **possible})
+
+
 @pytest.mark.parametrize(("how", "newer"), [("same_cut", []), ("prefix", ["units.0"])], ids=["same_cut", "prefix"])
 def test_device_left_out_of_an_average_keeps_its_layers(prepare_run, how, newer):
     """Cut 4 took part in round 1 alone, round 2 averages cut 1: cut 4 takes over what cut 1 has, and nothing else."""
