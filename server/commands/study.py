@@ -1,6 +1,7 @@
 """`python -m server study`: run methods x settings x seeds, and show means and spreads; it continues where it ended."""
 
 import argparse
+import csv
 import shutil
 import time
 from collections.abc import Sequence
@@ -122,7 +123,8 @@ def _check(study: Study, cells: Sequence[Cell], folder: Path) -> dict[Path, int]
 
 
 def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",")]
+    """Return comma-separated words; one with a comma in it stands in double quotes."""
+    return [word.strip() for row in csv.reader([text], skipinitialspace=True) for word in row]
 
 
 def _seeds(text: str) -> list[int]:

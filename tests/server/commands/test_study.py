@@ -97,6 +97,12 @@ def test_killed_study_gives_the_same_numbers_when_it_is_started_again(study: Pat
     assert numbers[0][0]["means"] == numbers[1][0]["means"]
 
 
+def test_a_variant_with_a_comma_in_its_name_can_be_chosen(study: Path, capfd) -> None:
+    study.write_text(study.read_text() + '\n[variants."a, b"]\nrun.strategy = "nothing"\n')
+    assert main(["study", str(study), "--in-process", "--methods", 'eefl,"a, b"']) == 2
+    assert "run.strategy is 'nothing'" in capfd.readouterr().err
+
+
 def test_study_goes_on_when_a_run_fails(study: Path, tmp_path: Path, capfd) -> None:
     arguments = ["study", "--methods", "eefl,exclusivefl", "--name", "f", "--in-process", "--seeds", "1", "--grid",
                  "clients.mix=1:0:0,0:0:1".replace(":", "/"), "-c", "network.name=lenet", "-c", "data.limit=200",
