@@ -52,13 +52,15 @@ class Roster:
     def discover(self, grid: Grid, order: Order, min_nodes: int, wait: float, deadline: float) -> None:
         """Query nodes that are new; forget nodes that left. Raises `TimeoutError` when too few nodes can take part.
 
+        `min_nodes` must be there the first time; later one is enough, and the round's quorum decides.
         A listed node need not be alive: Flower lists a node for a minute after it died, and a node that was receiving a
         message when its sender was killed does not react for as long. Both count once they answer. A node that was
         silent once, such as one whose app hangs, is waited for no longer than `AGAIN`.
         """
         end, failed = time.monotonic() + wait, set[int]()
+        needed, rule = (1, "a round needs 1") if self.nodes else (min_nodes, f"round.min-nodes asks for {min_nodes}")
         while True:
-            present = self._wait(grid, min_nodes, wait, end)
+            present = self._wait(grid, needed, end, f"nodes after {wait:.0f} s, {rule}")
             self.nodes = {node: report for node, report in self.nodes.items() if node in present}
             self.silent &= set(present)  # one that comes back has been started again
             new = [node for node in present if node not in self.nodes and node not in failed]
@@ -76,10 +78,10 @@ class Roster:
             self._notify(grid, order)
             count = self._taking_part()
             asked = len(self.nodes) + len(failed.intersection(present))
-            if count >= min_nodes or (not count and asked >= min_nodes):  # without any, the round says why
+            if count >= needed or (not count and asked >= needed):  # without any, the round says why
                 break
             if time.monotonic() > end:
-                missing = f"{count} nodes can take part after {wait:.0f} s, round.min-nodes asks for {min_nodes}"
+                missing = f"{count} nodes can take part after {wait:.0f} s, {rule}"
                 raise TimeoutError(missing + self.reasons())
             time.sleep(PAUSE)
         self._describe(grid, order, deadline)
@@ -191,10 +193,10 @@ class Roster:
                 log(INFO, "client %d chose %s %d: %s", report.client, self.word, report.part, report.reason)
 
     @staticmethod
-    def _wait(grid: Grid, min_nodes: int, wait: float, end: float) -> list[int]:
-        while len(nodes := sorted(grid.get_node_ids())) < min_nodes:
+    def _wait(grid: Grid, needed: int, end: float, problem: str) -> list[int]:
+        while len(nodes := sorted(grid.get_node_ids())) < needed:
             if time.monotonic() > end:
-                raise TimeoutError(f"{len(nodes)} nodes after {wait:.0f} s, round.min-nodes asks for {min_nodes}")
+                raise TimeoutError(f"{len(nodes)} {problem}")
             time.sleep(PAUSE)
         return nodes
 

@@ -50,14 +50,17 @@ def fields(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[bool]
 def test_killed_supernode_comes_back_and_trains(fields, keys):
     field = fields(keys)
     before, joined = field.times_printed("device-1", ORDERED), field.times_printed("device-1", JOINED)
-    folder = field.submit(f"killed-{keys}", *RUN, "run.rounds=4")
+    folder = field.submit(f"killed-{keys}", *RUN, "run.rounds=3")
     field.wait_for_round("device-1", 2, before)
     field.flower("device-1").kill()
     field.wait_completed(f"killed-{keys}")
-    rounds = assert_complete(folder, 4)
-    assert [trained(round_) for round_ in rounds] == [2, 1, 2, 2]
+    rounds = assert_complete(folder, 3)
+    assert [trained(round_) for round_ in rounds[:2]] == [2, 1]  # it may be back in the third or not
     assert rounds[1]["failures"].keys() == {"1"}
     assert rounds[1]["failures"]["1"].startswith("its node failed")
+    folder = field.submit(f"back-{keys}", *RUN, "run.rounds=1")  # which waits for both
+    field.wait_completed(f"back-{keys}")
+    assert [trained(round_) for round_ in assert_complete(folder, 1)] == [2]
     assert field.times_printed("device-1", JOINED) == joined + 1
 
 

@@ -185,6 +185,32 @@ def test_too_few_nodes_are_reported():
         discovered([NodeReport(0, True)], min_nodes=2)
 
 
+def test_later_rounds_go_on_with_the_nodes_that_are_left():
+    people, grid = discovered([NodeReport(c, False, (report(c),)) for c in range(3)], min_nodes=3)
+    for node in list(grid.contexts)[:2]:
+        del grid.contexts[node]
+    people.discover(grid, Order("r", "{}"), 3, wait=0.0, deadline=5.0)
+    assert [c.client for c in people.available()] == [2]
+    grid.contexts.clear()
+    with pytest.raises(TimeoutError, match="0 nodes after 0 s, a round needs 1"):
+        people.discover(grid, Order("r", "{}"), 3, wait=0.0, deadline=5.0)
+
+
+def test_run_goes_on_while_the_quorum_answers(prepare_run):
+    changes = {"clients.per-node": 1, "round.min-nodes": 6, "round.quorum": 0.5, "round.wait": 0.0}
+    run = prepare_run(changes, [{"partition-id": p} for p in range(6)])
+    on_round = run.on_round
+
+    def leave(strategy, record):
+        on_round(strategy, record)
+        if record.round == 1:
+            run.grid.contexts.pop(next(iter(run.grid.contexts)))
+
+    run.on_round = leave
+    run.strategy.start(run.grid)
+    assert [sum(record.clients.values()) for record in run.records] == [6, 5]
+
+
 class Deaf(Answering):
     """A grid whose first node does not answer the first query."""
 
