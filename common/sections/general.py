@@ -120,7 +120,7 @@ class TrainSection(Settings):
     """samples per batch"""
     lr: float = Field(0.05, ge=0)
     """learning rate of the first round (SGD)"""
-    lr_decay: float = Field(0.99, ge=0)
+    lr_decay: float = Field(0.99, gt=0)
     """factor on the learning rate per round"""
     momentum: float = Field(0.9, ge=0)
     """momentum of SGD"""

@@ -266,8 +266,8 @@ class EarlyExitStrategy(ServerMethod, Strategy):
         return self.network
 
     def lr(self, round_: int) -> float:
-        """Return the clients' learning rate, lr * decay^(round - 1)."""
-        return self.config.train.lr * self.config.train.lr_decay ** (round_ - 1)
+        """Return the clients' learning rate, lr * decay^(round - 1); a query before the first round has round 0."""
+        return self.config.train.lr * self.config.train.lr_decay ** max(0, round_ - 1)
 
     def checkpoint(self) -> tuple[StateDict, StateDict, dict[str, Any]]:
         """Return all that a resumed run needs: the global model, the method's own tensors, and plain values."""

@@ -87,6 +87,7 @@ def test_a_whole_number_does_for_a_float_but_not_the_other_way_round():
         ("network.tiers", "3,1", "network.tiers is 3,1: give rising exit counts from 1 that end with 4, all exits"),
         ("network.name", "resnet50", "one of convnet, deit_tiny, lenet, resnet18, .*; do you mean resnet18?"),
         ("toy.mode", "c", "must be one of a, b"),
+        ("train.lr-decay", 0, "train.lr-decay is 0, must be above 0"),
         ("train.lr", float("nan"), "train.lr is nan, must be a finite number, at least 0"),
         ("train.batch-size", 1, "train.batch-size is 1, must be at least 2"),
         ("round.quorum", 1.5, "round.quorum is 1.5, must be at least 0 and at most 1"),

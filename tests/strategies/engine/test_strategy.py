@@ -345,7 +345,7 @@ def test_start_takes_arrays_and_function_and_returns_result(prepare_run):
 
 def test_learning_rate_decays_per_round(prepare_run):
     strategy = prepare_run({"train.lr": 0.1, "train.lr-decay": 0.5}).strategy
-    assert [strategy.lr(round_) for round_ in (1, 2, 3)] == pytest.approx([0.1, 0.05, 0.025])
+    assert [strategy.lr(round_) for round_ in (0, 1, 2, 3)] == pytest.approx([0.1, 0.1, 0.05, 0.025])
 
 
 def test_node_gets_arrays_of_deepest_client_once(prepare_run):
