@@ -86,7 +86,7 @@ class ClientsSection(Settings):
     autocast: bool = False
     """clients compute in bf16"""
     store: str = ""
-    """folder for what clients keep; empty: .cache/clients, beside the folder of runs"""
+    """folder for what clients keep; empty: .cache/clients in the run.root of a simulation, else beside Flower's home"""
     state: Literal["node", "shared", "server"] = "node"
     """where what clients keep counts: on its node, in a shared store, or with the server"""
 

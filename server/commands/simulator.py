@@ -16,6 +16,8 @@ from server.commands.launch import Outcome
 from server.commands.ray_head import ray_head
 from server.commands.simulate import simulate
 
+STORE = Path(".cache", "clients")  # in `run.root`; no run has a name with a leading dot
+
 
 @dataclass(frozen=True)
 class Simulator:
@@ -32,7 +34,13 @@ class Simulator:
         return self.env is None or self.env["RAY_ADDRESS"] == LOCAL
 
     def run(self, overrides: Mapping[str, Any], root: Path, *, show: bool = True) -> Outcome:
-        """Run a simulation and wait for its end; arguments as `simulate` takes them."""
+        """Run a simulation and wait for its end; arguments as `simulate` takes them.
+
+        On this machine a new run below a `run.root` of its own keeps its clients' states there, too: they are stored by
+        the run's name, which a run below another root may have.
+        """
+        if self.here and overrides.get("run.root"):
+            overrides = {"clients.store": str(Path(str(overrides["run.root"])) / STORE)} | dict(overrides)
         if self.env is not None:
             return simulate(overrides, root, self.env, ray=self.ray, workers=self.workers, share=self.share, show=show)
         from server.commands.in_process import simulate_here  # imports torch

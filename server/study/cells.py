@@ -21,8 +21,6 @@ from server.study.plan import Cell
 
 LOOK = 0.5  # seconds between two looks at the running cells
 LOGS = "logs"  # folder of the cells' logs, beside their run folders
-STORE = "clients.store"
-CLIENTS = "clients"  # folder of what the cells' clients keep, likewise
 ENDED_BY_PARENT = 1  # Linux's PR_SET_PDEATHSIG
 
 _Key: TypeAlias = tuple[Any, ...]  # of a cell: variant, point, seed
@@ -45,7 +43,7 @@ def check_kept(cell: Cell, wanted: Mapping[str, Any]) -> None:
     if not (cell.folder / "config.toml").is_file():
         return
     stored = read_config({}).flat() | read_stored(cell.folder)
-    for key in sorted(wanted.keys() - {"run.commit", "run.root", "run.resume", STORE}):
+    for key in sorted(wanted.keys() - {"run.commit", "run.root", "run.resume", "clients.store"}):
         if stored[key] != wanted[key]:
             raise UserError(
                 f"{cell.folder} holds a run with {key} = {stored[key]!r}, but this study has {wanted[key]!r}: give "
@@ -125,8 +123,6 @@ def _tie(parent: int) -> None:
 def _run(values: dict[str, Any], folder: Path, simulator: Simulator) -> Outcome:
     """Run one cell in this process; what it prints goes to its log."""
     log = log_file(folder)
-    if simulator.here:  # states are stored by the run's name, which another study's cell may have, too
-        values = {STORE: str(folder.parent / CLIENTS)} | values
     overrides = {"run.resume": str(folder)} if (folder / "config.toml").is_file() else values
     try:
         log.parent.mkdir(parents=True, exist_ok=True)

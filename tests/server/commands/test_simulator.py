@@ -52,6 +52,21 @@ def test_runs_one_after_another_share_a_ray(heads, words, at_once, workers, head
     assert heads == [workers if head else 0]
 
 
+@pytest.mark.parametrize(
+    ("own", "address", "store"),
+    [
+        ({"run.root": "/runs"}, cluster.LOCAL, "/runs/.cache/clients"), ({}, cluster.LOCAL, None),
+        ({"run.root": "/runs", "clients.store": "/kept"}, cluster.LOCAL, "/kept"),
+        ({"run.root": "/runs"}, "10.0.0.1:6379", None), ({"run.resume": "/runs/test"}, cluster.LOCAL, None),
+    ],
+)  # fmt: skip
+def test_clients_keep_their_states_below_the_runs_own_root(monkeypatch, own, address, store):
+    stores = []
+    monkeypatch.setattr(simulator, "simulate", lambda values, *_, **__: stores.append(values.get("clients.store")))
+    simulator.Simulator({"RAY_ADDRESS": address}).run(own, Path("/home/runs"))
+    assert stores == [store]
+
+
 def test_run_in_this_process_has_no_workers(heads):
     with simulator.simulator(options("--in-process")) as made:
         assert made.env is None

@@ -121,7 +121,7 @@ def test_compare_is_a_study_of_one_seed(study: Path, tmp_path: Path, capfd) -> N
     small = ["-c", "network.name=lenet", "-c", "data.limit=200", "-c", "run.rounds=1", "-c", "run.seed=5"]
     assert main(["compare", "--methods", "eefl,median", "--in-process", *small]) == 0
     (folder,) = (tmp_path / "runs").iterdir()
-    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"eefl-s5", "median-s5", "logs", "clients"}
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"eefl-s5", "median-s5", "logs", ".cache"}
     shown = capfd.readouterr().out
     assert "points over eefl" in shown
     assert "caution" not in shown

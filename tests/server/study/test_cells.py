@@ -4,7 +4,6 @@ import os
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,12 @@ from server.study.cells import check_kept, finished, log_file, run_cells
 from server.study.plan import Study, named_variants
 
 
-@dataclass(frozen=True)
 class Fake:
     """Stands in for a simulator: each method's end is its own."""
-
-    here: bool = True
 
     def run(self, overrides: Mapping[str, Any], root: Path, *, show: bool) -> Outcome:
         folder, method = root / overrides["run.name"], overrides["run.strategy"]
         print(f"{method} was here")
-        if method == "storing":
-            print(overrides.get("clients.store"))
         if method == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if method == "meanwhile":
@@ -39,9 +33,9 @@ class Fake:
         return Outcome(folder, f"finished:{done}", "")
 
 
-def ends(folder: Path, variants: dict[str, dict[str, Any]], parallel: int = 2, here: bool = True) -> dict[str, Outcome]:
+def ends(folder: Path, variants: dict[str, dict[str, Any]], parallel: int = 2) -> dict[str, Outcome]:
     cells = Study("s", named_variants(list(variants), variants)).cells(folder)
-    return {cell.variant: outcome for cell, outcome in run_cells(cells, parallel, Fake(here), lambda running: None)}
+    return {cell.variant: outcome for cell, outcome in run_cells(cells, parallel, Fake(), lambda running: None)}
 
 
 def test_cells_run_whatever_happens_to_others(tmp_path: Path) -> None:
@@ -51,17 +45,6 @@ def test_cells_run_whatever_happens_to_others(tmp_path: Path) -> None:
     }  # fmt: skip
     assert found["refused"].details == "refused for a reason"
     assert log_file(tmp_path / "a-s1").read_text() == "a was here\n"
-
-
-@pytest.mark.parametrize(
-    ("own", "here", "store"),
-    [({}, True, "{study}/clients"), ({"clients.store": "/kept"}, True, "/kept"), ({}, False, "None")],
-)
-def test_clients_of_a_study_keep_their_states_in_its_folder(
-    tmp_path: Path, own: dict[str, Any], here: bool, store: str
-) -> None:
-    ends(tmp_path, {"storing": own}, here=here)
-    assert log_file(tmp_path / "storing-s1").read_text().splitlines()[1] == store.format(study=tmp_path)
 
 
 def test_log_on_a_full_disk_fails_its_cell_alone(tmp_path: Path) -> None:
