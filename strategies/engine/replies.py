@@ -9,6 +9,7 @@ import numpy as np
 from flwr.app import Message
 from flwr.supercore import log
 
+from common.errors import UserError
 from common.messages import protocol
 from strategies.client_evaluation import SCORE_BYTES, check, summarise
 from strategies.engine.aggregation import RoundCollector
@@ -38,7 +39,10 @@ def collect(
     usage: Usage,
     states: States,
 ) -> RoundUpdate:
-    """Fold each reply as it arrives; a reply that is unfit is its clients' failure and ends nothing else."""
+    """Fold each reply as it arrives; a reply that is unfit is its clients' failure and ends nothing else.
+
+    Raises `UserError` when the server cannot store what clients keep.
+    """
     for message in replies:
         usage.count("up", message)
         if late.take(message, collector, round_):
@@ -54,6 +58,10 @@ def collect(
                 states.take(reply, clients, round_, strategy.committed)
                 roster.update(report for report in reply.reports if report.client in clients)
                 collector.add(reply, clients)
+        except OSError as error:  # of the server's own disk, such as StorageError, which is a ValueError too
+            raise UserError(
+                f"round {round_} cannot be kept: {error}; make room, then continue with run.resume"
+            ) from error
         except (ValueError, TypeError, KeyError) as error:
             for client in clients:
                 collector.reject(client, str(error))

@@ -11,6 +11,7 @@ from common.config import replace
 from common.errors import UserError
 from common.flower.local_grid import LocalGrid
 from common.storage.client_store import TOKEN
+from common.storage.files import StorageError
 from strategies.engine.rounds import QuorumError
 
 # six of twelve: some clients are on the other machine in rounds 3 and 4
@@ -78,6 +79,16 @@ def test_device_with_other_sources_is_left_out(prepare_run, monkeypatch, flower_
     with pytest.raises(QuorumError, match="no client can take part"):
         run.strategy.start(LocalGrid(app, [{"client-id": 0}]))
     assert any("is left out: machine" in line for line in flower_log)
+
+
+def test_full_disk_of_the_server_ends_the_run(prepare_run, monkeypatch):
+    def full(*_: object) -> None:
+        raise StorageError("round-000001.safetensors cannot be written into clients: No space left on device")
+
+    run = prepare_run({**RUN, "clients.state": "server"})
+    monkeypatch.setattr(run.strategy.states.store, "write", full)
+    with pytest.raises(UserError, match=r"round 1 cannot be kept: .*No space left .*; make room, then continue with"):
+        run.strategy.start(run.grid)
 
 
 def test_states_that_travel_refuse_late_answers(prepare_run):
