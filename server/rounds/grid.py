@@ -25,6 +25,7 @@ from server.rounds.service import RoundsService
 
 LOOK = 1.0  # seconds between two looks at nodes whose stream is broken
 PATIENCE = 90.0  # seconds without a stream after which the node's replies are given up; Flower itself takes 60
+NODES = 500  # that can open a stream, whatever the configuration says
 SHARE = 0.25  # of the free memory, for replies that have come and were not taken yet
 PROBE = 60.0  # seconds for which Flower keeps the message that makes a node open its stream again
 
@@ -143,5 +144,8 @@ def _deployed(grid: Grid) -> bool:
 
 
 def _calls(config: RunConfig) -> int:
-    """Return how many streams may be open: two per node, since one may be broken."""
-    return 2 * max(config.clients.count, config.round.min_nodes) + 16
+    """Return how many streams may be open: two per node, since one may be broken.
+
+    Real devices count themselves, so clients.count may be far too low; a call has a thread only once it is made.
+    """
+    return 2 * max(config.clients.count, config.round.min_nodes, NODES) + 16

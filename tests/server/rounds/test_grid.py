@@ -128,6 +128,14 @@ def test_only_the_first_message_goes_by_flower(tls):
     wait_until(lambda: not any(w.streams.busy() for w in nodes.workers.values()), 10, "a stream outlives the run")
 
 
+def test_more_devices_than_the_run_expects_have_streams():
+    nodes = Nodes(20)
+    with serving(nodes, read_config({"run.strategy": "eefl", "clients.count": 1, "clients.per-round": 1})) as grid:
+        list(exchange(grid, [message(node, 0) for node in nodes.contexts], 10))
+        wait_until(lambda: all(map(grid.service.connected, nodes.contexts)), 30, "a stream was refused")
+        assert sum(thread.name.startswith("rpc") for thread in threading.enumerate()) < 50  # only those in use
+
+
 def test_same_bits_as_by_flowers_messages():
     flat = {
         "run.strategy": "darkdistill", "run.rounds": 2, "run.name": "same", "clients.count": 2, "clients.per-round": 2,
