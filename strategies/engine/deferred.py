@@ -38,7 +38,7 @@ class Deferred(Latecomers):
         *,
         averages: bool,
         pack: Callable[[int, list[ClientReport], StateDict], tuple[list[Message], Hosted]],
-        patience: float,
+        patience: Callable[[], float],
     ) -> None:
         """Raises what `Latecomers` does.
 
@@ -48,7 +48,7 @@ class Deferred(Latecomers):
             part: of a client.
             averages: as `Latecomers` has it.
             pack: round, clients that were asked in it and its model -> their messages, and who hosts them.
-            patience: real seconds that these messages may take.
+            patience: returns the real seconds that these messages may take.
         """
         super().__init__(staleness, layouts, part, averages=averages)
         self.pack, self.patience = pack, patience
@@ -85,7 +85,7 @@ class Deferred(Latecomers):
         """Let the clients that are done train, and yield their nodes' answers."""
         for asked, works in sorted(self.due.items()):
             messages, self._hosted[asked] = self.pack(asked, [work.report for work in works], self.models[asked])
-            for reply in exchange(grid, messages, self.patience):
+            for reply in exchange(grid, messages, self.patience()):
                 self._round_of[reply.metadata.reply_to_message_id] = asked
                 yield reply
 

@@ -62,6 +62,7 @@ class EarlyExitStrategy(ServerMethod, Strategy):
         self.states = States(config)
         self.dispatcher = Dispatcher(self, self.roster, self.states)
         self.late, self.clock = self._clock(averages=averages)
+        self.patience = config.patience  # real seconds that a client may take, in this start
         self.callbacks: list[Watcher[EarlyExitStrategy]] = []
         self.asked: dict[int, ClientReport] = {}
         self.committed: dict[int, int] = {}
@@ -102,13 +103,15 @@ class EarlyExitStrategy(ServerMethod, Strategy):
     ) -> Result:
         """Run the rounds after `self.round` up to `num_rounds` (default: `run.rounds`), as Flower's `start` does.
 
-        `timeout` is the clients' in real seconds (default: `RunConfig.patience`); the two configurations are not
-        used, the run's own has all keys. Raises `QuorumError` when too few clients answered; Flower then ends the run
-        as failed.
+        `timeout` is what clients may take for each message, in real seconds (default: `RunConfig.patience`); the two
+        configurations are not used, the run's own has all keys. Raises `QuorumError` when too few clients answered;
+        Flower then ends the run as failed.
         """
         if initial_arrays is not None and len(initial_arrays):
             self.model |= initial_arrays.to_torch_state_dict()
-        self.rounds, failure, result = num_rounds or self.config.run.rounds, "", Result()
+        self.rounds = self.config.run.rounds if num_rounds is None else num_rounds
+        self.patience = self.config.patience if timeout is None else timeout
+        failure, result = "", Result()
         with self.serving():
             self.summary()
             try:
@@ -116,7 +119,7 @@ class EarlyExitStrategy(ServerMethod, Strategy):
                     callback.on_start(self)
                 for round_ in range(self.round + 1, self.rounds + 1):
                     with logs.context(round=round_, everywhere=True):
-                        record = self._run_round(grid, round_, timeout or self.config.patience)
+                        record = self._run_round(grid, round_)
                         self._add(record, result, evaluate_fn)
                         for callback in self.callbacks:
                             callback.on_round(self, record)
@@ -149,14 +152,14 @@ class EarlyExitStrategy(ServerMethod, Strategy):
         if evaluate_fn is not None and (metrics := evaluate_fn(record.round, self.arrays())) is not None:
             result.evaluate_metrics_serverapp[record.round] = metrics
 
-    def _run_round(self, grid: Grid, round_: int, deadline: float) -> Record:
+    def _run_round(self, grid: Grid, round_: int) -> Record:
         self.usage = Usage()
         messages = self.configure_train(round_, None, None, grid)
         hosted, unanswered = self.dispatcher.hosted, dict[str, Message]()
-        replies = exchange(grid, messages, deadline, unanswered)
+        replies = exchange(grid, messages, self.patience, unanswered)
         self.aggregate_train(round_, chain(self.clock.watch(replies), self.late.pull(grid)))
         owing = {i: [self.asked[c] for c in hosted[m.metadata.dst_node_id]] for i, m in unanswered.items()}
-        self.late.expect(round_, self._bits(), deadline, owing)
+        self.late.expect(round_, self._bits(), self.patience, owing)
         accuracy: Mapping[str, Any] = {}
         every = self.config.server.evaluate_every
         if self.evaluator and every and (round_ % every == 0 or round_ == self.rounds):
@@ -165,7 +168,7 @@ class EarlyExitStrategy(ServerMethod, Strategy):
         self._client_accuracy = {}
         if questions := self.configure_evaluate(round_, None, None, grid):
             with self.usage.phase("client evaluation"):
-                self.aggregate_evaluate(round_, exchange(grid, questions, deadline))
+                self.aggregate_evaluate(round_, exchange(grid, questions, self.patience))
         self.round, update = round_, self._update
         return Record(
             round=round_, rounds=self.rounds, accuracy=accuracy, terms=self._terms,
@@ -298,7 +301,7 @@ class EarlyExitStrategy(ServerMethod, Strategy):
         section = self.config.round
         with self.usage.phase("discover"):
             order = replace(self._order(0), profiles={name: p.known() for name, p in self.profiles.items()})
-            self.roster.discover(grid, order, section.min_nodes, section.wait, self.config.patience)
+            self.roster.discover(grid, order, section.min_nodes, section.wait, self.patience)
 
     def _clock(self, *, averages: bool) -> tuple[Latecomers, Clock]:
         """Return what keeps late answers, and the clock by which they are late."""
@@ -307,7 +310,7 @@ class EarlyExitStrategy(ServerMethod, Strategy):
             late = Latecomers(staleness, self.uploads, self.part, averages=averages)
             return late, Clock(lambda: self.dispatcher.hosted)
         deferred = Deferred(
-            staleness, self.uploads, self.part, averages=averages, pack=self._deferred, patience=self.config.patience
+            staleness, self.uploads, self.part, averages=averages, pack=self._deferred, patience=lambda: self.patience
         )
         return deferred, SimulatedClock(self, deferred)
 
@@ -321,7 +324,7 @@ class EarlyExitStrategy(ServerMethod, Strategy):
     def _messages(
         self, order: Order, clients: list[ClientReport], kind: str, model: StateDict | None = None
     ) -> list[Message]:
-        messages = self.dispatcher.messages(order, clients, kind, self.config.patience * self.late.lives, model)
+        messages = self.dispatcher.messages(order, clients, kind, self.patience * self.late.lives, model)
         for message in messages:
             self.usage.count("down", message)
         return messages
@@ -342,7 +345,7 @@ class EarlyExitStrategy(ServerMethod, Strategy):
             }
             order = replace(order, round_values={**order.round_values, **facts})
             messages = self._messages(order, self.roster.available(), protocol.DELIVER)
-            for reply in exchange(grid, messages, self.config.patience):
+            for reply in exchange(grid, messages, self.patience):
                 for problem in problems(reply):
                     log(WARNING, "node %d did not store a model: %s", reply.metadata.src_node_id, problem)
 

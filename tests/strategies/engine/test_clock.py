@@ -20,6 +20,7 @@ from common.profiles import Profile
 from common.storage.files import read_tensors, write_tensors
 from strategies.engine import clock as clock_module
 from strategies.engine.clock import Clock
+from strategies.engine.messaging import exchange
 from strategies.engine.rounds import QuorumError
 from strategies.method import RoundUpdate
 from strategies.node.local_training import LocalTraining
@@ -150,6 +151,27 @@ def test_quorum_counts_clients_in_simulated_time(prepare_run, simulated, monkeyp
     run = prepare_run(simulated(**{"round.deadline": 0.5, "run.name": "all"}))
     with pytest.raises(QuorumError, match="0 of 6 clients answered"):
         run.strategy.start(run.grid)
+
+
+def test_timeout_of_a_start_holds_for_all_its_messages(prepare_run, simulated, monkeypatch):
+    waited, lived = list[float](), set[float]()
+
+    def watched(grid, messages, deadline, *rest):
+        waited.extend([deadline] * bool(messages))
+        lived.update(message.metadata.ttl for message in messages)
+        return exchange(grid, messages, deadline, *rest)
+
+    for module in ("strategy", "roster", "deferred"):
+        monkeypatch.setattr(f"strategies.engine.{module}.exchange", watched)
+    late = {"round.deadline": 2.0, "round.staleness": 0.5, "server.clients-evaluate-every": 1}
+    run = prepare_run(simulated(**late), NODES)
+    run.strategy.start(run.grid, timeout=7200.0)
+    assert run.records[1].late
+    assert len(waited) == 7  # discovery, two rounds with their evaluations, the late answers, delivery
+    assert set(waited) == lived == {7200.0}
+    run.strategy.start(run.grid, num_rounds=0)
+    assert [record.round for record in run.records] == [1, 2]
+    assert waited[7:] == [run.strategy.config.patience]  # the models are delivered again
 
 
 @pytest.mark.parametrize(("slow", "comes"), [(3.0, 2), (3.5, 3), (4.0, 3)])
