@@ -1,5 +1,6 @@
 """Experiment trackers: each is a callback that hands a run's numbers to a tool that researchers know."""
 
+import hashlib
 from collections.abc import Sequence
 from importlib import import_module
 from logging import WARNING
@@ -30,6 +31,11 @@ def make_trackers(names: Sequence[str], folder: Path) -> list[Callback]:
         module, kind = KNOWN[name]
         trackers.append(Tolerated(name, getattr(import_module(module), kind)(folder)))
     return trackers
+
+
+def identity(folder: Path) -> str:
+    """Return the same short id for a run's folder at each start; names of runs may repeat in other folders."""
+    return hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]
 
 
 class Tolerated(Callback):

@@ -13,6 +13,7 @@ from flwr.supercore import log
 
 from common.errors import UserError
 from strategies.callbacks.base import Callback
+from strategies.callbacks.trackers import identity
 from strategies.callbacks.trackers.scalars import scalars
 from strategies.engine.rounds import Record
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from strategies.engine.strategy import EarlyExitStrategy
 
 EXPERIMENT = "EarlyBloom"
-OWN = "earlybloom.folder"  # tag by which a resumed run finds itself
+OWN = "earlybloom.id"  # tag by which a resumed run finds itself
+FOLDER = "earlybloom.folder"  # tag by which runs of older versions do
 REPORT = "report.html"
 
 
@@ -47,20 +49,17 @@ class MLflow(Callback):
             ) from error
 
     def on_start(self, strategy: "EarlyExitStrategy") -> None:
-        """Open the run; a resumed one goes on in its own."""
-        from mlflow.entities import Param
+        """Open the run; a resumed one goes on in its own. Raises `UserError` where MLflow refuses it."""
+        from mlflow.exceptions import MlflowException
 
-        name = strategy.config.run.name
-        mine = f"tags.`{OWN}` = '{self.folder}'"
-        found = self._client.search_runs([self._experiment], mine, max_results=1) if strategy.round else []
-        if found:
-            self._run = found[0].info.run_id
-            self._client.update_run(self._run, status="RUNNING")
-            return
-        tags = {OWN: str(self.folder), "earlybloom.commit": strategy.config.run.commit}
-        self._run = self._client.create_run(self._experiment, run_name=name, tags=tags).info.run_id
-        params = [Param(key, str(value)) for key, value in strategy.config.flat().items()]
-        self._client.log_batch(self._run, params=params)
+        try:
+            self._run = self._earlier() if strategy.round else ""
+            if self._run:
+                self._client.update_run(self._run, status="RUNNING")
+            else:
+                self._create(strategy)
+        except MlflowException as error:
+            raise UserError(f"run.trackers has mlflow, which refuses the run: {error.message}") from error
 
     def on_round(self, strategy: "EarlyExitStrategy", record: Record) -> None:
         """Log the round's numbers; those of a round that a resumed run repeats are the same."""
@@ -79,6 +78,25 @@ class MLflow(Callback):
             self._client.log_artifact(self._run, str(report))
         self._client.set_terminated(self._run, "FAILED" if failure else "FINISHED")
         self._run = ""
+
+    def _create(self, strategy: "EarlyExitStrategy") -> None:
+        from mlflow.entities import Param
+
+        config = strategy.config
+        tags = {OWN: identity(self.folder), FOLDER: str(self.folder), "earlybloom.commit": config.run.commit}
+        self._run = self._client.create_run(self._experiment, run_name=config.run.name, tags=tags).info.run_id
+        params = [Param(key, str(value)) for key, value in config.flat().items()]
+        self._client.log_batch(self._run, params=params)
+
+    def _earlier(self) -> str:
+        """Return the id of the run that is resumed; "" if there is none."""
+        mine = {OWN: identity(self.folder), FOLDER: str(self.folder)}
+        for tag, value in mine.items():
+            if "'" in value:  # which a search cannot have; older versions failed there
+                continue
+            if found := self._client.search_runs([self._experiment], f"tags.`{tag}` = '{value}'", max_results=1):
+                return str(found[0].info.run_id)
+        return ""
 
 
 def _experiment(client: "MlflowClient", root: Path) -> str:

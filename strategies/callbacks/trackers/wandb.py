@@ -4,13 +4,13 @@ Without `WANDB_MODE` nothing leaves this machine: the run is written to `wandb/`
 it later. `WANDB_MODE=online` uploads at once; `WANDB_PROJECT` and the other variables of W&B hold too.
 """
 
-import hashlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import UserError
 from strategies.callbacks.base import Callback
+from strategies.callbacks.trackers import identity
 from strategies.callbacks.trackers.scalars import scalars
 from strategies.engine.rounds import Record
 
@@ -36,14 +36,13 @@ class WandB(Callback):
         """Open the run; a resumed one goes on under its id. Raises `UserError` where W&B refuses it."""
         import wandb
 
-        # one id per run folder: names of runs may repeat in other folders, and an id has no room for a path
-        identity = hashlib.sha256(str(self.folder.absolute()).encode()).hexdigest()[:16]
         quiet = wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True, x_disable_stats=True)
         try:
             self._run = wandb.init(
-                project=os.environ.get("WANDB_PROJECT", PROJECT), name=strategy.config.run.name, id=identity,
-                dir=self.folder, config=strategy.config.flat(), resume="allow", settings=quiet,
-                mode=None if os.environ.get("WANDB_MODE") else "offline", reinit="create_new",
+                project=os.environ.get("WANDB_PROJECT", PROJECT), name=strategy.config.run.name,
+                id=identity(self.folder), dir=self.folder, config=strategy.config.flat(),
+                resume="allow", settings=quiet, mode=None if os.environ.get("WANDB_MODE") else "offline",
+                reinit="create_new",
             )  # fmt: skip
         except wandb.errors.Error as error:
             raise UserError(f"run.trackers has wandb, which refuses the run: {error}") from error

@@ -18,8 +18,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pytest.importorskip("mlflow")
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(name, raising=False)
-    (tmp_path / "run").mkdir()
-    return tmp_path / "run"
+    run = tmp_path / "someone's" / "run"
+    run.mkdir(parents=True)
+    return run
 
 
 def test_run_has_parameters_numbers_and_report(folder: Path, strategy: Any) -> None:
@@ -50,6 +51,22 @@ def test_run_has_parameters_numbers_and_report(folder: Path, strategy: Any) -> N
     assert {point.step: point.value for point in history} == pytest.approx({1: 0.15, 2: 0.3, 3: 0.45})
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["report.html"]
     assert (folder.parent / "mlflow-files").is_dir()
+
+
+def test_run_of_an_older_version_goes_on_in_its_own(tmp_path: Path, folder: Path, strategy: Any) -> None:
+    strategy.config, strategy.round = read_config({"run.name": "mine", "run.strategy": "eefl"}), 1
+    tracker = MLflow(tmp_path)
+    older = tracker._client.create_run(tracker._experiment, tags={"earlybloom.folder": str(tmp_path)})
+    tracker.on_start(strategy)
+    assert tracker._run == older.info.run_id
+
+
+def test_run_that_mlflow_refuses_ends_in_a_sentence(folder: Path, strategy: Any) -> None:
+    strategy.config = read_config({"run.name": "mine", "run.strategy": "eefl"})
+    tracker = MLflow(folder)
+    tracker._experiment = "99"
+    with pytest.raises(UserError, match=r"run\.trackers has mlflow, which refuses the run: .*99"):
+        tracker.on_start(strategy)
 
 
 def test_store_that_cannot_be_used_is_refused_before_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
