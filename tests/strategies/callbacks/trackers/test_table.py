@@ -1,6 +1,7 @@
 """The tracker that writes CSV."""
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,21 @@ def test_resumed_run_keeps_earlier_rows_and_replaces_repeated_ones(tmp_path: Pat
     resumed.on_round(strategy, client_record(2))
     assert [row["round"] for row in rows(tmp_path)] == ["1", "2"]
     assert rows(tmp_path)[1]["client-accuracy/tuned"] != ""
+
+
+def test_resumed_run_has_the_round_that_a_kill_kept_out_of_the_table(
+    make_run: Callable[..., Path], strategy: Any
+) -> None:
+    folder = make_run(records=[record(1), client_record(2), record(3)])
+    Table(folder).on_round(strategy, record(1))
+    strategy.round = 2
+    resumed = Table(folder)
+    resumed.on_start(strategy)
+    resumed.on_round(strategy, record(3))
+    whole = Table(folder.parent)
+    for finished in (record(1), client_record(2), record(3)):
+        whole.on_round(strategy, finished)
+    assert rows(folder) == rows(folder.parent)
 
 
 def test_new_run_does_not_take_over_an_old_file(tmp_path: Path, strategy: Any) -> None:
