@@ -76,11 +76,13 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line to a text file, or nothing at all; raises `StorageError`."""
+    """Append a line to a text file durably, or nothing at all; raises `StorageError`."""
     size = path.stat().st_size if path.exists() else 0
     try:
         with path.open("a") as file:
             file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         with contextlib.suppress(OSError):
             os.truncate(path, size)  # a later line must not be appended to half a line

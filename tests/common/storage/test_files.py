@@ -98,6 +98,14 @@ def test_file_without_values_has_none(tmp_path):
     assert read_tensors(tmp_path / "s")[1] == {}
 
 
+def test_appended_line_is_on_the_disk_when_it_counts(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(storage.os, "fsync", lambda _: synced.append((tmp_path / "lines").read_text()))
+    for line in ("first", "second"):
+        append_line(tmp_path / "lines", line)
+    assert synced == ["first\n", "first\nsecond\n"]
+
+
 def test_line_is_appended_whole_or_not_at_all(tmp_path):
     path = tmp_path / "lines"
     append_line(path, "first")
