@@ -84,12 +84,21 @@ class RunFolder(Callback):
             )
 
     def restore(self, strategy: EarlyExitStrategy) -> None:
-        """Put a strategy back to the last complete round; without any it starts at the first."""
+        """Put a strategy back to the last complete round; without any it starts at the first.
+
+        Raises `UserError` when that round's checkpoint cannot be read.
+        """
         for unfinished in (self.folder / "checkpoints").glob(".*"):
             unfinished.unlink()  # left by a kill during the write
         found = self._checkpoints()
         if found:
-            tensors, values = read_tensors(found[-1])
+            try:
+                tensors, values = read_tensors(found[-1])
+            except UserError as error:
+                remedy = "start a new run"
+                if len(found) > 1:
+                    remedy = f"delete it to continue after round {int(found[-2].stem.removeprefix('round-'))}"
+                raise UserError(f"run.resume: {error}; restore it, or {remedy}") from error
             model = {k: v for k, v in tensors.items() if not k.startswith(METHOD)}
             method = {k.removeprefix(METHOD): v for k, v in tensors.items() if k.startswith(METHOD)}
             strategy.restore(model, method, values)

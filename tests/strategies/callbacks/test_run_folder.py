@@ -274,6 +274,24 @@ def test_two_checkpoints_are_kept(settings):
     assert sorted(report["client"] for report in values["reports"]) == list(range(6))
 
 
+def test_run_with_a_damaged_checkpoint_continues_after_the_one_before(settings):
+    whole = run({**settings, "run.rounds": 3})
+    folder = Path(settings["run.root"]) / "test"
+    before, last = sorted((folder / "checkpoints").iterdir())
+    last.write_bytes(last.read_bytes()[:100])
+    with pytest.raises(
+        UserError, match=rf"run\.resume: {last} cannot be read: .*; .* delete it to continue after round 2"
+    ):
+        prepare({"run.resume": str(folder)})
+    last.unlink()
+    assert same(run({"run.resume": str(folder)}).model, whole.model)
+    assert rounds(folder / "metrics.jsonl") == [1, 2, 3]
+    before.unlink()
+    last.write_bytes(b"half")
+    with pytest.raises(UserError, match="restore it, or start a new run"):
+        prepare({"run.resume": str(folder)})
+
+
 @contextmanager
 def full_disk(size: int) -> Iterator[None]:
     """Limit files to `size` bytes: the kernel then fails a write half-way, as on a full disk."""
