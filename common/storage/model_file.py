@@ -87,9 +87,9 @@ def load_model(path: Path) -> StoredModel:
 def _advice(path: Path) -> str:
     """Return where to look for a model that is not in `path`."""
     try:
-        stored = tomllib.loads((path / "config.toml").read_text())
+        stored = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
         clients = store_root(stored["clients"]["store"]) / stored["run"]["name"]
-    except (OSError, tomllib.TOMLDecodeError, KeyError):
+    except (OSError, ValueError, KeyError):
         return f"give a finished run's folder, or a file {FILE}"
     personal = sorted(file.parent for file in clients.glob(f"client-*/{FILE}"))
     if personal:

@@ -42,7 +42,7 @@ def read_stored(folder: Path) -> dict[str, Any]:
 def read_events(path: Path) -> list[dict[str, Any]]:
     """Return the events of a metrics file; a last line that a kill cut short is left out."""
     events: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             events.append(json.loads(line))
         except json.JSONDecodeError:

@@ -66,8 +66,8 @@ def _next_command(address: str, reached: standalone.Access, device: Path) -> str
 def _a_device(model: Path, run: str) -> Path:
     """Return the folder of a device that keeps its part on this machine, else a placeholder."""
     try:
-        stored = tomllib.loads((model / "config.toml").read_text())["clients"]["store"]
-    except (OSError, tomllib.TOMLDecodeError, KeyError):
+        stored = tomllib.loads((model / "config.toml").read_text(encoding="utf-8"))["clients"]["store"]
+    except (OSError, ValueError, KeyError):
         stored = ""
     found = sorted(file.parent for file in (store_root(stored) / run).glob(f"client-*/{FILE}"))
     return found[0] if found else Path("DEVICE_FOLDER")

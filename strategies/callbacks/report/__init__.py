@@ -32,8 +32,9 @@ class Report(Callback):
         """Write the report; a run does not fail when that fails."""
         try:
             write_report(self.folder)
-        except (UserError, OSError) as error:
-            log(WARNING, "no report: %s", error)
+        except Exception as error:  # of any kind: the model is there
+            said = error if isinstance(error, UserError | OSError) else f"{type(error).__name__}: {error}"
+            log(WARNING, "no report: %s", said)
 
 
 def write_report(run_folder: Path) -> Path:

@@ -122,8 +122,8 @@ class RunData:
 def load_run(folder: Path) -> RunData:
     """Read a run folder; raises `UserError` when it holds no run."""
     try:
-        stored = tomllib.loads((folder / "config.toml").read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        stored = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise UserError(f"{folder} is not a run folder ({error}): give a folder that holds config.toml") from error
     about = stored.pop("about", {})
     check_format(folder, about.pop("format", 1))
@@ -157,13 +157,16 @@ def split_config(run: RunData) -> tuple[dict[str, Value], dict[str, Value]]:
 
 def _data(folder: Path) -> DataSummary | None:
     with suppress(OSError, ValueError, KeyError, TypeError):
-        return DataSummary.from_json((folder / DATA).read_text())
+        return DataSummary.from_json((folder / DATA).read_text(encoding="utf-8"))
     return None
 
 
 def _reports(folder: Path) -> list[Event]:
+    """Return the clients' choices; none where the last checkpoint is damaged, without which the metrics are whole."""
     checkpoints = sorted((folder / "checkpoints").glob("round-*.safetensors"))
-    return list(read_values(checkpoints[-1])["reports"]) if checkpoints else []
+    with suppress(UserError):
+        return list(read_values(checkpoints[-1])["reports"]) if checkpoints else []
+    return []
 
 
 def _status(events: list[Event]) -> str:

@@ -81,6 +81,22 @@ def test_defaults_of_other_methods_are_left_out(make_run: MakeRun) -> None:
     assert rest == {"run.strategy": "darkdistill", "train.lr": 0.05, "darkdistill.label-weight": 1.0}
 
 
+def test_run_with_a_damaged_checkpoint_is_read(make_run: MakeRun) -> None:
+    folder = make_run(reports=[client(0, 2)])
+    (folder / "checkpoints" / "round-000003.safetensors").write_bytes(b"half")
+    run = load_run(folder)
+    assert (run.numbers, run.declared) == ([1, 2, 3], {})
+
+
+def test_run_is_read_in_utf_8_whatever_the_locale_has(make_run: MakeRun) -> None:
+    script = (
+        "import sys, warnings; from pathlib import Path; from strategies.callbacks.report.records import load_run; "
+        "warnings.simplefilter('error', EncodingWarning); print(ascii(load_run(Path(sys.argv[1])).name))"
+    )
+    arguments = [sys.executable, "-X", "warn_default_encoding", "-c", script, make_run("zoë")]
+    assert subprocess.run(arguments, capture_output=True, text=True, check=True).stdout == "'zo\\xeb'\n"
+
+
 def test_folder_without_a_run_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds config\.toml"):
         load_run(tmp_path)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from strategies.callbacks import report
 from strategies.callbacks.report import Report, write_report
 from strategies.callbacks.run_folder import RunFolder
 
@@ -33,6 +34,14 @@ def test_missing_matplotlib_is_logged_and_the_run_succeeds(
     Report(folder).on_end(strategy, "")
     assert flower_log == ["no report: plots need matplotlib: pip install -e '.[report]'"]
     assert not (folder / "report.html").exists()
+
+
+def test_mistake_of_the_report_is_logged_and_the_run_succeeds(
+    make_run: MakeRun, strategy: Any, flower_log: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "write_report", lambda folder: {}["mean"])
+    Report(make_run()).on_end(strategy, "")
+    assert flower_log == ["no report: KeyError: 'mean'"]
 
 
 def test_failed_run_has_a_report(make_run: MakeRun, strategy: Any) -> None:
