@@ -77,12 +77,19 @@ def collect(
 
 
 def client_scores(
-    strategy: ServerMethod, replies: Iterable[Message], hosted: Hosted, roster: Roster, trained: Collection[int]
+    strategy: ServerMethod,
+    replies: Iterable[Message],
+    hosted: Hosted,
+    trained: Collection[int],
+    *,
+    roster: Roster,
+    usage: Usage,
 ) -> dict[str, Any]:
     """Return the clients' evaluation, as `client_evaluation.summarise` does, and by part if there are several."""
     measure, loss = strategy.method.measure, strategy.config.server.accuracy_loss
     scores: dict[int, Mapping[str, np.ndarray]] = {}
     for message in replies:
+        usage.count("up", message)
         scores |= _scores(strategy, message, hosted.get(message.metadata.src_node_id, ()), roster)
     parts = {client: strategy.part(roster.reports[client]) for client in scores}
     macs = {client: strategy.parts.exit_macs(part) for client, part in parts.items()}

@@ -238,7 +238,9 @@ class EarlyExitStrategy(ServerMethod, Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the mean over clients of each exit's accuracy."""
-        scores = client_scores(self, replies, self.dispatcher.hosted, self.roster, self.trained)
+        scores = client_scores(
+            self, replies, self.dispatcher.hosted, self.trained, roster=self.roster, usage=self.usage
+        )
         self._client_accuracy = scores
         return _by_exit(scores) if scores else None
 
