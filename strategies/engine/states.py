@@ -5,6 +5,7 @@ Flower hands a message to any idle worker of a cluster, so a client cannot stay 
 
 import secrets
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 
 import numpy as np
 
@@ -20,7 +21,8 @@ class States:
 
     def __init__(self, config: RunConfig) -> None:
         """Raises `UserError` where late answers are wanted, whose states would be lost."""
-        self.travel, self.token = config.clients.state == "server", ""
+        self.travel = config.clients.state == "server"
+        self._shared: ClientStore | None = None
         root, run = paths.store_root(config.clients.store), config.run.name
         if self.travel:
             if config.round.staleness:
@@ -30,8 +32,19 @@ class States:
                 )
             self.store = ClientStore(root, f"{run}.states" if run else "states")
         elif config.clients.state == "shared":
-            self.token = secrets.token_hex(8)
-            ClientStore(root, run).mark(self.token)
+            self._shared = ClientStore(root, run)
+
+    @cached_property
+    def token(self) -> str:
+        """The shared folder's token, "" without one; the first message's order writes it, once the run has its name.
+
+        Raises `StorageError`.
+        """
+        if self._shared is None:
+            return ""
+        token = secrets.token_hex(8)
+        self._shared.mark(token)
+        return token
 
     def sent(self, tasks: Iterable[Task], arrays: ClientArrays) -> ClientArrays:
         """Return the arrays of a message with, for each of its clients, the committed state that the server holds."""

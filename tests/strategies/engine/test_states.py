@@ -56,6 +56,14 @@ def test_shared_store_is_checked_on_every_machine(prepare_run, run_strategy, mac
         run.strategy.start(run.grid)
 
 
+def test_strategy_that_does_not_start_leaves_the_shared_store_as_it_is(prepare_run, run_strategy, tmp_path):
+    shared = {**RUN, "clients.state": "shared", "run.rounds": 1}
+    run_strategy(shared)
+    before = (tmp_path / "clients" / "test" / TOKEN).read_text()
+    prepare_run(shared)  # such as one whose run.name is taken
+    assert (tmp_path / "clients" / "test" / TOKEN).read_text() == before
+
+
 def test_machine_with_other_sources_ends_the_run(prepare_run, monkeypatch):
     monkeypatch.setattr("strategies.engine.strategy.digest", lambda: "0123")
     run = prepare_run(RUN)
