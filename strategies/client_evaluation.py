@@ -144,7 +144,7 @@ def summarise(
     not matter. Spreads are population standard deviations over clients; accuracies and shares are in [0, 1].
 
     Args:
-        scores: client -> `score`'s result; clients without samples are passed over.
+        scores: client -> `score`'s result, which `check` accepts; clients without samples are passed over.
         sampled: clients that were sampled for training at least once.
         exit_macs: client -> MACs of a sample that leaves at each exit of its network.
         accuracy_loss: how much validation accuracy early exits may cost, 0.01 = one point.
@@ -164,13 +164,7 @@ def summarise(
         "common": the point of the cheapest threshold that, taken by all clients, loses at most `accuracy_loss` of the
         mean validation accuracy; "tuned": such a point without "threshold", each client at its own. Both also have
         "full_accuracy", that of the last exit.
-
-    Raises:
-        ValueError: a client's arrays are not what `score` returns, see `check`.
     """
-    for client, arrays in scores.items():
-        if arrays:
-            check(arrays, len(exit_macs[client]), measure)
     ids = [client for client in sorted(scores) if scores[client]]
     if not ids:
         return {}

@@ -104,15 +104,11 @@ def _population(config: RunConfig) -> Population:
 
 
 def make_spec(config: RunConfig, method: Method, classes: int, input_shape: tuple[int, ...]) -> NetworkSpec:
-    """Return the configured network's spec for so many classes and samples of this shape; raises `UserError`."""
+    """Return the configured network's spec for so many classes and samples of this shape."""
     section = config.network
     spec = NetworkSpec(
         section.name, classes, input_shape, section.exits, section.tiers, section.width,
         method.ensemble(config), section.lora_rank, section.pretrained,
         config.data.vocabulary if config.data.is_text else 0, method.recurrent(config), section.norm,
     )  # fmt: skip
-    if method.exits:
-        return spec
-    if section.exits or section.tiers:
-        raise UserError(f"{config.run.strategy} places exits at the cuts: leave network.exits and network.tiers empty")
-    return without_early_exits(spec)
+    return spec if method.exits else without_early_exits(spec)

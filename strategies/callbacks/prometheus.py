@@ -14,11 +14,12 @@ Counters start at 0 with each start of the ServerApp, also when it continues a r
 import socket
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from common.errors import UserError
+from strategies.callbacks.accuracy import exit_accuracies
 from strategies.callbacks.base import Callback
 from strategies.engine.rounds import Record
 
@@ -88,7 +89,7 @@ class Prometheus(Callback):
         for phase, seconds in record.seconds.items():
             self._seconds.labels(phase).observe(seconds)
         for measured, accuracy in (("server", record.accuracy), ("clients", record.client_accuracy)):
-            for number, value in enumerate(_exits(accuracy), start=1):
+            for number, value in enumerate(exit_accuracies(accuracy, {}), start=1):
                 self._accuracy.labels(str(number), measured).set(value)
 
     def on_end(self, strategy: "EarlyExitStrategy", failure: str) -> None:
@@ -106,10 +107,6 @@ def outcomes(record: Record) -> dict[str, int]:
         "rejected": rejected,
         "late": len(record.late),
     }
-
-
-def _exits(accuracy: Mapping[str, Any]) -> list[float]:
-    return list(accuracy.get("exits", ()))
 
 
 def _check_address(host: str, port: int) -> None:
