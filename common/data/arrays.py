@@ -31,7 +31,7 @@ from common.sections.data import DataConfig
 from common.sections.data_sets import DEVICES, EMBEDDED, NEWS
 
 # Raise it whenever the same files would decode to something else, so that older caches are not used.
-_FORMAT = 4
+_FORMAT = 5
 _MERGED = 0.5  # stands for every share above 0, since the merged samples are the same for all of them
 
 

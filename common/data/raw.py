@@ -90,13 +90,14 @@ def split_off_test(split: RawSplit) -> tuple[RawSplit, RawSplit]:
 def first(split: RawSplit, limit: int) -> RawSplit:
     """Return the first `limit` samples (0 = all).
 
-    A set stored class by class is read across its classes: otherwise its first n samples would all be of one class.
+    A set stored class by class, in any order of the classes, is read across them: otherwise its first n samples would
+    all be of one class.
     """
     if limit == 0 or limit >= len(split.labels):
         return split
     labels = split.labels
-    if np.all(labels[1:] >= labels[:-1]):
-        _, starts, counts = np.unique(labels, return_index=True, return_counts=True)
-        rank_in_class = np.arange(len(labels)) - np.repeat(starts, counts)
+    classes, starts, index = np.unique(labels, return_index=True, return_inverse=True)
+    if np.count_nonzero(labels[1:] != labels[:-1]) == len(classes) - 1:
+        rank_in_class = np.arange(len(labels)) - starts[index]
         return split.take(np.sort(np.argsort(rank_in_class, kind="stable")[:limit]))
     return split.take(np.arange(limit))

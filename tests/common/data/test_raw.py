@@ -33,6 +33,11 @@ def test_limit_reads_a_sorted_set_across_its_classes() -> None:
     assert first(split, 4).samples == [bytes([i]) for i in (0, 1, 3, 6)]
 
 
+def test_limit_reads_a_set_stored_class_by_class_across_its_classes_in_any_order() -> None:
+    split = _split([2, 2, 2, 0, 0, 0, 0, 1])
+    assert first(split, 5).samples == [bytes([i]) for i in (0, 1, 3, 4, 7)]
+
+
 def test_natural_values_follow_their_samples() -> None:
     split = RawSplit([b"a", b"b", b"c"], np.array([0, 1, 0]), np.array(["x", "y", "z"]))
     part = split.take(np.array([2, 0]))
