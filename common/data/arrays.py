@@ -116,7 +116,9 @@ def _fingerprint(config: DataConfig) -> str:
     root = Path(config.root)
     if not root.is_dir():
         raise UserError(f"data.root is {root}, which is not a folder: set it to the folder that holds the samples")
-    return code + fingerprint(config.root, deep=not config.is_text and not parquet_files(root))
+    # a function may read any file, tables alone are read where they lie on top
+    deep = bool(code) or not (config.is_text or parquet_files(root))
+    return code + fingerprint(config.root, deep=deep)
 
 
 def _read_source(config: DataConfig) -> RawSet:

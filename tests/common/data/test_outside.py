@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.data import DataConfig, load
-from common.data.arrays import _load
+from common.data.arrays import _fingerprint, _load
 from common.data.fingerprint import look_again
 from common.data.outside import code_digest
 from common.errors import UserError
@@ -108,6 +108,16 @@ def test_cached_set_is_made_once_until_code_or_files_change(mine, tmp_path):
     assert [read(), read()] == [2, 2]
     mine(body + "\n# another version\n")
     assert [read(), read()] == [3, 3]
+
+
+def test_files_below_count_where_a_table_lies_on_top(mine, tmp_path):
+    mine()
+    (tmp_path / "below").mkdir()
+    (tmp_path / "train.parquet").touch()
+    before = _fingerprint(DataConfig(name=NAME, root=str(tmp_path)))
+    (tmp_path / "below" / "more.txt").write_text("a file of the function's")
+    look_again()
+    assert _fingerprint(DataConfig(name=NAME, root=str(tmp_path))) != before
 
 
 def test_code_of_a_whole_package_counts(monkeypatch, tmp_path):
