@@ -23,7 +23,7 @@ from common.data.news import read_news
 from common.data.outside import code_digest, read_outside
 from common.data.parquet import parquet_files, read_parquet
 from common.data.raw import Encoded, RawSet, RawSplit, content_digest, first, merged, split_off_test
-from common.data.support import counted, listed
+from common.data.support import counted, listed, one_line
 from common.data.text import token_ids
 from common.errors import UserError
 from common.plugins import is_reference
@@ -123,10 +123,16 @@ def _fingerprint(config: DataConfig) -> str:
 
 def _read_source(config: DataConfig) -> RawSet:
     """Return the set as it is used: with a test split, within `data.limit`, and merged if clients test on their own."""
-    raw = _open_source(config)
+    where = config.root or config.name
+    try:
+        raw = _open_source(config)
+    except OSError as error:  # of reading: the cache reports what cannot be written
+        raise UserError(
+            f"the set {where} cannot be read ({one_line(error)}): check that its files exist and may be read"
+        ) from error
     if raw.train.natural is None and config.column:
         raise UserError(f"the set {config.name!r} has no column {config.column!r}: choose another data.partitioner")
-    notes, where = list(raw.notes), config.root or config.name
+    notes = list(raw.notes)
     if not len(raw.train.labels):
         raise UserError(f"the set {where} has no training samples: add some")
     train, test = (raw.train, raw.test) if raw.test is not None else split_off_test(raw.train)

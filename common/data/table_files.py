@@ -1,5 +1,6 @@
 """Which tables of a folder hold its training and test samples, whole series of shards only."""
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -8,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from common.data.support import listed
+from common.data.tree import entries
 from common.errors import UserError
 
 TRAIN, TESTS = "train", ("test", "val")  # beginnings of names; the first kind of test files that exists is used
@@ -26,19 +28,22 @@ class TableFiles:
 
 
 def tables(root: Path, suffix: str) -> list[Path]:
-    """Return the visible files with this suffix in a folder, sorted by name."""
+    """Return the visible files with this suffix in a folder, sorted by name; raises `UserError` if it is unreadable."""
     return sorted(
-        file
-        for file in root.iterdir()
-        if file.suffix.lower() == suffix and not file.name.startswith(".") and file.is_file()
+        root / entry.name for entry in _visible(root) if Path(entry.name).suffix.lower() == suffix and entry.is_file()
     )
+
+
+def _visible(root: Path) -> Iterator[os.DirEntry[str]]:
+    return (entry for entry in entries(root) if not entry.name.startswith("."))
 
 
 def find_tables(root: Path, suffix: str, *, loose: bool) -> TableFiles:
     """Return the training and test tables of a folder.
 
     `loose` takes every name that begins as a split's does; otherwise names are train, training, test, testing, val,
-    valid or validation, alone or as shards. Raises `UserError` when a shard is absent or there twice.
+    valid or validation, alone or as shards. Raises `UserError` when a shard is absent or there twice, and for a folder
+    that cannot be read.
     """
     files = tables(root, suffix)
     train = _of(files, TRAIN, loose)
@@ -47,8 +52,8 @@ def find_tables(root: Path, suffix: str, *, loose: bool) -> TableFiles:
     used = {*train, *test}
     others = sorted(
         entry.name + "/" * entry.is_dir()
-        for entry in root.iterdir()
-        if entry not in used and not entry.name.startswith(".") and entry.suffix.lower() not in ASIDE
+        for entry in _visible(root)
+        if root / entry.name not in used and Path(entry.name).suffix.lower() not in ASIDE
     )
     if others and used:
         notes.append(f"{len(others)} other files or folders in {root} are not used: {listed(others)}")

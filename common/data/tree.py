@@ -95,7 +95,7 @@ def walk(root: Path, suffixes: Collection[str] = SUFFIXES, wanted: str = "an ima
                 take(path, os.path.realpath(path), stat.S_ISDIR(kind), stat.S_ISREG(kind))
             continue
         folder, real = folders.pop()
-        for entry in _entries(folder):
+        for entry in entries(folder):
             path = folder / entry.name
             if entry.name.startswith(".") or entry.name.lower() in SYSTEM_NAMES:
                 tree.hidden.append(path)
@@ -108,7 +108,8 @@ def walk(root: Path, suffixes: Collection[str] = SUFFIXES, wanted: str = "an ima
     return tree
 
 
-def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+def entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Yield what lies in a folder, in no order; raises `UserError` if the folder cannot be read."""
     try:
         with os.scandir(folder) as entries:
             yield from entries

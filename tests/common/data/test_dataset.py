@@ -41,6 +41,17 @@ def test_cache_equals_decoding(tmp_path: Path) -> None:
     assert cached.input_shape == (1, 12, 12)
 
 
+def test_source_that_cannot_be_read_is_not_reported_as_a_full_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise PermissionError(13, "Permission denied", "digits.csv")
+
+    monkeypatch.setattr("common.data.arrays.read_digits", refuse)
+    with pytest.raises(UserError, match=r"the set digits cannot be read \(.*Permission denied.*digits.csv"):
+        load(DataConfig(), tmp_path)
+
+
 def test_process_decodes_once_for_all_partitions(tmp_path: Path) -> None:
     assert load(DataConfig(), tmp_path) is load(DataConfig(partitioner="dirichlet", alpha=0.1, mean="0.1"), tmp_path)
     assert load(DataConfig(), tmp_path) is not load(DataConfig(limit=10), tmp_path)

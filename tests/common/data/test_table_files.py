@@ -1,8 +1,9 @@
+import os
 from pathlib import Path
 
 import pytest
 
-from common.data.table_files import find_tables
+from common.data.table_files import find_tables, tables
 from common.errors import UserError
 
 
@@ -62,3 +63,12 @@ def test_files_that_are_read_together_are_named(tmp_path: Path) -> None:
     assert notes == ("files that are no single series are read as one split: train.parquet, train_old.parquet",)
     train, _, notes = _names(tmp_path, loose=False)
     assert (train, len(notes)) == (["train.parquet"], 1)
+
+
+def test_folder_that_cannot_be_read_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> object:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"the folder \S+ cannot be read \(Permission denied\): change"):
+        tables(tmp_path, ".parquet")
