@@ -7,7 +7,7 @@ from common.config import RunConfig, Value, load_config
 from common.errors import UserError
 from common.profiles import read_profiles
 from common.sections.networks import default_exits, input_mistake, unit_count
-from common.sections.objective import too_few_weights
+from common.sections.objective import unfit_weights
 from strategies.engine.settings import RobustSettings
 from strategies.registry import METHODS, all_settings, method_settings, readers, unknown_method
 
@@ -77,8 +77,8 @@ def _part_mistakes(config: RunConfig) -> Iterator[str]:
     network, weights = config.network, config.objective.exit_weights
     if not (exits := network.exits or default_exits(network.name)):
         return  # a function's own exits: known once it is called
-    if weights and len(weights) < len(exits):
-        yield f"{too_few_weights(weights, len(exits))} (network.name and network.exits decide their number)"
+    if weights and len(weights) != len(exits):
+        yield f"{unfit_weights(weights, len(exits))} (network.name and network.exits decide their number)"
     try:
         parse_mix(config.clients.mix, len(network.tiers or exits))
     except UserError as error:

@@ -18,7 +18,7 @@ from common.devices import pick_device
 from common.errors import UserError
 from common.networks import NetworkSpec, check_outside, without_early_exits
 from common.plugins import is_reference
-from common.sections.objective import too_few_weights
+from common.sections.objective import unfit_weights
 from strategies.engine.rounds import Watcher
 from strategies.engine.server_evaluation import ServerEvaluator
 from strategies.engine.strategy import EarlyExitStrategy
@@ -44,12 +44,12 @@ def make_strategy(config: RunConfig, callbacks: Iterable[Watcher[EarlyExitStrate
 
 
 def _check_weights(config: RunConfig, strategy: EarlyExitStrategy) -> None:
-    """Raise `UserError` for fewer weights than exits; of a network from outside the exits are known only now."""
+    """Raise `UserError` unless there is one weight per exit; of a network from outside the exits are known only now."""
     weights = config.objective.exit_weights
     if is_reference(config.network.name) and strategy.parts.word == "depth":
         exits = len(strategy.network.exit_positions)
-        if weights and len(weights) < exits:
-            raise UserError(too_few_weights(weights, exits))
+        if weights and len(weights) != exits:
+            raise UserError(unfit_weights(weights, exits))
 
 
 def make_setup(config: RunConfig, method: Method) -> Setup:

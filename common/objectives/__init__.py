@@ -5,7 +5,7 @@ from common.objectives.base import Loss, Objective, exit_losses
 from common.objectives.boosted import Boosted
 from common.objectives.joint import Joint
 from common.objectives.l2w import LearnedWeights
-from common.sections.objective import ObjectiveConfig, too_few_weights
+from common.sections.objective import ObjectiveConfig, unfit_weights
 
 __all__ = [
     "Boosted",
@@ -26,7 +26,7 @@ def make_objective(config: ObjectiveConfig, num_exits: int, seed: int) -> Object
         UserError: there are fewer weights than exits.
     """
     if config.exit_weights and len(config.exit_weights) < num_exits:
-        raise UserError(too_few_weights(config.exit_weights, num_exits))
+        raise UserError(unfit_weights(config.exit_weights, num_exits))
     if config.name == "boosted":
         return Boosted("legacy" if config.legacy_boost else "boost")
     if config.name == "l2w":

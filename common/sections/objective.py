@@ -47,6 +47,6 @@ class ObjectiveConfig(Settings):
         return []
 
 
-def too_few_weights(weights: tuple[float, ...], exits: int) -> str:
-    """Return the sentence for fewer weights than the network has exits."""
+def unfit_weights(weights: tuple[float, ...], exits: int) -> str:
+    """Return the sentence for another number of weights than the network has exits."""
     return f"objective.exit-weights is {shown(weights)}, but the network has {exits} exits: give one each"

@@ -107,6 +107,7 @@ def test_typed_names_are_allowed_and_the_stored_run_keeps_them(plugin, tmp_path,
     ("changes", "message"),
     [
         ({"objective.exit-weights": "1,2"}, r"exit-weights is 1\.0,2\.0, but the network has 3 exits"),
+        ({"objective.exit-weights": "1,2,3,4"}, r"but the network has 3 exits: give one each"),
         ({"clients.mix": "0.5,0.5"}, r"clients\.mix '0\.5,0\.5' must give one share"),
         ({"network.exits": "1,2", "clients.mix": "equal"}, r"network\.exits is 1,2: .* end with 3"),
     ],

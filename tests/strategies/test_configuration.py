@@ -17,6 +17,7 @@ def test_defaults_of_every_section_are_valid() -> None:
         ({"network.name": "transformer4"}, "does not take images: choose one of"),
         ({"data.name": "bbc_news"}, "does not take texts: choose one of transformer4 (data.name is 'bbc_news')"),
         ({"objective.exit-weights": "1,1"}, "but the network has 4 exits: give one each"),
+        ({"objective.exit-weights": "1,1,1,1,1"}, "is 1.0,1.0,1.0,1.0,1.0, but the network has 4 exits: give one each"),
         ({"run.strategy": "hetero_splitee", "network.tiers": "2,4"}, "places exits at the cuts: leave network.exits"),
         ({"run.strategy": "cafedistill", "robust.reject": 2.0}, "robust aggregation cannot guard"),
         ({"run.strategy": "hetero_splitee", "splitee.cuts": "2,9"}, "but the network has 5 units: cuts end at 4"),
