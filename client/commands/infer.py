@@ -52,7 +52,8 @@ class Summary:
 def run(options: argparse.Namespace) -> int:
     """Classify, print and store. Raises `UserError` without a model or a readable image."""
     foreign, other = (LOCAL, "local") if options.mode == "split" else (SPLIT, "split")
-    if wrong := [name for name in foreign if getattr(options, name) not in (None, False)]:
+    # by identity: a given 0.0 equals False
+    if wrong := [name for name in foreign if not any(getattr(options, name) is absent for absent in (None, False))]:
         raise UserError(f"--{wrong[0].replace('_', '-')} is for --mode {other}, not for --mode {options.mode}")
     if options.mode == "split":
         from client.commands import split_infer  # its imports take seconds that local mode need not spend
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     if not predictions:
         raise skipped.all_of(folder_of(options))
     summary = summarise(predictions, network.macs, len(skipped.reasons))
-    show(predictions, summary)
+    show(predictions, summary, network.takes.kind)
     if options.json:
         content = {
             "model": str(options.model),
@@ -86,6 +87,8 @@ def choose_policy(network: Runtime, *, accuracy_first: bool = False, threshold: 
     if accuracy_first:
         return ThresholdPolicy((math.inf,) * early, network.policy.measure)
     if threshold is not None:
+        if not threshold > -math.inf:  # NaN is refused too
+            raise UserError(f"--threshold {threshold}: give a confidence, such as 0.9")
         return ThresholdPolicy((threshold,) * early, network.policy.measure)
     return network.policy
 
@@ -122,8 +125,8 @@ def summarise(predictions: Sequence[Prediction], macs: Sequence[int], skipped: i
     )
 
 
-def show(predictions: Sequence[Prediction], summary: Summary) -> None:
-    """Print the table and the closing lines."""
+def show(predictions: Sequence[Prediction], summary: Summary, kind: str) -> None:
+    """Print the table and the closing lines; `kind` is what the samples are, see `Takes.kind`."""
     table = Table()
     table.add_column("file", overflow="fold")
     table.add_column("label", overflow="fold")
@@ -133,18 +136,18 @@ def show(predictions: Sequence[Prediction], summary: Summary) -> None:
         numbers = (str(p.exit), f"{p.confidence:.3f}", f"{p.ms:.2f}", f"{p.macs / 1e6:.3f}")
         # Text, because a file name may look like rich's markup
         table.add_row(Text(p.file), Text(results.answer(p.label, p.truth)), *numbers)
-    results.show(table, closing_lines(summary))
+    results.show(table, closing_lines(summary, kind))
 
 
-def closing_lines(summary: Summary) -> list[str]:
-    """Return the lines below the table."""
+def closing_lines(summary: Summary, kind: str) -> list[str]:
+    """Return the lines below the table of images or texts."""
     left = ", ".join(f"exit {e}: {n}" for e, n in enumerate(summary.exit_histogram, start=1))
     lines = [
-        f"{summary.images} images, {summary.mean_ms:.2f} ms and {summary.mean_macs / 1e6:.3f} MMACs each on average, "
+        f"{summary.images} {kind}, {summary.mean_ms:.2f} ms and {summary.mean_macs / 1e6:.3f} MMACs each on average, "
         f"{100 * summary.share_of_full_macs:.1f} % of the full {summary.full_macs / 1e6:.3f} ({left})"
     ]
     if summary.accuracy is not None:
-        lines.append(f"accuracy {100 * summary.accuracy:.1f} % of {summary.labelled} labelled images")
+        lines.append(f"accuracy {100 * summary.accuracy:.1f} % of {summary.labelled} labelled {kind}")
     if summary.skipped:
         lines.append(f"{summary.skipped} unreadable files skipped")
     return lines

@@ -72,6 +72,8 @@ class SplitSummary:
 
 def run(options: argparse.Namespace) -> int:
     """Classify, print and store. Raises `UserError` without a device's part, token or readable image."""
+    if options.sweep and options.tau is not None:
+        raise UserError(f"--tau {options.tau} with --sweep: leave --tau out, a sweep compares every tau from 0 to 1")
     network = open_network(options, split=True)
     gate = choose_gate(network, options.tau)
     skipped = Skipped()
@@ -80,13 +82,14 @@ def run(options: argparse.Namespace) -> int:
     if options.sweep:
         halves = ((batch, device_half(network, batch.inputs, gate)) for batch in samples)
         warm_up(network, gate, remote, quiet=True)
-        return sweep(options, network, remote, halves, tau_of(gate), skipped)
+        tuned = tuned_gate(network)
+        return sweep(options, network, remote, halves, None if tuned is None else tau_of(tuned), skipped)
     warm_up(network, gate, remote)
     predictions = list(classify(network, samples, gate, remote))
     if not predictions:
         raise skipped.all_of(folder_of(options))
     summary = summarise(predictions, tau_of(gate), len(skipped.reasons))
-    show(predictions, summary, options.server)
+    show(predictions, summary, options.server, network.takes.kind)
     if options.json:
         content = {
             "model": str(options.model), "cut": network.cut, "server": options.server,
@@ -101,8 +104,12 @@ def choose_gate(network: Runtime, tau: float | None = None) -> ThresholdPolicy:
     """Return the gate of `tau`, else the one that the device tuned; without either every sample goes up."""
     if tau is not None:
         return entropy_gate(tau)
-    tuned = network.policy.measure == "entropy" and network.policy.num_exits == 2
-    return network.policy if tuned else entropy_gate(0.0)
+    return tuned_gate(network) or entropy_gate(0.0)
+
+
+def tuned_gate(network: Runtime) -> ThresholdPolicy | None:
+    """Return the gate that the device tuned in training, if it did."""
+    return network.policy if network.policy.measure == "entropy" and network.policy.num_exits == 2 else None
 
 
 def tau_of(gate: ThresholdPolicy) -> float:
@@ -177,8 +184,8 @@ def summarise(predictions: Sequence[SplitPrediction], tau: float, skipped: int) 
     )
 
 
-def show(predictions: Sequence[SplitPrediction], summary: SplitSummary, server: str) -> None:
-    """Print the table and the closing lines."""
+def show(predictions: Sequence[SplitPrediction], summary: SplitSummary, server: str, kind: str) -> None:
+    """Print the table and the closing lines; `kind` is what the samples are, see `Takes.kind`."""
     table = Table()
     table.add_column("file", overflow="fold")
     table.add_column("label", overflow="fold")
@@ -188,14 +195,14 @@ def show(predictions: Sequence[SplitPrediction], summary: SplitSummary, server: 
         where = f"{p.answered} (no server)" if p.problem else p.answered
         numbers = (f"{p.entropy:.3f}", f"{p.ms:.2f}", f"{p.sent:.0f}", f"{p.received:.0f}")
         table.add_row(Text(p.file), Text(results.answer(p.label, p.truth)), where, *numbers)
-    results.show(table, closing_lines(summary, server))
+    results.show(table, closing_lines(summary, server, kind))
 
 
-def closing_lines(summary: SplitSummary, server: str) -> list[str]:
-    """Return the lines below the table."""
+def closing_lines(summary: SplitSummary, server: str, kind: str) -> list[str]:
+    """Return the lines below the table of images or texts."""
     asked = summary.images - summary.on_device
     lines = [
-        f"{summary.images} images, tau {summary.tau:g}: {summary.on_device} answered on the device "
+        f"{summary.images} {kind}, tau {summary.tau:g}: {summary.on_device} answered on the device "
         f"({100 * summary.share_on_device:.1f} %), {asked} by {server}",
         f"{summary.mean_ms:.2f} ms each on average ({_ms(summary.mean_ms_device)} on the device, "
         f"{_ms(summary.mean_ms_server)} with the server), {summary.mean_sent:.0f} bytes up, "
@@ -204,7 +211,7 @@ def closing_lines(summary: SplitSummary, server: str) -> list[str]:
     for problem, number in summary.problems.items():
         lines.append(f"{number} of them answered by the device instead of the server: {problem}")
     if summary.accuracy is not None:
-        lines.append(f"accuracy {100 * summary.accuracy:.1f} % of {summary.labelled} labelled images")
+        lines.append(f"accuracy {100 * summary.accuracy:.1f} % of {summary.labelled} labelled {kind}")
     if summary.skipped:
         lines.append(f"{summary.skipped} unreadable files skipped")
     return lines

@@ -54,15 +54,18 @@ def sweep(
     network: Runtime,
     remote: Remote,
     halves: Iterable[tuple[Samples, Half]],
-    tuned: float,
+    tuned: float | None,
     skipped: Skipped,
 ) -> int:
-    """Measure, print and store. Raises `UserError` when the server does not answer or an image has no label."""
+    """Measure, print and store; `tuned` is the device's own tau, None if it tuned none.
+
+    Raises `UserError` when the server does not answer or an image has no label.
+    """
     measured = measure(network, remote, halves)
     if not len(measured.logits):
         raise skipped.all_of(folder_of(options))
     points = [at(measured, tau) for tau in TAUS]
-    _show(points, len(measured.logits), tuned)
+    _show(points, f"{len(measured.logits)} {network.takes.kind}", tuned)
     if options.json:
         content = {
             "model": str(options.model), "cut": network.cut, "server": options.server,
@@ -80,7 +83,7 @@ def measure(network: Runtime, remote: Remote, halves: Iterable[tuple[Samples, Ha
     for batch, half in halves:
         unknown = [name for name, truth in zip(batch.names, batch.truths, strict=True) if truth is None]
         if unknown:
-            raise UserError(f"--sweep needs labelled images; {unknown[0]} is not inside a class folder")
+            raise UserError(f"--sweep needs labelled {network.takes.kind}; {unknown[0]} is not inside a class folder")
         started = time.perf_counter()
         try:
             answer = remote.ask(half.features)
@@ -111,12 +114,17 @@ def at(measured: Measured, tau: float) -> SweepPoint:
     )
 
 
-def _show(points: Sequence[SweepPoint], images: int, tuned: float) -> None:
+def _show(points: Sequence[SweepPoint], samples: str, tuned: float | None) -> None:
     table = Table()
     for name in ("tau", "accuracy", "on the device", "ms", "bytes up", "bytes down"):
         table.add_column(name, justify="right", no_wrap=True)
     for p in points:
         shares = (f"{100 * p.accuracy:.1f} %", f"{100 * p.share_on_device:.1f} %")
         table.add_row(f"{p.tau:.2f}", *shares, f"{p.mean_ms:.2f}", f"{p.mean_sent:.0f}", f"{p.mean_received:.0f}")
-    line = f"{images} images; tau 0: all to the server, 1: all on the device; this device tuned {tuned:g} in training"
-    results.show(table, [line])
+    results.show(table, [closing_line(samples, tuned)])
+
+
+def closing_line(samples: str, tuned: float | None) -> str:
+    """Return the line below the table of so many samples ("24 images")."""
+    own = "" if tuned is None else f"; this device tuned {tuned:g} in training"
+    return f"{samples}; tau 0: all to the server, 1: all on the device{own}"

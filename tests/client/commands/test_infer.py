@@ -117,7 +117,7 @@ def test_choose_policy_prefers_the_options(run_folder: Path) -> None:
     assert choose_policy(stored).thresholds == (0.14, 0.3, 0.7)
     assert choose_policy(stored, accuracy_first=True).thresholds == (math.inf,) * 3
     assert choose_policy(stored, threshold=0.25).thresholds == (0.25,) * 3
-    with pytest.raises(UserError, match="not a number"):
+    with pytest.raises(UserError, match="--threshold nan: give a confidence"):
         choose_policy(stored, threshold=math.nan)
 
 
@@ -166,7 +166,7 @@ def test_images_are_resized_and_a_flat_folder_has_no_accuracy(run_folder: Path, 
     assert [p.file for p in predictions] == ["black.bmp", "deep/deeper/[red].webp"]
     summary = summarise(predictions, exit_macs(stored), skipped=0)
     assert (summary.labelled, summary.accuracy) == (0, None)
-    assert len(closing_lines(summary)) == 1
+    assert len(closing_lines(summary, "images")) == 1
 
 
 def test_a_prefix_uses_the_whole_networks_policy(run_folder: Path, images: Path, tmp_path: Path) -> None:
@@ -211,6 +211,8 @@ def test_user_errors_end_with_2_and_one_line(
         (["--model", model, "--images", str(tmp_path / "empty")], "holds no images"),
         (["--model", model, "--images", str(tmp_path / "absent")], "is not a folder"),
         (["--model", model, "--images", folder, "--batch", "0"], "give 1 or more"),
+        (["--model", model, "--images", folder, "--column", "a"], "--column a names the texts of a --dataset: leave"),
+        (["--model", model, "--dataset", "digits", "--column", "a"], "--column a names the texts"),
     ):
         assert main(["infer", *arguments]) == 2
         error = capsys.readouterr().err

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -28,9 +29,10 @@ from client.commands.split_infer import (
     closing_lines,
     summarise,
     tau_of,
+    tuned_gate,
     warm_up,
 )
-from client.commands.split_sweep import TAUS, Measured, at
+from client.commands.split_sweep import TAUS, Measured, at, closing_line
 from client.runtimes.with_torch import TorchNetwork
 from common.console.samples import Samples, Takes, from_dataset
 from common.exits import ThresholdPolicy, confidence, entropy_gate
@@ -243,7 +245,7 @@ def test_without_an_answer_the_device_answers_and_reports_it(run: Run) -> None:
     assert (summary.on_device, summary.in_place) == (IMAGES - 10, IMAGES - 10)
     assert summary.problems == {"no server": IMAGES - 10}
     assert summary.mean_ms_device is None
-    lines = closing_lines(summary, "there:1")
+    lines = closing_lines(summary, "there:1", "images")
     assert f"{IMAGES - 10} of them answered by the device instead of the server: no server" in lines
 
 
@@ -258,7 +260,8 @@ def test_summary_matches_hand_computed_values() -> None:
     assert (s.images, s.skipped, s.tau, s.on_device, s.in_place, s.share_on_device) == (4, 2, 0.25, 2, 1, 0.5)
     assert (s.mean_ms, s.mean_ms_device, s.mean_ms_server) == (4.0, 1.0, 5.5)
     assert (s.mean_sent, s.mean_received, s.labelled, s.accuracy) == (150.0, 15.0, 3, 2 / 3)
-    assert closing_lines(s, "h:1")[0] == "4 images, tau 0.25: 2 answered on the device (50.0 %), 2 by h:1"
+    assert "accuracy 66.7 % of 3 labelled texts" in closing_lines(s, "h:1", "texts")
+    assert closing_lines(s, "h:1", "images")[0] == "4 images, tau 0.25: 2 answered on the device (50.0 %), 2 by h:1"
 
 
 def test_sweep_matches_hand_computed_values() -> None:
@@ -340,7 +343,16 @@ def test_a_sweep_over_the_network(run: Run, server: Server, tmp_path: Path, caps
     assert bytes_up == sorted(bytes_up, reverse=True)
     assert ms == sorted(ms, reverse=True)
     assert bytes_up[-1] == 0 < ms[-1]
-    assert "tau 0: all to the server" in capsys.readouterr().out
+    tuned = tau_of(device(run, 1).policy)
+    assert found["tuned_tau"] == tuned
+    assert f"tau 0: all to the server, 1: all on the device; this device tuned {tuned:g}" in capsys.readouterr().out
+
+
+def test_gate_of_a_device_that_tuned_none_is_not_called_tuned(run: Run) -> None:
+    untuned = replace(load_model(run.devices[0]), policy=ThresholdPolicy((0.5, 0.5)))
+    assert tuned_gate(TorchNetwork(untuned, CPU)) is None
+    assert tau_of(choose_gate(TorchNetwork(untuned, CPU))) == 0.0
+    assert closing_line("24 images", None) == "24 images; tau 0: all to the server, 1: all on the device"
 
 
 def test_a_wrong_token_is_refused_and_reported(
@@ -405,7 +417,10 @@ def test_user_errors_end_with_2_and_one_line(run: Run, tmp_path: Path, capsys: p
         ([*split, "--model", part, "--tau", "1.5"], "tau 1.5"),
         ([*split, "--model", part, "--deadline", "0"], "--deadline 0.0"),
         ([*split, "--model", part, "--threshold", "0.5"], "--threshold is for --mode local"),
+        ([*split, "--model", part, "--threshold", "0"], "--threshold is for --mode local"),
+        ([*split, "--model", part, "--sweep", "--tau", "0"], "--tau 0.0 with --sweep"),
         (["--model", part, "--tau", "0.5"], "--tau is for --mode split"),
+        (["--model", part, "--tau", "0"], "--tau is for --mode split"),
         (["--model", str(run.folder)], "is the server's half"),
         (["--mode", "split", "--model", part], "needs --server"),
         (
