@@ -10,7 +10,9 @@ def add_samples(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--images", type=Path, metavar="FOLDER", help="of images, any nesting")
     source.add_argument("--texts", type=Path, metavar="FOLDER", help="of .txt files, a text each, any nesting")
     source.add_argument(
-        "--dataset", metavar="NAME[:FOLDER]", help="test split of a data set, such as digits, or cifar10:/data/cifar10"
+        "--dataset",
+        metavar="NAME[:FOLDER]",
+        help="test split of a data set, such as digits, cifar10:/data/cifar10, or a function's, mine.sets:letters",
     )
     parser.add_argument("--column", metavar="NAME", help="of a --dataset's texts (default: text)")
     parser.add_argument("--limit", type=int, default=0, help="classify only so many, spread evenly (default: all)")

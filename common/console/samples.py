@@ -12,14 +12,14 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from common import paths
+from common import paths, plugins
 from common.data import DataConfig
 from common.data.arrays import load_arrays
 from common.data.decode import Decoding, decode
 from common.data.text import read_text, token_ids
 from common.data.tree import SHOWN_SUFFIXES, TEXT_SUFFIX, Tree, walk
 from common.errors import UserError
-from common.sections.data_sets import DEVICES
+from common.sections.data_sets import DEVICES, NAMES
 from common.settings import read_section
 
 T = TypeVar("T")
@@ -79,6 +79,8 @@ def read(options: argparse.Namespace, classes: Classes, takes: Takes, skip: Unre
     for name, least in (("batch", 1), ("limit", 0)):
         if getattr(options, name) < least:
             raise UserError(f"--{name} {getattr(options, name)}: give {least} or more")
+    if options.column and not (options.dataset and takes.kind == "texts"):
+        raise UserError(f"--column {options.column} names the texts of a --dataset: leave it out for other samples")
     if options.dataset:
         return from_dataset(options.dataset, classes, takes, options.batch, options.limit, options.column)
     folder, kind = (options.texts, "texts") if options.texts else (options.images, "images")
@@ -200,9 +202,11 @@ def from_dataset(
 ) -> Iterator[Samples]:
     """Return an iterator over a data set's test split, of texts those of a column (None: the set's usual one).
 
-    Raises `UserError` when it does not fit the network.
+    `text` is typed as NAME or NAME:FOLDER, the name a known set's or a function's, whose package this process may then
+    import. Raises `UserError` when the set does not fit the network.
     """
-    name, _, folder = text.partition(":")
+    name, folder = _named_set(text)
+    plugins.allow([name])
     root, values = str(Path(folder).absolute()) if folder else "", dict[str, Any]()
     if takes.vocabulary:
         values = {"length": takes.shape[0], "vocabulary": takes.vocabulary, **({"text": column} if column else {})}
@@ -225,6 +229,14 @@ def from_dataset(
         )
     chosen = spread(range(len(test.labels)), limit)
     return _from_set(test.inputs, [whole.classes[label] for label in test.labels.tolist()], chosen, size)
+
+
+def _named_set(text: str) -> tuple[str, str]:
+    """Return the name and the folder, if any, of NAME[:FOLDER]; a function's name has a colon of its own."""
+    name, _, rest = text.partition(":")
+    function, _, folder = rest.partition(":")
+    reference = f"{name}:{function}"
+    return (reference, folder) if name not in NAMES and plugins.is_reference(reference) else (name, rest)
 
 
 def _from_set(inputs: NDArray[Any], truths: Sequence[str], chosen: Sequence[int], size: int) -> Iterator[Samples]:

@@ -1,5 +1,6 @@
 """The samples to classify: limits, class names and sizes."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,20 @@ from PIL import Image
 from common.console.samples import Takes, find_images, from_dataset, from_folder, spread
 from common.data import DataConfig, load
 from common.errors import UserError
+from common.plugins import VARIABLE
 
 DIGITS = tuple("0123456789")
 SHAPE = (1, 8, 8)
+LETTERS = """
+import numpy as np
+from pathlib import Path
+from common.data.raw import RawSet, RawSplit
+
+def letters(config):
+    assert Path(config.root).is_dir()
+    split = RawSplit([np.full((4, 4), n, np.uint8) for n in range(2)], np.arange(2))
+    return RawSet(split, split, ("a", "b"))
+"""
 
 
 def test_limit_is_spread_over_all_items() -> None:
@@ -70,6 +82,17 @@ def test_images_are_read_as_in_training(tmp_path: Path, capsys: pytest.CaptureFi
         "note: left out: 1 hidden or system item (3/._torn.png)",
         "note: 3 images with grey levels scaled so that 65535 becomes 255",
     ]
+
+
+def test_a_functions_set_is_allowed_as_it_is_typed(
+    plugin: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plugin("mine_letters", LETTERS)
+    monkeypatch.setenv(VARIABLE, "")
+    (batch,) = from_dataset(f"mine_letters:letters:{tmp_path}", ("a", "b"), Takes((1, 4, 4)), 4, 0)
+    assert (batch.truths, batch.inputs[:, 0, 0, 0].tolist()) == (["a", "b"], [0, 1])
+    with pytest.raises(UserError, match="has no 'digit'"):
+        from_dataset("mine_letters:digit", ("a", "b"), Takes((1, 4, 4)), 4, 0)
 
 
 @pytest.mark.parametrize(
