@@ -23,11 +23,13 @@ from common.exits import ThresholdPolicy
 from common.networks import EarlyExitNetwork, cost_table
 from common.onnx.folder import (
     CARRIED,
+    CLASSIFIER,
     FEATURES,
     FILE,
     HANDED_ON,
     INPUT,
     LOGITS,
+    SEGMENTS,
     Exported,
     Images,
     Quantization,
@@ -86,7 +88,7 @@ def carries(network: EarlyExitNetwork) -> bool:
 def make_graphs(network: EarlyExitNetwork, *, features: bool) -> list[bytes]:
     """Return the graphs of a network in eval mode, shallow to deep; `features`: the last one has its trunk's tensor.
 
-    Raises `UserError` without the packages that this needs.
+    Raises `UserError` without the packages that this needs, and for a network whose operations cannot be exported.
     """
     _require()
     parts, graphs = network.segments(), list[bytes]()
@@ -106,11 +108,19 @@ def _graph(segment: _Segment, tensors: dict[str, Tensor]) -> bytes:
     batch = torch.export.Dim("batch", min=1)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter warns about its own internals
-        program = torch.onnx.export(
-            segment, tuple(tensors.values()), dynamo=True, verbose=False, external_data=False,
-            input_names=list(tensors), output_names=segment.outputs,
-            dynamic_shapes=tuple({0: batch} for _ in tensors),
-        )  # fmt: skip
+        try:
+            program = torch.onnx.export(
+                segment, tuple(tensors.values()), dynamo=True, verbose=False, external_data=False,
+                input_names=list(tensors), output_names=segment.outputs,
+                dynamic_shapes=tuple({0: batch} for _ in tensors),
+            )  # fmt: skip
+        except Exception as error:  # of many kinds, for what a network from outside may do
+            reason = str(error.__cause__ or error).partition("\n")[0]
+            units = segment.part.units
+            raise UserError(
+                f"unit{'s' * (len(units) > 1)} {', '.join(units)} cannot be exported ({reason}): write the network "
+                "without conditions on values, and with operations that torch.export knows"
+            ) from error
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
     return bytes(program.model_proto.SerializeToString())
@@ -151,16 +161,29 @@ def difference(network: EarlyExitNetwork, graphs: Sequence[bytes]) -> float:
     return float(apart.max())
 
 
-def prepare(out: Path) -> None:
-    """Make a folder for an export, without an older export in it; raises `UserError` if it holds anything else."""
+def check_out(out: Path) -> None:
+    """Raise `UserError` for a file, and for a folder that holds other files but no export."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: give a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / FILE).is_file():
+    if out.is_dir() and {*out.iterdir()} - _own(out) and not (out / FILE).is_file():
         raise UserError(f"--out {out} holds other files: give a new folder")
+
+
+def prepare(out: Path) -> None:
+    """Make a folder for an export, without an older export in it; raises `UserError` as `check_out` does.
+
+    Call it when all that is to be written is at hand: an export that fails before leaves the older one as it is.
+    """
+    check_out(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / FILE).unlink(missing_ok=True)  # the last that is written: without it the folder is no export
-    for old in out.glob("segment-*.onnx"):
-        old.unlink()
+    for old in _own(out):
+        old.unlink(missing_ok=True)
+
+
+def _own(out: Path) -> set[Path]:
+    """Return the paths of an export's files, also of one that was not finished."""
+    return {out / FILE, out / CLASSIFIER, *out.glob(SEGMENTS)}
 
 
 def write_export(

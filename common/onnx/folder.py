@@ -18,6 +18,8 @@ from common.errors import UserError
 from common.exits.policy import ThresholdPolicy
 
 FILE = "model.json"
+CLASSIFIER = "classifier.safetensors"
+SEGMENTS = "segment-*.onnx"
 FORMAT = 1
 # Names in the graphs: what goes in, and what comes out, of which the last goes into the next segment as CARRIED
 INPUT, CARRIED, FEATURES, LOGITS, HANDED_ON = "input", "carried", "features", "logits", "handed_on"

@@ -17,8 +17,8 @@ from common.data.images import SampleSet
 from common.errors import UserError
 from common.exits import ThresholdPolicy
 from common.networks import cost_table
-from common.onnx.export import Description, difference, make_graphs, prepare, write_export
-from common.onnx.folder import Exported, Student, describe
+from common.onnx.export import Description, check_out, difference, make_graphs, prepare, write_export
+from common.onnx.folder import CLASSIFIER, Exported, Student, describe
 from common.onnx.quantize import in_int8
 from common.storage.files import write_bytes
 from common.storage.model_file import StoredModel, load_model
@@ -30,18 +30,23 @@ from strategies.hetero_splitee.origin import CLIENT
 from strategies.hetero_splitee.statistics import SERVER_HALF
 
 FOLDER = "onnx"  # beside the model, unless --out names another
-CLASSIFIER = "classifier.safetensors"
 STUDENT = re.compile(r"student(-\d+)?\.safetensors")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the folder and show it. Raises `UserError` before the folder is made, if the model is not one."""
+    """Write the folder and show it. Raises `UserError` before the folder is changed, if the model is not one."""
+    if options.run_folder and not options.quantize:
+        raise UserError(
+            f"--run-folder {options.run_folder} is for --quantize: give --quantize int8 too, or leave it out"
+        )
     out = options.out or (options.model if options.model.is_dir() else options.model.parent) / FOLDER
     if students := _students(options.model):
         if options.quantize:
             raise UserError("--quantize is for networks that answer by themselves: export students without it")
-        for stored in students:
-            folder = out if len(students) == 1 else out / f"student-{stored.number}"
+        folders = [out if len(students) == 1 else out / f"student-{stored.number}" for stored in students]
+        for folder in folders:
+            check_out(folder)
+        for stored, folder in zip(students, folders, strict=True):
             show(folder, export_student(stored, folder))
         return 0
     stored_model = load_model(options.model)
@@ -50,6 +55,7 @@ def run(options: argparse.Namespace) -> int:
             f"--model {options.model} is the server's half of a split network: export the folder client-... of a "
             "device, and serve this half with `python -m server offload`"
         )
+    check_out(out)
     samples = validation(options, stored_model) if options.quantize else None
     show(out, export_model(stored_model, out, samples))
     return 0
@@ -76,7 +82,6 @@ def validation(options: argparse.Namespace, stored: StoredModel) -> SampleSet:
 def export_model(stored: StoredModel, out: Path, samples: SampleSet | None = None) -> Exported:
     """Write a stored model's graphs, in int8 if there are validation samples."""
     network, policy = stored.network, stored.policy
-    prepare(out)
     graphs = make_graphs(network, features=bool(stored.cut))
     apart, quantization = difference(network, graphs), None
     if samples is not None:
@@ -90,12 +95,12 @@ def export_model(stored: StoredModel, out: Path, samples: SampleSet | None = Non
         "split" if stored.cut else "network", stored.run, stored.spec.name, stored.classes, stored.normalizer, policy,
         stored.cut, stored.values.get(CLIENT),
     )  # fmt: skip
+    prepare(out)
     return write_export(out, network, graphs, about, largest_difference=apart, quantization=quantization)
 
 
 def export_student(stored: StoredStudent, out: Path) -> Exported:
     """Write a student's graphs."""
-    prepare(out)
     network = stored.network
     graphs = make_graphs(network, features=False)
     apart = difference(network, graphs)
@@ -104,13 +109,14 @@ def export_student(stored: StoredStudent, out: Path) -> Exported:
         "block": stored.block.numpy(), "bias": stored.bias.numpy(), "own.weight": weight.numpy(),
         "own.bias": bias.numpy(),
     })  # fmt: skip
-    write_bytes(out / CLASSIFIER, content)
     student = Student(
         number=stored.number, length=network.num_classes, classifier=describe(CLASSIFIER, content),
         policies={name: json.loads(policy.to_json()) for name, policy in stored.policies.items()},
     )  # fmt: skip
     last = ThresholdPolicy((float("inf"),) * (len(graphs) - 1))
     about = Description("student", stored.run, stored.backbone, stored.classes, stored.normalizer, last)
+    prepare(out)
+    write_bytes(out / CLASSIFIER, content)
     return write_export(out, network, graphs, about, largest_difference=apart, student=student)
 
 

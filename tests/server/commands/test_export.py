@@ -5,13 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from client.app import app
 from client.runtimes.with_onnx import OnnxNetwork, OnnxStudent
 from common.config import Value
 from common.data.clients import Population
 from common.data.images import SampleSet
+from common.errors import UserError
 from common.flower.local_grid import LocalGrid
+from common.networks import NetworkSpec, build
+from common.onnx.export import make_graphs
 from common.onnx.folder import FILE, read_exported
 from common.storage.model_file import load_model
 from server.__main__ import main
@@ -101,6 +105,39 @@ def test_a_devices_half_in_int8_takes_its_runs_samples(tmp_path: Path, capsys: p
     assert exported.quantization is not None
     assert "--mode split --server HOST:PORT" in capsys.readouterr().out
     assert OnnxNetwork.open(folder, 1, split=True).feature_shape == exported.feature_shape != ()
+
+
+def test_an_export_that_fails_leaves_the_older_one(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["export", "--model", str(run), "--out", str(tmp_path)]
+    (tmp_path / "segment-9.onnx").write_bytes(b"of an export that was not finished")
+    assert main(arguments) == 0
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert sorted(before) == [FILE, "segment-1.onnx", "segment-2.onnx"]
+    monkeypatch.setattr("common.onnx.export.MADE_BY", ("no_such_package",))
+    assert main(arguments) == 2
+    assert "needs the package 'no_such_package'" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_run_folder_without_quantize_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--model", str(run), "--run-folder", str(run)]) == 2
+    assert f"--run-folder {run} is for --quantize" in capsys.readouterr().err
+
+
+class Conditional(nn.Sequential):
+    """A unit with a condition on values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.sum() > 0 else x
+
+
+def test_a_unit_that_cannot_be_exported_is_named() -> None:
+    network = build(NetworkSpec("lenet", 10, (1, 8, 8)), 0).eval()
+    network.units["1"] = Conditional(network.units["1"])
+    with pytest.raises(UserError, match=r"unit 1 cannot be exported \(Could not guard on data-dependent[^\n]*$"):
+        make_graphs(network, features=False)
 
 
 @pytest.mark.slow
