@@ -56,21 +56,37 @@ def run(options: argparse.Namespace) -> int:
     for name in ("network", "depth", "why", "cut", "why"):
         table.add_column(name, overflow="fold", no_wrap=name != "why")
     for fit in networks:
-        depth, cut = f"{fit.depth.part} of {fit.tiers}", f"{fit.cut.part} of {fit.cuts}"
+        depth, cut = (
+            f"{choice.part} of {parts}" if parts else "-"
+            for choice, parts in ((fit.depth, fit.tiers), (fit.cut, fit.cuts))
+        )
         table.add_row(fit.network, depth, Text(fit.depth.reason), cut, Text(fit.cut.reason))
     show(table, [f"{shown(capacity)} ({source}); for {options.samples} images per epoch"])
     return 0
 
 
 def fits(capacity: Capacity, samples: int, image_size: int, *names: str) -> Iterator[Fit]:
-    """Yield the part of each named network that fits a capacity; without names, of every network."""
+    """Yield the part of each named network that fits a capacity; without names, of every network.
+
+    A network that does not take such images has no tiers and cuts, and the reason. Raises `UserError` if it is named.
+    """
     config = read_config({})
     for name in names or backbones():
-        spec = _spec(name, image_size, config)
-        costs, bare = cost_table(build(spec, 0)), cost_table(build(without_early_exits(spec), 0))
-        depth = TIERS.choose(capacity, costs, config, samples)
-        cut = CUTS.choose(capacity, bare, config, samples)
-        yield Fit(name, len(costs.tiers), len(CUTS.numbers(bare, config)), depth, cut)
+        try:
+            yield _fit(name, capacity, samples, image_size, config)
+        except UserError as error:
+            reason = str(error).replace("data.image-size", "--image-size")
+            if names:
+                raise UserError(reason) from error
+            yield Fit(name, 0, 0, Choice(0, reason), Choice(0, reason))
+
+
+def _fit(name: str, capacity: Capacity, samples: int, image_size: int, config: RunConfig) -> Fit:
+    spec = _spec(name, image_size, config)
+    costs, bare = cost_table(build(spec, 0)), cost_table(build(without_early_exits(spec), 0))
+    depth = TIERS.choose(capacity, costs, config, samples)
+    cut = CUTS.choose(capacity, bare, config, samples)
+    return Fit(name, len(costs.tiers), len(CUTS.numbers(bare, config)), depth, cut)
 
 
 def _spec(name: str, image_size: int, config: RunConfig) -> NetworkSpec:
