@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -19,6 +18,7 @@ from common.data.decode import Decoding, decode
 from common.data.text import read_text, token_ids
 from common.data.tree import SHOWN_SUFFIXES, TEXT_SUFFIX, Tree, walk
 from common.errors import UserError
+from common.sections.data import folder_name
 from common.sections.data_sets import DEVICES, NAMES
 from common.settings import read_section
 
@@ -173,10 +173,10 @@ def from_texts(
 
 def _named(folder: Path, files: Sequence[Path], classes: Classes) -> Iterator[tuple[Path, str, str | None]]:
     """Yield each file with its name and its truth: the deepest folder above it that is named like a class."""
-    known = {_spelled(name.replace("/", "-")): name for name in classes}
+    known = {folder_name(name): name for name in classes}
     for path in files:
         inside = path.relative_to(folder)
-        truth = next((known[part] for part in map(_spelled, reversed(inside.parts[:-1])) if part in known), None)
+        truth = next((known[part] for part in map(folder_name, reversed(inside.parts[:-1])) if part in known), None)
         yield path, str(inside), truth
 
 
@@ -185,11 +185,6 @@ def _batched(rows: Iterable[Row], size: int) -> Iterator[Samples]:
     while batch := list(islice(rows, size)):
         names, truths, inputs = zip(*batch, strict=True)
         yield Samples(list(names), list(truths), np.stack(inputs))
-
-
-def _spelled(name: str) -> str:
-    """Return a name in the one Unicode form in which class names are compared."""
-    return unicodedata.normalize("NFC", name)
 
 
 def _print(notes: Iterable[str]) -> None:

@@ -1,6 +1,8 @@
 """The section `data` of the configuration: which samples, and how clients get them."""
 
 import math
+import unicodedata
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -88,6 +90,12 @@ class DataConfig(Settings):
             found.append(f"data.root is missing: data.name {self.name!r} needs the absolute folder of your samples")
         if self.name == DEVICES and (len(self.classes) < 2 or self.image_size <= 0):
             found.append(f"data.name {DEVICES!r} needs two class names or more in data.classes, and data.image-size")
+        folders = Counter(map(folder_name, self.classes))
+        if shared := [name for name in self.classes if folders[folder_name(name)] > 1]:
+            found.append(
+                f"data.classes has {' and '.join(map(repr, shared))}, which would share a folder on a device: rename "
+                f"them so that they differ in more than '/' and '-'"
+            )
         if self.name in (EMBEDDED, NEWS) and self.root:
             found.append(
                 f"data.root is {self.root!r}, but the set {self.name!r} is embedded: "
@@ -108,6 +116,11 @@ class DataConfig(Settings):
         if name == "std" and min(values, default=1.0) <= 0:
             return [f"data.std is {text!r}, must be above 0"]
         return []
+
+
+def folder_name(name: str) -> str:
+    """Return how a class's folder on a device is named, in the one Unicode form in which names are compared."""
+    return unicodedata.normalize("NFC", name.replace("/", "-"))
 
 
 def constants(text: str) -> tuple[float, ...]:

@@ -17,6 +17,10 @@ def test_defaults_have_no_problems() -> None:
         ({"name": "text"}, "data.root"),
         ({"name": "devices", "image_size": 8}, "data.classes"),
         ({"name": "devices", "classes": ("cat", "dog")}, "data.image-size"),
+        (
+            {"name": "devices", "image_size": 8, "classes": ("a/b", "cat", "a-b")},
+            "data.classes has 'a/b' and 'a-b', which would share a folder on a device",
+        ),
         ({"root": "/some/images"}, "data.root is '/some/images', but the set 'digits' is embedded"),
         ({"name": "bbc_news", "root": "/some/texts"}, "bbc_news"),
         ({"channels": 2}, "data.channels is 2"),
