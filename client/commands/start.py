@@ -13,7 +13,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from client.commands.capacity import add_capacity, read_capacity
 from client.commands.clock import check_clock
 from client.warm import flower_shim
 from common.console.verbs import Verbs
+from common.data.image_folder import TEST, TRAIN, VALIDATION, own_files
+from common.data.support import listed
 from common.errors import UserError
 from common.flower.processes import PROJECT, check_free, child, environment, flower_home, free_port, noted_signals, tied
 from common.paths import check_writable
@@ -84,6 +86,8 @@ def run(options: argparse.Namespace) -> int:
         check_writable(folder, "set --state to a folder that this user can write")
     if options.data and not options.data.is_dir():
         raise UserError(f"--data {options.data} is not a folder: give one with a folder of images per class")
+    for line in data_lines(options.data.absolute()) if options.data else ():
+        print(line, flush=True)
     values: dict[str, object] = {"client-id": options.client}
     values |= {"data": str(options.data.absolute())} if options.data else {}
     values |= {"state": str(home.parent)} if options.state else {}
@@ -104,6 +108,23 @@ def run(options: argparse.Namespace) -> int:
     command = ["flower-supernode", "--superlink", options.superlink]
     command += ["--node-config", node_config(values), *_links(files, encrypted)]
     return _supervise(command, flower_shim.environment(environment(home), home / "bin"), home, options)
+
+
+def data_lines(folder: Path) -> Iterator[str]:
+    """Yield what a device's folder of images holds, and a warning for one that a run would not take as it is now.
+
+    A device may start before its images are there, so these are no errors. Raises `UserError` for a folder that cannot
+    be read, and for two class folders of one name.
+    """
+    found = own_files(folder)
+    counts = [f"{name} {len(files)}" for name, files in found.files.items()]
+    if counts:
+        yield f"data: {len(counts)} class{'es' * (len(counts) > 1)} ({listed(counts)})"
+    else:
+        yield f"warning: --data {folder} holds no images yet: put them into {folder}/<class>/ before a run starts"
+    if found.files.keys() and {name.lower() for name in found.files} <= {*TRAIN, *TEST, *VALIDATION}:
+        yield f"warning: a run takes these folders as classes: put the folders of the classes into {folder} itself"
+    yield from (f"note: {note}" for note in found.notes)
 
 
 def probe(capacity: str) -> dict[str, Any]:

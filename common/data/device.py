@@ -1,6 +1,5 @@
 """A real device's own images: <folder>/<class>/*, with the class names of the run."""
 
-import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,13 +7,14 @@ import numpy as np
 import torch
 
 from common.data.decode import Decoding, decode, image_shape, varied
-from common.data.image_folder import class_folders
+from common.data.image_folder import OwnFiles, own_files
 from common.data.images import SampleSet
 from common.data.split import client_split
 from common.data.summary import DataSummary
 from common.data.support import listed
-from common.data.tree import SHOWN_SUFFIXES, walk
+from common.data.tree import SHOWN_SUFFIXES
 from common.errors import UserError
+from common.sections.data import folder_name
 
 _SHOWN = 20
 
@@ -33,14 +33,16 @@ def own_folder(folder: Path) -> DataSummary:
 
     Raises `UserError` where a run would refuse the folder, whatever its classes are.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: create it with one folder of images per class")
-    found = class_folders(walk(folder), folder).files
-    paths = [path for files in found.values() for path in files]
-    shape = image_shape(paths, 0, where="image") if paths else (1, 1, 1)
-    data = device_data(folder, tuple(found), shape, 0.0, seed=0)
-    counts = {"images": tuple(np.bincount(data.train.labels.numpy(), minlength=len(found)).tolist())}
-    return DataSummary("folder", str(folder), shape, tuple(found), counts, None, data.notes, digest="")
+    found = _some_files(folder)
+    paths = [path for files in found.files.values() for path in files]
+    shape = image_shape(paths, 0, where="image")
+    decoding = Decoding(paths)
+    for _ in varied(decode(paths, shape, resize=True, where="image", part_of=decoding)):
+        pass  # an image at a time: all of them may not fit into memory in their own size
+    decoding.check()
+    counts = {"images": tuple(map(len, found.files.values()))}
+    notes = (*found.notes, *decoding.notes())
+    return DataSummary("folder", str(folder), shape, tuple(found.files), counts, None, notes, digest="")
 
 
 def device_data(
@@ -67,27 +69,32 @@ def device_data(
     Raises:
         UserError: the folder is missing or empty, a class is unknown, or an image cannot be read.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: create it with one folder of images per class")
-    labels = {unicodedata.normalize("NFC", name.replace("/", "-")): label for label, name in enumerate(classes)}
-    tree = walk(folder)
-    found = class_folders(tree, folder)
-    notes = [*tree.notes(), *found.notes(tree), *found.deeper(tree)]
+    labels = {folder_name(name): label for label, name in enumerate(classes)}
+    found = _some_files(folder)
     if unknown := [name for name in found.files if name not in labels]:
         raise UserError(
             f"{folder} has folders that are not classes of this run ({listed(unknown, _SHOWN)}): "
             f"rename each to one of {listed(list(labels), _SHOWN)}"
         )
-    if not found.files:
-        raise UserError(
-            f"{folder} holds no images: put {SHOWN_SUFFIXES} into {folder}/<class>/" + "".join(f"; {n}" for n in notes)
-        )
     paths = [path for files in found.files.values() for path in files]
     targets = np.asarray([labels[name] for name, files in found.files.items() for _ in files], dtype=np.int64)
     decoding, damaged = Decoding(paths, skip_damaged=skip_damaged), list[int]()
-    pixels = list(varied(decode(paths, image_shape, resize=True, where="image", part_of=decoding, damaged=damaged)))
+    inputs = np.empty((len(paths), *image_shape), dtype=np.uint8)
+    decoded = decode(paths, image_shape, resize=True, where="image", part_of=decoding, damaged=damaged)
+    for position, pixels in enumerate(varied(decoded)):
+        inputs[position] = pixels
     decoding.check()
-    images = SampleSet(torch.from_numpy(np.stack(pixels)), torch.from_numpy(np.delete(targets, damaged)), classes)
+    targets = np.delete(targets, damaged)
+    images = SampleSet(torch.from_numpy(inputs[: len(targets)]), torch.from_numpy(targets), classes)
     parts = client_split(np.arange(len(images)), validation, seed, client_id=0, test=test)
     train, held_out, own_test = (images.subset(part) for part in parts)
-    return DeviceData(train, held_out, own_test, (*notes, *decoding.notes()))
+    return DeviceData(train, held_out, own_test, (*found.notes, *decoding.notes()))
+
+
+def _some_files(folder: Path) -> OwnFiles:
+    """Return a device's own images; raises `UserError` as `own_files` does, and if there are none."""
+    found = own_files(folder)
+    if not found.files:
+        also = "".join(f"; {note}" for note in found.notes)
+        raise UserError(f"{folder} holds no images: put {SHOWN_SUFFIXES} into {folder}/<class>/{also}")
+    return found

@@ -4,6 +4,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -78,6 +79,26 @@ def class_folders(tree: Tree, folder: Path) -> ClassFolders:
             )
     empty = [child for child, images in children.items() if not images]
     return ClassFolders(folder, dict(sorted(files.items())), empty, loose)
+
+
+class OwnFiles(NamedTuple):
+    """A device's own images by class folder, before any is decoded."""
+
+    files: dict[str, list[Path]]  # sorted by class name, which is in Unicode's form NFC, and by path; may be empty
+    notes: tuple[str, ...]  # a sentence for whatever is left out, with numbers
+
+
+def own_files(folder: Path) -> OwnFiles:
+    """Return a device's own images, <folder>/<class>/*, without decoding any.
+
+    Raises `UserError` if the folder is missing or cannot be read, for two class folders of one name, and for a name
+    that is not UTF-8.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: create it with one folder of images per class")
+    tree = walk(folder)
+    found = class_folders(tree, folder)
+    return OwnFiles(found.files, (*tree.notes(), *found.notes(tree), *found.deeper(tree)))
 
 
 def read_image_folder(root: Path) -> RawSet:

@@ -165,6 +165,28 @@ def test_flower_reads_back_the_node_configuration(tmp_path, commands):
         start.node_config({"data": 'a"b'})
 
 
+def test_a_folder_of_images_is_counted_and_never_decoded(tmp_path):
+    (line,) = start.data_lines(tmp_path)
+    assert line.startswith(f"warning: --data {tmp_path} holds no images yet: put them into")
+    for name in ("train/cat/1.png", "train/cat/2.png", "test/dog/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()  # no image
+    counts, warning, note = start.data_lines(tmp_path)
+    assert counts == "data: 2 classes (test 1, train 2)"
+    assert warning.startswith("warning: a run takes these folders as classes")
+    assert note.startswith("note: folders inside class folders belong to the class")
+    assert list(start.data_lines(tmp_path / "train")) == ["data: 1 class (cat 2)"]
+
+
+def test_a_folder_with_two_spellings_of_a_class_starts_nothing(tmp_path, commands):
+    for name in ("caf\u00e9", "cafe\u0301"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").touch()
+    with pytest.raises(UserError, match="two class folders named caf"):
+        start.run(started("--superlink", "127.0.0.1:1", "--data", str(tmp_path)))
+    assert commands == []
+
+
 def test_keys_are_passed_to_flower(tmp_path, commands):
     make_credentials(tmp_path, ["a"], ["one"])
     device = tmp_path / "devices" / "one"

@@ -1,3 +1,4 @@
+import tracemalloc
 import unicodedata
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import torch
 from PIL import Image
 
 from common.data import device_data
+from common.data.device import own_folder
 from common.errors import UserError
 
 CLASSES = ("ankle / boot", "bag", "cat")
@@ -96,6 +98,17 @@ def test_what_a_device_leaves_out_is_named(tmp_path: Path) -> None:
         "left out: 1 folder without images (bag)",
         "1 image with grey levels scaled so that 65535 becomes 255",
     )
+
+
+def test_folder_of_many_images_is_shown_without_keeping_their_pixels(tmp_path: Path) -> None:
+    for number in range(40):
+        _save(tmp_path / "cat", f"{number}.png", np.full((256, 256), number, np.uint8))
+    tracemalloc.start()
+    summary = own_folder(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (summary.shape, summary.counts) == ((1, 256, 256), {"images": (40,)})
+    assert peak < 20 * 256 * 256
 
 
 def test_device_images_of_one_constant_are_refused(tmp_path: Path) -> None:
