@@ -11,6 +11,8 @@ from common import plugins
 from common.errors import UserError
 from common.networks.base import EarlyExitNetwork, Trunk
 from common.seeding import seeded
+from common.weights.flat import FlatState
+from common.weights.folding import UnfitError, check_values
 
 KEY = "network.name"
 DTYPES = (torch.float32, torch.int64)  # of what travels: weights and statistics, counters
@@ -62,6 +64,7 @@ def check_network(name: str, first: EarlyExitNetwork, second: EarlyExitNetwork) 
     something from one batch to the next; if shapes are not those that the trunk gives; or if it cannot be trained.
     """
     _check_builds(name, first.state_dict(), second.state_dict())
+    _check_values(name, first.state_dict())
     network = first.eval()
     before = {key: value.clone() for key, value in network.state_dict().items()}
     with torch.no_grad(), seeded("check", 0):
@@ -93,6 +96,14 @@ def _check_builds(name: str, one: dict[str, Tensor], two: dict[str, Tensor]) -> 
             _refuse(name, f"two calls return the same tensor for {key}: make new modules at every call")
         if not torch.equal(value, two[key]):
             _refuse(name, f"two calls with one seed give other weights for {key}: draw them from torch's global state")
+
+
+def _check_values(name: str, state: dict[str, Tensor]) -> None:
+    """Refuse values with which every client's update would be rejected."""
+    try:
+        check_values(FlatState.of(state))
+    except UnfitError as error:
+        _refuse(name, f"{error}: give other values, or register a constant buffer with persistent=False")
 
 
 def _through(name: str, index: int, unit: nn.Module, x: Tensor) -> Tensor:

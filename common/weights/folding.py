@@ -5,7 +5,9 @@ of fraction bits follows from the total weight of the sampled clients, so no sum
 its node sends its model as fp32 and the server quantises it with the same function.
 """
 
+import math
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -50,16 +52,33 @@ def check(state: FlatState, layout: Layout) -> None:
     check_layout(state.layout, layout)
     if (len(state.floats), len(state.counters)) != layout.sizes:
         raise UnfitError(f"sizes {len(state.floats)}, {len(state.counters)} differ from the tier's {layout.sizes}")
-    low, high = torch.aminmax(state.floats) if len(state.floats) else (torch.zeros(()), torch.zeros(()))
+    check_values(state)
+
+
+def check_values(state: FlatState) -> None:
+    """Raise `UnfitError`, with the first key and its value, unless a state is finite and in range."""
+    floats = state.floats
+    low, high = torch.aminmax(floats) if len(floats) else (torch.zeros(()), torch.zeros(()))
     # NaN compares false, so it fails this check too
     if not (low > -MAGNITUDE and high < MAGNITUDE):
-        raise UnfitError("weights are not finite" if not low.isfinite() & high.isfinite() else "weights out of range")
-    _check_counters(state.counters)
+        if low.isfinite() & high.isfinite():
+            raise UnfitError(f"weights out of range: {_first(state.layout.floats, floats, floats.abs() >= MAGNITUDE)}")
+        raise UnfitError(f"weights are not finite: {_first(state.layout.floats, floats, ~floats.isfinite())}")
+    _check_counters(state.layout, state.counters)
 
 
-def _check_counters(counters: Tensor) -> None:
+def _check_counters(layout: Layout, counters: Tensor) -> None:
     if len(counters) and (int(counters.min()) < 0 or int(counters.max()) > MAX_COUNTER):
-        raise UnfitError("counters out of range")
+        bad = (counters < 0) | (counters > MAX_COUNTER)
+        raise UnfitError(f"counters out of range: {_first(layout.counters, counters, bad)}")
+
+
+def _first(entries: tuple[tuple[str, tuple[int, ...]], ...], values: Tensor, bad: Tensor) -> str:
+    """Return the key and the value of the first bad one, as a phrase."""
+    position = int(bad.nonzero()[0])
+    ends = accumulate(math.prod(shape) for _, shape in entries)
+    key = next(key for (key, _), end in zip(entries, ends, strict=True) if position < end)
+    return f"{key[:200]} has {values[position].item():g}"
 
 
 @dataclass
@@ -85,7 +104,7 @@ class Fold:
             low, high = torch.aminmax(other.sums) if len(other.sums) else (torch.zeros(()), torch.zeros(()))
             if max(-int(low), int(high)) > MAGNITUDE * other.weight * 2.0**self.bits:
                 raise UnfitError("the folded sum is out of range")
-            _check_counters(other.counters)
+            _check_counters(self.layout, other.counters)
             self._add(other.sums, other.counters, other.weight, other.clients)
 
     def rescaled(self, share: float, bits: int) -> "Fold":

@@ -234,6 +234,24 @@ def test_function_that_makes_no_trunk_is_refused(mine, body, message):
         build(SPEC, 1)
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("float('inf')", r"weights are not finite: units\.0\.limit has inf: .* persistent=False"),
+        ("5000.0", r"weights out of range: units\.0\.limit has 5000: "),
+        ("-1", r"counters out of range: units\.0\.limit has -1: "),
+    ],
+)
+def test_values_that_no_client_could_send_are_refused(mine, value, message):
+    unit = "def net(spec):\n    unit = conv(1, 2)\n    unit.register_buffer('limit', torch.tensor([{}]){})\n"
+    rest = "    return trunk_of([unit], spec.input_shape)\n"
+    mine(unit.format(value, "") + rest)
+    with pytest.raises(UserError, match=message):
+        check_outside(SPEC, 1)
+    mine(unit.format(value, ", persistent=False") + rest)
+    check_outside(SPEC, 1)
+
+
 @pytest.mark.parametrize(("body", "message"), CHECKED.values(), ids=CHECKED)
 def test_trunk_that_breaks_the_contract_is_refused(mine, body, message):
     mine(body)

@@ -160,6 +160,18 @@ def test_check_names_the_wrong_keys(layout, named):
         check(FlatState(layout, torch.zeros(6), torch.tensor([1])), LAYOUT)
 
 
+def test_first_unfit_value_is_named_with_its_key():
+    layout = Layout((("a", (2, 2)), ("b", ()), ("c", (1,))), (("n", ()), ("m", ())))
+    floats = torch.tensor([0.0, 0.0, 0.0, 0.0, 5000.0, float("nan")])
+    with pytest.raises(UnfitError, match=r"^weights are not finite: c has nan$"):
+        check(FlatState(layout, floats, torch.zeros(2, dtype=torch.int64)), layout)
+    floats[5] = -6000.0
+    with pytest.raises(UnfitError, match=r"^weights out of range: b has 5000$"):
+        check(FlatState(layout, floats, torch.zeros(2, dtype=torch.int64)), layout)
+    with pytest.raises(UnfitError, match=r"^counters out of range: m has -3$"):
+        check(FlatState(layout, torch.zeros(6), torch.tensor([1, -3])), layout)
+
+
 def test_check_accepts_a_valid_state():
     check(states()[0], LAYOUT)
     check(FlatState.of({}), Layout(()))
