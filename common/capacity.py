@@ -160,13 +160,17 @@ def mix_depth(mix: str, client: int, count: int, tiers: int) -> int:
 
     Raises `UserError` when the mix does not name one share per tier.
     """
-    shares = parse_mix(mix, tiers)
+    return dealt(parse_mix(mix, tiers), client, count) + 1
+
+
+def dealt(shares: Sequence[float], client: int, count: int) -> int:
+    """Return the position of the share that one of `count` clients belongs to; the shares, summing to 1, go by ids."""
     bound = 0.0
-    for depth, share in enumerate(shares, start=1):
+    for position, share in enumerate(shares):
         bound += share * count
         if client < round(bound):
-            return depth
-    return max(depth for depth, share in enumerate(shares, start=1) if share > 0)
+            return position
+    return max(position for position, share in enumerate(shares) if share > 0)
 
 
 def parse_mix(mix: str, tiers: int) -> Sequence[float]:

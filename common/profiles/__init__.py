@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.capacity import Capacity, parse_capacity
+from common.capacity import Capacity, dealt, parse_capacity
 from common.errors import UserError
 from common.settings import like
 
@@ -79,12 +79,7 @@ def parse_devices(text: str) -> dict[str, float]:
 
 def device_of(devices: Mapping[str, float], client: int, count: int) -> str:
     """Return the name of a client's profile: consecutive ids share one, in the order in which they are named."""
-    bound = 0.0
-    for name, share in devices.items():
-        bound += share * count
-        if client < round(bound):
-            return name
-    return [name for name, share in devices.items() if share > 0][-1]
+    return list(devices)[dealt(list(devices.values()), client, count)]
 
 
 def read_profiles(devices: str, file: str = "") -> dict[str, Profile]:
@@ -133,8 +128,8 @@ def _profile(name: str, table: object) -> Profile:
         raise UserError(f"profile {name!r}: {error}") from error
     for field in NUMBERS:
         value = table.get(field, 0)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise UserError(f"profile {name!r}: {field} is {value!r}, must be a number from 0 on")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LARGEST:
+            raise UserError(f"profile {name!r}: {field} is {value!r}, must be a number from 0 to {LARGEST:g}")
     assert capacity.compute is not None and capacity.bandwidth is not None  # both are needed
     return Profile(
         capacity.compute, capacity.bandwidth, float(table.get("latency", 0.0)), capacity.memory,

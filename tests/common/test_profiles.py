@@ -89,6 +89,10 @@ def test_wrong_devices_are_refused(devices: str, words: str):
         ('[own]\ncompute = "1G"\nbandwidth = "1M"\nlatency = "long"\n', "latency is 'long', must be a number"),
         ('[own]\ncompute = "1G"\nbandwidth = "1M"\nbusy-watts = -1\n', "busy-watts is -1, must be a number"),
         ('[own]\ncompute = "1G"\nbandwidth = "1M"\nflops = 1\n', "has the unknown field flops: a profile has compute"),
+        (
+            '[own]\ncompute = "1G"\nbandwidth = "1M"\nlatency = 1e19\n',
+            "latency is 1e+19, must be a number from 0 to 1e+18",
+        ),
         ("own = 5\n", "profile 'own' is 5: write a table [own]"),
         ("[own\n", "cannot be read"),
     ],
