@@ -28,21 +28,9 @@ from common.onnx.folder import (
     read_exported,
     read_stored,
 )
-from common.onnx.runtime import open_session
+from common.onnx.runtime import open_session, run_segment
 from strategies.distree.exits.policies import ExitPolicy, policy_from_json
 from strategies.distree.serving.service import Stopped
-
-
-class Outputs(NamedTuple):
-    """What a segment gives for some samples."""
-
-    x: NDArray[Any]  # for the next segment
-    logits: NDArray[np.float32]  # (b, classes)
-    handed_on: NDArray[np.float32] | None  # what the next segment's exit needs, if anything
-
-    def of(self, rows: NDArray[np.bool_]) -> "Outputs":
-        """Return these rows alone."""
-        return Outputs(self.x[rows], self.logits[rows], None if self.handed_on is None else self.handed_on[rows])
 
 
 class Left(NamedTuple):
@@ -72,32 +60,23 @@ class Graphs:
 
         A segment runs only when the caller asks for the next exit. The last yield is where the last sample leaves.
         """
-        rows, outputs = np.arange(len(inputs)), None
-        for index in range(len(self.sessions)):
-            outputs = self._run(index, inputs, outputs)
+        rows, feed = np.arange(len(inputs)), {INPUT: self.normalise(inputs)}
+        for index, session in enumerate(self.sessions):
+            logits, feed = run_segment(session, feed)
             last = index == len(self.sessions) - 1
-            gone = np.ones(len(rows), np.bool_) if last else leaves(index, outputs.logits)
-            yield Left(index, rows[gone], outputs.logits[gone])
+            gone = np.ones(len(rows), np.bool_) if last else leaves(index, logits)
+            yield Left(index, rows[gone], logits[gone])
             stay = ~gone
             if not stay.any():
                 break
-            rows, outputs = rows[stay], outputs.of(stay)
+            rows, feed = rows[stay], {name: values[stay] for name, values in feed.items()}
 
     def all(self, inputs: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the tensor after the last segment and the logits of its exit."""
-        outputs = self._run(0, inputs, None)
-        for index in range(1, len(self.sessions)):
-            outputs = self._run(index, inputs, outputs)
-        return outputs.x, outputs.logits
-
-    def _run(self, index: int, inputs: NDArray[Any], before: Outputs | None) -> Outputs:
-        """Run a segment on the inputs, or on what the one before it gave."""
-        session = self.sessions[index]
-        x = self.normalise(inputs) if before is None else before.x
-        carried = {} if before is None or before.handed_on is None else {CARRIED: before.handed_on}
-        names = [output.name for output in session.get_outputs()]
-        found = dict(zip(names, session.run(None, {INPUT: x, **carried}), strict=True))
-        return Outputs(found.get(FEATURES, x), found[LOGITS], found.get(HANDED_ON))
+        logits, feed = run_segment(self.sessions[0], {INPUT: self.normalise(inputs)})
+        for session in self.sessions[1:]:
+            logits, feed = run_segment(session, feed)
+        return feed[INPUT], logits
 
     def _check(self, folder: Path, exported: Exported) -> None:
         """Raise `UserError` unless the graphs take and give what the JSON says."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from common.data.support import printable
 from common.errors import UserError
 
-PADDING = 0
+PADDING = 0  # the token id of a position after a text's end
 PATTERN = r"\w+|[^\w\s]"  # of a token
 _TOKEN = re.compile(PATTERN)
 

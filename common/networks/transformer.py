@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.vision_transformer import EncoderBlock
 
+from common.data.text import PADDING
 from common.errors import UserError
 from common.networks.base import Trunk
 from common.networks.heads import ClassTokenLinear
@@ -18,7 +19,6 @@ from common.networks.heads import ClassTokenLinear
 BLOCKS = 4
 HEADS = 2
 WIDTH = 192
-PADDING = 0  # the token id of a position after a text's end
 
 
 class TokenEmbedding(nn.Module):

@@ -37,13 +37,12 @@ from common.onnx.folder import (
     Texts,
     describe,
 )
-from common.onnx.runtime import open_session
+from common.onnx.runtime import Feed, open_session, run_segment
 from common.seeding import generator
 from common.storage.files import write_bytes, write_text
 
 MADE_BY = ("torch", "onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # of a logit, absolute, or relative where it is above 1
-Feed = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -136,11 +135,9 @@ class Chain:
         """Return what goes into each segment, and the logits (B, classes) of each exit."""
         feeds, logits = [{INPUT: x}], list[NDArray[np.float32]]()
         for session in self.sessions:
-            names = [output.name for output in session.get_outputs()]
-            found = dict(zip(names, session.run(None, feeds[-1]), strict=True))
-            logits.append(found[LOGITS])
-            handed_on = {CARRIED: found[HANDED_ON]} if HANDED_ON in found else {}
-            feeds.append({INPUT: found.get(FEATURES, x), **handed_on})
+            found, following = run_segment(session, feeds[-1])
+            logits.append(found)
+            feeds.append(following)
         return feeds[:-1], logits
 
 

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.exits.policy import ThresholdPolicy, confidence
-from common.onnx.export import Chain, Feed
+from common.onnx.export import Chain
 from common.onnx.folder import LOGITS, Quantization
-from common.onnx.runtime import onnxruntime
+from common.onnx.runtime import Feed, onnxruntime
 
 SAMPLES = 256  # that ranges are measured on
 BATCH = 32
