@@ -4,16 +4,15 @@ An image is used as a viewer shows it:
 
 - upright, by its EXIF orientation; of an animation or several pages the first;
 - on a background where it is transparent: white, or black where it would hardly show on white;
-- with grey levels of 16 or 32 bits scaled to 8: 65535 becomes 255, or 255 if no level of the set is higher, or, of
-  floats, 1 likewise.
+- with grey levels of 16 or 32 bits scaled to 8: 65535 becomes 255, and of floats 1. The image alone decides, so that
+  one file gives the same pixels in training, on every device and in inference.
 """
 
 import io
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from functools import cached_property
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +25,7 @@ from common.data.support import counted, listed, one_line, printable
 from common.errors import UserError
 
 _GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
-_TOPS = {"I;16": (255, 65535), "I": (255, 65535), "F": (1, 255, 65535)}  # the levels that may become 255, by mode
+_TOPS = {"I;16": 65535, "I": 65535, "F": 1}  # the level that becomes 255, by mode
 _HARDLY = 64  # an image whose grey levels differ by less than this hardly shows
 _PROBED = 64
 
@@ -50,9 +49,16 @@ class Decoding:
         self.skip_damaged = skip_damaged
         self.damaged: list[Damaged] = []
         self.counts: Counter[str] = Counter()  # changes by their description
+        self.highest = defaultdict[int, list[float]](list)  # grey levels of scaled images, by what becomes 255
 
     def check(self) -> None:
-        """Raise `UserError` if images were damaged, unless they are skipped and others are left."""
+        """Raise `UserError` if images were damaged, unless they are skipped and others are left, or became black."""
+        for top, levels in self.highest.items():
+            if len(levels) > 1 and 0 < max(levels) < top / 255:
+                raise UserError(
+                    f"{len(levels)} images with grey levels of 16 or 32 bits have none above {max(levels):g}, and "
+                    f"would be black, since {top} is white: save them with 8 bits, or with levels from 0 to {top}"
+                )
         if not self.damaged or (self.skip_damaged and len(self.damaged) < sum(map(len, self.splits))):
             return
         remedy = "replace or remove " + ("it" if len(self.damaged) == 1 else "them")
@@ -70,31 +76,6 @@ class Decoding:
             names = listed([image.name for image in self.damaged])
             notes.append(f"left out: {counted(len(self.damaged), 'image')} that cannot be read ({names})")
         return notes
-
-    @cached_property
-    def tops(self) -> dict[str, int]:
-        """The grey level that becomes 255, by mode; raises `UserError` if the set has levels beyond the choices."""
-        low, high, example = dict.fromkeys(_TOPS, 0.0), dict.fromkeys(_TOPS, 0.0), dict.fromkeys(_TOPS, "")
-        for number, item in enumerate(chain.from_iterable(self.splits)):
-            try:
-                image = _open(item)
-            except Exception:  # reported when its turn comes
-                continue
-            if mode := _wide(image):
-                levels = np.asarray(image)
-                low[mode] = float(np.minimum(low[mode], levels.min()))  # NaN stays NaN
-                high[mode] = float(np.maximum(high[mode], levels.max()))
-                example[mode] = example[mode] or _name(item, "image", number)
-        found = {}
-        for mode, choices in _TOPS.items():
-            top = next((choice for choice in choices if 0 <= low[mode] <= high[mode] <= choice), None)
-            if top is None:
-                raise UserError(
-                    f"images with 32-bit grey levels such as {example[mode]} have levels from {low[mode]:g} to "
-                    f"{high[mode]:g}: save them with levels from 0 to {' or '.join(map(str, choices))}"
-                )
-            found[mode] = top
-        return found
 
 
 def image_shape(images: Sequence[Encoded], image_size: int, *, where: str) -> tuple[int, int, int]:
@@ -240,10 +221,13 @@ def _wide(image: Image.Image) -> str:
 def _eight_bits(image: Image.Image, decoding: Decoding) -> Image.Image:
     """Return an image without transparency whose levels go from 0 to 255."""
     if mode := _wide(image):
-        top = decoding.tops[mode]
-        if top != 255:
-            decoding.counts[f"grey levels scaled so that {top} becomes 255"] += 1
-        return Image.fromarray(np.rint(np.asarray(image) * (255.0 / top)).astype(np.uint8))
+        top, levels = _TOPS[mode], np.asarray(image)
+        low, high = float(levels.min()), float(levels.max())
+        if not 0 <= low <= high <= top:  # NaN compares false
+            raise ValueError(f"its grey levels go from {low:g} to {high:g}, must be from 0 to {top}")
+        decoding.counts[f"grey levels scaled so that {top} becomes 255"] += 1
+        decoding.highest[top].append(high)
+        return Image.fromarray(np.rint(levels * (255.0 / top)).astype(np.uint8))
     return _on_background(image, decoding.counts) if image.has_transparency_data else image
 
 

@@ -72,15 +72,20 @@ def test_images_are_read_as_in_training(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "3" / "torn.png").write_bytes(b"no image")
     (tmp_path / "3" / "._torn.png").write_bytes(b"no image")
     skipped: dict[str, str] = {}
+    Image.fromarray(np.full((8, 8), -3, np.float32)).save(tmp_path / "3" / "negative.tif")
     (batch,) = from_folder(
         tmp_path, find_images(tmp_path), DIGITS, SHAPE, 9, lambda path, reason: skipped.update({str(path): reason})
     )
     assert (batch.inputs[:, 0, 0, 0].tolist(), batch.truths) == ([200, 1, 20], ["3"] * 3)
-    assert list(skipped) == ["3/torn.png"]
+    (alone,) = from_folder(tmp_path, [tmp_path / "3" / "dark.tif"], DIGITS, SHAPE, 9)
+    assert alone.inputs[0, 0, 0, 0] == 1
+    assert list(skipped) == ["3/negative.tif", "3/torn.png"]
+    assert "its grey levels go from -3 to -3, must be from 0 to 1" in skipped["3/negative.tif"]
     assert skipped["3/torn.png"].endswith("torn.png cannot be read as an image (unknown file type)")
     assert capsys.readouterr().err.splitlines() == [
         "note: left out: 1 hidden or system item (3/._torn.png)",
         "note: 3 images with grey levels scaled so that 65535 becomes 255",
+        "note: 1 image with grey levels scaled so that 65535 becomes 255",
     ]
 
 

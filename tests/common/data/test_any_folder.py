@@ -47,6 +47,7 @@ def contents(draw: st.DrawFn) -> tuple[bytes, str]:
     levels = np.random.default_rng(seed).random((size[1], size[0])) * top
     if mode in ("F", "I", "I;16"):
         kinds = {"F": np.float32, "I": np.int32, "I;16": np.uint16}
+        levels = levels / 60000 if mode == "F" else levels
         image = Image.fromarray(np.abs(levels).astype(np.uint16) if mode == "I;16" else levels.astype(kinds[mode]))
     else:
         image = Image.fromarray(np.abs(levels).astype(np.uint8)).convert(mode)

@@ -89,10 +89,13 @@ def test_16_bits_are_scaled_over_their_full_range(kind: str) -> None:
     assert _one(dark, 3).tolist() == [[0, 20]] * 3
 
 
-def test_16_bits_that_hold_8_are_kept() -> None:
-    dark = _encoded(_row([0, 255], np.uint16))
-    assert _one(dark).tolist() == [[0, 255]]
-    assert _one(dark, 1, _encoded(_row([0, 256], np.uint16))).tolist() == [[0, 1]]
+def test_16_bits_that_hold_8_are_refused_as_a_set() -> None:
+    item, darker = (_encoded(_row([0, level], np.uint16)) for level in (255, 100))
+    decoding = Decoding([item, darker])
+    assert [p.tolist() for p in decode([item], (1, 1, 2), resize=False, where="image")] == [[[[0, 1]]]]
+    list(decode([item, darker], (1, 1, 2), resize=False, where="image", part_of=decoding))
+    with pytest.raises(UserError, match=r"^2 images with grey levels .* none above 255, .* save them with 8 bits"):
+        decoding.check()
 
 
 def test_big_endian_16_bits_are_scaled(tmp_path: Path) -> None:
@@ -102,33 +105,31 @@ def test_big_endian_16_bits_are_scaled(tmp_path: Path) -> None:
     assert _one(tmp_path / "a.tif").tolist() == [[1, 255]]
 
 
-def test_32_bits_are_scaled_by_the_largest_level_of_the_set() -> None:
-    dark, bright = (_encoded(_row([0, level], np.int32), "TIFF") for level in (200, 51400))
-    assert _one(dark).tolist() == [[0, 200]]
-    assert _one(dark, 1, bright).tolist() == [[0, 1]]
-    assert _one(bright, 1, dark).tolist() == [[0, 200]]
-
-
-def test_floats_are_scaled_by_the_largest_level_of_the_set() -> None:
-    faint, half, levels = (_encoded(_row([0.0, level], np.float32), "TIFF") for level in (0.2, 0.5, 200.0))
-    assert _one(faint, 1, half).tolist() == [[0, 51]]
-    assert _one(levels).tolist() == [[0, 200]]
-    assert _one(half, 1, levels).tolist() == [[0, 0]]
+@pytest.mark.parametrize(
+    ("kind", "levels", "pixels"), [(np.int32, (257, 51400), (1, 200)), (np.float32, (0.2, 1), (51, 255))]
+)
+def test_32_bits_are_scaled_alike_alone_and_in_a_set(kind: type, levels: list[float], pixels: list[int]) -> None:
+    dark, bright = (_encoded(_row([0, level], kind), "TIFF") for level in levels)
+    assert _one(dark).tolist() == _one(dark, 1, bright).tolist() == [[0, pixels[0]]]
+    assert _one(bright).tolist() == _one(bright, 1, dark).tolist() == [[0, pixels[1]]]
 
 
 @pytest.mark.parametrize(
     ("levels", "kind", "message"),
     [
-        ([0, 70000], np.int32, "levels from 0 to 70000: .* 0 to 255 or 65535"),
-        ([-3, 70], np.int32, "levels from -3 to 70"),
-        ([0.5, -0.5], np.float32, "levels from -0.5 to 0.5: .* 0 to 1 or 255 or 65535"),
-        ([0.5, np.nan], np.float32, "levels from nan to nan"),
-        ([0.5, np.inf], np.float32, "levels from 0 to inf"),
+        ([0, 70000], np.int32, "from 0 to 70000, must be from 0 to 65535"),
+        ([-3, 70], np.int32, "from -3 to 70"),
+        ([0.5, -0.5], np.float32, "from -0.5 to 0.5, must be from 0 to 1"),
+        ([0.5, 200.0], np.float32, "from 0.5 to 200"),
+        ([0.5, np.nan], np.float32, "from nan to nan"),
+        ([0.5, np.inf], np.float32, "from 0.5 to inf"),
     ],
 )
-def test_levels_beyond_any_range_are_refused(levels: list[object], kind: type, message: str) -> None:
-    with pytest.raises(UserError, match=f"32-bit grey levels such as image 0 have {message}"):
-        _one(_encoded(_row(levels, kind), "TIFF"))
+def test_levels_outside_the_range_are_a_damaged_file(levels: list[object], kind: type, message: str) -> None:
+    items, good = [_encoded(_row(levels, kind), "TIFF"), _png(np.zeros((1, 2), np.uint8))], Decoding([b"", b""])
+    assert len(list(decode(items, (1, 1, 2), resize=False, where="image", part_of=good))) == 1
+    assert [image.name for image in good.damaged] == ["image 0"]
+    assert f"its grey levels go {message}" in good.damaged[0].reason
 
 
 def test_transparent_image_lies_on_white() -> None:
