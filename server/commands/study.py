@@ -113,11 +113,12 @@ def _check(study: Study, cells: Sequence[Cell], folder: Path) -> dict[Path, int]
     inner, rounds = {str(cell.folder) for cell in cells}, dict[Path, int]()
     for cell in cells:
         # another cell's folder is not there yet: for the check, a folder that is stands for it
-        values = {key: str(folder.parent) if value in inner else value for key, value in cell.values.items()}
+        others = {key: value for key, value in cell.values.items() if value in inner}
+        values = dict(cell.values) | dict.fromkeys(others, str(folder.parent))
         if cell.folder.exists():
             values["run.name"] = f"{time.strftime('%Y%m%d-%H%M%S')}-check"  # a kept run's name is taken, rightly
         config = check_run(values, folder, strategies=study.strategies)
-        check_kept(cell, config.flat() | dict(cell.values))
+        check_kept(cell, config.flat() | others)
         rounds[cell.folder] = config.run.rounds
     return rounds
 

@@ -21,6 +21,8 @@ from server.study.plan import Cell
 
 LOOK = 0.5  # seconds between two looks at the running cells
 LOGS = "logs"  # folder of the cells' logs, beside their run folders
+# keys that say where a run is, not what it does
+WHERE = ("run.name", "run.commit", "run.root", "run.resume", "clients.store")
 ENDED_BY_PARENT = 1  # Linux's PR_SET_PDEATHSIG
 
 _Key: TypeAlias = tuple[Any, ...]  # of a cell: variant, point, seed
@@ -43,7 +45,7 @@ def check_kept(cell: Cell, wanted: Mapping[str, Any]) -> None:
     if not (cell.folder / "config.toml").is_file():
         return
     stored = read_config({}).flat() | read_stored(cell.folder)
-    for key in sorted(wanted.keys() - {"run.commit", "run.root", "run.resume", "clients.store"}):
+    for key in sorted(wanted.keys() - set(WHERE)):
         if stored[key] != wanted[key]:
             raise UserError(
                 f"{cell.folder} holds a run with {key} = {stored[key]!r}, but this study has {wanted[key]!r}: give "

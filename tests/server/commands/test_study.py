@@ -70,6 +70,14 @@ def test_study_shows_means_over_seeds_and_keeps_what_is_finished(study: Path, tm
     assert "holds a run with train.lr = 0.05, but this study has 0.2" in capfd.readouterr().err
 
 
+def test_study_keeps_its_runs_whatever_the_form_of_a_list(study: Path, capfd) -> None:
+    arguments = ["study", str(study), "--in-process", "--methods", "eefl", "--seeds", "1", "-c", "run.rounds=1",
+                 "-c", "objective.exit-weights=[1, 1, 1, 2]", "-c", "run.trackers=csv, tensorboard"]  # fmt: skip
+    assert main(arguments) == 0
+    assert main(arguments) == 0
+    assert "1 of 1 runs are finished and kept" in capfd.readouterr().out
+
+
 def test_killed_study_gives_the_same_numbers_when_it_is_started_again(study: Path, tmp_path: Path, capfd) -> None:
     study.write_text(SMALL.format(rounds=12))
     command = [sys.executable, "-m", "server", "study", str(study), "--in-process", "--methods", "eefl", "--seeds", "1"]
