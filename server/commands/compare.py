@@ -5,7 +5,7 @@ import time
 
 from common.console.verbs import Verbs
 from common.errors import UserError
-from server.commands.overrides import add_overrides, read_overrides
+from server.commands.overrides import add_overrides, read_common
 from server.commands.simulator import add_resources
 from server.commands.study import add_parallel, run_study
 from server.study.plan import Study, named_variants
@@ -26,7 +26,7 @@ def add_parser(verbs: Verbs) -> None:
 def run(options: argparse.Namespace) -> int:
     """Return 0 only if all runs completed. Raises `UserError`."""
     methods = [method.strip() for method in options.methods.split(",")]
-    common = read_overrides(options)
+    common = read_common(options)
     if found := [key for key in OWN if key in common]:
         raise UserError(f"`server compare` sets {', '.join(found)} itself, from --methods: remove what has no effect")
     seed = common.pop("run.seed", 1)

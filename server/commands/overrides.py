@@ -53,6 +53,19 @@ def read_overrides(options: argparse.Namespace) -> "dict[str, Value]":
     return absolute(values)
 
 
+def read_common(options: argparse.Namespace) -> "dict[str, Value]":
+    """Return what several methods have in common, as `read_overrides` does, without the method of a preset."""
+    values = read_overrides(options)
+    if "run.strategy" not in given_keys(options):
+        values.pop("run.strategy", None)
+    return values
+
+
+def given_keys(options: argparse.Namespace) -> list[str]:
+    """Return the keys that `-c` sets, each once."""
+    return list(dict.fromkeys(pair.partition("=")[0].strip() for pair in options.config))
+
+
 def typed(key: str, text: str) -> "Value":
     """Return a key's value from the command line with the type that the key takes, where it can be read as such."""
     from common.config import fields_of
@@ -78,8 +91,8 @@ def refuse_unread(options: argparse.Namespace, read: Set[str], options_for: Mapp
 
     A preset may set other keys: it serves several verbs.
     """
-    given = dict.fromkeys(pair.partition("=")[0].strip() for pair in options.config)
-    found = [f"{key} (use {options_for[key]})" if key in options_for else key for key in given if key not in read]
+    unread = [key for key in given_keys(options) if key not in read]
+    found = [f"{key} (use {options_for[key]})" if key in options_for else key for key in unread]
     if found:
         raise UserError(f"`server {options.verb}` does not read {', '.join(found)}: remove what has no effect")
 

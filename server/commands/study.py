@@ -11,10 +11,10 @@ from common.console.verbs import Verbs
 from common.errors import UserError
 from common.paths import output_file
 from common.storage.files import write_text
-from server.commands.overrides import add_overrides, read_overrides, typed
+from server.commands.overrides import add_overrides, given_keys, read_common, typed
 from server.commands.run import runs_root
 from server.commands.simulator import add_resources, simulator
-from server.study.plan import Cell, Study, grid_option, named_variants, read_study
+from server.study.plan import Cell, Study, grid_options, named_variants, read_study
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -47,21 +47,19 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--preset {options.preset}: a study's file names its preset itself (preset = ...)")
     file = read_study(options.file) if options.file else {}
     methods = _words(options.methods) if options.methods is not None else file.get("methods", [])
-    grid = {key: [typed(key, v) for v in values] for key, values in map(grid_option, options.grid)}
+    grid = {key: [typed(key, v) for v in values] for key, values in grid_options(options.grid).items()}
     variants = file.get("variants", {})
     if options.methods is not None:  # the command line may leave variants out
         variants = {name: values for name, values in variants.items() if name in methods}
-    return run_study(
-        Study(
-            options.name or file.get("name") or f"study-{time.strftime('%Y%m%d-%H%M%S')}",
-            named_variants(methods, variants),
-            _seeds(options.seeds) if options.seeds is not None else file.get("seeds", [1]),
-            file.get("settings", {}) | read_overrides(options),
-            file.get("grid", {}) | grid,
-        ),
-        options,
-        save=options.save,
+    study = Study(
+        options.name or file.get("name") or f"study-{time.strftime('%Y%m%d-%H%M%S')}",
+        named_variants(methods, variants),
+        _seeds(options.seeds) if options.seeds is not None else file.get("seeds", [1]),
+        file.get("settings", {}) | read_common(options),
+        file.get("grid", {}) | grid,
     )
+    study.refuse_overridden(given_keys(options))
+    return run_study(study, options, save=options.save)
 
 
 def run_study(study: Study, options: argparse.Namespace, *, save: Path | None = None) -> int:

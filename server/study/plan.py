@@ -22,7 +22,7 @@ then runs first.
 import itertools
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,7 @@ KINDS: Mapping[str, tuple[type, str]] = {
     "settings": (dict, "a table"), "grid": (dict, "a table"), "variants": (dict, "a table"),
 }  # fmt: skip
 OWN = ("run.name", "run.root", "run.seed", "run.resume", "run.commit")  # which a study sets itself
+METHOD = "run.strategy"
 CELL = "cell:"  # begins a value that stands for another cell's folder
 UNFIT = re.compile(r"[^A-Za-z0-9._-]+")  # characters that a run's name cannot have
 LONGEST = 80  # characters of a run's name
@@ -87,6 +88,12 @@ class Study:
         for place, values in {"the settings": self.settings, "the grid": self.grid, **self.variants}.items():
             if found := [key for key in OWN if key in values]:
                 raise UserError(f"a study sets {', '.join(found)} itself: remove it from {place}")
+        for place, keys in {"the settings": self.settings, "the grid": self.grid}.items():
+            if METHOD in keys:
+                raise UserError(f"a study has its methods from --methods or its file: remove {METHOD} from {place}")
+        for variant, values in self.variants.items():
+            if twice := [key for key in values if key in self.grid]:
+                raise UserError(f"{twice[0]} is in the grid and in the variant {variant!r}: remove it from one of them")
         for key, chosen in self.grid.items():
             if not chosen or len(set(map(str, chosen))) < len(chosen):
                 raise UserError(f"the grid's {key} is {list(chosen)}: give at least one value, and each once")
@@ -94,7 +101,14 @@ class Study:
     @property
     def strategies(self) -> list[str]:
         """The methods of all variants."""
-        return [str(values["run.strategy"]) for values in self.variants.values()]
+        return [str(values[METHOD]) for values in self.variants.values()]
+
+    def refuse_overridden(self, keys: Iterable[str]) -> None:
+        """Raise `UserError` if the grid or a variant replaces one of these keys, which were set for all runs."""
+        places = {"the grid": self.grid} | {f"the variant {name!r}": values for name, values in self.variants.items()}
+        for key, (place, values) in itertools.product(keys, places.items()):
+            if key in values:
+                raise UserError(f"-c {key} is replaced by the value in {place}: remove it from one of them")
 
     def cells(self, folder: Path) -> list[Cell]:
         """Return all cells, whose runs lie in `folder`: the first seed's first, so that early results are comparable.
@@ -143,6 +157,7 @@ def read_study(path: Path) -> dict[str, Any]:
     try:
         _check_kinds(content)
         preset = read_preset(content["preset"]) if "preset" in content else {}
+        preset.pop(METHOD, None)  # the study has its own methods
         return {
             "name": content.get("name", path.stem),
             "methods": content.get("methods", list(content.get("variants", {}))),
@@ -163,15 +178,20 @@ def named_variants(
         raise UserError(f"the methods {', '.join(methods)}: name each method once")
     if unused := [name for name in variants if name not in methods]:
         raise UserError(f"the study's methods leave out its variant {unused[0]!r}: list it, or remove it")
-    return {name: {"run.strategy": name, **variants.get(name, {})} for name in methods}
+    return {name: {METHOD: name, **variants.get(name, {})} for name in methods}
 
 
-def grid_option(text: str) -> tuple[str, list[str]]:
-    """Return key and values of a `--grid KEY=VALUE,VALUE`; raises `UserError`."""
-    key, found, values = text.partition("=")
-    if not found or not key.strip():
-        raise UserError(f"--grid {text}: write KEY=VALUE,VALUE, such as --grid data.alpha=0.1,1000")
-    return key.strip(), [value.strip() for value in values.split(",")]
+def grid_options(texts: Iterable[str]) -> dict[str, list[str]]:
+    """Return keys and values of several `--grid KEY=VALUE,VALUE`; raises `UserError`."""
+    grid: dict[str, list[str]] = {}
+    for text in texts:
+        key, found, values = (part.strip() for part in text.partition("="))
+        if not found or not key:
+            raise UserError(f"--grid {text}: write KEY=VALUE,VALUE, such as --grid data.alpha=0.1,1000")
+        if key in grid:
+            raise UserError(f"--grid {key} is given twice: write all its values in one, as KEY=VALUE,VALUE")
+        grid[key] = [value.strip() for value in values.split(",")]
+    return grid
 
 
 def _name(variant: str, point: "Mapping[str, Value]", seed: int) -> str:

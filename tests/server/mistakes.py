@@ -81,6 +81,10 @@ MISTAKES: dict[tuple[str, ...], tuple[str, ...]] = {  # words after `python -m s
     ("study", "--methods", "eefl", "--parallel", "0"): ("--parallel 0", "from 1"),
     ("study", "--methods", "eefl", "--grid", "data.alpa=1,2"): ("data.alpa is unknown", "data.alpha"),
     ("study", "/nowhere.toml"): ("/nowhere.toml cannot be read",),
+    ("study", "--methods", "eefl", "--grid", "run.strategy=eefl,depthfl"): ("remove run.strategy from the grid",),
+    ("study", "--methods", "eefl", "-c", "run.strategy=depthfl"): ("remove run.strategy from the settings",),
+    ("study", "--methods", "eefl", "--grid", "data.alpha=1", "--grid", "data.alpha=2"): ("--grid data.alpha", "twice"),
+    ("study", "--methods", "eefl", "--grid", "data.alpha=1", "-c", "data.alpha=2"): ("-c data.alpha", "the grid"),
     ("compare", "-c", "run.strategy=eefl"): ("run.strategy", "--methods"),
     ("submit", "-c", "data.partitioner=IID", "-c", "network.name=resnet50", "-c", "data.alpha=0"):
         ("data.partitioner is 'IID'", "network.name is 'resnet50'", "data.alpha is 0"),

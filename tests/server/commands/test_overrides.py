@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from common.errors import UserError
-from server.commands.overrides import read_overrides, read_run
+from server.commands.overrides import read_common, read_overrides, read_run
 from server.commands.preset import preset_names
 from strategies.configuration import read_config
 
@@ -48,6 +48,13 @@ def test_command_line_overrides_a_preset(tmp_path):
     assert overrides("run.rounds=1", preset="demo") == {**overrides(preset="demo"), "run.rounds": 1}
     (tmp_path / "mine.toml").write_text("[train]\nlr = 0.2\n")
     assert overrides(preset=str(tmp_path / "mine.toml")) == {"train.lr": 0.2}
+
+
+def test_methods_share_a_preset_but_not_its_method() -> None:
+    options = argparse.Namespace(config=[], preset="splitee-published")
+    assert read_common(options) == {k: v for k, v in read_overrides(options).items() if k != "run.strategy"}
+    options.config = ["run.strategy = eefl"]  # which the verb refuses
+    assert read_common(options)["run.strategy"] == "eefl"
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ import pytest
 from common.flower.processes import PROJECT
 from common.storage.run_files import read_events
 from server.__main__ import main
+from server.commands import compare
+from server.study.plan import Study
 from tests.support.deployment import wait_until
 
 SMALL = """
@@ -133,6 +135,14 @@ def test_compare_is_a_study_of_one_seed(study: Path, tmp_path: Path, capfd) -> N
     shown = capfd.readouterr().out
     assert "points over eefl" in shown
     assert "caution" not in shown
+
+
+def test_compare_takes_what_a_preset_says_of_its_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    studies: list[Study] = []
+    monkeypatch.setattr(compare, "run_study", lambda study, _: studies.append(study) or 0)
+    assert main(["compare", "--preset", "cafedistill-published", "--methods", "fedper,cafedistill"]) == 0
+    assert studies[0].strategies == ["fedper", "cafedistill"]
+    assert studies[0].settings["cafedistill.alpha"] == 0.6
 
 
 @pytest.mark.slow

@@ -1,11 +1,12 @@
 """What a study runs: its file, its cells, and what is refused."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from common.errors import UserError
-from server.study.plan import Study, grid_option, named_variants, read_study
+from server.study.plan import Study, grid_options, named_variants, read_study
 
 FILE = """
 preset = "demo"
@@ -96,6 +97,12 @@ def test_variant_can_use_the_run_of_another(tmp_path: Path) -> None:
         ({"grid": {"run.name": ["a"]}}, "remove it from the grid"),
         ({"grid": {"data.alpha": []}}, r"grid's data.alpha is \[\]"),
         ({"grid": {"data.alpha": [1, "1"]}}, "each once"),
+        ({"settings": {"run.strategy": "median"}}, "remove run.strategy from the settings"),
+        ({"grid": {"run.strategy": ["eefl"]}}, "from --methods or its file: remove run.strategy from the grid"),
+        (
+            {"grid": {"data.alpha": [1]}, "variants": named_variants(["eefl"], {"eefl": {"data.alpha": 2}})},
+            "data.alpha is in the grid and in the variant 'eefl'",
+        ),
     ],
 )
 def test_study_that_cannot_run_is_refused(changes: dict, words: str) -> None:
@@ -116,7 +123,25 @@ def test_methods_are_named_once_and_leave_no_variant_out() -> None:
         named_variants(["eefl"], {"b": {}})
 
 
-def test_grid_option() -> None:
-    assert grid_option("data.alpha=0.1, 1") == ("data.alpha", ["0.1", "1"])
+@pytest.mark.parametrize(
+    ("key", "place"), [("data.alpha", "the grid"), ("train.lr", "the variant 'slow'"), ("train.epochs", "")]
+)
+def test_setting_that_would_be_replaced_is_refused(key: str, place: str) -> None:
+    variants = named_variants(["eefl", "slow"], {"slow": {"run.strategy": "eefl", "train.lr": 0.01}})
+    study = Study("s", variants, [1], {"train.lr": 0.1, "train.epochs": 2}, {"data.alpha": [1]})
+    with pytest.raises(UserError, match=f"-c {key} is replaced by the value in {place}") if place else nullcontext():
+        study.refuse_overridden([key])
+
+
+def test_preset_of_a_method_serves_a_study_of_others(tmp_path: Path) -> None:
+    found = read_study(written(tmp_path, 'preset = "cafedistill-published"\nmethods = ["fedper"]'))
+    assert "run.strategy" not in found["settings"]
+    assert found["settings"]["cafedistill.alpha"] == 0.6
+
+
+def test_grid_options() -> None:
+    assert grid_options(["data.alpha=0.1, 1", "train.lr = 1"]) == {"data.alpha": ["0.1", "1"], "train.lr": ["1"]}
     with pytest.raises(UserError, match=r"--grid data\.alpha: write KEY=VALUE,VALUE"):
-        grid_option("data.alpha")
+        grid_options(["data.alpha"])
+    with pytest.raises(UserError, match=r"--grid data\.alpha is given twice"):
+        grid_options(["data.alpha=0.1", "data.alpha=1"])
