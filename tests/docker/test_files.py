@@ -118,8 +118,9 @@ def test_files_are_merged_like_compose():
     assert server["build"]["args"]["TORCH_BACKEND"] == "cu128"
 
 
-def test_every_image_is_built_once_and_own_images_never_pulled():
-    services = read("compose.yml", "compose.tls.yml")["services"].values()
+@pytest.mark.parametrize("added", ["compose.tls.yml", "compose.gpu.yml"])
+def test_every_image_is_built_once_and_own_images_never_pulled(added: str) -> None:
+    services = read("compose.yml", added)["services"].values()
     ours = [service for service in services if service["image"].startswith("earlybloom-")]
     assert sorted(service["image"] for service in ours if "build" in service) == [
         "earlybloom-client", "earlybloom-server",
