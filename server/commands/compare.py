@@ -30,5 +30,7 @@ def run(options: argparse.Namespace) -> int:
     if found := [key for key in OWN if key in common]:
         raise UserError(f"`server compare` sets {', '.join(found)} itself, from --methods: remove what has no effect")
     seed = common.pop("run.seed", 1)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise UserError(f"run.seed is {seed!r}, must be a whole number")
     name = f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
-    return run_study(Study(name, named_variants(methods, {}), [int(seed)], common), options)
+    return run_study(Study(name, named_variants(methods, {}), [seed], common), options)

@@ -86,6 +86,8 @@ MISTAKES: dict[tuple[str, ...], tuple[str, ...]] = {  # words after `python -m s
     ("study", "--methods", "eefl", "--grid", "data.alpha=1", "--grid", "data.alpha=2"): ("--grid data.alpha", "twice"),
     ("study", "--methods", "eefl", "--grid", "data.alpha=1", "-c", "data.alpha=2"): ("-c data.alpha", "the grid"),
     ("compare", "-c", "run.strategy=eefl"): ("run.strategy", "--methods"),
+    ("compare", "-c", "run.seed=abc"): ("run.seed is 'abc'", "a whole number"),
+    ("compare", "-c", "run.seed=1.5"): ("run.seed is 1.5", "a whole number"),
     ("submit", "-c", "data.partitioner=IID", "-c", "network.name=resnet50", "-c", "data.alpha=0"):
         ("data.partitioner is 'IID'", "network.name is 'resnet50'", "data.alpha is 0"),
     ("data", *FOLDER, "-c", "data.root=/nowhere/at/all"): ("data.root is '/nowhere/at/all'", "no folder"),
