@@ -25,16 +25,14 @@ def require(module: str, purpose: str) -> ModuleType:
         ) from error
 
 
-def package_folder(package: str, purpose: str) -> Path:
-    """Return the folder of a package of the `simulation` extra, without running any of its code.
+def package_folder(package: str, purpose: str, extra: str = "simulation") -> Path:
+    """Return the folder of a package of this extra, without running any of its code.
 
     Raises `UserError` that names what to install.
     """
     found = find_spec(package)
     if found is None or found.origin is None:
-        raise UserError(
-            f"{purpose} needs the package {package!r}, which is not installed: pip install -e '.[simulation]'"
-        )
+        raise UserError(f"{purpose} needs the package {package!r}, which is not installed: pip install -e '.[{extra}]'")
     return Path(found.origin).parent
 
 

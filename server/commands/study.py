@@ -67,11 +67,14 @@ def run_study(study: Study, options: argparse.Namespace, *, save: Path | None = 
 
     Raises `UserError` for a study that cannot be run, before anything starts.
     """
-    from server.study.cells import finished, run_cells  # imports pydantic, which `--help` does not need
+    from common.data.support import package_folder  # imports pydantic, which `--help` does not need
+    from server.study.cells import finished, run_cells  # likewise
     from server.study.progress import StudyProgress
 
     if options.parallel < 1:
         raise UserError(f"--parallel {options.parallel}: give a number of runs from 1")
+    for package in ("matplotlib", "scipy"):  # of its results, which come last
+        package_folder(package, "a study", "report")
     folder = runs_root() / study.name
     cells = study.cells(folder)
     rounds = _check(study, cells, folder)

@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
 import pytest
 
+from common.data import support
 from common.flower.processes import PROJECT
 from common.storage.run_files import read_events
 from server.__main__ import main
@@ -135,6 +137,17 @@ def test_compare_is_a_study_of_one_seed(study: Path, tmp_path: Path, capfd) -> N
     shown = capfd.readouterr().out
     assert "points over eefl" in shown
     assert "caution" not in shown
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "scipy"])
+def test_study_without_the_packages_of_its_results_does_not_start(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], package: str
+) -> None:
+    monkeypatch.setattr(support, "find_spec", lambda name: None if name == package else find_spec(name))
+    assert main(["study", str(study), "--in-process"]) == 2
+    shown = capsys.readouterr().err
+    assert f"needs the package {package!r}, which is not installed: pip install -e '.[report]'" in shown
+    assert not (tmp_path / "runs").exists()
 
 
 def test_compare_takes_what_a_preset_says_of_its_method(monkeypatch: pytest.MonkeyPatch) -> None:
