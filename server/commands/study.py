@@ -10,7 +10,7 @@ from pathlib import Path
 from common.console.verbs import Verbs
 from common.errors import UserError
 from common.paths import output_file
-from common.storage.files import write_text
+from common.storage.files import write_bytes
 from server.commands.overrides import add_overrides, given_keys, read_common, typed
 from server.commands.run import runs_root
 from server.commands.simulator import add_resources, simulator
@@ -94,7 +94,7 @@ def run_study(study: Study, options: argparse.Namespace, *, save: Path | None = 
     sections = read_sections(completed)
     write_results(study, completed, sections, folder)
     if save:
-        write_text(save, (folder / "study.json").read_text())
+        write_bytes(save, (folder / "study.json").read_bytes())
     for heading, groups in sections.items():
         print("\n".join(["", heading] if heading else []))
         print(text_table(comparison_rows(groups), shutil.get_terminal_size((120, 24)).columns))

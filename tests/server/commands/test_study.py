@@ -150,6 +150,27 @@ def test_study_without_the_packages_of_its_results_does_not_start(
     assert not (tmp_path / "runs").exists()
 
 
+WITHOUT_RUNS = """
+import sys
+from server.__main__ import main
+from server.study import cells
+cells.run_cells = lambda *_: ()
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_numbers_are_saved_in_any_locale_even_onto_themselves(study: Path, tmp_path: Path) -> None:
+    study.write_text(
+        SMALL.format(rounds=1).replace("joint", "größer").replace("variants.größer", 'variants."größer"'),
+        encoding="utf-8",
+    )
+    file = tmp_path / "runs" / "small" / "study.json"
+    command = [sys.executable, "-c", WITHOUT_RUNS, "study", str(study), "--in-process", "--save", str(file)]
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "utf-8"}
+    subprocess.run(command, cwd=PROJECT, env=os.environ | ascii_only, check=True)
+    assert "größer" in json.loads(file.read_text(encoding="utf-8"))["variants"]
+
+
 def test_compare_takes_what_a_preset_says_of_its_method(monkeypatch: pytest.MonkeyPatch) -> None:
     studies: list[Study] = []
     monkeypatch.setattr(compare, "run_study", lambda study, _: studies.append(study) or 0)
