@@ -2,7 +2,6 @@
 
 import argparse
 import fcntl
-import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from common.errors import UserError
 from common.paths import check_writable
 from common.storage.files import write_text
+from common.storage.toml import toml_lines
 from server.commands.deploy import flwr
 
 KNOWN = "already in use"  # in Flower's error for a key that is registered already
@@ -56,7 +56,7 @@ def connection(home: Path, superlink: str, authority: Path | None, env: Mapping[
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not file.exists():
             flwr(["config", "list"], env)  # writes Flower's own entries, which simulations need
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
         try:
             found = tomllib.loads(text).get("superlink", {}).get(name)
         except tomllib.TOMLDecodeError as error:
@@ -71,8 +71,7 @@ def connection(home: Path, superlink: str, authority: Path | None, env: Mapping[
 
 
 def _section(name: str, entry: Mapping[str, object]) -> str:
-    lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in entry.items())
-    return f"\n[superlink.{name}]\n{lines}"
+    return f"\n[superlink.{name}]\n{toml_lines(entry)}"
 
 
 def register_keys(keys: Mapping[str, Path], name: str, env: Mapping[str, str]) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.flower.processes import end, interrupted_by_signals, noted_signals
+from common.storage.toml import toml_lines
 from server.commands.bundle import app_files
 from server.commands.launch import FAILED, Outcome, Watch, commit, run_folder, watched
 
@@ -75,9 +76,7 @@ def _submit(settings: Mapping[str, Any], connection: str, env: Mapping[str, str]
     # all keys in one file: of several -c, Flower 1.42 keeps only the last one's keys of a section
     home = Path(env["FLWR_HOME"])
     with app_files(home) as app, tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".toml", dir=home) as file:
-        # JSON escapes an emoji as two halves, which TOML refuses
-        rows = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in settings.items())
-        file.write("".join(rows))
+        file.write(toml_lines(settings))
         file.flush()
         answer = _flwr(["flwr", "run", str(app), connection, "--format", "json", "-c", file.name], env, noted)
     if answer.get("success"):

@@ -31,6 +31,7 @@ from common.errors import UserError
 from common.storage.files import StorageError, append_line, read_tensors, write_tensors, write_text
 from common.storage.format import FORMAT
 from common.storage.run_files import DATA, LOCK, read_events, read_stored, refuse_taken
+from common.storage.toml import toml_lines
 from strategies.callbacks.base import Callback
 from strategies.engine.rounds import Record
 from strategies.engine.strategy import EarlyExitStrategy
@@ -194,13 +195,7 @@ def _toml(config: RunConfig, about: dict[str, Any]) -> str:
         section, _, name = key.partition(".")
         sections.setdefault(section, {})[name] = value
     tables = sections | {"about": {k: v for k, v in about.items() if k != "versions"} | about["versions"]}
-    # JSON's strings, numbers and booleans are TOML's, but for characters that it escapes as two halves
-    return "\n".join(
-        "\n".join(
-            [f"[{name}]", *(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in table.items()), ""]
-        )
-        for name, table in tables.items()
-    )
+    return "\n".join(f"[{name}]\n{toml_lines(table)}" for name, table in tables.items())
 
 
 def _device_name(device: torch.device) -> str:

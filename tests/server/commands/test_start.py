@@ -134,16 +134,16 @@ class Flower:
 
 
 def test_connection_adds_a_superlink_once(tmp_path, monkeypatch):
-    flower = Flower(tmp_path)
+    flower, authority = Flower(tmp_path), tmp_path / "🌱.pem"
     monkeypatch.setattr(connections, "flwr", flower)
     for _ in range(2):
         assert connection(tmp_path, "127.0.0.1:8000", None, {}) == "127-0-0-1-8000"
-        assert connection(tmp_path, "ml.example.org:8000", tmp_path / "ca.pem", {}) == "ml-example-org-8000-tls"
+        assert connection(tmp_path, "ml.example.org:8000", authority, {}) == "ml-example-org-8000-tls"
     assert flower.commands == [["config", "list"]]
     assert tomllib.loads((tmp_path / "config.toml").read_text())["superlink"] == {
         "default": "local", "local": {"address": ":local:"},
         "127-0-0-1-8000": {"address": "127.0.0.1:8000", "insecure": True},
-        "ml-example-org-8000-tls": {"address": "ml.example.org:8000", "root-certificates": str(tmp_path / "ca.pem")},
+        "ml-example-org-8000-tls": {"address": "ml.example.org:8000", "root-certificates": str(authority)},
     }  # fmt: skip
     (tmp_path / "config.toml").write_text("[oops")
     with pytest.raises(UserError, match="is not valid TOML"):
