@@ -223,7 +223,7 @@ def test_submit_resumes_a_run_from_its_folder(tmp_path, monkeypatch, capsys):
 def test_deploy_passes_the_connections_name_to_flower(tmp_path, monkeypatch):
     commands: list[Sequence[str]] = []
 
-    def flwr(words: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
+    def flwr(words: Sequence[str], env: Mapping[str, str], noted: Sequence[int] = ()) -> dict[str, Any]:
         commands.append(words)
         if words[1] == "run":
             return {"success": True, "run-id": 7}
