@@ -45,6 +45,16 @@ def room(cards: float, share: float) -> int:
     return int(cards) * int(1 / share) if share < 1 else int(cards // share)
 
 
+def wanted_share(wanted: float | None, device: str) -> float | None:
+    """Return the share of a GPU per worker that is asked for; 0.0 where clients compute on CPUs; None: an even one.
+
+    Raises `UserError` if `wanted`, the value of `--gpus`, contradicts `device`, that of `clients.device`.
+    """
+    if (wanted and device == "cpu") or (wanted == 0 and device == "cuda"):
+        raise UserError(f"--gpus {wanted:g} does not go with clients.device {device!r}: remove one of them")
+    return 0.0 if device == "cpu" else wanted
+
+
 def local_share(wanted: float | None, workers: int, device: str) -> tuple[float, int]:
     """Return the share of a GPU per worker of this machine, and how many workers there are with it.
 
@@ -54,11 +64,10 @@ def local_share(wanted: float | None, workers: int, device: str) -> tuple[float,
         device: `clients.device`.
 
     Raises:
-        UserError: the GPUs that are wanted are not here.
+        UserError: the GPUs that are wanted are not here, or contradict `device`.
     """
-    if wanted == 0 or device == "cpu":
-        if wanted or device == "cuda":
-            raise UserError(f"--gpus {wanted:g} does not go with clients.device {device!r}: remove one of them")
+    wanted = wanted_share(wanted, device)
+    if wanted == 0:
         return 0.0, workers
     cards = visible()
     if wanted is None:

@@ -43,16 +43,17 @@ def simulate(
         show: the progress, and Flower's log goes to a file; otherwise the log goes to the standard error.
 
     Raises:
-        UserError: there are not such GPUs, or the cluster does not answer.
+        UserError: there are not such GPUs, they contradict `clients.device`, or the cluster does not answer.
     """
     settings = {"run.root": str(root), "run.commit": commit(), **overrides}
     start: dict[str, Any] = {"log_to_driver": False}
+    device = str(overrides.get("clients.device", "auto"))
     if (address := env["RAY_ADDRESS"]) == cluster.LOCAL:
-        device = str(overrides.get("clients.device", "auto"))
         share, workers = gpus.local_share(share, workers or os.cpu_count() or 1, device)
         if not ray:
             start["num_cpus"] = workers  # Ray refuses it for a cluster that runs already
     else:
+        share = gpus.wanted_share(share, device)
         nodes = cluster.resources(address, env)
         share = cluster.even_share(nodes) if share is None else share
         workers = cluster.workers_on(nodes, share, workers)

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from common.errors import UserError
 from common.flower.processes import PROJECT, environment
 from server.commands import cluster, gpus, simulate
 from server.commands.launch import Outcome, commit
@@ -68,6 +69,16 @@ def test_workers_of_a_cluster_are_those_that_fit(requests, tmp_path, given, stat
     simulate.simulate({"run.name": "a", **given}, tmp_path, {"RAY_ADDRESS": "10.0.0.1:6379"})
     assert (requests[0]["workers"], requests[0]["ray"]) == (3, {"log_to_driver": False})
     assert requests[0]["settings"]["clients.state"] == state
+
+
+def test_clients_on_cpus_leave_the_gpus_of_a_cluster_alone(requests, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "resources", lambda address, env: [{"CPU": 4.0, "GPU": 1.0}])
+    for device, share in (("auto", 0.25), ("cpu", 0.0)):
+        simulate.simulate({"run.name": "a", "clients.device": device}, tmp_path, {"RAY_ADDRESS": "10.0.0.1:6379"})
+        assert requests[-1]["resources"]["num_gpus"] == share
+    for address in (cluster.LOCAL, "10.0.0.1:6379"):
+        with pytest.raises(UserError, match="--gpus 1 does not go with clients.device 'cpu'"):
+            simulate.simulate({"run.name": "a", "clients.device": "cpu"}, tmp_path, {"RAY_ADDRESS": address}, share=1.0)
 
 
 PROCESS = """
