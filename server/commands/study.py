@@ -81,10 +81,11 @@ def run_study(study: Study, options: argparse.Namespace, *, save: Path | None = 
     missing, failures = [cell for cell in cells if not finished(cell.folder)], 0
     if kept := len(cells) - len(missing):
         print(f"{kept} of {len(cells)} runs are finished and kept")
+    parallel = min(options.parallel, len(missing))  # each run has its part of the cores
     if missing:
         expected = {cell.folder: rounds[cell.folder] for cell in missing}
-        with simulator(options, options.parallel) as how, StudyProgress(expected) as progress:
-            for cell, outcome in run_cells(missing, options.parallel, how, progress.show):
+        with simulator(options, parallel) as how, StudyProgress(expected) as progress:
+            for cell, outcome in run_cells(missing, parallel, how, progress.show):
                 progress.ended(cell, outcome)
                 failures += not outcome.completed
     from server.study.results import FEW, read_sections, saving, write_results  # imports Flower

@@ -1,11 +1,14 @@
 """`python -m server study` and `compare`: real runs of a second, killed, continued, summed up."""
 
+import argparse
 import csv
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -148,6 +151,20 @@ def test_study_without_the_packages_of_its_results_does_not_start(
     shown = capsys.readouterr().err
     assert f"needs the package {package!r}, which is not installed: pip install -e '.[report]'" in shown
     assert not (tmp_path / "runs").exists()
+
+
+def test_one_missing_run_has_all_cores(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    @contextmanager
+    def simulator(_: argparse.Namespace, at_once: int) -> Iterator[None]:
+        asked.append(at_once)
+        yield
+
+    monkeypatch.setattr("server.commands.study.simulator", simulator)
+    monkeypatch.setattr("server.study.cells.run_cells", lambda cells, parallel, *_: asked.append(parallel) or ())
+    assert main(["study", str(study), "--methods", "eefl", "--seeds", "1", "--parallel", "4"]) == 0
+    assert asked == [1, 1]
 
 
 WITHOUT_RUNS = """
