@@ -35,7 +35,7 @@ FENCE = re.compile(r"^```.*?\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
 CODE = re.compile(r"`(?P<code>[^`\n]+)`")
 FILE = re.compile(r"[\w/.-]+\.(py|md|toml|conf|yml|proto|json)")
 MADE = (  # files that a run, a study or a user makes
-    "data.json", "metrics.jsonl", "answers.json", "config.toml", "settings.toml", "study.json", "mine.toml",
+    "data.json", "metrics.jsonl", "answers.json", "config.toml", "settings.toml", "study.json", "gentle.toml",
     "model.json",
 )  # fmt: skip
 COMMAND = re.compile(r"python -m (?P<module>server|client|benchmarks\.\w+)(?P<words>.*)")

@@ -77,7 +77,7 @@ def test_clients_on_cpus_leave_the_gpus_of_a_cluster_alone(requests, tmp_path, m
         simulate.simulate({"run.name": "a", "clients.device": device}, tmp_path, {"RAY_ADDRESS": "10.0.0.1:6379"})
         assert requests[-1]["resources"]["num_gpus"] == share
     for address in (cluster.LOCAL, "10.0.0.1:6379"):
-        with pytest.raises(UserError, match="--gpus 1 does not go with clients.device 'cpu'"):
+        with pytest.raises(UserError, match=r"--gpus 1 does not go with clients\.device 'cpu'"):
             simulate.simulate({"run.name": "a", "clients.device": "cpu"}, tmp_path, {"RAY_ADDRESS": address}, share=1.0)
 
 
