@@ -1,7 +1,9 @@
 """What commands read in a run's folder without torch, whose import takes seconds."""
 
 import json
+import time
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,12 @@ from common.storage.format import check_format
 LOCK = ".lock"  # held by the process that writes
 DATA = "data.json"  # what was read of the data set
 BARE = {"checkpoints", LOCK, DATA}  # files of a run that was killed before it wrote its configuration
+
+
+def default_name(strategy: str) -> str:
+    """Return the name of a run that is given none: its method, unless that is unfit and thus refused, and the time."""
+    prefix = strategy if strategy.isidentifier() and strategy.isascii() else "run"
+    return f"{prefix}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def refuse_taken(folder: Path) -> None:
@@ -40,11 +48,9 @@ def read_stored(folder: Path) -> dict[str, Any]:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """Return the events of a metrics file; a last line that a kill cut short is left out."""
+    """Return the events of a metrics file; a line that a kill cut short is left out."""
     events: list[dict[str, Any]] = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
+        with suppress(json.JSONDecodeError):
             events.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
     return events

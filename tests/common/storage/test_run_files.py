@@ -4,7 +4,7 @@ import pytest
 
 from common.errors import UserError
 from common.storage.format import FORMAT
-from common.storage.run_files import BARE, read_stored, refuse_taken
+from common.storage.run_files import BARE, read_events, read_stored, refuse_taken
 
 
 def test_folder_of_a_run_is_taken(tmp_path: Path) -> None:
@@ -40,3 +40,10 @@ def test_folder_without_a_run_is_refused(content: bytes | None, message: str, tm
         read_stored(tmp_path)
     with pytest.raises(UserError, match="nowhere does not exist; give the folder of a run"):
         read_stored(tmp_path / "nowhere")
+
+
+def test_line_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    assert read_events(file) == []
+    file.write_text('{"a": 1}\n{"a"{"a": 2}\n{"a": 3}\n{"a"')
+    assert read_events(file) == [{"a": 1}, {"a": 3}]
