@@ -87,7 +87,7 @@ def simulator(options: argparse.Namespace, at_once: int = 1) -> Iterator[Simulat
     package_folder("ray", "a simulation without --in-process")
     if options.ray:
         os.environ["RAY_ADDRESS"] = options.ray
-    elsewhere = os.environ.get("RAY_ADDRESS", LOCAL) != LOCAL
+    elsewhere = (os.environ.get("RAY_ADDRESS") or LOCAL) != LOCAL
     # runs at once cannot share a Ray on this machine: each would take all of its cores
     head = at_once == 1 and not elsewhere
     workers = options.workers

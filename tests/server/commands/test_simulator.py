@@ -67,6 +67,12 @@ def test_clients_keep_their_states_below_the_runs_own_root(monkeypatch, own, add
     assert stores == [store]
 
 
+def test_empty_address_is_no_cluster(heads, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    with simulator.simulator(options()) as made:
+        assert (bool(made.ray), made.here) == (True, True)
+
+
 def test_run_in_this_process_has_no_workers(heads):
     with simulator.simulator(options("--in-process")) as made:
         assert made.env is None
