@@ -147,7 +147,7 @@ def read_study(path: Path) -> dict[str, Any]:
     Raises `UserError` in one sentence.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"the study {path} cannot be read: {error.strerror}") from error
     except ValueError as error:

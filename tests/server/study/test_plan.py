@@ -58,6 +58,10 @@ def test_mistake_in_a_file_is_one_sentence(tmp_path: Path, text: str, words: str
     assert str(tmp_path) in str(raised.value)
 
 
+def test_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    assert read_study(written(tmp_path, "\ufeffseeds = [3]"))["seeds"] == [3]
+
+
 def test_missing_file_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read: No such file"):
         read_study(tmp_path / "absent.toml")
