@@ -1,6 +1,5 @@
 """Prepares runs and runs their rounds; importing it imports torch."""
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from flwr.serverapp import Grid
 from common import logs, paths, plugins
 from common.config import RunConfig, Value, replace
 from common.devices import keep_memory, set_kernels
+from common.storage.run_files import default_name
 from server.rounds.grid import streaming
 from strategies.callbacks.base import Callback
 from strategies.callbacks.progress import Progress
@@ -61,8 +61,7 @@ def _check_plugins(config: RunConfig) -> None:
 
 
 def _named(config: RunConfig) -> RunConfig:
-    name = config.run.name or f"{config.run.strategy}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return replace(config, run={"name": name})
+    return replace(config, run={"name": config.run.name or default_name(config.run.strategy)})
 
 
 def _callbacks(config: RunConfig, folder: RunFolder) -> list[Callback]:

@@ -1,13 +1,13 @@
 """Read the configuration from the command line: `-c KEY=VALUE`, on top of a preset."""
 
 import argparse
-import time
 import tomllib
 from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import UserError
+from common.storage.run_files import default_name
 from server.commands.preset import joined, preset_names, read_preset
 
 if TYPE_CHECKING:  # pydantic's import takes a fifth of a second, which `--help` does not need
@@ -105,6 +105,8 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 def read_run(options: argparse.Namespace) -> "dict[str, Value]":
     """Return the configuration of a new run, with a name, or of a resumed one; raises `UserError`."""
+    from common.sections.general import RunSection
+
     values = read_overrides(options)
     folder = _absolute("", options.resume) if options.resume else values.pop("run.resume", "")
     if folder and values:
@@ -112,9 +114,7 @@ def read_run(options: argparse.Namespace) -> "dict[str, Value]":
     if folder:
         return {"run.resume": folder}
     if not values.get("run.name"):
-        strategy = str(values.get("run.strategy", "run"))
-        prefix = strategy if strategy.isidentifier() and strategy.isascii() else "run"  # else it is refused by itself
-        values["run.name"] = f"{prefix}-{time.strftime('%Y%m%d-%H%M%S')}"
+        values["run.name"] = default_name(str(values.get("run.strategy", RunSection().strategy)))
     return values
 
 

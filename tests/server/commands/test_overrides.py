@@ -110,9 +110,10 @@ def test_last_value_of_a_repeated_key_counts() -> None:
     assert overrides("run.rounds=1", "run.rounds=3") == {"run.rounds": 3}
 
 
-def test_empty_run_name_is_filled_in() -> None:
-    values = read_run(argparse.Namespace(config=["run.name=", "run.strategy=eefl"], preset="", resume=None))
-    assert str(values["run.name"]).startswith("eefl-")
+@pytest.mark.parametrize(("pair", "method"), [("run.strategy=eefl", "eefl"), ("run.rounds=1", "darkdistill")])
+def test_empty_run_name_is_filled_in(pair: str, method: str) -> None:
+    values = read_run(argparse.Namespace(config=["run.name=", pair], preset="", resume=None))
+    assert str(values["run.name"]).startswith(f"{method}-")
 
 
 def test_unfit_strategy_is_the_only_mistake() -> None:
