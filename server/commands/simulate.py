@@ -19,6 +19,7 @@ from server.simulation import Answer, Request
 
 LOOK = 0.2  # seconds between two looks at the metrics, and for the process's end
 LOGS = "logs"  # folder in Flower's home
+KEPT = 50  # logs of earlier runs
 
 
 def simulate(
@@ -67,6 +68,7 @@ def _run(request: Request, folder: Path, env: Mapping[str, str], show: bool) -> 
     home = Path(env["FLWR_HOME"])
     log = home / LOGS / f"{folder.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
+    _remove_old(log.parent)
     with (
         app_files(Path(tempfile.gettempdir()), compiled=True) as app,
         tempfile.TemporaryFile() as output,
@@ -95,6 +97,12 @@ def _run(request: Request, folder: Path, env: Mapping[str, str], show: bool) -> 
         output.seek(0)
         answer = output.read()
     return _outcome(folder, answer, process.returncode, f"; its log is {log}" if show else "")
+
+
+def _remove_old(logs: Path) -> None:
+    with suppress(FileNotFoundError):  # another run removes them at the same time
+        for old in sorted(logs.glob("*.log"), key=lambda log: log.stat().st_mtime)[:-KEPT]:
+            old.unlink()
 
 
 def _path(app: Path, env: Mapping[str, str]) -> str:

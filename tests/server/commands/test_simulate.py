@@ -117,6 +117,19 @@ def test_outcome_is_the_answer_of_the_process(tmp_path, monkeypatch, capfd, end,
     assert (log.read_text() if show else capfd.readouterr().err) == f"to the log {tmp_path}\n"
 
 
+def test_only_the_newest_logs_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(simulate, "KEPT", 2)
+    stand_in(tmp_path / "app", ANSWERS["completed"][0])
+    monkeypatch.setattr(simulate, "app_files", lambda home, compiled: nullcontext(tmp_path / "app"))
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    for age, name in enumerate(("c", "b", "old", "older")):
+        (logs / f"{name}.log").touch()
+        os.utime(logs / f"{name}.log", (1000 - age, 1000 - age))
+    simulate.simulate({"run.name": "a"}, tmp_path / "runs", environment(tmp_path) | LOCAL, workers=1, share=0.0)
+    assert sorted(log.name for log in logs.iterdir()) == ["a.log", "b.log", "c.log"]
+
+
 def test_process_that_ends_before_it_has_read_is_a_failure(tmp_path, monkeypatch):
     stand_in(tmp_path / "app", "")
     (tmp_path / "app" / "server" / "simulation.py").write_text("raise SystemExit(3)")
