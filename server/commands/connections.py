@@ -3,6 +3,7 @@
 import argparse
 import fcntl
 import re
+import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +12,30 @@ from common.errors import UserError
 from common.paths import check_writable
 from common.storage.files import write_text
 from common.storage.toml import toml_lines
-from server.commands.deploy import flwr
+from server.commands.deploy import flower_answer, flwr
 
-KNOWN = "already in use"  # in Flower's error for a key that is registered already
+# In one process, since each `flwr` computes for a second. Arguments: the connection, then each device and its key file.
+REGISTER = """
+import sys
+from pathlib import Path
+from flwr.cli.flower_config import read_superlink_connection
+from flwr.cli.supernode.register import try_load_public_key
+from flwr.cli.utils import (
+    cli_output_handler, flwr_cli_exc_handler, init_http_client_from_connection, print_json_to_stdout,
+)
+from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest
+with cli_output_handler("json"), flwr_cli_exc_handler():
+    keys = {device: try_load_public_key(Path(file)) for device, file in zip(sys.argv[2::2], sys.argv[3::2])}
+    client = init_http_client_from_connection(read_superlink_connection(sys.argv[1]))
+    status = {node.public_key: node.status for node in client.ListNodes(ListNodesRequest()).nodes_info}
+    found = {device: status.get(key, "") for device, key in keys.items()}
+    for device, key in keys.items():
+        if key not in status:
+            client.RegisterNode(RegisterNodeRequest(public_key=key, name=device))
+            status[key] = "registered"
+    print_json_to_stdout({"success": True, "status": found})
+"""
+UNREGISTERED = "unregistered"  # Flower's status of a key that it had once
 
 
 def add_superlink(parser: argparse.ArgumentParser) -> None:
@@ -75,12 +97,20 @@ def _section(name: str, entry: Mapping[str, object]) -> str:
 
 
 def register_keys(keys: Mapping[str, Path], name: str, env: Mapping[str, str]) -> list[str]:
-    """Register devices' public keys with a SuperLink; returns the devices whose keys are new. Raises `UserError`."""
-    new: list[str] = []
-    for device, key in keys.items():
-        answer = flwr(["supernode", "register", str(key.absolute()), name, "--name", device], env)
-        if answer.get("success"):
-            new.append(device)
-        elif KNOWN not in (problem := str(answer.get("error-message", answer))):
-            raise UserError(f"the SuperLink rejected the key of {device} ({key}): {problem}")
-    return new
+    """Register devices' public keys with a SuperLink; returns the devices whose keys are new.
+
+    Prints a warning for keys that were unregistered. Raises `UserError` if the SuperLink does not take the others.
+    """
+    files = [word for device, key in keys.items() for word in (device, str(key.absolute()))]
+    answer = flower_answer(REGISTER, [name, *files], env)
+    if not answer.get("success"):
+        problem = " ".join(str(answer.get("error-message", answer)).split())
+        raise UserError(f"the keys of {', '.join(keys)} were not registered: {problem}")
+    status = answer["status"]
+    if gone := [device for device in keys if status[device] == UNREGISTERED]:
+        print(
+            f"warning: the keys of {', '.join(gone)} were unregistered, and Flower never takes such a key again: make "
+            "new ones under new names with `python -m server certificates --add-device NAME`",
+            file=sys.stderr,
+        )
+    return [device for device in keys if not status[device]]

@@ -71,6 +71,11 @@ def flwr(command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
     return _flwr(["flwr", *command, "--format", "json"], env)
 
 
+def flower_answer(code: str, arguments: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
+    """Return the JSON that Python code prints which uses Flower's client; raises `UserError` if it prints none."""
+    return _flwr([sys.executable, "-c", code, *arguments], env)
+
+
 def _submit(settings: Mapping[str, Any], connection: str, env: Mapping[str, str], noted: Sequence[int]) -> str:
     """Return Flower's id of the run; raises `KeyboardInterrupt` if there is none long after a signal was noted."""
     # all keys in one file: of several -c, Flower 1.42 keeps only the last one's keys of a section

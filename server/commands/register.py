@@ -37,5 +37,5 @@ def run(options: argparse.Namespace) -> int:
     authority = (options.certificates / "ca.pem").absolute()
     read_certificate(authority)
     new = register_keys(keys, connection(home, options.superlink, authority, env), env)
-    print(f"registered: {', '.join(new)}" if new else f"all {len(keys)} keys were registered already")
+    print(f"registered: {', '.join(new)}" if new else f"none of the {len(keys)} keys is new")
     return 0

@@ -86,7 +86,7 @@ def _register(folder: Path, home: Path, superlink: str, files: ServerFiles, env:
     # The SuperLink refuses a device that shows an unregistered key, whether or not keys are required.
     if keys := public_keys(folder):
         new = register_keys(keys, connection(home, superlink, files.authority, env), env)
-        registered = f"registered now: {', '.join(new)}" if new else "all registered already"
+        registered = f"registered now: {', '.join(new)}" if new else "none of them new"
         print(f"{len(keys)} device keys in {folder / 'devices'}, {registered}")
 
 

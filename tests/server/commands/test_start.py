@@ -14,11 +14,13 @@ import pytest
 
 from client.commands import start as device_start
 from common.errors import UserError
+from common.flower.processes import child, environment, free_port, wait_for_port
 from common.rpc.channels import split_address
-from common.rpc.credentials import make_credentials, public_keys
+from common.rpc.credentials import make_credentials, public_keys, server_files
 from server import __main__ as command
 from server.commands import connections, deploy, start, submit
 from server.commands.connections import connection, register_keys
+from server.commands.deploy import flwr
 from server.commands.launch import Outcome
 
 
@@ -116,21 +118,18 @@ def test_start_prints_commands_that_work(tmp_path, monkeypatch, certificates, ad
 
 
 class Flower:
-    """Replaces `flwr`: makes a configuration, and has some keys registered."""
+    """Replaces `flwr`: makes a configuration."""
 
-    def __init__(self, home: Path, known: Sequence[str] = (), refusal: str = "Public key already in use.") -> None:
-        self.home, self.known, self.refusal = home, known, refusal
+    def __init__(self, home: Path) -> None:
+        self.home = home
         self.commands: list[list[str]] = []
 
     def __call__(self, words: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
         self.commands.append(list(words))
-        if words[0] == "config":
-            (self.home / "config.toml").write_text(
-                '[superlink]\ndefault = "local"\n[superlink.local]\naddress = ":local:"\n'
-            )
-            return {"success": True}
-        name = words[words.index("--name") + 1]
-        return {"success": False, "error-message": self.refusal} if name in self.known else {"success": True}
+        (self.home / "config.toml").write_text(
+            '[superlink]\ndefault = "local"\n[superlink.local]\naddress = ":local:"\n'
+        )
+        return {"success": True}
 
 
 def test_connection_adds_a_superlink_once(tmp_path, monkeypatch):
@@ -180,12 +179,25 @@ def test_concurrent_commands_add_a_superlink_once(tmp_path, monkeypatch):
     assert len(read((tmp_path / "config.toml").read_text())["superlink"]) == 3
 
 
-def test_register_keys_skips_registered_keys(tmp_path, monkeypatch, certificates):
-    monkeypatch.setattr(connections, "flwr", Flower(tmp_path, known=["one"]))
-    assert register_keys(public_keys(certificates), "x", {}) == ["two"]
-    monkeypatch.setattr(connections, "flwr", Flower(tmp_path, known=["one"], refusal="403 Forbidden"))
-    with pytest.raises(UserError, match=r"rejected the key of one \(.*node.pub\): 403"):
-        register_keys(public_keys(certificates), "x", {})
+@pytest.mark.deployment
+def test_keys_are_registered_once_and_never_again(tmp_path, certificates, capsys):
+    home, port, files, keys = tmp_path / ".flwr", free_port(), server_files(certificates), public_keys(certificates)
+    home.mkdir()
+    env = environment(home)
+    options = started("--require-node-keys")
+    with child(start._command(options, "127.0.0.1", port, home, files), env, home) as superlink:
+        assert wait_for_port("127.0.0.1", port, superlink.process)
+        name = connection(home, f"127.0.0.1:{port}", files.authority, env)
+        assert register_keys({"one": keys["one"]}, name, env) == ["one"]
+        (node,) = flwr(["supernode", "list", name], env)["nodes"]
+        assert register_keys(keys, name, env) == ["two"]
+        assert register_keys(keys, name, env) == []
+        assert capsys.readouterr().err == ""
+        assert flwr(["supernode", "unregister", node["node-id"], name], env)["success"]
+        assert register_keys(keys, name, env) == []
+    assert "the keys of one were unregistered, and Flower never takes such a key again" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"the keys of one, two were not registered: .*unavailable"):
+        register_keys(keys, name, env)
 
 
 @pytest.mark.parametrize(("status", "code"), [("finished:completed", 0), ("finished:failed", 1)])
