@@ -1,5 +1,6 @@
 """The folder with the app of a run."""
 
+import os
 from importlib.util import cache_from_source
 from pathlib import Path
 
@@ -52,3 +53,14 @@ def test_file_that_is_being_compiled_is_not_copied(tmp_path: Path) -> None:
             assert not list(folder.rglob("*.pyc.*"))
     finally:
         unfinished.unlink()
+
+
+def test_copy_goes_with_the_next_one_only_if_its_process_has_ended(tmp_path: Path) -> None:
+    abandoned, new = (tmp_path / f"{bundle.PREFIX}{name}" for name in ("abandoned", "new"))
+    with app_files(tmp_path) as used:
+        for folder in (abandoned, new):
+            (folder / "server").mkdir(parents=True)
+        for folder in (abandoned, used):
+            os.utime(folder, (1000, 1000))
+        with app_files(tmp_path) as other:
+            assert set(tmp_path.iterdir()) == {new, used, other}
