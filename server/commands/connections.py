@@ -14,27 +14,7 @@ from common.storage.files import write_text
 from common.storage.toml import toml_lines
 from server.commands.deploy import flower_answer, flwr
 
-# In one process, since each `flwr` computes for a second. Arguments: the connection, then each device and its key file.
-REGISTER = """
-import sys
-from pathlib import Path
-from flwr.cli.flower_config import read_superlink_connection
-from flwr.cli.supernode.register import try_load_public_key
-from flwr.cli.utils import (
-    cli_output_handler, flwr_cli_exc_handler, init_http_client_from_connection, print_json_to_stdout,
-)
-from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest
-with cli_output_handler("json"), flwr_cli_exc_handler():
-    keys = {device: try_load_public_key(Path(file)) for device, file in zip(sys.argv[2::2], sys.argv[3::2])}
-    client = init_http_client_from_connection(read_superlink_connection(sys.argv[1]))
-    status = {node.public_key: node.status for node in client.ListNodes(ListNodesRequest()).nodes_info}
-    found = {device: status.get(key, "") for device, key in keys.items()}
-    for device, key in keys.items():
-        if key not in status:
-            client.RegisterNode(RegisterNodeRequest(public_key=key, name=device))
-            status[key] = "registered"
-    print_json_to_stdout({"success": True, "status": found})
-"""
+REGISTRATION = Path(__file__).with_name("registration.py")
 UNREGISTERED = "unregistered"  # Flower's status of a key that it had once
 
 
@@ -102,7 +82,7 @@ def register_keys(keys: Mapping[str, Path], name: str, env: Mapping[str, str]) -
     Prints a warning for keys that were unregistered. Raises `UserError` if the SuperLink does not take the others.
     """
     files = [word for device, key in keys.items() for word in (device, str(key.absolute()))]
-    answer = flower_answer(REGISTER, [name, *files], env)
+    answer = flower_answer(REGISTRATION, [name, *files], env)
     if not answer.get("success"):
         problem = " ".join(str(answer.get("error-message", answer)).split())
         raise UserError(f"the keys of {', '.join(keys)} were not registered: {problem}")

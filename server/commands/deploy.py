@@ -71,9 +71,9 @@ def flwr(command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
     return _flwr(["flwr", *command, "--format", "json"], env)
 
 
-def flower_answer(code: str, arguments: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
-    """Return the JSON that Python code prints which uses Flower's client; raises `UserError` if it prints none."""
-    return _flwr([sys.executable, "-c", code, *arguments], env)
+def flower_answer(script: Path, arguments: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
+    """Return the JSON that a script prints which uses Flower's client; raises `UserError` if it prints none."""
+    return _flwr([sys.executable, "-P", str(script), *arguments], env)
 
 
 def _submit(settings: Mapping[str, Any], connection: str, env: Mapping[str, str], noted: Sequence[int]) -> str:
