@@ -7,7 +7,7 @@ second alone, so it is the same for all three.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from torch import nn
 
@@ -51,69 +51,10 @@ class Costs(Protocol):
         ...
 
 
-class Division(Protocol):
-    """One network and its parts, by number."""
-
-    word: str  # what a user calls a part: "depth", "cut" or "student"
-
-    @property
-    def spec(self) -> Spec:
-        """The whole network's spec."""
-        ...
-
-    @property
-    def whole(self) -> nn.Module:
-        """The whole network: the same seed gives the same bits."""
-        ...
-
-    @property
-    def costs(self) -> Costs:
-        """What the whole network and its parts cost."""
-        ...
-
-    def numbers(self, config: RunConfig) -> Sequence[int]:
-        """Return the parts that a device may hold, from the smallest to the largest."""
-        ...
-
-    def take(self, number: int) -> nn.Module:
-        """Return a copy of a part."""
-        ...
-
-    def macs(self, number: int) -> int:
-        """Return the MACs of one sample's forward pass through a part."""
-        ...
-
-    def parameters(self, number: int) -> int:
-        """Return the number of parameters of a part."""
-        ...
-
-    def exit_macs(self, number: int) -> list[float]:
-        """Return the MACs of a sample that leaves at each exit of the network that a client of this part uses."""
-        ...
-
-    def choose(self, capacity: Capacity, config: RunConfig, samples: int, client: int = 0) -> Choice:
-        """Return the part that a device chooses for a client with so many samples; 0 if none fits."""
-        ...
-
-
-class AnyParts(Protocol):
-    """A method's parts as its card has them: how a network of whatever kind is divided."""
-
-    word: str
-
-    def divide(self, spec: str, seed: int, costs: str = "") -> Division:
-        """Return the network of this spec divided; `costs` saves a device from counting them again. Both are JSON."""
-        ...
-
-    def stored(self, number: int) -> tuple[int, int]:
-        """Return a part as a stored model names it: its depth tier and 0, or 0 and its cut."""
-        ...
-
-
 class Parts(ABC, Generic[S, N, C]):
     """A way of dividing a network N of spec S with costs C."""
 
-    word: str
+    word: str  # what a user calls a part: "depth", "cut" or "student"
 
     @abstractmethod
     def spec(self, text: str) -> S:
@@ -159,35 +100,43 @@ class Parts(ABC, Generic[S, N, C]):
     def choose(self, capacity: Capacity, costs: C, config: RunConfig, samples: int, client: int = 0) -> Choice:
         """Return the part that a device chooses for a client with so many samples; 0 if none fits."""
 
-    def divide(self, spec: str, seed: int, costs: str = "") -> "Divided[S, N, C]":
+    def divide(self, spec: str, seed: int, costs: str = "") -> "Division":
         """Return the network of this spec divided; `costs` saves a device from counting them again. Both are JSON."""
-        return Divided(self, spec, seed, costs)
+        return Division(self, spec, seed, costs)
 
 
-class Divided(Generic[S, N, C]):
-    """One network and its parts; what is expensive is made when it is first needed."""
+AnyParts: TypeAlias = Parts[Any, Any, Any]  # as a method's card has them, of whatever kind of network
 
-    def __init__(self, parts: Parts[S, N, C], spec: str, seed: int, costs: str = "") -> None:
-        self.parts, self.word, self.spec = parts, parts.word, parts.spec(spec)
+
+class Division:
+    """One network and its parts, by number; what is expensive is made when it is first needed."""
+
+    def __init__(self, parts: AnyParts, spec: str, seed: int, costs: str = "") -> None:
+        self.parts = parts
+        self.word: str = parts.word
+        self.spec: Spec = parts.spec(spec)
         self._seed, self._costs = seed, costs
 
     @cached_property
-    def whole(self) -> N:
-        """The whole network."""
-        return self.parts.whole(self.spec, self._seed)
+    def whole(self) -> nn.Module:
+        """The whole network: the same seed gives the same bits."""
+        whole: nn.Module = self.parts.whole(self.spec, self._seed)
+        return whole
 
     @cached_property
-    def costs(self) -> C:
+    def costs(self) -> Costs:
         """What the whole network and its parts cost."""
-        return self.parts.read_costs(self._costs) if self._costs else self.parts.costs(self.whole)
+        costs: Costs = self.parts.read_costs(self._costs) if self._costs else self.parts.costs(self.whole)
+        return costs
 
     def numbers(self, config: RunConfig) -> Sequence[int]:
         """Return the parts that a device may hold, from the smallest to the largest."""
         return self.parts.numbers(self.costs, config)
 
-    def take(self, number: int) -> N:
+    def take(self, number: int) -> nn.Module:
         """Return a copy of a part."""
-        return self.parts.take(self.whole, number)
+        part: nn.Module = self.parts.take(self.whole, number)
+        return part
 
     def macs(self, number: int) -> int:
         """Return the MACs of one sample's forward pass through a part."""
