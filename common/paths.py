@@ -39,7 +39,7 @@ def check_writable(folder: Path, remedy: str) -> None:
 
 
 def output_file(text: str) -> Path:
-    """Return the file of an option; raises `argparse.ArgumentTypeError` where this process cannot write it."""
+    """Return the file of an option, in a folder that is made; raises `argparse.ArgumentTypeError` if it cannot be."""
     file = Path(text)
     if file.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is a folder: name a file in it")

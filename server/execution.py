@@ -16,7 +16,7 @@ from strategies.callbacks.prometheus import Prometheus
 from strategies.callbacks.report import Report
 from strategies.callbacks.run_folder import RunFolder
 from strategies.callbacks.trackers import make_trackers
-from strategies.configuration import read_config, unread
+from strategies.configuration import read_config, read_resumed, unread
 from strategies.engine.strategy import EarlyExitStrategy
 from strategies.factory import make_strategy, summarise
 
@@ -40,7 +40,7 @@ def prepare(run_config: Mapping[str, Value]) -> EarlyExitStrategy:
     keep_memory()
     if config.run.resume:
         folder, stored = RunFolder.reopen(Path(config.run.resume))
-        config = read_config(stored)
+        config = read_resumed(stored, folder.folder)
         _check_plugins(config)
         folder.check_data(summarise(config))
         strategy = make_strategy(config)

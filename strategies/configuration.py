@@ -1,6 +1,7 @@
 """The whole check of a run's configuration: the launcher and the ServerApp share it. It imports no torch."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
 
 from common.capacity import parse_mix
 from common.config import RunConfig, Value, load_config
@@ -20,6 +21,14 @@ def read_config(
     Raises `UserError` with all mistakes at once.
     """
     return load_config(flat, all_settings(), lambda config: [*_mistakes(config), *further(config)])
+
+
+def read_resumed(stored: Mapping[str, Value], folder: Path) -> RunConfig:
+    """Read the configuration of a stored run; the `UserError` says where to mend what this version refuses."""
+    try:
+        return read_config(stored)
+    except UserError as error:
+        raise UserError(f"correct {folder / 'config.toml'}, or start a new run: {error}") from error
 
 
 def unread(config: RunConfig, strategies: Collection[str] = ()) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from common.errors import UserError
 
@@ -160,6 +160,11 @@ def interrupted_by_signals() -> Iterator[None]:
 
 
 def _interrupt(number: int, _: object) -> None:
+    interrupt()
+
+
+def interrupt() -> NoReturn:
+    """Raise `KeyboardInterrupt` as the first signal inside `interrupted_by_signals` does."""
     for later in SIGNALS[1:]:
         signal.signal(later, signal.SIG_IGN)
     raise KeyboardInterrupt

@@ -86,7 +86,7 @@ class ClientsSection(Settings):
     autocast: bool = False
     """clients compute in bf16"""
     store: str = ""
-    """folder for what clients keep; empty: .cache/clients in the run.root of a simulation, else beside Flower's home"""
+    """folder for what clients keep; empty: .cache/clients, beside Flower's home, or in run.root of a simulation here"""
     state: Literal["node", "shared", "server"] = "node"
     """where what clients keep counts: on its node, in a shared store, or with the server"""
 

@@ -10,7 +10,7 @@ from common.errors import UserError
 from common.paths import check_writable
 from common.storage.run_files import read_stored, refuse_taken
 from server.commands.launch import run_folder
-from strategies.configuration import read_config, unread
+from strategies.configuration import read_config, read_resumed, unread
 from strategies.registry import readers
 
 
@@ -28,7 +28,8 @@ def check_run(
     if values.get("run.resume") and not here:
         return read_config(values)
     if values.get("run.resume"):
-        config = read_config(read_stored(run_folder(values, root)), file_mistakes)
+        folder = run_folder(values, root)
+        config = read_config(read_resumed(read_stored(folder), folder).flat(), file_mistakes)
         allow_plugins(config)
         return config
 

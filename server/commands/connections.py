@@ -85,7 +85,7 @@ def register_keys(keys: Mapping[str, Path], name: str, env: Mapping[str, str]) -
     answer = flower_answer(REGISTRATION, [name, *files], env)
     if not answer.get("success"):
         problem = " ".join(str(answer.get("error-message", answer)).split())
-        raise UserError(f"the keys of {', '.join(keys)} were not registered: {problem}")
+        raise UserError(f"not all device keys were registered: {problem}")
     status = answer["status"]
     if gone := [device for device in keys if status[device] == UNREGISTERED]:
         print(

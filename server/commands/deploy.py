@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.flower.processes import end, interrupted_by_signals, noted_signals
+from common.flower.processes import end, interrupt, interrupted_by_signals, noted_signals
 from common.storage.toml import toml_lines
 from server.commands.bundle import app_files
 from server.commands.launch import FAILED, Outcome, Watch, commit, run_folder, watched
@@ -25,7 +25,7 @@ LOOK = 0.5  # seconds between two looks at the metrics, or for a signal
 ASK_EVERY, SELDOM = 3.0, 30.0  # seconds between status queries, each of which is a process that computes for a second
 STARTING, ENDING = 10.0, 2.0  # the same before a run's first event, and after its last one
 SHARE = 0.25  # of the time that a run has taken, for which its status need not be known
-ACCEPTED = 10.0  # seconds that Flower has, after a signal, to say which run to stop
+ACCEPTED = 5.0  # seconds that Flower has, after a signal, to say which run to stop; Docker gives 10 for all
 LOST = 20.0  # seconds without an answer, after which the SuperLink counts as gone
 ERROR = re.compile(r"^[\w.]*(?:Error|Exception): (?P<text>.+)$", re.MULTILINE)  # a traceback's last line
 REFUSED = "403 Forbidden"  # what the proxy answers to all that is not a device's
@@ -47,7 +47,7 @@ def deploy(
             run_id = _submit({"run.commit": commit(), **overrides}, connection, env, noted)
         try:
             if noted:
-                raise KeyboardInterrupt
+                interrupt()
             return _follow(run_id, folder, connection, env, watch)
         except KeyboardInterrupt:
             # before the progress bar is stopped, which fails on a closed terminal
@@ -178,6 +178,7 @@ def _output(
                     output, errors = process.communicate(timeout=LOOK)
                     return subprocess.CompletedProcess(command, process.returncode, output, errors)
                 patience -= LOOK if noted else 0
+            print("Flower did not answer: see `flwr list` whether it has accepted the run", file=sys.stderr)
             raise KeyboardInterrupt
         finally:
             end(process)

@@ -45,7 +45,8 @@ def check_kept(cell: Cell, wanted: Mapping[str, Any]) -> None:
     if not (cell.folder / "config.toml").is_file():
         return
     stored = read_config({}).flat() | read_stored(cell.folder)
-    for key in sorted(wanted.keys() - set(WHERE)):
+    changed = {"clients.state"} - cell.values.keys()  # which a run on a cluster sets itself
+    for key in sorted(wanted.keys() - set(WHERE) - changed):
         if stored[key] != wanted[key]:
             raise UserError(
                 f"{cell.folder} holds a run with {key} = {stored[key]!r}, but this study has {wanted[key]!r}: give "

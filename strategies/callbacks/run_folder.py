@@ -48,6 +48,7 @@ class RunFolder(Callback):
         """`folder` exists. Raises `UserError` when another process does not stop writing to it."""
         self.folder = folder
         self.metrics = folder / "metrics.jsonl"
+        self._kept = list[dict[str, Any]]()  # events of a resumed run that still hold
         self._lock = (folder / LOCK).open("a")
         self._take()
 
@@ -103,8 +104,7 @@ class RunFolder(Callback):
             model = {k: v for k, v in tensors.items() if not k.startswith(METHOD)}
             method = {k.removeprefix(METHOD): v for k, v in tensors.items() if k.startswith(METHOD)}
             strategy.restore(model, method, values)
-        events = [event for event in read_events(self.metrics) if event.get("round", 0) <= strategy.round]
-        write_text(self.metrics, "".join(json.dumps(event) + "\n" for event in events))
+        self._kept = [event for event in read_events(self.metrics) if event.get("round", 0) <= strategy.round]
         log(INFO, "run %r continues after round %d", strategy.config.run.name, strategy.round)
 
     def on_start(self, strategy: EarlyExitStrategy) -> None:
@@ -119,7 +119,9 @@ class RunFolder(Callback):
         if strategy.round == 0:
             write_text(self.folder / DATA, strategy.data.to_json() + "\n")
             write_text(self.folder / "config.toml", _toml(strategy.config, about))
-        self._append({"event": "start", "after": strategy.round, **about})
+        events = [*self._kept, {"event": "start", "after": strategy.round, **about}]
+        # in one step: what follows the file sees a resumed run's old events only with the new start
+        write_text(self.metrics, "".join(json.dumps(event) + "\n" for event in events))
 
     def on_left_out(self, strategy: EarlyExitStrategy, name: str, reason: str) -> None:
         """Append an event at once: it is seen while the round waits, and kept if the round never ends."""

@@ -49,16 +49,20 @@ class Roster:
     silent: set[int] = field(default_factory=set)  # nodes that left their last query unanswered
     notices: dict[int, list[str]] = field(default_factory=dict)  # by node: what the server refused, until it is sent
 
-    def discover(self, grid: Grid, order: Order, min_nodes: int, wait: float, deadline: float) -> None:
+    def discover(
+        self, grid: Grid, order: Order, min_nodes: int, wait: float, deadline: float, *, later: int = 1
+    ) -> None:
         """Query nodes that are new; forget nodes that left. Raises `TimeoutError` when too few nodes can take part.
 
-        `min_nodes` must be there the first time; later one is enough, and the round's quorum decides.
+        `min_nodes` must be there the first time, and `later` once there were some; the round's quorum decides then.
         A listed node need not be alive: Flower lists a node for a minute after it died, and a node that was receiving a
         message when its sender was killed does not react for as long. Both count once they answer. A node that was
         silent once, such as one whose app hangs, is waited for no longer than `AGAIN`.
         """
         end, failed = time.monotonic() + wait, set[int]()
-        needed, rule = (1, "a round needs 1") if self.nodes else (min_nodes, f"round.min-nodes asks for {min_nodes}")
+        needed, rule = min_nodes, f"round.min-nodes asks for {min_nodes}"
+        if self.nodes:
+            needed, rule = later, f"a round needs {later}"
         while True:
             present = self._wait(grid, needed, end, f"nodes after {wait:.0f} s, {rule}")
             self.nodes = {node: report for node, report in self.nodes.items() if node in present}

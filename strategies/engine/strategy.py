@@ -5,6 +5,7 @@ server holds one model per part and never one per client, polls promptly, tolera
 calls callbacks. The hooks of a method stand in `strategies.method.ServerMethod`.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -303,7 +304,8 @@ class EarlyExitStrategy(ServerMethod, Strategy):
         section = self.config.round
         with self.usage.phase("discover"):
             order = replace(self._order(0), profiles={name: p.known() for name, p in self.profiles.items()})
-            self.roster.discover(grid, order, section.min_nodes, section.wait, self.patience)
+            later = max(1, math.ceil(section.quorum * section.min_nodes))
+            self.roster.discover(grid, order, section.min_nodes, section.wait, self.patience, later=later)
 
     def _clock(self, *, averages: bool) -> tuple[Latecomers, Clock]:
         """Return what keeps late answers, and the clock by which they are late."""

@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import pytest
 
 from common.errors import UserError
-from strategies.configuration import read_config, unread
+from strategies.configuration import read_config, read_resumed, unread
 
 
 def test_defaults_of_every_section_are_valid() -> None:
@@ -60,6 +62,12 @@ def test_mistakes_over_several_sections_are_one_sentence(flat: dict[str, object]
 )
 def test_possible_values_are_accepted(flat: dict[str, object]) -> None:
     read_config(flat, unread)  # type: ignore[arg-type]
+
+
+def test_stored_configuration_that_is_refused_names_its_file(tmp_path: Path) -> None:
+    assert read_resumed({"train.lr": 0.1}, tmp_path).train.lr == 0.1
+    with pytest.raises(UserError, match=rf"^correct {tmp_path}/config.toml, or start a new run: [^$]*train\.lr is -1"):
+        read_resumed({"train.lr": -1.0}, tmp_path)
 
 
 def test_unread_keys_are_those_that_no_compared_method_reads() -> None:

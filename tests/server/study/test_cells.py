@@ -100,6 +100,17 @@ def test_kept_run_has_the_settings_of_the_study(tmp_path: Path) -> None:
         check_kept(cell, {"train.lr": 0.2})
 
 
+def test_kept_run_of_a_cluster_has_the_state_that_it_chose(tmp_path: Path) -> None:
+    (cell,) = Study("s", named_variants(["eefl"], {})).cells(tmp_path / "free")
+    (wanted,) = Study("s", named_variants(["eefl"], {}), settings={"clients.state": "node"}).cells(tmp_path / "set")
+    for one in (cell, wanted):
+        one.folder.mkdir(parents=True)
+        (one.folder / "config.toml").write_text('[clients]\nstate = "server"\n[about]\nformat = 2\n')
+    check_kept(cell, {"clients.state": "node"})
+    with pytest.raises(UserError, match=r"clients\.state = 'server', but this study has 'node'"):
+        check_kept(wanted, {"clients.state": "node"})
+
+
 def test_key_that_is_newer_than_a_kept_run_counts_as_its_default(tmp_path: Path) -> None:
     (cell,) = Study("s", named_variants(["eefl"], {})).cells(tmp_path)
     cell.folder.mkdir()

@@ -130,6 +130,17 @@ def test_run_killed_while_simulated_clients_are_at_work_has_the_same_bits_and_ti
     assert [event["device"]["total"] for event in events] == [2.0, 3.0, 4.0, 6.0]
 
 
+def test_events_of_a_resumed_run_are_replaced_with_its_new_start(settings):
+    run(settings)
+    folder = Path(settings["run.root"]) / "test"
+    before = (folder / "metrics.jsonl").read_text()
+    resumed = prepare({"run.resume": str(folder)})
+    assert (folder / "metrics.jsonl").read_text() == before
+    resumed.callbacks[1].on_start(resumed)
+    events = [event["event"] for event in read_events(folder / "metrics.jsonl")]
+    assert events == ["start", "round", "round", "end", "start"]
+
+
 def test_run_resumed_after_its_last_round_still_delivers(settings, flower_home):
     settings |= {"server.evaluate-every": 1}
     first = run(settings)

@@ -191,6 +191,8 @@ def test_later_rounds_go_on_with_the_nodes_that_are_left():
         del grid.contexts[node]
     people.discover(grid, Order("r", "{}"), 3, wait=0.0, deadline=5.0)
     assert [c.client for c in people.available()] == [2]
+    with pytest.raises(TimeoutError, match="1 nodes after 0 s, a round needs 2"):
+        people.discover(grid, Order("r", "{}"), 3, wait=0.0, deadline=5.0, later=2)
     grid.contexts.clear()
     with pytest.raises(TimeoutError, match="0 nodes after 0 s, a round needs 1"):
         people.discover(grid, Order("r", "{}"), 3, wait=0.0, deadline=5.0)
