@@ -79,7 +79,7 @@ def test_study_shows_means_over_seeds_and_keeps_what_is_finished(study: Path, tm
 
 def test_study_keeps_its_runs_whatever_the_form_of_a_list(study: Path, capfd) -> None:
     arguments = ["study", str(study), "--in-process", "--methods", "eefl", "--seeds", "1", "-c", "run.rounds=1",
-                 "-c", "objective.exit-weights=[1, 1, 1, 2]", "-c", "run.trackers=csv, tensorboard"]  # fmt: skip
+                 "-c", "objective.exit-weights=[1, 1, 2]", "-c", "run.trackers=csv, tensorboard"]  # fmt: skip
     assert main(arguments) == 0
     assert main(arguments) == 0
     assert "1 of 1 runs are finished and kept" in capfd.readouterr().out

@@ -164,7 +164,7 @@ def test_infer_refuses_a_folder_without_readable_images(
     monkeypatch.setattr(infer.devices, "ask", lambda *_: Scripted(NO_ANSWER))
     options = argparse.Namespace(
         model=tmp_path, policy=None, target_ms=None, deadline=DEADLINE, compare=True, images=tmp_path, texts=None,
-        dataset=None, batch=1, limit=0,
+        dataset=None, column=None, batch=1, limit=0,
     )  # fmt: skip
     with pytest.raises(UserError, match=r"none of the 1 files in .* can be read"):
         infer.run(options)
