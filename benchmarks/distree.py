@@ -15,6 +15,7 @@ the test images, with thresholds of all validation images.
 
 import argparse
 import json
+import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -54,30 +55,37 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--name", default="distree_policies")
     options = parser.parse_args()
+    runs, asked = dict[str, Any](), dict[str, list[Asked]]()
+    with multiprocessing.get_context("spawn").Pool(len(options.folders)) as pool:  # a training takes minutes of a core
+        for folder, (run, answered) in zip(options.folders, pool.imap(measured, options.folders), strict=True):
+            runs[folder.name] = run
+            for name, own in answered.items():
+                asked.setdefault(name, []).append(own)
+            print(folder.name, json.dumps(run["exits"]), flush=True)
+    print(save(options.name, {"paper": PAPER, "runs": runs, "at_saving": {k: pooled(v) for k, v in asked.items()}}))
+
+
+def measured(folder: Path) -> tuple[dict[str, Any], dict[str, Asked]]:
+    """Return a training's settings and figures, and what `study` returns beside them, of a folder of students."""
     torch.set_num_threads(1)
     root = Path(os.environ.get("EARLYBLOOM_DATA", "../shared/data")).resolve() / "cifar10"
-    runs, asked = dict[str, Any](), dict[str, list[Asked]]()
-    for folder in options.folders:
-        stored, training = load_students(folder), json.loads((folder / "report.json").read_text())
-        read = training["read"]
-        source = load(DataConfig(name="cifar10", root=str(root), image_size=read["data.image-size"]), None)
-        validation, test = (
-            measure(stored.students, images, stored.normalizer, torch.device("cpu"))
-            for images in (own_split(source, read["run.seed"])[1], source.test)
-        )
-        found, answered = study(with_gates(validation), test)
-        spec = stored.students.spec
-        runs[folder.name] = {
-            "training": training | {"read": {key: read[key] for key in read.keys() - {"data.root"}}},
-            "sizes": [len(part) for part in spec.partition],
-            "pooling": spec.backbones[0].pooling,
-            "parameters": [sum(p.numel() for p in student.parameters()) for _, student in stored.students.numbered()],
-            **found,
-        }
-        for name, own in answered.items():
-            asked.setdefault(name, []).append(own)
-        print(folder.name, json.dumps(found["exits"]), flush=True)
-    print(save(options.name, {"paper": PAPER, "runs": runs, "at_saving": {k: pooled(v) for k, v in asked.items()}}))
+    stored, training = load_students(folder), json.loads((folder / "report.json").read_text())
+    read = training["read"]
+    source = load(DataConfig(name="cifar10", root=str(root), image_size=read["data.image-size"]), None)
+    validation, test = (
+        measure(stored.students, images, stored.normalizer, torch.device("cpu"))
+        for images in (own_split(source, read["run.seed"])[1], source.test)
+    )
+    found, answered = study(with_gates(validation), test)
+    spec = stored.students.spec
+    run = {
+        "training": training | {"read": {key: value for key, value in read.items() if key != "data.root"}},
+        "sizes": [len(part) for part in spec.partition],
+        "pooling": spec.backbones[0].pooling,
+        "parameters": [sum(p.numel() for p in student.parameters()) for _, student in stored.students.numbered()],
+        **found,
+    }
+    return run, answered
 
 
 def study(validation: Answers, test: Answers) -> tuple[dict[str, Any], dict[str, Asked]]:

@@ -15,6 +15,7 @@ REST = "personal_rest"  # methods of `STUDY` that another machine ran, with its 
 FINETUNED = "personal_finetuned"  # a third machine's, likewise: these two had one seed in `REST`
 FINETUNED_METHODS = ("fedbabu", "fedavg_ft")
 NORM_VALIDATION = "personal_norm_validation"  # with GroupNorm
+BATCHNORM_VALIDATION = "personal_batchnorm_validation"
 FEATURES_TRIED = "personal_features_tried"  # normalised features in the distillation
 EVALUATIONS = 5  # the last ones, whose mean counts
 BASE = "fedper"
@@ -54,6 +55,8 @@ def figures(read: Read) -> Figures:
         "personal": table(header, (_row(variant, runs) for variant in runs)),
         "validation": by_seed(read(VALIDATION)),
         "norm_validation": by_seed(read(NORM_VALIDATION)),
+        "batchnorm_validation": by_seed(read(BATCHNORM_VALIDATION)),
+        "batchnorm_ends": _ends(read(BATCHNORM_VALIDATION), "published", BASE),
         "features_tried": by_seed(read(FEATURES_TRIED)),
         "full": by_seed(read(FULL)),
         "full_over_fedper": full_over_fedper(read),
@@ -104,6 +107,11 @@ def baselines(read: Read) -> list[str]:
 def accuracy(read: Read, variant: str) -> str:
     """Return a variant's mean exit accuracy over clients and the last evaluations."""
     return spread(study.over_seeds(study.cells(read(STUDY), variant), last_five), 2)
+
+
+def _ends(result: Mapping[str, Any], *variants: str) -> str:
+    """Return the mean of exits at each variant's last evaluation, of one seed."""
+    return " and ".join(percent(study.mean_of_exits(run)) for v in variants for run in study.cells(result, v).values())
 
 
 def _row(variant: str, runs: Mapping[str, Runs]) -> Sequence[str]:

@@ -21,11 +21,15 @@ DIGITS = {
     "published, unconditional": "published, no difficulty condition",
     "published, learned": "published, learned matcher",
     "published, sketch": 'published, `difficulty.upload="sketch"`',
-    "published, sketch, epsilon 1": "published, sketch with epsilon 1",
     "depthfl": "`depthfl`",
     "inclusivefl": "`inclusivefl`",
     "reefl": "`reefl`, learning rate 0.01",
     "exclusivefl": "`exclusivefl`",
+}
+SKETCH = {
+    "eefl": "`eefl`",
+    "published, sketch": DIGITS["published, sketch"],
+    "published, sketch, epsilon 1": "the same with epsilon 1",
 }
 BOUND = {
     "eefl": "`eefl`",
@@ -55,6 +59,7 @@ def figures(read: Read) -> Figures:
         "half_gain": bound_gain(read, "real images, half rate"),
         "bound": _named(read, "darkdistill_bound_cifar10", BOUND),
         "digits": _named(read, "accuracy_digits", DIGITS, images=True),
+        "sketch": _named(read, "difficulty_sketch", SKETCH, images=True),
         "ten_seeds": _named(read, "darkdistill_parallel", PARALLEL, images=True),
         "parallel_cifar10": _named(read, "darkdistill_parallel_cifar10", PARALLEL_CIFAR10),
         "digits_images": str(study.sample_count(eefl[min(eefl)])),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from benchmarks.tables import study
-from benchmarks.tables.cells import Figures, Read, between, exits, gain, percent, table
+from benchmarks.tables.cells import Figures, Read, between, exits, gain, gain_between, percent, spread, table
 
 STUDENTS = {
     "k2 uniform": "two students",
@@ -22,6 +22,7 @@ RULES = {
 }
 AREAS = {**{name: title for name, title in RULES.items() if name != "random"}, "sum": "softmax of the sum, needs talk"}
 POOLINGS = {"distree_policies_mean": "the mean over the map", "distree_policies": "the means of its squares"}
+WHOLE = "distree_policies_whole"  # trainings with a teacher and a partition of their own, at 16x16
 DEFAULT, GATE, PAPERS = "own-head", "gate", "difference"
 CALIBRATED = DEFAULT, GATE, PAPERS  # rules that are calibrated for a point
 
@@ -65,6 +66,7 @@ def figures(read: Read) -> Figures:
             for title, rule in (("own", DEFAULT), ("papers", PAPERS))
             for what, figure in (("saved", calibrated_saved), ("lost", calibrated_lost))
         },
+        **_whole(read(WHOLE)),
         **_federated(read),
     }
 
@@ -94,6 +96,49 @@ def calibrated_saved(read: Read, rule: str = DEFAULT) -> str:
 def calibrated_lost(read: Read, rule: str = DEFAULT) -> str:
     """Return how many points exits calibrated by the bound lose on test images, mean over trainings."""
     return percent(_mean(map(_lost, _calibrated_points(read, rule))))
+
+
+def whole_over_papers(read: Read, saving: str = "0.276") -> str:
+    """Return what the default rule gains over the paper's on test images, over whole trainings."""
+    return _over_trainings(read(WHOLE)["at_saving"]["test"][saving][DEFAULT])
+
+
+def _over_trainings(rule: dict[str, Any]) -> str:
+    return gain_between(study.interval_of([mean for mean, _ in rule["each"]]))
+
+
+def _whole(result: dict[str, Any]) -> Figures:
+    """Return the tables of trainings that share nothing: each rule's gain, and what calibration saves and loses."""
+    runs, measured = list(result["runs"].values()), result["at_saving"]["test"]
+
+    def over(value: Callable[[dict[str, Any]], float]) -> str:
+        return spread(study.spread_of([value(run) for run in runs]))
+
+    return {
+        "whole_trainings": str(len(runs)),
+        "whole_over_papers": _over_trainings(measured["0.276"][DEFAULT]),
+        "whole_exits": exits(map(_mean, zip(*(run["exits"]["test"] for run in runs), strict=True))),
+        "whole_last": over(lambda run: run["exits"]["test"][-1]),
+        "whole_gains": table(
+            ("points over feature difference, test", *_wanted(measured)),
+            (
+                (title, *(_over_trainings(at[name]) for at in measured.values()))
+                for name, title in RULES.items()
+                if name != PAPERS
+            ),
+        ),
+        "whole_calibrated": table(
+            ("calibrated for a point by the bound, test", "MACs saved, %", "points lost"),
+            (
+                (
+                    RULES[name],
+                    over(lambda run, name=name: run["calibrated"]["bound"][name]["saved"]),  # type: ignore[misc]
+                    over(lambda run, name=name: _lost(run["calibrated"]["bound"][name])),  # type: ignore[misc]
+                )
+                for name in CALIBRATED
+            ),
+        ),
+    }
 
 
 def _calibrated_points(read: Read, rule: str) -> list[dict[str, float]]:

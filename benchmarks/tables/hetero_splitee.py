@@ -98,6 +98,13 @@ def figures(read: Read) -> Figures:
     def over(variant: str, other: str) -> str:
         return gain_between(study.interval(tested[variant], tested[other], study.last_exit), 1)
 
+    def validated(variant: str, other: str) -> str:
+        runs, base = (study.cells(chosen, name) for name in (variant, other))
+        return gain_between(study.interval(runs, base, study.last_exit), 1)
+
+    def before(variant: str) -> str:
+        return percent(study.last_exit(study.cells(read("split_validation_before"), variant)[11]))
+
     def by_cut(variant: str, exit_: int) -> str:
         return ", ".join(percent(_at_cut(tested[variant], cut, exit_)) for cut in CUTS)
 
@@ -112,6 +119,12 @@ def figures(read: Read) -> Figures:
             study.interval(resnet["sequential"], resnet["averaging"], study.last_exit), 1
         ),
         "validation": _validated(chosen, VALIDATION),
+        "prefix_over_same_cut": validated("sequential, prefix", "sequential, same_cut"),
+        "cut_over_own": validated("averaging, global, cut", "averaging, global, own"),
+        "validated_averaging": validated("averaging, global, cut", "standalone"),
+        "validated_sequential": validated("sequential, prefix", "standalone"),
+        "before_sequential": before("sequential, prefix"),
+        "before_averaging": before("averaging, global, cut"),
         "tried": _validated(read("split_validation_more"), MORE),
         "skewed": table(
             (*SPLIT_HEADER, "server's exit over the majority class"),
@@ -196,7 +209,7 @@ def _tried(result: Mapping[str, Any], variant: str) -> list[str]:
 def _with_and_without(read: Read, variant: str) -> str:
     """Return the server's exit in equal shares, with clients' class frequencies and, by the same seed, without."""
     ((seed, own),) = study.cells(read("split_validation_more"), f"{variant}, prior").items()
-    plain = study.cells(read("split_validation"), variant)[seed]
+    plain = study.cells(read("split_validation_before"), variant)[seed]
     return f"{percent(study.last_exit(own))} with it and {percent(study.last_exit(plain))} without"
 
 

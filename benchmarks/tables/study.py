@@ -46,12 +46,12 @@ def last_exit(cell: Cell) -> float:
 
 def over_seeds(found: Mapping[int, Cell], value: Value) -> tuple[float, float]:
     """Return a number's mean and standard deviation over seeds; the latter is 0 for one seed."""
-    return _spread([value(cell) for cell in found.values()])
+    return spread_of([value(cell) for cell in found.values()])
 
 
 def gain(found: Mapping[int, Cell], base: Mapping[int, Cell], value: Value) -> tuple[float, float]:
     """Return mean and standard deviation of a number's difference to the base's run of the same seed."""
-    return _spread([value(cell) - value(base[seed]) for seed, cell in found.items() if seed in base])
+    return spread_of([value(cell) - value(base[seed]) for seed, cell in found.items() if seed in base])
 
 
 def interval(found: Mapping[int, Cell], base: Mapping[int, Cell], value: Value) -> tuple[float, float, float]:
@@ -59,10 +59,14 @@ def interval(found: Mapping[int, Cell], base: Mapping[int, Cell], value: Value) 
 
     The interval is Student's t; raises ValueError below two shared seeds.
     """
-    gains = [value(cell) - value(base[seed]) for seed, cell in found.items() if seed in base]
+    return interval_of([value(cell) - value(base[seed]) for seed, cell in found.items() if seed in base])
+
+
+def interval_of(gains: list[float]) -> tuple[float, float, float]:
+    """Return the mean of differences and its 95 % interval, Student's t; raises ValueError for fewer than two."""
     if len(gains) < 2:
         raise ValueError("an interval needs two shared seeds")
-    mean, deviation = _spread(gains)
+    mean, deviation = spread_of(gains)
     half = float(stats.t.ppf((1 + LEVEL) / 2, len(gains) - 1)) * deviation / math.sqrt(len(gains))
     return mean, mean - half, mean + half
 
@@ -110,5 +114,6 @@ def exit_means(found: Mapping[int, Cell]) -> list[float]:
     ]
 
 
-def _spread(values: list[float]) -> tuple[float, float]:
+def spread_of(values: list[float]) -> tuple[float, float]:
+    """Return mean and standard deviation; the latter is 0 for one value."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
