@@ -196,7 +196,7 @@ def test_keys_are_registered_once_and_never_again(tmp_path, certificates, capsys
         assert flwr(["supernode", "unregister", node["node-id"], name], env)["success"]
         assert register_keys(keys, name, env) == []
     assert "the keys of one were unregistered, and Flower never takes such a key again" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"the keys of one, two were not registered: .*unavailable"):
+    with pytest.raises(UserError, match=r"not all device keys were registered: .*unavailable"):
         register_keys(keys, name, env)
 
 
