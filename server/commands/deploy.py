@@ -178,7 +178,7 @@ def _output(
                     output, errors = process.communicate(timeout=LOOK)
                     return subprocess.CompletedProcess(command, process.returncode, output, errors)
                 patience -= LOOK if noted else 0
-            print("Flower did not answer: see `flwr list` whether it has accepted the run", file=sys.stderr)
+            print("Flower did not answer; `flwr list` shows whether it has accepted the run", file=sys.stderr)
             raise KeyboardInterrupt
         finally:
             end(process)

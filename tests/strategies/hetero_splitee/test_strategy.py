@@ -1,4 +1,4 @@
-"""Hetero-SplitEE's runs on the in-process grid: the same bits, whoever hosts whom, and as without a network."""
+"""Hetero-SplitEE's runs on the in-process grid: the same bits on any hosts, and as without a network."""
 
 import logging
 import socket
